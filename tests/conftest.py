@@ -1,0 +1,77 @@
+"""A tiny word-level tokenizer and tiny models with non-trivial weights, made in a second and never downloaded."""
+
+import json
+import random
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from twcli.runtime import quiet_transformers
+from twcli.template import TAGS, Template
+
+quiet_transformers()
+torch.set_num_threads(2)
+
+WORDS = [f"w{i}" for i in range(20)]
+SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", *TAGS]
+
+
+def make_tokenizer():
+    vocabulary = {word: i for i, word in enumerate(SPECIALS + WORDS)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
+        additional_special_tokens=list(TAGS))
+
+
+def make_model(seed=0, hidden=32, layers=2, positions=128):
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=len(SPECIALS) + len(WORDS), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
+        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
+    return LlamaForCausalLM(config).eval()
+
+
+def make_records(prompts=6, completions=2, seed=0):
+    """Prompts of one to six words with `completions` distinct completions of one to nine words each."""
+    rng = random.Random(seed)
+    records = []
+    for p in range(prompts):
+        x = " ".join([WORDS[p % 20], *rng.choices(WORDS, k=rng.randint(0, 5))])
+        for c in range(completions):
+            y = " ".join([WORDS[c], *rng.choices(WORDS, k=rng.randint(0, 8))])
+            records.append({"x": x, "y": y, "strategy": f"s{c}", "id": f"{p}-{c}"})
+    return records
+
+
+def write_jsonl(path, records):
+    path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    make_model().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def template():
+    return Template(make_tokenizer(), "tiny")
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    return write_jsonl(tmp_path / "data.jsonl", make_records())
+
+
+def encode(template, records, max_length=128):
+    from twcli.dataset import Example
+
+    return template.encode([Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl")

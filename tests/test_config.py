@@ -1,0 +1,61 @@
+import pytest
+
+from twcli.config import EvalConfig, SampleConfig, TrainConfig, read_yaml, write_yaml
+from twcli.errors import UserError
+
+NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
+
+
+def test_yaml_round_trip(tmp_path):
+    config = TrainConfig(**NEEDED, beta=0.3, epochs=2)
+    write_yaml(config, tmp_path / "c.yaml")
+    assert TrainConfig.from_mapping(read_yaml(str(tmp_path / "c.yaml")), "c.yaml") == config
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"latents": 1}, "--latents: 1 is too small; give at least 2"),
+    ({"beta": 0.0}, "--beta: 0.0 is too small; give more than 0.0"),
+    ({"beta": float("nan")}, "--beta: nan is not a finite number"),
+    ({"posterior": "none"}, "--posterior: 'none' is not one of shared, separate, exact"),
+    ({"steps": 3, "epochs": 1}, "--steps and --epochs exclude each other"),
+    ({"steps": True}, "--steps: True is not of type int"),
+    ({"lr": "fast"}, "--lr: 'fast' is not of type float"),
+    ({"uniform_weight": 0.0, "token_weight": 0.0}, "both 0"),
+    ({"betta": 1.0}, "here: unknown key 'betta'"),
+])
+def test_bad_values_name_the_flag(values, message):
+    with pytest.raises(UserError, match=message):
+        TrainConfig.from_mapping({**NEEDED, **values}, "here")
+
+
+def test_missing_option_is_named():
+    with pytest.raises(UserError, match="--baseline is required"):
+        TrainConfig.from_mapping({k: v for k, v in NEEDED.items() if k != "baseline"}, "command line")
+
+
+def test_dashes_and_underscores_are_one():
+    assert TrainConfig.from_mapping({**NEEDED, "batch-tokens": 7}, "f").batch_tokens == 7
+
+
+def test_term_weights():
+    assert TrainConfig(**NEEDED, weighting="token").term_weights() == (0.0, 1.0)
+    assert TrainConfig(**NEEDED, weighting="uniform").term_weights() == (1.0, 0.0)
+    assert TrainConfig(**NEEDED, token_weight=3.0).term_weights() == (1.0, 3.0)
+
+
+@pytest.mark.parametrize("values", [{}, {"model": "M", "run": "R", "x": "q"}, {"model": "M"}, {"model": "M", "x": "q", "latent": "1"},
+                                    {"run": "R", "x": "q", "latent": "-1"}])
+def test_sample_refuses_calls_that_contradict_themselves(values):
+    with pytest.raises(UserError):
+        SampleConfig(**values)
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "a: !!python/object/apply:os.system ['true']", "\x00"])
+def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match="c.yaml"):
+        read_yaml(str(tmp_path / "c.yaml"))
+
+
+def test_eval_defaults_are_valid():
+    assert EvalConfig(run="R", data="D").bootstrap == 1000

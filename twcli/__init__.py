@@ -1,0 +1,3 @@
+"""twcli: discrete latent strategies for language models by token-weighted variational post-training."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,3 @@
+from twcli.cli import main
+
+main(prog_name="twcli")

@@ -1,0 +1,241 @@
+"""One frozen, validated dataclass a command; the command line's options are made from these fields.
+
+A field's metadata carries its help text and, where it has them, its choices and bounds, so that the
+option, its documentation and its check are one thing. `from_mapping` reads what `to_mapping` wrote.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from twcli.errors import UserError
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("fp32", "bf16")
+ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
+
+
+def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
+    """A dataclass field that is also a command-line option. Metadata: choices, minimum, above, maximum, path."""
+    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+
+
+def flag_of(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What every command's configuration shares: validation by field metadata and a JSON round trip."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_field(field.name, getattr(self, field.name), field.metadata, type(self).kind(field.name))
+
+    @classmethod
+    def kind(cls, name: str) -> type:
+        """The plain type of a field (`int | None` gives `int`)."""
+        hint = typing.get_type_hints(cls)[name]
+        if isinstance(hint, types.UnionType):
+            hint = next(part for part in typing.get_args(hint) if part is not type(None))
+        return hint
+
+    @classmethod
+    def from_mapping(cls, values: dict[str, Any], source: str) -> Self:
+        """Builds and validates; keys may use `-` or `_`.
+
+        Raises:
+            UserError: an unknown key (named with `source`) or a value outside its field's bounds.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        clean = {}
+        for key, value in values.items():
+            name = str(key).replace("-", "_")
+            if name not in known:
+                raise UserError(f"{source}: unknown key '{key}'; known keys: {', '.join(sorted(known))}")
+            clean[name] = value
+        try:
+            return cls(**clean)
+        except TypeError as error:
+            missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in clean]
+            if not missing:
+                raise
+            raise UserError(f"{source}: {flag_of(missing[0])} is required") from error
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain JSON and YAML types only."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def _check_field(name: str, value: Any, metadata: Any, kind: type) -> None:
+    if value is None:
+        return
+    flag = flag_of(name)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
+        raise UserError(f"{flag}: {value!r} is not of type {kind.__name__}")
+    choices = metadata.get("choices")
+    if choices and value not in choices:
+        raise UserError(f"{flag}: {value!r} is not one of {', '.join(choices)}")
+    if kind in (int, float):
+        if value != value or value in (float("inf"), float("-inf")):
+            raise UserError(f"{flag}: {value} is not a finite number")
+        if "minimum" in metadata and value < metadata["minimum"]:
+            raise UserError(f"{flag}: {value} is too small; give at least {metadata['minimum']}")
+        if "above" in metadata and value <= metadata["above"]:
+            raise UserError(f"{flag}: {value} is too small; give more than {metadata['above']}")
+        if "maximum" in metadata and value > metadata["maximum"]:
+            raise UserError(f"{flag}: {value} is too large; give at most {metadata['maximum']}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig(Config):
+    """Where the records are and what their fields are called."""
+
+    data: str = option(help="Records: a JSONL file, a `datasets` folder or a hub name.", path=True)
+    x_field: str = option("x", help="Field that holds the prompt.")
+    y_field: str = option("y", help="Field that holds the completion.")
+    strategy_field: str = option("strategy", help="Field that holds the strategy label, where there is one (evaluation only).")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeConfig(Config):
+    """Where and in which precision the model runs."""
+
+    device: str = option("auto", help="Device to run on.", choices=DEVICES)
+    precision: str = option("fp32", help="Arithmetic of the model; losses are always float32.", choices=PRECISIONS)
+    attention: str = option("sdpa", help="Attention backend of transformers.", choices=ATTENTION)
+    batch_tokens: int = option(4096, help="Tokens a batch, padding included, before the K branches.", minimum=1)
+    max_length: int | None = option(None, help="Longest sequence in tokens; default: the model's own limit.", minimum=8)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(DataConfig, ComputeConfig):
+    """`twcli precompute`: the frozen model, once over the data."""
+
+    model: str = option(help="Entangled model: a Hugging Face folder or hub name.", path=True)
+    out: str = option(help="HDF5 file to write.", path=True)
+    shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
+    overwrite: bool = option(False, help="Start anew, replacing what is there.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(DataConfig, ComputeConfig):
+    """`twcli train`: the entangled model becomes one with K latent strategies."""
+
+    model: str = option(help="Entangled model: a Hugging Face folder or hub name.", path=True)
+    baseline: str = option(help="HDF5 file that `twcli precompute` wrote for this model and data.", path=True)
+    latents: int = option(help="Number of latent strategies K.", minimum=2, maximum=1024)
+    out: str = option(help="Run folder to write.", path=True)
+
+    weighting: str = option(
+        "mixed", help="Weights of the token losses: b_t, none, or the uniform and the weighted term together.",
+        choices=("token", "uniform", "mixed"))
+    uniform_weight: float = option(1.0, help="Factor of the uniform term under mixed weighting.", minimum=0.0)
+    token_weight: float = option(2.0, help="Factor of the b_t-weighted term under mixed weighting.", minimum=0.0)
+    beta: float = option(0.1, help="Factor of KL(posterior || router), in nats.", above=0.0)
+    tau: float = option(1e-4, help="Sum of b_t (nats) up to which a row falls back to the uniform average.", minimum=0.0)
+    posterior: str = option(
+        "shared", help="q(z|x,y): a head on the trained backbone, on a copy of its own, or the closed form.",
+        choices=("shared", "separate", "exact"))
+    warm_start: str = option(
+        "centered", help="First posterior: clusters of prompt-centred frozen features, or none.",
+        choices=("centered", "none"))
+    hold: float = option(
+        1.0, help="Share of the steps in which the posterior is held at the warm start.", minimum=0.0, maximum=1.0)
+    adapt: str = option("full", help="Train the whole backbone, or only the latent tokens' rows.", choices=("full", "frozen"))
+    steps: int | None = option(None, help="Optimiser steps; default 400 unless --epochs is given.", minimum=1)
+    epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
+    lr: float | None = option(None, help="Peak learning rate; default 1e-3 x min(1, 64 / hidden size).", above=0.0)
+    seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
+    checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
+    keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)
+    baseline_precision: str = option("fp32", help="Precision that the baseline file must have been made in.", choices=PRECISIONS)
+    overwrite: bool = option(False, help="Start anew, replacing what is there.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps is not None and self.epochs is not None:
+            raise UserError("--steps and --epochs exclude each other; give one of them")
+        if self.weighting == "mixed" and self.uniform_weight + self.token_weight == 0:
+            raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
+
+    def term_weights(self) -> tuple[float, float]:
+        """Factors of the uniform and of the token-weighted reconstruction term."""
+        return {"uniform": (1.0, 0.0), "token": (0.0, 1.0), "mixed": (self.uniform_weight, self.token_weight)}[self.weighting]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(DataConfig, ComputeConfig):
+    """`twcli eval`: did the posterior collapse, and does z mean a strategy?"""
+
+    run: str = option(help="Run folder that `twcli train` wrote.", path=True)
+    judge: str | None = option(None, help="MODULE:FUNCTION with judge(x, y) -> (strategy, correct).")
+    model: str | None = option(None, help="Frozen model for the likelihood gain; default: the one of the run.", path=True)
+    max_new_tokens: int | None = option(None, help="Longest generated completion; default: longest y of the data + 16.", minimum=1)
+    bootstrap: int = option(1000, help="Resamples behind each 95 % interval.", minimum=10)
+    seed: int = option(0, help="Seed of the halves and of the resamples.", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(ComputeConfig):
+    """`twcli sample`: completions of the frozen model, or of a trained run by latent."""
+
+    model: str | None = option(None, help="Entangled model to sample from.", path=True)
+    run: str | None = option(None, help="Run folder to sample from.", path=True)
+    data: str | None = option(None, help="Records whose prompts to complete.", path=True)
+    x: str | None = option(None, help="One prompt to complete.")
+    x_field: str = option("x", help="Field that holds the prompt.")
+    latent: str | None = option(None, help="Latent to use: a number, `all` or `router` (default; runs only).")
+    n: int = option(1, help="Completions a prompt (and latent).", minimum=1)
+    temperature: float = option(1.0, help="Sampling temperature; 0 is greedy.", minimum=0.0)
+    max_new_tokens: int | None = option(None, help="Longest completion; default: what the model's limit leaves.", minimum=1)
+    seed: int = option(0, help="Seed of the sampling.", minimum=0, maximum=2**31 - 1)
+    out: str | None = option(None, help="JSONL file to write; default: standard output.", path=True)
+    overwrite: bool = option(False, help="Replace the file at --out.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.model is None) == (self.run is None):
+            raise UserError("give one of --model (frozen model) and --run (trained run)")
+        if (self.data is None) == (self.x is None):
+            raise UserError("give one of --data (records) and --x (one prompt)")
+        if self.model is not None and self.latent is not None:
+            raise UserError("--latent needs --run; the frozen model has no latents")
+        if self.latent is not None and self.latent not in ("all", "router") and not self.latent.isdecimal():
+            raise UserError(f"--latent: '{self.latent}' is not a number, 'all' or 'router'")
+
+
+def read_yaml(path: str) -> dict[str, Any]:
+    """Reads a YAML mapping with the safe loader.
+
+    Raises:
+        UserError: no such file, not YAML, or not a mapping of names to values.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else path
+        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must be a mapping of option names to values")
+    return values
+
+
+def write_yaml(config: Config, path: Path) -> None:
+    import yaml
+
+    path.write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True), encoding="utf-8")

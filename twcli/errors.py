@@ -1,0 +1,20 @@
+"""What a user can get wrong, and what can fail while working.
+
+The library raises these; `cli.py` prints one line and turns them into exit codes.
+"""
+
+
+class TwcliError(Exception):
+    """Base of every error that is reported as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(TwcliError):
+    """The call or an input is wrong: names the file, the line or field, and the mend (exit code 2)."""
+
+    exit_code = 2
+
+
+class WorkFailed(TwcliError):
+    """The inputs were right but the work could not be finished (exit code 1)."""
