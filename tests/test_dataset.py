@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from twcli.dataset import MAX_LINE_BYTES, Example, read_examples
+from twcli.errors import UserError
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def test_reads_records_in_order_with_bom_crlf_and_unicode(tmp_path):
+    lines = [{"x": "é 😀", "y": "a\nb", "strategy": "s", "id": 3, "answer": [1]}, {"x": "x", "y": "नमस्ते"}]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path = write(tmp_path / "d.jsonl", b"\xef\xbb\xbf" + text.encode())
+    assert read_examples(path, strategy_field="strategy") == [Example("é 😀", "a\nb", "s"), Example("x", "नमस्ते")]
+
+
+def test_training_never_sees_labels(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": 7}')
+    assert read_examples(path) == [Example("a", "b", None)]
+    with pytest.raises(UserError, match="field 'strategy' must be text or null, found int"):
+        read_examples(path, strategy_field="strategy")
+
+
+def test_field_names_can_be_mapped(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"q": "a", "a": "b", "k": "c"}')
+    assert read_examples(path, x_field="q", y_field="a", strategy_field="k") == [Example("a", "b", "c")]
+
+
+BROKEN = {
+    "not JSON": ('{"x": "a", "y": "b"}\n{"x": ', r"d.jsonl:2: not valid JSON at column \d+"),
+    "missing": ('{"x": "a"}', r"d.jsonl:1: field 'y' is missing; it has: x"),
+    "type": ('{"x": "a", "y": 3}', r"d.jsonl:1: field 'y' must be text, found int"),
+    "empty y": ('{"x": "a", "y": " "}', r"d.jsonl:1: field 'y' is empty"),
+    "list": ("[1]", r"d.jsonl:1: expected a JSON object .* found list"),
+    "blank line": ('{"x": "a", "y": "b"}\n\n', r"d.jsonl:2: line is empty"),
+    "empty file": ("", r"d.jsonl: holds no records"),
+    "NaN": ('{"x": "a", "y": "b", "answer": NaN}', r"d.jsonl:1: not valid JSON: NaN"),
+    "surrogate": ('{"x": "a", "y": "\\ud800"}', r"d.jsonl:1: field 'y' holds half of a surrogate pair"),
+    "NUL": ('{"x": "a", "y": "b\\u0000"}', r"d.jsonl:1: field 'y' holds a NUL"),
+    "UTF-16": ('{"x": "a"}'.encode("utf-16"), r"d.jsonl:1: byte 1 is not UTF-8"),
+    "deep": ("[" * 100_000, r"d.jsonl:1: (JSON is nested too deeply|not valid JSON)"),
+    "huge line": (b"x" * (MAX_LINE_BYTES + 2), r"d.jsonl:1: line is longer than 16 MiB"),
+    "huge integer": ('{"x": "a", "y": ' + "9" * 5000 + "}", r"d.jsonl:1: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_one_line_that_names_file_and_line(tmp_path, case):
+    content, message = BROKEN[case]
+    with pytest.raises(UserError, match=message) as caught:
+        read_examples(write(tmp_path / "d.jsonl", content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_examples(str(tmp_path / "none.jsonl"))

@@ -1,0 +1,133 @@
+"""A file of records becomes `Example`s: what `--data` names.
+
+JSONL is read as a stream with bounded memory a line; a `datasets` folder or hub name needs the extra `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twcli.errors import UserError
+
+MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One record: prompt x, completion y and, for evaluation only, its strategy label."""
+
+    x: str
+    y: str
+    strategy: str | None = None
+
+
+def read_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
+                  strategy_field: str | None = None) -> list[Example]:
+    """Reads all records in file order.
+
+    Args:
+        y_field: None where only prompts are needed; y is then empty.
+        strategy_field: None leaves labels unread, as training does.
+
+    Raises:
+        UserError: names the file, the line, the field and the mend; also where there is no record at all.
+    """
+    examples = [
+        _to_example(record, where, x_field, y_field, strategy_field) for where, record in _records(path)
+    ]
+    if not examples:
+        raise UserError(f"{path}: holds no records; expected one JSON object a line")
+    return examples
+
+
+def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    file = Path(path)
+    if file.is_file():
+        return _jsonl_records(file)
+    if file.is_dir() or (not file.suffix and path.count("/") <= 1 and not path.startswith((".", "/"))):
+        return _datasets_records(path)
+    raise UserError(f"{path}: no such file; --data takes a JSONL file, a `datasets` folder or a hub name")
+
+
+def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with file.open("rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                where = f"{file}:{number}"
+                if len(line) > MAX_LINE_BYTES:
+                    raise UserError(f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one record a line")
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if not line.strip():
+                    raise UserError(f"{where}: line is empty; row i of the cache is line i of the data, so remove it")
+                yield where, _parse(line, where)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not valid JSON at column {error.colno}: {error.msg}") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON is nested too deeply; a record is one flat object") from error
+    except ValueError as error:
+        raise UserError(f"{where}: not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}")
+    return record
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON; write null or a number")
+
+
+def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"{path}: no such file; `datasets` folders and hub names need: pip install 'twcli-cvae[datasets]'") from error
+    try:
+        table = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split="train")
+    except Exception as error:  # the library raises a dozen unrelated types; all mean that it is not to be had
+        raise UserError(f"{path}: `datasets` cannot load it: {str(error).splitlines()[0][:200]}") from error
+    if isinstance(table, dict):
+        raise UserError(f"{path}: holds the splits {', '.join(table)}; give the folder of one of them")
+    for number, record in enumerate(table, start=1):
+        yield f"{path}:{number}", record
+
+
+def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str | None,
+                strategy_field: str | None) -> Example:
+    x = _text(record, x_field, where)
+    y = "" if y_field is None else _text(record, y_field, where)
+    strategy = record.get(strategy_field) if strategy_field else None
+    if strategy is not None and not isinstance(strategy, str):
+        raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
+    return Example(x=x, y=y, strategy=strategy)
+
+
+def _text(record: dict[str, Any], field: str, where: str) -> str:
+    if field not in record:
+        raise UserError(f"{where}: field '{field}' is missing; it has: {', '.join(map(str, record)) or 'nothing'}"[:300])
+    value = record[field]
+    if not isinstance(value, str):
+        raise UserError(f"{where}: field '{field}' must be text, found {type(value).__name__}")
+    if not value.strip():
+        raise UserError(f"{where}: field '{field}' is empty; give text or remove the line")
+    if "\0" in value:
+        raise UserError(f"{where}: field '{field}' holds a NUL character; remove it")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where}: field '{field}' holds half of a surrogate pair; write real characters") from error
+    return value
