@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from conftest import encode, make_model, make_records
+from twcli.baseline import budget_batches, fingerprint, score_flat, weights_hash
+
+
+def reference(model, encoded):
+    """Plain transformers: one unpadded row at a time, all logits, log-softmax, shift by one."""
+    rows = []
+    for i in range(len(encoded)):
+        ids = torch.tensor(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]].astype(np.int64))[None]
+        with torch.no_grad():
+            log_p = model(ids).logits[0].float().log_softmax(-1)
+        first = encoded.prompt_lengths[i] + 1
+        targets = ids[0, first : first + encoded.target_lengths[i]]
+        rows.append(-log_p[first - 1 : first - 1 + len(targets)].gather(1, targets[:, None])[:, 0].numpy())
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
+def test_every_b_t_equals_plain_transformers(template, rows_a_batch):
+    model, encoded = make_model(), encode(template, make_records(12, 3))
+    budget = rows_a_batch * int(encoded.lengths.max())
+    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget)
+    expected = reference(model, encoded)
+    assert expected.std() > 0.5  # the rows differ, so a shift by one could not pass
+    assert np.abs(flat - expected).max() <= 1e-5
+
+
+def test_scoring_leaves_the_global_rng_and_dropout_alone(template):
+    model, encoded = make_model(), encode(template, make_records())
+    model.config.attention_dropout = 0.5
+    model.train()
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    first = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.array_equal(first, score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64))
+
+
+def test_head_reads_supervised_positions_only(template):
+    model, encoded = make_model(), encode(template, make_records())
+    seen = []
+    model.lm_head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel()))
+    score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+    assert sum(seen) == encoded.target_lengths.sum()
+
+
+def test_budget_batches_hold_every_row_once_within_budget():
+    lengths = np.random.default_rng(0).integers(1, 60, 200)
+    order = np.argsort(-lengths, kind="stable")
+    batches = budget_batches(lengths, order, 100)
+    assert sorted(np.concatenate(batches)) == list(range(200))
+    assert all(len(b) == 1 or len(b) * lengths[b].max() <= 100 for b in batches)
+
+
+def test_weights_hash_sees_one_changed_value():
+    model = make_model()
+    before = weights_hash(model)
+    with torch.no_grad():
+        model.model.layers[0].mlp.up_proj.weight[0, 0] += 1e-6
+    assert weights_hash(model) != before
+    assert weights_hash(make_model()) == before
+
+
+def test_fingerprint_names_everything_b_t_depends_on(template):
+    encoded = encode(template, make_records())
+    keys = fingerprint(make_model(), template, encoded, max_length=128, precision="fp32", attention="sdpa")
+    assert set(keys) == {"weights", "tokenizer", "template", "data", "max_length", "dtype", "attention"}

@@ -1,0 +1,234 @@
+"""The finished shards of a cache in the making: what lets `twcli precompute` resume after a crash or a kill.
+
+Next to `F.h5` lie, while it is being made, `F.h5.lock` and the folder `F.h5.parts/`:
+
+    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256
+    <start>-<stop>.f32   little-endian float32 b_t in nats of rows start to stop - 1, never changed once there
+    owner.json           who holds the lock
+    *.tmp                a write that was cut off; swept up by the next writer
+
+A file appears under its name only when its bytes are on the disk. No HDF5 here: a file that HDF5 has open for
+writing is lost when the process is killed, and a full disk must surface as a plain OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from twcli.errors import UserError, WorkFailed
+
+MANIFEST, OWNER = "manifest.jsonl", "owner.json"
+OURS = re.compile(r"manifest\.jsonl|owner\.json|\d+-\d+\.f32|.*\.tmp")
+WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+               errno.ENAMETOOLONG}  # nothing can be written there, so the user must name another place
+
+
+@contextmanager
+def reporting(path: Path, doing: str) -> Iterator[None]:
+    """Turns an OSError into one line: UserError if the place is wrong, WorkFailed if the disk failed."""
+    try:
+        yield
+    except OSError as error:
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        if error.errno in WRONG_PLACE:
+            raise UserError(f"{path}: cannot {doing}: {reason}") from error
+        raise WorkFailed(f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
+                         "goes on from there") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """`path` holds all of `data` or does not change. Raises OSError."""
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        with open(temp, "wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except OSError:
+        with suppress(OSError):  # a full disk gets its space back
+            temp.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def write_all(handle: int, data: bytes | memoryview, position: int | None = None) -> None:
+    """Writes every byte, at `position` or where the handle stands: a full disk first *shortens* a write."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        count = os.write(handle, view) if position is None else os.pwrite(handle, view, position)
+        view, position = view[count:], None if position is None else position + count
+
+
+class Parts:
+    """The folder `<target>.parts/` and the lock that makes its holder the only writer.
+
+    Args:
+        target: the cache file to be.
+        header: JSON-ready dict that says what shards belong to; those under another header are discarded.
+        offsets: list-like int64 (N + 1,): first token of each row.
+
+    Attributes:
+        damaged: row ranges whose finished shard did not have its checksum and is to be made again.
+        stale: the header of the shards that were discarded, None where there were none.
+    """
+
+    def __init__(self, target: Path, header: dict[str, Any], offsets: Any) -> None:
+        self.target, self.header, self.offsets = target, header, offsets
+        self.folder = Path(f"{target}.parts")
+        self.damaged: list[range] = []
+        self.stale: dict[str, Any] | None = None
+        self._shards: dict[range, str] = {}
+        self._lock = FileLock(f"{target}.lock")
+
+    def open(self, *, discard: bool) -> None:
+        """Takes the lock and keeps the valid shards, none of them where `discard`.
+
+        Raises:
+            UserError: another process is writing, the place is not writable, or the folder is not ours.
+            WorkFailed: the disk is full.
+        """
+        with reporting(self.target, "write there"):
+            self._acquire()
+            try:
+                self._load(discard)
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def close(self) -> None:
+        """Gives the lock back; finished shards stay, an empty folder does not."""
+        try:
+            with suppress(OSError):
+                (self.folder / OWNER).unlink(missing_ok=True)
+                if not self._shards:
+                    self.remove()
+        finally:
+            self._lock.release()
+
+    @property
+    def done(self) -> list[range]:
+        """Row ranges that are finished, ascending."""
+        return sorted(self._shards, key=lambda rows: rows.start)
+
+    def add(self, rows: range, data: bytes) -> None:
+        """Stores one shard for good. Raises OSError."""
+        # The line goes first: killed in between, the shard is just missing; one without a line is useless.
+        # A leading newline, since an earlier append may have been cut off by a full disk.
+        digest = hashlib.sha256(data).hexdigest()
+        with open(self.folder / MANIFEST, "ab", buffering=0) as file:
+            write_all(file.fileno(), b"\n" + _line({"rows": [rows.start, rows.stop], "sha256": digest}))
+            os.fsync(file.fileno())
+        write_durably(self._file(rows), data)
+        self._shards[rows] = digest
+
+    def read(self, rows: range) -> bytes | None:
+        """One finished shard's bytes; None where the disk no longer gives what was written."""
+        with suppress(FileNotFoundError):
+            data = self._file(rows).read_bytes()
+            if hashlib.sha256(data).hexdigest() == self._shards[rows]:
+                return data
+        return None
+
+    def remove(self) -> None:
+        """Removes our files and the folder. Raises OSError."""
+        if not self.folder.is_dir():
+            return
+        for file in self._files():
+            file.unlink()
+        self.folder.rmdir()
+        self._shards.clear()
+
+    def remove_if_idle(self) -> None:
+        """Removes what a run left that was killed between publishing the cache and tidying up."""
+        if self.folder.is_dir():
+            with suppress(OSError, Timeout, UserError), self._lock.acquire(blocking=False):
+                self.remove()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{self.target}: {self._holder()} is writing it; wait for it or end it") from None
+
+    def _holder(self) -> str:
+        try:
+            owner = json.loads((self.folder / OWNER).read_text())
+            return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
+        except (OSError, ValueError, KeyError, TypeError):
+            return "another process"  # it has the lock but has not got as far as its name
+
+    def _load(self, discard: bool) -> None:
+        self.folder.mkdir(exist_ok=True)
+        files = self._files()
+        write_durably(self.folder / OWNER, _line({"pid": os.getpid(), "host": socket.gethostname()}))
+        lines = self._manifest()
+        if lines and (discard or lines[0] != self.header):
+            self.stale = lines[0] if isinstance(lines[0], dict) else {}
+        elif lines:
+            self._keep_valid(lines[1:])
+        keep = {self._file(rows).name for rows in self._shards} | {OWNER, MANIFEST}
+        kept = [{"rows": [rows.start, rows.stop], "sha256": digest} for rows, digest in self._shards.items()]
+        write_durably(self.folder / MANIFEST, b"".join(_line(entry) for entry in [self.header, *kept]))
+        for file in files:
+            if file.name not in keep:
+                file.unlink(missing_ok=True)
+
+    def _files(self) -> list[Path]:
+        files = list(self.folder.iterdir())
+        for file in files:
+            if not OURS.fullmatch(file.name) or not file.is_file():
+                raise UserError(f"{self.folder}: holds {file.name}, no part of a cache; move it away")
+        return files
+
+    def _manifest(self) -> list[Any]:
+        lines = []
+        with suppress(FileNotFoundError):
+            for text in (self.folder / MANIFEST).read_bytes().splitlines():
+                with suppress(ValueError, RecursionError):  # a line that was cut off
+                    lines.append(json.loads(text))
+        return lines
+
+    def _keep_valid(self, entries: list[Any]) -> None:
+        newest = {}
+        for entry in entries:
+            with suppress(KeyError, TypeError, ValueError):
+                start, stop = map(int, entry["rows"])
+                newest[range(start, stop)] = str(entry["sha256"])
+        reached = 0
+        for rows, digest in sorted(newest.items(), key=lambda item: item[0].start):
+            if not (reached <= rows.start < rows.stop < len(self.offsets)) or not self._file(rows).exists():
+                continue
+            self._shards[rows] = digest
+            data = self.read(rows)
+            if data is None or len(data) != 4 * (self.offsets[rows.stop] - self.offsets[rows.start]):
+                del self._shards[rows]
+                self.damaged.append(rows)
+            else:
+                reached = rows.stop
+
+    def _file(self, rows: range) -> Path:
+        return self.folder / f"{rows.start}-{rows.stop}.f32"
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, sort_keys=True).encode() + b"\n"
