@@ -1,0 +1,109 @@
+"""Rows of the encoded data and of the cache become seeded, padded batches.
+
+Shapes: B rows, T tokens of the z-free sequence, L = T + 3 with the latent section, S supervised tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+
+from twcli.baseline import budget_batches, gather_padded
+from twcli.cache import Cache
+from twcli.template import Encoded, Template
+
+POOL = 64  # batches that are sorted by length together: little padding, and still a random order
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of B records.
+
+    Attributes:
+        rows_B: row numbers in the data.
+        plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which predicts the first target.
+        latent_BL: ids with the latent section, its slot still a pad; `slot_B` is the slot's column.
+        targets_BS, active_BS: supervised ids and where they are real.
+        weights_BS: b_t in nats, zero where not active; None without a cache.
+    """
+
+    rows_B: torch.Tensor
+    plain_BT: torch.Tensor
+    plain_first_B: torch.Tensor
+    latent_BL: torch.Tensor
+    slot_B: torch.Tensor
+    latent_first_B: torch.Tensor
+    targets_BS: torch.Tensor
+    active_BS: torch.Tensor
+    weights_BS: torch.Tensor | None
+
+    def to(self, device: torch.device) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+
+
+def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache | None) -> Batch:
+    """Builds the batch of `rows` with array arithmetic only."""
+    starts, lengths = encoded.offsets[rows], encoded.lengths[rows]
+    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, template.pad)
+    active = np.arange(target_ids.shape[1]) < targets[:, None]
+    weights = None
+    if cache is not None:
+        flat, counts = cache.read(rows)
+        weights = torch.from_numpy(gather_padded(flat, np.cumsum(counts) - counts, counts, 0.0).astype(np.float32))
+    return Batch(
+        rows_B=torch.from_numpy(rows),
+        plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)), plain_first_B=torch.from_numpy(prompts),
+        latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, template)),
+        slot_B=torch.from_numpy(prompts + 1), latent_first_B=torch.from_numpy(prompts + template.latent_section),
+        targets_BS=_ids(target_ids), active_BS=torch.from_numpy(active), weights_BS=weights)
+
+
+def _with_latent_section(starts: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, encoded: Encoded,
+                         template: Template) -> np.ndarray:
+    section = np.asarray([template.z_open, template.pad, template.z_close])
+    columns = np.arange(lengths.max() + len(section))
+    after = columns - prompts[:, None]  # position relative to the section's start
+    source = np.where(after < 0, columns, columns - len(section))
+    ids = encoded.ids[np.clip(starts[:, None] + source, 0, len(encoded.ids) - 1)]
+    ids = np.where((after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids)
+    return np.where(columns < lengths[:, None] + len(section), ids, template.pad)
+
+
+def _ids(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.int64))
+
+
+class Plan:
+    """The order of an epoch: a function of the seed and the epoch's number alone, so that a resumed run repeats it.
+
+    Attributes:
+        batch_tokens: padded z-free tokens a batch; the K branches come on top.
+    """
+
+    def __init__(self, lengths: np.ndarray, *, batch_tokens: int, seed: int) -> None:
+        self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, seed
+
+    def epoch(self, number: int) -> list[np.ndarray]:
+        """Row numbers of each batch."""
+        rng = np.random.default_rng([self.seed, number])
+        order = rng.permutation(len(self.lengths))
+        pool = max(1, POOL * self.batch_tokens // max(1, int(self.lengths.mean())))
+        batches = []
+        for start in range(0, len(order), pool):
+            part = order[start : start + pool]
+            batches += budget_batches(self.lengths, part[np.argsort(self.lengths[part], kind="stable")], self.batch_tokens)
+        return [batches[i] for i in rng.permutation(len(batches))]
+
+    def stream(self, skip: int) -> Iterator[np.ndarray]:
+        """Batches without end, epoch after epoch, after the first `skip`."""
+        number = 0
+        while True:
+            batches = self.epoch(number)
+            yield from batches[skip:]
+            skip = max(0, skip - len(batches))
+            number += 1

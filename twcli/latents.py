@@ -1,0 +1,152 @@
+"""A batch becomes per-latent token NLL, router and posterior: the model with K latents, without files or configuration.
+
+Shapes: B batch, K latents, T z-free tokens, L tokens with the latent section, S supervised tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from twcli.baseline import head_logits, hidden_states, target_nll
+from twcli.batches import Batch
+
+FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
+
+
+@dataclass
+class LatentOutput:
+    """What one pass over a batch gives.
+
+    Attributes:
+        nll_BKS: float32 nats, zero where not active.
+        log_router_BK: log p(z|x).
+        log_posterior_BK: log q(z|x,y); None where the posterior is the closed form, which needs the loss's terms.
+        sequences: sequences that backbones read for this batch.
+    """
+
+    nll_BKS: torch.Tensor
+    log_router_BK: torch.Tensor
+    log_posterior_BK: torch.Tensor | None
+    sequences: int
+
+
+class PosteriorHead(nn.Module):
+    """Logits of q(z|x,y) from hidden states pooled over y: its mean, the mean of its first tokens, its closing tag."""
+
+    def __init__(self, hidden_size: int, latents: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(3 * hidden_size)
+        self.inner = nn.Linear(3 * hidden_size, hidden_size)
+        self.outer = nn.Linear(hidden_size, latents)
+        nn.init.zeros_(self.outer.weight)  # a uniform posterior to begin with
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, hidden_BTH: torch.Tensor, first_B: torch.Tensor, active_BS: torch.Tensor) -> torch.Tensor:
+        """Logits (B, K) in float32. Reads the columns of y's tokens and closing tag, those after `first_B`."""
+        columns = torch.arange(active_BS.shape[1], device=active_BS.device)
+        index = (first_B[:, None] + 1 + columns).clamp(max=hidden_BTH.shape[1] - 1)
+        y_BSH = hidden_BTH.gather(1, index[..., None].expand(-1, -1, hidden_BTH.shape[2])).float()
+        last_B = active_BS.sum(1) - 1
+        pools = [_mean(y_BSH, active_BS), _mean(y_BSH, active_BS & (columns < FIRST_TOKENS)),
+                 y_BSH[torch.arange(len(y_BSH), device=last_B.device), last_B]]
+        return self.outer(nn.functional.gelu(self.inner(self.norm(torch.cat(pools, dim=-1)))))
+
+
+def _mean(values_BSH: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    mask = mask_BS[..., None].to(values_BSH.dtype)
+    return (values_BSH * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+class LatentModel(nn.Module):
+    """Backbone, latent tokens and posterior as one module, so that one call is one step of any wrapper (DDP, FSDP).
+
+    Args:
+        backbone: causal model whose vocabulary already holds the latent tokens.
+        latent_ids: token ids of `<z0>` ... `<z(K-1)>`.
+        posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, latent_ids: list[int], posterior: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.posterior = posterior
+        self.register_buffer("latent_ids_K", torch.tensor(latent_ids), persistent=False)
+        self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
+        hidden_size = backbone.get_input_embeddings().embedding_dim
+        self.head = None if posterior == "exact" else PosteriorHead(hidden_size, len(latent_ids))
+
+    @property
+    def latents(self) -> int:
+        return len(self.latent_ids_K)
+
+    def forward(self, batch: Batch) -> LatentOutput:
+        B, K = len(batch.rows_B), self.latents
+        branches_L = batch.latent_BL.repeat_interleave(K, dim=0)
+        slot, first, active = (t.repeat_interleave(K, dim=0) for t in (batch.slot_B, batch.latent_first_B, batch.active_BS))
+        rows = torch.arange(B * K, device=branches_L.device)
+        branches_L[rows, slot] = self.latent_ids_K.repeat(B)
+        hidden = hidden_states(self.backbone, branches_L)
+        nll = target_nll(self.backbone, hidden, first, batch.targets_BS.repeat_interleave(K, dim=0), active)
+        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read.
+        router_hidden = hidden[rows[::K], slot[::K] - 1]
+        router_logits = head_logits(self.backbone, router_hidden)[:, self.latent_ids_K].float()
+        log_posterior, extra = None, 0
+        if self.head is not None:
+            log_posterior, extra = torch.log_softmax(self.posterior_logits(batch), dim=-1), B
+        return LatentOutput(nll_BKS=nll.view(B, K, -1), log_router_BK=torch.log_softmax(router_logits, dim=-1),
+                            log_posterior_BK=log_posterior, sequences=B * K + extra)
+
+    def posterior_logits(self, batch: Batch) -> torch.Tensor:
+        """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
+        if self.reader is None:
+            hidden = hidden_states(self.backbone, batch.plain_BT)
+        else:
+            hidden = self.reader(input_ids=batch.plain_BT, use_cache=False).last_hidden_state
+        return self.head(hidden, batch.plain_first_B, batch.active_BS)
+
+
+def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[int], generator: torch.Generator) -> None:
+    """Extends the embeddings to the latent tokens and sets their rows apart from each other.
+
+    New rows that start alike give every latent the same loss, a saddle that training does not leave; these are
+    the mean row plus orthogonal directions (random ones where K exceeds the hidden size) of a typical row's length.
+    """
+    embeddings = backbone.get_input_embeddings()
+    old = embeddings.num_embeddings
+    needed = max(latent_ids) + 1
+    if needed > old:
+        backbone.resize_token_embeddings(needed, mean_resizing=False)
+    used = min(latent_ids)
+    with torch.no_grad():
+        rows = backbone.get_input_embeddings().weight
+        spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
+        rows[latent_ids] = rows[:used].mean(0) + spread * _directions(len(latent_ids), rows.shape[1], generator).to(rows)
+        head = backbone.get_output_embeddings()
+        if head.weight is not rows:
+            head.weight[latent_ids] = head.weight[:used].mean(0)
+            if getattr(head, "bias", None) is not None:
+                head.bias[latent_ids] = head.bias[:used].mean()
+
+
+def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(max(count, size), size, generator=generator)
+    if count <= size:
+        return torch.linalg.qr(noise[:size].T).Q.T[:count]
+    return noise[:count] / math.sqrt(size)
+
+
+def freeze_backbone(model: LatentModel, trainable_ids: list[int]) -> None:
+    """Leaves the posterior's modules and the rows of `trainable_ids` to train, and nothing else of the backbone."""
+    for parameter in model.backbone.parameters():
+        parameter.requires_grad_(False)
+    for layer in {model.backbone.get_input_embeddings(), model.backbone.get_output_embeddings()}:
+        layer.weight.requires_grad_(True)
+        keep = torch.zeros(layer.weight.shape[0], 1)
+        keep[trainable_ids] = 1.0
+        layer.weight.register_hook(lambda gradient, keep=keep: gradient * keep.to(gradient))
