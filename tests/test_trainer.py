@@ -1,0 +1,208 @@
+import json
+import shutil
+from contextlib import contextmanager
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from twcli import trainer
+from twcli.config import PrecomputeConfig, TrainConfig
+from twcli.errors import UserError, WorkFailed
+from twcli.latents import LatentOutput
+from twcli.precompute import precompute
+from twcli.runs import RunFolder
+
+
+@contextmanager
+def no_bar(_label, _total):
+    yield lambda _count: None
+
+
+def silent(_text):
+    pass
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A model, data and its cache; tests must not change them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    data = write_jsonl(folder / "data.jsonl", make_records(20, 3))
+    config = PrecomputeConfig(model=str(folder / "model"), data=data, out=str(folder / "b.h5"), device="cpu")
+    precompute(config, silent, no_bar)
+    return folder
+
+
+def settings(inputs, out, **changes):
+    values = {"model": str(inputs / "model"), "data": str(inputs / "data.jsonl"), "baseline": str(inputs / "b.h5"), "latents": 3,
+              "out": str(out), "steps": 12, "batch_tokens": 200, "checkpoint_every": 4, "device": "cpu", **changes}
+    return TrainConfig(**values)
+
+
+def run(config, stop_after=None):
+    """What `twcli train` does; `stop_after` leaves as a kill would: no export, no clean-up."""
+    folder = RunFolder(config.out)
+    with folder.writer():
+        folder.open(config)
+        if folder.done:
+            return folder
+        job = trainer.prepare(config, folder, silent, no_bar)
+        for metrics in trainer.fit(job, silent):
+            if metrics["step"] == stop_after:
+                return folder
+        trainer.export(job)
+    return folder
+
+
+def weights(folder):
+    return load_file(folder.model / "model.safetensors") | load_file(folder.posterior_file)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
+
+
+@pytest.mark.parametrize("stop_after", [3, 4, 6, 11])
+def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after):
+    whole = run(settings(inputs, tmp_path / "whole"))
+    broken = settings(inputs, tmp_path / "broken")
+    run(broken, stop_after)
+    folder = run(broken)
+    assert folder.read_metrics() == whole.read_metrics()
+    assert [m["step"] for m in folder.read_metrics()] == list(range(1, 13))
+    assert same(weights(folder), weights(whole))
+
+
+def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
+    whole = run(settings(inputs, tmp_path / "whole"))
+    broken = settings(inputs, tmp_path / "broken")
+    run(broken, 10)
+    newest = tmp_path / "broken" / "checkpoints" / "step-00000008" / "state.safetensors"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    step, _, notes = RunFolder(tmp_path / "broken").newest_checkpoint()
+    assert step == 4 and "step-00000008: damaged" in notes[0]
+    assert same(weights(run(broken)), weights(whole))
+
+
+@pytest.mark.parametrize(("posterior", "sequences"), [("shared", 4), ("separate", 4), ("exact", 3)])
+def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior, sequences):
+    metrics = run(settings(inputs, tmp_path / "r", posterior=posterior, steps=3)).read_metrics()
+    assert [m["sequences_per_record"] for m in metrics] == [sequences] * 3
+    assert all(m["records"] > 1 for m in metrics)
+
+
+def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_path):
+    metrics = run(settings(inputs, tmp_path / "r", steps=60, lr=3e-3)).read_metrics()
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+    assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
+
+
+def test_labels_are_never_read(inputs, tmp_path):
+    scrambled = [r | {"strategy": f"other{i % 7}", "answer": i} for i, r in enumerate(make_records(20, 3))]
+    data = write_jsonl(tmp_path / "scrambled.jsonl", scrambled)
+    one = run(settings(inputs, tmp_path / "a", steps=4))
+    other = run(settings(inputs, tmp_path / "b", steps=4, data=data))
+    assert same(weights(one), weights(other))
+
+
+def test_the_seed_decides(inputs, tmp_path):
+    runs = [run(settings(inputs, tmp_path / name, steps=4, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_the_exported_model_is_plain_transformers(inputs, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run(settings(inputs, tmp_path / "r", steps=3))
+    model = AutoModelForCausalLM.from_pretrained(folder.model)
+    tokenizer = AutoTokenizer.from_pretrained(folder.model)
+    prompt = tokenizer("<bos> <x> w0 w1 </x> <z> <z2> </z> <y>", add_special_tokens=False, return_tensors="pt")
+    assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 32, 9, 6]]
+    output = model.generate(**prompt, max_new_tokens=20, do_sample=False)
+    assert output.shape[1] > 9
+    assert set(model.generation_config.eos_token_id) == {7, 2}
+
+
+@pytest.mark.parametrize(("change", "field"), [
+    ({"baseline_precision": "bf16"}, "dtype|weights"), ({"max_length": 100}, "max_length"), ({"attention": "eager"}, "attention")])
+def test_a_cache_made_otherwise_is_refused_by_field(inputs, tmp_path, change, field):
+    with pytest.raises(UserError, match=field):
+        run(settings(inputs, tmp_path / "r", **change))
+
+
+def test_a_cache_of_another_model_or_other_data_is_refused(inputs, tmp_path):
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    make_model(seed=5).save_pretrained(tmp_path / "model")
+    with pytest.raises(UserError, match="weights"):
+        run(settings(inputs, tmp_path / "r", model=str(tmp_path / "model")))
+    records = make_records(20, 3)
+    records[16]["y"] += " w0"
+    with pytest.raises(UserError, match="17|data"):
+        run(settings(inputs, tmp_path / "r2", data=write_jsonl(tmp_path / "d.jsonl", records)))
+
+
+def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
+    run(settings(inputs, tmp_path / "r", steps=3))
+    with pytest.raises(UserError, match=r"run with beta: 0.1, this one has 0.2"):
+        run(settings(inputs, tmp_path / "r", steps=3, beta=0.2))
+    run(settings(inputs, tmp_path / "r", steps=3, beta=0.2, overwrite=True))
+    assert RunFolder(tmp_path / "r").read_config().beta == 0.2
+
+
+def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r" / "thesis.tex").write_text("x")
+    with pytest.raises(UserError, match="holds thesis.tex but no run"):
+        run(settings(inputs, tmp_path / "r"))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
+    with pytest.raises(WorkFailed, match=r"step \d+: the loss is .* data lines \d+"):
+        run(settings(inputs, tmp_path / "r", lr=1e30))
+
+
+def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, tmp_path):
+    data = write_jsonl(tmp_path / "d.jsonl", make_records(20, 1))
+    config = settings(inputs, tmp_path / "r", steps=2, data=data, baseline=str(tmp_path / "b.h5"))
+    precompute(PrecomputeConfig(model=config.model, data=data, out=config.baseline, device="cpu"), silent, no_bar)
+    folder, said = RunFolder(config.out), []
+    with folder.writer():
+        folder.open(config)
+        job = trainer.prepare(config, folder, said.append, no_bar)
+        assert [m["held"] for m in trainer.fit(job, silent)] == [False, False]
+    assert any("twcli sample --model" in line for line in said)
+
+
+def output_of(nll, posterior):
+    log_posterior = None if posterior is None else torch.log_softmax(posterior, -1)
+    return LatentOutput(nll, torch.full(nll.shape[:2], 1 / nll.shape[1]).log(), log_posterior, nll.shape[0] * nll.shape[1])
+
+
+def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp_path):
+    nll = torch.rand(2, 3, 4, requires_grad=True)
+    logits = torch.zeros(2, 3, requires_grad=True)
+    config = settings(inputs, tmp_path / "r", weighting="uniform")
+    loss_B, parts = trainer.step_loss(output_of(nll, logits), torch.ones(2, 4, dtype=torch.bool), None, config, torch.tensor([1, -1]))
+    loss_B.sum().backward()
+    assert (nll.grad[0, 1] > 0.2).all() and nll.grad[0, [0, 2]].abs().max() < 1e-20
+    assert torch.allclose(nll.grad[1], torch.full((3, 4), 1 / 12))
+    assert logits.grad[0].argmin() == 1  # the step raises the held latent's logit
+    assert parts["posterior_cross_entropy"] == pytest.approx(torch.tensor(3.0).log().item() / 2)
+
+
+def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.metrics_file.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4')
+    folder.keep_metrics(2)
+    assert folder.metrics_file.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
+def test_schedule(step, share):
+    assert trainer.schedule(step, 400) == pytest.approx(share)

@@ -1,0 +1,197 @@
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/ and report.html.
+
+The only module that writes there. A folder or file appears under its final name when it is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from twcli.config import TrainConfig, read_yaml, write_yaml
+from twcli.errors import UserError, WorkFailed
+
+NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")  # may change between a run and its resumption
+
+
+class RunFolder:
+    """Paths of one run and what is written there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.posterior_file = self.path / "posterior.safetensors"
+        self.model = self.path / "model"
+        self.report = self.path / "report.html"
+
+    @property
+    def done(self) -> bool:
+        return self.model.is_dir()
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Holds the run's lock; the system releases a dead holder's.
+
+        Raises:
+            UserError: another process trains here, or the folder cannot be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / ".lock", blocking=False)
+            with lock:
+                yield
+        except Timeout as error:
+            raise UserError(f"{self.path}: another process is training here; wait for it or give another --out") from error
+        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+            raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
+        except OSError as error:
+            raise WorkFailed(f"{error.filename or self.path}: {error.strerror}; run the same command again to resume") from error
+
+    def open(self, config: TrainConfig) -> None:
+        """Creates the folder's content for `config`, or makes sure that it belongs to the same settings.
+
+        Raises:
+            UserError: it holds a run with other settings (the first one is named), or files of something else.
+        """
+        if config.overwrite:
+            self._clear()
+        if self.config_file.is_file():
+            self._check_same(config)
+            return
+        strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
+        if strangers:
+            raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder or --overwrite")
+        staged = self.path / ".config.yaml"
+        write_yaml(config, staged)
+        os.replace(staged, self.config_file)
+
+    def _clear(self) -> None:
+        known = (self.config_file, self.metrics_file, self.posterior_file, self.report,
+                 self.path / ".config.yaml", self.path / "warmstart.safetensors")
+        for file in known:
+            file.unlink(missing_ok=True)
+        for folder in (self.checkpoints, self.model, self.path / ".model"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _check_same(self, config: TrainConfig) -> None:
+        there, here = self.read_config().to_mapping(), config.to_mapping()
+        for key, value in here.items():
+            if key not in NOT_IDENTITY and there[key] != value:
+                raise UserError(f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
+                                "give another --out, or --overwrite to start anew")
+
+    def read_config(self) -> TrainConfig:
+        """Raises UserError where there is no run."""
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path}: holds no run (no config.yaml); --run takes the folder of `twcli train --out`")
+        return TrainConfig.from_mapping(read_yaml(str(self.config_file)), str(self.config_file))
+
+    # metrics
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines; a line torn by a kill is left out."""
+        if not self.metrics_file.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_bytes().split(b"\n")[:-1]]
+
+    def keep_metrics(self, steps: int) -> None:
+        """Cuts the file back to what a checkpoint at `steps` had seen."""
+        kept = [m for m in self.read_metrics() if m["step"] <= steps]
+        write_durably(self.metrics_file, "".join(_line(m) for m in kept).encode())
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(_line(metrics))
+
+    # checkpoints
+
+    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int) -> None:
+        """One folder a checkpoint, published by rename; older ones beyond `keep` are removed afterwards."""
+        folder = self.checkpoints / f"step-{step:08d}"
+        staged = self.checkpoints / f".step-{step:08d}"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir(parents=True)
+        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        write_durably(staged / "state.safetensors", data)
+        info = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
+        write_durably(staged / "checkpoint.json", json.dumps(info).encode())
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(staged, folder)
+        _sync_folder(self.checkpoints)
+        for old in self._checkpoint_folders()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[str]]:
+        """(step, tensors, notes): the newest undamaged checkpoint; step 0 and nothing where there is none."""
+        notes = []
+        for folder in reversed(self._checkpoint_folders()):
+            try:
+                info = json.loads((folder / "checkpoint.json").read_text())
+                data = (folder / "state.safetensors").read_bytes()
+                if hashlib.sha256(data).hexdigest() != info["sha256"] or folder.name != f"step-{info['step']:08d}":
+                    raise ValueError("checksum differs")
+                return info["step"], load(data), notes
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                notes.append(f"{folder}: damaged ({error}); passed over")
+        return 0, {}, notes
+
+    def _checkpoint_folders(self) -> list[Path]:
+        return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.is_dir() else []
+
+    # results
+
+    def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
+        write_durably(self.posterior_file, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+
+    def load_posterior(self) -> dict[str, torch.Tensor]:
+        """Raises UserError where the file is missing or damaged."""
+        try:
+            return load(self.posterior_file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.posterior_file}: cannot be read: {error}") from error
+
+    @contextmanager
+    def publishing_model(self) -> Iterator[Path]:
+        """A folder to save the model in; it becomes `model/` when the block ends well."""
+        staged = self.path / ".model"
+        shutil.rmtree(staged, ignore_errors=True)
+        staged.mkdir()
+        yield staged
+        os.replace(staged, self.model)
+        _sync_folder(self.path)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Writes aside, syncs and renames: after a kill the file is the old one or the new one, never a part."""
+    staged = path.with_name(f".{path.name}.part")
+    with staged.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(staged, path)
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return json.dumps(metrics, allow_nan=False) + "\n"

@@ -1,0 +1,314 @@
+"""Training: data, cache and frozen model go in; metrics come out step by step; the run folder holds the rest.
+
+Prints nothing. Shapes: B batch, K latents, S supervised tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from twcli import baseline, loss, runtime
+from twcli.batches import Plan, collate
+from twcli.cache import Cache
+from twcli.config import TrainConfig
+from twcli.dataset import read_examples
+from twcli.errors import UserError, WorkFailed
+from twcli.latents import LatentModel, LatentOutput, add_latent_rows, freeze_backbone
+from twcli.runs import RunFolder
+from twcli.template import Encoded, Template
+from twcli.warmstart import warm_start
+
+DEFAULT_STEPS = 400
+WARMUP_SHARE = 0.05
+FINAL_LR_SHARE = 0.1
+CLIP_NORM = 1.0
+RESCORED_ROWS = 64
+RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}  # nats; a stale cache is off by whole nats, another kernel by 1e-5
+
+Say = Callable[[str], None]
+
+
+@dataclass
+class Job:
+    """Everything that `fit` needs, checked.
+
+    Attributes:
+        cluster_N: held cluster of each row, -1 for none.
+        steps: optimiser steps of the whole run.
+    """
+
+    config: TrainConfig
+    run: RunFolder
+    model: LatentModel
+    template: Template
+    encoded: Encoded
+    cache: Cache
+    plan: Plan
+    cluster_N: torch.Tensor
+    steps: int
+    lr: float
+    accelerator: Any
+
+
+def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
+    """Loads and checks all inputs, rescores some rows against the cache, and makes the warm start.
+
+    Args:
+        say: takes one line a fact.
+        progress: opens a bar (label, total) that is called with increments.
+
+    Raises:
+        UserError: an input is wrong or the cache belongs to something else.
+    """
+    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
+    accelerator = runtime.accelerator_for(config.device, config.precision)
+    template = runtime.load_template(config.model)
+    backbone = runtime.load_model(config.model, attention=config.attention)
+    runtime.check_vocabulary(backbone, template)
+    max_length = runtime.context_length(backbone, config.max_length)
+    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    cache = Cache(config.baseline)
+    cache.check(_expected_fingerprint(config, backbone, template, encoded, max_length), encoded.row_hash)
+    backbone.to(accelerator.device)
+    difference = rescore(backbone, template, encoded, cache, config)
+    say(f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; {min(RESCORED_ROWS, len(encoded))} rows rescored, "
+        f"largest difference {difference:.1e} nats")
+    clusters = _clusters(config, backbone, template, encoded, say, progress)
+    model = build(config, backbone, template)
+    plan = Plan(encoded.lengths, batch_tokens=config.batch_tokens, seed=config.seed)
+    return Job(config, run, model, template, encoded, cache, plan, torch.from_numpy(clusters),
+               _steps(config, plan, accelerator.num_processes), _learning_rate(config, backbone), accelerator)
+
+
+def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
+                          max_length: int) -> dict[str, Any]:
+    if config.baseline_precision == "fp32":
+        scored = backbone
+    else:
+        scored = runtime.load_model(config.model, precision=config.baseline_precision, attention=config.attention)
+    return baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=config.baseline_precision,
+                                attention=config.attention)
+
+
+def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cache: Cache, config: TrainConfig) -> float:
+    """Largest difference in nats between the cache and the model on a few random rows.
+
+    Raises:
+        UserError: larger than any kernel or precision explains.
+    """
+    rng = np.random.default_rng([config.seed, 2])
+    rows = np.sort(rng.choice(len(encoded), min(RESCORED_ROWS, len(encoded)), replace=False))
+    fresh = baseline.score_flat(backbone, template, encoded, rows, batch_tokens=config.batch_tokens)
+    stored, _ = cache.read(rows)
+    difference = float(np.abs(fresh - stored).max())
+    if difference > RESCORE_LIMIT[config.baseline_precision]:
+        raise UserError(f"{config.baseline}: rescoring {len(rows)} rows differs by up to {difference:.3g} nats; "
+                        "run `twcli precompute --overwrite` again")
+    return difference
+
+
+def _clusters(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
+              progress: Callable[[str, int], Any]) -> np.ndarray:
+    none = np.full(len(encoded), -1, np.int64)
+    if config.warm_start == "none":
+        return none
+    try:
+        with progress("warm start", len(encoded)) as advance:
+            warm = warm_start(backbone, template, encoded, config.latents, seed=config.seed,
+                              batch_tokens=4 * config.batch_tokens, progress=advance)
+    except ValueError:
+        say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
+            f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
+        return none
+    covered = float((warm.cluster_N >= 0).mean())
+    say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
+        f"restarts agree on {warm.agreement:.0%}")
+    return warm.cluster_N
+
+
+def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> LatentModel:
+    """Adds the latent tokens and the posterior's modules, all from the seed."""
+    template.add_latents(config.latents)
+    ids = template.latent_ids(config.latents)
+    add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
+    torch.manual_seed(config.seed)
+    model = LatentModel(backbone, ids, config.posterior)
+    if config.adapt == "frozen":
+        freeze_backbone(model, [*ids, template.z_open, template.z_close])
+    return model.to(backbone.device)
+
+
+def _steps(config: TrainConfig, plan: Plan, processes: int) -> int:
+    if config.epochs is None:
+        return config.steps or DEFAULT_STEPS
+    return sum(len(plan.epoch(number)) for number in range(config.epochs)) // processes
+
+
+def _learning_rate(config: TrainConfig, backbone: PreTrainedModel) -> float:
+    # Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V).
+    width = backbone.get_input_embeddings().embedding_dim
+    return config.lr or 1e-3 * min(1.0, 64 / width)
+
+
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to a tenth."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    phase = (step - warmup) / max(1, steps - warmup)
+    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * phase))
+
+
+def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
+    """Trains from the newest checkpoint to the last step, yielding each step's metrics.
+
+    Raises:
+        WorkFailed: a loss or gradient is not finite; the step, rows and last good checkpoint are named.
+    """
+    config, accelerator, run = job.config, job.accelerator, job.run
+    optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
+    model, optimizer = accelerator.prepare(job.model, optimizer)
+    step, tensors, notes = run.newest_checkpoint()
+    for note in notes:
+        say(note)
+    if step:
+        _restore(job.model, optimizer, tensors)
+        say(f"resuming after step {step} of {job.steps}")
+    if accelerator.is_main_process:
+        run.keep_metrics(step)
+    world, rank = accelerator.num_processes, accelerator.process_index
+    model.train()
+    for index, rows in enumerate(job.plan.stream(skip=step * world)):
+        if index % world != rank:
+            continue
+        if step >= job.steps:
+            break
+        metrics = _step(job, model, optimizer, rows, step)
+        step += 1
+        if accelerator.is_main_process:
+            run.append_metrics(metrics)
+            if step % config.checkpoint_every == 0 or step == job.steps:
+                run.save_checkpoint(step, _snapshot(job.model, optimizer), config.keep_checkpoints)
+        yield metrics
+    accelerator.wait_for_everyone()
+
+
+def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int) -> dict[str, Any]:
+    config, accelerator = job.config, job.accelerator
+    for group in optimizer.param_groups:
+        group["lr"] = job.lr * schedule(step, job.steps)
+    batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
+    with accelerator.autocast():
+        output = model(batch)
+    held = step < config.hold * job.steps
+    cluster_B = job.cluster_N[rows].to(accelerator.device) if held else None
+    loss_B, parts = step_loss(output, batch.active_BS, batch.weights_BS, config, cluster_B)
+    count = accelerator.reduce(torch.tensor(float(len(rows)), device=accelerator.device))
+    value = loss_B.sum() * accelerator.num_processes / count
+    accelerator.backward(value)
+    norm = accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
+    if not (math.isfinite(value.item()) and math.isfinite(float(norm))):
+        raise WorkFailed(f"step {step + 1}: the loss is {value.item()} and its gradient norm {float(norm)}, on data lines "
+                         f"{', '.join(str(r + 1) for r in rows[:8])} ...; the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"step": step + 1, "loss": value.item(), **parts, "gradient_norm": float(norm),
+            "lr": optimizer.param_groups[0]["lr"], "held": bool(held and (cluster_B >= 0).any()), "records": len(rows),
+            "sequences_per_record": output.sequences / len(rows)}
+
+
+def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor, config: TrainConfig,
+              cluster_B: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss (B,) and its parts in nats; rows with a held cluster take it as q and teach it to the posterior."""
+    uniform_weight, token_weight = config.term_weights()
+    reff_BK = loss.reconstruction(output.nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight,
+                                  token_weight=token_weight, tau=config.tau)
+    log_p_BK = output.log_router_BK
+    log_q_BK = output.log_posterior_BK
+    if log_q_BK is None:
+        # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
+        log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BK, config.beta).detach()
+    learned_BK = log_q_BK
+    teaching_B = reff_BK.new_zeros(len(reff_BK))
+    if cluster_B is not None:
+        held_B = cluster_B >= 0
+        target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), reff_BK.shape[1]).to(reff_BK)
+        if output.log_posterior_BK is not None:
+            teaching_B = loss.posterior_cross_entropy(target_BK, learned_BK) * held_B
+        log_q_BK = torch.where(held_B[:, None], target_BK.clamp(min=1e-30).log(), learned_BK)
+    loss_B = loss.objective(log_q_BK, log_p_BK, reff_BK, config.beta) + teaching_B
+    with torch.no_grad():
+        q_BK = learned_BK.exp()
+        parts = {
+            "reconstruction": (log_q_BK.exp() * reff_BK).sum(-1).mean().item(),
+            "kl": loss.categorical_kl(log_q_BK, log_p_BK).mean().item(),
+            "posterior_cross_entropy": teaching_B.mean().item(),
+            "mutual_information": (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item(),
+            "usage": loss.entropy(q_BK.mean(0)).exp().item(),
+        }
+    return loss_B, parts
+
+
+def _snapshot(model: LatentModel, optimizer: Any) -> dict[str, torch.Tensor]:
+    tensors = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+    for number, state in optimizer.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"optimizer.{number}.{name}"] = value
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _restore(model: LatentModel, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, name = key.split(".", 2)
+            state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    torch.set_rng_state(tensors["rng.cpu"])
+    if "rng.cuda" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def export(job: Job) -> None:
+    """Publishes the posterior's modules and, last, `model/` that plain transformers loads and generates from."""
+    model = job.model
+    job.run.save_posterior({k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
+                           or {"exact": torch.zeros(1)})
+    ends = [job.template.y_close, job.template.eos]
+    model.backbone.generation_config = GenerationConfig(
+        bos_token_id=job.template.bos, eos_token_id=ends, pad_token_id=job.template.pad)
+    with job.run.publishing_model() as folder:
+        model.backbone.save_pretrained(folder, safe_serialization=True)
+        job.template.tokenizer.save_pretrained(folder)
+
+
+def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:
+    """The trained model of a finished run, in eval mode.
+
+    Raises:
+        UserError: no run there, or it is not finished.
+    """
+    config = run.read_config()
+    if not run.done:
+        raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
+    template = runtime.load_template(str(run.model))
+    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
+    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior)
+    if config.posterior != "exact":
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+        stored = run.load_posterior()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
+            raise UserError(f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again")
+        model.load_state_dict(stored, strict=False)
+    return model.to(runtime.pick_device(device)).eval(), template, config
