@@ -1,0 +1,7 @@
+"""Synthetic tasks of several strategies; each module has a `TASK` and a `judge` for `twcli eval --judge`."""
+
+from examples.tasks import grid_pathfinding, multidigit_addition, sorting_algorithms
+from examples.tasks.task import Task
+
+TASKS: dict[str, Task] = {
+    module.TASK.name: module.TASK for module in (sorting_algorithms, grid_pathfinding, multidigit_addition)}

@@ -1,0 +1,184 @@
+"""The synthetic tasks and `make_data.py`: traces written by hand, judges on garbage, disjoint files."""
+
+import importlib
+import json
+
+import pytest
+
+from examples import make_data
+from examples.tasks import TASKS, grid_pathfinding, multidigit_addition, sorting_algorithms
+from examples.tasks.task import Task
+
+SORTING = "sorting_algorithms"
+TRACES = {
+    "sorting_algorithms": ("14 3 9 0 7", {
+        "selection_min": "0 3 9 14 7 | 0 3 9 14 7 | 0 3 7 14 9 | 0 3 7 9 14",
+        "selection_max": "7 3 9 0 14 | 7 3 0 9 14 | 0 3 7 9 14 | 0 3 7 9 14",
+        "insertion": "3 14 9 0 7 | 3 9 14 0 7 | 0 3 9 14 7 | 0 3 7 9 14",
+        "bubble": "3 9 0 7 14 | 3 0 7 9 14 | 0 3 7 9 14 | 0 3 7 9 14"}),
+    "grid_pathfinding": ("start r2 c5 goal r4 c2 blocked r0 c7 r6 c1", {
+        "rows_first": "r2 c5 r3 c5 r4 c5 r4 c4 r4 c3 r4 c2",
+        "columns_first": "r2 c5 r2 c4 r2 c3 r2 c2 r3 c2 r4 c2",
+        "staircase_rows": "r2 c5 r3 c5 r3 c4 r4 c4 r4 c3 r4 c2",
+        "staircase_columns": "r2 c5 r2 c4 r3 c4 r3 c3 r4 c3 r4 c2"}),
+    "multidigit_addition": ("3 4 7 + 2 8 5", {
+        "columns": "7 5 0 : 1 2 | 4 8 1 : 1 3 | 3 2 1 : 0 6 | 0 6 3 2",
+        "places": "3 2 : 0 5 0 0 | 4 8 : 0 6 2 0 | 7 5 : 0 6 3 2",
+        "running": "3 4 7 | 2 : 0 5 4 7 | 8 : 0 6 2 7 | 5 : 0 6 3 2",
+        "running_swapped": "2 8 5 | 3 : 0 5 8 5 | 4 : 0 6 2 5 | 7 : 0 6 3 2"}),
+}
+each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def make(tmp_path, task, *flags, records=40, seed=0, name="out.jsonl"):
+    out = tmp_path / name
+    make_data.main([task, "--records", str(records), "--seed", str(seed), "--out", str(out), *flags])
+    return [json.loads(line) for line in out.read_text().splitlines()]
+
+
+def refusal(capsys, tmp_path, *arguments):
+    """The one line that a call is refused with."""
+    with pytest.raises(SystemExit) as stopped:
+        make_data.main([*arguments])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and error.count("\n") == 1
+    assert not list(tmp_path.glob(".*.part"))
+    return error
+
+
+@each_task
+def test_traces_by_hand(task):
+    x, traces = TRACES[task.name]
+    assert task.is_usable(x)
+    assert task.traces(x) == traces
+    assert [task.judge(x, y) for y in traces.values()] == [(name, True) for name in traces]
+
+
+@each_task
+def test_judge_is_importable(task):
+    assert importlib.import_module(f"examples.tasks.{task.name}").judge == task.judge
+
+
+@each_task
+@pytest.mark.parametrize("y", [
+    "", " ", "|", ":", "\0", "r", "r1", "²", "r² c²", "0" * 5000, "<y>", "é ☃", None, 7])
+def test_judge_survives_garbage(task, y):
+    assert task.judge(TRACES[task.name][0], y) == (None, False)
+
+
+@each_task
+@pytest.mark.parametrize("x", ["", "x", "1 2 +", "+", "² ³", "start r1", None, 3, ["1"]])
+def test_judge_gives_up_on_what_is_no_prompt(task, x):
+    assert task.judge(x, "0 1 2") == (None, None)
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("0 3 7 9 14", True), ("x | 0 3 7 9 14", True), ("0 3 7 9", False), ("0 3 7 9 14 |", False),
+    ("1 0 3 7 9 14", False), ("14 9 7 3 0", False)])
+def test_sorting_answer(y, correct):
+    assert sorting_algorithms.judge("14 3 9 0 7", y) == (None, correct)
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("r2 c5 r3 c5 r3 c4 r3 c3 r3 c2 r4 c2", True),                      # another path
+    ("r2 c5 r2 c6 r3 c6 r4 c6 r4 c5 r4 c4 r4 c3 r4 c2", True),          # longer than needed
+    ("r2 c5 r4 c2", False),                                             # a leap
+    ("r3 c5 r4 c5 r4 c4 r4 c3 r4 c2", False),                           # starts elsewhere
+    ("r2 c5 r3 c5 r4 c5", False),                                       # ends elsewhere
+    ("r2 c5 r3 c5 r4 c5 r4 c4 r4 c3 r4", False),                        # half a cell
+])
+def test_grid_answer(y, correct):
+    assert grid_pathfinding.judge("start r2 c5 goal r4 c2 blocked r0 c7 r6 c1", y) == (None, correct)
+
+
+def test_grid_refuses_blocked_cells():
+    x = "start r2 c5 goal r4 c2 blocked r3 c5 r6 c1"
+    assert not grid_pathfinding.TASK.is_usable(x)
+    assert grid_pathfinding.judge(x, TRACES["grid_pathfinding"][1]["rows_first"]) == ("rows_first", False)
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("0 6 3 2", True), ("6 3 2", False), ("9 0 6 3 2", False), ("1 : 0 6 3 2", True), ("0 6 3 2 |", False)])
+def test_addition_answer(y, correct):
+    assert multidigit_addition.judge("3 4 7 + 2 8 5", y) == (None, correct)
+
+
+def test_prompts_with_equal_traces_are_unusable():
+    assert not sorting_algorithms.TASK.is_usable("1 2 3 4 5")
+    assert not multidigit_addition.TASK.is_usable("1 2 3 + 1 2 3")
+
+
+@each_task
+def test_file_has_the_records_asked_for(task, tmp_path):
+    records = make(tmp_path, task.name, "--completions", "3", records=40)
+    prompts = [r["x"] for r in records[::3]]
+    assert [r["x"] for r in records] == [x for x in prompts for _ in range(3)][:40]
+    assert len(set(prompts)) == len(prompts) == 14
+    assert len({r["id"] for r in records}) == 40
+    for r in records:
+        assert task.is_usable(r["x"]) and task.judge(r["x"], r["y"]) == (r["strategy"], True)
+        assert r["y"].endswith(r["answer"])
+
+
+@each_task
+def test_seeds_share_no_prompt_and_repeat_themselves(task, tmp_path):
+    first, again = make(tmp_path, task.name, seed=3), make(tmp_path, task.name, seed=3)
+    assert first == again
+    assert {make_data.bucket(r["x"]) for r in first} == {3}
+    assert {r["x"] for r in first}.isdisjoint(r["x"] for r in make(tmp_path, task.name, seed=4))
+
+
+def test_mixture_is_even(tmp_path):
+    drawn = [r["strategy"] for r in make(tmp_path, "multidigit_addition", records=2000)]
+    assert all(430 < drawn.count(name) < 570 for name in TRACES["multidigit_addition"][1])  # 500 +- 3.6 sigma
+
+
+def test_weights_may_depend_on_the_prompt():
+    task = Task("t", lambda rng: str(rng.randrange(10**6)),
+                {"a": lambda x: f"a {x}", "b": lambda x: f"b {x}"},
+                answer=str, answer_is_right=lambda x, tokens: True,
+                weights=lambda x: (1, 0) if int(x) % 2 else (0, 1))
+    for record in make_data.records(task, 20, 2, 0, set()):
+        assert record["strategy"] == ("a" if int(record["x"]) % 2 else "b")
+
+
+def test_excluded_prompts_are_not_drawn(tmp_path):
+    first = make(tmp_path, "sorting_algorithms", name="first.jsonl")
+    second = make(tmp_path, "sorting_algorithms", "--exclude", str(tmp_path / "first.jsonl"))
+    assert {r["x"] for r in first}.isdisjoint(r["x"] for r in second)
+
+
+def test_prompts_that_run_out(monkeypatch, tmp_path, capsys):
+    small = Task("small", lambda rng: str(rng.randrange(200)), {"a": str}, str, lambda x, tokens: True)
+    monkeypatch.setitem(TASKS, "small", small)
+    out = tmp_path / "out.jsonl"
+    out.write_text("kept")
+    error = refusal(capsys, tmp_path, "small", "--records", "100", "--completions", "2", "--out", str(out))
+    there = sum(make_data.bucket(str(i)) == 0 for i in range(200))
+    assert f"only {there} prompts" in error and f"enough for {2 * there} records" in error
+    assert out.read_text() == "kept"
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["nothing", "--records", "4"], "invalid choice"), ([SORTING], "--records"),
+    ([SORTING, "--records", "0"], "0 is less than 1"), ([SORTING, "--records", "x"], "invalid"),
+    ([SORTING, "--records", "4", "--seed", "-1"], "-1"),
+    ([SORTING, "--records", "4", "--nonsense"], "--nonsense"),
+    ([SORTING, "--records", "4", "--exclude", "absent.jsonl"], "absent.jsonl: cannot be read")])
+def test_bad_flags(flags, said, tmp_path, capsys):
+    assert said in refusal(capsys, tmp_path, *flags, "--out", str(tmp_path / "out.jsonl"))
+
+
+def test_unwritable_out(tmp_path, capsys):
+    out = tmp_path / "absent" / "out.jsonl"
+    call = [SORTING, "--records", "4", "--out"]
+    assert f"{out}: cannot be written" in refusal(capsys, tmp_path, *call, str(out))
+    assert "cannot be written" in refusal(capsys, tmp_path, *call, str(tmp_path))
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "{}", '{"x": 1}', ""])
+def test_exclude_names_the_line(line, tmp_path, capsys):
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"x": "1"}\n' + line + "\n")
+    call = [SORTING, "--records", "4", "--exclude", str(bad), "--out", str(tmp_path / "out.jsonl")]
+    assert f"{bad}:2: " in refusal(capsys, tmp_path, *call)
