@@ -1,0 +1,67 @@
+# make demo   an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
+# make test   the tests
+# make lint   the linter
+# make clean  removes what the others made, the virtual environment included
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+DEMO := build/demo
+LATENTS := 4
+
+# Two threads keep the figures the same on every machine that has at least two cores.
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test lint clean
+.DELETE_ON_ERROR:
+.SECONDARY:
+
+# Where there is no GPU the CPU build of torch is tried first: it is a tenth of the size.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
+	  $(BIN)/pip install --quiet 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch in the package index; taking the default one'; \
+	fi
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	touch $@
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check twcli tests examples
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+demo: $(DEMO)/eval.json $(DEMO)/eval-uniform.json
+	$(BIN)/python examples/compare.py uniform=$(DEMO)/eval-uniform.json ours=$(DEMO)/eval.json
+
+$(DEMO)/train.jsonl: | $(INSTALLED)
+	mkdir -p $(DEMO)
+	$(BIN)/python examples/make_data.py sorting_algorithms --records 40000 --completions 4 --seed 0 --out $@
+
+$(DEMO)/test.jsonl: $(DEMO)/train.jsonl
+	$(BIN)/python examples/make_data.py sorting_algorithms --records 1200 --completions 4 --seed 1 --exclude $< --out $@
+
+$(DEMO)/entangled/config.json: $(DEMO)/train.jsonl
+	$(BIN)/python examples/entangle.py --data $< --out $(DEMO)/entangled
+
+$(DEMO)/train.bt.h5: $(DEMO)/train.jsonl $(DEMO)/entangled/config.json
+	$(BIN)/twcli precompute --model $(DEMO)/entangled --data $< --out $@ --overwrite
+
+$(DEMO)/run/model/config.json: $(DEMO)/train.bt.h5
+	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
+	  --latents $(LATENTS) --out $(DEMO)/run
+
+# The published loss: the same model, data, steps and optimiser, uniform weights, no warm start.
+$(DEMO)/run-uniform/model/config.json: $(DEMO)/train.bt.h5
+	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
+	  --latents $(LATENTS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none
+
+$(DEMO)/eval.json: $(DEMO)/run/model/config.json $(DEMO)/test.jsonl
+	$(BIN)/twcli eval --run $(DEMO)/run --data $(DEMO)/test.jsonl --judge $(JUDGE) --json > $@
+
+$(DEMO)/eval-uniform.json: $(DEMO)/run-uniform/model/config.json $(DEMO)/test.jsonl
+	$(BIN)/twcli eval --run $(DEMO)/run-uniform --data $(DEMO)/test.jsonl --judge $(JUDGE) --json > $@

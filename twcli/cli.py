@@ -1,0 +1,240 @@
+"""The command line: options become a config, a config becomes one call; the only place that prints.
+
+    twcli precompute | train | eval | sample
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from twcli import __version__
+from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, flag_of, read_yaml
+from twcli.errors import TwcliError, UserError
+
+LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
+TRAIN_LINES = 20  # lines a training run prints
+
+
+class Screen:
+    """Everything for people goes to stderr; results go to stdout."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.live = sys.stderr.isatty() and not quiet
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            if self.live:
+                from tqdm import tqdm
+
+                tqdm.write(text, file=sys.stderr)
+            else:
+                click.echo(text, err=True)
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A bar with ETA on a terminal, a line every few seconds elsewhere."""
+        if self.live:
+            from tqdm import tqdm
+
+            with tqdm(total=total, desc=label, file=sys.stderr, unit_scale=True, dynamic_ncols=True, leave=False) as bar:
+                yield bar.update
+            return
+        done, start, last = 0, time.monotonic(), time.monotonic()
+
+        def advance(count: int) -> None:
+            nonlocal done, last
+            done += count
+            now = time.monotonic()
+            if now - last >= LOG_SECONDS:
+                last = now
+                left = (now - start) / done * (total - done)
+                self.say(f"{label}: {done / total:.0%}, about {left:.0f} s left")
+
+        yield advance
+
+
+def config_options(kind: type[Config]) -> Callable[[Any], Any]:
+    """Click options from a config's fields, in their order; values are checked by the config itself."""
+
+    def decorate(function: Any) -> Any:
+        for field in reversed(dataclasses.fields(kind)):
+            function = _option(kind, field)(function)
+        function = click.option("--config", "config_file", metavar="FILE", help="YAML file with these options' names; a flag wins over it.")(function)
+        return click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
+
+    return decorate
+
+
+def _option(kind: type[Config], field: dataclasses.Field) -> Any:
+    required = field.default is dataclasses.MISSING
+    plain = kind.kind(field.name)
+    settings: dict[str, Any] = {"help": field.metadata["help"] + ("  [required]" if required else "")}
+    if plain is bool:
+        return click.option(flag_of(field.name), is_flag=True, default=None, **settings)
+    if "choices" in field.metadata:
+        settings["type"] = click.Choice(field.metadata["choices"])
+    else:
+        settings["type"] = plain
+        settings["metavar"] = {int: "N", float: "NUMBER"}.get(plain, "PATH" if field.metadata.get("path") else "TEXT")
+    if not required and field.default is not None:
+        settings["help"] += f"  [default: {field.default}]"
+    return click.option(flag_of(field.name), field.name, default=None, **settings)
+
+
+def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) -> Any:
+    """Defaults, then the file, then the flags that were given."""
+    values = {} if config_file is None else {str(k).replace("-", "_"): v for k, v in read_yaml(config_file).items()}
+    given = {name: value for name, value in flags.items() if value is not None}
+    if config_file is not None:
+        known = {f.name for f in dataclasses.fields(kind)}
+        if unknown := [k for k in values if k not in known]:
+            raise UserError(f"{config_file}: unknown key '{unknown[0]}'; known keys: {', '.join(sorted(known))}")
+    return kind.from_mapping({**values, **given}, config_file or "command line")
+
+
+class OneLineErrors(click.Group):
+    """Turns the library's errors into one line and an exit code, also when run in-process by tests."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except TwcliError as error:
+            click.echo(f"twcli: {error}", err=True)
+            context.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("twcli: interrupted; run the same command again to resume", err=True)
+            context.exit(130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            context.exit(1)
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="twcli", message="%(prog)s %(version)s")
+def main() -> None:
+    """Turn an entangled language model into one with K discrete latent strategies.
+
+    \b
+    twcli precompute  frozen model, once over the data -> per-token NLL b_t
+    twcli train       entangled model + data + b_t     -> run folder
+    twcli eval        did the posterior collapse? does z mean a strategy?
+    twcli sample      completions by the frozen model, or by latent
+
+    Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong.
+    """
+    # A terminated job must leave through the same door as an interrupted one, locks and files in order.
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, _frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+@main.command()
+@config_options(PrecomputeConfig)
+def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
+    """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
+    config, screen = resolve(PrecomputeConfig, flags, config_file), Screen(quiet)
+    from twcli import runtime
+    from twcli.precompute import precompute as run
+
+    runtime.quiet_transformers()
+    run(config, screen.say, screen.progress)
+
+
+@main.command()
+@config_options(TrainConfig)
+def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
+    """Train router, generator and posterior with the exact sum over z."""
+    config, screen = resolve(TrainConfig, flags, config_file), Screen(quiet)
+    from twcli import runtime, trainer
+    from twcli.runs import RunFolder
+
+    runtime.quiet_transformers()
+    run = RunFolder(config.out)
+    with run.writer():
+        run.open(config)
+        if run.done:
+            screen.say(f"{config.out}: already trained; --overwrite starts anew")
+            return
+        job = trainer.prepare(config, run, screen.say, screen.progress)
+        screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
+        _follow(trainer.fit(job, screen.say), job.steps, screen)
+        trainer.export(job)
+    screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
+
+
+def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> None:
+    every = max(1, steps // TRAIN_LINES)
+    with screen.progress("training", steps) as advance:
+        behind = True
+        for m in metrics:
+            advance(m["step"] if behind else 1)
+            behind = False
+            if m["step"] % every == 0 or m["step"] == steps:
+                screen.say(f"step {m['step']:>5}  loss {m['loss']:.4f}  posterior: {m['mutual_information']:.3f} nats, "
+                           f"{m['usage']:.2f} latents in use  passes {m['sequences_per_record']:g}")
+
+
+@main.command(name="eval")
+@config_options(EvalConfig)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
+    """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
+    config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
+    from twcli import report, runtime
+    from twcli.evaluate import evaluate as run
+    from twcli.runs import RunFolder, write_durably
+
+    runtime.quiet_transformers()
+    result = run(config, screen.say, screen.progress)
+    folder = RunFolder(config.run)
+    page = report.render_html(result, folder.read_metrics(), folder.read_config().to_mapping())
+    try:
+        write_durably(folder.report, page.encode())
+    except OSError as error:  # evaluating a run that one may only read is fine
+        screen.say(f"{folder.report}: not written: {error.strerror}")
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        _print_table(report.render_table(result))
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 80).print(table)
+
+
+@main.command()
+@config_options(SampleConfig)
+def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
+    """Draw completions: from the frozen model (to build data) or from a run."""
+    config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
+    from twcli import runtime
+    from twcli.sample import sample as run
+    from twcli.runs import write_durably
+
+    if config.out and Path(config.out).exists() and not config.overwrite:
+        raise UserError(f"{config.out}: exists; --overwrite replaces it")
+    if config.out and not os.access(Path(config.out).absolute().parent, os.W_OK):
+        raise UserError(f"{config.out}: its folder does not exist or cannot be written")
+    runtime.quiet_transformers()
+    lines = run(config, screen.say, screen.progress)
+    if config.out:
+        write_durably(Path(config.out), "".join(line + "\n" for line in lines).encode())
+        screen.say(f"{config.out}: {len(lines):,} completions")
+    else:
+        for line in lines:
+            click.echo(line)

@@ -1,0 +1,162 @@
+"""A trained run and held-out records become one result: did the posterior collapse, and does z mean a strategy?
+
+Shapes: N records, K latents, S supervised tokens.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from twcli import baseline, loss, runtime
+from twcli.batches import collate
+from twcli.config import EvalConfig, TrainConfig
+from twcli.dataset import Example, read_examples
+from twcli.errors import UserError
+from twcli.generation import generate
+from twcli.latents import LatentModel
+from twcli.metrics import Generations, summarise
+from twcli.runs import RunFolder
+from twcli.template import Encoded, Template
+from twcli.trainer import load_run
+
+Judge = Callable[[str, str], tuple[str | None, bool | None]]
+SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
+
+
+def load_judge(name: str) -> Judge:
+    """The function at MODULE:FUNCTION, with the working folder on the import path.
+
+    Raises:
+        UserError: no such module or function.
+    """
+    module, _, function = name.partition(":")
+    if not module or not function:
+        raise UserError(f"--judge {name}: give MODULE:FUNCTION, such as examples.tasks:judge")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        judge = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"--judge {name}: cannot be imported from {os.getcwd()}: {error}") from error
+    if not callable(judge):
+        raise UserError(f"--judge {name}: is not a function")
+    return judge
+
+
+def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> dict[str, Any]:
+    """All figures of `eval --json`, as `metrics.summarise` documents them.
+
+    Raises:
+        UserError: the run, the data or the judge is wrong.
+    """
+    judge = load_judge(config.judge) if config.judge else None
+    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field,
+                             strategy_field=config.strategy_field)
+    run = RunFolder(config.run)
+    model, template, trained = load_run(run, device=config.device, precision=config.precision, attention=config.attention)
+    max_length = runtime.context_length(model.backbone, config.max_length)
+    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    frozen_flat = _frozen_nll(config, trained, examples, encoded, say, progress)
+    with progress("posterior", len(encoded)) as advance:
+        posterior, router, marginal = posterior_and_marginal(
+            model, template, encoded, trained, frozen_flat, batch_tokens=config.batch_tokens, progress=advance)
+    labels = [e.strategy for e in examples]
+    if judge and not any(labels):
+        labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
+    generations = None
+    if judge:
+        generations = _generations(config, judge, model, template, examples, encoded, max_length, progress)
+    frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
+    return summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal,
+                     prompts=encoded.prompt_index, labels=labels if any(labels) else None, generations=generations,
+                     bootstrap=config.bootstrap, seed=config.seed)
+
+
+def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example], encoded: Encoded,
+                say: Callable[[str], None], progress: Callable[[str, int], Any]) -> np.ndarray | None:
+    """b_t of the evaluation records under the model that the run started from; None where it is gone."""
+    source = config.model or trained.model
+    try:
+        frozen = runtime.load_model(source, precision=config.precision, attention=config.attention)
+        template = runtime.load_template(source)
+    except UserError as error:
+        if config.model:
+            raise
+        say(f"frozen model not found ({error}); likelihood.gain is left out, give --model to have it")
+        return None
+    again = template.encode(examples, max_length=runtime.context_length(frozen, None), source=config.data)
+    if not np.array_equal(again.row_hash, encoded.row_hash):
+        raise UserError(f"{source}: its tokenizer gives other token ids than the run's; give the model that the run started from")
+    frozen.to(runtime.pick_device(config.device))
+    with progress("frozen model", int(again.lengths.sum())) as advance:
+        return baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens,
+                                   progress=advance)
+
+
+@torch.no_grad()
+def posterior_and_marginal(model: LatentModel, template: Template, encoded: Encoded, trained: TrainConfig,
+                           frozen_flat: np.ndarray | None, *, batch_tokens: int,
+                           progress: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(posterior (N, K), router (N, K), marginal NLL (N,) nats): -log sum_z p(z|x) p(y|x,z), the sum exact.
+
+    The closed-form posterior is the one of training, so it needs b_t; without it the uniform terms remain.
+    """
+    device = next(model.parameters()).device
+    N, K = len(encoded), model.latents
+    posterior, router, marginal = np.empty((N, K)), np.empty((N, K)), np.empty(N)
+    order = np.argsort(-encoded.lengths, kind="stable")
+    uniform_weight, token_weight = trained.term_weights()
+    if frozen_flat is None:
+        uniform_weight, token_weight = uniform_weight + token_weight, 0.0
+    starts = encoded.target_offsets
+    for rows in baseline.budget_batches(encoded.lengths, order, batch_tokens):
+        batch = collate(rows, encoded, template, None).to(device)
+        output = model(batch)
+        log_q = output.log_posterior_BK
+        if log_q is None:
+            weights = None
+            if frozen_flat is not None:
+                padded = baseline.gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
+                weights = torch.from_numpy(padded.astype(np.float32)).to(device)
+            reff = loss.reconstruction(output.nll_BKS, batch.active_BS, weights, uniform_weight=uniform_weight,
+                                       token_weight=token_weight, tau=trained.tau)
+            log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
+        joint = output.log_router_BK.double() - output.nll_BKS.double().sum(-1)
+        posterior[rows], router[rows] = log_q.double().exp().cpu(), output.log_router_BK.double().exp().cpu()
+        marginal[rows] = -torch.logsumexp(joint, dim=-1).cpu()
+        progress(len(rows))
+    return posterior, router, marginal
+
+
+def _generations(config: EvalConfig, judge: Judge, model: LatentModel, template: Template, examples: list[Example],
+                 encoded: Encoded, max_length: int, progress: Callable[[str, int], Any]) -> Generations:
+    """Greedy completions of every distinct prompt under every latent, judged."""
+    _, first = np.unique(encoded.prompt_index, return_index=True)
+    latent_ids = model.latent_ids_K.tolist()
+    xs = [examples[row].x for row in first for _ in latent_ids]
+    prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
+    room = max_length - max(map(len, prompts))
+    budget = min(config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS, room)
+    with progress("generating", len(prompts)) as advance:
+        texts = generate(model.backbone, template, prompts, max_new_tokens=budget, temperature=0.0, seed=config.seed,
+                         batch_tokens=4 * config.batch_tokens, progress=advance)
+    verdicts = [_judged(judge, x, y, config.judge) for x, y in zip(xs, texts, strict=True)]
+    return Generations(prompts=np.repeat(encoded.prompt_index[first], len(latent_ids)),
+                       latents=np.tile(np.arange(len(latent_ids)), len(first)),
+                       strategies=[s for s, _ in verdicts], correct=[c for _, c in verdicts])
+
+
+def _judged(judge: Judge, x: str, y: str, name: str | None) -> tuple[str | None, bool | None]:
+    try:
+        strategy, correct = judge(x, y)
+    except Exception as error:  # a user's function may raise anything; say whose it was
+        raise UserError(f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; "
+                        "a judge returns (strategy or None, correct or None) for any text") from error
+    return strategy, correct
