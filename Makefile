@@ -8,6 +8,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := build/demo
 LATENTS := 4
+JUDGE := examples.tasks.sorting_algorithms:judge
 
 # Two threads keep the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-
 from conftest import encode, make_model, make_records
+
 from twcli.baseline import budget_batches, fingerprint, score_flat, weights_hash
 
 

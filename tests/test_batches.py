@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from conftest import encode, make_records
+
 from twcli.baseline import gather_padded
 from twcli.batches import Plan, collate
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-
 from conftest import encode, make_model, make_records
+
 from twcli.batches import collate
 from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
 

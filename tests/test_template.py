@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from conftest import encode, make_tokenizer
+
 from twcli.dataset import Example
 from twcli.errors import UserError
 from twcli.template import Template

@@ -4,9 +4,9 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from conftest import make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
-from conftest import make_model, make_records, make_tokenizer, write_jsonl
 from twcli import trainer
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.errors import UserError, WorkFailed
@@ -143,7 +143,7 @@ def test_a_cache_of_another_model_or_other_data_is_refused(inputs, tmp_path):
         run(settings(inputs, tmp_path / "r", model=str(tmp_path / "model")))
     records = make_records(20, 3)
     records[16]["y"] += " w0"
-    with pytest.raises(UserError, match="17|data"):
+    with pytest.raises(UserError, match=r"17|data"):
         run(settings(inputs, tmp_path / "r2", data=write_jsonl(tmp_path / "d.jsonl", records)))
 
 
@@ -158,7 +158,7 @@ def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
 def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("x")
-    with pytest.raises(UserError, match="holds thesis.tex but no run"):
+    with pytest.raises(UserError, match=r"holds thesis\.tex but no run"):
         run(settings(inputs, tmp_path / "r"))
 
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
+from conftest import encode, make_model, make_records
 from scipy.optimize import linear_sum_assignment
 
-from conftest import encode, make_model, make_records
 from twcli.warmstart import Whitening, assign, centred_features, groups_of, synchronised_kmeans, warm_start
 
 

@@ -33,7 +33,8 @@ from twcli.cache_format import (
     trailer_problem,
     write_file,
 )
-from twcli.cache_parts import Parts, reporting, sync_folder
+from twcli.cache_parts import Parts, reporting
+from twcli.durable import sync_folder
 from twcli.errors import UserError, WorkFailed
 
 ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero

@@ -27,7 +27,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from twcli.cache_parts import write_all
+from twcli.durable import write_all
 from twcli.errors import UserError
 
 FORMAT_VERSION = 1

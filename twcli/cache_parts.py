@@ -26,6 +26,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from twcli.durable import write_all, write_durably
 from twcli.errors import UserError, WorkFailed
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
@@ -45,38 +46,6 @@ def reporting(path: Path, doing: str) -> Iterator[None]:
             raise UserError(f"{path}: cannot {doing}: {reason}") from error
         raise WorkFailed(f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
                          "goes on from there") from error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` last through a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or does not change. Raises OSError."""
-    temp = path.with_name(path.name + ".tmp")
-    try:
-        with open(temp, "wb", buffering=0) as file:
-            write_all(file.fileno(), data)
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except OSError:
-        with suppress(OSError):  # a full disk gets its space back
-            temp.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def write_all(handle: int, data: bytes | memoryview, position: int | None = None) -> None:
-    """Writes every byte, at `position` or where the handle stands: a full disk first *shortens* a write."""
-    view = memoryview(data).cast("B")
-    while len(view):
-        count = os.write(handle, view) if position is None else os.pwrite(handle, view, position)
-        view, position = view[count:], None if position is None else position + count
 
 
 class Parts:

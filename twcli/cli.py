@@ -1,11 +1,12 @@
 """The command line: options become a config, a config becomes one call; the only place that prints.
 
-    twcli precompute | train | eval | sample
+    twcli precompute | train | eval | sample | inspect
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect as inspection
 import os
 import signal
 import sys
@@ -13,13 +14,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from twcli import __version__
 from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, flag_of, read_yaml
-from twcli.errors import TwcliError, UserError
+from twcli.durable import write_durably
+from twcli.errors import TwcliError, UserError, WorkFailed
 
 LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
 TRAIN_LINES = 20  # lines a training run prints
@@ -65,13 +67,17 @@ class Screen:
 
 
 def config_options(kind: type[Config]) -> Callable[[Any], Any]:
-    """Click options from a config's fields, in their order; values are checked by the config itself."""
+    """Click options from a config's fields, required and own ones first; values are checked by the config itself."""
+    own = inspection.get_annotations(kind)
+    fields = sorted(dataclasses.fields(kind), key=lambda f: (f.default is not dataclasses.MISSING, f.name not in own))
 
     def decorate(function: Any) -> Any:
-        for field in reversed(dataclasses.fields(kind)):
+        function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
+        function = click.option("--config", "config_file", metavar="FILE",
+                                help="YAML file with these options' names; a flag wins over it.")(function)
+        for field in reversed(fields):
             function = _option(kind, field)(function)
-        function = click.option("--config", "config_file", metavar="FILE", help="YAML file with these options' names; a flag wins over it.")(function)
-        return click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
+        return function
 
     return decorate
 
@@ -96,40 +102,46 @@ def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) 
     """Defaults, then the file, then the flags that were given."""
     values = {} if config_file is None else {str(k).replace("-", "_"): v for k, v in read_yaml(config_file).items()}
     given = {name: value for name, value in flags.items() if value is not None}
-    if config_file is not None:
-        known = {f.name for f in dataclasses.fields(kind)}
-        if unknown := [k for k in values if k not in known]:
-            raise UserError(f"{config_file}: unknown key '{unknown[0]}'; known keys: {', '.join(sorted(known))}")
-    return kind.from_mapping({**values, **given}, config_file or "command line")
+    return kind.from_mapping({**values, **given}, config_file or "options")
 
 
 class OneLineErrors(click.Group):
-    """Turns the library's errors into one line and an exit code, also when run in-process by tests."""
+    """Turns every error that a user can meet into one line on stderr and an exit code."""
 
-    def invoke(self, context: click.Context) -> Any:
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use
+
+    def main(self, *args: Any, **settings: Any) -> NoReturn:
+        settings["standalone_mode"] = False
         try:
-            return super().invoke(context)
+            code = super().main(*args, **settings)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help(), err=True)
+            code = 2
+        except click.ClickException as error:
+            place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "twcli"
+            code = _fail(f"{place}: {error.format_message()}", 2)
         except TwcliError as error:
-            click.echo(f"twcli: {error}", err=True)
-            context.exit(error.exit_code)
-        except KeyboardInterrupt:
-            click.echo("twcli: interrupted; run the same command again to resume", err=True)
-            context.exit(130)
+            code = _fail(f"twcli: {error}", error.exit_code)
+        except (KeyboardInterrupt, click.Abort):
+            code = _fail("twcli: interrupted; run the same command again to resume", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            context.exit(1)
+            code = 1
+        except OSError as error:
+            code = _fail(f"twcli: {error.filename or 'input or output'}: {error.strerror or error}", 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(line: str, code: int) -> int:
+    click.echo(" ".join(line.split()), err=True)
+    return code
 
 
 @click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
 @click.version_option(__version__, prog_name="twcli", message="%(prog)s %(version)s")
 def main() -> None:
     """Turn an entangled language model into one with K discrete latent strategies.
-
-    \b
-    twcli precompute  frozen model, once over the data -> per-token NLL b_t
-    twcli train       entangled model + data + b_t     -> run folder
-    twcli eval        did the posterior collapse? does z mean a strategy?
-    twcli sample      completions by the frozen model, or by latent
 
     Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong.
     """
@@ -141,7 +153,7 @@ def _terminate(number: int, _frame: Any) -> None:
     raise SystemExit(128 + number)
 
 
-@main.command()
+@main.command(short_help="Frozen model, once over the data: per-token NLL b_t.")
 @config_options(PrecomputeConfig)
 def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
@@ -153,7 +165,7 @@ def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
     run(config, screen.say, screen.progress)
 
 
-@main.command()
+@main.command(short_help="Entangled model, data and b_t: a run folder.")
 @config_options(TrainConfig)
 def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
@@ -187,7 +199,7 @@ def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> No
                            f"{m['usage']:.2f} latents in use  passes {m['sequences_per_record']:g}")
 
 
-@main.command(name="eval")
+@main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
 @config_options(EvalConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -195,7 +207,7 @@ def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
     from twcli import report, runtime
     from twcli.evaluate import evaluate as run
-    from twcli.runs import RunFolder, write_durably
+    from twcli.runs import RunFolder
 
     runtime.quiet_transformers()
     result = run(config, screen.say, screen.progress)
@@ -217,14 +229,13 @@ def _print_table(table: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 80).print(table)
 
 
-@main.command()
+@main.command(short_help="Completions by the frozen model, or by latent.")
 @config_options(SampleConfig)
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""
     config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
     from twcli import runtime
     from twcli.sample import sample as run
-    from twcli.runs import write_durably
 
     if config.out and Path(config.out).exists() and not config.overwrite:
         raise UserError(f"{config.out}: exists; --overwrite replaces it")
@@ -238,3 +249,18 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     else:
         for line in lines:
             click.echo(line)
+
+
+@main.command(short_help="What a cache or a run holds; is it intact?")
+@click.argument("path", metavar="F.h5|RUN")
+@click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def inspect(path: str, verify: bool, as_json: bool) -> None:
+    """What a cache or a run folder holds, its provenance and its b_t profile."""
+    from twcli import report
+    from twcli.inspection import inspect as run
+
+    found = run(path, verify=verify)
+    click.echo(report.to_json(found) if as_json else report.render_inspection(found))
+    if found["problems"]:
+        raise WorkFailed(f"{path}: damaged; {found['problems'][0]}")

@@ -26,7 +26,7 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) ->
 
 
 def flag_of(name: str) -> str:
-    return "--" + name.replace("_", "-")
+    return "-n" if name == "n" else "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True, kw_only=True)

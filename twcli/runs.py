@@ -1,4 +1,5 @@
-"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/ and report.html.
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
+checksums.json and report.html.
 
 The only module that writes there. A folder or file appears under its final name when it is complete.
 """
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from twcli.config import TrainConfig, read_yaml, write_yaml
+from twcli.durable import sync_folder, write_durably
 from twcli.errors import UserError, WorkFailed
 
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")  # may change between a run and its resumption
@@ -34,6 +36,7 @@ class RunFolder:
         self.metrics_file = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.posterior_file = self.path / "posterior.safetensors"
+        self.checksums_file = self.path / "checksums.json"
         self.model = self.path / "model"
         self.report = self.path / "report.html"
 
@@ -79,7 +82,7 @@ class RunFolder:
         os.replace(staged, self.config_file)
 
     def _clear(self) -> None:
-        known = (self.config_file, self.metrics_file, self.posterior_file, self.report,
+        known = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file,
                  self.path / ".config.yaml", self.path / "warmstart.safetensors")
         for file in known:
             file.unlink(missing_ok=True)
@@ -130,7 +133,7 @@ class RunFolder:
         write_durably(staged / "checkpoint.json", json.dumps(info).encode())
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staged, folder)
-        _sync_folder(self.checkpoints)
+        sync_folder(self.checkpoints)
         for old in self._checkpoint_folders()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -139,13 +142,11 @@ class RunFolder:
         notes = []
         for folder in reversed(self._checkpoint_folders()):
             try:
-                info = json.loads((folder / "checkpoint.json").read_text())
-                data = (folder / "state.safetensors").read_bytes()
-                if hashlib.sha256(data).hexdigest() != info["sha256"] or folder.name != f"step-{info['step']:08d}":
-                    raise ValueError("checksum differs")
-                return info["step"], load(data), notes
-            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                step, tensors = _load_checkpoint(folder)
+            except CHECKPOINT_ERRORS as error:
                 notes.append(f"{folder}: damaged ({error}); passed over")
+            else:
+                return step, tensors, notes
         return 0, {}, notes
 
     def _checkpoint_folders(self) -> list[Path]:
@@ -165,32 +166,60 @@ class RunFolder:
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
-        """A folder to save the model in; it becomes `model/` when the block ends well."""
+        """A folder to save the model in; it becomes `model/` when the block ends well, checksums beside it."""
         staged = self.path / ".model"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         yield staged
+        sums = {}
+        for file in sorted(staged.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    sums[f"model/{file.relative_to(staged)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                    os.fsync(stream.fileno())
+        sums[self.posterior_file.name] = hashlib.sha256(self.posterior_file.read_bytes()).hexdigest()
+        write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
         os.replace(staged, self.model)
-        _sync_folder(self.path)
+        sync_folder(self.path)
+
+    def problems(self) -> list[str]:
+        """One line for each checkpoint or result that is damaged; reads all of them."""
+        problems = []
+        for folder in self._checkpoint_folders():
+            try:
+                _load_checkpoint(folder)
+            except CHECKPOINT_ERRORS as error:
+                problems.append(f"{folder}: damaged ({error})")
+        if self.done:
+            problems += self._damaged_results()
+        return problems
+
+    def _damaged_results(self) -> list[str]:
+        try:
+            sums = json.loads(self.checksums_file.read_bytes())
+            files = [(self.path / name, wanted) for name, wanted in sums.items()]
+        except (OSError, ValueError, AttributeError) as error:
+            return [f"{self.checksums_file}: cannot be read ({error})"]
+        problems = []
+        for file, wanted in files:
+            try:
+                with file.open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
+                        problems.append(f"{file}: its checksum differs")
+            except OSError as error:
+                problems.append(f"{file}: cannot be read: {error.strerror}")
+        return problems
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes aside, syncs and renames: after a kill the file is the old one or the new one, never a part."""
-    staged = path.with_name(f".{path.name}.part")
-    with staged.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(staged, path)
-    _sync_folder(path.parent)
+CHECKPOINT_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _load_checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
+    info = json.loads((folder / "checkpoint.json").read_text())
+    data = (folder / "state.safetensors").read_bytes()
+    if hashlib.sha256(data).hexdigest() != info["sha256"] or folder.name != f"step-{info['step']:08d}":
+        raise ValueError("checksum differs")
+    return info["step"], load(data)
 
 
 def _line(metrics: dict[str, Any]) -> str:

@@ -216,7 +216,8 @@ def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int) -> 
     norm = accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
     if not (math.isfinite(value.item()) and math.isfinite(float(norm))):
         raise WorkFailed(f"step {step + 1}: the loss is {value.item()} and its gradient norm {float(norm)}, on data lines "
-                         f"{', '.join(str(r + 1) for r in rows[:8])} ...; the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
+                         f"{', '.join(str(r + 1) for r in rows[:8])} ...; "
+                         f"the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
     optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "loss": value.item(), **parts, "gradient_norm": float(norm),

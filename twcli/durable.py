@@ -1,0 +1,39 @@
+"""Writing that a kill, a full disk or a power cut cannot leave half done. The cache and the run folder stand on it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes renames inside `folder` last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_all(handle: int, data: bytes | memoryview, position: int | None = None) -> None:
+    """Writes every byte, at `position` or where the handle stands: a full disk first *shortens* a write."""
+    view = memoryview(data).cast("B")
+    while len(view):
+        count = os.write(handle, view) if position is None else os.pwrite(handle, view, position)
+        view, position = view[count:], None if position is None else position + count
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """`path` holds all of `data` or does not change. Raises OSError."""
+    temp = path.with_name(path.name + ".tmp")
+    try:
+        with open(temp, "wb", buffering=0) as file:
+            write_all(file.fileno(), data)
+            os.fsync(file.fileno())
+        os.replace(temp, path)
+    except OSError:
+        with suppress(OSError):  # a full disk gets its space back
+            temp.unlink()
+        raise
+    sync_folder(path.parent)

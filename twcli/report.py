@@ -1,0 +1,183 @@
+"""Results for people and for programs: tables, JSON, and one HTML page that needs no network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rich.table import Table
+
+# (section, key, what it says); section None stands for the top level
+ROWS = (
+    ("posterior", "mutual_information", "nats that z carries; at most log K"),
+    ("posterior", "usage", "latents in use, exp of entropy"),
+    ("posterior", "active", "latents with mass >= 0.01"),
+    ("posterior", "kl", "posterior against router, nats"),
+    ("posterior", "entropy", "of one record's posterior, nats"),
+    ("posterior", "collapsed", "z says (almost) nothing"),
+    ("alignment", "generation_one_to_one", "latent k writes its strategy"),
+    ("alignment", "posterior_one_to_one", "posterior finds the strategy"),
+    ("alignment", "majority", "always guessing the commonest"),
+    ("alignment", "nmi", "normalised mutual information"),
+    ("alignment", "ari", "adjusted Rand index"),
+    ("alignment", "coverage_mean", "strategies reached for a prompt"),
+    ("alignment", "full_coverage_rate", "prompts with all reached"),
+    (None, "strategy_accuracy", "does z mean a strategy?"),
+    (None, "answer_accuracy", "right answers, all latents"),
+    ("likelihood", "frozen_nll", "entangled model, nats an example"),
+    ("likelihood", "marginal_nll", "this model, exact sum over z"),
+    ("likelihood", "gain", "frozen minus marginal"),
+)
+NO_LABELS = "no strategy labels in the data, no --judge"
+NO_JUDGE = "no --judge, so nothing was generated"
+NO_FROZEN = "frozen model not found; give --model"
+NO_SPLIT = "nothing to score, or one prompt only"
+
+
+def to_json(result: dict[str, Any]) -> str:
+    """One JSON object on one line."""
+    return json.dumps(result, allow_nan=False, ensure_ascii=False)
+
+
+def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """(section, key, value, 95 % interval, note) of every figure, as texts; where a value is null the note says why."""
+    for section, key, note in ROWS:
+        holder = result[section] if section else result
+        value = holder[key]
+        if value is None:
+            yield section or "", key, "-", "", _why_null(result, key)
+        else:
+            yield section or "", key, _number(value), _interval(holder.get(f"{key}_ci")), note
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _interval(ci: Sequence[float] | None) -> str:
+    return "" if ci is None else f"{ci[0]:.3f} to {ci[1]:.3f}"
+
+
+def _why_null(result: dict[str, Any], key: str) -> str:
+    alignment = result["alignment"]
+    if key in ("frozen_nll", "gain"):
+        return NO_FROZEN
+    if key == "answer_accuracy":
+        return NO_JUDGE if alignment["coverage_mean"] is None else "the judge never told right from wrong"
+    if alignment["nmi"] is None:
+        return NO_LABELS
+    if key in ("posterior_one_to_one", "strategy_accuracy") or alignment["coverage_mean"] is not None:
+        return NO_SPLIT
+    return NO_JUDGE
+
+
+def render_table(result: dict[str, Any]) -> Table:
+    """The table that `twcli eval` prints; fits 80 columns."""
+    title = f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
+    table = Table(title=title, title_justify="left", caption=mapping_line(result), caption_justify="left", box=None, pad_edge=False)
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("what it says", overflow="fold")
+    before = None
+    for section, key, value, interval, note in rows_of(result):
+        if before not in (None, section):
+            table.add_row()
+        before = section
+        table.add_row(key, value, interval, note)
+    return table
+
+
+def mapping_line(result: dict[str, Any]) -> str:
+    """Which strategy each latent stands for, in one line."""
+    mapping = result["alignment"]["mapping"]
+    if mapping is None:
+        return ""
+    return "\n" + ", ".join(f"z{k} = {name or 'none'}" for k, name in mapping.items())
+
+
+def render_inspection(found: dict[str, Any]) -> str:
+    """What `twcli inspect` prints."""
+    if found["kind"] == "cache":
+        lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
+        if profile := found["profile"]:
+            lines.append(f"b_t: {profile['mean']:.4f} nats a token, {profile['example']:.3f} an example; quantiles "
+                         + ", ".join(f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None))
+            lines += [f"     {share:.0%} of all nats in the first {first} tokens of y"
+                      for first, share in profile["opening"].items() if share is not None]
+            if profile["informative"] is not None:
+                lines.append(f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens the posterior's gradient "
+                             f"about {1 / profile['informative']:.1f} times")
+            lines.append(f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
+        lines += [f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()]
+    else:
+        lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
+        if last := found["last"]:
+            lines.append(f"last step: loss {last['loss']:.4f}, mutual information {last['mutual_information']:.3f} nats, "
+                         f"{last['usage']:.2f} latents in use")
+        lines += [f"{key}: {value}" for key, value in found["settings"].items()]
+    if found["problems"] is not None:
+        lines += found["problems"] or ["verified: every checksum matches"]
+    return "\n".join(lines)
+
+
+# HTML
+
+STYLE = """
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6b6b6b; --line: #d5d5d5; --mark: #0072b2; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #eee; --paper: #161616; --soft: #a5a5a5; --line: #444; --mark: #56b4e9; }
+}
+body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
+.soft { color: var(--soft); }
+.warning { border-left: .3rem solid #d55e00; padding: .5rem 1rem; }
+svg { max-width: 100%; height: auto; }
+polyline { fill: none; stroke: var(--mark); stroke-width: 2; }
+text { fill: var(--soft); font-size: 12px; }
+"""
+CURVES = (("mutual_information", "Mutual information of y and z", "nats"), ("loss", "Loss", "nats a token"))
+HEAD = ("<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
+        "<title>twcli run</title>")
+
+
+def render_html(result: dict[str, Any], metrics: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
+    """One self-contained page: the figures, two curves over the training and the run's settings."""
+    warning = ""
+    if result["posterior"]["collapsed"]:
+        warning = "<p class='warning'>The posterior has collapsed: z says (almost) nothing about y.</p>"
+    figures = "".join(_row(section, key, f"<td class='n'>{value}", f"<td class='n'>{interval}", f"<td class='soft'>{note}")
+                      for section, key, value, interval, note in rows_of(result))
+    curves = "".join(f"<h2>{title}</h2>{_curve([m['step'] for m in metrics], [m[key] for m in metrics], unit)}"
+                     for key, title, unit in CURVES if metrics)
+    options = "".join(_row(html.escape(key), html.escape(str(value))) for key, value in settings.items())
+    return (f"{HEAD}<style>{STYLE}</style><h1>twcli run</h1>{warning}"
+            f"<p>{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents. "
+            f"{html.escape(mapping_line(result).strip())}</p>"
+            "<div class='scroll'><table><tr><th>section<th>figure<th>value<th>95 % interval<th>what it says</tr>"
+            f"{figures}</table></div>{curves}<h2>Settings</h2><div class='scroll'><table>{options}</table></div></html>\n")
+
+
+def _row(*cells: str) -> str:
+    return "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}" for cell in cells) + "</tr>"
+
+
+def _curve(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
+    """An SVG line of values over steps."""
+    width, height, margin = 640, 200, 40
+    low, high = min(0.0, min(values)), max(values)
+    spread, last = (high - low) or 1.0, max(steps)
+    across, up, bottom = (width - 2 * margin) / last, (height - 2 * margin) / spread, height - margin
+    points = " ".join(f"{margin + across * step:.1f},{bottom - up * (value - low):.1f}"
+                      for step, value in zip(steps, values, strict=True))
+    return (f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{unit} over {last} steps'><polyline points='{points}'/>"
+            f"<text x='{margin}' y='{margin - 8}'>{high:.3g} {unit}</text><text x='{margin}' y='{bottom + 16}'>{low:.3g}</text>"
+            f"<text x='{width - margin}' y='{bottom + 16}' text-anchor='end'>step {last}</text></svg>")
