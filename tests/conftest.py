@@ -75,3 +75,14 @@ def encode(template, records, max_length=128):
     from twcli.dataset import Example
 
     return template.encode([Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl")
+
+
+def judge(x, y):
+    """Strategy s0, s1, ... by y's first word; right where x's first word is not in y."""
+    words = y.split()
+    strategy = f"s{words[0][1:]}" if words and words[0] in WORDS[:3] else None
+    return strategy, x.split()[0] not in words
+
+
+def broken_judge(_x, _y):
+    return 1 / 0

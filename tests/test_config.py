@@ -1,6 +1,6 @@
 import pytest
 
-from twcli.config import EvalConfig, SampleConfig, TrainConfig, read_yaml, write_yaml
+from twcli.config import EvalConfig, SampleConfig, TrainConfig, read_yaml, to_yaml
 from twcli.errors import UserError
 
 NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
@@ -8,7 +8,7 @@ NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
 
 def test_yaml_round_trip(tmp_path):
     config = TrainConfig(**NEEDED, beta=0.3, epochs=2)
-    write_yaml(config, tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text(to_yaml(config))
     assert TrainConfig.from_mapping(read_yaml(str(tmp_path / "c.yaml")), "c.yaml") == config
 
 

@@ -46,10 +46,11 @@ def run(config, stop_after=None):
     """What `twcli train` does; `stop_after` leaves as a kill would: no export, no clean-up."""
     folder = RunFolder(config.out)
     with folder.writer():
-        folder.open(config)
-        if folder.done:
+        folder.check(config)
+        if folder.done and not config.overwrite:
             return folder
         job = trainer.prepare(config, folder, silent, no_bar)
+        folder.begin(config)
         for metrics in trainer.fit(job, silent):
             if metrics["step"] == stop_after:
                 return folder
@@ -97,7 +98,7 @@ def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior
 
 
 def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_path):
-    metrics = run(settings(inputs, tmp_path / "r", steps=60, lr=3e-3)).read_metrics()
+    metrics = run(settings(inputs, tmp_path / "r", steps=90, lr=3e-3)).read_metrics()
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
     assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
 
@@ -173,8 +174,8 @@ def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, t
     precompute(PrecomputeConfig(model=config.model, data=data, out=config.baseline, device="cpu"), silent, no_bar)
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        folder.open(config)
         job = trainer.prepare(config, folder, said.append, no_bar)
+        folder.begin(config)
         assert [m["held"] for m in trainer.fit(job, silent)] == [False, False]
     assert any("twcli sample --model" in line for line in said)
 

@@ -176,11 +176,12 @@ def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
     runtime.quiet_transformers()
     run = RunFolder(config.out)
     with run.writer():
-        run.open(config)
-        if run.done:
+        run.check(config)
+        if run.done and not config.overwrite:
             screen.say(f"{config.out}: already trained; --overwrite starts anew")
             return
         job = trainer.prepare(config, run, screen.say, screen.progress)
+        run.begin(config)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)
         trainer.export(job)

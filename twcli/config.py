@@ -235,7 +235,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def write_yaml(config: Config, path: Path) -> None:
+def to_yaml(config: Config) -> str:
     import yaml
 
-    path.write_text(yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)

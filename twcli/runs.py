@@ -20,10 +20,11 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from twcli.config import TrainConfig, read_yaml, write_yaml
+from twcli.config import TrainConfig, read_yaml, to_yaml
 from twcli.durable import sync_folder, write_durably
 from twcli.errors import UserError, WorkFailed
 
+LOCK = ".lock"
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")  # may change between a run and its resumption
 
 
@@ -46,48 +47,61 @@ class RunFolder:
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        """Holds the run's lock; the system releases a dead holder's.
+        """Holds the run's lock; the system releases a dead holder's. A folder in which no run was begun goes again.
 
         Raises:
             UserError: another process trains here, or the folder cannot be written.
+            WorkFailed: the disk failed meanwhile.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", blocking=False)
-            with lock:
-                yield
+            lock = FileLock(self.path / LOCK, blocking=False)
+            lock.acquire()
         except Timeout as error:
             raise UserError(f"{self.path}: another process is training here; wait for it or give another --out") from error
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
             raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
+        try:
+            yield
         except OSError as error:
             raise WorkFailed(f"{error.filename or self.path}: {error.strerror}; run the same command again to resume") from error
+        finally:
+            if [p.name for p in self.path.iterdir()] == [LOCK]:
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+            lock.release()
 
-    def open(self, config: TrainConfig) -> None:
-        """Creates the folder's content for `config`, or makes sure that it belongs to the same settings.
+    def check(self, config: TrainConfig) -> None:
+        """Writes nothing; `--overwrite` allows any run.
 
         Raises:
             UserError: it holds a run with other settings (the first one is named), or files of something else.
         """
+        if self.config_file.is_file():
+            if not config.overwrite:
+                self._check_same(config)
+            return
+        strangers = [p.name for p in self.path.iterdir() if p.name != LOCK and p.name not in self._own()]
+        if strangers:
+            raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
+
+    def begin(self, config: TrainConfig) -> None:
+        """Puts down the settings, once everything else is known to be right; `--overwrite` first removes the old run."""
         if config.overwrite:
             self._clear()
-        if self.config_file.is_file():
-            self._check_same(config)
-            return
-        strangers = [p.name for p in self.path.iterdir() if p.name != ".lock"]
-        if strangers:
-            raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder or --overwrite")
-        staged = self.path / ".config.yaml"
-        write_yaml(config, staged)
-        os.replace(staged, self.config_file)
+        if not self.config_file.is_file():
+            write_durably(self.config_file, to_yaml(config).encode())
+
+    def _own(self) -> set[str]:
+        """Names that a run makes, those of writes that were cut off included."""
+        files = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file)
+        return {name for file in files for name in (file.name, file.name + ".tmp")} | {"checkpoints", "model", ".model"}
 
     def _clear(self) -> None:
-        known = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file,
-                 self.path / ".config.yaml", self.path / "warmstart.safetensors")
-        for file in known:
-            file.unlink(missing_ok=True)
-        for folder in (self.checkpoints, self.model, self.path / ".model"):
-            shutil.rmtree(folder, ignore_errors=True)
+        self.config_file.unlink(missing_ok=True)  # first: what is left of the rest belongs to no run any more
+        for path in self.path.iterdir():
+            if path.name in self._own():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_same(self, config: TrainConfig) -> None:
         there, here = self.read_config().to_mapping(), config.to_mapping()

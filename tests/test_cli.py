@@ -1,0 +1,290 @@
+"""The commands in-process on a tiny model: the pipeline, what a user can get wrong, and how the help reads."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from twcli import __version__
+from twcli.cli import main
+
+ROOT = Path(__file__).parent.parent
+COMMANDS = ("precompute", "train", "eval", "sample", "inspect")
+JUDGE = "conftest:judge"
+
+
+def twcli(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def ok(*arguments):
+    result = twcli(*arguments)
+    assert result.exit_code == 0, result.stderr or result.exception
+    return result
+
+
+def refused(*arguments, says):
+    """Exit code 2, nothing on stdout, and one line on stderr that holds `says`."""
+    result = twcli(*arguments)
+    assert result.exit_code == 2, (result.stderr, result.exception)
+    assert result.stdout == ""
+    lines = result.stderr.splitlines()
+    assert len(lines) == 1, lines
+    for part in [says] if isinstance(says, str) else says:
+        assert part in lines[0], lines[0]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Data, model, cache and a short run, made by the commands; tests must not change them."""
+    folder = tmp_path_factory.mktemp("made")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    write_jsonl(folder / "data.jsonl", make_records(20, 3))
+    ok("precompute", "--model", folder / "model", "--data", folder / "data.jsonl", "--out", folder / "b.h5", "--device", "cpu")
+    ok("train", *train_flags(folder), "--out", folder / "run")
+    return folder
+
+
+def train_flags(made):
+    return ("--model", made / "model", "--data", made / "data.jsonl", "--baseline", made / "b.h5", "--latents", 3,
+            "--steps", 4, "--batch-tokens", 200, "--device", "cpu")
+
+
+# The pipeline
+
+
+def test_eval_prints_one_json_object_and_writes_the_report(made):
+    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20, "--json")
+    figures = json.loads(result.stdout)
+    assert set(figures["posterior"]) == {f"{key}{suffix}" for key in ("usage", "active", "mutual_information", "kl", "entropy")
+                                         for suffix in ("", "_ci")} | {"collapsed"}
+    assert {"posterior_one_to_one", "generation_one_to_one", "nmi", "ari", "mapping", "coverage_mean",
+            "full_coverage_rate"} <= set(figures["alignment"])
+    assert set(figures["likelihood"]) == {f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")}
+    assert figures["strategy_accuracy"] == figures["alignment"]["generation_one_to_one"]
+    assert 0 <= figures["answer_accuracy"] <= 1
+    page = (made / "run" / "report.html").read_text()
+    assert page.startswith("<!doctype html>") and "http" not in page and "mutual_information" in page
+
+
+def test_eval_prints_a_table_within_80_columns(made):
+    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+    assert "no --judge, so nothing was generated" in " ".join(result.stdout.split())
+
+
+def test_eval_without_labels_says_so(made, tmp_path):
+    records = [{"x": r["x"], "y": r["y"]} for r in make_records(20, 3)]
+    result = ok("eval", "--run", made / "run", "--data", write_jsonl(tmp_path / "d.jsonl", records), "--bootstrap", 20)
+    assert "no strategy labels in the data" in " ".join(result.stdout.split())
+
+
+def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
+    ok("sample", "--model", made / "model", "--data", made / "data.jsonl", "-n", 2, "--max-new-tokens", 8, "--out", tmp_path / "g.jsonl")
+    lines = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
+    assert {line["x"] for line in lines} <= {r["x"] for r in make_records(20, 3)}
+    assert 20 < len(lines) <= 40 and set(lines[0]) == {"x", "y"}
+    ok("precompute", "--model", made / "model", "--data", tmp_path / "g.jsonl", "--out", tmp_path / "g.h5")
+
+
+def test_sample_from_a_run(made):
+    def latents(*flags):
+        lines = ok("sample", "--run", made / "run", "--x", "w0 w1", "--max-new-tokens", 5, *flags).stdout.splitlines()
+        return [json.loads(line)["latent"] for line in lines]
+
+    assert set(latents("--latent", "all", "-n", 4)) <= {0, 1, 2}
+    assert set(latents("--latent", 2, "-n", 3)) == {2}
+    assert 1 <= len(latents("--latent", "router", "-n", 5)) <= 5
+    assert latents("--latent", "all", "--seed", 3) == latents("--latent", "all", "--seed", 3)
+
+
+def test_commands_run_again_say_that_they_are_done(made):
+    before = (made / "run" / "metrics.jsonl").read_text()
+    assert "already trained" in ok("train", *train_flags(made), "--out", made / "run").stderr
+    assert (made / "run" / "metrics.jsonl").read_text() == before
+    again = ok("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", made / "b.h5")
+    assert "already complete" in again.stderr
+
+
+def test_inspect_a_cache(made):
+    found = json.loads(ok("inspect", made / "b.h5", "--verify", "--json").stdout)
+    assert (found["kind"], found["rows"], found["problems"]) == ("cache", 60, [])
+    assert 0 < found["profile"]["informative"] <= 1
+    text = ok("inspect", made / "b.h5", "--verify").stdout
+    assert "60 rows" in text and "every checksum matches" in text
+
+
+def test_inspect_a_run(made):
+    found = json.loads(ok("inspect", made / "run", "--verify", "--json").stdout)
+    assert (found["kind"], found["done"], found["steps"], found["problems"]) == ("run", True, 4, [])
+    assert "finished, 4 steps" in ok("inspect", made / "run").stdout
+
+
+@pytest.mark.parametrize("name", ["b.h5", "run/model/model.safetensors", "run/posterior.safetensors", "run/checkpoints"])
+def test_inspect_finds_a_flipped_bit(made, tmp_path, name):
+    shutil.copytree(made / "run", tmp_path / "run")
+    shutil.copy(made / "b.h5", tmp_path / "b.h5")
+    file = tmp_path / name
+    if file.is_dir():
+        file = next(file.rglob("*.safetensors"))
+    data = bytearray(file.read_bytes())
+    data[-100] ^= 4
+    file.write_bytes(data)
+    result = twcli("inspect", tmp_path / ("b.h5" if name == "b.h5" else "run"), "--verify")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1 and "damaged" in result.stderr
+
+
+# Configuration
+
+
+def test_a_flag_wins_over_the_file_also_where_it_is_the_default(made, tmp_path):
+    (tmp_path / "c.yaml").write_text(f"data: {made / 'data.jsonl'}\nlatents: 3\nsteps: 2\nbeta: 0.5\nbatch-tokens: 200\n")
+    ok("train", "--config", tmp_path / "c.yaml", "--model", made / "model", "--baseline", made / "b.h5", "--out", tmp_path / "run",
+       "--beta", 0.1, "--device", "cpu")
+    settings = json.loads(ok("inspect", tmp_path / "run", "--json").stdout)["settings"]
+    assert (settings["beta"], settings["steps"], settings["batch_tokens"]) == (0.1, 2, 200)
+
+
+def test_unknown_keys_in_the_file_are_refused(made, tmp_path):
+    (tmp_path / "c.yaml").write_text("latentz: 3\n")
+    refused("train", "--config", tmp_path / "c.yaml", *train_flags(made), "--out", tmp_path / "run", says=["c.yaml", "'latentz'"])
+    assert not (tmp_path / "run").exists()
+
+
+# What a user can get wrong
+
+
+BAD_DATA = {
+    "malformed": ('{"x": "w0", "y": "w1"}\n{"x": "w0" "y"}\n', ["d.jsonl:2", "not valid JSON"]),
+    "missing field": ('{"x": "w0", "y": "w1"}\n{"x": "w0"}\n', ["d.jsonl:2", "'y' is missing"]),
+    "wrong type": ('{"x": "w0", "y": 3}\n', ["d.jsonl:1", "'y' must be text"]),
+    "empty y": ('{"x": "w0", "y": " "}\n', ["d.jsonl:1", "'y' is empty"]),
+    "too long": (json.dumps({"x": "w0", "y": "w1 " * 200}) + "\n", ["d.jsonl:1", "more than the limit of 128"]),
+    "no records": ("", ["d.jsonl", "no records"]),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(made, tmp_path, case):
+    content, says = BAD_DATA[case]
+    (tmp_path / "d.jsonl").write_text(content)
+    files = {"--data": tmp_path / "d.jsonl", "--model": made / "model"}
+    flags = [part for pair in files.items() for part in pair]
+    refused("precompute", *flags, "--out", tmp_path / "b.h5", says=says)
+    refused("train", *flags, "--baseline", made / "b.h5", "--latents", 2, "--out", tmp_path / "run", says=says)
+    refused("eval", "--run", made / "run", "--data", tmp_path / "d.jsonl", says=says)
+    assert not list(tmp_path.glob("b.h5*"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_files(made, tmp_path):
+    refused("precompute", "--model", made / "model", "--data", tmp_path / "no.jsonl", "--out", tmp_path / "b.h5", says="no.jsonl")
+    refused("precompute", "--model", tmp_path / "none", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5", says="none")
+    refused("train", *train_flags(made), "--out", tmp_path / "run", "--baseline", tmp_path / "no.h5", says="no.h5")
+    refused("eval", "--run", tmp_path / "none", "--data", made / "data.jsonl", says="holds no run")
+    refused("inspect", tmp_path / "none", says="no such file or folder")
+    refused("sample", "--model", tmp_path / "none", "--x", "w0", says="none")
+
+
+def test_a_model_without_tags_or_with_another_tokenizer(made, tmp_path):
+    shutil.copytree(made / "model", tmp_path / "model")
+    tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
+    renamed = json.dumps(tokenizer).replace("<z>", "<latent>").replace("</z>", "</latent>")
+    (tmp_path / "model" / "tokenizer.json").write_text(renamed)
+    settings = (tmp_path / "model" / "tokenizer_config.json").read_text().replace("<z>", "<latent>").replace("</z>", "</latent>")
+    (tmp_path / "model" / "tokenizer_config.json").write_text(settings)
+    flags = ("--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
+    refused("precompute", "--model", tmp_path / "model", *flags, says=["has no <z>, </z>", "entangle.py"])
+    big = make_tokenizer()
+    big.add_tokens([f"extra{i}" for i in range(9)])
+    shutil.rmtree(tmp_path / "model")
+    make_model().save_pretrained(tmp_path / "model")
+    big.save_pretrained(tmp_path / "model")
+    refused("precompute", "--model", tmp_path / "model", *flags, says="do not belong together")
+
+
+def test_a_cache_of_something_else(made, tmp_path):
+    make_model(seed=3).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    refused("train", *train_flags(made), "--out", tmp_path / "run", "--model", tmp_path / "model", says=["b.h5", "weights"])
+    records = make_records(20, 3)
+    records[7]["y"] = "w9"
+    data = write_jsonl(tmp_path / "d.jsonl", records)
+    refused("train", *train_flags(made), "--out", tmp_path / "run", "--data", data, says=["b.h5", "line 8"])
+    (tmp_path / "b.h5").write_text("no HDF5")
+    refused("train", *train_flags(made), "--out", tmp_path / "run", "--baseline", tmp_path / "b.h5", says="is not an HDF5 file")
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--latents", "1"], "--latents: 1 is too small"), (["--latents", "x"], "--latents"), (["--steps", "0"], "--steps"),
+    (["--steps", "2", "--epochs", "2"], "exclude each other"), (["--weighting", "none"], "--weighting"), (["--beta", "nan"], "--beta"),
+    (["--nonsense"], "--nonsense"), (["--max-length", "1000"], "context holds 128"), (["--device", "cuda"], "--device cuda")])
+def test_bad_flags(made, tmp_path, flags, says):
+    import torch
+
+    if flags == ["--device", "cuda"] and torch.cuda.is_available():
+        flags, says = ["--device", "mps"], "--device mps"
+    refused("train", *train_flags(made), "--out", tmp_path / "run", *flags, says=says)
+
+
+def test_required_options_are_named():
+    refused("train", says="--data is required")
+    refused("precompute", "--data", "d.jsonl", says="--model is required")
+    refused("inspect", says="F.h5|RUN")
+    refused("foo", says="foo")
+
+
+def test_unwritable_output(made):
+    refused("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", "/proc/none/b.h5", says="/proc/none")
+    refused("train", *train_flags(made), "--out", "/proc/none/run", says="/proc/none")
+    refused("sample", "--model", made / "model", "--x", "w0", "--out", "/proc/none/g.jsonl", says="/proc/none")
+
+
+@pytest.mark.parametrize(("judge", "says"), [
+    ("nothing", "MODULE:FUNCTION"), ("no_such_module:judge", "cannot be imported"), ("conftest:none", "cannot be imported"),
+    ("conftest:WORDS", "is not a function"), ("conftest:broken_judge", "raised ZeroDivisionError")])
+def test_bad_judges(made, judge, says):
+    refused("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", judge, "--quiet", says=says)
+
+
+def test_a_run_that_is_not_finished_cannot_be_evaluated(made, tmp_path):
+    shutil.copytree(made / "run", tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    refused("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", says="not finished")
+
+
+# The terminal
+
+
+@pytest.mark.parametrize("command", [(), *((c,) for c in COMMANDS)])
+def test_help_fits_80_columns_and_describes_every_option(command):
+    lines = ok(*command, "--help").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert not any(line.rstrip().endswith("...") for line in lines[1:])
+
+
+def test_version():
+    assert ok("--version").stdout == f"twcli {__version__}\n"
+
+
+def test_help_does_not_import_torch():
+    code = "import sys, twcli.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_quiet_is_quiet(made):
+    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20, "--quiet", "--json")
+    assert result.stderr == ""
+
+
+def test_a_closed_pipe_is_no_traceback(made):
+    command = f"{sys.executable} -m twcli sample --run {made / 'run'} --data {made / 'data.jsonl'} --latent all -n 40 --max-new-tokens 3"
+    result = subprocess.run(f"{command} | head -c 1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
