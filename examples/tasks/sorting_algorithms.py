@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterator
 
-from examples.tasks.task import Task
+from examples.tasks.task import Task, last_part
 
 COUNT = 5
 LIMIT = 20  # numbers are 0 ... 19
@@ -74,7 +74,7 @@ def answer(x: str) -> str:
 
 
 def answer_is_right(x: str, tokens: list[str]) -> bool:
-    return " ".join(tokens).rpartition("|")[2].strip() == answer(x)
+    return last_part(tokens) == answer(x)
 
 
 TASK = Task(

@@ -7,6 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 
+def last_part(tokens: Sequence[str]) -> str:
+    """What follows the last bar, all of it where there is none."""
+    return " ".join(tokens).rpartition("|")[2].strip()
+
+
 @dataclass(frozen=True)
 class Task:
     """One task; every trace is a text of space-separated tokens.
