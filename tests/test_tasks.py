@@ -2,11 +2,20 @@
 
 import importlib
 import json
+import random
+from itertools import takewhile
+from math import sqrt
 
 import pytest
 
 from examples import make_data
-from examples.tasks import TASKS, grid_pathfinding, multidigit_addition, sorting_algorithms
+from examples.tasks import (
+    TASKS,
+    grid_pathfinding,
+    linear_equations,
+    multidigit_addition,
+    sorting_algorithms,
+)
 from examples.tasks.task import Task
 
 SORTING = "sorting_algorithms"
@@ -26,6 +35,11 @@ TRACES = {
         "places": "3 2 : 0 5 0 0 | 4 8 : 0 6 2 0 | 7 5 : 0 6 3 2",
         "running": "3 4 7 | 2 : 0 5 4 7 | 8 : 0 6 2 7 | 5 : 0 6 3 2",
         "running_swapped": "2 8 5 | 3 : 0 5 8 5 | 4 : 0 6 2 5 | 7 : 0 6 3 2"}),
+    "linear_equations": ("3 x + 5 + 5 x + 7 = 1 x + 40", {
+        "unknowns_first": "8 x + 12 = 1 x + 40 | 7 x + 12 = 40 | 7 x = 28 | x = 4",
+        "constants_first": "8 x + 12 = 1 x + 40 | 8 x = 1 x + 28 | 7 x = 28 | x = 4",
+        "both_at_once": "8 x - 1 x = 40 - 12 | 7 x = 28 | x = 4",
+        "one_by_one": "3 x + 5 x - 1 x = 40 - 5 - 7 | 8 x - 1 x = 35 - 7 | 7 x = 28 | x = 4"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -52,6 +66,26 @@ def test_traces_by_hand(task):
     assert task.is_usable(x)
     assert task.traces(x) == traces
     assert [task.judge(x, y) for y in traces.values()] == [(name, True) for name in traces]
+
+
+@each_task
+def test_drawn_prompts_and_their_traces(task):
+    rng = random.Random(0)
+    drawn = [x for x in (task.sample_prompt(rng) for _ in range(500)) if task.is_usable(x)]
+    assert len(drawn) > 250
+    for x in drawn:
+        for name, y in task.traces(x).items():
+            assert len(y.split()) <= 40 and " ".join(y.split()) == y
+            assert task.judge(x, y) == (name, True)
+
+
+@pytest.mark.parametrize(("task", "first", "second", "alike"), [
+    ("linear_equations", "unknowns_first", "constants_first", "8 x + 12 = 1 x + 40 |")])
+def test_pair_that_starts_alike(task, first, second, alike):
+    x, _ = TRACES[task]
+    traces = TASKS[task].traces(x)
+    both = zip(traces[first].split(), traces[second].split(), strict=False)
+    assert " ".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], both)) == alike
 
 
 @each_task
@@ -103,6 +137,23 @@ def test_addition_answer(y, correct):
     assert multidigit_addition.judge("3 4 7 + 2 8 5", y) == (None, correct)
 
 
+@pytest.mark.parametrize(("y", "correct"), [
+    ("x = 4", True), ("7 x = 28 | x = 4", True), ("x = 5", False), ("7 x = 28", False), ("4", False),
+    ("x = 4 |", False), ("7 x = 28 x = 4", False), ("9 x = 9 | x = 4", True)])
+def test_equation_answer(y, correct):
+    assert linear_equations.judge("3 x + 5 + 5 x + 7 = 1 x + 40", y) == (None, correct)
+
+
+@pytest.mark.parametrize("x", [
+    "3 x + 5 + 5 x + 7 = 1 x + 41",                                     # no natural solution
+    "3 x + 5 + 5 x + 7 = 1 x + 5",                                      # a negative one
+    "3 x + 5 + 5 x + 7 = 8 x + 12",                                     # every number is one
+    "3 x + 5 + 5 x + 7 = 9 x + 40",                                     # more unknowns on the right
+    "3 x + 5 + 5 x + 07 = 1 x + 40", "3 x + 5 = 1 x + 9"])
+def test_what_is_no_equation(x):
+    assert linear_equations.judge(x, "x = 4") == (None, None)
+
+
 def test_prompts_with_equal_traces_are_unusable():
     assert not sorting_algorithms.TASK.is_usable("1 2 3 4 5")
     assert not multidigit_addition.TASK.is_usable("1 2 3 + 1 2 3")
@@ -131,6 +182,16 @@ def test_seeds_share_no_prompt_and_repeat_themselves(task, tmp_path):
 def test_mixture_is_even(tmp_path):
     drawn = [r["strategy"] for r in make(tmp_path, "multidigit_addition", records=2000)]
     assert all(430 < drawn.count(name) < 570 for name in TRACES["multidigit_addition"][1])  # 500 +- 3.6 sigma
+
+
+@pytest.mark.parametrize(("many", "percent"), [(False, (60, 20, 15, 5)), (True, (20, 5, 60, 15))])
+def test_mixture_of_equations_is_uneven_and_depends_on_the_prompt(many, percent, tmp_path):
+    records = make(tmp_path, "linear_equations", records=6000)
+    drawn = [r["strategy"] for r in records if (int(r["x"].split()[10]) >= 13) == many]
+    assert len(drawn) > 2000
+    for name, expected in zip(TRACES["linear_equations"][1], percent, strict=True):
+        p = expected / 100
+        assert abs(drawn.count(name) / len(drawn) - p) < 4 * sqrt(p * (1 - p) / len(drawn))
 
 
 def test_weights_may_depend_on_the_prompt():

@@ -1,7 +1,13 @@
 """Synthetic tasks of several strategies; each module has a `TASK` and a `judge` for `twcli eval --judge`."""
 
-from examples.tasks import grid_pathfinding, multidigit_addition, sorting_algorithms
+from examples.tasks import (
+    grid_pathfinding,
+    linear_equations,
+    multidigit_addition,
+    sorting_algorithms,
+)
 from examples.tasks.task import Task
 
-TASKS: dict[str, Task] = {
-    module.TASK.name: module.TASK for module in (sorting_algorithms, grid_pathfinding, multidigit_addition)}
+TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (
+    sorting_algorithms, grid_pathfinding, multidigit_addition,
+    linear_equations)}
