@@ -11,6 +11,7 @@ import pytest
 from examples import make_data
 from examples.tasks import (
     TASKS,
+    base_conversion,
     grid_pathfinding,
     linear_equations,
     multidigit_addition,
@@ -40,6 +41,10 @@ TRACES = {
         "constants_first": "8 x + 12 = 1 x + 40 | 8 x = 1 x + 28 | 7 x = 28 | x = 4",
         "both_at_once": "8 x - 1 x = 40 - 12 | 7 x = 28 | x = 4",
         "one_by_one": "3 x + 5 x - 1 x = 40 - 5 - 7 | 8 x - 1 x = 35 - 7 | 7 x = 28 | x = 4"}),
+    "base_conversion": ("1 0 1 1 0 0 1 0 1 1 0 1 0 0 1 1 0 1 1 0", {
+        "groups": "1 0 1 1 b | 0 0 1 0 2 | 1 1 0 1 d | 0 0 1 1 3 | 0 1 1 0 6 | b 2 d 3 6",
+        "doubling": "1 2 5 b | 0 0 1 2 | 1 3 6 d | 0 0 1 3 | 0 1 3 6 | b 2 d 3 6",
+        "base_four": "2 3 0 2 3 1 0 3 1 2 | b 2 d 3 6"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -152,6 +157,18 @@ def test_equation_answer(y, correct):
     "3 x + 5 + 5 x + 07 = 1 x + 40", "3 x + 5 = 1 x + 9"])
 def test_what_is_no_equation(x):
     assert linear_equations.judge(x, "x = 4") == (None, None)
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("b 2 d 3 6", True), ("x | b 2 d 3 6", True), ("b 2 d 3", False), ("b 2 d 3 7", False), ("11 2 13 3 6", False),
+    ("B 2 D 3 6", False), ("b 2 d 3 6 |", False), ("2 3 0 2 3 1 0 3 1 2 b 2 d 3 6", False)])
+def test_conversion_answer(y, correct):
+    assert base_conversion.judge("1 0 1 1 0 0 1 0 1 1 0 1 0 0 1 1 0 1 1 0", y) == (None, correct)
+
+
+@pytest.mark.parametrize("x", ["1 0 1 1", "1 0 1 1 " * 6, "1 0 1 2 " * 5, "10 1 1 " * 5, "10110010110100110110"])
+def test_what_is_no_binary_number(x):
+    assert base_conversion.judge(x, "b 2 d 3 6") == (None, None)
 
 
 def test_prompts_with_equal_traces_are_unusable():

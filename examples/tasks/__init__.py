@@ -1,6 +1,7 @@
 """Synthetic tasks of several strategies; each module has a `TASK` and a `judge` for `twcli eval --judge`."""
 
 from examples.tasks import (
+    base_conversion,
     grid_pathfinding,
     linear_equations,
     multidigit_addition,
@@ -10,4 +11,4 @@ from examples.tasks.task import Task
 
 TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (
     sorting_algorithms, grid_pathfinding, multidigit_addition,
-    linear_equations)}
+    linear_equations, base_conversion)}
