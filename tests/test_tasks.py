@@ -12,6 +12,7 @@ from examples import make_data
 from examples.tasks import (
     TASKS,
     base_conversion,
+    graph_search,
     grid_pathfinding,
     linear_equations,
     multidigit_addition,
@@ -45,6 +46,12 @@ TRACES = {
         "groups": "1 0 1 1 b | 0 0 1 0 2 | 1 1 0 1 d | 0 0 1 1 3 | 0 1 1 0 6 | b 2 d 3 6",
         "doubling": "1 2 5 b | 0 0 1 2 | 1 3 6 d | 0 0 1 3 | 0 1 3 6 | b 2 d 3 6",
         "base_four": "2 3 0 2 3 1 0 3 1 2 | b 2 d 3 6"}),
+    "graph_search": ("from a to f : c > e f , a > c d , e > i j , d > g h", {
+        "depth_left": "a | c d | e f d | i j f d | j f d | f d | f c a",
+        "depth_right": "a | d c | h g c | g c | c | f e | f c a",
+        "breadth_left": "a | c d | d e f | e f g h | f g h i j | f c a",
+        "breadth_right": "a | d c | c h g | h g f e | g f e | f e | f c a",
+        "climbing": "c > e f | a > c d | f c a"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -85,7 +92,8 @@ def test_drawn_prompts_and_their_traces(task):
 
 
 @pytest.mark.parametrize(("task", "first", "second", "alike"), [
-    ("linear_equations", "unknowns_first", "constants_first", "8 x + 12 = 1 x + 40 |")])
+    ("linear_equations", "unknowns_first", "constants_first", "8 x + 12 = 1 x + 40 |"),
+    ("graph_search", "depth_left", "breadth_left", "a | c d |")])
 def test_pair_that_starts_alike(task, first, second, alike):
     x, _ = TRACES[task]
     traces = TASKS[task].traces(x)
@@ -169,6 +177,30 @@ def test_conversion_answer(y, correct):
 @pytest.mark.parametrize("x", ["1 0 1 1", "1 0 1 1 " * 6, "1 0 1 2 " * 5, "10 1 1 " * 5, "10110010110100110110"])
 def test_what_is_no_binary_number(x):
     assert base_conversion.judge(x, "b 2 d 3 6") == (None, None)
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("f c a", True), ("a | f c a", True), ("a c f", False), ("f a", False), ("f d a", False), ("f c", False),
+    ("f c a |", False), ("a f c a", False)])
+def test_path_answer(y, correct):
+    assert graph_search.judge(TRACES["graph_search"][0], y) == (None, correct)
+
+
+@pytest.mark.parametrize("x", [
+    "from a to f : a > b c , b > d a , c > e f",                        # a loop through the root
+    "from a to f : a > b c , b > d e , c > e f",                        # two ways to e
+    "from a to f : a > b c , b > d e , b > f g",                        # b divides twice
+    "from a to f : a > b c , d > f d",                                  # a loop that the root does not reach
+    "from a to f : a > b c , b > d e",                                  # no such node
+    "from a to f : a > b , b > f c", "from a to f : a > b z", "from a to f :"])
+def test_what_is_no_tree(x):
+    assert graph_search.judge(x, "f c a") == (None, None)
+
+
+def test_goal_near_the_root_is_unusable():
+    tree = "a > c d , c > e f , d > g h , e > i j"
+    for goal, usable in [("a", False), ("c", False), ("d", False), ("e", True), ("h", True), ("j", True)]:
+        assert graph_search.TASK.is_usable(f"from a to {goal} : {tree}") == usable
 
 
 def test_prompts_with_equal_traces_are_unusable():

@@ -2,6 +2,7 @@
 
 from examples.tasks import (
     base_conversion,
+    graph_search,
     grid_pathfinding,
     linear_equations,
     multidigit_addition,
@@ -11,4 +12,4 @@ from examples.tasks.task import Task
 
 TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (
     sorting_algorithms, grid_pathfinding, multidigit_addition,
-    linear_equations, base_conversion)}
+    linear_equations, base_conversion, graph_search)}
