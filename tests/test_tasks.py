@@ -17,6 +17,7 @@ from examples.tasks import (
     linear_equations,
     multidigit_addition,
     sorting_algorithms,
+    string_editing,
 )
 from examples.tasks.task import Task
 
@@ -52,6 +53,11 @@ TRACES = {
         "breadth_left": "a | c d | d e f | e f g h | f g h i j | f c a",
         "breadth_right": "a | d c | c h g | h g f e | g f e | f e | f c a",
         "climbing": "c > e f | a > c d | f c a"}),
+    "string_editing": ("f a k c h b : drop h , a becomes e , d after c", {
+        "in_order": "f a k c b | f e k c b | f e k c d b",
+        "in_reverse": "f a k c d h b | f e k c d h b | f e k c d b",
+        "from_left": "f : f | a : e | k : k | c : c d | h : | b : b | f e k c d b",
+        "from_right": "b : b | h : | c : c d | k : k | a : e | f : f | f e k c d b"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
@@ -93,7 +99,8 @@ def test_drawn_prompts_and_their_traces(task):
 
 @pytest.mark.parametrize(("task", "first", "second", "alike"), [
     ("linear_equations", "unknowns_first", "constants_first", "8 x + 12 = 1 x + 40 |"),
-    ("graph_search", "depth_left", "breadth_left", "a | c d |")])
+    ("graph_search", "depth_left", "breadth_left", "a | c d |"),
+    ("string_editing", "in_order", "in_reverse", "f a k c")])
 def test_pair_that_starts_alike(task, first, second, alike):
     x, _ = TRACES[task]
     traces = TASKS[task].traces(x)
@@ -201,6 +208,23 @@ def test_goal_near_the_root_is_unusable():
     tree = "a > c d , c > e f , d > g h , e > i j"
     for goal, usable in [("a", False), ("c", False), ("d", False), ("e", True), ("h", True), ("j", True)]:
         assert graph_search.TASK.is_usable(f"from a to {goal} : {tree}") == usable
+
+
+@pytest.mark.parametrize(("y", "correct"), [
+    ("f e k c d b", True), ("x | f e k c d b", True), ("f e k c b", False), ("f a k c d b", False), ("f e k d c b", False),
+    ("f a k c d h b | f e k c d h b", False), ("f e k c d b |", False)])
+def test_editing_answer(y, correct):
+    assert string_editing.judge(TRACES["string_editing"][0], y) == (None, correct)
+
+
+@pytest.mark.parametrize("x", [
+    "a b c d : drop e",                                                 # not there
+    "a b c d : drop a , a becomes e",                                   # twice the same letter
+    "a b c d : a becomes b",                                            # a letter that is there
+    "a b c d : a becomes e , e after b",                                # twice the same new letter
+    "a a b c : drop a", "a : drop a", "a b c d : turn a", "a b c d :", "a b c d : drop a ,"])
+def test_edits_that_depend_on_their_order_are_no_prompt(x):
+    assert string_editing.judge(x, "a b") == (None, None)
 
 
 def test_prompts_with_equal_traces_are_unusable():
