@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-
 from conftest import make_model, make_records, make_tokenizer, write_jsonl
+
 from twcli import __version__
 from twcli.cli import main
 
