@@ -16,6 +16,10 @@ def build(template, latents=3, posterior="shared", **sizes):
     return LatentModel(model, ids, posterior).eval()
 
 
+def flat(latent_ids):
+    return [token for latent in latent_ids for token in latent]
+
+
 @pytest.fixture
 def rows(template):
     return encode(template, make_records(5, 2))
@@ -29,13 +33,13 @@ def test_branches_and_router_equal_plain_transformers(template, rows):
             ids = rows.ids[rows.offsets[row] : rows.offsets[row + 1]].tolist()
             p, s = rows.prompt_lengths[row], rows.target_lengths[row]
             for k, latent in enumerate(template.latent_ids(3)):
-                full = torch.tensor([[*ids[:p], template.z_open, latent, template.z_close, *ids[p:]]])
+                full = torch.tensor([[*ids[:p], template.z_open, *latent, template.z_close, *ids[p:]]])
                 log_p = model.backbone(full).logits[0].log_softmax(-1)
                 targets = full[0, p + 4 : p + 4 + s]
                 expected = -log_p[p + 3 : p + 3 + s].gather(1, targets[:, None])[:, 0]
                 assert torch.allclose(output.nll_BKS[row, k, :s], expected, atol=1e-5)
                 assert not output.nll_BKS[row, k, s:].any()
-            logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, template.latent_ids(3)]
+            logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, flat(template.latent_ids(3))]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
 
 
@@ -72,7 +76,7 @@ def test_posterior_starts_uniform(template, rows):
 @pytest.mark.parametrize("latents", [2, 8, 50])
 def test_latent_rows_start_apart(template, latents):
     model = build(template, latents).backbone
-    rows = model.get_input_embeddings().weight[template.latent_ids(latents)]
+    rows = model.get_input_embeddings().weight[flat(template.latent_ids(latents))]
     typical = torch.pdist(model.get_input_embeddings().weight[:30]).mean()
     assert torch.pdist(rows).min() > 0.5 * typical
     assert model.config.vocab_size == 30 + latents == model.get_output_embeddings().weight.shape[0]
@@ -80,7 +84,7 @@ def test_latent_rows_start_apart(template, latents):
 
 def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
     model = build(template, posterior="shared")
-    ids = template.latent_ids(3)
+    ids = flat(template.latent_ids(3))
     freeze_backbone(model, ids)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0)

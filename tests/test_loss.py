@@ -8,11 +8,17 @@ from hypothesis import strategies as st
 from twcli.loss import (
     categorical_kl,
     closed_form_posterior,
+    held_posterior,
     masked_token_nll_per_example,
     objective,
     posterior_cross_entropy,
     reconstruction,
+    scalar_baseline_nll_per_example,
+    teaching,
+    token_baseline_nll_per_example,
 )
+
+SUBTRACTIONS = {"scalar-baseline": scalar_baseline_nll_per_example, "token-baseline": token_baseline_nll_per_example}
 
 
 def double(*shape, seed=0):
@@ -27,11 +33,18 @@ def test_weighted_average_by_hand():
     assert masked_token_nll_per_example(loss, active, weights).tolist() == pytest.approx([14 / 4, 4.0])
 
 
+def gradient_of(loss, active, weights):
+    leaf = loss.clone().requires_grad_()
+    masked_token_nll_per_example(leaf, active, weights).sum().backward()
+    return leaf.grad
+
+
 def test_at_or_below_tau_the_loss_is_the_uniform_one_bit_for_bit():
     loss, active = torch.rand(5, 9), torch.rand(5, 9) > 0.3
     uniform = masked_token_nll_per_example(loss, active)
     for mass in (0.0, 1e-5 / 9, 1e-4 / 9 / 2):
         assert torch.equal(masked_token_nll_per_example(loss, active, torch.full((5, 9), mass)), uniform)
+    assert torch.equal(gradient_of(loss, active, torch.full((5, 9), 1e-6)), gradient_of(loss, active, None))
     at_tau = torch.zeros(5, 9).masked_fill(active.cumsum(-1).eq(1) & active, 0.25)
     assert torch.equal(masked_token_nll_per_example(loss, active, at_tau, tau=0.25), uniform)
     assert not torch.equal(masked_token_nll_per_example(loss, active, at_tau, tau=0.24), uniform)
@@ -59,42 +72,124 @@ def test_bf16_is_accumulated_in_float32():
     assert result.dtype == torch.float32 and result.item() == 1.0
 
 
+def test_a_long_bf16_row_is_weighted_in_float32():
+    # bf16 cannot count beyond 256: a sum kept in it would stop there.
+    loss = torch.full((1, 4096), 0.5, dtype=torch.bfloat16)
+    loss[0, ::2] = 1.5
+    weights = torch.full((1, 4096), 0.25, dtype=torch.bfloat16)
+    weights[0, ::2] = 0.75
+    result = masked_token_nll_per_example(loss, torch.ones(1, 4096, dtype=torch.bool), weights)
+    assert result.item() == (0.5 * 0.25 + 1.5 * 0.75) / 1.0
+
+
+@st.composite
+def cases(draw):
+    """(loss, active, weights): random shapes, masks with rows wholly masked, weights from 0 to 1e6, float32 and bf16."""
+    shape = draw(st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 12)))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
+    loss = (draw(st.sampled_from([1.0, 30.0])) * torch.rand(shape, generator=generator)).to(
+        draw(st.sampled_from([torch.float32, torch.bfloat16])))
+    active = torch.rand(shape, generator=generator) < draw(st.floats(0, 1))
+    active &= torch.rand(shape[:-1], generator=generator)[..., None] < draw(st.sampled_from([0.5, 1.0]))
+    scale = draw(st.sampled_from([0.0, 1e-6, 1e-4, 1.0, 1e6]))
+    weights = scale * torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 1.0])))
+    return loss, active, weights.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
+
+
+@settings(deadline=None, max_examples=100)
+@given(case=cases())
+def test_every_row_follows_the_definition(case):
+    loss, active, weights = case
+    result = masked_token_nll_per_example(loss, active, weights)
+    assert result.dtype == torch.float32 and result.shape == loss.shape[:-1]
+    for index in torch.cartesian_prod(*(torch.arange(n) for n in result.shape)).tolist():
+        keep = active[tuple(index)]
+        nll, w = loss[tuple(index)][keep].double(), weights[tuple(index)][keep].double()
+        mass = w.float().sum()  # the comparison with tau is made in float32
+        expected = (w * nll).sum() / w.sum() if mass > 1e-4 else nll.mean() if len(nll) else torch.tensor(0.0)
+        if abs(mass - 1e-4) > 1e-9:
+            assert result[tuple(index)].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
+
+
 @settings(deadline=None, max_examples=60)
-@given(shape=st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 12)), scale=st.sampled_from([0.0, 1e-6, 1.0, 1e6]),
-       keep=st.floats(0, 1), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
-def test_result_is_a_mean_of_active_losses(shape, scale, keep, seed, dtype):
-    generator = torch.Generator().manual_seed(seed)
-    loss = torch.rand(shape, generator=generator).to(dtype)
-    active = torch.rand(shape, generator=generator) < keep
-    weights = scale * torch.rand(shape, generator=generator)
+@given(case=cases(), factor=st.floats(0.5, 8))
+def test_scale_of_the_weights_and_masked_tokens_do_not_matter(case, factor):
+    loss, active, weights = case
+    result = masked_token_nll_per_example(loss, active, weights, tau=0.0)
+    scaled = masked_token_nll_per_example(loss, active, weights.float() * factor, tau=0.0)
+    assert torch.allclose(result, scaled, rtol=1e-4, atol=1e-6)
+    noise = torch.where(active, loss, torch.tensor(float("nan"), dtype=loss.dtype))
+    assert torch.equal(masked_token_nll_per_example(noise, active, torch.where(active, weights, -1.0), tau=0.0), result)
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases())
+def test_gradients_are_finite_zero_where_masked_and_absent_in_the_weights(case):
+    loss, active, weights = case
+    leaf, held = loss.float().requires_grad_(), weights.clone().requires_grad_()
+    masked_token_nll_per_example(leaf, active, held).sum().backward()
+    assert held.grad is None or not held.grad.any()
+    assert torch.isfinite(leaf.grad).all() and not leaf.grad[~active].any()
+    some = active.any(-1)
+    assert torch.allclose(leaf.grad.sum(-1)[some], torch.ones(int(some.sum())), atol=1e-5)  # an average moves as its terms do
+
+
+@settings(deadline=None, max_examples=60)
+@given(case=cases())
+def test_result_is_a_mean_of_active_losses(case):
+    loss, active, weights = case
+    shape = loss.shape
     result = masked_token_nll_per_example(loss, active, weights)
     assert result.shape == shape[:-1] and torch.isfinite(result).all()
-    low = loss.float().masked_fill(~active, 9.0).amin(-1) - 1e-5
-    high = loss.float().masked_fill(~active, -9.0).amax(-1) + 1e-5
+    low = loss.float().masked_fill(~active, 99.0).amin(-1) * (1 - 1e-5)
+    high = loss.float().masked_fill(~active, -99.0).amax(-1) * (1 + 1e-5)
     some = active.any(-1)
     assert ((result >= low) & (result <= high))[some].all()
     assert (result[~some] == 0).all()
 
 
-def posterior_gradient(nll_BKS, active_BS, weights_BS, logits_BK, *, baseline=None, uniform_weight, token_weight):
-    """Gradient of sum_z q(z) R(z) with respect to the posterior's logits; `baseline` is subtracted from each token's loss."""
+def posterior_gradient(nll_BKS, active_BS, weights_BS, logits_BK, *, uniform_weight, token_weight, ablation="none"):
+    """Gradient of sum_z q(z) R(z) with respect to the posterior's logits."""
     logits = logits_BK.clone().requires_grad_()
-    losses = nll_BKS if baseline is None else nll_BKS - baseline
-    reff = reconstruction(losses, active_BS, weights_BS, uniform_weight=uniform_weight, token_weight=token_weight, tau=1e-4)
+    reff = reconstruction(nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight, token_weight=token_weight, tau=1e-4,
+                          ablation=ablation)
     log_q = torch.log_softmax(logits, -1)
     (log_q.exp() * reff).sum().backward()
     return logits.grad
 
 
-def test_subtraction_changes_no_posterior_gradient():
-    nll, active = 5 * double(3, 4, 7), double(3, 7, seed=1) > 0.2
-    logits = double(3, 4, seed=2)
-    plain = posterior_gradient(nll, active, None, logits, uniform_weight=1.0, token_weight=0.0)
-    scalar = double(3, 1, 1, seed=3)
-    token = double(3, 1, 7, seed=4)
-    for baseline in (scalar, token):
-        other = posterior_gradient(nll, active, None, logits, baseline=baseline, uniform_weight=1.0, token_weight=0.0)
-        assert (other - plain).norm() <= 1e-12 * plain.norm()
+@pytest.mark.parametrize("ablation", list(SUBTRACTIONS))
+def test_subtraction_changes_no_gradient_of_posterior_logits_or_latent_embeddings(ablation):
+    """l_t(z) = f_t(z's embedding), of the note's shape, so that the gradients of the embeddings are real ones."""
+    active, weights, logits = double(3, 7, seed=1) > 0.2, double(3, 7, seed=4), double(3, 4, seed=2)
+    readout = double(3, 7, 6, seed=5) - 0.5
+    gradients = []
+    for kind in ("none", ablation):
+        embeddings, q_logits = double(4, 6, seed=3).requires_grad_(), logits.clone().requires_grad_()
+        nll = torch.nn.functional.softplus(torch.einsum("kd,bsd->bks", embeddings, readout))
+        factors = (1.0, 0.0) if kind == "none" else (0.0, 1.0)
+        reff = reconstruction(nll, active, weights, uniform_weight=factors[0], token_weight=factors[1], tau=1e-4, ablation=kind)
+        log_q = torch.log_softmax(q_logits, -1)
+        objective(log_q, torch.log_softmax(double(3, 4, seed=6), -1), reff, 0.1).sum().backward()
+        gradients.append((embeddings.grad, q_logits.grad))
+    for plain, subtracted in zip(*gradients, strict=True):
+        assert plain.norm() > 1e-3
+        assert (subtracted - plain).norm() <= 1e-12 * plain.norm()
+
+
+def test_subtraction_by_hand():
+    loss, active = torch.tensor([[1.0, 2.0, 6.0]]), torch.tensor([[True, True, False]])
+    baseline = torch.tensor([[0.5, 1.5, 9.0]], requires_grad=True)
+    for subtract in SUBTRACTIONS.values():
+        result = subtract(loss.requires_grad_(), active, baseline)
+        assert result.item() == pytest.approx(0.5)
+        result.sum().backward()
+    assert baseline.grad is None
+
+
+def test_a_weighted_term_without_weights_is_an_error_never_the_uniform_loss():
+    with pytest.raises(ValueError, match="needs weights"):
+        reconstruction(torch.ones(1, 2, 3), torch.ones(1, 3, dtype=torch.bool), None, uniform_weight=1.0, token_weight=1.0, tau=1e-4)
 
 
 @pytest.mark.parametrize(("first", "total"), [(1, 1), (1, 4), (2, 24), (3, 300), (1, 1000)])
@@ -109,6 +204,9 @@ def test_weighting_amplifies_the_posterior_gradient_by_T_over_t0(first, total):
     uniform = posterior_gradient(nll, active, None, logits, uniform_weight=1.0, token_weight=0.0)
     weighted = posterior_gradient(nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0)
     assert (weighted.norm() / uniform.norm()).item() == pytest.approx(total / first, rel=1e-6)
+    for ablation in SUBTRACTIONS:
+        subtracted = posterior_gradient(nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0, ablation=ablation)
+        assert (subtracted.norm() / uniform.norm()).item() == pytest.approx(1.0, rel=1e-9)
 
 
 def test_kl_by_hand_and_with_zeros():
@@ -131,3 +229,12 @@ def test_teaching_is_least_at_the_target():
     target = torch.tensor([[0.0, 1.0, 0.0]])
     assert posterior_cross_entropy(target, torch.tensor([[-9.0, 0.0, -9.0]])).item() == 0.0
     assert posterior_cross_entropy(target, torch.tensor([[0.2, 0.5, 0.3]]).log()).item() == pytest.approx(0.6931472)
+
+
+def test_a_held_row_takes_its_cluster_and_teaches_it():
+    log_q = torch.log_softmax(double(3, 4), -1)
+    cluster = torch.tensor([2, -1, 0])
+    held = held_posterior(log_q, cluster)
+    assert torch.allclose(held.exp()[[0, 2]], torch.eye(4, dtype=torch.float64)[[2, 0]])
+    assert torch.equal(held[1], log_q[1])
+    assert teaching(log_q, cluster).tolist() == pytest.approx([-log_q[0, 2].item(), 0.0, -log_q[2, 0].item()])

@@ -21,7 +21,7 @@ def test_z_free_sequence_by_hand(template):
 def test_prompt_with_latent_by_hand(template):
     template.add_latents(2)
     z0, z1 = template.latent_ids(2)
-    assert (z0, z1) == (30, 31)
+    assert (z0, z1) == ([30], [31])
     assert template.prompt("w0", z1) == [1, 4, 10, 5, 8, 31, 9, 6]
     assert template.prompt("w0") == [1, 4, 10, 5, 6]
 

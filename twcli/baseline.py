@@ -42,15 +42,23 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.Tensor, targets_RS: torch.Tensor,
                active_RS: torch.Tensor) -> torch.Tensor:
-    """NLL (R, S) in nats, float32, zero where not active; the head sees the active positions only.
+    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active.
+
+    The head sees the active positions only.
 
     Args:
         first_R: column that predicts the first target, i.e. that of `<y>`.
     """
     rows, columns = active_RS.nonzero(as_tuple=True)
     hidden = hidden_RTH[rows, first_R[rows] + columns]
-    nll = F.cross_entropy(head_logits(model, hidden).float(), targets_RS[rows, columns], reduction="none")
-    return torch.zeros(active_RS.shape, dtype=torch.float32, device=nll.device).index_put((rows, columns), nll)
+    logits = at_least_float32(head_logits(model, hidden))
+    nll = F.cross_entropy(logits, targets_RS[rows, columns], reduction="none")
+    return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Losses are taken in float32, or in float64 where the model has it; never in bf16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float) -> np.ndarray:

@@ -1,12 +1,12 @@
 """Rows of the encoded data and of the cache become seeded, padded batches.
 
-Shapes: B rows, T tokens of the z-free sequence, L = T + 3 with the latent section, S supervised tokens.
+Shapes: B rows, T tokens of the z-free sequence, L = T + 2 + P with the latent section, S supervised tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ class Batch:
     Attributes:
         rows_B: row numbers in the data.
         plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which predicts the first target.
-        latent_BL: ids with the latent section, its slot still a pad; `slot_B` is the slot's column.
+        latent_BL: ids with the latent section, its P slots still pads; `slot_B` is the first slot's column.
         targets_BS, active_BS: supervised ids and where they are real.
         weights_BS: b_t in nats, zero where not active; None without a cache.
     """
@@ -65,7 +65,7 @@ def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache
 
 def _with_latent_section(starts: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, encoded: Encoded,
                          template: Template) -> np.ndarray:
-    section = np.asarray([template.z_open, template.pad, template.z_close])
+    section = np.asarray([template.z_open, *[template.pad] * template.latent_tokens, template.z_close])
     columns = np.arange(lengths.max() + len(section))
     after = columns - prompts[:, None]  # position relative to the section's start
     source = np.where(after < 0, columns, columns - len(section))
@@ -76,6 +76,20 @@ def _with_latent_section(starts: np.ndarray, lengths: np.ndarray, prompts: np.nd
 
 def _ids(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array.astype(np.int64))
+
+
+def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) -> Batch:
+    """The batch with each input token of y in the generator's sequence replaced by `pad` with probability `rate`.
+
+    Targets, weights and the z-free sequence stay. All K branches of a row lose the same tokens: what differs between
+    them is z alone.
+    """
+    followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts nothing that is supervised
+    draws_BS = torch.from_numpy(rng.random(followed_BS.shape)).to(followed_BS.device)
+    row, column = (followed_BS & (draws_BS < rate)).nonzero(as_tuple=True)
+    latent_BL = batch.latent_BL.clone()
+    latent_BL[row, batch.latent_first_B[row] + 1 + column] = pad
+    return replace(batch, latent_BL=latent_BL)
 
 
 class Plan:

@@ -130,7 +130,9 @@ class TrainConfig(DataConfig, ComputeConfig):
     """`twcli train`: the entangled model becomes one with K latent strategies."""
 
     model: str = option(help="Entangled model: a Hugging Face folder or hub name.", path=True)
-    baseline: str = option(help="HDF5 file that `twcli precompute` wrote for this model and data.", path=True)
+    baseline: str | None = option(
+        None, help="HDF5 file that `twcli precompute` wrote for this model and data; required unless --baseline-policy is dynamic.",
+        path=True)
     latents: int = option(help="Number of latent strategies K.", minimum=2, maximum=1024)
     out: str = option(help="Run folder to write.", path=True)
 
@@ -139,6 +141,12 @@ class TrainConfig(DataConfig, ComputeConfig):
         choices=("token", "uniform", "mixed"))
     uniform_weight: float = option(1.0, help="Factor of the uniform term under mixed weighting.", minimum=0.0)
     token_weight: float = option(2.0, help="Factor of the b_t-weighted term under mixed weighting.", minimum=0.0)
+    baseline_policy: str = option(
+        "frozen", help="b_t of the frozen model (the file at --baseline), or of the backbone as it is at each step.",
+        choices=("frozen", "dynamic"))
+    ablation: str = option(
+        "none", help="Subtract b_t in the weighted term instead of weighting with it: its mean over y, or each token's.",
+        choices=("none", "scalar-baseline", "token-baseline"))
     beta: float = option(0.1, help="Factor of KL(posterior || router), in nats.", above=0.0)
     tau: float = option(1e-4, help="Sum of b_t (nats) up to which a row falls back to the uniform average.", minimum=0.0)
     posterior: str = option(
@@ -149,6 +157,11 @@ class TrainConfig(DataConfig, ComputeConfig):
         choices=("centered", "none"))
     hold: float = option(
         1.0, help="Share of the steps in which the posterior is held at the warm start.", minimum=0.0, maximum=1.0)
+    latent_tokens: int = option(
+        1, help="Vocabulary tokens P that spell one latent; more widen a single-token bottleneck.", minimum=1, maximum=64)
+    history_dropout: float = option(
+        0.0, help="Share of y's input tokens hidden from the generator in training, so that it goes on needing z.",
+        minimum=0.0, maximum=0.9)
     adapt: str = option("full", help="Train the whole backbone, or only the latent tokens' rows.", choices=("full", "frozen"))
     steps: int | None = option(None, help="Optimiser steps; default 400 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
@@ -165,10 +178,20 @@ class TrainConfig(DataConfig, ComputeConfig):
             raise UserError("--steps and --epochs exclude each other; give one of them")
         if self.weighting == "mixed" and self.uniform_weight + self.token_weight == 0:
             raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
+        if self.baseline_policy == "frozen" and self.baseline is None:
+            raise UserError("--baseline is required: give the file that `twcli precompute` wrote, or --baseline-policy dynamic")
+        if self.ablation != "none" and self.term_weights()[1] == 0:
+            raise UserError(f"--ablation {self.ablation}: changes the term that b_t weights, and --weighting and --token-weight "
+                            "leave none; give --weighting token or mixed")
 
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""
         return {"uniform": (1.0, 0.0), "token": (0.0, 1.0), "mixed": (self.uniform_weight, self.token_weight)}[self.weighting]
+
+    @property
+    def uses_weights(self) -> bool:
+        """Whether b_t weights any token."""
+        return self.ablation == "none" and self.term_weights()[1] > 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ Shapes: N records, K latents, S supervised tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twcli import baseline, loss, runtime
+from twcli import baseline, diagnostics, loss, runtime
 from twcli.batches import collate
 from twcli.config import EvalConfig, TrainConfig
 from twcli.dataset import Example, read_examples
@@ -24,7 +25,7 @@ from twcli.latents import LatentModel
 from twcli.metrics import Generations, summarise
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
-from twcli.trainer import load_run
+from twcli.trainer import load_run, reconstruction
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
@@ -65,7 +66,7 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     frozen_flat = _frozen_nll(config, trained, examples, encoded, say, progress)
     with progress("posterior", len(encoded)) as advance:
-        posterior, router, marginal = posterior_and_marginal(
+        posterior, router, marginal, rows = posterior_and_marginal(
             model, template, encoded, trained, frozen_flat, batch_tokens=config.batch_tokens, progress=advance)
     labels = [e.strategy for e in examples]
     if judge and not any(labels):
@@ -74,7 +75,7 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     if judge:
         generations = _generations(config, judge, model, template, examples, encoded, max_length, progress)
     frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
-    return summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal,
+    return summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal, diagnostics=rows,
                      prompts=encoded.prompt_index, labels=labels if any(labels) else None, generations=generations,
                      bootstrap=config.bootstrap, seed=config.seed)
 
@@ -103,43 +104,48 @@ def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example
 @torch.no_grad()
 def posterior_and_marginal(model: LatentModel, template: Template, encoded: Encoded, trained: TrainConfig,
                            frozen_flat: np.ndarray | None, *, batch_tokens: int,
-                           progress: Callable[[int], None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(posterior (N, K), router (N, K), marginal NLL (N,) nats): -log sum_z p(z|x) p(y|x,z), the sum exact.
+                           progress: Callable[[int], None]
+                           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    """(posterior (N, K), router (N, K), marginal NLL (N,) nats, row figures (N,) of `diagnostics`).
 
-    The closed-form posterior is the one of training, so it needs b_t; without it the uniform terms remain.
+    The marginal is -log sum_z p(z|x) p(y|x,z), the sum exact. b_t is the one that the run was trained with: the frozen
+    model's or the trained backbone's. The closed-form posterior is the one of training, so it needs b_t; without it the
+    uniform terms remain, and so do the figures that do not need it.
     """
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
     posterior, router, marginal = np.empty((N, K)), np.empty((N, K)), np.empty(N)
     order = np.argsort(-encoded.lengths, kind="stable")
-    uniform_weight, token_weight = trained.term_weights()
-    if frozen_flat is None:
-        uniform_weight, token_weight = uniform_weight + token_weight, 0.0
+    figures: dict[str, np.ndarray] = {}
+    if frozen_flat is None and not model.dynamic_baseline:
+        trained = dataclasses.replace(trained, weighting="mixed", uniform_weight=sum(trained.term_weights()), token_weight=0.0,
+                                      ablation="none")
     starts = encoded.target_offsets
     for rows in baseline.budget_batches(encoded.lengths, order, batch_tokens):
         batch = collate(rows, encoded, template, None).to(device)
         output = model(batch)
+        weights = output.baseline_BS
+        if weights is None and frozen_flat is not None:
+            padded = baseline.gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
+            weights = torch.from_numpy(padded.astype(np.float32)).to(device)
         log_q = output.log_posterior_BK
         if log_q is None:
-            weights = None
-            if frozen_flat is not None:
-                padded = baseline.gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
-                weights = torch.from_numpy(padded.astype(np.float32)).to(device)
-            reff = loss.reconstruction(output.nll_BKS, batch.active_BS, weights, uniform_weight=uniform_weight,
-                                       token_weight=token_weight, tau=trained.tau)
+            reff = reconstruction(output, batch.active_BS, weights, trained)
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
+        for name, values in diagnostics.row_figures(output.nll_BKS, batch.active_BS, weights, log_q, trained.tau).items():
+            figures.setdefault(name, np.empty(N))[rows] = values.double().cpu()
         joint = output.log_router_BK.double() - output.nll_BKS.double().sum(-1)
         posterior[rows], router[rows] = log_q.double().exp().cpu(), output.log_router_BK.double().exp().cpu()
         marginal[rows] = -torch.logsumexp(joint, dim=-1).cpu()
         progress(len(rows))
-    return posterior, router, marginal
+    return posterior, router, marginal, figures
 
 
 def _generations(config: EvalConfig, judge: Judge, model: LatentModel, template: Template, examples: list[Example],
                  encoded: Encoded, max_length: int, progress: Callable[[str, int], Any]) -> Generations:
     """Greedy completions of every distinct prompt under every latent, judged."""
     _, first = np.unique(encoded.prompt_index, return_index=True)
-    latent_ids = model.latent_ids_K.tolist()
+    latent_ids = model.latent_ids_KP.tolist()
     xs = [examples[row].x for row in first for _ in latent_ids]
     prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
     room = max_length - max(map(len, prompts))

@@ -52,8 +52,13 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
 
 @torch.no_grad()
 def router_probabilities(model: PreTrainedModel, template: Template, prompts: Sequence[list[int]],
-                         latent_ids: list[int], *, batch_tokens: int) -> np.ndarray:
-    """p(z|x) (G, K) float32 for prompts of ids that end in `<y>` (z-free): read after `<bos> <x> x </x> <z>`."""
+                         latent_ids: list[list[int]], *, batch_tokens: int) -> np.ndarray:
+    """p(z|x) (G, K) float32 for prompts of ids that end in `<y>` (z-free): read after `<bos> <x> x </x> <z>`.
+
+    Args:
+        latent_ids: P ids of each latent, of which the first are compared.
+    """
+    first_ids = [ids[0] for ids in latent_ids]
     result = np.empty((len(prompts), len(latent_ids)), np.float32)
     flat = np.concatenate([[*p[:-1], template.z_open] for p in prompts])
     lengths = np.asarray([len(p) for p in prompts], np.int64)
@@ -62,7 +67,7 @@ def router_probabilities(model: PreTrainedModel, template: Template, prompts: Se
         ids = torch.from_numpy(gather_padded(flat, starts[batch], lengths[batch], template.pad).astype(np.int64))
         hidden = hidden_states(model, ids.to(model.device))
         last = hidden[torch.arange(len(batch)), torch.from_numpy(lengths[batch] - 1)]
-        result[batch] = head_logits(model, last)[:, latent_ids].float().softmax(-1).cpu().numpy()
+        result[batch] = head_logits(model, last)[:, first_ids].float().softmax(-1).cpu().numpy()
     return result
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from twcli.cache import Cache
+from twcli.config import TrainConfig
+from twcli.diagnostics import Watch
 from twcli.errors import UserError
 from twcli.runs import RunFolder
 
@@ -74,9 +76,17 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     }
 
 
+def _conditions(config: TrainConfig, metrics: list[dict[str, Any]]) -> list[str]:
+    """What `train` says at the end of these steps about weights and z."""
+    watch = Watch(len(metrics), config.latents, config.uses_weights)
+    for m in metrics:
+        watch.see(m)
+    return watch.standing(metrics[-1]) if metrics else []
+
+
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
     metrics = run.read_metrics()
     return {"kind": "run", "path": str(run.path), "done": run.done, "steps": len(metrics),
-            "last": metrics[-1] if metrics else None, "settings": config.to_mapping(),
+            "last": metrics[-1] if metrics else None, "conditions": _conditions(config, metrics), "settings": config.to_mapping(),
             "problems": run.problems() if verify else None}

@@ -1,6 +1,6 @@
 """A batch becomes per-latent token NLL, router and posterior: the model with K latents, without files or configuration.
 
-Shapes: B batch, K latents, T z-free tokens, L tokens with the latent section, S supervised tokens, H hidden size.
+Shapes: B batch, K latents, P tokens a latent, T z-free tokens, L tokens with the latent section, S supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from twcli.baseline import head_logits, hidden_states, target_nll
+from twcli.baseline import at_least_float32, head_logits, hidden_states, target_nll
 from twcli.batches import Batch
 
 FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
@@ -28,12 +28,14 @@ class LatentOutput:
         log_router_BK: log p(z|x).
         log_posterior_BK: log q(z|x,y); None where the posterior is the closed form, which needs the loss's terms.
         sequences: sequences that backbones read for this batch.
+        baseline_BS: b_t of the current backbone in nats, detached; None where b_t is the frozen model's.
     """
 
     nll_BKS: torch.Tensor
     log_router_BK: torch.Tensor
     log_posterior_BK: torch.Tensor | None
     sequences: int
+    baseline_BS: torch.Tensor | None = None
 
 
 class PosteriorHead(nn.Module):
@@ -51,7 +53,7 @@ class PosteriorHead(nn.Module):
         """Logits (B, K) in float32. Reads the columns of y's tokens and closing tag, those after `first_B`."""
         columns = torch.arange(active_BS.shape[1], device=active_BS.device)
         index = (first_B[:, None] + 1 + columns).clamp(max=hidden_BTH.shape[1] - 1)
-        y_BSH = hidden_BTH.gather(1, index[..., None].expand(-1, -1, hidden_BTH.shape[2])).float()
+        y_BSH = at_least_float32(hidden_BTH.gather(1, index[..., None].expand(-1, -1, hidden_BTH.shape[2])))
         last_B = active_BS.sum(1) - 1
         pools = [_mean(y_BSH, active_BS), _mean(y_BSH, active_BS & (columns < FIRST_TOKENS)),
                  y_BSH[torch.arange(len(y_BSH), device=last_B.device), last_B]]
@@ -68,70 +70,89 @@ class LatentModel(nn.Module):
 
     Args:
         backbone: causal model whose vocabulary already holds the latent tokens.
-        latent_ids: token ids of `<z0>` ... `<z(K-1)>`.
+        latent_ids: the P token ids of each of the K latents.
         posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
+        dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared posterior reads the
+            z-free sequence anyway; with the others it is one more.
     """
 
-    def __init__(self, backbone: PreTrainedModel, latent_ids: list[int], posterior: str) -> None:
+    def __init__(self, backbone: PreTrainedModel, latent_ids: list[list[int]], posterior: str, *,
+                 dynamic_baseline: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.posterior = posterior
-        self.register_buffer("latent_ids_K", torch.tensor(latent_ids), persistent=False)
+        self.dynamic_baseline = dynamic_baseline
+        self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
         self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
         hidden_size = backbone.get_input_embeddings().embedding_dim
         self.head = None if posterior == "exact" else PosteriorHead(hidden_size, len(latent_ids))
 
     @property
     def latents(self) -> int:
-        return len(self.latent_ids_K)
+        return len(self.latent_ids_KP)
 
     def forward(self, batch: Batch) -> LatentOutput:
         B, K = len(batch.rows_B), self.latents
         branches_L = batch.latent_BL.repeat_interleave(K, dim=0)
         slot, first, active = (t.repeat_interleave(K, dim=0) for t in (batch.slot_B, batch.latent_first_B, batch.active_BS))
         rows = torch.arange(B * K, device=branches_L.device)
-        branches_L[rows, slot] = self.latent_ids_K.repeat(B)
+        spelling = torch.arange(self.latent_ids_KP.shape[1], device=branches_L.device)
+        branches_L[rows[:, None], slot[:, None] + spelling] = self.latent_ids_KP.repeat(B, 1)
         hidden = hidden_states(self.backbone, branches_L)
         nll = target_nll(self.backbone, hidden, first, batch.targets_BS.repeat_interleave(K, dim=0), active)
-        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read.
+        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
+        # first token tells it from the others, and what follows is spelled out, not predicted.
         router_hidden = hidden[rows[::K], slot[::K] - 1]
-        router_logits = head_logits(self.backbone, router_hidden)[:, self.latent_ids_K].float()
-        log_posterior, extra = None, 0
+        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
+        log_posterior, baseline, extra, plain_hidden = None, None, 0, None
         if self.head is not None:
-            log_posterior, extra = torch.log_softmax(self.posterior_logits(batch), dim=-1), B
+            plain_hidden = self._read(batch)
+            log_posterior, extra = torch.log_softmax(self._posterior_logits(plain_hidden, batch), dim=-1), B
+        if self.dynamic_baseline:
+            # Last, because autocast would keep casts made without gradient for the passes that need one.
+            with torch.no_grad():
+                if plain_hidden is None or self.reader is not None:
+                    plain_hidden, extra = hidden_states(self.backbone, batch.plain_BT), extra + B
+                baseline = target_nll(self.backbone, plain_hidden, batch.plain_first_B, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BKS=nll.view(B, K, -1), log_router_BK=torch.log_softmax(router_logits, dim=-1),
-                            log_posterior_BK=log_posterior, sequences=B * K + extra)
+                            log_posterior_BK=log_posterior, sequences=B * K + extra, baseline_BS=baseline)
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
+        return self._posterior_logits(self._read(batch), batch)
+
+    def _read(self, batch: Batch) -> torch.Tensor:
+        """(B, T, H): the z-free sequence as the posterior sees it."""
         if self.reader is None:
-            hidden = hidden_states(self.backbone, batch.plain_BT)
-        else:
-            hidden = self.reader(input_ids=batch.plain_BT, use_cache=False).last_hidden_state
-        return self.head(hidden, batch.plain_first_B, batch.active_BS)
+            return hidden_states(self.backbone, batch.plain_BT)
+        return self.reader(input_ids=batch.plain_BT, use_cache=False).last_hidden_state
+
+    def _posterior_logits(self, hidden_BTH: torch.Tensor, batch: Batch) -> torch.Tensor:
+        return self.head(hidden_BTH, batch.plain_first_B, batch.active_BS)
 
 
-def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[int], generator: torch.Generator) -> None:
-    """Extends the embeddings to the latent tokens and sets their rows apart from each other.
+def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator) -> None:
+    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their rows apart from each other.
 
     New rows that start alike give every latent the same loss, a saddle that training does not leave; these are
-    the mean row plus orthogonal directions (random ones where K exceeds the hidden size) of a typical row's length.
+    the mean row plus orthogonal directions (random ones where K P exceeds the hidden size) of a typical row's length.
     """
+    ids = [token for latent in latent_ids for token in latent]
     embeddings = backbone.get_input_embeddings()
     old = embeddings.num_embeddings
-    needed = max(latent_ids) + 1
+    needed = max(ids) + 1
     if needed > old:
         backbone.resize_token_embeddings(needed, mean_resizing=False)
-    used = min(latent_ids)
+    used = min(ids)
     with torch.no_grad():
         rows = backbone.get_input_embeddings().weight
         spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
-        rows[latent_ids] = rows[:used].mean(0) + spread * _directions(len(latent_ids), rows.shape[1], generator).to(rows)
+        rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
         head = backbone.get_output_embeddings()
         if head.weight is not rows:
-            head.weight[latent_ids] = head.weight[:used].mean(0)
+            head.weight[ids] = head.weight[:used].mean(0)
             if getattr(head, "bias", None) is not None:
-                head.bias[latent_ids] = head.bias[:used].mean()
+                head.bias[ids] = head.bias[:used].mean()
 
 
 def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tensor:

@@ -13,17 +13,20 @@ def masked_token_nll_per_example(token_loss: torch.Tensor, active: torch.Tensor,
     """Token losses (..., T) to one loss an example (...), weighted where the weights carry mass.
 
     With w the detached weights on active tokens: sum_t w_t l_t / max(sum_t w_t, eps) where sum_t w_t > tau,
-    else the uniform average over active tokens (zero where none is active). bf16 is accumulated in float32.
+    else the uniform average over active tokens (zero where none is active). bf16 is accumulated in float32,
+    float64 in float64.
 
     Args:
         token_loss: (..., T) nats.
         active: (..., T) bool, supervised tokens; broadcasts against `token_loss`.
-        weights: (..., T) nonnegative, broadcasts; None for the uniform average. Never carries a gradient.
+        weights: (..., T) nonnegative nats, broadcasts; None for the uniform average. Never carries a gradient.
+        eps: least divisor in nats; matters only where `tau` is below it.
+        tau: sum of active weights in nats up to which an example takes the uniform average.
 
     Raises:
         ValueError: a weight on an active token is NaN, infinite or negative.
     """
-    loss = token_loss if token_loss.dtype == torch.float64 else token_loss.float()
+    loss = token_loss.to(torch.promote_types(token_loss.dtype, torch.float32))
     active = active.expand_as(loss)
     loss = loss.masked_fill(~active, 0.0)
     uniform = loss.sum(-1) / active.sum(-1).clamp(min=1)
@@ -38,9 +41,34 @@ def masked_token_nll_per_example(token_loss: torch.Tensor, active: torch.Tensor,
     return torch.where(mass > tau, weighted, uniform)
 
 
+def scalar_baseline_nll_per_example(token_loss: torch.Tensor, active: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """R - mean_t b_t (...): the uniform average of the token losses (..., T) minus that of the detached baseline (..., T).
+
+    The baseline is the same for every z, so neither the posterior nor the z embeddings can tell it from no baseline.
+    """
+    return masked_token_nll_per_example(token_loss, active) - masked_token_nll_per_example(baseline.detach(), active)
+
+
+def token_baseline_nll_per_example(token_loss: torch.Tensor, active: torch.Tensor, baseline: torch.Tensor) -> torch.Tensor:
+    """mean_t (l_t - b_t) (...) over active tokens, with the detached baseline b_t (..., T) taken from each token's loss."""
+    return masked_token_nll_per_example(token_loss - baseline.detach(), active)
+
+
+SUBTRACTIONS = {"scalar-baseline": scalar_baseline_nll_per_example, "token-baseline": token_baseline_nll_per_example}
+
+
 def reconstruction(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, *,
-                   uniform_weight: float, token_weight: float, tau: float) -> torch.Tensor:
-    """Reff (B, K) in nats per token: uniform_weight x R + token_weight x Rw."""
+                   uniform_weight: float, token_weight: float, tau: float, ablation: str = "none") -> torch.Tensor:
+    """Reff (B, K) in nats per token: uniform_weight x R + token_weight x Rw.
+
+    Args:
+        weights_BS: b_t in nats; may be None where `token_weight` is 0.
+        ablation: "none", or what stands in Rw's place: R with the baseline subtracted ("scalar-baseline",
+            "token-baseline").
+
+    Raises:
+        ValueError: `token_weight` without weights, or a weight that is NaN, infinite or negative.
+    """
     active_BKS = active_BS[:, None, :]
     total = nll_BKS.new_zeros(nll_BKS.shape[:2])
     if uniform_weight:
@@ -48,8 +76,25 @@ def reconstruction(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: t
     if token_weight:
         if weights_BS is None:
             raise ValueError("token_weight needs weights")
-        total = total + token_weight * masked_token_nll_per_example(nll_BKS, active_BKS, weights_BS[:, None, :], tau=tau)
+        weights_BKS = weights_BS[:, None, :]
+        if ablation == "none":
+            term = masked_token_nll_per_example(nll_BKS, active_BKS, weights_BKS, tau=tau)
+        else:
+            term = SUBTRACTIONS[ablation](nll_BKS, active_BKS, weights_BKS)
+        total = total + token_weight * term
     return total
+
+
+def held_posterior(log_q_BK: torch.Tensor, cluster_B: torch.Tensor) -> torch.Tensor:
+    """log q (B, K) with rows of a cluster >= 0 held at it; -1 leaves a row as it is."""
+    target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), log_q_BK.shape[1]).to(log_q_BK)
+    return torch.where((cluster_B >= 0)[:, None], target_BK.clamp(min=1e-30).log(), log_q_BK)
+
+
+def teaching(log_q_BK: torch.Tensor, cluster_B: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (B,) in nats that teaches the posterior its held cluster; zero for rows of cluster -1."""
+    target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), log_q_BK.shape[1]).to(log_q_BK)
+    return posterior_cross_entropy(target_BK, log_q_BK) * (cluster_B >= 0)
 
 
 def categorical_kl(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor) -> torch.Tensor:

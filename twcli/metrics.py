@@ -39,7 +39,7 @@ class Generations:
 
 def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarray | None, marginal_nll: np.ndarray,
               prompts: np.ndarray, labels: Sequence[str | None] | None, generations: Generations | None,
-              bootstrap: int, seed: int) -> dict[str, Any]:
+              bootstrap: int, seed: int, diagnostics: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
     Records are resampled; completions generated for a prompt are resampled together with it. The mapping from latents
@@ -52,9 +52,10 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         labels: strategy of each record, None where unknown; None as a whole leaves alignment null.
         bootstrap: resamples behind each interval.
         seed: of the halves and the resamples.
+        diagnostics: (N,) figures of each record from `diagnostics.row_figures`, NaN where a record has none.
 
     Returns:
-        Sections `posterior`, `alignment`, `likelihood` and the single figures; null where there is nothing to tell.
+        Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null where there is nothing to tell.
     """
     rng = np.random.default_rng([seed, 0])
     scored_P = _second_half(int(prompts.max()) + 1, rng)
@@ -68,6 +69,7 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         result[f"strategy_accuracy{suffix}"] = result["alignment"][f"{key}{suffix}"]
     result |= _answer_accuracy(generations, bootstrap, rng)
     result["likelihood"] = _with_intervals(_likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng)
+    result["diagnostics"] = _with_intervals(_diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng)
     return result
 
 
@@ -117,6 +119,25 @@ def _likelihood_figures(frozen_N: np.ndarray | None, marginal_N: np.ndarray) -> 
         marginal = float(weight_N @ marginal_N / total)
         frozen = None if frozen_N is None else float(weight_N @ frozen_N / total)
         return {"frozen_nll": frozen, "marginal_nll": marginal, "gain": None if frozen is None else frozen - marginal}
+
+    return figures
+
+
+def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], Figures]:
+    """As `diagnostics.summarise_rows`, for records that count several times or not at all."""
+    known = {name: np.isfinite(values) for name, values in rows.items()}
+    filled = {name: np.where(known[name], values, 0.0) for name, values in rows.items()}
+
+    def mean(weight_N: np.ndarray, name: str) -> float | None:
+        return _ratio(weight_N @ filled[name], weight_N @ known[name]) if name in rows else None
+
+    def figures(weight_N: np.ndarray) -> Figures:
+        uniform, weighted = mean(weight_N, "gradient_uniform"), mean(weight_N, "gradient_weighted")
+        informative = mean(weight_N, "informative")
+        names = ("informative", "informative_tokens", "uniform_rows", "z_sensitivity", "z_sensitivity_weighted", "z_sensitivity_sum")
+        return {name: mean(weight_N, name) for name in names} | {
+            "amplification": None if weighted is None or not uniform else float(np.sqrt(weighted / uniform)),
+            "expected_amplification": 1 / informative if informative else None}
 
     return figures
 

@@ -29,10 +29,20 @@ ROWS = (
     ("likelihood", "frozen_nll", "entangled model, nats an example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
     ("likelihood", "gain", "frozen minus marginal"),
+    ("diagnostics", "informative", "effective t0 / T of b_t"),
+    ("diagnostics", "informative_tokens", "effective t0 in tokens"),
+    ("diagnostics", "uniform_rows", "rows without b_t above tau"),
+    ("diagnostics", "z_sensitivity", "spread of l_t(z), nats a token"),
+    ("diagnostics", "z_sensitivity_weighted", "the same under the weights"),
+    ("diagnostics", "z_sensitivity_sum", "the same, nats an example"),
+    ("diagnostics", "amplification", "of q's gradient by the weights"),
+    ("diagnostics", "expected_amplification", "T / t0"),
 )
 NO_LABELS = "no strategy labels in the data, no --judge"
 NO_JUDGE = "no --judge, so nothing was generated"
 NO_FROZEN = "frozen model not found; give --model"
+NO_MASS = "no record has any b_t"
+NO_GRADIENT = "the posterior is certain: no gradient"
 NO_SPLIT = "nothing to score, or one prompt only"
 
 
@@ -47,7 +57,7 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         holder = result[section] if section else result
         value = holder[key]
         if value is None:
-            yield section or "", key, "-", "", _why_null(result, key)
+            yield section or "", key, "-", "", _why_null(result, section, key)
         else:
             yield section or "", key, _number(value), _interval(holder.get(f"{key}_ci")), note
 
@@ -62,8 +72,12 @@ def _interval(ci: Sequence[float] | None) -> str:
     return "" if ci is None else f"{ci[0]:.3f} to {ci[1]:.3f}"
 
 
-def _why_null(result: dict[str, Any], key: str) -> str:
+def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     alignment = result["alignment"]
+    if section == "diagnostics":
+        if result["diagnostics"]["uniform_rows"] is None:
+            return NO_FROZEN
+        return NO_GRADIENT if key == "amplification" else NO_MASS
     if key in ("frozen_nll", "gain"):
         return NO_FROZEN
     if key == "answer_accuracy":
@@ -119,10 +133,32 @@ def render_inspection(found: dict[str, Any]) -> str:
         if last := found["last"]:
             lines.append(f"last step: loss {last['loss']:.4f}, mutual information {last['mutual_information']:.3f} nats, "
                          f"{last['usage']:.2f} latents in use")
+            lines += _diagnostic_lines(last)
+        lines += found["conditions"]
         lines += [f"{key}: {value}" for key, value in found["settings"].items()]
     if found["problems"] is not None:
         lines += found["problems"] or ["verified: every checksum matches"]
     return "\n".join(lines)
+
+
+def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
+    """What a run's last step tells of b_t and z; nothing for a run of an older version, which did not log it."""
+    if last.get("z_sensitivity") is None:
+        return []
+    lines = [f"z-sensitivity: {last['z_sensitivity']:.4f} nats a token, {last['z_sensitivity_sum']:.3f} an example"
+             + _if_known(", {:.4f} a token under the weights", last["z_sensitivity_weighted"])]
+    if last["informative"] is not None:
+        lines.append(f"b_t: effective t0 / T {last['informative']:.3f} ({last['informative_tokens']:.1f} tokens); q's gradient amplified "
+                     + _if_known("{:.1f} times, ", last["amplification"]) + f"T / t0 {last['expected_amplification']:.1f}")
+    if last["uniform_rows"] is not None:
+        lines.append(f"     {last['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
+    lines.append("gradient norms: " + _if_known("posterior {:.3g}, ", last["posterior_gradient_norm"])
+                 + f"latent embeddings {last['latent_gradient_norm']:.3g}, all {last['gradient_norm']:.3g}")
+    return lines
+
+
+def _if_known(text: str, value: float | None) -> str:
+    return "" if value is None else text.format(value)
 
 
 # HTML

@@ -50,8 +50,8 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_template(source: str) -> Template:
-    """The tokenizer at `source`, ready to encode.
+def load_template(source: str, latent_tokens: int = 1) -> Template:
+    """The tokenizer at `source`, ready to encode; `latent_tokens` is the number P of tokens that spell a latent.
 
     Raises:
         UserError: no tokenizer there, or it lacks the template's tags.
@@ -61,7 +61,7 @@ def load_template(source: str) -> Template:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for the same mistake
         raise UserError(f"{source}: no usable tokenizer: {_first_line(error)}") from error
-    return Template(tokenizer, source)
+    return Template(tokenizer, source, latent_tokens)
 
 
 def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa") -> PreTrainedModel:

@@ -54,7 +54,7 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
             for (row, latent), text in zip(jobs, texts, strict=True) if text]
 
 
-def _latents(config: SampleConfig, latent_ids: list[int], router: Callable[[], np.ndarray],
+def _latents(config: SampleConfig, latent_ids: list[list[int]], router: Callable[[], np.ndarray],
              prompts: int) -> list[list[int | None]]:
     """For each prompt the latents of its completions; [None] x n for the frozen model."""
     if not latent_ids:

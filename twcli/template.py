@@ -3,6 +3,7 @@
     z-free       <bos> <x> x </x> <y> y </y> <eos>
     with latent  <bos> <x> x </x> <z> z_k </z> <y> y </y> <eos>
 
+z_k is one vocabulary token, or P of them where one is too narrow a channel.
 x and y are tokenised apart from everything around them, so y's ids are the same in both.
 Supervised are the S tokens of y and its closing tag.
 """
@@ -24,8 +25,9 @@ TAGS = ("<x>", "</x>", "<y>", "</y>", "<z>", "</z>")
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
-def latent_token(k: int) -> str:
-    return f"<z{k}>"
+def latent_tokens(k: int, count: int = 1) -> list[str]:
+    """The vocabulary tokens that spell latent k: `<z3>`, or `<z3.0> <z3.1>` for two."""
+    return [f"<z{k}>"] if count == 1 else [f"<z{k}.{p}>" for p in range(count)]
 
 
 @dataclass(frozen=True)
@@ -71,13 +73,17 @@ class Encoded:
 class Template:
     """The tag template over one tokenizer.
 
+    Args:
+        latent_tokens: vocabulary tokens P that spell one latent.
+
     Raises:
         UserError: the tokenizer lacks a tag, `<bos>` or `<eos>`.
     """
 
-    def __init__(self, tokenizer: Any, source: str) -> None:
+    def __init__(self, tokenizer: Any, source: str, latent_tokens: int = 1) -> None:
         self.tokenizer = tokenizer
         self.source = source
+        self.latent_tokens = latent_tokens
         vocabulary = tokenizer.get_vocab()
         missing = [tag for tag in TAGS if tag not in vocabulary]
         missing += [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name) is None]
@@ -90,29 +96,29 @@ class Template:
             vocabulary[tag] for tag in TAGS)
         self._reserved = frozenset((self.bos, self.eos, *(vocabulary[tag] for tag in TAGS)))
 
-    def latent_ids(self, latents: int) -> list[int]:
-        """Ids of `<z0>` ... in a tokenizer that `add_latents` has extended.
+    def latent_ids(self, latents: int) -> list[list[int]]:
+        """The P ids of each of the K latents, in a tokenizer that `add_latents` has extended.
 
         Raises:
             UserError: the tokenizer has no such tokens.
         """
         vocabulary = self.tokenizer.get_vocab()
         try:
-            return [vocabulary[latent_token(k)] for k in range(latents)]
+            return [[vocabulary[token] for token in latent_tokens(k, self.latent_tokens)] for k in range(latents)]
         except KeyError as error:
             raise UserError(f"{self.source}: the tokenizer has no latent token {error}") from error
 
     def add_latents(self, latents: int) -> None:
-        """Adds `<z0>` ... `<z(K-1)>` to the vocabulary; they come last and are never split."""
+        """Adds `<z0>` ... `<z(K-1)>` to the vocabulary, P tokens each; they come last and are never split."""
         from tokenizers import AddedToken
 
-        self.tokenizer.add_tokens([AddedToken(latent_token(k), special=True, normalized=False) for k in range(latents)],
-                                  special_tokens=True)
+        tokens = [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)]
+        self.tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
 
     @property
     def latent_section(self) -> int:
-        """Tokens that a latent adds to the z-free sequence: `<z> z_k </z>`."""
-        return 3
+        """Tokens that a latent adds to the z-free sequence: `<z> z_k </z>`, 2 + P."""
+        return 2 + self.latent_tokens
 
     def fingerprint(self) -> dict[str, Any]:
         return {"name": "tags", "version": 1, "ids": [self.bos, self.x_open, self.x_close, self.z_open, self.z_close,
@@ -129,9 +135,9 @@ class Template:
         # Tags inside a user's text are text: they must not open or close a section.
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
-    def prompt(self, x: str, latent: int | None = None) -> list[int]:
-        """Ids up to where y begins, `<y>` included; with `latent` (a token id) the latent section too."""
-        section = [] if latent is None else [self.z_open, latent, self.z_close]
+    def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
+        """Ids up to where y begins, `<y>` included; with `latent` (its P ids) the latent section too."""
+        section = [] if latent is None else [self.z_open, *latent, self.z_close]
         return [self.bos, self.x_open, *self._tokenise([x])[0], self.x_close, *section, self.y_open]
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from twcli import baseline, loss, runtime
-from twcli.batches import Plan, collate
+from twcli import baseline, diagnostics, loss, runtime
+from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
@@ -40,6 +40,7 @@ class Job:
     """Everything that `fit` needs, checked.
 
     Attributes:
+        cache: b_t of the frozen model; None where b_t is the current backbone's.
         cluster_N: held cluster of each row, -1 for none.
         steps: optimiser steps of the whole run.
     """
@@ -49,7 +50,7 @@ class Job:
     model: LatentModel
     template: Template
     encoded: Encoded
-    cache: Cache
+    cache: Cache | None
     plan: Plan
     cluster_N: torch.Tensor
     steps: int
@@ -69,17 +70,23 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
-    template = runtime.load_template(config.model)
+    template = runtime.load_template(config.model, config.latent_tokens)
     backbone = runtime.load_model(config.model, attention=config.attention)
     runtime.check_vocabulary(backbone, template)
     max_length = runtime.context_length(backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
-    cache = Cache(config.baseline)
-    cache.check(_expected_fingerprint(config, backbone, template, encoded, max_length), encoded.row_hash)
-    backbone.to(accelerator.device)
-    difference = rescore(backbone, template, encoded, cache, config)
-    say(f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; {min(RESCORED_ROWS, len(encoded))} rows rescored, "
-        f"largest difference {difference:.1e} nats")
+    if config.baseline_policy == "frozen":
+        cache = Cache(config.baseline)
+        cache.check(_expected_fingerprint(config, backbone, template, encoded, max_length), encoded.row_hash)
+        backbone.to(accelerator.device)
+        difference = rescore(backbone, template, encoded, cache, config)
+        say(f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; {min(RESCORED_ROWS, len(encoded))} rows rescored, "
+            f"largest difference {difference:.1e} nats")
+    else:
+        cache = None
+        backbone.to(accelerator.device)
+        say("baseline: b_t of the current backbone at each step"
+            + (f"; {config.baseline} is not read" if config.baseline else ""))
     clusters = _clusters(config, backbone, template, encoded, say, progress)
     model = build(config, backbone, template)
     plan = Plan(encoded.lengths, batch_tokens=config.batch_tokens, seed=config.seed)
@@ -139,9 +146,9 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
     ids = template.latent_ids(config.latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
     torch.manual_seed(config.seed)
-    model = LatentModel(backbone, ids, config.posterior)
+    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic")
     if config.adapt == "frozen":
-        freeze_backbone(model, [*ids, template.z_open, template.z_close])
+        freeze_backbone(model, [*(token for latent in ids for token in latent), template.z_open, template.z_close])
     return model.to(backbone.device)
 
 
@@ -169,6 +176,9 @@ def schedule(step: int, steps: int) -> float:
 def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     """Trains from the newest checkpoint to the last step, yielding each step's metrics.
 
+    Args:
+        say: takes one line a fact: what is resumed, and which of the conditions in `diagnostics` holds.
+
     Raises:
         WorkFailed: a loss or gradient is not finite; the step, rows and last good checkpoint are named.
     """
@@ -181,8 +191,11 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     if step:
         _restore(job.model, optimizer, tensors)
         say(f"resuming after step {step} of {job.steps}")
+    watch = diagnostics.Watch(job.steps, config.latents, config.uses_weights)
     if accelerator.is_main_process:
         run.keep_metrics(step)
+        for seen in run.read_metrics():  # what was told before the interruption is not told again
+            watch.see(seen)
     world, rank = accelerator.num_processes, accelerator.process_index
     model.train()
     for index, rows in enumerate(job.plan.stream(skip=step * world)):
@@ -190,29 +203,42 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
             continue
         if step >= job.steps:
             break
-        metrics = _step(job, model, optimizer, rows, step)
+        metrics = _step(job, model, optimizer, rows, step, index)
         step += 1
         if accelerator.is_main_process:
             run.append_metrics(metrics)
+            news = watch.see(metrics)
+            for line in watch.standing(metrics) if step == job.steps else news:
+                say(f"step {step}: {line}")
             if step % config.checkpoint_every == 0 or step == job.steps:
                 run.save_checkpoint(step, _snapshot(job.model, optimizer), config.keep_checkpoints)
         yield metrics
     accelerator.wait_for_everyone()
 
 
-def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int) -> dict[str, Any]:
+def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int, number: int) -> dict[str, Any]:
+    """One optimiser step on the batch that is the `number`-th of the plan."""
     config, accelerator = job.config, job.accelerator
     for group in optimizer.param_groups:
         group["lr"] = job.lr * schedule(step, job.steps)
-    batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
+    batch = collate(rows, job.encoded, job.template, job.cache)
+    if config.history_dropout:
+        # From the batch's number and no running state, so that a resumed run drops the same tokens.
+        rng = np.random.default_rng([config.seed, 4, number])
+        batch = drop_history(batch, config.history_dropout, rng, job.template.pad)
+    batch = batch.to(accelerator.device)
     with accelerator.autocast():
         output = model(batch)
     held = step < config.hold * job.steps
     cluster_B = job.cluster_N[rows].to(accelerator.device) if held else None
-    loss_B, parts = step_loss(output, batch.active_BS, batch.weights_BS, config, cluster_B)
+    weights_BS = token_weights(batch, output)
+    loss_B, parts = step_loss(output, batch.active_BS, weights_BS, config, cluster_B)
     count = accelerator.reduce(torch.tensor(float(len(rows)), device=accelerator.device))
     value = loss_B.sum() * accelerator.num_processes / count
     accelerator.backward(value)
+    norms = diagnostics.gradient_norms(
+        (p for name, p in job.model.named_parameters() if not name.startswith("backbone.")),
+        job.model.backbone.get_input_embeddings().weight, job.model.latent_ids_KP)
     norm = accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
     if not (math.isfinite(value.item()) and math.isfinite(float(norm))):
         raise WorkFailed(f"step {step + 1}: the loss is {value.item()} and its gradient norm {float(norm)}, on data lines "
@@ -220,17 +246,28 @@ def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int) -> 
                          f"the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
     optimizer.step()
     optimizer.zero_grad()
-    return {"step": step + 1, "loss": value.item(), **parts, "gradient_norm": float(norm),
+    return {"step": step + 1, "loss": value.item(), **parts, **norms, "gradient_norm": float(norm),
             "lr": optimizer.param_groups[0]["lr"], "held": bool(held and (cluster_B >= 0).any()), "records": len(rows),
             "sequences_per_record": output.sequences / len(rows)}
 
 
-def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor, config: TrainConfig,
-              cluster_B: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss (B,) and its parts in nats; rows with a held cluster take it as q and teach it to the posterior."""
+def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
+    """b_t (B, S) in nats: the current backbone's where the model gave it, else the cache's, else None."""
+    return batch.weights_BS if output.baseline_BS is None else output.baseline_BS
+
+
+def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
+                   config: TrainConfig) -> torch.Tensor:
+    """Reff (B, K) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
-    reff_BK = loss.reconstruction(output.nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight,
-                                  token_weight=token_weight, tau=config.tau)
+    return loss.reconstruction(output.nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight,
+                               token_weight=token_weight, tau=config.tau, ablation=config.ablation)
+
+
+def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, config: TrainConfig,
+              cluster_B: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
+    """The loss (B,), its parts in nats and `diagnostics`; rows with a held cluster take it as q and teach it to the posterior."""
+    reff_BK = reconstruction(output, active_BS, weights_BS, config)
     log_p_BK = output.log_router_BK
     log_q_BK = output.log_posterior_BK
     if log_q_BK is None:
@@ -239,11 +276,9 @@ def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.T
     learned_BK = log_q_BK
     teaching_B = reff_BK.new_zeros(len(reff_BK))
     if cluster_B is not None:
-        held_B = cluster_B >= 0
-        target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), reff_BK.shape[1]).to(reff_BK)
         if output.log_posterior_BK is not None:
-            teaching_B = loss.posterior_cross_entropy(target_BK, learned_BK) * held_B
-        log_q_BK = torch.where(held_B[:, None], target_BK.clamp(min=1e-30).log(), learned_BK)
+            teaching_B = loss.teaching(learned_BK, cluster_B)
+        log_q_BK = loss.held_posterior(learned_BK, cluster_B)
     loss_B = loss.objective(log_q_BK, log_p_BK, reff_BK, config.beta) + teaching_B
     with torch.no_grad():
         q_BK = learned_BK.exp()
@@ -253,6 +288,7 @@ def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.T
             "posterior_cross_entropy": teaching_B.mean().item(),
             "mutual_information": (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item(),
             "usage": loss.entropy(q_BK.mean(0)).exp().item(),
+            **diagnostics.summarise_rows(diagnostics.row_figures(output.nll_BKS, active_BS, weights_BS, learned_BK, config.tau)),
         }
     return loss_B, parts
 
@@ -303,9 +339,10 @@ def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> 
     config = run.read_config()
     if not run.done:
         raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
-    template = runtime.load_template(str(run.model))
+    template = runtime.load_template(str(run.model), config.latent_tokens)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
-    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior)
+    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
+                        dynamic_baseline=config.baseline_policy == "dynamic")
     if config.posterior != "exact":
         own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
         stored = run.load_posterior()
