@@ -7,6 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from twcli.runtime import quiet_transformers
 from twcli.template import TAGS, Template
@@ -34,6 +35,17 @@ def make_model(seed=0, hidden=32, layers=2, positions=128):
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3)
     return LlamaForCausalLM(config).eval()
+
+
+def in_double(model):
+    """The model in float64 throughout: a Llama's own norm works in float32 whatever its weights are."""
+    for layer in model.modules():
+        for name, child in list(layer.named_children()):
+            if isinstance(child, LlamaRMSNorm):
+                norm = torch.nn.RMSNorm(child.weight.shape[0], eps=child.variance_epsilon)
+                norm.weight = child.weight
+                setattr(layer, name, norm)
+    return model.double()
 
 
 def make_records(prompts=6, completions=2, seed=0):

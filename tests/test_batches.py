@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
-from conftest import encode, make_records
+from conftest import encode, make_records, make_tokenizer
 
 from twcli.baseline import gather_padded
-from twcli.batches import Plan, collate
+from twcli.batches import Plan, collate, drop_history
+from twcli.template import Template
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
 
@@ -29,6 +30,32 @@ def test_batch_by_hand(template):
     assert batch.targets_BS.tolist() == [[14, 15, 16, 7], [12, 7, 0, 0]]
     assert batch.active_BS.tolist() == [[True] * 4, [True, True, False, False]]
     assert batch.weights_BS.tolist() == [[10, 11, 12, 13], [0, 1, 0, 0]]
+
+
+def test_batch_with_two_tokens_a_latent_by_hand():
+    template = Template(make_tokenizer(), "tiny", latent_tokens=2)
+    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4"}])
+    batch = collate(np.array([0, 1]), encoded, template, None)
+    assert batch.latent_BL.tolist() == [[1, 4, 10, 11, 5, 8, 0, 0, 9, 6, 12, 7, 2], [1, 4, 13, 5, 8, 0, 0, 9, 6, 14, 7, 2, 0]]
+    assert batch.slot_B.tolist() == [6, 5] and batch.latent_first_B.tolist() == [9, 8]
+
+
+def test_dropped_history_by_hand(template):
+    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
+    whole = collate(np.array([1, 0]), encoded, template, FlatCache(encoded.target_lengths))
+    # All of y goes; prompt, tags and what follows y stay.
+    bare = drop_history(whole, 1.0, np.random.default_rng(0), pad=0)
+    assert bare.latent_BL.tolist() == [[1, 4, 13, 5, 8, 0, 9, 6, 0, 0, 0, 7, 2], [1, 4, 10, 11, 5, 8, 0, 9, 6, 0, 7, 2, 0]]
+    for name in ("plain_BT", "targets_BS", "active_BS", "weights_BS"):
+        assert getattr(bare, name) is getattr(whole, name)
+    assert whole.latent_BL[0, 8] == 14  # the batch itself is left as it was
+    assert drop_history(whole, 0.0, np.random.default_rng(0), pad=0).latent_BL.tolist() == whole.latent_BL.tolist()
+
+
+def test_history_is_dropped_at_the_rate(template):
+    encoded = encode(template, [{"x": "w0", "y": " ".join(["w1"] * 80)}] * 50)
+    batch = drop_history(collate(np.arange(50), encoded, template, None), 0.3, np.random.default_rng(0), pad=0)
+    assert (batch.latent_BL == 0).sum().item() - 50 == pytest.approx(0.3 * 50 * 80, rel=0.1)  # 50 slots are pads too
 
 
 def test_targets_are_the_same_ids_in_both_sequences(template):

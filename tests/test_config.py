@@ -21,6 +21,11 @@ def test_yaml_round_trip(tmp_path):
     ({"steps": True}, "--steps: True is not of type int"),
     ({"lr": "fast"}, "--lr: 'fast' is not of type float"),
     ({"uniform_weight": 0.0, "token_weight": 0.0}, "both 0"),
+    ({"baseline": None}, "--baseline is required"),
+    ({"baseline_policy": "warm"}, "--baseline-policy: 'warm' is not one of frozen, dynamic"),
+    ({"ablation": "token-baseline", "weighting": "uniform"}, "--ablation token-baseline: .* give --weighting token or mixed"),
+    ({"latent_tokens": 0}, "--latent-tokens: 0 is too small"),
+    ({"history_dropout": 1.0}, "--history-dropout: 1.0 is too large"),
     ({"betta": 1.0}, "here: unknown key 'betta'"),
 ])
 def test_bad_values_name_the_flag(values, message):
@@ -31,6 +36,17 @@ def test_bad_values_name_the_flag(values, message):
 def test_missing_option_is_named():
     with pytest.raises(UserError, match="--baseline is required"):
         TrainConfig.from_mapping({k: v for k, v in NEEDED.items() if k != "baseline"}, "command line")
+
+
+def test_a_dynamic_baseline_needs_no_file():
+    without = {k: v for k, v in NEEDED.items() if k != "baseline"}
+    assert TrainConfig(**without, baseline_policy="dynamic").baseline is None
+
+
+def test_whether_b_t_weights_anything():
+    assert TrainConfig(**NEEDED).uses_weights
+    assert not TrainConfig(**NEEDED, weighting="uniform").uses_weights
+    assert not TrainConfig(**NEEDED, ablation="token-baseline").uses_weights
 
 
 def test_dashes_and_underscores_are_one():

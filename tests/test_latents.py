@@ -1,19 +1,21 @@
 import numpy as np
 import pytest
 import torch
-from conftest import encode, make_model, make_records
+from conftest import encode, in_double, make_model, make_records, make_tokenizer
 
+from twcli.baseline import score_flat
 from twcli.batches import collate
 from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
+from twcli.template import Template
 
 
-def build(template, latents=3, posterior="shared", **sizes):
+def build(template, latents=3, posterior="shared", dynamic=False, **sizes):
     model = make_model(**sizes)
     template.add_latents(latents)
     ids = template.latent_ids(latents)
     add_latent_rows(model, ids, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    return LatentModel(model, ids, posterior).eval()
+    return LatentModel(model, ids, posterior, dynamic_baseline=dynamic).eval()
 
 
 def flat(latent_ids):
@@ -25,7 +27,9 @@ def rows(template):
     return encode(template, make_records(5, 2))
 
 
-def test_branches_and_router_equal_plain_transformers(template, rows):
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_branches_and_router_equal_plain_transformers(rows, tokens):
+    template = Template(make_tokenizer(), "tiny", tokens)
     model = build(template)
     output = model(collate(np.arange(10), rows, template, None))
     with torch.no_grad():
@@ -35,18 +39,20 @@ def test_branches_and_router_equal_plain_transformers(template, rows):
             for k, latent in enumerate(template.latent_ids(3)):
                 full = torch.tensor([[*ids[:p], template.z_open, *latent, template.z_close, *ids[p:]]])
                 log_p = model.backbone(full).logits[0].log_softmax(-1)
-                targets = full[0, p + 4 : p + 4 + s]
-                expected = -log_p[p + 3 : p + 3 + s].gather(1, targets[:, None])[:, 0]
+                first = p + 2 + tokens
+                targets = full[0, first + 1 : first + 1 + s]
+                expected = -log_p[first : first + s].gather(1, targets[:, None])[:, 0]
                 assert torch.allclose(output.nll_BKS[row, k, :s], expected, atol=1e-5)
                 assert not output.nll_BKS[row, k, s:].any()
-            logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, flat(template.latent_ids(3))]
+            logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, [ids[0] for ids in template.latent_ids(3)]]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("latents", [2, 8])
-@pytest.mark.parametrize(("posterior", "extra"), [("shared", 1), ("separate", 1), ("exact", 0)])
-def test_sequences_read_per_record(template, rows, latents, posterior, extra):
-    model = build(template, latents, posterior)
+@pytest.mark.parametrize(("posterior", "dynamic", "extra"), [
+    ("shared", False, 1), ("separate", False, 1), ("exact", False, 0), ("shared", True, 1), ("separate", True, 2), ("exact", True, 1)])
+def test_sequences_read_per_record(template, rows, latents, posterior, dynamic, extra):
+    model = build(template, latents, posterior, dynamic)
     read = []
 
     def count(_module, args, kwargs):
@@ -57,6 +63,54 @@ def test_sequences_read_per_record(template, rows, latents, posterior, extra):
         model.reader.register_forward_pre_hook(count, with_kwargs=True)
     output = model(collate(np.arange(7), rows, template, None))
     assert sum(read) == 7 * (latents + extra) == output.sequences
+
+
+@pytest.mark.parametrize("posterior", ["shared", "separate", "exact"])
+def test_dynamic_baseline_is_the_frozen_one_as_long_as_the_backbone_is(template, rows, posterior):
+    frozen = score_flat(make_model(), template, rows, np.arange(10), batch_tokens=200)
+    model = build(template, posterior=posterior, dynamic=True)
+    with torch.no_grad():  # the new vocabulary takes no probability, so that b_t is the smaller model's
+        model.backbone.lm_head = masked_head(model.backbone.lm_head, 30)
+    batch = collate(np.arange(10), rows, template, None)
+    baseline = model(batch).baseline_BS
+    assert not baseline.requires_grad and baseline.dtype == torch.float32
+    assert torch.allclose(baseline[batch.active_BS], torch.from_numpy(frozen), atol=1e-5)
+    assert not baseline[~batch.active_BS].any()
+    assert build(template, posterior=posterior)(batch).baseline_BS is None
+
+
+def masked_head(head, known):
+    wide = torch.nn.Linear(head.in_features, head.out_features)
+    wide.weight, wide.bias = head.weight, torch.nn.Parameter(torch.zeros(head.out_features))
+    wide.bias[known:] = -1e9
+    return wide
+
+
+@pytest.mark.parametrize("posterior", ["shared", "separate", "exact"])
+def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, posterior):
+    """b_t only weights: a step with the backbone's b_t equals one in which the same numbers come from a file."""
+    batch = collate(np.arange(6), rows, template, None)
+    gradients = []
+    for dynamic in (True, False):
+        model = build(template, posterior=posterior, dynamic=dynamic)
+        output = model(batch)
+        if dynamic:
+            weights = output.baseline_BS
+        loss = (output.nll_BKS * weights[:, None]).sum() + output.log_router_BK[:, 0].sum()
+        if output.log_posterior_BK is not None:
+            loss = loss + output.log_posterior_BK[:, 0].sum()
+        loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert all(torch.equal(gradients[0][name], g) if g is not None else gradients[0][name] is None for name, g in gradients[1].items())
+
+
+def test_a_double_model_gives_double_losses(template, rows):
+    single, double = build(template, dynamic=True), in_double(build(template, dynamic=True))
+    batch = collate(np.arange(6), rows, template, None)
+    one, other = single(batch), double(batch)
+    for name in ("nll_BKS", "log_router_BK", "log_posterior_BK", "baseline_BS"):
+        assert getattr(one, name).dtype == torch.float32 and getattr(other, name).dtype == torch.float64
+        assert torch.allclose(getattr(one, name), getattr(other, name).float(), atol=1e-4)
 
 
 def test_posterior_ignores_padding_and_batch_mates(template, rows):

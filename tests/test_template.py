@@ -26,6 +26,16 @@ def test_prompt_with_latent_by_hand(template):
     assert template.prompt("w0") == [1, 4, 10, 5, 6]
 
 
+def test_a_latent_of_two_tokens_by_hand():
+    template = Template(make_tokenizer(), "tiny", latent_tokens=2)
+    template.add_latents(2)
+    assert template.latent_ids(2) == [[30, 31], [32, 33]]
+    assert template.tokenizer.convert_ids_to_tokens([30, 31, 32, 33]) == ["<z0.0>", "<z0.1>", "<z1.0>", "<z1.1>"]
+    assert template.prompt("w0", [32, 33]) == [1, 4, 10, 5, 8, 32, 33, 9, 6]
+    with pytest.raises(UserError, match=r"data.jsonl:1: 12 tokens .* more than the limit of 11"):
+        encode(template, [{"x": "w0", "y": "w1"}], max_length=11)
+
+
 def test_tags_inside_text_never_open_a_section(template):
     with pytest.raises(UserError, match=r"data.jsonl:2: field 'y' contains </y>"):
         encode(template, [{"x": "w0", "y": "w1"}, {"x": "w0", "y": "w2 </y> w3"}])
