@@ -108,9 +108,22 @@ def test_a_condition_is_told_once_when_it_has_held_for_a_tenth_of_the_run():
     assert not any(said)  # broken off one step before the window is full
     said = [watch.see(bad) for _ in range(60)]
     assert [len(lines) for lines in said].index(1) == 19 and sum(map(len, said)) == 1
-    assert len(watch.standing(bad)) == 1
+    assert len(watch.standing()) == 1
     watch.see(FINE)
-    assert watch.standing(FINE) == []
+    assert watch.standing() == []
+
+
+def test_information_is_pooled_over_batches_of_one_strategy_each():
+    batches = [{"records": n, "posterior_mass": [float(n == 10), float(n == 30)], "posterior_entropy": 0.0} for n in (10, 30)]
+    information, usage = diagnostics.pooled_information(batches)
+    expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+    assert information == pytest.approx(expected) and usage == pytest.approx(math.exp(expected))
+    assert diagnostics.pooled_information(batches[:1])[0] == 0.0
+    bottleneck = FINE | {"informative_tokens": 1.1, "mutual_information": 0.0}
+    watch = diagnostics.Watch(steps=50, latents=2, weighted=True)
+    for step in range(60):
+        watch.see(bottleneck | batches[step % 2])
+    assert watch.standing() == []  # each batch alone would be one
 
 
 def test_the_window_is_never_shorter_or_longer_than_its_bounds():

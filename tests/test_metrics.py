@@ -143,3 +143,21 @@ def test_nmi_and_ari_are_those_of_scikit_learn(seed):
 def test_one_to_one_by_hand():
     assert one_to_one(np.array([[5.0, 4.0], [4.0, 0.0]])).tolist() == [1, 0]
     assert one_to_one(np.array([[5.0], [6.0]])).tolist() == [-1, 0]
+
+
+def test_diagnostics_are_divided_once_and_have_intervals():
+    inputs = perfect(prompts=2)  # six records
+    rows = {"informative": np.array([0.1, 0.3, np.nan, np.nan, 0.2, 0.2]), "informative_tokens": np.full(6, 2.0),
+            "uniform_rows": np.array([0, 0, 1, 1, 0, 0.0]), "z_sensitivity": np.full(6, 0.5), "z_sensitivity_weighted": np.full(6, 0.7),
+            "z_sensitivity_sum": np.full(6, 5.0), "gradient_uniform": np.full(6, 1.0), "gradient_weighted": np.arange(6) * 10.0}
+    found = summarise(**inputs, diagnostics=rows)["diagnostics"]
+    assert found["informative"] == pytest.approx(0.2) and found["expected_amplification"] == pytest.approx(5.0)
+    assert found["uniform_rows"] == pytest.approx(1 / 3) and found["amplification"] == pytest.approx(5.0)
+    low, high = found["amplification_ci"]
+    assert low < 5.0 < high
+
+
+def test_diagnostics_without_b_t_or_gradient_are_null():
+    found = summarise(**perfect(), diagnostics={"z_sensitivity": np.ones(120), "gradient_uniform": np.zeros(120)})["diagnostics"]
+    assert found["z_sensitivity"] == 1.0 and found["informative"] is None and found["amplification"] is None
+    assert set(summarise(**perfect())["diagnostics"].values()) == {None}

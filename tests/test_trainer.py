@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from twcli import trainer
 from twcli.config import PrecomputeConfig, TrainConfig
+from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
 from twcli.latents import LatentOutput
 from twcli.precompute import precompute
@@ -58,6 +59,9 @@ def run(config, stop_after=None):
     return folder
 
 
+DYNAMIC = {"baseline": None, "baseline_policy": "dynamic"}
+
+
 def weights(folder):
     return load_file(folder.model / "model.safetensors") | load_file(folder.posterior_file)
 
@@ -66,10 +70,14 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("stop_after", [3, 4, 6, 11])
-def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after):
-    whole = run(settings(inputs, tmp_path / "whole"))
-    broken = settings(inputs, tmp_path / "broken")
+@pytest.mark.parametrize(("stop_after", "changes"), [
+    (3, {}), (4, {}), (6, {}), (11, {}),
+    (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
+    (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
+])
+def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, changes):
+    whole = run(settings(inputs, tmp_path / "whole", **changes))
+    broken = settings(inputs, tmp_path / "broken", **changes)
     run(broken, stop_after)
     folder = run(broken)
     assert folder.read_metrics() == whole.read_metrics()
@@ -90,9 +98,11 @@ def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
     assert same(weights(run(broken)), weights(whole))
 
 
-@pytest.mark.parametrize(("posterior", "sequences"), [("shared", 4), ("separate", 4), ("exact", 3)])
-def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior, sequences):
-    metrics = run(settings(inputs, tmp_path / "r", posterior=posterior, steps=3)).read_metrics()
+@pytest.mark.parametrize(("posterior", "changes", "sequences"), [
+    ("shared", {}, 4), ("separate", {}, 4), ("exact", {}, 3),
+    ("shared", DYNAMIC, 4), ("separate", DYNAMIC, 5), ("exact", DYNAMIC, 4)])
+def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior, changes, sequences):
+    metrics = run(settings(inputs, tmp_path / "r", posterior=posterior, steps=3, **changes)).read_metrics()
     assert [m["sequences_per_record"] for m in metrics] == [sequences] * 3
     assert all(m["records"] > 1 for m in metrics)
 
@@ -207,3 +217,65 @@ def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
 @pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
 def test_schedule(step, share):
     assert trainer.schedule(step, 400) == pytest.approx(share)
+
+
+def test_each_step_logs_the_diagnostics(inputs, tmp_path):
+    for name, changes in (("a", {}), ("b", {"posterior": "exact", **DYNAMIC})):
+        metrics = run(settings(inputs, tmp_path / name, steps=3, **changes)).read_metrics()
+        for m in metrics:
+            known = {key: m[key] for key in SUMMARY}
+            assert all(value is not None and value >= 0 for value in known.values()), known
+            assert 0 < m["informative"] <= 1 and m["uniform_rows"] == 0
+            assert m["latent_gradient_norm"] > 0
+            assert (m["posterior_gradient_norm"] is None) == (name == "b")
+            assert sum(m["posterior_mass"]) == pytest.approx(1.0)
+
+
+def test_the_frozen_and_the_dynamic_baseline_agree_at_the_first_step(inputs, tmp_path):
+    frozen, dynamic = (run(settings(inputs, tmp_path / name, steps=2, **changes)).read_metrics()
+                       for name, changes in (("frozen", {}), ("dynamic", DYNAMIC)))
+    # New rows of the vocabulary take a little probability, so b_t differs in a late digit.
+    assert dynamic[0]["informative"] == pytest.approx(frozen[0]["informative"], rel=0.02)
+    assert dynamic[1]["loss"] != frozen[1]["loss"]
+
+
+def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_path):
+    config = settings(inputs, tmp_path / "r", steps=1, baseline_policy="dynamic")
+    folder, said = RunFolder(config.out), []
+    with folder.writer():
+        folder.open(config)
+        job = trainer.prepare(config, folder, said.append, no_bar)
+    assert job.cache is None and any("b.h5 is not read" in line for line in said)
+
+
+def test_an_ablation_trains_like_the_uniform_loss(inputs, tmp_path):
+    plain = run(settings(inputs, tmp_path / "plain", steps=6, weighting="uniform", hold=0.0))
+    for ablation in ("scalar-baseline", "token-baseline"):
+        other = run(settings(inputs, tmp_path / ablation, steps=6, weighting="token", ablation=ablation, hold=0.0))
+        for one, two in zip(plain.read_metrics(), other.read_metrics(), strict=True):
+            assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
+            assert two["mutual_information"] == pytest.approx(one["mutual_information"], abs=1e-5)
+            assert two["loss"] < one["loss"]
+
+
+def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run(settings(inputs, tmp_path / "r", steps=3, latent_tokens=2))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder.model), AutoTokenizer.from_pretrained(folder.model)
+    prompt = tokenizer("<bos> <x> w0 w1 </x> <z> <z2.0> <z2.1> </z> <y>", add_special_tokens=False, return_tensors="pt")
+    assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 34, 35, 9, 6]]
+    assert model.generate(**prompt, max_new_tokens=20, do_sample=False).shape[1] > 10
+    loaded, template, _ = trainer.load_run(folder, device="cpu", precision="fp32", attention="sdpa")
+    assert loaded.latent_ids_KP.tolist() == [[30, 31], [32, 33], [34, 35]] and template.latent_section == 4
+
+
+def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
+    config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")  # no row has so much mass
+    folder, said = RunFolder(config.out), []
+    with folder.writer():
+        folder.open(config)
+        for _ in trainer.fit(trainer.prepare(config, folder, silent, no_bar), said.append):
+            pass
+    assert [line.split(":")[:2] for line in said] == [["step 5", " degenerate weights"], ["step 12", " degenerate weights"]]
+    assert "twcli inspect" in said[0] and "--weighting uniform" in said[0]

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -189,15 +190,20 @@ def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
 
 
 def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> None:
+    from twcli.diagnostics import pooled_information
+
     every = max(1, steps // TRAIN_LINES)
+    recent: deque[dict[str, Any]] = deque(maxlen=every)
     with screen.progress("training", steps) as advance:
         behind = True
         for m in metrics:
             advance(m["step"] if behind else 1)
             behind = False
+            recent.append(m)
             if m["step"] % every == 0 or m["step"] == steps:
-                screen.say(f"step {m['step']:>5}  loss {m['loss']:.4f}  posterior: {m['mutual_information']:.3f} nats, "
-                           f"{m['usage']:.2f} latents in use  passes {m['sequences_per_record']:g}")
+                information, usage = pooled_information(recent)
+                screen.say(f"step {m['step']:>5}  loss {m['loss']:.4f}  posterior: {information:.3f} nats, "
+                           f"{usage:.2f} latents in use  passes {m['sequences_per_record']:g}")
 
 
 @main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")

@@ -8,12 +8,13 @@ Shapes: B rows, K latents, S supervised tokens. Nats and tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from twcli.loss import masked_token_nll_per_example
+from twcli.loss import entropy, masked_token_nll_per_example
 
 INSENSITIVE = 0.05  # nats an example: z that moves the token losses by less leaves every posterior where the router is
 DEGENERATE_ROWS = 0.5  # more rows than this without mass: most of the data trains on the uniform average
@@ -90,6 +91,18 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
     return {name: means.get(name) for name in SUMMARY}
 
 
+def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """(mutual information in nats, latents in use) of the posterior over all records of several steps.
+
+    A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information says little.
+    """
+    records = torch.tensor([float(m["records"]) for m in metrics])
+    mean_K = (records[:, None] * torch.tensor([m["posterior_mass"] for m in metrics])).sum(0) / records.sum()
+    of_mean = entropy(mean_K)
+    within = (records * torch.tensor([m["posterior_entropy"] for m in metrics])).sum() / records.sum()
+    return max((of_mean - within).item(), 0.0), of_mean.exp().item()
+
+
 def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], embeddings: torch.Tensor,
                    latent_ids: torch.Tensor) -> dict[str, float | None]:
     """Norms of the gradients of the posterior's own parameters and of the latents' embedding rows, after backward.
@@ -155,17 +168,23 @@ class Watch:
         least, most = WINDOW_STEPS
         self.window = min(most, max(least, round(WINDOW_SHARE * steps)))
         self.latents, self.weighted = latents, weighted
+        self.recent: deque[dict[str, Any]] = deque(maxlen=self.window)
         self.held = dict.fromkeys(CONDITIONS, 0)
         self.told: set[str] = set()
+        self.latest: dict[str, Any] = {}
 
     def see(self, metrics: dict[str, Any]) -> list[str]:
         """Takes one step's metrics; gives a line for each condition that has now held for the window, the first time."""
-        found = conditions(metrics, self.latents, self.weighted)
+        self.recent.append(metrics)
+        self.latest = metrics
+        if "posterior_mass" in metrics:
+            self.latest = metrics | {"mutual_information": pooled_information(self.recent)[0]}
+        found = conditions(self.latest, self.latents, self.weighted)
         self.held = {name: count + 1 if name in found else 0 for name, count in self.held.items()}
         new = [name for name, count in self.held.items() if count >= self.window and name not in self.told]
         self.told.update(new)
-        return [advice(name, metrics, self.latents) for name in new]
+        return [advice(name, self.latest, self.latents) for name in new]
 
-    def standing(self, metrics: dict[str, Any]) -> list[str]:
-        """A line for each condition that holds at the step last seen, whose metrics these are: what to say at the end."""
-        return [advice(name, metrics, self.latents) for name, count in self.held.items() if count >= self.window]
+    def standing(self) -> list[str]:
+        """A line for each condition that holds at the step last seen: what to say at the end."""
+        return [advice(name, self.latest, self.latents) for name, count in self.held.items() if count >= self.window]

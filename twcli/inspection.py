@@ -81,7 +81,7 @@ def _conditions(config: TrainConfig, metrics: list[dict[str, Any]]) -> list[str]
     watch = Watch(len(metrics), config.latents, config.uses_weights)
     for m in metrics:
         watch.see(m)
-    return watch.standing(metrics[-1]) if metrics else []
+    return watch.standing()
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:

@@ -198,7 +198,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
             watch.see(seen)
     world, rank = accelerator.num_processes, accelerator.process_index
     model.train()
-    for index, rows in enumerate(job.plan.stream(skip=step * world)):
+    for index, rows in enumerate(job.plan.stream(skip=step * world), start=step * world):
         if index % world != rank:
             continue
         if step >= job.steps:
@@ -208,7 +208,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         if accelerator.is_main_process:
             run.append_metrics(metrics)
             news = watch.see(metrics)
-            for line in watch.standing(metrics) if step == job.steps else news:
+            for line in watch.standing() if step == job.steps else news:
                 say(f"step {step}: {line}")
             if step % config.checkpoint_every == 0 or step == job.steps:
                 run.save_checkpoint(step, _snapshot(job.model, optimizer), config.keep_checkpoints)
@@ -288,6 +288,8 @@ def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.T
             "posterior_cross_entropy": teaching_B.mean().item(),
             "mutual_information": (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item(),
             "usage": loss.entropy(q_BK.mean(0)).exp().item(),
+            "posterior_mass": q_BK.mean(0).tolist(),
+            "posterior_entropy": loss.entropy(q_BK).mean().item(),
             **diagnostics.summarise_rows(diagnostics.row_figures(output.nll_BKS, active_BS, weights_BS, learned_BK, config.tau)),
         }
     return loss_B, parts
