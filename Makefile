@@ -1,4 +1,5 @@
 # make demo   an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
+# make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
 # make test   the tests
 # make lint   the linter
 # make clean  removes what the others made, the virtual environment included
@@ -13,7 +14,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # Two threads keep the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo test lint clean
+.PHONY: demo figures test lint clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -35,6 +36,9 @@ lint: $(INSTALLED)
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+
+figures: $(INSTALLED)
+	$(BIN)/python examples/dilution.py --out build/figures
 
 demo: $(DEMO)/eval.json $(DEMO)/eval-uniform.json
 	$(BIN)/python examples/compare.py uniform=$(DEMO)/eval-uniform.json ours=$(DEMO)/eval.json

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import shutil
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +43,7 @@ from twcli.runs import RunFolder
 TRAIN_RECORDS, TEST_RECORDS, COMPLETIONS = 8000, 600, 4
 MEASURE_EVERY = 50  # steps between two points of a curve
 COVERED_ROWS = 0.2  # a position is drawn where at least this share of the rows reaches it
+PROFILED_TASKS = ("multidigit_addition", "sorting_algorithms", "grid_pathfinding")
 TRAINED_TASK = "multidigit_addition"
 # Okabe and Ito's colours, told apart by the colour-blind; each series has a dash or marker of its own besides.
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#000000"
@@ -58,11 +61,11 @@ class Plan:
     """How much is trained; the defaults take minutes on two cores."""
 
     entangle_steps: int = 1000
-    steps: int = 300
+    steps: int = 600
     seeds: int = 3
-    batch_tokens: int = 1024
+    batch_tokens: int = 512
     lr: float = 3e-3
-    beta: float = 0.1
+    beta: float = 0.02
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -73,6 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=at_least(MEASURE_EVERY), default=Plan.steps, metavar="N",
                         help="training steps of each run; default %(default)s")
     parser.add_argument("--seeds", type=at_least(1), default=Plan.seeds, metavar="N", help="default %(default)s")
+    parser.add_argument("--jobs", type=at_least(1), default=2, metavar="N", help="processes of one thread each; default %(default)s")
     parser.add_argument("--redraw", action="store_true", help="only draw again from the numbers in DIR")
     arguments = parser.parse_args(argv)
     numbers = arguments.out / "dilution.json"
@@ -81,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         if not arguments.redraw:
             plan = Plan(arguments.entangle_steps, arguments.steps, arguments.seeds)
-            numbers.write_text(json.dumps(measure(arguments.out / "work", plan), indent=1), encoding="utf-8")
+            numbers.write_text(json.dumps(measure(arguments.out / "work", plan, arguments.jobs), indent=1), encoding="utf-8")
         draw(json.loads(numbers.read_text(encoding="utf-8")), arguments.out)
     except OSError as error:
         parser.error(f"{error.filename or arguments.out}: {error.strerror}")
@@ -100,16 +104,24 @@ def no_bar(_label: str, _total: int):
 # Numbers
 
 
-def measure(work: Path, plan: Plan) -> dict[str, Any]:
+def measure(work: Path, plan: Plan, jobs: int) -> dict[str, Any]:
     work.mkdir(exist_ok=True)
-    profiles = {task: profile(work, task, plan) for task in sorted(TASKS)}
-    runs = {name: [] for name in RUNS}
-    for seed in range(plan.seeds):
-        for name, (weighting, policy, _, _) in RUNS.items():
-            runs[name].append(curve(work, TRAINED_TASK, weighting, policy, seed, plan))
-            say(f"{name}, seed {seed}: mutual information {runs[name][-1]['mutual_information'][-1]:.3f} nats, "
-                f"gain {runs[name][-1]['gain'][-1]:.2f} nats an example")
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+        profiled = [(task, pool.submit(profile, work, task, plan)) for task in PROFILED_TASKS]
+        profiles = {task: job.result() for task, job in profiled}
+        started = [(name, seed, pool.submit(curve, work, TRAINED_TASK, name, seed, plan)) for seed in range(plan.seeds) for name in RUNS]
+        runs: dict[str, list[Any]] = {name: [] for name in RUNS}
+        for name, seed, job in started:
+            runs[name].append(job.result())
+            say(f"{name}, seed {seed}: mutual information {job.result()['mutual_information'][-1]:.3f} nats, "
+                f"gain {job.result()['gain'][-1]:.2f} nats an example")
     return {"plan": asdict(plan), "profile": profiles, "gradient": gradients(), "training": runs}
+
+
+def one_thread() -> None:
+    """Threads that wait for each other cost models of this size more than they bring."""
+    torch.set_num_threads(1)
+    runtime.quiet_transformers()
 
 
 def files(work: Path, task: str) -> tuple[Path, Path, Path, Path]:
@@ -158,13 +170,14 @@ def gradients(first: int = 2, totals: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 
     return result
 
 
-def curve(work: Path, task: str, weighting: str, policy: str, seed: int, plan: Plan) -> dict[str, list[float]]:
+def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, list[float]]:
     """One run without warm start, measured on held-out records as it goes.
 
     A batch is sorted by length and so holds few strategies: mutual information is taken over the whole test file.
     """
     data, test, model, cache = files(work, task)
-    out = work / "run"
+    weighting, policy, _, _ = RUNS[name]
+    out = work / f"run-{weighting}-{policy}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     config = TrainConfig(
         model=str(model), data=str(data), baseline=str(cache) if policy == "frozen" else None, baseline_policy=policy,

@@ -12,6 +12,7 @@ from conftest import make_model, make_records, make_tokenizer, write_jsonl
 
 from twcli import __version__
 from twcli.cli import main
+from twcli.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("precompute", "train", "eval", "sample", "inspect")
@@ -69,6 +70,9 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
     assert set(figures["likelihood"]) == {f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")}
     assert figures["strategy_accuracy"] == figures["alignment"]["generation_one_to_one"]
     assert 0 <= figures["answer_accuracy"] <= 1
+    diagnostics = figures["diagnostics"]
+    assert {key for key in diagnostics if not key.endswith("_ci")} == set(SUMMARY)
+    assert all(diagnostics[key] is not None and len(diagnostics[f"{key}_ci"]) == 2 for key in SUMMARY)
     page = (made / "run" / "report.html").read_text()
     assert page.startswith("<!doctype html>") and "http" not in page and "mutual_information" in page
 
@@ -83,6 +87,34 @@ def test_eval_without_labels_says_so(made, tmp_path):
     records = [{"x": r["x"], "y": r["y"]} for r in make_records(20, 3)]
     result = ok("eval", "--run", made / "run", "--data", write_jsonl(tmp_path / "d.jsonl", records), "--bootstrap", 20)
     assert "no strategy labels in the data" in " ".join(result.stdout.split())
+
+
+@pytest.mark.parametrize("posterior", ["shared", "exact"])
+def test_a_run_without_a_cache_and_with_two_tokens_a_latent(made, tmp_path, posterior):
+    flags = [flag for flag in train_flags(made) if flag not in ("--baseline", made / "b.h5")]
+    ok("train", *flags, "--out", tmp_path / "run", "--baseline-policy", "dynamic", "--latent-tokens", 2, "--history-dropout", 0.2,
+       "--posterior", posterior)
+    figures = json.loads(ok("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20,
+                            "--json").stdout)
+    assert 0 < figures["diagnostics"]["informative"] <= 1 and figures["likelihood"]["gain"] is not None
+    drawn = ok("sample", "--run", tmp_path / "run", "--x", "w0 w1", "--max-new-tokens", 5, "--latent", "router", "-n", 3).stdout
+    assert all(json.loads(line)["latent"] in (0, 1, 2) for line in drawn.splitlines())
+    # Without the frozen model the run's own b_t is left.
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(made / "model"), str(tmp_path / "moved")))
+    again = json.loads(ok("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--bootstrap", 20, "--json").stdout)
+    assert again["likelihood"]["gain"] is None and again["diagnostics"]["informative"] == pytest.approx(
+        figures["diagnostics"]["informative"])
+
+
+def test_without_the_frozen_model_the_figures_of_b_t_are_null_and_say_why(made, tmp_path):
+    shutil.copytree(made / "run", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace(str(made / "model"), str(tmp_path / "moved")))
+    flags = ("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
+    found = json.loads(ok(*flags, "--json").stdout)["diagnostics"]
+    assert found["informative"] is found["amplification"] is None and found["z_sensitivity"] > 0
+    assert ok(*flags).stdout.count("frozen model not found") >= 5
 
 
 def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
@@ -123,7 +155,9 @@ def test_inspect_a_cache(made):
 def test_inspect_a_run(made):
     found = json.loads(ok("inspect", made / "run", "--verify", "--json").stdout)
     assert (found["kind"], found["done"], found["steps"], found["problems"]) == ("run", True, 4, [])
-    assert "finished, 4 steps" in ok("inspect", made / "run").stdout
+    text = ok("inspect", made / "run").stdout
+    for part in ("finished, 4 steps", "z-sensitivity: ", "effective t0 / T", "T / t0", "gradient norms: posterior"):
+        assert part in text
 
 
 @pytest.mark.parametrize("name", ["b.h5", "run/model/model.safetensors", "run/posterior.safetensors", "run/checkpoints"])

@@ -243,7 +243,6 @@ def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_pat
     config = settings(inputs, tmp_path / "r", steps=1, baseline_policy="dynamic")
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        folder.open(config)
         job = trainer.prepare(config, folder, said.append, no_bar)
     assert job.cache is None and any("b.h5 is not read" in line for line in said)
 
@@ -274,8 +273,9 @@ def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")  # no row has so much mass
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        folder.open(config)
-        for _ in trainer.fit(trainer.prepare(config, folder, silent, no_bar), said.append):
+        job = trainer.prepare(config, folder, silent, no_bar)
+        folder.begin(config)
+        for _ in trainer.fit(job, said.append):
             pass
     assert [line.split(":")[:2] for line in said] == [["step 5", " degenerate weights"], ["step 12", " degenerate weights"]]
     assert "twcli inspect" in said[0] and "--weighting uniform" in said[0]
