@@ -1,8 +1,8 @@
-# make demo   an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
+# make demo     an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
-# make test   the tests
-# make lint   the linter
-# make clean  removes what the others made, the virtual environment included
+# make test     the tests
+# make lint     the linter
+# make clean    removes what the others made, the virtual environment included
 
 PYTHON ?= python3
 BIN := .venv/bin

@@ -79,12 +79,14 @@ def test_gradient_norms_by_hand():
     assert gradient_norms([], table.weight, torch.tensor([[3]]))["posterior_gradient_norm"] is None
 
 
-FINE = {"z_sensitivity_sum": 1.4, "informative": 0.1, "informative_tokens": 2.4, "uniform_rows": 0.0, "mutual_information": 1.2}
+FINE = {"z_sensitivity_sum": 1.4, "informative": 0.1, "informative_tokens": 2.4, "uniform_rows": 0.0, "mutual_information": 1.2,
+        "usage": 3.9}
 
 
 @pytest.mark.parametrize(("change", "weighted", "found"), [
     ({}, True, []),
-    ({"z_sensitivity_sum": 0.01}, True, ["no z-sensitivity"]),
+    ({"z_sensitivity_sum": 0.13}, True, ["no z-sensitivity"]),  # a tenth of log 4
+    ({"z_sensitivity_sum": 0.14}, True, []),
     ({"z_sensitivity_sum": 0.01}, False, ["no z-sensitivity"]),
     ({"uniform_rows": 0.7}, True, ["degenerate weights"]),
     ({"informative": 0.95}, True, ["degenerate weights"]),

@@ -16,7 +16,7 @@ import torch
 
 from twcli.loss import entropy, masked_token_nll_per_example
 
-INSENSITIVE = 0.05  # nats an example: z that moves the token losses by less leaves every posterior where the router is
+INSENSITIVE_SHARE = 0.1  # of log K: z that moves an example's token losses by less leaves the posterior where the router is
 DEGENERATE_ROWS = 0.5  # more rows than this without mass: most of the data trains on the uniform average
 DEGENERATE_FLAT = 0.9  # effective t0 / T above this: the weighted average is all but the uniform one
 BOTTLENECK_TOKENS = 1.5  # effective t0 in tokens below this, while z carries less than
@@ -94,8 +94,11 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
 def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """(mutual information in nats, latents in use) of the posterior over all records of several steps.
 
-    A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information says little.
+    A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information says little. Metrics
+    of a version that logged no masses give the last step's own.
     """
+    if "posterior_mass" not in metrics[0]:
+        return metrics[-1]["mutual_information"], metrics[-1]["usage"]
     records = torch.tensor([float(m["records"]) for m in metrics])
     mean_K = (records[:, None] * torch.tensor([m["posterior_mass"] for m in metrics])).sum(0) / records.sum()
     of_mean = entropy(mean_K)
@@ -118,7 +121,8 @@ def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], embedding
 
 CONDITIONS = {
     "no z-sensitivity": (
-        "z moves the token losses of an example by less than {limit:g} nats in all, so there is nothing to weight",
+        "z moves the token losses of an example by {z_sensitivity_sum:.2f} nats in all, of log K = {log_k:.2f} that it could "
+        "tell, so there is little to weight",
         "train longer or with a higher --lr, use --adapt full, give z more room with --latent-tokens 4, or take the "
         "history away with --history-dropout 0.2"),
     "degenerate weights": (
@@ -136,7 +140,7 @@ CONDITIONS = {
 def conditions(metrics: dict[str, Any], latents: int, weighted: bool) -> list[str]:
     """Names in `CONDITIONS` that one step's metrics meet; `weighted` is whether the loss uses b_t at all."""
     found = []
-    if _below(metrics.get("z_sensitivity_sum"), INSENSITIVE):
+    if _below(metrics.get("z_sensitivity_sum"), INSENSITIVE_SHARE * math.log(latents)):
         found.append("no z-sensitivity")
     flat = metrics.get("informative")
     if weighted and ((metrics.get("uniform_rows") or 0.0) > DEGENERATE_ROWS or (flat is not None and flat > DEGENERATE_FLAT)):
@@ -154,8 +158,9 @@ def _below(value: float | None, limit: float) -> bool:
 def advice(name: str, metrics: dict[str, Any], latents: int) -> str:
     """One line: the condition, its figures and what to do."""
     fact, mend = CONDITIONS[name]
-    figures = {key: metrics.get(key) or 0.0 for key in ("uniform_rows", "informative", "informative_tokens", "mutual_information")}
-    return f"{name}: {fact.format(limit=INSENSITIVE, log_k=math.log(latents), **figures)}; {mend}"
+    figures = {key: metrics.get(key) or 0.0 for key in (
+        "z_sensitivity_sum", "uniform_rows", "informative", "informative_tokens", "mutual_information")}
+    return f"{name}: {fact.format(log_k=math.log(latents), **figures)}; {mend}"
 
 
 class Watch:
@@ -177,7 +182,7 @@ class Watch:
         """Takes one step's metrics; gives a line for each condition that has now held for the window, the first time."""
         self.recent.append(metrics)
         self.latest = metrics
-        if "posterior_mass" in metrics:
+        if "mutual_information" in metrics:
             self.latest = metrics | {"mutual_information": pooled_information(self.recent)[0]}
         found = conditions(self.latest, self.latents, self.weighted)
         self.held = {name: count + 1 if name in found else 0 for name, count in self.held.items()}

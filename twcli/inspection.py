@@ -9,7 +9,7 @@ import numpy as np
 
 from twcli.cache import Cache
 from twcli.config import TrainConfig
-from twcli.diagnostics import Watch
+from twcli.diagnostics import Watch, pooled_information
 from twcli.errors import UserError
 from twcli.runs import RunFolder
 
@@ -76,17 +76,18 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     }
 
 
-def _conditions(config: TrainConfig, metrics: list[dict[str, Any]]) -> list[str]:
-    """What `train` says at the end of these steps about weights and z."""
+def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `train` says at the end of these steps about weights and z, and the posterior over the last of them."""
     watch = Watch(len(metrics), config.latents, config.uses_weights)
     for m in metrics:
         watch.see(m)
-    return watch.standing()
+    information, usage = pooled_information(watch.recent) if metrics else (None, None)
+    return {"conditions": watch.standing(), "recent": {"steps": len(watch.recent), "mutual_information": information, "usage": usage}}
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
     metrics = run.read_metrics()
     return {"kind": "run", "path": str(run.path), "done": run.done, "steps": len(metrics),
-            "last": metrics[-1] if metrics else None, "conditions": _conditions(config, metrics), "settings": config.to_mapping(),
+            "last": metrics[-1] if metrics else None, **_diagnosis(config, metrics), "settings": config.to_mapping(),
             "problems": run.problems() if verify else None}

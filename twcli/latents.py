@@ -73,7 +73,7 @@ class LatentModel(nn.Module):
         latent_ids: the P token ids of each of the K latents.
         posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
         dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared posterior reads the
-            z-free sequence anyway; with the others it is one more.
+            z-free sequence anyway; with the others it is one more. Dropout, where the backbone has any, is as in that pass.
     """
 
     def __init__(self, backbone: PreTrainedModel, latent_ids: list[list[int]], posterior: str, *,

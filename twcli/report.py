@@ -9,6 +9,8 @@ from typing import Any
 
 from rich.table import Table
 
+from twcli.diagnostics import pooled_information
+
 # (section, key, what it says); section None stands for the top level
 ROWS = (
     ("posterior", "mutual_information", "nats that z carries; at most log K"),
@@ -131,8 +133,9 @@ def render_inspection(found: dict[str, Any]) -> str:
     else:
         lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
         if last := found["last"]:
-            lines.append(f"last step: loss {last['loss']:.4f}, mutual information {last['mutual_information']:.3f} nats, "
-                         f"{last['usage']:.2f} latents in use")
+            recent = found["recent"]
+            lines.append(f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: mutual information "
+                         f"{recent['mutual_information']:.3f} nats, {recent['usage']:.2f} latents in use")
             lines += _diagnostic_lines(last)
         lines += found["conditions"]
         lines += [f"{key}: {value}" for key, value in found["settings"].items()]
@@ -180,6 +183,7 @@ svg { max-width: 100%; height: auto; }
 polyline { fill: none; stroke: var(--mark); stroke-width: 2; }
 text { fill: var(--soft); font-size: 12px; }
 """
+POOLED_STEPS = 25  # before each point of the first curve, over which it is taken
 CURVES = (("mutual_information", "Mutual information of y and z", "nats"), ("loss", "Loss", "nats a token"))
 HEAD = ("<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
         "<title>twcli run</title>")
@@ -192,6 +196,7 @@ def render_html(result: dict[str, Any], metrics: Sequence[dict[str, Any]], setti
         warning = "<p class='warning'>The posterior has collapsed: z says (almost) nothing about y.</p>"
     figures = "".join(_row(section, key, f"<td class='n'>{value}", f"<td class='n'>{interval}", f"<td class='soft'>{note}")
                       for section, key, value, interval, note in rows_of(result))
+    metrics = [m | {"mutual_information": pooled_information(metrics[max(0, i - POOLED_STEPS) : i + 1])[0]} for i, m in enumerate(metrics)]
     curves = "".join(f"<h2>{title}</h2>{_curve([m['step'] for m in metrics], [m[key] for m in metrics], unit)}"
                      for key, title, unit in CURVES if metrics)
     options = "".join(_row(html.escape(key), html.escape(str(value))) for key, value in settings.items())

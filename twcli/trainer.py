@@ -75,6 +75,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     runtime.check_vocabulary(backbone, template)
     max_length = runtime.context_length(backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
+    if config.uses_weights and config.term_weights()[0] == 0:
+        say("loss: b_t-weighted alone, so tokens without b_t are not trained and decay; --weighting mixed keeps them")
     if config.baseline_policy == "frozen":
         cache = Cache(config.baseline)
         cache.check(_expected_fingerprint(config, backbone, template, encoded, max_length), encoded.row_hash)
