@@ -176,6 +176,8 @@ def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     with pytest.raises(WorkFailed, match=r"step \d+: the loss is .* data lines \d+"):
         run(settings(inputs, tmp_path / "r", lr=1e30))
+    with pytest.raises(WorkFailed, match=r"step \d+: (the loss is|token weights must be finite).* data lines \d+"):
+        run(settings(inputs, tmp_path / "dynamic", lr=1e30, **DYNAMIC))
 
 
 def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, tmp_path):

@@ -79,9 +79,9 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
     `expected_amplification`: 1 / informative, what T / t0 promises. None where there is nothing to divide by.
     """
     names = sorted(rows)
-    known = torch.stack([rows[name] for name in names]).double()
+    known = torch.stack([rows[name] for name in names]).cpu().double()  # the only wait for the device
     finite = known.isfinite()
-    sums = torch.cat([known.masked_fill(~finite, 0.0).sum(1), finite.sum(1).double()]).tolist()  # one wait for the device
+    sums = torch.cat([known.masked_fill(~finite, 0.0).sum(1), finite.sum(1).double()]).tolist()
     means = {name: total / count if count else None
              for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)}
     uniform, weighted = means.pop("gradient_uniform"), means.pop("gradient_weighted", None)
@@ -112,8 +112,8 @@ def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], embedding
 
     None for a closed-form posterior, which has no parameters.
     """
-    norms = torch.stack([*(p.grad.norm().double() for p in posterior_parameters if p.grad is not None),
-                         embeddings.grad[latent_ids].norm().double()]).tolist()
+    norms = torch.stack([*(p.grad.norm() for p in posterior_parameters if p.grad is not None),
+                         embeddings.grad[latent_ids].norm()]).tolist()
     return {"posterior_gradient_norm": math.hypot(*norms[:-1]) if len(norms) > 1 else None, "latent_gradient_norm": norms[-1]}
 
 

@@ -234,7 +234,10 @@ def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int, num
     held = step < config.hold * job.steps
     cluster_B = job.cluster_N[rows].to(accelerator.device) if held else None
     weights_BS = token_weights(batch, output)
-    loss_B, parts = step_loss(output, batch.active_BS, weights_BS, config, cluster_B)
+    try:
+        loss_B, parts = step_loss(output, batch.active_BS, weights_BS, config, cluster_B)
+    except ValueError as error:  # the backbone's own b_t, once it has diverged
+        raise _diverged(job, step, rows, str(error)) from error
     count = accelerator.reduce(torch.tensor(float(len(rows)), device=accelerator.device))
     value = loss_B.sum() * accelerator.num_processes / count
     accelerator.backward(value)
@@ -243,14 +246,17 @@ def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int, num
         job.model.backbone.get_input_embeddings().weight, job.model.latent_ids_KP)
     norm = accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
     if not (math.isfinite(value.item()) and math.isfinite(float(norm))):
-        raise WorkFailed(f"step {step + 1}: the loss is {value.item()} and its gradient norm {float(norm)}, on data lines "
-                         f"{', '.join(str(r + 1) for r in rows[:8])} ...; "
-                         f"the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
+        raise _diverged(job, step, rows, f"the loss is {value.item()} and its gradient norm {float(norm)}")
     optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "loss": value.item(), **parts, **norms, "gradient_norm": float(norm),
             "lr": optimizer.param_groups[0]["lr"], "held": bool(held and (cluster_B >= 0).any()), "records": len(rows),
             "sequences_per_record": output.sequences / len(rows)}
+
+
+def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
+    return WorkFailed(f"step {step + 1}: {what}, on data lines {', '.join(str(r + 1) for r in rows[:8])} ...; "
+                      f"the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
 
 
 def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
