@@ -124,16 +124,18 @@ def one_thread() -> None:
     runtime.quiet_transformers()
 
 
-def files(work: Path, task: str) -> tuple[Path, Path, Path, Path]:
-    return tuple(work / f"{task}{end}" for end in (".jsonl", "-test.jsonl", "-model", ".h5"))
+def files(work: Path, task: str, plan: Plan) -> tuple[Path, Path, Path, Path]:
+    """Training and test data, entangled model, cache."""
+    return tuple(work / f"{task}{end}" for end in (".jsonl", "-test.jsonl", f"-{plan.entangle_steps}-steps", ".h5"))
 
 
 def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
     """Data, an entangled model and its b_t: mean and quartiles by position, effective t0 and T in tokens."""
-    data, test, model, cache = files(work, task)
+    data, test, model, cache = files(work, task, plan)
     for file, number, seed in ((data, TRAIN_RECORDS, 0), (test, TEST_RECORDS, 1)):
         write(file, records(TASKS[task], number, COMPLETIONS, seed, set()))
-    entangle(str(data), model, Settings(steps=plan.entangle_steps), lambda text: say(f"{task}: {text}"))
+    if not (model / "config.json").exists():  # an interrupted call goes on with the models that it has
+        entangle(str(data), model, Settings(steps=plan.entangle_steps), lambda text: say(f"{task}: {text}"))
     precompute(PrecomputeConfig(model=str(model), data=str(data), out=str(cache), overwrite=True, device="cpu"), say, no_bar)
     encoded, flat = frozen_nll(model, test)
     lengths = encoded.target_lengths
@@ -175,7 +177,7 @@ def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, 
 
     A batch is sorted by length and so holds few strategies: mutual information is taken over the whole test file.
     """
-    data, test, model, cache = files(work, task)
+    data, test, model, cache = files(work, task, plan)
     weighting, policy, _, _ = RUNS[name]
     out = work / f"run-{weighting}-{policy}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
@@ -185,8 +187,8 @@ def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, 
         lr=plan.lr, beta=plan.beta, seed=seed, device="cpu", checkpoint_every=plan.steps)
     run = RunFolder(out)
     with run.writer():
-        run.open(config)
         job = trainer.prepare(config, run, lambda _text: None, no_bar)
+        run.begin(config)
         encoded, flat = frozen_nll(model, test)
         frozen = np.add.reduceat(flat, encoded.target_offsets[:-1], dtype=np.float64).mean()
         result: dict[str, list[float]] = {key: [] for key in ("step", "mutual_information", "gain", "amplification")}

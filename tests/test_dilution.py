@@ -41,3 +41,15 @@ def test_without_numbers_there_is_nothing_to_redraw(tmp_path, capsys):
         dilution.main(["--out", str(tmp_path / "none"), "--redraw"])
     assert stopped.value.code == 2
     assert capsys.readouterr().err.splitlines() == [f"dilution.py: {tmp_path / 'none' / 'dilution.json'}: No such file or directory"]
+
+
+def test_a_small_run_is_measured_as_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(dilution, "TRAIN_RECORDS", 200)
+    monkeypatch.setattr(dilution, "TEST_RECORDS", 40)
+    monkeypatch.setattr(dilution, "MEASURE_EVERY", 2)
+    plan = dilution.Plan(entangle_steps=5, steps=4)
+    found = dilution.profile(tmp_path, dilution.TRAINED_TASK, plan)
+    assert 1 < found["t0"] < found["T"] < 40 and len(found["mean"]) > 5
+    for name in dilution.RUNS:
+        curve = dilution.curve(tmp_path, dilution.TRAINED_TASK, name, 0, plan)
+        assert curve["step"] == [2, 4] and all(len(values) == 2 for values in curve.values())
