@@ -4,7 +4,7 @@
 
 Writes three figures and the numbers behind them:
 
-    profile.png   where b_t lies along y in three tasks, and the effective t0
+    profile.png   where b_t lies along y in three tasks, with the boundary t0 before which nine tenths of it lie
     gradient.png  the posterior's gradient against T at fixed t0: uniform, weighted, and both subtractions
     training.png  mutual information and likelihood gain during training, each weighting under both policies for b_t
     table.md      the gain at the end, as a table
@@ -19,7 +19,7 @@ import multiprocessing
 import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,7 @@ from twcli.runs import RunFolder
 
 TRAIN_RECORDS, TEST_RECORDS, COMPLETIONS = 8000, 600, 4
 MEASURE_EVERY = 50  # steps between two points of a curve
+BOUNDARY = 0.9  # share of all b_t that lies in the first t0 tokens
 COVERED_ROWS = 0.2  # a position is drawn where at least this share of the rows reaches it
 PROFILED_TASKS = ("multidigit_addition", "sorting_algorithms", "grid_pathfinding")
 TRAINED_TASK = "multidigit_addition"
@@ -130,7 +131,7 @@ def files(work: Path, task: str, plan: Plan) -> tuple[Path, Path, Path, Path]:
 
 
 def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
-    """Data, an entangled model and its b_t: mean and quartiles by position, effective t0 and T in tokens."""
+    """Data, an entangled model and its b_t: mean by position, the boundary t0, mean effective t0 and mean T in tokens."""
     data, test, model, cache = files(work, task, plan)
     for file, number, seed in ((data, TRAIN_RECORDS, 0), (test, TEST_RECORDS, 1)):
         write(file, records(TASKS[task], number, COMPLETIONS, seed, set()))
@@ -142,7 +143,9 @@ def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
     nll = baseline.gather_padded(flat, encoded.target_offsets[:-1], lengths, np.nan)
     kept = np.isfinite(nll).mean(0) >= COVERED_ROWS
     mass, squares = np.nansum(nll, 1), np.nansum(nll**2, 1)
-    return {"mean": np.nanmean(nll[:, kept], 0).tolist(), "t0": float((mass**2 / squares).mean()), "T": float(lengths.mean())}
+    before = np.cumsum(np.nansum(nll, 0)) / mass.sum()
+    return {"mean": np.nanmean(nll[:, kept], 0).tolist(), "t0": int((before < BOUNDARY).sum()) + 1,
+            "effective": float((mass**2 / squares).mean()), "T": float(lengths.mean())}
 
 
 def frozen_nll(model: Path, data: Path) -> tuple[Any, np.ndarray]:
@@ -231,8 +234,10 @@ def draw_profile(pyplot: Any, profiles: dict[str, Any]) -> Any:
         position = np.arange(1, len(found["mean"]) + 1)
         axis.bar(position, found["mean"], width=1.0, color=BLUE)
         axis.axvline(found["t0"] + 0.5, color=RED, linestyle="--", linewidth=1.5)
-        axis.annotate(f"effective $t_0$ = {found['t0']:.1f}\nof T = {found['T']:.1f} tokens", (found["t0"] + 0.5, 0.92),
-                      xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points", va="top", color=RED)
+        text = (f"{BOUNDARY:.0%} of $b_t$ up to $t_0$ = {found['t0']}\nof T = {found['T']:.1f} tokens;\n"
+                f"effective tokens {found['effective']:.1f}")
+        axis.annotate(text, (found["t0"] + 0.5, 0.97), xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points",
+                      va="top", color=RED)
         axis.set(title=task.replace("_", " "), xlabel="token of y")
     axes[0].set_ylabel("mean $b_t$ (nats)")
     return figure
@@ -247,7 +252,7 @@ def draw_gradient(pyplot: Any, found: dict[str, Any]) -> Any:
         colour, marker, size, line = looks[name]
         axis.loglog(found["T"], norms, color=colour, marker=marker, markersize=size, linestyle=line,
                     markerfacecolor="none" if line == "none" else colour, markeredgewidth=1.5,
-                    label=f"{name.replace('b_t', '$b_t$')} (slope {found['slope'][name]:.2f})")
+                    label=f"{name.replace('b_t', '$b_t$')} (slope {round(found['slope'][name], 2) + 0.0:g})")
     axis.set(xlabel=f"T (tokens), $t_0$ = {found['t0']}", ylabel="norm of the posterior's gradient")
     axis.set_xticks(found["T"], [str(t) for t in found["T"]])
     axis.minorticks_off()
@@ -268,11 +273,14 @@ def draw_training(pyplot: Any, runs: dict[str, Any]) -> Any:
     axes[0].annotate("log K", (axes[0].get_xlim()[0], np.log(4)), xytext=(4, -12), textcoords="offset points", color="0.4")
     axes[0].set(xlabel="step", ylabel="mutual information of y and z (nats)")
     axes[1].axhline(0, color="0.6", linewidth=1)
+    axes[1].set_yscale("symlog", linthresh=1)
+    ticks = [2, 1, 0, -1, -2, -5, -10, -20, -50, -100]
+    low, high = axes[1].get_ylim()
+    axes[1].set_yticks([t for t in ticks if low <= t <= high], [str(t) for t in ticks if low <= t <= high])
+    axes[1].minorticks_off()
     axes[1].set(xlabel="step", ylabel="likelihood.gain (nats an example)")
-    with suppress(ValueError):
-        axes[1].set_yscale("symlog", linthresh=1)
-    axes[0].legend(frameon=False, fontsize=9)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(runs), frameon=False)
     return figure
 
 

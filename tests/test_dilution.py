@@ -17,7 +17,7 @@ def test_slopes_of_the_posteriors_gradient_against_T():
 
 def numbers():
     curve = {"step": [50, 100], "mutual_information": [0.1, 0.5], "gain": [-20.0, -0.5], "amplification": [2.0, None]}
-    return {"profile": {task: {"mean": [1.0, 0.2, 0.0], "t0": 1.3, "T": 3.0} for task in dilution.PROFILED_TASKS},
+    return {"profile": {task: {"mean": [1.0, 0.2, 0.0], "t0": 2, "effective": 1.3, "T": 3.0} for task in dilution.PROFILED_TASKS},
             "gradient": dilution.gradients(totals=(4, 8)), "training": {name: [curve, curve] for name in dilution.RUNS}}
 
 
@@ -49,7 +49,7 @@ def test_a_small_run_is_measured_as_it_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(dilution, "MEASURE_EVERY", 2)
     plan = dilution.Plan(entangle_steps=5, steps=4)
     found = dilution.profile(tmp_path, dilution.TRAINED_TASK, plan)
-    assert 1 < found["t0"] < found["T"] < 40 and len(found["mean"]) > 5
+    assert 1 < found["effective"] < found["T"] < 40 and found["t0"] < 40 and len(found["mean"]) > 5
     for name in dilution.RUNS:
         curve = dilution.curve(tmp_path, dilution.TRAINED_TASK, name, 0, plan)
         assert curve["step"] == [2, 4] and all(len(values) == 2 for values in curve.values())
