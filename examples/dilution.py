@@ -265,10 +265,9 @@ def draw_training(pyplot: Any, runs: dict[str, Any]) -> Any:
     for name, curves in runs.items():
         _, _, colour, dash = RUNS[name]
         for axis, key in zip(axes, ("mutual_information", "gain"), strict=True):
-            values = np.array([c[key] for c in curves])
-            steps = curves[0]["step"]
-            axis.plot(steps, values.mean(0), color=colour, linestyle=dash, linewidth=2, label=name)
-            axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.12, linewidth=0)
+            # One line a seed: seeds either find z or do not, so that their mean is a run that none of them was.
+            for seed, found in enumerate(curves):
+                axis.plot(found["step"], found[key], color=colour, linestyle=dash, linewidth=1.5, label=None if seed else name)
     axes[0].axhline(np.log(4), color="0.6", linewidth=1)
     axes[0].annotate("log K", (axes[0].get_xlim()[0], np.log(4)), xytext=(4, -12), textcoords="offset points", color="0.4")
     axes[0].set(xlabel="step", ylabel="mutual information of y and z (nats)")
