@@ -74,24 +74,47 @@ def lengths():
     return np.random.default_rng(0).integers(5, 80, 300)
 
 
-def test_an_epoch_holds_every_row_once_within_budget(lengths):
-    batches = Plan(lengths, batch_tokens=400, seed=1).epoch(0)
+@pytest.fixture
+def prompts():
+    return np.random.default_rng(1).integers(0, 120, 300)
+
+
+def test_an_epoch_holds_every_row_once_within_budget(lengths, prompts):
+    batches = Plan(lengths, prompts, batch_tokens=800, seed=[1]).epoch(0)
+    assert sorted(np.concatenate(batches)) == list(range(300))
+    assert all(len(b) * lengths[b].max() <= 800 for b in batches)
+    assert all(sum(prompt in prompts[b] for b in batches) == 1 for prompt in np.unique(prompts))  # a prompt is in one batch
+
+
+def test_single_rows_leave_little_padding(lengths):
+    batches = Plan(lengths, np.arange(300), batch_tokens=400, seed=[1]).epoch(0)
+    assert sum(lengths) / sum(len(b) * lengths[b].max() for b in batches) > 0.9
+
+
+def test_a_prompt_beyond_the_budget_is_cut(lengths):
+    batches = Plan(lengths, np.r_[np.zeros(200, int), np.arange(1, 101)], batch_tokens=400, seed=[1]).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 400 for b in batches)
-    assert sum(lengths) / sum(len(b) * lengths[b].max() for b in batches) > 0.9  # little padding
 
 
-def test_order_depends_on_seed_and_epoch_alone(lengths):
+def test_a_plan_goes_through_the_rows_it_is_given(lengths, prompts):
+    rows = np.arange(7, 300, 11)
+    plan = Plan(lengths, prompts, batch_tokens=400, seed=[1], rows=rows)
+    assert sorted(np.concatenate(plan.epoch(0))) == rows.tolist()
+    assert list(Plan(lengths, prompts, batch_tokens=400, seed=[1], rows=rows[:0]).stream()) == []
+
+
+def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
     def flat(seed, epoch):
-        return np.concatenate(Plan(lengths, batch_tokens=400, seed=seed).epoch(epoch)).tolist()
+        return np.concatenate(Plan(lengths, prompts, batch_tokens=400, seed=seed).epoch(epoch)).tolist()
 
-    assert flat(1, 0) == flat(1, 0)
-    assert flat(1, 0) != flat(1, 1) and flat(1, 0) != flat(2, 0)
+    assert flat([1], 0) == flat([1], 0)
+    assert flat([1], 0) != flat([1], 1) and flat([1], 0) != flat([2], 0) and flat([1], 0) != flat([1, 5], 0)
 
 
 @pytest.mark.parametrize("skip", [0, 1, 30, 100])
-def test_a_resumed_stream_goes_on_where_it_stopped(lengths, skip):
-    plan = Plan(lengths, batch_tokens=400, seed=1)
+def test_a_resumed_stream_goes_on_where_it_stopped(lengths, prompts, skip):
+    plan = Plan(lengths, prompts, batch_tokens=400, seed=[1])
     whole = [b for _, b in zip(range(140), plan.stream(0), strict=False)]
     rest = [b for _, b in zip(range(40), plan.stream(skip), strict=False)]
     assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], rest, strict=False))

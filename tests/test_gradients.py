@@ -10,8 +10,9 @@ from conftest import encode, in_double, make_model, make_records, make_tokenizer
 from twcli.batches import collate, drop_history
 from twcli.config import TrainConfig
 from twcli.latents import LatentModel, add_latent_rows
+from twcli.loss import objective
 from twcli.template import Template
-from twcli.trainer import step_loss, token_weights
+from twcli.trainer import reconstruction, step_loss
 
 STEP = 1e-5
 LATENTS, ROWS = 3, 4
@@ -39,10 +40,11 @@ def case(posterior="shared", tokens=1, dynamic=False, dropout=0.0):
     return in_double(model), replace(batch, weights_BS=weights * batch.active_BS), [i for latent in ids for i in latent]
 
 
-def value(model, batch, options, cluster=None, weights=None):
-    output = model(batch)
-    loss, _ = step_loss(output, batch.active_BS, token_weights(batch, output) if weights is None else weights, options, cluster)
-    return loss.sum()
+def value(model, batch, options, latents=None, weights=None):
+    output = model(batch, latents)
+    if weights is not None:
+        output = replace(output, baseline_BS=weights)
+    return step_loss(output, batch, options, latents)[0].sum()
 
 
 def groups(model, latent_ids):
@@ -73,8 +75,8 @@ def groups(model, latent_ids):
 def test_autograd_agrees_with_central_differences(posterior, setting, held, tokens, dropout):
     model, batch, latent_ids = case(posterior, tokens, dropout=dropout)
     options = config(**setting)
-    cluster = torch.tensor([1, -1, 0, -1]) if held else None
-    value(model, batch, options, cluster).backward()
+    latents = torch.tensor([1, 0, 0, 2]) if held else None
+    value(model, batch, options, latents).backward()
     rng = np.random.default_rng(0)
     for group, members in groups(model, latent_ids).items():
         sizes = np.asarray([len(index) for _, index in members])
@@ -87,7 +89,7 @@ def test_autograd_agrees_with_central_differences(posterior, setting, held, toke
             with torch.no_grad():
                 for shift in (STEP, -STEP):
                     flat[entry] = before + shift
-                    values.append(value(model, batch, options, cluster).item())
+                    values.append(value(model, batch, options, latents).item())
                 flat[entry] = before
             gradient = 0.0 if parameter.grad is None else parameter.grad.view(-1)[entry].item()
             assert gradient == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-6, abs=1e-8), group
@@ -128,3 +130,21 @@ def test_a_dynamic_b_t_is_a_constant_of_the_step(posterior):
         value(model, batch, config(), weights=weights).backward()
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     assert all(torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_one_branch_gives_the_gradient_of_all_branches_where_q_is_one_hot():
+    """The objective with the exact sum over z, at a one-hot q, against the pass that reads the held branch alone."""
+    latents = torch.tensor([1, 0, 0, 2])
+    gradients = []
+    for held in (True, False):
+        model, batch, _ = case("exact")
+        if held:
+            value(model, batch, config(posterior="exact"), latents).backward()
+        else:
+            output = model(batch)
+            one_hot = torch.nn.functional.one_hot(latents, LATENTS).double()
+            reff = reconstruction(output, batch.active_BS, batch.weights_BS, config(posterior="exact"))
+            objective(one_hot.log(), output.log_router_BK, reff, config().beta).sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert torch.allclose(gradient, gradients[1][name], rtol=1e-10, atol=1e-14), name

@@ -42,8 +42,8 @@ def test_branches_and_router_equal_plain_transformers(rows, tokens):
                 first = p + 2 + tokens
                 targets = full[0, first + 1 : first + 1 + s]
                 expected = -log_p[first : first + s].gather(1, targets[:, None])[:, 0]
-                assert torch.allclose(output.nll_BKS[row, k, :s], expected, atol=1e-5)
-                assert not output.nll_BKS[row, k, s:].any()
+                assert torch.allclose(output.nll_BCS[row, k, :s], expected, atol=1e-5)
+                assert not output.nll_BCS[row, k, s:].any()
             logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, [ids[0] for ids in template.latent_ids(3)]]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
 
@@ -96,7 +96,7 @@ def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, post
         output = model(batch)
         if dynamic:
             weights = output.baseline_BS
-        loss = (output.nll_BKS * weights[:, None]).sum() + output.log_router_BK[:, 0].sum()
+        loss = (output.nll_BCS * weights[:, None]).sum() + output.log_router_BK[:, 0].sum()
         if output.log_posterior_BK is not None:
             loss = loss + output.log_posterior_BK[:, 0].sum()
         loss.backward()
@@ -108,7 +108,7 @@ def test_a_double_model_gives_double_losses(template, rows):
     single, double = build(template, dynamic=True), in_double(build(template, dynamic=True))
     batch = collate(np.arange(6), rows, template, None)
     one, other = single(batch), double(batch)
-    for name in ("nll_BKS", "log_router_BK", "log_posterior_BK", "baseline_BS"):
+    for name in ("nll_BCS", "log_router_BK", "log_posterior_BK", "baseline_BS"):
         assert getattr(one, name).dtype == torch.float32 and getattr(other, name).dtype == torch.float64
         assert torch.allclose(getattr(one, name), getattr(other, name).float(), atol=1e-4)
 
@@ -144,7 +144,7 @@ def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0)
     output = model(collate(np.arange(8), rows, template, None))
     # Not a plain sum over latents: that has no gradient in q.
-    (output.nll_BKS.mean(-1) * output.log_posterior_BK.exp()).sum().backward()
+    (output.nll_BCS.mean(-1) * output.log_posterior_BK.exp()).sum().backward()
     optimizer.step()
     for name, after in model.state_dict().items():
         changed = (after != before[name]).flatten(1).any(1).nonzero().flatten().tolist() if after.dim() == 2 else []

@@ -69,14 +69,14 @@ def records():
 def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(template, records):
     encoded = encode(template, records)
     warm = warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200)
-    assert warm.cluster_N.shape == (38,) and set(warm.cluster_N[:37]) == {0, 1, 2}
-    assert warm.cluster_N[36] == warm.cluster_N[1]  # the same completion twice
-    assert warm.cluster_N[37] == -1  # the only completion of its prompt
+    assert warm.latent_N.shape == (38,) and set(warm.latent_N[:37]) == {0, 1, 2}
+    assert warm.latent_N[36] == warm.latent_N[1]  # the same completion twice
+    assert warm.latent_N[37] == -1  # the only completion of its prompt
 
 
 def test_the_same_seed_gives_the_same_clusters(template, records):
     encoded = encode(template, records)
-    runs = [warm_start(make_model(), template, encoded, 3, seed=s, batch_tokens=60).cluster_N for s in (0, 0, 1)]
+    runs = [warm_start(make_model(), template, encoded, 3, seed=s, batch_tokens=60).latent_N for s in (0, 0, 1)]
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
@@ -94,9 +94,9 @@ def test_features_are_centred_and_do_not_depend_on_batching(template, records):
 def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeypatch):
     encoded = encode(template, records)
     monkeypatch.setattr("twcli.warmstart.FIT_PROMPTS", 6)
-    whole = warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200).cluster_N
+    whole = warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200).latent_N
     monkeypatch.setattr("twcli.warmstart.BLOCK_PROMPTS", 2)
-    assert np.array_equal(whole, warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200).cluster_N)
+    assert np.array_equal(whole, warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200).latent_N)
 
 
 def test_one_completion_a_prompt_is_said(template):

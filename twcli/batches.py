@@ -5,7 +5,7 @@ Shapes: B rows, T tokens of the z-free sequence, L = T + 2 + P with the latent s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -95,29 +95,59 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
 class Plan:
     """The order of an epoch: a function of the seed and the epoch's number alone, so that a resumed run repeats it.
 
-    Attributes:
-        batch_tokens: padded z-free tokens a batch; the K branches come on top.
+    Rows of one prompt stay in one batch, as long as the budget holds them: the assignment of a prompt's completions to
+    latents needs them side by side.
+
+    Args:
+        lengths: (N,) tokens of each row's z-free sequence.
+        prompts: (N,) rows of one prompt share a number.
+        batch_tokens: padded z-free tokens a batch; the branches come on top.
+        seed: any number of integers.
+        rows: the rows to go through; None for all.
     """
 
-    def __init__(self, lengths: np.ndarray, *, batch_tokens: int, seed: int) -> None:
-        self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, seed
+    def __init__(self, lengths: np.ndarray, prompts: np.ndarray, *, batch_tokens: int, seed: Sequence[int],
+                 rows: np.ndarray | None = None) -> None:
+        rows = np.arange(len(lengths)) if rows is None else rows
+        self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, list(seed)
+        self._rows = rows[np.argsort(prompts[rows], kind="stable")]
+        _, self._starts, self._sizes = np.unique(prompts[self._rows], return_index=True, return_counts=True)
+        self._longest = np.maximum.reduceat(lengths[self._rows], self._starts) if len(rows) else np.empty(0, np.int64)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Row numbers of each batch."""
-        rng = np.random.default_rng([self.seed, number])
-        order = rng.permutation(len(self.lengths))
-        pool = max(1, POOL * self.batch_tokens // max(1, int(self.lengths.mean())))
+        rng = np.random.default_rng([*self.seed, number])
+        order = rng.permutation(len(self._sizes))
+        mean = max(1, int(np.mean(self._sizes * self._longest))) if len(order) else 1
+        pool = max(1, POOL * self.batch_tokens // mean)
         batches = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
-            batches += budget_batches(self.lengths, part[np.argsort(self.lengths[part], kind="stable")], self.batch_tokens)
+            batches += self._cut(part[np.argsort(self._longest[part], kind="stable")])
         return [batches[i] for i in rng.permutation(len(batches))]
 
-    def stream(self, skip: int) -> Iterator[np.ndarray]:
-        """Batches without end, epoch after epoch, after the first `skip`."""
+    def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
+        """Batches without end, epoch after epoch, after the first `skip`; none where there are no rows."""
         number = 0
-        while True:
+        while len(self._rows):
             batches = self.epoch(number)
             yield from batches[skip:]
             skip = max(0, skip - len(batches))
             number += 1
+
+    def _cut(self, prompts: np.ndarray) -> list[np.ndarray]:
+        """Batches within the budget from prompts in the order of their longest row."""
+        batches: list[np.ndarray] = []
+        waiting: list[np.ndarray] = []
+        count = 0
+        for prompt in prompts.tolist():
+            rows = self._rows[self._starts[prompt] : self._starts[prompt] + self._sizes[prompt]]
+            if waiting and self._longest[prompt] * (count + len(rows)) > self.batch_tokens:
+                batches.append(np.concatenate(waiting))
+                waiting, count = [], 0
+            if self._longest[prompt] * len(rows) > self.batch_tokens:  # one prompt alone is too much
+                batches += budget_batches(self.lengths, rows, self.batch_tokens)
+                continue
+            waiting.append(rows)
+            count += len(rows)
+        return [*batches, np.concatenate(waiting)] if waiting else batches

@@ -132,9 +132,9 @@ def posterior_and_marginal(model: LatentModel, template: Template, encoded: Enco
         if log_q is None:
             reff = reconstruction(output, batch.active_BS, weights, trained)
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
-        for name, values in diagnostics.row_figures(output.nll_BKS, batch.active_BS, weights, log_q, trained.tau).items():
+        for name, values in diagnostics.row_figures(output.nll_BCS, batch.active_BS, weights, log_q, trained.tau).items():
             figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()
-        joint = output.log_router_BK.double() - output.nll_BKS.double().sum(-1)
+        joint = output.log_router_BK.double() - output.nll_BCS.double().sum(-1)
         posterior[rows], router[rows] = log_q.double().exp().cpu(), output.log_router_BK.double().exp().cpu()
         marginal[rows] = -torch.logsumexp(joint, dim=-1).cpu()
         progress(len(rows))

@@ -1,6 +1,7 @@
 """A batch becomes per-latent token NLL, router and posterior: the model with K latents, without files or configuration.
 
-Shapes: B batch, K latents, P tokens a latent, T z-free tokens, L tokens with the latent section, S supervised tokens, H hidden size.
+Shapes: B batch, K latents, C branches read, T z-free tokens, L tokens with the latent section, S supervised tokens,
+H hidden size.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class LatentOutput:
     """What one pass over a batch gives.
 
     Attributes:
-        nll_BKS: float32 nats, zero where not active.
+        nll_BCS: float32 nats, zero where not active; C branches a record: all K latents, or the one asked for.
         log_router_BK: log p(z|x).
-        log_posterior_BK: log q(z|x,y); None where the posterior is the closed form, which needs the loss's terms.
+        log_posterior_BK: log q(z|x,y); None where it was not read, or is the closed form, which needs the loss's terms.
         sequences: sequences that backbones read for this batch.
         baseline_BS: b_t of the current backbone in nats, detached; None where b_t is the frozen model's.
     """
 
-    nll_BKS: torch.Tensor
+    nll_BCS: torch.Tensor
     log_router_BK: torch.Tensor
     log_posterior_BK: torch.Tensor | None
     sequences: int
@@ -91,21 +92,18 @@ class LatentModel(nn.Module):
     def latents(self) -> int:
         return len(self.latent_ids_KP)
 
-    def forward(self, batch: Batch) -> LatentOutput:
-        B, K = len(batch.rows_B), self.latents
-        branches_L = batch.latent_BL.repeat_interleave(K, dim=0)
-        slot, first, active = (t.repeat_interleave(K, dim=0) for t in (batch.slot_B, batch.latent_first_B, batch.active_BS))
-        rows = torch.arange(B * K, device=branches_L.device)
-        spelling = torch.arange(self.latent_ids_KP.shape[1], device=branches_L.device)
-        branches_L[rows[:, None], slot[:, None] + spelling] = self.latent_ids_KP.repeat(B, 1)
-        hidden = hidden_states(self.backbone, branches_L)
-        nll = target_nll(self.backbone, hidden, first, batch.targets_BS.repeat_interleave(K, dim=0), active)
-        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
-        # first token tells it from the others, and what follows is spelled out, not predicted.
-        router_hidden = hidden[rows[::K], slot[::K] - 1]
-        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
+    def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True) -> LatentOutput:
+        """Reads C branches a record, and the z-free sequence for the posterior.
+
+        Args:
+            latent_B: the one latent to read for each record; None for all K. Where q is one-hot the other branches
+                have no part in the objective or its gradient.
+            read_posterior: False leaves the posterior out.
+        """
+        B = len(batch.rows_B)
+        nll_BCS, log_router_BK = self.read_branches(batch, latent_B)
         log_posterior, baseline, extra, plain_hidden = None, None, 0, None
-        if self.head is not None:
+        if self.head is not None and read_posterior:
             plain_hidden = self._read(batch)
             log_posterior, extra = torch.log_softmax(self._posterior_logits(plain_hidden, batch), dim=-1), B
         if self.dynamic_baseline:
@@ -114,8 +112,26 @@ class LatentModel(nn.Module):
                 if plain_hidden is None or self.reader is not None:
                     plain_hidden, extra = hidden_states(self.backbone, batch.plain_BT), extra + B
                 baseline = target_nll(self.backbone, plain_hidden, batch.plain_first_B, batch.targets_BS, batch.active_BS)
-        return LatentOutput(nll_BKS=nll.view(B, K, -1), log_router_BK=torch.log_softmax(router_logits, dim=-1),
-                            log_posterior_BK=log_posterior, sequences=B * K + extra, baseline_BS=baseline)
+        return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
+                            sequences=nll_BCS.shape[0] * nll_BCS.shape[1] + extra, baseline_BS=baseline)
+
+    def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
+        B, device = len(batch.rows_B), batch.latent_BL.device
+        latent_BC = torch.arange(self.latents, device=device).expand(B, -1) if latent_B is None else latent_B[:, None]
+        C = latent_BC.shape[1]
+        branches_L = batch.latent_BL.repeat_interleave(C, dim=0)
+        slot, first, active = (t.repeat_interleave(C, dim=0) for t in (batch.slot_B, batch.latent_first_B, batch.active_BS))
+        rows = torch.arange(B * C, device=device)
+        spelling = torch.arange(self.latent_ids_KP.shape[1], device=device)
+        branches_L[rows[:, None], slot[:, None] + spelling] = self.latent_ids_KP[latent_BC.reshape(-1)]
+        hidden = hidden_states(self.backbone, branches_L)
+        nll = target_nll(self.backbone, hidden, first, batch.targets_BS.repeat_interleave(C, dim=0), active)
+        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
+        # first token tells it from the others, and what follows is spelled out, not predicted.
+        router_hidden = hidden[rows[::C], slot[::C] - 1]
+        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
+        return nll.view(B, C, -1), torch.log_softmax(router_logits, dim=-1)
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""

@@ -1,6 +1,6 @@
 """The objective as pure tensor functions: no model, no files, no configuration.
 
-Shapes: B batch, K latents, T or S supervised tokens. All quantities in nats.
+Shapes: B batch, K latents, C of them that were read, T or S supervised tokens. All quantities in nats.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def token_baseline_nll_per_example(token_loss: torch.Tensor, active: torch.Tenso
 SUBTRACTIONS = {"scalar-baseline": scalar_baseline_nll_per_example, "token-baseline": token_baseline_nll_per_example}
 
 
-def reconstruction(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, *,
+def reconstruction(nll_BCS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, *,
                    uniform_weight: float, token_weight: float, tau: float, ablation: str = "none") -> torch.Tensor:
-    """Reff (B, K) in nats per token: uniform_weight x R + token_weight x Rw.
+    """Reff (B, C) in nats per token: uniform_weight x R + token_weight x Rw.
 
     Args:
         weights_BS: b_t in nats; may be None where `token_weight` is 0.
@@ -69,32 +69,25 @@ def reconstruction(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: t
     Raises:
         ValueError: `token_weight` without weights, or a weight that is NaN, infinite or negative.
     """
-    active_BKS = active_BS[:, None, :]
-    total = nll_BKS.new_zeros(nll_BKS.shape[:2])
+    active_BCS = active_BS[:, None, :]
+    total = nll_BCS.new_zeros(nll_BCS.shape[:2])
     if uniform_weight:
-        total = total + uniform_weight * masked_token_nll_per_example(nll_BKS, active_BKS)
+        total = total + uniform_weight * masked_token_nll_per_example(nll_BCS, active_BCS)
     if token_weight:
         if weights_BS is None:
             raise ValueError("token_weight needs weights")
-        weights_BKS = weights_BS[:, None, :]
+        weights_BCS = weights_BS[:, None, :]
         if ablation == "none":
-            term = masked_token_nll_per_example(nll_BKS, active_BKS, weights_BKS, tau=tau)
+            term = masked_token_nll_per_example(nll_BCS, active_BCS, weights_BCS, tau=tau)
         else:
-            term = SUBTRACTIONS[ablation](nll_BKS, active_BKS, weights_BKS)
+            term = SUBTRACTIONS[ablation](nll_BCS, active_BCS, weights_BCS)
         total = total + token_weight * term
     return total
 
 
-def held_posterior(log_q_BK: torch.Tensor, cluster_B: torch.Tensor) -> torch.Tensor:
-    """log q (B, K) with rows of a cluster >= 0 held at it; -1 leaves a row as it is."""
-    target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), log_q_BK.shape[1]).to(log_q_BK)
-    return torch.where((cluster_B >= 0)[:, None], target_BK.clamp(min=1e-30).log(), log_q_BK)
-
-
-def teaching(log_q_BK: torch.Tensor, cluster_B: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B,) in nats that teaches the posterior its held cluster; zero for rows of cluster -1."""
-    target_BK = torch.nn.functional.one_hot(cluster_B.clamp(min=0), log_q_BK.shape[1]).to(log_q_BK)
-    return posterior_cross_entropy(target_BK, log_q_BK) * (cluster_B >= 0)
+def held_objective(reff_B: torch.Tensor, log_p_BK: torch.Tensor, latent_B: torch.Tensor, beta: float) -> torch.Tensor:
+    """J (B,) where q is one-hot at `latent_B`: Reff of that latent - beta log p(z|x); no other branch has a part in it."""
+    return reff_B + beta * posterior_cross_entropy(log_p_BK, latent_B)
 
 
 def categorical_kl(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor) -> torch.Tensor:
@@ -118,6 +111,6 @@ def closed_form_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: f
     return torch.log_softmax(log_p_BK - reff_BK / beta, dim=-1)
 
 
-def posterior_cross_entropy(target_BK: torch.Tensor, log_q_BK: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B,) that teaches the posterior a held target while it does not yet drive the generator."""
-    return -(target_BK * log_q_BK).sum(-1)
+def posterior_cross_entropy(log_q_BK: torch.Tensor, latent_B: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy (B,) in nats that teaches a distribution the latent that is held; ids (B,) int64."""
+    return -log_q_BK.gather(-1, latent_B[:, None])[:, 0]

@@ -8,13 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import baseline, diagnostics, loss, runtime
+from twcli.assignment import assign_rows
 from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
 from twcli.config import TrainConfig
@@ -22,6 +25,7 @@ from twcli.dataset import read_examples
 from twcli.errors import UserError, WorkFailed
 from twcli.latents import LatentModel, LatentOutput, add_latent_rows, freeze_backbone
 from twcli.runs import RunFolder
+from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import warm_start
 
@@ -41,7 +45,8 @@ class Job:
 
     Attributes:
         cache: b_t of the frozen model; None where b_t is the current backbone's.
-        cluster_N: held cluster of each row, -1 for none.
+        latent_N: the latent at which each row's posterior is held, -1 for none; the stage `refine` rewrites it.
+        stages: what each step trains under.
         steps: optimiser steps of the whole run.
     """
 
@@ -51,8 +56,8 @@ class Job:
     template: Template
     encoded: Encoded
     cache: Cache | None
-    plan: Plan
-    cluster_N: torch.Tensor
+    latent_N: np.ndarray
+    stages: list[Stage]
     steps: int
     lr: float
     accelerator: Any
@@ -89,11 +94,11 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         backbone.to(accelerator.device)
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
-    clusters = _clusters(config, backbone, template, encoded, say, progress)
+    latents = _warm_latents(config, backbone, template, encoded, say, progress)
     model = build(config, backbone, template)
-    plan = Plan(encoded.lengths, batch_tokens=config.batch_tokens, seed=config.seed)
-    return Job(config, run, model, template, encoded, cache, plan, torch.from_numpy(clusters),
-               _steps(config, plan, accelerator.num_processes), _learning_rate(config, backbone), accelerator)
+    steps = _steps(config, encoded, accelerator.num_processes)
+    stages = stages_of(steps, hold=config.hold, refine=config.refine, release=config.release, warm=bool((latents >= 0).any()))
+    return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator)
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
@@ -123,7 +128,7 @@ def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cac
     return difference
 
 
-def _clusters(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
+def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
               progress: Callable[[str, int], Any]) -> np.ndarray:
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
@@ -136,10 +141,10 @@ def _clusters(config: TrainConfig, backbone: PreTrainedModel, template: Template
         say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
             f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
         return none
-    covered = float((warm.cluster_N >= 0).mean())
+    covered = float((warm.latent_N >= 0).mean())
     say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
         f"restarts agree on {warm.agreement:.0%}")
-    return warm.cluster_N
+    return warm.latent_N
 
 
 def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> LatentModel:
@@ -154,9 +159,16 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
     return model.to(backbone.device)
 
 
-def _steps(config: TrainConfig, plan: Plan, processes: int) -> int:
+def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:
+    """The order in which a stage goes through its rows."""
+    seed = [config.seed, *stage.encode()]
+    return Plan(encoded.lengths, encoded.prompt_index, batch_tokens=config.batch_tokens, seed=seed, rows=rows)
+
+
+def _steps(config: TrainConfig, encoded: Encoded, processes: int) -> int:
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
+    plan = plan_of(config, encoded, FREE, None)
     return sum(len(plan.epoch(number)) for number in range(config.epochs)) // processes
 
 
@@ -187,25 +199,23 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     config, accelerator, run = job.config, job.accelerator, job.run
     optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
     model, optimizer = accelerator.prepare(job.model, optimizer)
+    held_rows = np.flatnonzero(job.latent_N >= 0)
     step, tensors, notes = run.newest_checkpoint()
     for note in notes:
         say(note)
     if step:
-        _restore(job.model, optimizer, tensors)
+        _restore(job, optimizer, tensors)
         say(f"resuming after step {step} of {job.steps}")
     watch = diagnostics.Watch(job.steps, config.latents, config.uses_weights)
     if accelerator.is_main_process:
         run.keep_metrics(step)
         for seen in run.read_metrics():  # what was told before the interruption is not told again
             watch.see(seen)
-    world, rank = accelerator.num_processes, accelerator.process_index
     model.train()
-    for index, rows in enumerate(job.plan.stream(skip=step * world), start=step * world):
-        if index % world != rank:
-            continue
-        if step >= job.steps:
-            break
-        metrics = _step(job, model, optimizer, rows, step, index)
+    stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows,
+                     rank=accelerator.process_index, processes=accelerator.num_processes)
+    for stage, rows in stream:
+        metrics = _step(job, model, optimizer, stage.name, rows, step)
         step += 1
         if accelerator.is_main_process:
             run.append_metrics(metrics)
@@ -213,29 +223,29 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
             for line in watch.standing() if step == job.steps else news:
                 say(f"step {step}: {line}")
             if step % config.checkpoint_every == 0 or step == job.steps:
-                run.save_checkpoint(step, _snapshot(job.model, optimizer), config.keep_checkpoints)
+                run.save_checkpoint(step, _snapshot(job, optimizer), config.keep_checkpoints)
         yield metrics
     accelerator.wait_for_everyone()
 
 
-def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int, number: int) -> dict[str, Any]:
-    """One optimiser step on the batch that is the `number`-th of the plan."""
+def _step(job: Job, model: Any, optimizer: Any, stage: str, rows: np.ndarray, step: int) -> dict[str, Any]:
+    """One optimiser step."""
     config, accelerator = job.config, job.accelerator
     for group in optimizer.param_groups:
         group["lr"] = job.lr * schedule(step, job.steps)
-    batch = collate(rows, job.encoded, job.template, job.cache)
+    batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
+    refined_BKS = _refine(job, batch, rows, step) if stage == REFINE else None
     if config.history_dropout:
-        # From the batch's number and no running state, so that a resumed run drops the same tokens.
-        rng = np.random.default_rng([config.seed, 4, number])
+        # From the step's number and no running state, so that a resumed run drops the same tokens.
+        rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index])
         batch = drop_history(batch, config.history_dropout, rng, job.template.pad)
-    batch = batch.to(accelerator.device)
+    latent_B = None if stage == FREE else torch.from_numpy(job.latent_N[rows]).to(accelerator.device)
     with accelerator.autocast():
-        output = model(batch)
-    held = step < config.hold * job.steps
-    cluster_B = job.cluster_N[rows].to(accelerator.device) if held else None
-    weights_BS = token_weights(batch, output)
+        # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
+        output = model(batch, latent_B, read_posterior=stage != REFINE)
+    sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
     try:
-        loss_B, parts = step_loss(output, batch.active_BS, weights_BS, config, cluster_B)
+        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BKS)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(job, step, rows, str(error)) from error
     count = accelerator.reduce(torch.tensor(float(len(rows)), device=accelerator.device))
@@ -249,9 +259,28 @@ def _step(job: Job, model: Any, optimizer: Any, rows: np.ndarray, step: int, num
         raise _diverged(job, step, rows, f"the loss is {value.item()} and its gradient norm {float(norm)}")
     optimizer.step()
     optimizer.zero_grad()
-    return {"step": step + 1, "loss": value.item(), **parts, **norms, "gradient_norm": float(norm),
-            "lr": optimizer.param_groups[0]["lr"], "held": bool(held and (cluster_B >= 0).any()), "records": len(rows),
-            "sequences_per_record": output.sequences / len(rows)}
+    return {"step": step + 1, "stage": stage, "loss": value.item(), **parts, **norms, "gradient_norm": float(norm),
+            "lr": optimizer.param_groups[0]["lr"], "records": len(rows), "sequences_per_record": sequences / len(rows)}
+
+
+@torch.no_grad()
+def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> torch.Tensor:
+    """NLL (B, K, S) of all latents, after it has assigned the batch's completions to those that make them likeliest.
+
+    Distinct completions of a prompt take distinct latents. In eval mode and from summed log-likelihood, as
+    responsibilities are; the router has no say, or frequent latents would take what rare ones explain better.
+    """
+    job.model.eval()
+    with job.accelerator.autocast():
+        nll_BKS, _ = job.model.read_branches(batch)
+    job.model.train()
+    cost_BK = nll_BKS.double().sum(-1).cpu().numpy()
+    if not np.isfinite(cost_BK).all():
+        raise _diverged(job, step, rows, "the generator's NLL is not finite")
+    found = [(rows, assign_rows(cost_BK, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
+    for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
+        job.latent_N[where] = latents
+    return nll_BKS
 
 
 def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
@@ -266,56 +295,73 @@ def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
 
 def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
                    config: TrainConfig) -> torch.Tensor:
-    """Reff (B, K) as the run's options have it."""
+    """Reff (B, C) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
-    return loss.reconstruction(output.nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight,
+    return loss.reconstruction(output.nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
                                token_weight=token_weight, tau=config.tau, ablation=config.ablation)
 
 
-def step_loss(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, config: TrainConfig,
-              cluster_B: torch.Tensor | None) -> tuple[torch.Tensor, dict[str, float]]:
-    """The loss (B,), its parts in nats and `diagnostics`; rows with a held cluster take it as q and teach it to the posterior."""
-    reff_BK = reconstruction(output, active_BS, weights_BS, config)
-    log_p_BK = output.log_router_BK
-    log_q_BK = output.log_posterior_BK
-    if log_q_BK is None:
-        # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
-        log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BK, config.beta).detach()
-    learned_BK = log_q_BK
-    teaching_B = reff_BK.new_zeros(len(reff_BK))
-    if cluster_B is not None:
-        if output.log_posterior_BK is not None:
-            teaching_B = loss.teaching(learned_BK, cluster_B)
-        log_q_BK = loss.held_posterior(learned_BK, cluster_B)
-    loss_B = loss.objective(log_q_BK, log_p_BK, reff_BK, config.beta) + teaching_B
+def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
+              refined_BKS: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float | None]]:
+    """The loss (B,), its parts in nats and `diagnostics`.
+
+    Args:
+        latent_B: where q is held, which is taught to the posterior where it was read; None for the learned posterior
+            or the closed form.
+        refined_BKS: NLL of all latents, where `latent_B` comes from it; the diagnostics are then of it.
+    """
+    weights_BS = token_weights(batch, output)
+    reff_BC = reconstruction(output, batch.active_BS, weights_BS, config)
+    log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
+    parts: dict[str, float | None] = {}
+    if latent_B is None:
+        if log_q_BK is None:
+            # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
+            log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, config.beta).detach()
+        loss_B = loss.objective(log_q_BK, log_p_BK, reff_BC, config.beta)
+        parts["reconstruction"] = (log_q_BK.exp() * reff_BC).sum(-1).mean().item()
+        parts["kl"] = loss.categorical_kl(log_q_BK, log_p_BK).mean().item()
+    else:
+        loss_B = loss.held_objective(reff_BC[:, 0], log_p_BK, latent_B, config.beta)
+        parts["reconstruction"] = reff_BC.mean().item()
+        parts["kl"] = loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item()
+        parts["nll"] = output.nll_BCS.sum(-1).mean().item()
+        if log_q_BK is not None:
+            teaching_B = loss.posterior_cross_entropy(log_q_BK, latent_B)
+            loss_B = loss_B + teaching_B
+            parts["posterior_cross_entropy"] = teaching_B.mean().item()
     with torch.no_grad():
-        q_BK = learned_BK.exp()
-        parts = {
-            "reconstruction": (log_q_BK.exp() * reff_BK).sum(-1).mean().item(),
-            "kl": loss.categorical_kl(log_q_BK, log_p_BK).mean().item(),
-            "posterior_cross_entropy": teaching_B.mean().item(),
-            "mutual_information": (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item(),
-            "usage": loss.entropy(q_BK.mean(0)).exp().item(),
-            "posterior_mass": q_BK.mean(0).tolist(),
-            "posterior_entropy": loss.entropy(q_BK).mean().item(),
-            **diagnostics.summarise_rows(diagnostics.row_figures(output.nll_BKS, active_BS, weights_BS, learned_BK, config.tau)),
-        }
+        if log_q_BK is None:
+            log_q_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1]).to(log_p_BK).log()
+        q_BK = log_q_BK.exp()
+        parts["mutual_information"] = (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item()
+        parts["usage"] = loss.entropy(q_BK.mean(0)).exp().item()
+        parts["posterior_mass"] = q_BK.mean(0).tolist()
+        parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
+        if refined_BKS is not None:
+            log_q_BK = torch.log_softmax(-refined_BKS.sum(-1), -1)  # a one-hot q has no gradient to speak of
+        if latent_B is None or refined_BKS is not None:
+            nll_BKS = output.nll_BCS if refined_BKS is None else refined_BKS
+            parts |= diagnostics.summarise_rows(
+                diagnostics.row_figures(nll_BKS, batch.active_BS, weights_BS, log_q_BK, config.tau))
     return loss_B, parts
 
 
-def _snapshot(model: LatentModel, optimizer: Any) -> dict[str, torch.Tensor]:
-    tensors = {f"model.{name}": tensor.clone() for name, tensor in model.state_dict().items()}
+def _snapshot(job: Job, optimizer: Any) -> dict[str, torch.Tensor]:
+    tensors = {f"model.{name}": tensor.clone() for name, tensor in job.model.state_dict().items()}
     for number, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             tensors[f"optimizer.{number}.{name}"] = value
+    tensors["latents"] = torch.from_numpy(job.latent_N.copy())
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
 
-def _restore(model: LatentModel, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+def _restore(job: Job, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
+    job.latent_N[:] = tensors["latents"].numpy()
+    job.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):

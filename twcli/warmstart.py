@@ -18,6 +18,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from transformers import PreTrainedModel
 
+from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
 from twcli.template import Encoded, Template
 
@@ -35,13 +36,13 @@ class WarmStart:
     """The held posterior.
 
     Attributes:
-        cluster_N: (N,) int64, -1 for rows whose prompt has fewer than two distinct completions.
+        latent_N: (N,) int64, -1 for rows whose prompt has fewer than two distinct completions.
         inertia: mean squared distance to the centroids over the fitted rows (whitened units).
         agreement: mean share of fitted rows on which the other restarts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
     """
 
-    cluster_N: np.ndarray
+    latent_N: np.ndarray
     inertia: float
     agreement: float
     prompts: int
@@ -164,18 +165,8 @@ class Whitening:
 
 
 def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
-    """Clusters (N,) of points grouped by prompt: distinct within a prompt (Hungarian), as far as K reaches.
-
-    Where a prompt has more distinct completions than clusters, those that fit least share the nearest one.
-    """
-    distance = _squared_distance(points, centroids)
-    clusters = distance.argmin(1)
-    start = 0
-    for size in sizes:
-        rows, columns = linear_sum_assignment(distance[start : start + size])
-        clusters[start + rows] = columns
-        start += size
-    return clusters
+    """Clusters (N,) of points grouped by prompt, distinct within a prompt as far as K reaches."""
+    return assign_groups(_squared_distance(points, centroids), sizes)
 
 
 def synchronised_kmeans(points: np.ndarray, sizes: list[int], latents: int,
