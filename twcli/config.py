@@ -111,7 +111,7 @@ class ComputeConfig(Config):
     device: str = option("auto", help="Device to run on.", choices=DEVICES)
     precision: str = option("fp32", help="Arithmetic of the model; losses are always float32.", choices=PRECISIONS)
     attention: str = option("sdpa", help="Attention backend of transformers.", choices=ATTENTION)
-    batch_tokens: int = option(4096, help="Tokens a batch, padding included, before the K branches.", minimum=1)
+    batch_tokens: int = option(4096, help="Tokens a batch, padding included.", minimum=1)
     max_length: int | None = option(None, help="Longest sequence in tokens; default: the model's own limit.", minimum=8)
 
 
@@ -135,6 +135,8 @@ class TrainConfig(DataConfig, ComputeConfig):
         path=True)
     latents: int = option(help="Number of latent strategies K.", minimum=2, maximum=1024)
     out: str = option(help="Run folder to write.", path=True)
+
+    batch_tokens: int = option(2048, help="Tokens a batch, padding included, before the branches.", minimum=1)
 
     weighting: str = option(
         "mixed", help="Weights of the token losses: b_t, none, or the uniform and the weighted term together.",
@@ -168,9 +170,9 @@ class TrainConfig(DataConfig, ComputeConfig):
         0.0, help="Share of y's input tokens hidden from the generator in training, so that it goes on needing z.",
         minimum=0.0, maximum=0.9)
     adapt: str = option("full", help="Train the whole backbone, or only the latent tokens' rows.", choices=("full", "frozen"))
-    steps: int | None = option(None, help="Optimiser steps; default 400 unless --epochs is given.", minimum=1)
+    steps: int | None = option(None, help="Optimiser steps; default 3000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
-    lr: float | None = option(None, help="Peak learning rate; default 1e-3 x min(1, 64 / hidden size).", above=0.0)
+    lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
     keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)

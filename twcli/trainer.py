@@ -29,7 +29,8 @@ from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import warm_start
 
-DEFAULT_STEPS = 400
+DEFAULT_STEPS = 3000
+PEAK_LR = 2e-3
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.1
 CLIP_NORM = 1.0
@@ -136,7 +137,7 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
     try:
         with progress("warm start", len(encoded)) as advance:
             warm = warm_start(backbone, template, encoded, config.latents, seed=config.seed,
-                              batch_tokens=4 * config.batch_tokens, progress=advance)
+                              batch_tokens=8 * config.batch_tokens, progress=advance)
     except ValueError:
         say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
             f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
@@ -175,7 +176,7 @@ def _steps(config: TrainConfig, encoded: Encoded, processes: int) -> int:
 def _learning_rate(config: TrainConfig, backbone: PreTrainedModel) -> float:
     # Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V).
     width = backbone.get_input_embeddings().embedding_dim
-    return config.lr or 1e-3 * min(1.0, 64 / width)
+    return config.lr or PEAK_LR * min(1.0, 64 / width)
 
 
 def schedule(step: int, steps: int) -> float:
