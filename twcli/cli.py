@@ -45,8 +45,8 @@ class Screen:
                 click.echo(text, err=True)
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar with ETA on a terminal, a line every few seconds elsewhere."""
+    def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[[int], None]]:
+        """A bar with ETA on a terminal, elsewhere a line every few seconds unless `lines` is off."""
         if self.live:
             from tqdm import tqdm
 
@@ -59,7 +59,7 @@ class Screen:
             nonlocal done, last
             done += count
             now = time.monotonic()
-            if now - last >= LOG_SECONDS:
+            if lines and now - last >= LOG_SECONDS:
                 last = now
                 left = (now - start) / done * (total - done)
                 self.say(f"{label}: {done / total:.0%}, about {left:.0f} s left")
@@ -192,18 +192,20 @@ def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
 def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> None:
     from twcli.diagnostics import pooled_information
 
-    every = max(1, steps // TRAIN_LINES)
+    every, begin, first = max(1, steps // TRAIN_LINES), time.monotonic(), None
     recent: deque[dict[str, Any]] = deque(maxlen=every)
-    with screen.progress("training", steps) as advance:
-        behind = True
+    with screen.progress("training", steps, lines=False) as advance:
         for m in metrics:
-            advance(m["step"] if behind else 1)
-            behind = False
+            step = m["step"]
+            advance(step if first is None else 1)
+            first = step - 1 if first is None else first
             recent.append(m)
-            if m["step"] % every == 0 or m["step"] == steps:
-                information, usage = pooled_information(recent)
-                screen.say(f"step {m['step']:>5}  loss {m['loss']:.4f}  posterior: {information:.3f} nats, "
-                           f"{usage:.2f} latents in use  passes {m['sequences_per_record']:g}")
+            if step % every == 0 or step == steps:
+                left = (time.monotonic() - begin) / (step - first) * (steps - step)
+                # In `refine` q is the assignment; what the posterior has learned of it shows in the steps between.
+                information, usage = pooled_information([r for r in recent if r["stage"] != "refine"] or recent)
+                screen.say(f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries {information:.3f} nats, "
+                           f"{usage:.2f} latents in use  about {left:.0f} s left")
 
 
 @main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
