@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from click.testing import CliRunner
-
 from conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
+
 from twcli.cli import main
 
 ROOT = Path(__file__).parent.parent

@@ -111,7 +111,7 @@ def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior
 
 
 def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_path):
-    metrics = run(settings(inputs, tmp_path / "r", steps=90, lr=3e-3, hold=1.0, refine=0.0)).read_metrics()
+    metrics = run(settings(inputs, tmp_path / "r", steps=90, lr=3e-3, hold=1.0)).read_metrics()
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
     assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
 
@@ -208,9 +208,9 @@ def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp
 
 
 def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
-    metrics = run(settings(inputs, tmp_path / "r", hold=0.25, refine=0.5, release=0.15)).read_metrics()
-    assert [m["stage"] for m in metrics] == ["hold"] * 3 + ["refine"] * 6 + ["settle"] + ["free"] * 2
-    assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4] * 6 + [2] + [4] * 2
+    metrics = run(settings(inputs, tmp_path / "r", hold=0.25, release=0.15)).read_metrics()
+    assert [m["stage"] for m in metrics] == ["hold"] * 3 + ["refine", "settle"] * 3 + ["refine"] + ["free"] * 2
+    assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4, 2] * 3 + [4] + [4] * 2
 
 
 def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
@@ -226,7 +226,7 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
     data, base = write_jsonl(tmp_path / "d.jsonl", records), str(tmp_path / "b.h5")
     precompute(PrecomputeConfig(model=str(tmp_path / "model"), data=data, out=base, device="cpu"), silent, no_bar)
     config = TrainConfig(model=str(tmp_path / "model"), data=data, baseline=base, latents=3, out=str(tmp_path / "r"), steps=300,
-                         batch_tokens=1000, device="cpu", lr=5e-3, hold=0.2, refine=0.5)
+                         batch_tokens=1000, device="cpu", lr=5e-3, hold=0.2)
     names = ["copy", "reverse", "last"]
     truth = np.array([names.index(r["strategy"]) for r in records])
     noisy = np.where(np.random.default_rng(0).random(len(truth)) < 0.5, truth, np.random.default_rng(1).integers(3, size=len(truth)))

@@ -158,12 +158,10 @@ class TrainConfig(DataConfig, ComputeConfig):
         "centered", help="First posterior: clusters of prompt-centred frozen features, or none.",
         choices=("centered", "none"))
     hold: float = option(
-        0.15, help="Share of the steps in which the posterior is held at the warm start.", minimum=0.0, maximum=1.0)
-    refine: float = option(
-        0.3, help="Share of the steps after it in which the posterior is the generator's own assignment of a prompt's "
-        "completions to latents; what is found is then held.", minimum=0.0, maximum=1.0)
+        0.15, help="Share of the steps in which the posterior is held at the warm start; after it the generator's own "
+        "assignment of a prompt's completions to latents takes its place.", minimum=0.0, maximum=1.0)
     release: float = option(
-        0.0, help="Share of the last steps in which the learned posterior takes its place.", minimum=0.0, maximum=1.0)
+        0.0, help="Share of the last steps in which the learned posterior takes over.", minimum=0.0, maximum=1.0)
     latent_tokens: int = option(
         1, help="Vocabulary tokens P that spell one latent; more widen a single-token bottleneck.", minimum=1, maximum=64)
     history_dropout: float = option(
@@ -183,8 +181,8 @@ class TrainConfig(DataConfig, ComputeConfig):
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs exclude each other; give one of them")
-        if self.hold + self.refine + self.release > 1:
-            raise UserError("--hold, --refine and --release are shares of the steps and add up to more than 1")
+        if self.hold + self.release > 1:
+            raise UserError("--hold and --release are shares of the steps and add up to more than 1")
         if self.weighting == "mixed" and self.uniform_weight + self.token_weight == 0:
             raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
         if self.baseline_policy == "frozen" and self.baseline is None:

@@ -2,11 +2,11 @@
 
     hold     q is the warm start's cluster
     refine   q is the assignment of a prompt's completions to latents under which the generator finds them likeliest
-    settle   q is the assignment found, on the records that have one
+    settle   the records of the step before once more: q is the assignment found, and is taught to the posterior
     free     q is the learned posterior or the closed form
 
-A run with a warm start goes through the first three, and ends free where `--release` says so; without one it is free
-from the first step to the last. The stages follow from the step's number alone, so that a resumed run repeats them.
+A run with a warm start holds, then refines and settles by turns, and ends free where `--release` says so; without one it
+is free from the first step to the last. All follows from the step's number alone, so that a resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -32,44 +32,39 @@ class Stage:
     last: int
 
 
-def stages_of(steps: int, *, hold: float, refine: float, release: float, warm: bool) -> list[Stage]:
-    """The stages of a run, none of them empty.
+def stages_of(steps: int, *, hold: float, release: float, warm: bool) -> list[Stage]:
+    """The stages of a run, none of them empty; `refine` stands for its turns with `settle`.
 
     Args:
-        hold, refine, release: shares of the steps; what they leave is `settle`.
+        hold, release: shares of the steps.
         warm: whether there is a warm start.
     """
     if not warm:
         return [Stage(FREE, 0, steps)]
     held = round(hold * steps)
-    refined = min(steps, held + round(refine * steps))
-    free = max(refined, steps - round(release * steps))
-    cuts = ((HOLD, 0, held), (REFINE, held, refined), (SETTLE, refined, free), (FREE, free, steps))
+    free = max(held, steps - round(release * steps))
+    cuts = ((HOLD, 0, held), (REFINE, held, free), (FREE, free, steps))
     return [Stage(name, first, last) for name, first, last in cuts if first < last]
 
 
 def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarray, *, rank: int = 0,
-            processes: int = 1) -> Iterator[tuple[Stage, np.ndarray]]:
-    """This process's stage and rows of each step from `step` on, to the last one.
+            processes: int = 1) -> Iterator[tuple[str, np.ndarray]]:
+    """What this process does at each step from `step` on, to the last one, and on which rows.
 
     Args:
         plan_of: the plan of a stage over the given rows, over all where None.
         held_rows: those that the warm start assigned.
     """
-    settled = held_rows
     for stage in stages:
-        rows = {HOLD: held_rows, SETTLE: settled}.get(stage.name)
-        plan = plan_of(stage.name, rows)
-        if stage.name == REFINE:
-            settled = _rows_of(plan, (stage.last - stage.first) * processes)
-        start = max(step, stage.first)
-        if start >= stage.last:
+        if step >= stage.last:
             continue
-        stream = plan.stream(skip=(start - stage.first) * processes)
-        for _ in range(start, stage.last):
-            yield stage, [next(stream) for _ in range(processes)][rank]
-
-
-def _rows_of(plan: Plan, count: int) -> np.ndarray:
-    """The rows of a plan's first `count` batches."""
-    return np.unique(np.concatenate([rows for _, rows in zip(range(count), plan.stream(), strict=False)]))
+        plan = plan_of(stage.name, held_rows if stage.name == HOLD else None)
+        names = (REFINE, SETTLE) if stage.name == REFINE else (stage.name,)
+        start = max(step, stage.first)
+        visits, turn = divmod(start - stage.first, len(names))
+        stream = plan.stream(skip=visits * processes)
+        for number in range(start, stage.last):
+            if number == start or turn == 0:
+                rows = [next(stream) for _ in range(processes)][rank]
+            yield names[turn], rows
+            turn = (turn + 1) % len(names)

@@ -98,7 +98,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     latents = _warm_latents(config, backbone, template, encoded, say, progress)
     model = build(config, backbone, template)
     steps = _steps(config, encoded, accelerator.num_processes)
-    stages = stages_of(steps, hold=config.hold, refine=config.refine, release=config.release, warm=bool((latents >= 0).any()))
+    stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator)
 
 
@@ -216,7 +216,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows,
                      rank=accelerator.process_index, processes=accelerator.num_processes)
     for stage, rows in stream:
-        metrics = _step(job, model, optimizer, stage.name, rows, step)
+        metrics = _step(job, model, optimizer, stage, rows, step)
         step += 1
         if accelerator.is_main_process:
             run.append_metrics(metrics)
