@@ -202,8 +202,7 @@ def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> No
             recent.append(m)
             if step % every == 0 or step == steps:
                 left = (time.monotonic() - begin) / (step - first) * (steps - step)
-                # In `refine` q is the assignment; what the posterior has learned of it shows in the steps between.
-                information, usage = pooled_information([r for r in recent if r["stage"] != "refine"] or recent)
+                information, usage = pooled_information(recent)
                 screen.say(f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries {information:.3f} nats, "
                            f"{usage:.2f} latents in use  about {left:.0f} s left")
 

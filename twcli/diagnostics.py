@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from twcli.loss import entropy, masked_token_nll_per_example
+from twcli.stages import REFINE
 
 INSENSITIVE_SHARE = 0.1  # of log K: z that moves an example's token losses by less leaves the posterior where the router is
 DEGENERATE_ROWS = 0.5  # more rows than this without mass: most of the data trains on the uniform average
@@ -95,8 +96,10 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     """(mutual information in nats, latents in use) of the posterior over all records of several steps.
 
     A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information says little. Metrics
-    of a version that logged no masses give the last step's own.
+    of a version that logged no masses give the last step's own. Steps of the stage `refine` count only where there is no
+    other: their q is the assignment, of which the posterior has yet to learn.
     """
+    metrics = [m for m in metrics if m.get("stage") != REFINE] or metrics
     if "posterior_mass" not in metrics[0]:
         return metrics[-1]["mutual_information"], metrics[-1]["usage"]
     records = torch.tensor([float(m["records"]) for m in metrics])
@@ -181,9 +184,10 @@ class Watch:
     def see(self, metrics: dict[str, Any]) -> list[str]:
         """Takes one step's metrics; gives a line for each condition that has now held for the window, the first time."""
         self.recent.append(metrics)
-        self.latest = metrics
+        # A stage that reads one branch cannot tell how far z moves the losses: the last one that could still stands.
+        self.latest |= {name: value for name, value in metrics.items() if value is not None}
         if "mutual_information" in metrics:
-            self.latest = metrics | {"mutual_information": pooled_information(self.recent)[0]}
+            self.latest["mutual_information"] = pooled_information(self.recent)[0]
         found = conditions(self.latest, self.latents, self.weighted)
         self.held = {name: count + 1 if name in found else 0 for name, count in self.held.items()}
         new = [name for name, count in self.held.items() if count >= self.window and name not in self.told]

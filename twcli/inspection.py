@@ -77,17 +77,21 @@ def profile_of(cache: Cache) -> dict[str, Any]:
 
 
 def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `train` says at the end of these steps about weights and z, and the posterior over the last of them."""
+    """What `train` says at the end of these steps about weights and z, and the posterior over the last of them.
+
+    `last` holds the newest value of each figure: a step does not tell all of them.
+    """
     watch = Watch(len(metrics), config.latents, config.uses_weights)
     for m in metrics:
         watch.see(m)
     information, usage = pooled_information(watch.recent) if metrics else (None, None)
-    return {"conditions": watch.standing(), "recent": {"steps": len(watch.recent), "mutual_information": information, "usage": usage}}
+    return {"last": watch.latest or None, "conditions": watch.standing(),
+            "recent": {"steps": len(watch.recent), "mutual_information": information, "usage": usage}}
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
     metrics = run.read_metrics()
     return {"kind": "run", "path": str(run.path), "done": run.done, "steps": len(metrics),
-            "last": metrics[-1] if metrics else None, **_diagnosis(config, metrics), "settings": config.to_mapping(),
+            **_diagnosis(config, metrics), "settings": config.to_mapping(),
             "problems": run.problems() if verify else None}
