@@ -4,6 +4,7 @@
 # make lint     the linter
 # make clean    removes what the others made, the virtual environment included
 
+SHELL := bash
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -43,7 +44,7 @@ figures: $(INSTALLED)
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
-	OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO)/eval.json $(DEMO)/eval-uniform.json
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO)/eval.json $(DEMO)/eval-uniform.json
 	@$(BIN)/python examples/compare.py uniform=$(DEMO)/eval-uniform.json ours=$(DEMO)/eval.json
 
 $(DEMO)/train.jsonl: | $(INSTALLED)
@@ -61,12 +62,12 @@ $(DEMO)/train.bt.h5: $(DEMO)/train.jsonl $(DEMO)/entangled/config.json
 
 $(DEMO)/run/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(sed 's/^/ours     /' >&2)
 
 # The published loss: the same model, data, steps and optimiser, uniform weights, no warm start.
 $(DEMO)/run-uniform/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(sed 's/^/uniform  /' >&2)
 
 $(DEMO)/eval.json: $(DEMO)/run/model/config.json $(DEMO)/test.jsonl
 	$(BIN)/twcli eval --run $(DEMO)/run --data $(DEMO)/test.jsonl --judge $(JUDGE) --json > $@
