@@ -23,11 +23,11 @@ export OMP_NUM_THREADS ?= 2
 # Where there is no GPU the CPU build of torch is tried first: it is a tenth of the size.
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --upgrade pip
+	$(BIN)/pip install -qq --disable-pip-version-check --upgrade pip
 	@if ! command -v nvidia-smi >/dev/null 2>&1; then \
-	  $(BIN)/pip install --quiet 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch in the package index; taking the default one'; \
+	  $(BIN)/pip install -qq 'torch==2.13.0+cpu' 2>/dev/null || echo 'no CPU build of torch in the package index; taking the default one'; \
 	fi
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install -qq -c constraints.txt -e '.[dev]'
 	touch $@
 
 test: $(INSTALLED)

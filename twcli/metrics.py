@@ -93,7 +93,7 @@ def _with_intervals(figures_of: Callable[[np.ndarray], Figures], units: int, boo
     result: dict[str, Any] = {}
     for name, value in point.items():
         result[name] = value
-        result[f"{name}_ci"] = None if value is None else [float(q) for q in np.percentile(draws[name], [2.5, 97.5])]
+        result[f"{name}_ci"] = None if value is None or not draws[name] else [float(q) for q in np.percentile(draws[name], [2.5, 97.5])]
     return result
 
 
