@@ -1,5 +1,6 @@
 # make demo     an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
+# make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make test     the tests
 # make lint     the linter
 # make clean    removes what the others made, the virtual environment included
@@ -16,7 +17,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures test lint clean
+.PHONY: demo figures quality test lint clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -42,6 +43,9 @@ clean:
 figures: $(INSTALLED)
 	$(BIN)/python examples/dilution.py --out build/figures
 
+quality: $(INSTALLED)
+	$(BIN)/python examples/quality.py --out build/quality --table docs/quality.md
+
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO)/eval.json $(DEMO)/eval-uniform.json
@@ -62,12 +66,12 @@ $(DEMO)/train.bt.h5: $(DEMO)/train.jsonl $(DEMO)/entangled/config.json
 
 $(DEMO)/run/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(sed 's/^/ours     /' >&2)
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(sed -u 's/^/ours     /' >&2)
 
 # The published loss: the same model, data, steps and optimiser, uniform weights, no warm start.
 $(DEMO)/run-uniform/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(sed 's/^/uniform  /' >&2)
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(sed -u 's/^/uniform  /' >&2)
 
 $(DEMO)/eval.json: $(DEMO)/run/model/config.json $(DEMO)/test.jsonl
 	$(BIN)/twcli eval --run $(DEMO)/run --data $(DEMO)/test.jsonl --judge $(JUDGE) --json > $@
