@@ -11,7 +11,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 DEMO := build/demo
 LATENTS := 4
-STEPS := 1200
+STEPS := 1000
 JUDGE := examples.tasks.sorting_algorithms:judge
 
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
