@@ -144,7 +144,7 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
         return none
     covered = float((warm.latent_N >= 0).mean())
     say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
-        f"restarts agree on {warm.agreement:.0%}")
+        f"score {warm.score:.2f}, starts agree on {warm.agreement:.0%}")
     return warm.latent_N
 
 

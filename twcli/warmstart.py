@@ -1,21 +1,24 @@
-"""A first posterior without labels: clusters of the frozen model's prompt-centred hidden states.
+"""A first posterior without labels: which completions of different prompts were made in the same way.
 
-Prompt content dominates hidden states. Subtracting, for each prompt, the mean over its completions leaves what tells
-the completions apart; that distinct completions of one prompt must take distinct clusters keeps a cluster's meaning
-the same from prompt to prompt. The restart of lowest inertia is kept; no label is read.
+Prompt content dominates hidden states. Two things leave it behind: similarities instead of states (which earlier token
+of y, and which token of x, each part of y resembles), and subtracting, for each prompt, the mean over its completions.
+On such features completions are clustered, distinct ones of a prompt to distinct clusters, from many starts. A clustering
+whose names mean the same for every prompt can be told by a linear map from completions of other prompts; the one that a
+cross-validated ridge regression tells best is kept, after the regression has mended it. No label is read.
 
-Shapes: N rows, P prompts, F features, D whitened dimensions, K clusters, T tokens, S supervised tokens, H hidden size.
+Shapes: N rows, P prompts, F features, D directions, K clusters, T tokens, S supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import PCA
 from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
@@ -23,12 +26,18 @@ from twcli.baseline import budget_batches, gather_padded, hidden_states
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
+WINDOWS = ((0, 2), (2, 4), (4, 6), (6, 8), (8, 12), (12, 16), (16, 24), (24, None))  # of y's tokens, finest where it begins
 LAGS = 12
-DIMENSIONS = 24
-FIT_PROMPTS = 2048  # prompts that fit whitening and centroids; all others are only assigned
+PROMPT_TOKENS = 24  # of x that y is compared with
+LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
+DIRECTIONS = 256  # principal directions that the regression sees
+RIDGE = 1e-2  # of their mean variance
+FIT_PROMPTS = 1500  # prompts that are clustered; all others are only assigned
 BLOCK_PROMPTS = 1024
-RESTARTS = 20
+DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
+RESTARTS = 4  # for each of them and each kind of feature
 ITERATIONS = 30
+MENDINGS = 12
 
 
 @dataclass(frozen=True)
@@ -37,13 +46,14 @@ class WarmStart:
 
     Attributes:
         latent_N: (N,) int64, -1 for rows whose prompt has fewer than two distinct completions.
-        inertia: mean squared distance to the centroids over the fitted rows (whitened units).
-        agreement: mean share of fitted rows on which the other restarts agree with the kept one, names matched.
+        score: how well a linear map tells the clusters of prompts that it was not fitted on: mean fitted value of a row's
+            cluster, from 0 (chance) to 1; ranks clusterings as their alignment with strategies would.
+        agreement: mean share of fitted rows on which the other starts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
     """
 
     latent_N: np.ndarray
-    inertia: float
+    score: float
     agreement: float
     prompts: int
 
@@ -75,19 +85,20 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     groups = [groups[i] for i in rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
 
-    features = centred_features(model, template, encoded, fit, batch_tokens, progress)
-    whiten = Whitening.fit(features)
-    points = whiten(features)
     sizes = [len(g) for g in fit]
-    centroids, inertia, agreement = synchronised_kmeans(points, sizes, latents, rng)
+    features = centred_features(model, template, encoded, fit, batch_tokens, progress)
+    space = Space.fit(features, seed)
+    points = space(features)
+    clusters, score, agreement = best_clustering(_starts(features, space, sizes, latents, rng), points, sizes, latents, rng)
+    weights = _ridge(points) @ _targets(clusters, latents)
 
-    cluster = np.full(len(encoded), -1, np.int64)
-    cluster[np.concatenate(fit)] = assign(points, sizes, centroids)
+    latent = np.full(len(encoded), -1, np.int64)
+    latent[np.concatenate(fit)] = clusters
     for block in _blocks(rest, BLOCK_PROMPTS):
-        points = whiten(centred_features(model, template, encoded, block, batch_tokens, progress))
-        cluster[np.concatenate(block)] = assign(points, [len(g) for g in block], centroids)
+        values = space(centred_features(model, template, encoded, block, batch_tokens, progress)) @ weights
+        latent[np.concatenate(block)] = assign_groups(-values, [len(g) for g in block])
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
-    return WarmStart(cluster[first][inverse.reshape(-1)], inertia, agreement, len(groups))
+    return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups))
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -98,67 +109,96 @@ def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 # Features
 
 
-@torch.no_grad()
 def centred_features(model: PreTrainedModel, template: Template, encoded: Encoded, groups: list[np.ndarray],
-                     batch_tokens: int, progress: Any = None) -> np.ndarray:
-    """(rows of all groups, F) float32, in the groups' order, minus each group's mean."""
+                     batch_tokens: int, progress: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order, minus each group's mean."""
     rows = np.concatenate(groups)
     order = np.argsort(-encoded.lengths[rows], kind="stable")
-    features = None
+    features: list[np.ndarray] = []
     for part in budget_batches(encoded.lengths[rows], order, batch_tokens):
         values = _pooled(model, template, encoded, rows[part])
-        if features is None:
-            features = np.empty((len(rows), values.shape[1]), np.float32)
-        features[part] = values
+        features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
+        for feature, value in zip(features, values, strict=True):
+            feature[part] = value
         if progress:
             progress(len(part))
     sizes = np.asarray([len(g) for g in groups])
     starts = np.cumsum(sizes) - sizes
-    means = np.add.reduceat(features, starts, axis=0) / sizes[:, None]
-    return features - np.repeat(means, sizes, axis=0)
+    for feature in features:
+        feature -= np.repeat(np.add.reduceat(feature, starts, axis=0) / sizes[:, None], sizes, axis=0)
+    return features[0], features[1]
 
 
-def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
-    """(R, F): of every layer the mean over y, the mean over its first tokens, and its autocorrelation at lags 1 to 12."""
+@torch.no_grad()
+def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(R, F) of a few layers: normalised states averaged over y and over its first tokens; similarities of y by windows."""
     starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-    ids = torch.from_numpy(gather_padded(encoded.ids, starts, encoded.lengths[rows], template.pad).astype(np.int64))
-    columns = torch.arange(int(targets.max()))
-    active = columns < torch.from_numpy(targets)[:, None]
-    index = (torch.from_numpy(prompts)[:, None] + 1 + columns).clamp(max=ids.shape[1] - 1)
     device = model.device
-    active, index = active.to(device), index.to(device)
-    pools = []
-    for hidden in hidden_states(model, ids.to(device), all_layers=True):
-        y = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])).float()
-        y = torch.nn.functional.layer_norm(y, y.shape[-1:]) * active[..., None]
-        head = active & (columns.to(device) < FIRST_TOKENS)
-        pools += [y.sum(1) / active.sum(1, keepdim=True), (y * head[..., None]).sum(1) / head.sum(1, keepdim=True)]
-        for lag in range(1, LAGS + 1):
-            if lag < y.shape[1]:
-                product = (y[:, lag:] * y[:, :-lag]).mean(-1)
-                both = (active[:, lag:] & active[:, :-lag]).sum(1).clamp(min=1)
-                pools.append((product.sum(1) / both)[:, None])
-            else:
-                pools.append(y.new_zeros(len(y), 1))
-    return torch.cat(pools, dim=1).cpu().numpy()
+    ids = torch.from_numpy(gather_padded(encoded.ids, starts, encoded.lengths[rows], template.pad).astype(np.int64)).to(device)
+    prompts, targets = torch.from_numpy(prompts).to(device), torch.from_numpy(targets).to(device)
+    columns = torch.arange(int(targets.max()), device=device)
+    active = columns < targets[:, None]
+    index = (prompts[:, None] + 1 + columns).clamp(max=ids.shape[1] - 1)
+    in_prompt = torch.arange(PROMPT_TOKENS, device=device) < prompts[:, None] - 3  # between <bos> <x> and </x>
+    layers = hidden_states(model, ids, all_layers=True)
+    states, similarities = [], []
+    for layer in np.unique(np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)).tolist():
+        hidden = torch.nn.functional.layer_norm(layers[layer].float(), layers[layer].shape[-1:])
+        y = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])) * active[..., None]
+        head = active & (columns < FIRST_TOKENS)
+        states += [y.sum(1) / active.sum(1, keepdim=True), (y * head[..., None]).sum(1) / head.sum(1, keepdim=True)]
+        x = torch.nn.functional.pad(hidden[:, 2 : 2 + PROMPT_TOKENS], (0, 0, 0, max(0, 2 + PROMPT_TOKENS - hidden.shape[1])))
+        similarities += _similarities(y, x * in_prompt[..., None], active)
+    return torch.cat(states, dim=1).cpu().numpy(), torch.cat(similarities, dim=1).cpu().numpy()
+
+
+def _similarities(y_RSH: torch.Tensor, x_RXH: torch.Tensor, active_RS: torch.Tensor) -> list[torch.Tensor]:
+    """For each window of y: mean scalar product with each token of x, and with y's own token `lag` before, per dimension."""
+    R, S, H = y_RSH.shape
+    with_x = y_RSH @ x_RXH.transpose(1, 2) / H
+    with_y = y_RSH.new_zeros(R, S, LAGS)
+    for lag in range(1, min(LAGS, S - 1) + 1):
+        with_y[:, lag:, lag - 1] = (y_RSH[:, lag:] * y_RSH[:, :-lag]).mean(-1)
+    both = torch.cat([with_x, with_y], dim=2)
+    return [both[:, first:last].sum(1) / active_RS[:, first:last].sum(1, keepdim=True).clamp(min=1) for first, last in WINDOWS]
 
 
 @dataclass(frozen=True)
-class Whitening:
-    """Projection to the leading principal directions, each scaled to unit variance."""
+class Space:
+    """The principal directions of both kinds of features, each scaled to the same total variance.
 
-    projection_FD: np.ndarray
+    Attributes:
+        scales: for each kind (F,), what its features are multiplied by.
+        directions_FD: orthonormal, by falling variance.
+    """
+
+    scales: tuple[np.ndarray, ...]
+    directions_FD: np.ndarray
 
     @classmethod
-    def fit(cls, centred: np.ndarray, dimensions: int = DIMENSIONS) -> Whitening:
-        covariance = centred.T.astype(np.float64) @ centred / len(centred)
-        values, vectors = np.linalg.eigh(covariance)
-        keep = np.argsort(values)[::-1][: min(dimensions, len(values))]
-        keep = keep[values[keep] > 1e-10 * values.max()]
-        return cls(vectors[:, keep] / np.sqrt(values[keep]))
+    def fit(cls, features: Sequence[np.ndarray], seed: int) -> Space:
+        scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
+        scaled = np.concatenate([f * s for f, s in zip(features, scales, strict=True)], axis=1)
+        return cls(scales, principal_directions(scaled, DIRECTIONS, seed))
 
-    def __call__(self, centred: np.ndarray) -> np.ndarray:
-        return centred @ self.projection_FD
+    def __call__(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, D)."""
+        return np.concatenate([f * s for f, s in zip(features, self.scales, strict=True)], axis=1) @ self.directions_FD
+
+
+def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(F, D) orthonormal directions of largest variance, at most `count`, those without variance left out."""
+    if not centred.any():  # all completions look alike to the model
+        return np.zeros((centred.shape[1], 0))
+    pca = PCA(min(count, *centred.shape), random_state=seed).fit(centred)
+    keep = pca.explained_variance_ > 1e-8 * pca.explained_variance_[0]
+    return pca.components_[keep].T
+
+
+def whitened(centred: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
+    """(N, D) leading principal components, each of unit variance."""
+    projected = centred @ principal_directions(centred, dimensions, seed)
+    return projected / projected.std(0)
 
 
 # Clusters
@@ -169,18 +209,19 @@ def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.nd
     return assign_groups(_squared_distance(points, centroids), sizes)
 
 
-def synchronised_kmeans(points: np.ndarray, sizes: list[int], latents: int,
-                        rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-    """k-means under the distinctness constraint: (centroids (K, D), inertia, agreement between restarts)."""
-    runs = [_one_restart(points, sizes, latents, rng) for _ in range(RESTARTS)]
-    runs.sort(key=lambda run: run[1])
-    best = runs[0]
-    agreement = float(np.mean([_matched_share(best[2], other[2], latents) for other in runs[1:]]))
-    return best[0], float(best[1]), agreement
+def _starts(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], latents: int,
+            rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Clusterings (N,) in whitened spaces of several sizes, of either kind of feature and of both."""
+    scaled = [f * s for f, s in zip(features, space.scales, strict=True)]
+    for kind in (*scaled, np.concatenate(scaled, axis=1)):
+        leading = whitened(kind, max(DIMENSIONS), 0)
+        for dimensions in DIMENSIONS:
+            for _ in range(RESTARTS):
+                yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
 
 
-def _one_restart(points: np.ndarray, sizes: list[int], latents: int,
-                 rng: np.random.Generator) -> tuple[np.ndarray, float, np.ndarray]:
+def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:
+    """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
     centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
     clusters = None
     for _ in range(ITERATIONS):
@@ -191,8 +232,67 @@ def _one_restart(points: np.ndarray, sizes: list[int], latents: int,
         sums = np.zeros_like(centroids)
         np.add.at(sums, clusters, points)
         centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
-    inertia = np.mean(np.sum((points - centroids[clusters]) ** 2, axis=1))
-    return centroids, inertia, clusters
+    return clusters
+
+
+def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
+                    rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """Mends every start and keeps the one of highest score: (clusters (N,), score, agreement of the others with it)."""
+    judge = CrossValidation(points, sizes, latents, rng)
+    mended = [judge.mend(start) for start in starts]
+    clusters, score = max(mended, key=lambda result: result[1])
+    others = [_matched_share(clusters, other, latents) for other, _ in mended if other is not clusters]
+    return clusters, score, float(np.mean(others)) if others else 1.0
+
+
+class CrossValidation:
+    """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
+
+    Args:
+        points: (N, D), grouped by prompt.
+        sizes: rows of each prompt.
+    """
+
+    def __init__(self, points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> None:
+        self.points, self.latents = points, latents
+        second = np.zeros(len(sizes), bool)
+        second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
+        self.halves = []
+        for fitted in (~second, second):
+            fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
+            if fitted_N.any() and told_N.any():
+                self.halves.append((fitted_N, _ridge(points[fitted_N]), told_N, np.asarray(sizes)[~fitted].tolist()))
+
+    def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,) that the other half's regression assigns, their score)."""
+        told, total = clusters.copy(), 0.0
+        for fitted_N, ridge, told_N, sizes in self.halves:
+            values = self.points[told_N] @ (ridge @ _targets(clusters[fitted_N], self.latents))
+            told[told_N] = assign_groups(-values, sizes)
+            total += float(values[np.arange(len(values)), told[told_N]].sum())
+        return told, total / len(clusters) / (1 - 1 / self.latents)
+
+    def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
+        score = 0.0
+        for _ in range(MENDINGS):
+            told, score = self.assign(clusters)
+            if np.array_equal(told, clusters):
+                break
+            clusters = told
+        return clusters, score
+
+
+def _ridge(points: np.ndarray) -> np.ndarray:
+    """(D, N): maps targets of these points to regression weights."""
+    covariance = points.T.astype(np.float64) @ points / len(points)
+    penalty = RIDGE * np.trace(covariance) / max(len(covariance), 1)
+    return np.linalg.solve(covariance + penalty * np.eye(len(covariance)), points.T / len(points))
+
+
+def _targets(clusters: np.ndarray, latents: int) -> np.ndarray:
+    """(N, K) one-hot, minus its mean under chance."""
+    return np.eye(latents)[clusters] - 1 / latents
 
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
