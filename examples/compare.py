@@ -26,6 +26,8 @@ def main(arguments: list[str]) -> None:
     for name in results:
         table.add_column(name, justify="right", no_wrap=True)
     for rows in zip(*map(rows_of, results.values()), strict=True):
+        if rows[0][0] == "diagnostics":  # about the weights, which say little about the result
+            continue
         table.add_row(rows[0][1], *(f"{value}  [{interval}]" if interval else value for _, _, value, interval, _ in rows))
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table, markup=False)
