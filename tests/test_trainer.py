@@ -213,6 +213,22 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
     assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4, 2] * 3 + [4] + [4] * 2
 
 
+@pytest.mark.parametrize("latents", [2, 8])
+def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, latents):
+    config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2)
+    folder, read, counted = RunFolder(config.out), [], []
+    with folder.writer():
+        job = trainer.prepare(config, folder, silent, no_bar)
+        folder.begin(config)
+        job.model.backbone.base_model.register_forward_pre_hook(
+            lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True)
+        for metrics in trainer.fit(job, silent):
+            counted.append((metrics["stage"], sum(read) / metrics["records"]))
+            assert counted[-1][1] == metrics["sequences_per_record"]
+            read.clear()
+    assert dict(counted) == {"hold": 2, "refine": latents + 1, "settle": 2, "free": latents + 1}
+
+
 def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
     """Strategies that are functions of x; a third of the held latents is right, the generator's assignment finds the rest."""
     rng = random.Random(0)

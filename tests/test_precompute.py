@@ -1,0 +1,45 @@
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from conftest import encode, make_model, make_records, write_jsonl
+from test_baseline import reference
+
+from twcli.cache import Cache
+from twcli.config import PrecomputeConfig
+from twcli.precompute import precompute
+
+RECORDS = make_records(12, 3)
+
+
+@contextmanager
+def no_bar(_label, _total, _lines=True):
+    yield lambda _count: None
+
+
+def cached(model_dir, folder, **changes):
+    """All of /nll of a cache made by the command."""
+    config = PrecomputeConfig(model=model_dir, data=write_jsonl(folder / "d.jsonl", RECORDS), out=str(folder / "b.h5"), device="cpu",
+                              overwrite=True, **changes)
+    precompute(config, lambda _line: None, no_bar)
+    with Cache(folder / "b.h5") as cache:
+        assert not cache.verify()
+        return cache.read(np.arange(len(RECORDS)))
+
+
+@pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
+def test_every_value_in_the_file_equals_plain_transformers(model_dir, template, tmp_path, rows_a_batch):
+    encoded = encode(template, RECORDS)
+    nll, lengths = cached(model_dir, tmp_path, batch_tokens=rows_a_batch * int(encoded.lengths.max()))
+    expected = reference(make_model(), encoded)
+    assert lengths.tolist() == encoded.target_lengths.tolist()
+    assert np.abs(nll - expected).max() <= 1e-5
+
+
+def test_shards_do_not_show_and_the_global_rng_is_left_alone(model_dir, tmp_path):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, other = cached(model_dir, tmp_path), cached(model_dir, tmp_path, shard_rows=5)
+    assert torch.equal(before, torch.get_rng_state())
+    assert np.abs(one[0] - other[0]).max() <= 1e-5
