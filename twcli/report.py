@@ -123,7 +123,7 @@ def render_inspection(found: dict[str, Any]) -> str:
         if profile := found["profile"]:
             lines.append(f"b_t: {profile['mean']:.4f} nats a token, {profile['example']:.3f} an example; quantiles "
                          + ", ".join(f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None))
-            lines += [f"     {share:.0%} of all nats in the first {first} tokens of y"
+            lines += [f"     {share:.0%} of all nats in the first {first} token{'s' if int(first) > 1 else ''} of y"
                       for first, share in profile["opening"].items() if share is not None]
             if profile["informative"] is not None:
                 lines.append(f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens the posterior's gradient "
