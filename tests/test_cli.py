@@ -322,3 +322,18 @@ def test_a_closed_pipe_is_no_traceback(made):
     command = f"{sys.executable} -m twcli sample --run {made / 'run'} --data {made / 'data.jsonl'} --latent all -n 40 --max-new-tokens 3"
     result = subprocess.run(f"{command} | head -c 1", shell=True, cwd=ROOT, capture_output=True, text=True)
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
+
+
+def test_two_processes_train_and_resume(made, tmp_path):
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "twcli", "train", *map(str, train_flags(made)),
+              "--out", str(tmp_path / "run"), "--checkpoint-every", "2"]
+    first = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert first.returncode == 0, first.stderr[-2000:]
+    assert first.stderr.count("done: ") == 1  # one process prints
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert len(metrics.splitlines()) == 4
+    shutil.rmtree(tmp_path / "run" / "model")  # as if killed before the export
+    assert "resuming after step 4" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

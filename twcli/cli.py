@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -170,19 +170,20 @@ def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
 @config_options(TrainConfig)
 def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
-    config, screen = resolve(TrainConfig, flags, config_file), Screen(quiet)
+    config = resolve(TrainConfig, flags, config_file)
     from twcli import runtime, trainer
     from twcli.runs import RunFolder
 
     runtime.quiet_transformers()
-    run = RunFolder(config.out)
-    with run.writer():
+    leads = runtime.is_main_process()  # under `accelerate launch` one process writes and prints for all
+    run, screen = RunFolder(config.out), Screen(quiet or not leads)
+    with run.writer() if leads else nullcontext():
         run.check(config)
         if run.done and not config.overwrite:
             screen.say(f"{config.out}: already trained; --overwrite starts anew")
             return
         job = trainer.prepare(config, run, screen.say, screen.progress)
-        run.begin(config)
+        trainer.begin(job)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)
         trainer.export(job)

@@ -81,7 +81,7 @@ class RunFolder:
             if not config.overwrite:
                 self._check_same(config)
             return
-        strangers = [p.name for p in self.path.iterdir() if p.name != LOCK and p.name not in self._own()]
+        strangers = [p.name for p in (self.path.iterdir() if self.path.is_dir() else ()) if p.name != LOCK and p.name not in self._own()]
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 

@@ -36,10 +36,17 @@ def pick_device(name: str) -> torch.device:
 
 def accelerator_for(device: str, precision: str) -> Any:
     """An `accelerate.Accelerator` on the device; bf16 runs as autocast over float32 weights."""
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     picked = pick_device(device)
-    return Accelerator(cpu=picked.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no")
+    # Not every step reads the posterior, so its parameters go without a gradient now and then.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(cpu=picked.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[unused])
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints: the only one, or the first that `accelerate launch` started."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def quiet_transformers() -> None:

@@ -188,6 +188,13 @@ def schedule(step: int, steps: int) -> float:
     return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
+def begin(job: Job) -> None:
+    """Puts down the run's settings, before any process reads what an earlier run left."""
+    if job.accelerator.is_main_process:
+        job.run.begin(job.config)
+    job.accelerator.wait_for_everyone()
+
+
 def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     """Trains from the newest checkpoint to the last step, yielding each step's metrics.
 
@@ -376,6 +383,8 @@ def _restore(job: Job, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None
 
 def export(job: Job) -> None:
     """Publishes the posterior's modules and, last, `model/` that plain transformers loads and generates from."""
+    if not job.accelerator.is_main_process:
+        return
     model = job.model
     job.run.save_posterior({k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
                            or {"exact": torch.zeros(1)})
