@@ -11,8 +11,8 @@ from twcli.batches import collate, drop_history
 from twcli.config import TrainConfig
 from twcli.latents import LatentModel, add_latent_rows
 from twcli.loss import objective
+from twcli.objective import reconstruction, step_loss
 from twcli.template import Template
-from twcli.trainer import reconstruction, step_loss
 
 STEP = 1e-5
 LATENTS, ROWS = 3, 4

@@ -15,6 +15,7 @@ from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
 from twcli.latents import LatentOutput
+from twcli.objective import step_loss
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
 
@@ -199,7 +200,7 @@ def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp
     nll, logits = torch.rand(2, 1, 4, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     output = LatentOutput(nll, torch.full((2, 3), 1 / 3).log(), torch.log_softmax(logits, -1), 4)
     batch = SimpleNamespace(active_BS=torch.ones(2, 4, dtype=torch.bool), weights_BS=None)
-    loss_B, parts = trainer.step_loss(output, batch, settings(inputs, tmp_path / "r", weighting="uniform"), torch.tensor([1, 2]))
+    loss_B, parts = step_loss(output, batch, settings(inputs, tmp_path / "r", weighting="uniform"), torch.tensor([1, 2]))
     loss_B.sum().backward()
     assert torch.allclose(nll.grad, torch.full((2, 1, 4), 1 / 4))
     assert logits.grad.argmin(1).tolist() == [1, 2]  # the step raises the held latent's logit

@@ -23,9 +23,10 @@ from twcli.errors import UserError
 from twcli.generation import generate
 from twcli.latents import LatentModel
 from twcli.metrics import Generations, summarise
+from twcli.objective import reconstruction
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
-from twcli.trainer import load_run, reconstruction
+from twcli.trainer import load_run
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data

@@ -1,0 +1,72 @@
+"""One pass of the model becomes the loss of a step under the run's options, and what is logged of it.
+
+Shapes: B batch, K latents, C of them that were read, S supervised tokens. Nats.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from twcli import diagnostics, loss
+from twcli.batches import Batch
+from twcli.config import TrainConfig
+from twcli.latents import LatentOutput
+
+
+def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
+    """b_t (B, S) in nats: the current backbone's where the model gave it, else the cache's, else None."""
+    return batch.weights_BS if output.baseline_BS is None else output.baseline_BS
+
+
+def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
+                   config: TrainConfig) -> torch.Tensor:
+    """Reff (B, C) as the run's options have it."""
+    uniform_weight, token_weight = config.term_weights()
+    return loss.reconstruction(output.nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
+                               token_weight=token_weight, tau=config.tau, ablation=config.ablation)
+
+
+def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
+              refined_BKS: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float | None]]:
+    """The loss (B,), its parts in nats and `diagnostics`.
+
+    Args:
+        latent_B: where q is held, which is taught to the posterior where it was read; None for the learned posterior
+            or the closed form.
+        refined_BKS: NLL of all latents, where `latent_B` comes from it; the diagnostics are then of it.
+    """
+    weights_BS = token_weights(batch, output)
+    reff_BC = reconstruction(output, batch.active_BS, weights_BS, config)
+    log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
+    parts: dict[str, float | None] = {}
+    if latent_B is None:
+        if log_q_BK is None:
+            # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
+            log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, config.beta).detach()
+        loss_B = loss.objective(log_q_BK, log_p_BK, reff_BC, config.beta)
+        parts["reconstruction"] = (log_q_BK.exp() * reff_BC).sum(-1).mean().item()
+        parts["kl"] = loss.categorical_kl(log_q_BK, log_p_BK).mean().item()
+    else:
+        loss_B = loss.held_objective(reff_BC[:, 0], log_p_BK, latent_B, config.beta)
+        parts["reconstruction"] = reff_BC.mean().item()
+        parts["kl"] = loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item()
+        parts["nll"] = output.nll_BCS.sum(-1).mean().item()
+        if log_q_BK is not None:
+            teaching_B = loss.posterior_cross_entropy(log_q_BK, latent_B)
+            loss_B = loss_B + teaching_B
+            parts["posterior_cross_entropy"] = teaching_B.mean().item()
+    with torch.no_grad():
+        if log_q_BK is None:
+            log_q_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1]).to(log_p_BK).log()
+        q_BK = log_q_BK.exp()
+        parts["mutual_information"] = (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item()
+        parts["usage"] = loss.entropy(q_BK.mean(0)).exp().item()
+        parts["posterior_mass"] = q_BK.mean(0).tolist()
+        parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
+        if refined_BKS is not None:
+            log_q_BK = torch.log_softmax(-refined_BKS.sum(-1), -1)  # a one-hot q has no gradient to speak of
+        if latent_B is None or refined_BKS is not None:
+            nll_BKS = output.nll_BCS if refined_BKS is None else refined_BKS
+            parts |= diagnostics.summarise_rows(
+                diagnostics.row_figures(nll_BKS, batch.active_BS, weights_BS, log_q_BK, config.tau))
+    return loss_B, parts
