@@ -1,4 +1,7 @@
+from itertools import permutations
+
 import numpy as np
+import pytest
 from scipy.optimize import linear_sum_assignment
 
 from twcli.assignment import assign_groups, assign_rows
@@ -27,3 +30,16 @@ def test_rows_in_any_order_equal_ones_together():
     assert latents[[1, 3]].tolist() == linear_sum_assignment(cost[[1, 3]])[1].tolist()
     order = rng.permutation(6)
     assert assign_rows(cost[order], prompt[order], content[order]).tolist() == latents[order].tolist()
+
+
+@pytest.mark.parametrize(("latents", "size"), [(4, 3), (5, 5), (7, 4), (6, 2)])
+def test_groups_of_any_size_take_the_cheapest_distinct_latents(latents, size):
+    rng = np.random.default_rng(0)
+    sizes = [size, 1, size, 2]
+    cost = rng.normal(size=(sum(sizes), latents))
+    latent = assign_groups(cost, sizes)
+    for end, rows in zip(np.cumsum(sizes), sizes, strict=True):
+        block, chosen = cost[end - rows : end], latent[end - rows : end]
+        least = min(block[range(rows), way].sum() for way in permutations(range(latents), rows))
+        assert len(set(chosen)) == rows
+        assert block[range(rows), chosen].sum() == pytest.approx(least)

@@ -65,6 +65,19 @@ def test_names_are_synchronised_across_prompts(strategies):
         start += size
 
 
+def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):
+    points, sizes, truth = strategies
+    exchanged = truth.copy()
+    some = np.repeat(np.random.default_rng(3).random(len(sizes)) < 0.5, sizes)
+    exchanged[some & (truth == 0)], exchanged[some & (truth == 1)] = 1, 0
+    judge = CrossValidation(points, sizes, 4, np.random.default_rng(1))
+    score = judge.assign(exchanged)[1]
+    assert matched(exchanged, truth, 4) < 0.8
+    clusters, better = max(judge.search(exchanged, score), key=lambda result: result[1])
+    assert better > score
+    assert matched(clusters, truth, 4) > 0.98
+
+
 def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
     points, sizes, truth = strategies
     rng = np.random.default_rng(2)

@@ -8,11 +8,17 @@ Shapes: N rows, K latents.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from itertools import permutations
+
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+ENUMERATED = 200  # assignments of one prompt, up to which all are tried
 
-def assign_groups(cost_NK: np.ndarray, sizes: list[int]) -> np.ndarray:
+
+def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """Latents (N,) of rows that stand prompt by prompt, all of them distinct: the cheapest assignment (Hungarian).
 
     Where a prompt has more rows than there are latents, those that fit least take the one that costs them least.
@@ -21,13 +27,21 @@ def assign_groups(cost_NK: np.ndarray, sizes: list[int]) -> np.ndarray:
         cost_NK: cost of each latent for each row; only differences within a row matter.
         sizes: rows of each prompt, in order.
     """
-    latents = cost_NK.argmin(1)
-    start = 0
-    for size in sizes:
-        if size > 1:  # a single row takes its cheapest latent anyway
-            rows, columns = linear_sum_assignment(cost_NK[start : start + size])
-            latents[start + rows] = columns
-        start += size
+    latents = cost_NK.argmin(1)  # what a single row takes anyway
+    K = cost_NK.shape[1]
+    sizes_P = np.asarray(sizes, np.int64)
+    starts_P = np.cumsum(sizes_P) - sizes_P
+    for size in np.unique(sizes_P[sizes_P > 1]).tolist():
+        starts = starts_P[sizes_P == size]
+        if size <= K and math.perm(K, size) <= ENUMERATED:
+            # All prompts of one size at once: a call for each would take longer than trying everything.
+            ways_MR = np.asarray(list(permutations(range(K), size)))
+            total_PM = sum(cost_NK[starts + row][:, ways_MR[:, row]] for row in range(size))
+            latents[starts[:, None] + np.arange(size)] = ways_MR[total_PM.argmin(1)]
+        else:
+            for start in starts.tolist():
+                rows, columns = linear_sum_assignment(cost_NK[start : start + size])
+                latents[start + rows] = columns
     return latents
 
 

@@ -168,7 +168,7 @@ class TrainConfig(DataConfig, ComputeConfig):
         0.0, help="Share of y's input tokens hidden from the generator in training, so that it goes on needing z.",
         minimum=0.0, maximum=0.9)
     adapt: str = option("full", help="Train the whole backbone, or only the latent tokens' rows.", choices=("full", "frozen"))
-    steps: int | None = option(None, help="Optimiser steps; default 3000 unless --epochs is given.", minimum=1)
+    steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)

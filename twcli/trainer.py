@@ -30,7 +30,7 @@ from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import warm_start
 
-DEFAULT_STEPS = 3000
+DEFAULT_STEPS = 2000
 PEAK_LR = 2e-3
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.1

@@ -4,21 +4,27 @@ Prompt content dominates hidden states. Two things leave it behind: similarities
 of y, and which token of x, each part of y resembles), and subtracting, for each prompt, the mean over its completions.
 On such features completions are clustered, distinct ones of a prompt to distinct clusters, from many starts. A clustering
 whose names mean the same for every prompt can be told by a linear map from completions of other prompts; the one that a
-cross-validated ridge regression tells best is kept, after the regression has mended it. No label is read.
+cross-validated ridge regression tells best is kept, after the regression has mended it. What starts get wrong most often
+is a pair of strategies whose names are exchanged for some prompts, so the best ones are also searched pair by pair.
+Of namings that are told equally well, the one that explains most of the features' variance is taken. No label is read.
 
 Shapes: N rows, P prompts, F features, D directions, K clusters, T tokens, S supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.decomposition import PCA
+from sklearn.decomposition import PCA, FastICA
+from sklearn.exceptions import ConvergenceWarning
 from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
@@ -32,12 +38,20 @@ PROMPT_TOKENS = 24  # of x that y is compared with
 LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
 DIRECTIONS = 256  # principal directions that the regression sees
 RIDGE = 1e-2  # of their mean variance
-FIT_PROMPTS = 1500  # prompts that are clustered; all others are only assigned
+FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
 BLOCK_PROMPTS = 1024
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
-RESTARTS = 4  # for each of them and each kind of feature
+RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
 MENDINGS = 12
+FINALISTS = 4  # mended starts, no two alike, whose pairs are searched
+ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
+EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
+SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
+MARGIN = 1e-6
+PRINCIPAL = 16  # directions tried
+SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
+TIE = 5e-4  # difference of scores that says nothing
 
 
 @dataclass(frozen=True)
@@ -48,7 +62,7 @@ class WarmStart:
         latent_N: (N,) int64, -1 for rows whose prompt has fewer than two distinct completions.
         score: how well a linear map tells the clusters of prompts that it was not fitted on: mean fitted value of a row's
             cluster, from 0 (chance) to 1; ranks clusterings as their alignment with strategies would.
-        agreement: mean share of fitted rows on which the other starts agree with the kept one, names matched.
+        agreement: mean share of fitted rows on which the starts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
     """
 
@@ -237,12 +251,29 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
 
 def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
                     rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-    """Mends every start and keeps the one of highest score: (clusters (N,), score, agreement of the others with it)."""
+    """Mends every start, searches around the best ones and keeps the clustering of highest score.
+
+    Returns:
+        clusters (N,); their score; agreement of the starts with them.
+    """
     judge = CrossValidation(points, sizes, latents, rng)
     mended = [judge.mend(start) for start in starts]
-    clusters, score = max(mended, key=lambda result: result[1])
-    others = [_matched_share(clusters, other, latents) for other, _ in mended if other is not clusters]
-    return clusters, score, float(np.mean(others)) if others else 1.0
+    found = list(mended)
+    for clusters, score in _distinct(mended, latents, FINALISTS):
+        found += judge.search(clusters, score)
+    highest = max(score for _, score in found)
+    tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
+    clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))
+    return clusters, score, float(np.mean([_matched_share(clusters, other, latents) for other, _ in mended]))
+
+
+def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
+    """The `count` of highest score of which no two are alike, by falling score."""
+    kept: list[tuple[np.ndarray, float]] = []
+    for clusters, score in sorted(found, key=lambda result: -result[1]):
+        if len(kept) < count and all(_matched_share(clusters, other, latents) < ALIKE for other, _ in kept):
+            kept.append((clusters, score))
+    return kept
 
 
 class CrossValidation:
@@ -255,19 +286,22 @@ class CrossValidation:
 
     def __init__(self, points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> None:
         self.points, self.latents = points, latents
+        self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
         second = np.zeros(len(sizes), bool)
         second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
+        self.second_P = second
         self.halves = []
         for fitted in (~second, second):
             fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
             if fitted_N.any() and told_N.any():
-                self.halves.append((fitted_N, _ridge(points[fitted_N]), told_N, np.asarray(sizes)[~fitted].tolist()))
+                ridge = _ridge(points[fitted_N]).astype(np.float32)
+                self.halves.append((fitted_N, ridge, told_N, np.asarray(points[told_N], np.float32), np.asarray(sizes)[~fitted]))
 
     def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,) that the other half's regression assigns, their score)."""
         told, total = clusters.copy(), 0.0
-        for fitted_N, ridge, told_N, sizes in self.halves:
-            values = self.points[told_N] @ (ridge @ _targets(clusters[fitted_N], self.latents))
+        for fitted_N, ridge, told_N, points, sizes in self.halves:
+            values = points @ (ridge @ _targets(clusters[fitted_N], self.latents))
             told[told_N] = assign_groups(-values, sizes)
             total += float(values[np.arange(len(values)), told[told_N]].sum())
         return told, total / len(clusters) / (1 - 1 / self.latents)
@@ -282,6 +316,81 @@ class CrossValidation:
             clusters = told
         return clusters, score
 
+    def search(self, clusters: np.ndarray, score: float) -> list[tuple[np.ndarray, float]]:
+        """(clusters (N,), score) of all that were met while two clusters' names were exchanged, prompt by prompt.
+
+        Each exchange that raises the score is gone on from, until none does.
+        """
+        met = []
+        pairs = list(combinations(range(self.latents), 2))
+        waiting = list(pairs)
+        while waiting:
+            pair = waiting.pop(0)
+            screened = sorted((self.assign(new) for new in self._exchanges(clusters, *pair)), key=lambda result: -result[1])
+            for told, _ in screened[:MENDED_EXCHANGES]:
+                mended, better = self.mend(told)
+                met.append((mended, better))
+                if better > score + MARGIN:
+                    clusters, score = mended, better
+                    waiting = [other for other in pairs if other != pair]
+                    break
+        return met
+
+    def _exchanges(self, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
+        """Clusters with the two named anew in all prompts that have both, in the ways that can be told best.
+
+        Two names for two completions of a prompt are a sign of the difference between them, and along the direction that
+        tells them the differences have two humps. Such directions are what independent component analysis finds (Hyvarinen
+        and Oja 2000); the signs along them and along principal ones are mended by regressions that tell the other half.
+        """
+        prompts = len(self.second_P)
+        row_P = np.full((2, prompts), -1)
+        for side, name in enumerate((one, other)):
+            rows = np.flatnonzero(clusters == name)
+            row_P[side, self.prompt_N[rows]] = rows
+        both = np.flatnonzero((row_P >= 0).all(0))
+        second = self.second_P[both]
+        if second.all() or not second.any():
+            return []
+        rows_one, rows_other = row_P[:, both]
+        apart = self.points[rows_one] - self.points[rows_other]
+        if not apart.any():
+            return []
+        _, sizes, directions = np.linalg.svd(apart, full_matrices=False)
+        tried = [np.ones((len(apart), 1)), apart @ directions[:PRINCIPAL].T]
+        for span in SPANS:
+            whitened = apart @ (directions[:span] / np.maximum(sizes[:span, None], 1e-12)).T * math.sqrt(len(apart))
+            tried.append(whitened @ _independent_directions(whitened).T)
+        signs = np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
+        ridges = [(told, _ridge(apart[~told])) for told in (second, ~second)]
+        values = np.empty_like(signs)
+        for _ in range(MENDINGS):
+            for told, ridge in ridges:
+                values[told] = apart[told] @ (ridge @ signs[~told])
+            previous, signs = signs, np.where(values >= 0, 1.0, -1.0)
+            if np.array_equal(previous, signs):
+                break
+        fits = np.abs(values).mean(0)
+        present, chosen = signs[:, 0], []
+        for column in np.argsort(-fits):
+            known = [present, *(signs[:, c] for c in chosen)]
+            if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
+                chosen.append(column)
+        exchanged = []
+        for column in chosen[:EXCHANGES]:
+            swap = signs[:, column] < 0
+            new = clusters.copy()
+            new[rows_one[swap]], new[rows_other[swap]] = other, one
+            exchanged.append(new)
+        return exchanged
+
+
+def _independent_directions(whitened: np.ndarray) -> np.ndarray:
+    """(D, D) orthonormal rows along which the points are least normal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
+        return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened).components_
+
 
 def _ridge(points: np.ndarray) -> np.ndarray:
     """(D, N): maps targets of these points to regression weights."""
@@ -292,7 +401,14 @@ def _ridge(points: np.ndarray) -> np.ndarray:
 
 def _targets(clusters: np.ndarray, latents: int) -> np.ndarray:
     """(N, K) one-hot, minus its mean under chance."""
-    return np.eye(latents)[clusters] - 1 / latents
+    return np.eye(latents, dtype=np.float32)[clusters] - np.float32(1 / latents)
+
+
+def _between(points: np.ndarray, clusters: np.ndarray, latents: int) -> float:
+    """Sum of squares that lies between the clusters (the rest is the inertia of k-means)."""
+    sums = np.zeros((latents, points.shape[1]))
+    np.add.at(sums, clusters, points)
+    return float(((sums**2).sum(1) / np.maximum(np.bincount(clusters, minlength=latents), 1)).sum())
 
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
