@@ -133,8 +133,11 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 def fingerprint(model: PreTrainedModel, template: Template, encoded: Encoded, *, max_length: int, precision: str,
                 attention: str) -> dict[str, Any]:
-    """Everything that b_t depends on; a cache is trusted only where all of it is equal."""
+    """Everything that b_t depends on; a cache is trusted only where all of it is equal.
+
+    Causes come before what follows from them, since the first field that differs is the one that is told.
+    """
     return {
-        "weights": weights_hash(model), "tokenizer": template.tokenizer_hash(), "template": template.fingerprint(),
-        "data": encoded.data_hash(), "max_length": max_length, "dtype": precision, "attention": attention,
+        "dtype": precision, "attention": attention, "max_length": max_length, "weights": weights_hash(model),
+        "tokenizer": template.tokenizer_hash(), "template": template.fingerprint(), "data": encoded.data_hash(),
     }

@@ -43,7 +43,7 @@ ANEW = "make it again with `twcli precompute --overwrite`"
 
 def to_json(fingerprint: dict[str, Any]) -> bytes:
     """The one way to write a fingerprint. Raises ValueError where it is too large or not JSON."""
-    text = json.dumps(fingerprint, sort_keys=True, allow_nan=False).encode()
+    text = json.dumps(fingerprint, allow_nan=False).encode()
     if len(text) > FINGERPRINT_BYTES:
         raise ValueError(f"the fingerprint takes {len(text)} bytes, more than {FINGERPRINT_BYTES}")
     return text

@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import inspect as inspection
 import os
-import signal
 import sys
 import time
 from collections import deque
@@ -19,10 +18,10 @@ from typing import Any, NoReturn
 
 import click
 
-from twcli import __version__
+from twcli import __version__, signals
 from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, flag_of, read_yaml
 from twcli.durable import write_durably
-from twcli.errors import TwcliError, UserError, WorkFailed
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed
 
 LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
 TRAIN_LINES = 20  # lines a training run prints
@@ -122,10 +121,10 @@ class OneLineErrors(click.Group):
         except click.ClickException as error:
             place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "twcli"
             code = _fail(f"{place}: {error.format_message()}", 2)
+        except (KeyboardInterrupt, click.Abort, Interrupted) as error:
+            code = _fail(f"twcli: {str(error) or 'interrupted'}; run the same command again to resume", signals.exit_code())
         except TwcliError as error:
             code = _fail(f"twcli: {error}", error.exit_code)
-        except (KeyboardInterrupt, click.Abort):
-            code = _fail("twcli: interrupted; run the same command again to resume", 130)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
@@ -144,25 +143,22 @@ def _fail(line: str, code: int) -> int:
 def main() -> None:
     """Turn an entangled language model into one with K discrete latent strategies.
 
-    Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong.
+    Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong,
+    130 and 143 stopped by Ctrl-C and by SIGTERM.
     """
-    # A terminated job must leave through the same door as an interrupted one, locks and files in order.
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(number: int, _frame: Any) -> None:
-    raise SystemExit(128 + number)
+    signals.install()
 
 
 @main.command(short_help="Frozen model, once over the data: per-token NLL b_t.")
 @config_options(PrecomputeConfig)
 def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
-    config, screen = resolve(PrecomputeConfig, flags, config_file), Screen(quiet)
+    config = resolve(PrecomputeConfig, flags, config_file)
     from twcli import runtime
     from twcli.precompute import precompute as run
 
     runtime.quiet_transformers()
+    screen = Screen(quiet or not runtime.is_main_process())
     run(config, screen.say, screen.progress)
 
 

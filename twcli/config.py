@@ -17,6 +17,7 @@ from twcli.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
+NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -190,6 +191,10 @@ class TrainConfig(DataConfig, ComputeConfig):
         if self.ablation != "none" and self.term_weights()[1] == 0:
             raise UserError(f"--ablation {self.ablation}: changes the term that b_t weights, and --weighting and --token-weight "
                             "leave none; give --weighting token or mixed")
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that may not change between a run and its resumption."""
+        return {name: value for name, value in self.to_mapping().items() if name not in NOT_IDENTITY}
 
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""

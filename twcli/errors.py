@@ -18,3 +18,7 @@ class UserError(TwcliError):
 
 class WorkFailed(TwcliError):
     """The inputs were right but the work could not be finished (exit code 1)."""
+
+
+class Interrupted(TwcliError):
+    """A signal ended the work after what was done had been stored; the exit code tells which signal."""

@@ -91,7 +91,7 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
-    metrics = run.read_metrics()
+    problems = run.problems() if verify else None
+    metrics = [] if problems else run.read_metrics()
     return {"kind": "run", "path": str(run.path), "done": run.done, "steps": len(metrics),
-            **_diagnosis(config, metrics), "settings": config.to_mapping(),
-            "problems": run.problems() if verify else None}
+            **_diagnosis(config, metrics), "settings": config.to_mapping(), "problems": problems}

@@ -1,16 +1,23 @@
-"""`twcli precompute`: reads the data, scores it with the frozen model shard by shard, publishes the cache."""
+"""`twcli precompute`: reads the data, scores it with the frozen model shard by shard, publishes the cache.
+
+Under `accelerate launch` each process scores shards of its own and the first one writes them: a shard is made of the same
+batches whoever scores it, so the file is the same to the bit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list, gather_object
 
-from twcli import baseline, runtime
+from twcli import baseline, runtime, signals
 from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
 from twcli.dataset import read_examples
+from twcli.errors import Interrupted
 
 
 def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
@@ -19,6 +26,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     Raises:
         UserError: the model, the data or the output is wrong.
         WorkFailed: a b_t is not finite, or the disk is full; finished shards stay.
+        Interrupted: a signal came; the shard in hand is stored first.
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     template = runtime.load_template(config.model)
@@ -30,22 +38,38 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         say(f"{config.data}: {encoded.unknown_rows:,} rows hold tokens that the vocabulary of {config.model} does not know")
     print_ = baseline.fingerprint(model, template, encoded, max_length=max_length, precision=config.precision,
                                   attention=config.attention)
-    model.to(runtime.pick_device(config.device))
-    if CacheWriter.already_complete(config.out, print_, encoded.row_hash) and not config.overwrite:
+    accelerator = runtime.accelerator_for(config.device, "fp32")
+    model.to(accelerator.device)
+    leads = accelerator.is_main_process
+    complete = leads and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+    if _told_by_the_first(complete) and not config.overwrite:
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
         return
-    with CacheWriter(config.out, fingerprint=print_, offsets=encoded.target_offsets, row_hash=encoded.row_hash,
-                     shard_rows=config.shard_rows, overwrite=config.overwrite) as writer:
-        for note in writer.notes:
+    opened = CacheWriter(config.out, fingerprint=print_, offsets=encoded.target_offsets, row_hash=encoded.row_hash,
+                         shard_rows=config.shard_rows, overwrite=config.overwrite) if leads else nullcontext()
+    with opened as writer, signals.held() as pending:
+        for note in writer.notes if leads else ():
             say(note)
-        missing = writer.missing
+        missing = _told_by_the_first(writer.missing if leads else None)
         if sum(map(len, missing)) < len(encoded):
             say(f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows are done")
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
         with progress("precompute (tokens)", total) as advance:
-            for rows in missing:
-                writer.write(rows, baseline.score_flat(model, template, encoded, np.arange(rows.start, rows.stop),
-                                                       batch_tokens=config.batch_tokens, progress=advance))
-        writer.publish()
+            for first in range(0, len(missing), accelerator.num_processes):
+                mine = missing[first + accelerator.process_index : first + accelerator.num_processes][:1]
+                scored = [(rows, baseline.score_flat(model, template, encoded, np.arange(rows.start, rows.stop),
+                                                     batch_tokens=config.batch_tokens, progress=advance)) for rows in mine]
+                for rows, nll in gather_object(scored):
+                    if leads:
+                        writer.write(rows, nll)
+                if any(gather_object([pending()])):
+                    raise Interrupted("interrupted; finished shards are kept")
+        if leads:
+            writer.publish()
     tokens = int(encoded.target_lengths.sum())
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
+
+
+def _told_by_the_first(value: Any) -> Any:
+    """The first process's value, in every process."""
+    return broadcast_object_list([value])[0]

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,12 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from twcli.cache import first_difference
 from twcli.config import TrainConfig, read_yaml, to_yaml
-from twcli.durable import sync_folder, write_durably
+from twcli.durable import sync_folder, write_all, write_durably
 from twcli.errors import UserError, WorkFailed
 
 LOCK = ".lock"
-NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")  # may change between a run and its resumption
 
 
 class RunFolder:
@@ -40,6 +40,7 @@ class RunFolder:
         self.checksums_file = self.path / "checksums.json"
         self.model = self.path / "model"
         self.report = self.path / "report.html"
+        self._metrics_hash = hashlib.sha256()
 
     @property
     def done(self) -> bool:
@@ -104,9 +105,9 @@ class RunFolder:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _check_same(self, config: TrainConfig) -> None:
-        there, here = self.read_config().to_mapping(), config.to_mapping()
-        for key, value in here.items():
-            if key not in NOT_IDENTITY and there[key] != value:
+        there = self.read_config().identity()
+        for key, value in config.identity().items():
+            if there[key] != value:
                 raise UserError(f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
                                 "give another --out, or --overwrite to start anew")
 
@@ -119,57 +120,105 @@ class RunFolder:
     # metrics
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines; a line torn by a kill is left out."""
-        if not self.metrics_file.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_file.read_bytes().split(b"\n")[:-1]]
+        """All complete lines; a line torn by a kill is left out.
 
-    def keep_metrics(self, steps: int) -> None:
-        """Cuts the file back to what a checkpoint at `steps` had seen."""
-        kept = [m for m in self.read_metrics() if m["step"] <= steps]
-        write_durably(self.metrics_file, "".join(_line(m) for m in kept).encode())
+        Raises:
+            UserError: a line is damaged, or they are not those that the newest checkpoint was saved after.
+        """
+        info = self._newest_info()  # before the file, which only grows
+        data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
+        lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+        metrics: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                metrics.append(json.loads(line))
+                sound = metrics[-1]["step"] == metrics[0]["step"] + number - 1
+            except (ValueError, TypeError, KeyError):
+                sound = False
+            if not sound:
+                raise UserError(f"{self.metrics_file}:{number}: is damaged; move the file away to go on without it")
+        before = b"".join(lines[: sum(m["step"] <= info.get("step", 0) for m in metrics)])
+        if before and _sha256(before) != info["metrics_sha256"]:
+            raise UserError(f"{self.metrics_file}: is damaged: not what it was at step {info['step']}; move it away to go on without it")
+        return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        with self.metrics_file.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+        with self.metrics_file.open("ab", buffering=0) as file:
+            write_all(file.fileno(), _line(metrics))
+        self._metrics_hash.update(_line(metrics))
 
     # checkpoints
 
-    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int) -> None:
+    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
         """One folder a checkpoint, published by rename; older ones beyond `keep` are removed afterwards."""
         folder = self.checkpoints / f"step-{step:08d}"
         staged = self.checkpoints / f".step-{step:08d}"
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir(parents=True)
-        data = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        sync_folder(self.path)
+        with self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+        data = save(_plain(tensors))
         write_durably(staged / "state.safetensors", data)
-        info = {"step": step, "sha256": hashlib.sha256(data).hexdigest()}
-        write_durably(staged / "checkpoint.json", json.dumps(info).encode())
+        write_durably(staged / "checkpoint.json", _sealed({
+            "step": step, "state_sha256": _sha256(data), "metrics_sha256": self._metrics_hash.hexdigest(), "provenance": provenance}))
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(staged, folder)
         sync_folder(self.checkpoints)
         for old in self._checkpoint_folders()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest_checkpoint(self) -> tuple[int, dict[str, torch.Tensor], list[str]]:
-        """(step, tensors, notes): the newest undamaged checkpoint; step 0 and nothing where there is none."""
+    def newest_checkpoint(self, provenance: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor], list[str]]:
+        """(step, tensors, notes): the newest undamaged checkpoint; step 0 and nothing where there is none.
+
+        Raises:
+            UserError: it was made from something other than `provenance`; the first field that differs is named.
+        """
         notes = []
         for folder in reversed(self._checkpoint_folders()):
             try:
-                step, tensors = _load_checkpoint(folder)
+                info, tensors = _load_checkpoint(folder)
             except CHECKPOINT_ERRORS as error:
                 notes.append(f"{folder}: damaged ({error}); passed over")
-            else:
-                return step, tensors, notes
+                continue
+            if different := first_difference(info["provenance"], json.loads(json.dumps(provenance))):
+                name, stored, wanted = different
+                raise UserError(f"{folder}: made with another {name}: the checkpoint has {stored}, this call has {wanted}; "
+                                "give another --out, or --overwrite to start anew")
+            return info["step"], tensors, notes
         return 0, {}, notes
+
+    def cut_back(self, step: int) -> None:
+        """Leaves what there was at the checkpoint of `step`: later ones, which are damaged, and later metrics go.
+
+        Raises:
+            UserError: the metrics are damaged.
+        """
+        for folder in self._checkpoint_folders():
+            if folder.name > f"step-{step:08d}":
+                shutil.rmtree(folder)
+        kept = b"".join(_line(m) for m in self.read_metrics() if m["step"] <= step)
+        self._metrics_hash = hashlib.sha256(kept)
+        write_durably(self.metrics_file, kept)
+
+    @property
+    def last_checkpoint(self) -> Path | None:
+        return self._checkpoint_folders()[-1] if self._checkpoint_folders() else None
 
     def _checkpoint_folders(self) -> list[Path]:
         return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.is_dir() else []
 
+    def _newest_info(self) -> dict[str, Any]:
+        """What the newest checkpoint says of itself; nothing where none does."""
+        for folder in reversed(self._checkpoint_folders()):
+            with suppress(*CHECKPOINT_ERRORS):
+                return _read_info(folder)
+        return {}
+
     # results
 
     def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
-        write_durably(self.posterior_file, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}))
+        write_durably(self.posterior_file, save(_plain(tensors)))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
         """Raises UserError where the file is missing or damaged."""
@@ -185,16 +234,22 @@ class RunFolder:
         shutil.rmtree(staged, ignore_errors=True)
         staged.mkdir()
         yield staged
-        sums = {}
+        sums = {file.name: _sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
         for file in sorted(staged.rglob("*")):
             if file.is_file():
                 with file.open("rb") as stream:
                     sums[f"model/{file.relative_to(staged)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
                     os.fsync(stream.fileno())
-        sums[self.posterior_file.name] = hashlib.sha256(self.posterior_file.read_bytes()).hexdigest()
+        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
+            sync_folder(folder)
         write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
         os.replace(staged, self.model)
         sync_folder(self.path)
+
+    def check_results(self) -> None:
+        """Raises UserError where a file of the finished run is not what training wrote."""
+        if problems := self._damaged_results():
+            raise UserError(f"{problems[0]}; run its `twcli train` command again with --overwrite")
 
     def problems(self) -> list[str]:
         """One line for each checkpoint or result that is damaged; reads all of them."""
@@ -206,6 +261,14 @@ class RunFolder:
                 problems.append(f"{folder}: damaged ({error})")
         if self.done:
             problems += self._damaged_results()
+        try:
+            self.read_metrics()
+            settings = self.read_config().identity()
+        except UserError as error:
+            return [*problems, str(error)]
+        if different := first_difference(settings, self._newest_info().get("provenance", {"settings": settings})["settings"]):
+            name, stored, wanted = different
+            problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
         return problems
 
     def _damaged_results(self) -> list[str]:
@@ -228,13 +291,33 @@ class RunFolder:
 CHECKPOINT_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
-def _load_checkpoint(folder: Path) -> tuple[int, dict[str, torch.Tensor]]:
-    info = json.loads((folder / "checkpoint.json").read_text())
+def _load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    info = _read_info(folder)
     data = (folder / "state.safetensors").read_bytes()
-    if hashlib.sha256(data).hexdigest() != info["sha256"] or folder.name != f"step-{info['step']:08d}":
+    if _sha256(data) != info["state_sha256"]:
         raise ValueError("checksum differs")
-    return info["step"], load(data)
+    return info, load(data)
 
 
-def _line(metrics: dict[str, Any]) -> str:
-    return json.dumps(metrics, allow_nan=False) + "\n"
+def _read_info(folder: Path) -> dict[str, Any]:
+    content, sha256 = (json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256"))
+    if _sha256(_line(content)) != sha256 or folder.name != f"step-{content['step']:08d}":
+        raise ValueError("its checkpoint.json has changed")
+    return content
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """JSON that tells whether it was changed."""
+    return _line({"content": content, "sha256": _sha256(_line(content))})
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+def _line(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"

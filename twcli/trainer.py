@@ -16,13 +16,13 @@ import torch
 from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
-from twcli import baseline, diagnostics, runtime
+from twcli import baseline, diagnostics, runtime, signals
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
-from twcli.errors import UserError, WorkFailed
+from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
 from twcli.objective import step_loss
 from twcli.runs import RunFolder
@@ -50,6 +50,7 @@ class Job:
         latent_N: the latent at which each row's posterior is held, -1 for none; the stage `refine` rewrites it.
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
+        provenance: what a checkpoint must have been made from to be resumed.
     """
 
     config: TrainConfig
@@ -63,6 +64,7 @@ class Job:
     steps: int
     lr: float
     accelerator: Any
+    provenance: dict[str, Any]
 
 
 def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
@@ -84,9 +86,10 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
         say("loss: b_t-weighted alone, so tokens without b_t are not trained and decay; --weighting mixed keeps them")
+    fingerprint = _expected_fingerprint(config, backbone, template, encoded, max_length)
     if config.baseline_policy == "frozen":
         cache = Cache(config.baseline)
-        cache.check(_expected_fingerprint(config, backbone, template, encoded, max_length), encoded.row_hash)
+        cache.check(fingerprint, encoded.row_hash)
         backbone.to(accelerator.device)
         difference = rescore(backbone, template, encoded, cache, config)
         say(f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; {min(RESCORED_ROWS, len(encoded))} rows rescored, "
@@ -100,7 +103,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     model = build(config, backbone, template)
     steps = _steps(config, encoded, accelerator.num_processes)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
-    return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator)
+    return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
+               provenance={**fingerprint, "settings": config.identity()})
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
@@ -203,13 +207,15 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         say: takes one line a fact: what is resumed, and which of the conditions in `diagnostics` holds.
 
     Raises:
+        UserError: the newest checkpoint was made from something else.
         WorkFailed: a loss or gradient is not finite; the step, rows and last good checkpoint are named.
+        Interrupted: a signal came; the step was finished and a checkpoint saved.
     """
     config, accelerator, run = job.config, job.accelerator, job.run
     optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
     model, optimizer = accelerator.prepare(job.model, optimizer)
     held_rows = np.flatnonzero(job.latent_N >= 0)
-    step, tensors, notes = run.newest_checkpoint()
+    step, tensors, notes = run.newest_checkpoint(job.provenance)
     for note in notes:
         say(note)
     if step:
@@ -217,23 +223,28 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         say(f"resuming after step {step} of {job.steps}")
     watch = diagnostics.Watch(job.steps, config.latents, config.uses_weights)
     if accelerator.is_main_process:
-        run.keep_metrics(step)
+        run.cut_back(step)
         for seen in run.read_metrics():  # what was told before the interruption is not told again
             watch.see(seen)
     model.train()
     stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows,
                      rank=accelerator.process_index, processes=accelerator.num_processes)
-    for stage, rows in stream:
-        metrics = _step(job, model, optimizer, stage, rows, step)
-        step += 1
-        if accelerator.is_main_process:
-            run.append_metrics(metrics)
-            news = watch.see(metrics)
-            for line in watch.standing() if step == job.steps else news:
-                say(f"step {step}: {line}")
-            if step % config.checkpoint_every == 0 or step == job.steps:
-                run.save_checkpoint(step, _snapshot(job, optimizer), config.keep_checkpoints)
-        yield metrics
+    with signals.held() as pending:
+        for stage, rows in stream:
+            metrics = _step(job, model, optimizer, stage, rows, step)
+            step += 1
+            # All processes stop at the same step, whichever of them the signal reached.
+            stopping = bool(accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device)))
+            if accelerator.is_main_process:
+                run.append_metrics(metrics)
+                news = watch.see(metrics)
+                for line in watch.standing() if step == job.steps else news:
+                    say(f"step {step}: {line}")
+                if step % config.checkpoint_every == 0 or step == job.steps or stopping:
+                    run.save_checkpoint(step, _snapshot(job, optimizer), config.keep_checkpoints, job.provenance)
+            yield metrics
+            if stopping:
+                raise Interrupted(f"interrupted after step {step} of {job.steps}, which is stored")
     accelerator.wait_for_everyone()
 
 
@@ -293,8 +304,9 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> torch.Tensor
 
 
 def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
+    last = job.run.last_checkpoint or "none yet"
     return WorkFailed(f"step {step + 1}: {what}, on data lines {', '.join(str(r + 1) for r in rows[:8])} ...; "
-                      f"the last checkpoint is in {job.run.checkpoints}; try a lower --lr")
+                      f"last checkpoint: {last}; try a lower --lr")
 
 
 def _snapshot(job: Job, optimizer: Any) -> dict[str, torch.Tensor]:
@@ -342,11 +354,12 @@ def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> 
     """The trained model of a finished run, in eval mode.
 
     Raises:
-        UserError: no run there, or it is not finished.
+        UserError: no run there, it is not finished, or it is damaged.
     """
     config = run.read_config()
     if not run.done:
         raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
+    run.check_results()
     template = runtime.load_template(str(run.model), config.latent_tokens)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
     model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
