@@ -27,6 +27,12 @@ def test_yaml_round_trip(tmp_path):
     ({"latent_tokens": 0}, "--latent-tokens: 0 is too small"),
     ({"history_dropout": 1.0}, "--history-dropout: 1.0 is too large"),
     ({"betta": 1.0}, "here: unknown key 'betta'"),
+    ({"x" * 10_000: 1.0}, "here: unknown key 'x{100}'"),
+    ({"steps": 10**400}, "--steps: the number is too large"),
+    ({"beta": 10**400}, "--beta: the number is too large"),
+    ({"seed": [16**5000]}, "--seed: a huge list is not of type int"),
+    ({"out": "a\0b"}, "--out holds a NUL"),
+    ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
 ])
 def test_bad_values_name_the_flag(values, message):
     with pytest.raises(UserError, match=message):
@@ -70,6 +76,21 @@ def test_sample_refuses_calls_that_contradict_themselves(values):
 def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml"):
+        read_yaml(str(tmp_path / "c.yaml"))
+
+
+def test_a_bomb_of_aliases_is_one_short_line(tmp_path):
+    levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9 if n else ['lol'])}]" for n in range(12)]
+    (tmp_path / "c.yaml").write_text("seed: [{}]\n".format(", ".join(["&l0 [lol]", *(level.split(": ")[1] for level in levels[1:])])))
+    with pytest.raises(UserError) as caught:
+        TrainConfig.from_mapping({**NEEDED, **read_yaml(str(tmp_path / "c.yaml"))}, "c.yaml")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_large_file_is_no_configuration(tmp_path):
+    with (tmp_path / "c.yaml").open("wb") as file:
+        file.truncate(2**40)  # sparse
+    with pytest.raises(UserError, match="larger than 256 KiB"):
         read_yaml(str(tmp_path / "c.yaml"))
 
 

@@ -39,6 +39,7 @@ BROKEN = {
     "blank line": ('{"x": "a", "y": "b"}\n\n', r"d.jsonl:2: line is empty"),
     "empty file": ("", r"d.jsonl: holds no records"),
     "NaN": ('{"x": "a", "y": "b", "answer": NaN}', r"d.jsonl:1: not valid JSON: NaN"),
+    "1e999": ('{"x": "a", "y": "b", "answer": 1e999}', r"d.jsonl:1: not valid JSON: 1e999 is too large"),
     "surrogate": ('{"x": "a", "y": "\\ud800"}', r"d.jsonl:1: field 'y' holds half of a surrogate pair"),
     "NUL": ('{"x": "a", "y": "b\\u0000"}', r"d.jsonl:1: field 'y' holds a NUL"),
     "UTF-16": ('{"x": "a"}'.encode("utf-16"), r"d.jsonl:1: byte 1 is not UTF-8"),
@@ -59,3 +60,28 @@ def test_broken_input_is_one_line_that_names_file_and_line(tmp_path, case):
 def test_missing_file(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         read_examples(str(tmp_path / "none.jsonl"))
+
+
+IDS = {
+    "twice": ('{"x": "a", "y": "b", "id": 7}\n{"x": "a", "y": "c", "id": 7}', r"d.jsonl:2: field 'id' is the same as on line 1"),
+    "a way out": ('{"x": "a", "y": "b", "id": "../../etc/passwd"}', r"d.jsonl:1: field 'id' is a path that leads elsewhere"),
+    "another root": ('{"x": "a", "y": "b", "id": "/etc/passwd"}', r"d.jsonl:1: field 'id' is a path"),
+    "a list": ('{"x": "a", "y": "b", "id": [1]}', r"d.jsonl:1: field 'id' must be text or a whole number, found list"),
+    "NUL": ('{"x": "a", "y": "b", "id": "\\u0000"}', r"d.jsonl:1: field 'id' holds a NUL"),
+}
+
+
+@pytest.mark.parametrize("case", IDS)
+def test_an_id_names_one_record_and_no_place(tmp_path, case):
+    content, message = IDS[case]
+    path = write(tmp_path / "d.jsonl", content)
+    with pytest.raises(UserError, match=message):
+        read_examples(path)
+    records = len(content.splitlines())
+    assert len(read_examples(write(tmp_path / "d.jsonl", content.replace('"id"', '"name"')))) == records
+
+
+def test_ids_that_only_look_alike_are_fine(tmp_path):
+    ids = [1, "1", "a/b", "a..b", "..."]
+    lines = [json.dumps({"x": "a", "y": "b", "id": i}) for i in ids] + ['{"x": "a", "y": "b", "id": null}'] * 2
+    assert len(read_examples(write(tmp_path / "d.jsonl", "\n".join(lines)))) == 7

@@ -7,10 +7,10 @@ option, its documentation and its check are one thing. `from_mapping` reads what
 from __future__ import annotations
 
 import dataclasses
+import reprlib
 import types
 import typing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from twcli.errors import UserError
@@ -18,6 +18,7 @@ from twcli.errors import UserError
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")
+MAX_CONFIG_BYTES = 256 * 2**10
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -28,6 +29,16 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) ->
 
 def flag_of(name: str) -> str:
     return "-n" if name == "n" else "--" + name.replace("_", "-")
+
+
+def check_characters(text: str, where: str) -> None:
+    """Raises UserError where a text holds what neither a tokenizer nor a file name can take."""
+    if "\0" in text:
+        raise UserError(f"{where} holds a NUL character; remove it")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds half of a surrogate pair; write real characters") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +69,7 @@ class Config:
         for key, value in values.items():
             name = str(key).replace("-", "_")
             if name not in known:
-                raise UserError(f"{source}: unknown key '{key}'; known keys: {', '.join(sorted(known))}")
+                raise UserError(f"{source}: unknown key '{str(key)[:100]}'; known keys: {', '.join(sorted(known))}")
             clean[name] = value
         try:
             return cls(**clean)
@@ -73,17 +84,29 @@ class Config:
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
 
+def _shown(value: Any) -> str:
+    """A few lines of YAML can stand for gigabytes of text, or for a number that Python refuses to spell."""
+    try:
+        return reprlib.repr(value)[:200]
+    except ValueError:
+        return f"a huge {type(value).__name__}"
+
+
 def _check_field(name: str, value: Any, metadata: Any, kind: type) -> None:
     if value is None:
         return
     flag = flag_of(name)
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise UserError(f"{flag}: the number is too large")
+    if isinstance(value, str):
+        check_characters(value, flag)
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{flag}: {value!r} is not of type {kind.__name__}")
+        raise UserError(f"{flag}: {_shown(value)} is not of type {kind.__name__}")
     choices = metadata.get("choices")
     if choices and value not in choices:
-        raise UserError(f"{flag}: {value!r} is not one of {', '.join(choices)}")
+        raise UserError(f"{flag}: {_shown(value)} is not one of {', '.join(choices)}")
     if kind in (int, float):
         if value != value or value in (float("inf"), float("-inf")):
             raise UserError(f"{flag}: {value} is not a finite number")
@@ -251,12 +274,16 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Reads a YAML mapping with the safe loader.
 
     Raises:
-        UserError: no such file, not YAML, or not a mapping of names to values.
+        UserError: no such file, too large, not YAML, or not a mapping of names to values.
     """
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        if len(data) > MAX_CONFIG_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_CONFIG_BYTES >> 10} KiB; a configuration is a few lines")
+        values = yaml.safe_load(data.decode("utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:

@@ -6,11 +6,14 @@ JSONL is read as a stream with bounded memory a line; a `datasets` folder or hub
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from twcli.config import check_characters
 from twcli.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
@@ -36,9 +39,14 @@ def read_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
     Raises:
         UserError: names the file, the line, the field and the mend; also where there is no record at all.
     """
-    examples = [
-        _to_example(record, where, x_field, y_field, strategy_field) for where, record in _records(path)
-    ]
+    lines: dict[str | int, int] = {}
+    examples = []
+    for number, (where, record) in enumerate(_records(path), start=1):
+        if (name := record.get("id")) is not None and "id" not in (x_field, y_field):
+            _check_id(name, where)
+            if (first := lines.setdefault(name, number)) != number:
+                raise UserError(f"{where}: field 'id' is the same as on line {first}; give each record its own, or none")
+        examples.append(_to_example(record, where, x_field, y_field, strategy_field))
     if not examples:
         raise UserError(f"{path}: holds no records; expected one JSON object a line")
     return examples
@@ -73,7 +81,7 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -89,6 +97,12 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON; write null or a number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return value
 
 
 def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -111,8 +125,10 @@ def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str |
     x = _text(record, x_field, where)
     y = "" if y_field is None else _text(record, y_field, where)
     strategy = record.get(strategy_field) if strategy_field else None
-    if strategy is not None and not isinstance(strategy, str):
-        raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
+    if strategy is not None:
+        if not isinstance(strategy, str):
+            raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
+        check_characters(strategy, f"{where}: field '{strategy_field}'")
     return Example(x=x, y=y, strategy=strategy)
 
 
@@ -124,10 +140,15 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
         raise UserError(f"{where}: field '{field}' must be text, found {type(value).__name__}")
     if not value.strip():
         raise UserError(f"{where}: field '{field}' is empty; give text or remove the line")
-    if "\0" in value:
-        raise UserError(f"{where}: field '{field}' holds a NUL character; remove it")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: field '{field}' holds half of a surrogate pair; write real characters") from error
+    check_characters(value, f"{where}: field '{field}'")
     return value
+
+
+def _check_id(value: Any, where: str) -> None:
+    """An id is a name and no place: nothing here is written under it, but other tools may."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise UserError(f"{where}: field 'id' must be text or a whole number, found {type(value).__name__}")
+    if isinstance(value, str):
+        check_characters(value, f"{where}: field 'id'")
+        if value.startswith("/") or ".." in re.split(r"[/\\]", value):
+            raise UserError(f"{where}: field 'id' is a path that leads elsewhere: {value[:100]!r}; give a plain name")
