@@ -19,6 +19,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +32,7 @@ from twcli.errors import UserError, WorkFailed
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
 OURS = re.compile(r"manifest\.jsonl|owner\.json|\d+-\d+\.f32|.*\.tmp")
+NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
                errno.ENAMETOOLONG}  # nothing can be written there, so the user must name another place
 
@@ -140,11 +142,15 @@ class Parts:
             raise UserError(f"{self.target}: {self._holder()} is writing it; wait for it or end it") from None
 
     def _holder(self) -> str:
-        try:
-            owner = json.loads((self.folder / OWNER).read_text())
-            return f"process {int(owner['pid'])} on {str(owner['host'])[:100]}"
-        except (OSError, ValueError, KeyError, TypeError):
-            return "another process"  # it has the lock but has not got as far as its name
+        deadline = time.monotonic() + NAME_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                owner = json.loads((self.folder / OWNER).read_text())
+                pid, host = int(owner["pid"]), str(owner["host"])[:100]
+                if host != socket.gethostname() or _alive(pid):
+                    return f"process {pid} on {host}"
+            time.sleep(0.02)  # it has the lock but has not got as far as its name, or a dead one's name is still there
+        return "another process"
 
     def _load(self, discard: bool) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -197,6 +203,14 @@ class Parts:
 
     def _file(self, rows: range) -> Path:
         return self.folder / f"{rows.start}-{rows.stop}.f32"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
 
 
 def _line(entry: dict[str, Any]) -> bytes:
