@@ -2,6 +2,7 @@
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make test     the tests
+# make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make lint     the linter
 # make clean    removes what the others made, the virtual environment included
 
@@ -17,7 +18,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality test lint clean
+.PHONY: demo figures quality test torture lint clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -33,6 +34,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
+
+torture: $(INSTALLED)
+	OMP_NUM_THREADS=1 HDF5_USE_FILE_LOCKING=FALSE PYTHONPATH=. $(BIN)/python tests/torture.py --out build/torture.json
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check twcli tests examples

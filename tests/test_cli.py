@@ -152,12 +152,45 @@ def test_inspect_a_cache(made):
     assert "60 rows" in text and "every checksum matches" in text
 
 
+def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
+    flags = ("inspect", made / "b.h5", "--verify", "--model", made / "model")
+    ok(*flags, "--data", made / "data.jsonl")
+    records = make_records(20, 3)
+    records[4]["y"] += " w1"
+    other = twcli(*flags, "--data", write_jsonl(tmp_path / "d.jsonl", records))
+    assert other.exit_code == 1 and "another data" in other.stderr and "line 5 of the data" in other.stderr
+    make_model(seed=3).save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    other = twcli("inspect", made / "b.h5", "--verify", "--model", tmp_path / "model", "--data", made / "data.jsonl")
+    assert other.exit_code == 1 and "another weights" in other.stderr
+    refused(*flags, says="go together")
+    refused("inspect", made / "run", "--verify", "--model", made / "model", "--data", made / "data.jsonl", says="go together")
+
+
 def test_inspect_a_run(made):
     found = json.loads(ok("inspect", made / "run", "--verify", "--json").stdout)
     assert (found["kind"], found["done"], found["steps"], found["problems"]) == ("run", True, 4, [])
     text = ok("inspect", made / "run").stdout
     for part in ("finished, 4 steps", "z-sensitivity: ", "effective t0 / T", "T / t0", "gradient norms: posterior"):
         assert part in text
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "model/tokenizer.json", "posterior.safetensors", "metrics.jsonl"])
+def test_a_damaged_run_is_neither_evaluated_nor_sampled(made, tmp_path, name):
+    shutil.copytree(made / "run", tmp_path / "run")
+    data = bytearray((tmp_path / "run" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "run" / name).write_bytes(data)
+    refused("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", says=[name, "its checksum differs"])
+    refused("sample", "--run", tmp_path / "run", "--x", "w0", says=[name, "its checksum differs"])
+
+
+def test_a_changed_setting_of_a_finished_run_is_found(made, tmp_path):
+    shutil.copytree(made / "run", tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("beta: 0.1", "beta: 0.3"))
+    result = twcli("inspect", tmp_path / "run", "--verify")
+    assert result.exit_code == 1 and "beta is 0.3, but was 0.1 in training" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["b.h5", "run/model/model.safetensors", "run/posterior.safetensors", "run/checkpoints"])

@@ -259,13 +259,16 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
 @main.command(short_help="What a cache or a run holds; is it intact?")
 @click.argument("path", metavar="F.h5|RUN")
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
+@click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of.")
+@click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect(path: str, verify: bool, as_json: bool) -> None:
+def inspect(path: str, verify: bool, model: str | None, data: str | None, as_json: bool) -> None:
     """What a cache or a run folder holds, its provenance and its b_t profile."""
-    from twcli import report
+    from twcli import report, runtime
     from twcli.inspection import inspect as run
 
-    found = run(path, verify=verify)
+    runtime.quiet_transformers()
+    found = run(path, verify=verify, model=model, data=data)
     click.echo(report.to_json(found) if as_json else report.render_inspection(found))
     if found["problems"]:
-        raise WorkFailed(f"{path}: damaged; {found['problems'][0]}")
+        raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from twcli import baseline, runtime
 from twcli.cache import Cache
-from twcli.config import TrainConfig
+from twcli.config import ATTENTION, PRECISIONS, TrainConfig
+from twcli.dataset import read_examples
 from twcli.diagnostics import Watch, pooled_information
 from twcli.errors import UserError
 from twcli.runs import RunFolder
@@ -19,21 +21,46 @@ QUANTILES = (0.5, 0.9, 0.99)
 SKETCHED = 200_000  # values behind the quantiles
 
 
-def inspect(path: str, *, verify: bool) -> dict[str, Any]:
+def inspect(path: str, *, verify: bool, model: str | None = None, data: str | None = None) -> dict[str, Any]:
     """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is damaged, null without `verify`.
 
+    Args:
+        model, data: what a cache must have been made from; both or neither, with `verify` only.
+
     Raises:
-        UserError: neither a cache nor a run folder.
+        UserError: neither a cache nor a run folder; or the model or the data cannot be read.
     """
+    if (model is None) != (data is None) or (data is not None and (not verify or Path(path).is_dir())):
+        raise UserError("--model and --data go together, with --verify, and tell what a cache must have been made from")
     if Path(path).is_dir():
         return _inspect_run(RunFolder(path), verify)
     if not Path(path).exists():
         raise UserError(f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder")
     with Cache(path) as cache:
         problems = cache.verify() if verify else None
+        if data is not None:
+            problems += _foreign(cache, model, data)
         profile = None if problems else profile_of(cache)
         return {"kind": "cache", "path": path, "rows": cache.rows, "tokens": cache.tokens, "profile": profile,
                 "fingerprint": cache.fingerprint, "problems": problems}
+
+
+def _foreign(cache: Cache, model: str, data: str) -> list[str]:
+    """What of the cache's provenance or rows is not that of the model and the data."""
+    made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
+    precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
+    attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
+    template = runtime.load_template(model)
+    scored = runtime.load_model(model, precision=precision, attention=attention)
+    limit = runtime.context_length(scored, None)
+    max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
+    encoded = template.encode(read_examples(data), max_length=max_length, source=data)
+    try:
+        cache.check(baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=precision,
+                                         attention=attention), encoded.row_hash)
+    except UserError as error:
+        return [str(error)]
+    return []
 
 
 def profile_of(cache: Cache) -> dict[str, Any]:
