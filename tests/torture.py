@@ -30,8 +30,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+import psutil
 import torch
 from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from safetensors.torch import load_file
 
 import twcli.evaluate
 import twcli.precompute  # noqa: F401  victims find everything imported
@@ -740,7 +742,60 @@ def writers(bench: Bench, tally: Tally) -> None:
                 os.close(end)
 
 
-SECTIONS = {s.__name__: s for s in (kills, interrupts, faults, disk, flips, provenance, hostile, fuzz, writers)}
+LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+          "--dynamo_backend", "no"]
+
+
+def processes(bench: Bench, tally: Tally) -> None:
+    """Two processes over gloo: the same cache, the same gradients; a killed rank ends the job, which resumes."""
+
+    def call(*arguments: Any) -> subprocess.Popen:
+        return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
+                                stderr=subprocess.PIPE)
+
+    def done(process: subprocess.Popen) -> str:
+        text = process.communicate(timeout=300)[1]
+        if process.returncode:
+            raise RuntimeError(f"an undisturbed call failed: {text}")
+        return text
+
+    with bench.scratch() as job:
+        text = done(call(*LAUNCH, "-m", "twcli", *bench.precompute(job)))
+        tally.check("precompute: the same bits as one process", bench.same(job, "precompute"), text)
+        if not bench.sizes["launches"]:
+            return
+        largest = 0.0
+        for name, changes in (("hold", {"hold": 1.0}), ("refine", {"hold": 0.0}), ("free", {"warm-start": "none"})):
+            flags = bench.train(job, out=job / f"run-{name}", steps=2, **changes)
+            other = bench.train(job, out=job / f"run-{name}-2", steps=2, **changes)
+            done(call("tests/dump_gradients.py", job / name, *flags))
+            done(call(*LAUNCH, "tests/dump_gradients.py", job / f"{name}-2", *other))
+            one, two = load_file(job / name), load_file(job / f"{name}-2")
+            difference = max(float((one[key] - two[key]).abs().max()) for key in one)
+            largest = max(largest, difference)
+            tally.check("gradients within 1e-6", one.keys() == two.keys() and difference <= 1e-6, f"{name}: {difference}")
+        tally.notes["largest difference of a gradient"] = f"{largest:.1e}"
+        whole, broken = (bench.train(job, out=job / name, steps=300, checkpoint_every=20) for name in ("whole", "broken"))
+        done(call(*LAUNCH, "-m", "twcli", *whole))
+        slowest = 0.0
+        run = runs.RunFolder(job / "broken")
+        for rank in (1, 0, 1):
+            before, process = run.last_checkpoint, call(*LAUNCH, "-m", "twcli", *broken)
+            while run.last_checkpoint == before and process.poll() is None:
+                time.sleep(0.02)
+            next(p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == str(rank)).kill()
+            begin = time.monotonic()
+            process.communicate(timeout=120)
+            slowest = max(slowest, time.monotonic() - begin)
+            tally.check("a killed rank ends the job within 60 s", process.returncode != 0 and time.monotonic() - begin < 60)
+        tally.notes["slowest end after a killed rank"] = f"{slowest:.1f} s"
+        text = done(call(*LAUNCH, "-m", "twcli", *broken))
+        same = all((job / "whole" / name).read_bytes() == (job / "broken" / name).read_bytes()
+                   for name in ("metrics.jsonl", "model/model.safetensors", "posterior.safetensors"))
+        tally.check("the job resumes to the same bits", same and "resuming after step" in text, text)
+
+
+SECTIONS = {s.__name__: s for s in (kills, interrupts, faults, disk, flips, provenance, hostile, fuzz, writers, processes)}
 
 
 def main() -> int:
