@@ -1,0 +1,243 @@
+"""The run folder believes only what it wrote, and loses nothing that it said is stored."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import write_jsonl
+
+from twcli import runs
+from twcli.config import TrainConfig
+from twcli.errors import UserError, WorkFailed
+from twcli.runs import RunFolder
+
+MADE = {"weights": "aa", "template": {"ids": [1, 2]}, "settings": {}}
+
+
+def settings(out, **changes):
+    return TrainConfig(**{"model": "M", "data": "D", "baseline": "B", "latents": 3, "out": str(out), **changes})
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run of four steps with checkpoints at 2 and 4."""
+    config = settings(tmp_path / "run")
+    run = RunFolder(config.out)
+    run.path.mkdir()
+    run.begin(config)
+    run.cut_back(0)
+    train(run, 1, 4)
+    return run
+
+
+def made(run):
+    return MADE | {"settings": settings(run.path).identity()}
+
+
+def tensors(step):
+    return {"model.weight": torch.full((3,), float(step)), "latents": torch.arange(step)}
+
+
+def train(run, first, last, keep=2):
+    for step in range(first, last + 1):
+        run.append_metrics({"step": step, "loss": 1 / step})
+        if step % 2 == 0:
+            run.save_checkpoint(step, tensors(step), keep, made(run))
+
+
+def flip(file, place):
+    data = bytearray(file.read_bytes())
+    data[place] ^= 1
+    file.write_bytes(data)
+
+
+def folder(run, step):
+    return run.checkpoints / f"step-{step:08d}"
+
+
+def test_the_newest_checkpoint_comes_back(run):
+    step, found, notes = run.newest_checkpoint(made(run))
+    assert (step, notes) == (4, [])
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {"model.weight": [4.0] * 3, "latents": [0, 1, 2, 3]}
+    assert run.problems() == []
+    assert RunFolder(run.path.parent / "none").newest_checkpoint({}) == (0, {}, [])
+
+
+def test_the_last_n_are_kept(run):
+    train(run, 5, 8)
+    assert [f.name for f in run.checkpoints.iterdir()] in (["step-00000006", "step-00000008"], ["step-00000008", "step-00000006"])
+    assert run.last_checkpoint == folder(run, 8)
+
+
+@pytest.mark.parametrize("file", ["state.safetensors", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(run, file):
+    path = folder(run, 4) / file
+    for place in range(0, path.stat().st_size, 7):
+        flip(path, place)
+        step, _, notes = run.newest_checkpoint(made(run))
+        assert step == 2 and f"{folder(run, 4)}: damaged" in notes[0], place
+        assert any("step-00000004" in line for line in run.problems())
+        flip(path, place)
+    path.unlink()
+    assert run.newest_checkpoint(made(run))[0] == 2
+
+
+def test_a_damaged_one_does_not_push_out_a_good_one(run):
+    flip(folder(run, 4) / "state.safetensors", 50)
+    again = RunFolder(run.path)
+    again.cut_back(again.newest_checkpoint(made(run))[0])
+    assert [m["step"] for m in again.read_metrics()] == [1, 2]
+    again.append_metrics({"step": 3, "loss": 0.5})
+    again.save_checkpoint(3, tensors(3), 1, made(run))
+    assert again.newest_checkpoint(made(run))[0] == 3
+    assert again.problems() == []
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"weights": "bb"}, 'another weights: the checkpoint has "aa", this call has "bb"'),
+    ({"template": {"ids": [1, 3]}}, "another template.ids: the checkpoint has [1, 2], this call has [1, 3]")])
+def test_a_checkpoint_of_something_else_is_refused(run, change, said):
+    with pytest.raises(UserError, match="give another --out, or --overwrite") as caught:
+        run.newest_checkpoint(made(run) | change)
+    assert said in str(caught.value)
+
+
+def test_a_write_that_was_cut_off_leaves_the_old_checkpoint(run, monkeypatch):
+    def full(_path, _data):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError):
+        patch.setattr(runs, "write_durably", full)
+        run.save_checkpoint(6, tensors(6), 1, made(run))
+    assert run.newest_checkpoint(made(run))[0] == 4
+    run.save_checkpoint(6, tensors(6), 1, made(run))
+    assert [f.name for f in run.checkpoints.iterdir()] == ["step-00000006"]
+
+
+# Metrics
+
+
+@pytest.mark.parametrize("torn", [b'{"step": 5', b'{"step": 5, "loss": 0.2}', b"\0\0\0"])
+def test_a_torn_line_is_left_out(run, torn):
+    with run.metrics_file.open("ab") as file:
+        file.write(torn)
+    assert [m["step"] for m in run.read_metrics()] == [1, 2, 3, 4]
+
+
+def test_every_flipped_bit_of_the_metrics_is_found(run):
+    whole = run.metrics_file.read_bytes()
+    for place in range(len(whole)):
+        flip(run.metrics_file, place)
+        with pytest.raises(UserError, match="is damaged") as caught:
+            run.read_metrics()
+        assert run.problems() == [str(caught.value)]
+        run.metrics_file.write_bytes(whole)
+
+
+def test_without_its_metrics_a_run_goes_on(run):
+    run.metrics_file.unlink()
+    run.cut_back(4)
+    train(run, 5, 6)
+    assert [m["step"] for m in run.read_metrics()] == [5, 6]
+    assert run.problems() == []
+
+
+@pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1}', '{"step": "4"}', '{"step": 9}', "{"])
+def test_a_nonsense_line_is_named(run, line):
+    with run.metrics_file.open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(UserError, match=r"metrics\.jsonl:5: is damaged; move the file away"):
+        run.read_metrics()
+
+
+# Results
+
+
+def publish(run):
+    run.save_posterior({"head": torch.ones(2)})
+    with run.publishing_model() as staged:
+        (staged / "inner").mkdir()
+        write_jsonl(staged / "inner" / "config.json", [{"a": 1}])
+
+
+def test_a_result_that_is_not_what_was_published_is_named(run):
+    publish(run)
+    assert run.done and run.problems() == []
+    run.check_results()
+    assert run.load_posterior()["head"].tolist() == [1, 1]
+    for file in (run.model / "inner" / "config.json", run.posterior_file, run.metrics_file):
+        flip(file, 3)
+        with pytest.raises(UserError, match=f"{file.name}: its checksum differs; run its `twcli train` command again with --overwrite"):
+            run.check_results()
+        flip(file, 3)
+    (run.model / "inner" / "config.json").unlink()
+    assert run.problems() == [f"{run.model}/inner/config.json: cannot be read: No such file or directory"]
+    run.checksums_file.write_text("[")
+    assert "checksums.json: cannot be read" in run.problems()[0]
+    run.posterior_file.unlink()
+    with pytest.raises(UserError, match="cannot be read"):
+        run.load_posterior()
+
+
+def test_a_publication_that_fails_publishes_nothing(run):
+    run.save_posterior({"head": torch.ones(2)})
+    with pytest.raises(ZeroDivisionError), run.publishing_model():
+        raise ZeroDivisionError
+    assert not run.done
+    publish(run)
+    assert run.done
+
+
+# Settings and places
+
+
+def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(run):
+    run.check(settings(run.path, checkpoint_every=7, keep_checkpoints=1, device="cpu"))
+    with pytest.raises(UserError, match=r"holds a run with beta: 0\.1, this one has 0\.2"):
+        run.check(settings(run.path, beta=0.2))
+    run.check(settings(run.path, beta=0.2, overwrite=True))
+    run.config_file.write_text(run.config_file.read_text().replace("beta: 0.1", "beta: 0.3"))
+    assert run.problems() == [f"{run.config_file}: beta is 0.3, but was 0.1 in training"]
+    run.config_file.write_text("beta: [")
+    assert "not valid YAML" in run.problems()[0]
+
+
+def test_overwriting_leaves_nothing_of_the_old_run(run):
+    publish(run)
+    (run.path / "notes.txt").write_text("mine")
+    run.begin(settings(run.path, overwrite=True))
+    assert {p.name for p in run.path.iterdir()} == {"config.yaml", "notes.txt"}
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match=r"holds thesis\.tex but no run"):
+        RunFolder(tmp_path).check(settings(tmp_path))
+    with pytest.raises(UserError, match=r"holds no run \(no config\.yaml\)"):
+        RunFolder(tmp_path).read_config()
+
+
+def test_one_writer_a_run(tmp_path):
+    with RunFolder(tmp_path / "a").writer():
+        (tmp_path / "a" / "config.yaml").touch()
+        with pytest.raises(UserError, match="another process is training here"), RunFolder(tmp_path / "a").writer():
+            pass
+    with RunFolder(tmp_path / "a").writer():
+        pass
+    with RunFolder(tmp_path / "b").writer():
+        pass
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_disk_that_fails_is_one_line(tmp_path):
+    with pytest.raises(WorkFailed, match="metrics: No space left on device; run the same command again to resume"), \
+            RunFolder(tmp_path / "a").writer():
+        raise OSError(28, os.strerror(28), "metrics")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot be written"), RunFolder(tmp_path / "file" / "run").writer():
+        pass
+
+
+def test_the_metrics_are_plain_json_lines(run):
+    assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == run.read_metrics()
