@@ -1,4 +1,7 @@
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -85,3 +88,59 @@ def test_ids_that_only_look_alike_are_fine(tmp_path):
     ids = [1, "1", "a/b", "a..b", "..."]
     lines = [json.dumps({"x": "a", "y": "b", "id": i}) for i in ids] + ['{"x": "a", "y": "b", "id": null}'] * 2
     assert len(read_examples(write(tmp_path / "d.jsonl", "\n".join(lines)))) == 7
+
+
+# `datasets` folders and hub names: the library itself is an extra
+
+
+class Library(ModuleType):
+    """Stands for `datasets`: one table on disk and on the hub, one folder of splits, one that cannot be loaded."""
+
+    table = ({"x": "a", "y": "b", "strategy": None}, {"x": "c", "y": "d", "strategy": "s"})
+
+    def load_from_disk(self, path):
+        if path.endswith("broken"):
+            raise FileNotFoundError("no dataset_info.json\nthere")
+        return {"train": self.table, "test": self.table} if path.endswith("splits") else self.table
+
+    def load_dataset(self, name, split):
+        assert (name, split) == ("user/name", "train")
+        return self.table
+
+
+@pytest.fixture
+def library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", Library("datasets"))
+
+
+def test_a_datasets_folder_and_a_hub_name_are_read(library, tmp_path):
+    expected = [Example("a", "b"), Example("c", "d", "s")]
+    assert read_examples(str(tmp_path), strategy_field="strategy") == expected
+    assert read_examples("user/name", strategy_field="strategy") == expected
+
+
+def test_a_datasets_folder_that_is_not_one_is_refused(library, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "splits").mkdir()
+    with pytest.raises(UserError, match=r"broken: `datasets` cannot load it: no dataset_info\.json$"):
+        read_examples(str(tmp_path / "broken"))
+    with pytest.raises(UserError, match="holds the splits train, test; give the folder of one of them"):
+        read_examples(str(tmp_path / "splits"))
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'twcli-cvae\[datasets\]'"):
+        read_examples("user/name")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b"}')
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"d\.jsonl: cannot be read: Permission denied"):
+        patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        read_examples(path)
+
+
+def test_a_label_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match="field 'strategy' holds a NUL"):
+        read_examples(write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": "s\\u0000"}'), strategy_field="strategy")
