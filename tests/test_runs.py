@@ -210,6 +210,18 @@ def test_overwriting_leaves_nothing_of_the_old_run(run):
     assert {p.name for p in run.path.iterdir()} == {"config.yaml", "notes.txt"}
 
 
+def test_an_overwriting_that_was_killed_leaves_no_finished_run(run):
+    publish(run)
+    run.config_file.unlink()  # the first thing that goes
+    assert not run.done
+    run.check(settings(run.path, beta=0.2))
+    run.begin(settings(run.path, beta=0.2))
+    with pytest.raises(UserError, match=r"another settings\.beta"):
+        run.newest_checkpoint(made(run) | {"settings": settings(run.path, beta=0.2).identity()})
+    publish(run)
+    assert run.done
+
+
 def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(UserError, match=r"holds thesis\.tex but no run"):

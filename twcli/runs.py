@@ -44,7 +44,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        return self.model.is_dir()
+        return self.config_file.is_file() and self.model.is_dir()  # `--overwrite` that was killed leaves a model without settings
 
     @contextmanager
     def writer(self) -> Iterator[None]:
@@ -243,6 +243,7 @@ class RunFolder:
         for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
             sync_folder(folder)
         write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
+        shutil.rmtree(self.model, ignore_errors=True)  # only where it has no settings
         os.replace(staged, self.model)
         sync_folder(self.path)
 
