@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from twcli.loss import (
     categorical_kl,
     closed_form_posterior,
+    entropy,
     held_objective,
     masked_token_nll_per_example,
     objective,
@@ -234,3 +235,8 @@ def test_the_held_objective_is_the_whole_one_at_a_one_hot_q():
     log_p, reff, held = torch.log_softmax(double(3, 4), -1), double(3, 4, seed=1), torch.tensor([2, 0, 3])
     whole = objective(torch.eye(4, dtype=torch.float64)[held].log(), log_p, reff, 0.3)
     assert torch.allclose(held_objective(reff[torch.arange(3), held], log_p, held, 0.3), whole)
+
+
+def test_entropy_is_in_nats_and_takes_zeros():
+    found = entropy(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.25, 0.5, 0.25]]))
+    assert found.tolist() == pytest.approx([0.6931472, 0.0, 1.0397208])

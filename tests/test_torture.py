@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = {"kills": 9, "interrupts": 4, "faults": 20, "disk": 4, "flips": 100,
-            "provenance": 10, "hostile": 45, "fuzz": 50, "writers": 9}
+SECTIONS = {"kills": 9, "interrupts": 4, "faults": 14, "disk": 4, "flips": 80,
+            "provenance": 10, "hostile": 45, "fuzz": 50, "writers": 9, "processes": 1}
 
 
 @pytest.fixture(scope="module")

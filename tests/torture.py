@@ -46,10 +46,10 @@ from twcli.template import Template
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
-FULL = {"precompute_kills": 300, "train_kills": 100, "flips": 1000, "part_flips": 60, "changes": 20, "long_line": GIB, "fuzz_seconds": 600,
-        "rounds": 100, "fault_share": 1.0, "disk_steps": 64, "launches": True}
-SHORT = {"precompute_kills": 6, "train_kills": 3, "flips": 100, "part_flips": 3, "changes": 1, "long_line": 2**26, "fuzz_seconds": 1,
-         "rounds": 3, "fault_share": 0.04, "disk_steps": 5, "launches": False}
+FULL = {"precompute_kills": 300, "train_kills": 100, "flips": 1000, "part_flips": 60, "cut": 4096, "changes": 20, "long_line": GIB,
+        "fuzz_seconds": 600, "rounds": 100, "fault_share": 1.0, "disk_steps": 64, "launches": True}
+SHORT = {"precompute_kills": 6, "train_kills": 3, "flips": 60, "part_flips": 1, "cut": 2**16, "changes": 1, "long_line": 2**26,
+         "fuzz_seconds": 1, "rounds": 3, "fault_share": 0.02, "disk_steps": 5, "launches": False}
 
 
 @dataclass
@@ -444,7 +444,7 @@ def flips(bench: Bench, tally: Tally) -> None:
             flip(file, place, bit)
         for file in inspected:
             data = file.read_bytes()
-            for size in range(0, len(data), 4096):
+            for size in range(0, len(data), bench.sizes["cut"]):
                 file.write_bytes(data[:size])
                 tally.check("truncation noticed", noticed(file), f"{file} at {size}")
             file.write_bytes(data)
