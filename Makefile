@@ -3,6 +3,8 @@
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make test     the tests
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
+# make coverage the tests, and the lines and branches that they miss
+# make mutants  small wrong changes to the loss and the cache that the tests do not notice
 # make lint     the linter
 # make clean    removes what the others made, the virtual environment included
 
@@ -18,7 +20,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality test torture lint clean
+.PHONY: demo figures quality test torture coverage mutants lint clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -37,6 +39,16 @@ test: $(INSTALLED)
 
 torture: $(INSTALLED)
 	OMP_NUM_THREADS=1 HDF5_USE_FILE_LOCKING=FALSE PYTHONPATH=. $(BIN)/python tests/torture.py --out build/torture.json
+
+coverage: $(INSTALLED)
+	$(BIN)/coverage run --branch --source=twcli -m pytest -q
+	$(BIN)/coverage report -m
+
+# Tests that start other processes would run the module as it is.
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py twcli/loss.py tests/test_loss.py
+	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py twcli/cache.py tests/test_cache.py \
+	  -k 'not killed_at_any and not cannot_grow and not other_processes and not second_writer_is and not 9000 and not flipped_bit'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check twcli tests examples
