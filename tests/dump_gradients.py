@@ -1,7 +1,7 @@
 """Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to compare one process with two.
 
     python tests/dump_gradients.py FILE.safetensors train ...            one process, on the batches of two
-    accelerate launch tests/dump_gradients.py FILE.safetensors train ...
+    torchrun --nproc_per_node 2 tests/dump_gradients.py FILE.safetensors train ...
 """
 
 import os

@@ -358,9 +358,9 @@ def test_a_closed_pipe_is_no_traceback(made):
 
 
 def test_two_processes_train_and_resume(made, tmp_path):
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
-              "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "twcli", "train", *map(str, train_flags(made)),
-              "--out", str(tmp_path / "run"), "--checkpoint-every", "2"]
+    # `accelerate launch --cpu` would start one process, unless there is MPI.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twcli", "train",
+              *map(str, train_flags(made)), "--out", str(tmp_path / "run"), "--checkpoint-every", "2"]
     first = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stderr.count("done: ") == 1  # one process prints

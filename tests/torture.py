@@ -742,8 +742,7 @@ def writers(bench: Bench, tally: Tally) -> None:
                 os.close(end)
 
 
-LAUNCH = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-          "--dynamo_backend", "no"]
+LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # `accelerate launch --cpu` starts one, without MPI
 
 
 def processes(bench: Bench, tally: Tally) -> None:
