@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch  # noqa: F401  so that no child has to
+from hypothesis import Phase, settings
 
 OTHER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
          ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
@@ -80,7 +81,7 @@ def survives(module: str, tree: ast.Module, tests: list[str]) -> bool:
             sys.modules[module] = made
             setattr(sys.modules[module.rpartition(".")[0]], module.rpartition(".")[2], made)
             exec(compile(tree, spec.origin, "exec"), made.__dict__)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])
+            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests])
         os._exit(int(code))
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
@@ -95,6 +96,8 @@ def survives(module: str, tree: ast.Module, tests: list[str]) -> bool:
 
 def main() -> None:
     file, tests = Path(sys.argv[1]), sys.argv[2:]
+    settings.register_profile("first failure", phases=(Phase.explicit, Phase.generate))
+    settings.load_profile("first failure")
     module = ".".join(file.with_suffix("").parts)
     __import__(module.rpartition(".")[0])
     tree = ast.parse(file.read_text())

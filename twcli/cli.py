@@ -183,6 +183,7 @@ def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)
         trainer.export(job)
+        runtime.leave(job.accelerator)
     screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
 
 

@@ -44,6 +44,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     complete = leads and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
     if _told_by_the_first(complete) and not config.overwrite:
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
+        runtime.leave(accelerator)
         return
     opened = CacheWriter(config.out, fingerprint=print_, offsets=encoded.target_offsets, row_hash=encoded.row_hash,
                          shard_rows=config.shard_rows, overwrite=config.overwrite) if leads else nullcontext()
@@ -66,6 +67,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
                     raise Interrupted("interrupted; finished shards are kept")
         if leads:
             writer.publish()
+    runtime.leave(accelerator)
     tokens = int(encoded.target_lengths.sum())
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
 

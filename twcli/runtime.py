@@ -44,6 +44,12 @@ def accelerator_for(device: str, precision: str) -> Any:
     return Accelerator(cpu=picked.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[unused])
 
 
+def leave(accelerator: Any) -> None:
+    """Waits for the other processes of the job and parts from them: one that exits while they are connected aborts."""
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+
+
 def is_main_process() -> bool:
     """Whether this is the process that writes and prints: the only one, or the first that `accelerate launch` started."""
     return int(os.environ.get("RANK", "0")) == 0
