@@ -41,6 +41,19 @@ def test_a_perfect_run():
     assert (result["records"], result["prompts"], result["latents"]) == (120, 40, 3)
 
 
+def test_two_latents_that_share_a_strategy_count_in_the_many_to_one_mapping_only():
+    inputs = perfect(prompts=400, latents=6)
+    rng = np.random.default_rng(0)
+    strategy = np.tile(np.arange(3), 400)
+    inputs["posterior"] = one_hot(strategy + 3 * rng.integers(2, size=1200), 6)
+    made = [NAMES[k % 3] for k in range(6)] * 400
+    inputs["generations"] = Generations(np.repeat(np.arange(400), 6), np.tile(np.arange(6), 400), made, [True] * 2400)
+    alignment = summarise(**inputs)["alignment"]
+    assert alignment["posterior_many_to_one"] == alignment["generation_many_to_one"] == 1
+    assert alignment["generation_one_to_one"] == pytest.approx(0.5)
+    assert alignment["posterior_one_to_one"] == pytest.approx(0.5, abs=0.1)
+
+
 def test_a_collapsed_posterior():
     inputs = perfect()
     inputs["posterior"] = inputs["router"] = np.tile([0.5, 0.3, 0.2], (120, 1))

@@ -168,7 +168,8 @@ def _alignment(posterior: np.ndarray, prompts: np.ndarray, labels: Sequence[str 
                rng: np.random.Generator) -> dict[str, Any]:
     names = sorted({label for label in labels or () if label is not None})
     result: dict[str, Any] = {}
-    keys = ("posterior_one_to_one", "generation_one_to_one", "nmi", "ari", "coverage_mean", "full_coverage_rate", "majority")
+    keys = ("posterior_one_to_one", "generation_one_to_one", "posterior_many_to_one", "generation_many_to_one", "nmi", "ari",
+            "coverage_mean", "full_coverage_rate", "majority")
     for key in keys:
         result[key] = result[f"{key}_ci"] = None
     result["mapping"] = None
@@ -195,13 +196,16 @@ def _record_alignment(latent_N: np.ndarray, label_N: np.ndarray, scored_N: np.nd
         counts = np.bincount(cell_N, weight_N * labelled_N, minlength=latents * strategies)
         return counts.reshape(latents, strategies)
 
-    mapping_K = one_to_one(table((~scored_N).astype(float)))
-    hit_N = (mapping_K[latent_N] == label_N) * labelled_N * scored_N
+    fitted_KC = table((~scored_N).astype(float))
+    mapping_K = one_to_one(fitted_KC)
+    hit_N, merged_N = ((mapping[latent_N] == label_N) * labelled_N * scored_N for mapping in (mapping_K, fitted_KC.argmax(1)))
 
     def figures(weight_N: np.ndarray) -> Figures:
         table_KC = table(weight_N)
         total = table_KC.sum()
-        return {"posterior_one_to_one": _ratio(weight_N @ hit_N, weight_N @ (labelled_N * scored_N)),
+        scored = weight_N @ (labelled_N * scored_N)
+        return {"posterior_one_to_one": _ratio(weight_N @ hit_N, scored),
+                "posterior_many_to_one": _ratio(weight_N @ merged_N, scored),
                 "nmi": nmi(table_KC), "ari": ari(table_KC), "majority": _ratio(table_KC.sum(0).max(), total)}
 
     return figures, mapping_K
@@ -213,10 +217,12 @@ def _generation_alignment(generations: Generations, strategy_G: np.ndarray, scor
     scored_G = scored_P[generations.prompts]
     fitted = known_G & ~scored_G
     table = np.bincount(generations.latents[fitted] * strategies + strategy_G[fitted], minlength=latents * strategies)
-    mapping_K = one_to_one(table.reshape(latents, strategies).astype(float))
-    hit_G = known_G & (mapping_K[generations.latents] == strategy_G) & scored_G
+    table_KC = table.reshape(latents, strategies).astype(float)
+    mapping_K = one_to_one(table_KC)
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
-    hits_P, scored_count_P = np.bincount(prompt_G, hit_G), np.bincount(prompt_G, scored_G)
+    hits_P, merged_P = (np.bincount(prompt_G, known_G & (mapping[generations.latents] == strategy_G) & scored_G)
+                        for mapping in (mapping_K, table_KC.argmax(1)))
+    scored_count_P = np.bincount(prompt_G, scored_G)
     found_PC = np.zeros((len(hits_P), strategies), bool)
     found_PC[prompt_G[known_G], strategy_G[known_G]] = True
     coverage_P, full_P = found_PC.mean(1), found_PC.all(1)
@@ -224,6 +230,7 @@ def _generation_alignment(generations: Generations, strategy_G: np.ndarray, scor
     def figures(weight_P: np.ndarray) -> Figures:
         total = weight_P.sum()
         return {"generation_one_to_one": _ratio(weight_P @ hits_P, weight_P @ scored_count_P),
+                "generation_many_to_one": _ratio(weight_P @ merged_P, weight_P @ scored_count_P),
                 "coverage_mean": float(weight_P @ coverage_P / total),
                 "full_coverage_rate": float(weight_P @ full_P / total)}
 

@@ -21,6 +21,8 @@ ROWS = (
     ("posterior", "collapsed", "z says (almost) nothing"),
     ("alignment", "generation_one_to_one", "latent k writes its strategy"),
     ("alignment", "posterior_one_to_one", "posterior finds the strategy"),
+    ("alignment", "generation_many_to_one", "latents may share a strategy"),
+    ("alignment", "posterior_many_to_one", "the same of the posterior"),
     ("alignment", "majority", "always guessing the commonest"),
     ("alignment", "nmi", "normalised mutual information"),
     ("alignment", "ari", "adjusted Rand index"),
@@ -86,7 +88,7 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
         return NO_JUDGE if alignment["coverage_mean"] is None else "the judge never told right from wrong"
     if alignment["nmi"] is None:
         return NO_LABELS
-    if key in ("posterior_one_to_one", "strategy_accuracy") or alignment["coverage_mean"] is not None:
+    if key in ("posterior_one_to_one", "posterior_many_to_one", "strategy_accuracy") or alignment["coverage_mean"] is not None:
         return NO_SPLIT
     return NO_JUDGE
 
