@@ -186,12 +186,14 @@ def test_wrong_arguments_are_refused(path):
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["/proc/F.h5", "missing/F.h5", "file/F.h5", "folder"])
-def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place):
+@pytest.mark.parametrize(("place", "mend"), [
+    ("/proc/F.h5", "cannot write there"), ("missing/F.h5", "make it first"), ("file/F.h5", "make it first"), ("folder", "name a file")])
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place, mend):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    assert str(place) in refusal(lambda: some_rows().writer(tmp_path / place))
+    message = refusal(lambda: some_rows().writer(tmp_path / place))
+    assert str(place) in message and mend in message
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -294,7 +296,7 @@ def test_a_nonsense_manifest_is_begun_anew(path, first_line):
 @pytest.mark.parametrize(("change", "why"), [
     ({"fingerprint": PRINT | {"max_length": 64}}, "max_length differs"), ({"overwrite": True}, "--overwrite"),
     ({"fingerprint": PRINT | {"template": {"tags": [], "version": 1}}}, "template.tags differs"),
-    ({"row_hash": np.ones((40, 16), np.uint8)}, "the rows differ")])
+    ({"row_hash": np.ones((40, 16), np.uint8)}, "the rows differ"), ({"offsets": 7 * np.arange(41)}, "the rows differ")])
 def test_shards_of_something_else_are_discarded_and_told(path, change, why):
     truth = some_rows()
     truth.write(path, 3)
@@ -456,6 +458,36 @@ def test_a_second_writer_in_the_same_process_is_refused(path):
         assert f"process {os.getpid()} on" in refusal(truth.writer(path).__enter__)
     truth.write(path)
     assert truth.matches(path)
+
+
+def test_shards_of_one_row(path):
+    truth = some_rows(5, shard_rows=1)
+    assert truth.write(path) == 5
+    assert truth.matches(path)
+
+
+def test_a_published_cache_misses_nothing_and_its_folder_is_synced_after_the_rename(path, monkeypatch):
+    truth = some_rows()
+    synced = []
+    monkeypatch.setattr("twcli.cache.sync_folder", lambda folder: synced.append((folder, path.exists())))
+    with truth.writer(path) as writer:
+        for rows in writer.missing:
+            writer.write(rows, truth.part(rows))
+        writer.publish()
+        assert writer.missing == []
+    assert synced[-1] == (path.parent, True)
+
+
+def test_leaving_the_context_closes_the_file(path):
+    some_rows().write(path)
+    with Cache(path) as cache:
+        cache.read(np.arange(3))
+        assert str(path) in open_files()
+    assert str(path) not in open_files()
+
+
+def open_files():
+    return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")}
 
 
 def test_a_complete_cache_is_recognised(path):
