@@ -1,9 +1,11 @@
+import gzip
 import json
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+import zstandard
 
 from twcli.dataset import MAX_LINE_BYTES, Example, read_examples
 from twcli.errors import UserError
@@ -144,3 +146,58 @@ def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
 def test_a_label_that_is_no_text_is_refused(tmp_path):
     with pytest.raises(UserError, match="field 'strategy' holds a NUL"):
         read_examples(write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": "s\\u0000"}'), strategy_field="strategy")
+
+
+PACKERS = {".gz": gzip.compress, ".zst": lambda data: zstandard.compress(data[:40]) + zstandard.compress(data[40:])}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_packed_files(tmp_path, suffix):
+    data = "".join(json.dumps({"x": f"w{i}", "y": "w1 \u00e9"}) + "\n" for i in range(1000)).encode()
+    file = tmp_path / f"d.jsonl{suffix}"
+    file.write_bytes(PACKERS[suffix](data))
+    assert [e.x for e in read_examples(str(file))] == [f"w{i}" for i in range(1000)]
+    file.write_bytes(PACKERS[suffix](data + b"{\n"))
+    with pytest.raises(UserError, match=rf"d\.jsonl{suffix}:1001: not valid JSON"):
+        read_examples(str(file))
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_examples(str(file))
+
+
+def test_a_packed_file_that_was_cut_off(tmp_path):
+    file = tmp_path / "d.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"x": "w0", "y": "w1"}\n' * 1000)[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_examples(str(file))
+
+
+def turns(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs], "strategy": "s"}
+
+
+def test_messages_are_x_and_y(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(turns(("user", "q"), ("assistant", "a"))) + "\n")
+    (example,) = read_examples(str(file), strategy_field="strategy")
+    assert (example.x, example.y, example.strategy) == ("q", "a", "s")
+    assert read_examples(str(file), x_field="question", y_field="answer")[0].y == "a"
+    file.write_text(json.dumps(turns(("user", "q"))) + "\n")
+    assert read_examples(str(file), y_field=None)[0].x == "q"
+
+
+@pytest.mark.parametrize("record", [
+    turns(("user", "q")), turns(("system", "s"), ("user", "q"), ("assistant", "a")), {"messages": "text"}, {"messages": [1, 2]},
+    turns(("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "a"))])
+def test_conversations_that_are_no_x_and_y(tmp_path, record):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=r"d\.jsonl:1: 'messages' must be one turn"):
+        read_examples(str(file))
+
+
+def test_a_turn_without_text(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(turns(("user", "q"), ("assistant", None))) + "\n")
+    with pytest.raises(UserError, match="'y' must be text"):
+        read_examples(str(file))

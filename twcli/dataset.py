@@ -1,13 +1,17 @@
 """A file of records becomes `Example`s: what `--data` names.
 
-JSONL is read as a stream with bounded memory a line; a `datasets` folder or hub name needs the extra `datasets`.
+JSONL, also as `.gz` or `.zst`, is read as a stream with bounded memory a line; a `datasets` folder or hub name needs the
+extra `datasets`. A record holds x and y, or `messages` with one user and one assistant turn.
 """
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
 import math
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,7 +67,7 @@ def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        with file.open("rb") as stream:
+        with _opened(file) as stream:
             number = 0
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
@@ -75,8 +79,42 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 if not line.strip():
                     raise UserError(f"{where}: line is empty; row i of the cache is line i of the data, so remove it")
                 yield where, _parse(line, where)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _opened(file: Path) -> Any:
+    """The file's bytes as a stream, unpacked where its name says that it is packed. Raises OSError."""
+    if file.suffix == ".gz":
+        return gzip.open(file, "rb")
+    if file.suffix != ".zst":
+        return file.open("rb")
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(f"{file}: needs pip install 'twcli-cvae[zstd]'") from error
+    return io.BufferedReader(_Zstandard(zstandard, file))
+
+
+class _Zstandard(io.RawIOBase):
+    """A `.zst` file unpacked; what is wrong with it is an OSError, as it is for gzip."""
+
+    def __init__(self, zstandard: Any, file: Path) -> None:
+        self._broken = zstandard.ZstdError
+        self._stream = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True, closefd=True)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return self._stream.readinto(buffer)
+        except self._broken as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -122,6 +160,8 @@ def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str | None,
                 strategy_field: str | None) -> Example:
+    if "messages" in record and x_field not in record:
+        record = record | _turns(record["messages"], where, x_field, y_field)
     x = _text(record, x_field, where)
     y = "" if y_field is None else _text(record, y_field, where)
     strategy = record.get(strategy_field) if strategy_field else None
@@ -130,6 +170,16 @@ def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str |
             raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
         check_characters(strategy, f"{where}: field '{strategy_field}'")
     return Example(x=x, y=y, strategy=strategy)
+
+
+def _turns(messages: Any, where: str, x_field: str, y_field: str | None) -> dict[str, Any]:
+    """x and y of a conversation. More than one turn each would be no x and y: nothing is left out in silence."""
+    wanted = [["user", "assistant"]] + ([["user"]] if y_field is None else [])
+    whole = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not whole or [m.get("role") for m in messages] not in wanted:
+        raise UserError(f"{where}: 'messages' must be one turn of the user and one of the assistant; "
+                        f"write '{x_field}' and '{y_field or 'y'}' yourself where there is more")
+    return {field: m.get("content") for field, m in zip((x_field, y_field), messages, strict=False) if field}
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
