@@ -64,7 +64,7 @@ def test_targets_are_the_same_ids_in_both_sequences(template):
     for ids, first in ((batch.plain_BT, batch.plain_first_B), (batch.latent_BL, batch.latent_first_B)):
         for row in range(18):
             n = int(batch.active_BS[row].sum())
-            assert ids[row, first[row]] == template.y_open
+            assert ids[row, first[row]] == template.frame.lead[-1]
             assert ids[row, first[row] + 1 : first[row] + 1 + n].tolist() == batch.targets_BS[row, :n].tolist()
     assert batch.weights_BS is None
 

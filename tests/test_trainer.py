@@ -328,3 +328,27 @@ def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
             pass
     assert [line.split(":")[:2] for line in said] == [["step 5", " degenerate weights"], ["step 12", " degenerate weights"]]
     assert "twcli inspect" in said[0] and "--weighting uniform" in said[0]
+
+
+def test_gradient_checkpointing_changes_no_number(inputs, tmp_path):
+    plain, saving = (run(settings(inputs, tmp_path / name, steps=6, gradient_checkpointing=on)).read_metrics()
+                     for name, on in (("plain", False), ("saving", True)))
+    for one, two in zip(plain, saving, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5) and two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+
+
+def test_accumulated_batches_are_one_batch(inputs, tmp_path):
+    """The mean over records, not of batches' means: batches of unequal size count by their records."""
+    config = settings(inputs, tmp_path / "r", steps=1, accumulate=3, warm_start="none")
+    folder = RunFolder(config.out)
+    with folder.writer():
+        job = trainer.prepare(config, folder, silent, no_bar)
+        trainer.begin(job)
+        rows = next(trainer.batches(job.stages, 0, lambda stage, rows: trainer.plan_of(config, job.encoded, stage, rows),
+                                    np.arange(0), accumulate=3))[1]
+        assert len(set(map(len, rows))) > 1
+        batch = trainer.collate(np.concatenate(rows), job.encoded, job.template, job.cache)
+        loss_B, _ = step_loss(job.model(batch), batch, config, None)
+        (metrics,) = trainer.fit(job, silent)
+    assert metrics["records"] == sum(map(len, rows))
+    assert metrics["loss"] == pytest.approx(loss_B.mean().item(), rel=1e-5)

@@ -59,7 +59,7 @@ def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache
         rows_B=torch.from_numpy(rows),
         plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)), plain_first_B=torch.from_numpy(prompts),
         latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, template)),
-        slot_B=torch.from_numpy(prompts + 1), latent_first_B=torch.from_numpy(prompts + template.latent_section),
+        slot_B=torch.from_numpy(prompts + template.section_shift + 1), latent_first_B=torch.from_numpy(prompts + template.latent_section),
         targets_BS=_ids(target_ids), active_BS=torch.from_numpy(active), weights_BS=weights)
 
 
@@ -67,7 +67,7 @@ def _with_latent_section(starts: np.ndarray, lengths: np.ndarray, prompts: np.nd
                          template: Template) -> np.ndarray:
     section = np.asarray([template.z_open, *[template.pad] * template.latent_tokens, template.z_close])
     columns = np.arange(lengths.max() + len(section))
-    after = columns - prompts[:, None]  # position relative to the section's start
+    after = columns - prompts[:, None] - template.section_shift  # position relative to the section's start
     source = np.where(after < 0, columns, columns - len(section))
     ids = encoded.ids[np.clip(starts[:, None] + source, 0, len(encoded.ids) - 1)]
     ids = np.where((after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids)

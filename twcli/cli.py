@@ -91,8 +91,9 @@ def _option(kind: type[Config], field: dataclasses.Field) -> Any:
     if "choices" in field.metadata:
         settings["type"] = click.Choice(field.metadata["choices"])
     else:
-        settings["type"] = plain
-        settings["metavar"] = {int: "N", float: "NUMBER"}.get(plain, "PATH" if field.metadata.get("path") else "TEXT")
+        path = field.metadata.get("path")  # of click's type, so that the shell completes it
+        settings["type"] = click.Path() if path else plain
+        settings["metavar"] = {int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT")
     if not required and field.default is not None:
         settings["help"] += f"  [default: {field.default}]"
     return click.option(flag_of(field.name), field.name, default=None, **settings)
@@ -103,6 +104,15 @@ def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) 
     values = {} if config_file is None else {str(k).replace("-", "_"): v for k, v in read_yaml(config_file).items()}
     given = {name: value for name, value in flags.items() if value is not None}
     return kind.from_mapping({**values, **given}, config_file or "options")
+
+
+def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
+    """Where each setting that is no default came from, by name."""
+    values = {} if config_file is None else {str(k).replace("-", "_"): config_file for k in read_yaml(config_file)}
+    return values | {name: "given" for name, value in flags.items() if value is not None}
+
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost.")
 
 
 class OneLineErrors(click.Group):
@@ -151,26 +161,39 @@ def main() -> None:
 
 @main.command(short_help="Frozen model, once over the data: per-token NLL b_t.")
 @config_options(PrecomputeConfig)
-def precompute(config_file: str | None, quiet: bool, **flags: Any) -> None:
+@dry_run_option
+def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
     config = resolve(PrecomputeConfig, flags, config_file)
     from twcli import runtime
     from twcli.precompute import precompute as run
 
     runtime.quiet_transformers()
+    if dry_run:
+        return _rehearse(config, flags, config_file)
     screen = Screen(quiet or not runtime.is_main_process())
     run(config, screen.say, screen.progress)
 
 
+def _rehearse(config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None) -> None:
+    from twcli.rehearsal import rehearse
+
+    for line in rehearse(config, origins(flags, config_file)):
+        click.echo(line)
+
+
 @main.command(short_help="Entangled model, data and b_t: a run folder.")
 @config_options(TrainConfig)
-def train(config_file: str | None, quiet: bool, **flags: Any) -> None:
+@dry_run_option
+def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
     from twcli import runtime, trainer
     from twcli.runs import RunFolder
 
     runtime.quiet_transformers()
+    if dry_run:
+        return _rehearse(config, flags, config_file)
     leads = runtime.is_main_process()  # under `accelerate launch` one process writes and prints for all
     run, screen = RunFolder(config.out), Screen(quiet or not leads)
     with run.writer() if leads else nullcontext():
@@ -211,16 +234,16 @@ def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> No
 def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
-    from twcli import report, runtime
+    from twcli import page, report, runtime
     from twcli.evaluate import evaluate as run
     from twcli.runs import RunFolder
 
     runtime.quiet_transformers()
-    result = run(config, screen.say, screen.progress)
+    result, evidence = run(config, screen.say, screen.progress)
     folder = RunFolder(config.run)
-    page = report.render_html(result, folder.read_metrics(), folder.read_config().to_mapping())
+    html = page.render_html(result, folder.read_metrics(), folder.read_config().to_mapping(), evidence)
     try:
-        write_durably(folder.report, page.encode())
+        write_durably(folder.report, html.encode())
     except OSError as error:  # evaluating a run that one may only read is fine
         screen.say(f"{folder.report}: not written: {error.strerror}")
     if as_json:

@@ -19,6 +19,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")
 MAX_CONFIG_BYTES = 256 * 2**10
+MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -140,20 +141,28 @@ class ComputeConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(DataConfig, ComputeConfig):
+class TemplateConfig(Config):
+    """What stands around x, the latent and y."""
+
+    template: str = option("tags", help="Frame of x and y: `tags`, `chat` (the tokenizer's own: x is the user's turn, y the "
+                                        "assistant's), or a text file with {x}, {z} and {y}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
     """`twcli precompute`: the frozen model, once over the data."""
 
-    model: str = option(help="Entangled model: a Hugging Face folder or hub name.", path=True)
+    model: str = option(help=MODEL_HELP, path=True)
     out: str = option(help="HDF5 file to write.", path=True)
     shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
     overwrite: bool = option(False, help="Start anew, replacing what is there.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig, ComputeConfig):
+class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     """`twcli train`: the entangled model becomes one with K latent strategies."""
 
-    model: str = option(help="Entangled model: a Hugging Face folder or hub name.", path=True)
+    model: str = option(help=MODEL_HELP, path=True)
     baseline: str | None = option(
         None, help="HDF5 file that `twcli precompute` wrote for this model and data; required unless --baseline-policy is dynamic.",
         path=True)
@@ -191,10 +200,17 @@ class TrainConfig(DataConfig, ComputeConfig):
     history_dropout: float = option(
         0.0, help="Share of y's input tokens hidden from the generator in training, so that it goes on needing z.",
         minimum=0.0, maximum=0.9)
-    adapt: str = option("full", help="Train the whole backbone, or only the latent tokens' rows.", choices=("full", "frozen"))
+    adapt: str = option(
+        "full", help="Train the whole backbone, low-rank updates of it and the latent tokens' rows, or only those rows.",
+        choices=("full", "lora", "frozen"))
+    lora_rank: int = option(16, help="Rank of the updates under --adapt lora.", minimum=1)
+    lora_alpha: float = option(32.0, help="Scale of the updates under --adapt lora; they count alpha / rank.", above=0.0)
+    lora_targets: str = option("all-linear", help="Layers that --adapt lora updates: names separated by commas, or all-linear.")
     steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
+    accumulate: int = option(1, help="Batches a process reads one after the other for one optimiser step.", minimum=1)
+    gradient_checkpointing: bool = option(False, help="Less memory for about a third more time.")
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
     keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)
@@ -211,6 +227,8 @@ class TrainConfig(DataConfig, ComputeConfig):
             raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError("--baseline is required: give the file that `twcli precompute` wrote, or --baseline-policy dynamic")
+        if self.adapt == "lora" and self.posterior == "separate":
+            raise UserError("--adapt lora: --posterior separate would train a whole copy of the backbone; give shared or exact")
         if self.ablation != "none" and self.term_weights()[1] == 0:
             raise UserError(f"--ablation {self.ablation}: changes the term that b_t weights, and --weighting and --token-weight "
                             "leave none; give --weighting token or mixed")
@@ -242,7 +260,7 @@ class EvalConfig(DataConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(ComputeConfig):
+class SampleConfig(TemplateConfig, ComputeConfig):
     """`twcli sample`: completions of the frozen model, or of a trained run by latent."""
 
     model: str | None = option(None, help="Entangled model to sample from.", path=True)

@@ -92,6 +92,29 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
     return {name: means.get(name) for name in SUMMARY}
 
 
+def pooled(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One step's metrics from those of its batches: means over records, `records` added up.
+
+    Mutual information and usage are those of all records together. `amplification` is a ratio within each batch: its mean
+    is one of ratios. A figure that some batches lack is the mean over the others.
+    """
+    if len(batches) == 1:
+        return batches[0]
+    result: dict[str, Any] = {}
+    for name in batches[0]:
+        known = [(b[name], b["records"]) for b in batches if b.get(name) is not None]
+        total = sum(count for _, count in known)
+        if not known:
+            result[name] = None
+        elif isinstance(known[0][0], list):
+            result[name] = [sum(row) / total for row in zip(*([count * v for v in value] for value, count in known), strict=True)]
+        else:
+            result[name] = sum(value * count for value, count in known) / total
+    result["records"] = sum(b["records"] for b in batches)
+    result["mutual_information"], result["usage"] = pooled_information([{**b, "stage": None} for b in batches])
+    return result
+
+
 def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """(mutual information in nats, latents in use) of the posterior over all records of several steps.
 
@@ -109,14 +132,12 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     return max((of_mean - within).item(), 0.0), of_mean.exp().item()
 
 
-def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], embeddings: torch.Tensor,
-                   latent_ids: torch.Tensor) -> dict[str, float | None]:
+def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], latent_gradient: torch.Tensor) -> dict[str, float | None]:
     """Norms of the gradients of the posterior's own parameters and of the latents' embedding rows, after backward.
 
     None for a closed-form posterior, which has no parameters.
     """
-    norms = torch.stack([*(p.grad.norm() for p in posterior_parameters if p.grad is not None),
-                         embeddings.grad[latent_ids].norm()]).tolist()
+    norms = torch.stack([*(p.grad.norm() for p in posterior_parameters if p.grad is not None), latent_gradient.norm()]).tolist()
     return {"posterior_gradient_norm": math.hypot(*norms[:-1]) if len(norms) > 1 else None, "latent_gradient_norm": norms[-1]}
 
 

@@ -29,6 +29,7 @@ from twcli.template import Encoded, Template
 from twcli.trainer import load_run
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
+SHOWN = 4  # prompts and records on the page
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
 
@@ -52,8 +53,9 @@ def load_judge(name: str) -> Judge:
     return judge
 
 
-def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> dict[str, Any]:
-    """All figures of `eval --json`, as `metrics.summarise` documents them.
+def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+             ) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures of `eval --json`, as `metrics.summarise` documents them, and what the page shows (`evidence_of`).
 
     Raises:
         UserError: the run, the data or the judge is wrong.
@@ -72,13 +74,46 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     labels = [e.strategy for e in examples]
     if judge and not any(labels):
         labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
-    generations = None
-    if judge:
-        generations = _generations(config, judge, model, template, examples, encoded, max_length, progress)
+    prompts, texts = _completions(config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress)
+    generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
     frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
-    return summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal, diagnostics=rows,
-                     prompts=encoded.prompt_index, labels=labels if any(labels) else None, generations=generations,
-                     bootstrap=config.bootstrap, seed=config.seed)
+    result = summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal, diagnostics=rows,
+                       prompts=encoded.prompt_index, labels=labels if any(labels) else None, generations=generations,
+                       bootstrap=config.bootstrap, seed=config.seed)
+    return result, evidence_of(posterior, router, labels, examples, prompts, texts, _pieces(template, encoded, examples, frozen_flat))
+
+
+def evidence_of(posterior: np.ndarray, router: np.ndarray, labels: list[str | None], examples: list[Example], prompts: np.ndarray,
+                texts: list[list[str]], pieces: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `page.render_html` shows besides the figures.
+
+    Args:
+        posterior, router: (N, K) probabilities.
+        prompts: the rows whose x was completed; `texts` holds the K completions of each.
+        pieces: records with x and the tokens of y with their b_t.
+
+    Returns:
+        `posterior_mean` and `router_mean` (K,), `strategies` (C,) and `matrix` (K, C) of posterior mass, `samples`, `texts`,
+        and `provenance`.
+    """
+    strategies = sorted({label for label in labels if label is not None})
+    matrix = [[float(posterior[[label == name for label in labels], k].sum()) for name in strategies] for k in range(posterior.shape[1])]
+    return {"posterior_mean": posterior.mean(0).tolist(), "router_mean": router.mean(0).tolist(), "strategies": strategies,
+            "matrix": matrix, "texts": pieces, "provenance": runtime.versions(),
+            "samples": [{"x": examples[row].x, "ys": ys} for row, ys in zip(prompts[:SHOWN], texts[:SHOWN], strict=True)]}
+
+
+def _pieces(template: Template, encoded: Encoded, examples: list[Example], frozen_flat: np.ndarray | None) -> list[dict[str, Any]]:
+    """The first completions of a few prompts, token by token with b_t in nats; none without a frozen model."""
+    if frozen_flat is None:
+        return []
+    found = []
+    for row in np.linspace(0, len(encoded) - 1, min(SHOWN, len(encoded))).astype(int):
+        first = encoded.offsets[row] + encoded.prompt_lengths[row] + 1
+        ids = encoded.ids[first : first + encoded.target_lengths[row] - 1].tolist()
+        nats = frozen_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
+        found.append({"x": examples[row].x, "pieces": list(zip(template.pieces(ids), nats, strict=True))})
+    return found
 
 
 def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example], encoded: Encoded,
@@ -87,7 +122,8 @@ def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example
     source = config.model or trained.model
     try:
         frozen = runtime.load_model(source, precision=config.precision, attention=config.attention)
-        template = runtime.load_template(source)
+        template = runtime.load_template(source, template=RunFolder(config.run).template)
+        runtime.fit_vocabulary(frozen, template)
     except UserError as error:
         if config.model:
             raise
@@ -142,21 +178,26 @@ def posterior_and_marginal(model: LatentModel, template: Template, encoded: Enco
     return posterior, router, marginal, figures
 
 
-def _generations(config: EvalConfig, judge: Judge, model: LatentModel, template: Template, examples: list[Example],
-                 encoded: Encoded, max_length: int, progress: Callable[[str, int], Any]) -> Generations:
-    """Greedy completions of every distinct prompt under every latent, judged."""
+def _completions(config: EvalConfig, model: LatentModel, template: Template, examples: list[Example], encoded: Encoded,
+                 max_length: int, limit: int | None, progress: Callable[[str, int], Any]) -> tuple[np.ndarray, list[list[str]]]:
+    """(first row of each distinct prompt, at most `limit` of them; its greedy completion under each latent)."""
     _, first = np.unique(encoded.prompt_index, return_index=True)
-    latent_ids = model.latent_ids_KP.tolist()
-    xs = [examples[row].x for row in first for _ in latent_ids]
+    first, latent_ids = first[:limit], model.latent_ids_KP.tolist()
     prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
     room = max_length - max(map(len, prompts))
     budget = min(config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS, room)
     with progress("generating", len(prompts)) as advance:
         texts = generate(model.backbone, template, prompts, max_new_tokens=budget, temperature=0.0, seed=config.seed,
                          batch_tokens=4 * config.batch_tokens, progress=advance)
-    verdicts = [_judged(judge, x, y, config.judge) for x, y in zip(xs, texts, strict=True)]
-    return Generations(prompts=np.repeat(encoded.prompt_index[first], len(latent_ids)),
-                       latents=np.tile(np.arange(len(latent_ids)), len(first)),
+    K = len(latent_ids)
+    return first, [texts[start : start + K] for start in range(0, len(texts), K)]
+
+
+def _judged_all(config: EvalConfig, judge: Judge, examples: list[Example], encoded: Encoded, prompts: np.ndarray,
+                texts: list[list[str]]) -> Generations:
+    verdicts = [_judged(judge, examples[row].x, y, config.judge) for row, ys in zip(prompts, texts, strict=True) for y in ys]
+    K = len(texts[0])
+    return Generations(prompts=np.repeat(encoded.prompt_index[prompts], K), latents=np.tile(np.arange(K), len(prompts)),
                        strategies=[s for s, _ in verdicts], correct=[c for _, c in verdicts])
 
 

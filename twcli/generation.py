@@ -53,14 +53,14 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
 @torch.no_grad()
 def router_probabilities(model: PreTrainedModel, template: Template, prompts: Sequence[list[int]],
                          latent_ids: list[list[int]], *, batch_tokens: int) -> np.ndarray:
-    """p(z|x) (G, K) float32 for prompts of ids that end in `<y>` (z-free): read after `<bos> <x> x </x> <z>`.
+    """p(z|x) (G, K) float32 for prompts of ids as `Template.router_prompt` gives them.
 
     Args:
         latent_ids: P ids of each latent, of which the first are compared.
     """
     first_ids = [ids[0] for ids in latent_ids]
     result = np.empty((len(prompts), len(latent_ids)), np.float32)
-    flat = np.concatenate([[*p[:-1], template.z_open] for p in prompts])
+    flat = np.concatenate(prompts)
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     starts = np.cumsum(lengths) - lengths
     for batch in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):

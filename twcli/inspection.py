@@ -11,13 +11,16 @@ from twcli import baseline, runtime
 from twcli.cache import Cache
 from twcli.config import ATTENTION, PRECISIONS, TrainConfig
 from twcli.dataset import read_examples
-from twcli.diagnostics import Watch, pooled_information
+from twcli.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
 from twcli.errors import UserError
 from twcli.runs import RunFolder
+from twcli.template import CHAT
 
 BLOCK_ROWS = 8192
 OPENING = (1, 3, 8)  # tokens of y whose share of all nats is told
 QUANTILES = (0.5, 0.9, 0.99)
+BINS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # nats: where the histogram's bins begin
+LITTLE = 2.0  # times that weighting strengthens a gradient: less is little
 SKETCHED = 200_000  # values behind the quantiles
 
 
@@ -50,8 +53,10 @@ def _foreign(cache: Cache, model: str, data: str) -> list[str]:
     made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
-    template = runtime.load_template(model)
+    frame = made.get("template")  # a frame from a file is not in the cache: its ids are compared with the tags' and differ
+    template = runtime.load_template(model, template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
     scored = runtime.load_model(model, precision=precision, attention=attention)
+    runtime.fit_vocabulary(scored, template)
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
     encoded = template.encode(read_examples(data), max_length=max_length, source=data)
@@ -70,10 +75,13 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     1, 3 and 8 tokens of y. `informative` is the mean over rows with any mass of (sum w)^2 / (T sum w^2), the effective
     t0 / T: weighting strengthens the posterior's gradient by about its inverse. `uniform_rows` is the share of rows
     whose sum is at most tau = 1e-4, which train on the uniform average. Quantiles are over an even sample of tokens.
+    `histogram` gives the share of the tokens and of the nats in each bin, by the nats at which it begins. `verdict` says in a
+    sentence whether weighting can help on this data.
     """
     total = squares_ratio = 0.0
     massive = uniform = 0
     opening = np.zeros(len(OPENING))
+    counts, nats = np.zeros(len(BINS)), np.zeros(len(BINS))
     step = max(1, cache.tokens // SKETCHED)
     sketch = []
     seen = 0
@@ -86,6 +94,9 @@ def profile_of(cache: Cache) -> dict[str, Any]:
         if len(nll):
             sums[filled] = np.add.reduceat(nll, starts[filled], dtype=np.float64)
             squares[filled] = np.add.reduceat(nll.astype(np.float64) ** 2, starts[filled])
+        bins = np.searchsorted(BINS, nll, side="right") - 1
+        counts += np.bincount(bins, minlength=len(BINS))
+        nats += np.bincount(bins, nll, minlength=len(BINS))
         mass = squares > 0
         total += float(sums.sum())
         opening += [float(nll[column < first].sum(dtype=np.float64)) for first in OPENING]
@@ -95,12 +106,26 @@ def profile_of(cache: Cache) -> dict[str, Any]:
         sketch.append(nll[(-seen) % step :: step])
         seen += len(nll)
     sample = np.concatenate(sketch)
+    informative, uniform_rows = squares_ratio / massive if massive else None, uniform / cache.rows
     return {
         "mean": total / max(cache.tokens, 1), "example": total / cache.rows,
         "quantiles": {str(q): float(np.quantile(sample, q)) if len(sample) else None for q in QUANTILES},
         "opening": {str(first): float(share / total) if total else None for first, share in zip(OPENING, opening, strict=True)},
-        "informative": squares_ratio / massive if massive else None, "uniform_rows": uniform / cache.rows,
+        "histogram": [{"from": low, "tokens": float(count / max(cache.tokens, 1)), "nats": float(part / total) if total else 0.0}
+                      for low, count, part in zip(BINS, counts, nats, strict=True)],
+        "informative": informative, "uniform_rows": uniform_rows, "verdict": _verdict(informative, uniform_rows),
     }
+
+
+def _verdict(informative: float | None, uniform_rows: float) -> str:
+    if informative is None or uniform_rows > DEGENERATE_ROWS:
+        return (f"no: {uniform_rows:.0%} of the rows have no b_t, so the model is in no doubt about them; it may not be entangled on this "
+                "data, and there is no strategy to find")
+    if informative > DEGENERATE_FLAT:
+        return f"hardly: effective t0 / T is {informative:.2f}, the weighted average is all but the uniform one"
+    degree = "a little" if informative > 1 / LITTLE else "yes"
+    return (f"{degree}: effective t0 / T is {informative:.2f}, so the posterior's gradient grows {1 / informative:.1f} times; that makes "
+            "room for z, and what z comes to mean rests on the warm start")
 
 
 def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class LatentModel(nn.Module):
         self.dynamic_baseline = dynamic_baseline
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
         self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
-        hidden_size = backbone.get_input_embeddings().embedding_dim
+        hidden_size = backbone.get_input_embeddings().weight.shape[1]
         self.head = None if posterior == "exact" else PosteriorHead(hidden_size, len(latent_ids))
 
     @property

@@ -18,6 +18,7 @@ from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
 from twcli.dataset import read_examples
 from twcli.errors import Interrupted
+from twcli.template import SECTION_TAGS
 
 
 def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
@@ -29,13 +30,16 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         Interrupted: a signal came; the shard in hand is stored first.
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    template = runtime.load_template(config.model)
+    template = runtime.load_template(config.model, template=config.template)
     model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
-    runtime.check_vocabulary(model, template)
+    runtime.fit_vocabulary(model, template)
     max_length = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if encoded.unknown_rows:
         say(f"{config.data}: {encoded.unknown_rows:,} rows hold tokens that the vocabulary of {config.model} does not know")
+    if strange := [tag for tag in template.added if tag not in SECTION_TAGS]:
+        say(f"{config.model}: never trained on {', '.join(strange)}, so b_t will be poor; give --template chat or FILE, or train it on "
+            "the tags first as examples/entangle.py does")
     print_ = baseline.fingerprint(model, template, encoded, max_length=max_length, precision=config.precision,
                                   attention=config.attention)
     accelerator = runtime.accelerator_for(config.device, "fp32")

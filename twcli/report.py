@@ -1,15 +1,12 @@
-"""Results for people and for programs: tables, JSON, and one HTML page that needs no network."""
+"""Results for people and for programs: tables and JSON. The page is `page.py`."""
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
-
-from twcli.diagnostics import pooled_information
 
 # (section, key, what it says); section None stands for the top level
 ROWS = (
@@ -43,7 +40,7 @@ ROWS = (
     ("diagnostics", "expected_amplification", "T / t0"),
 )
 NO_LABELS = "no strategy labels in the data, no --judge"
-NO_JUDGE = "no --judge, so nothing was generated"
+NO_JUDGE = "no --judge, so nothing was judged"
 NO_FROZEN = "frozen model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
@@ -127,10 +124,16 @@ def render_inspection(found: dict[str, Any]) -> str:
                          + ", ".join(f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None))
             lines += [f"     {share:.0%} of all nats in the first {first} token{'s' if int(first) > 1 else ''} of y"
                       for first, share in profile["opening"].items() if share is not None]
+            for number, part in enumerate(bins := profile["histogram"]):
+                upper = f"to {bins[number + 1]['from']:g}" if number + 1 < len(bins) else "up"
+                bar = "#" * round(30 * part["tokens"])
+                lines.append(f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the tokens, "
+                             f"{part['nats']:.0%} of the nats")
             if profile["informative"] is not None:
                 lines.append(f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens the posterior's gradient "
                              f"about {1 / profile['informative']:.1f} times")
             lines.append(f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
+            lines.append(f"can weighting help? {profile['verdict']}")
         lines += [f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()]
     else:
         lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
@@ -164,63 +167,3 @@ def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
 
 def _if_known(text: str, value: float | None) -> str:
     return "" if value is None else text.format(value)
-
-
-# HTML
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #6b6b6b; --line: #d5d5d5; --mark: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #eee; --paper: #161616; --soft: #a5a5a5; --line: #444; --mark: #56b4e9; }
-}
-body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.soft { color: var(--soft); }
-.warning { border-left: .3rem solid #d55e00; padding: .5rem 1rem; }
-svg { max-width: 100%; height: auto; }
-polyline { fill: none; stroke: var(--mark); stroke-width: 2; }
-text { fill: var(--soft); font-size: 12px; }
-"""
-POOLED_STEPS = 25  # before each point of the first curve, over which it is taken
-CURVES = (("mutual_information", "Mutual information of y and z", "nats"), ("loss", "Loss", "nats a token"))
-HEAD = ("<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-        "<title>twcli run</title>")
-
-
-def render_html(result: dict[str, Any], metrics: Sequence[dict[str, Any]], settings: dict[str, Any]) -> str:
-    """One self-contained page: the figures, two curves over the training and the run's settings."""
-    warning = ""
-    if result["posterior"]["collapsed"]:
-        warning = "<p class='warning'>The posterior has collapsed: z says (almost) nothing about y.</p>"
-    figures = "".join(_row(section, key, f"<td class='n'>{value}", f"<td class='n'>{interval}", f"<td class='soft'>{note}")
-                      for section, key, value, interval, note in rows_of(result))
-    metrics = [m | {"mutual_information": pooled_information(metrics[max(0, i - POOLED_STEPS) : i + 1])[0]} for i, m in enumerate(metrics)]
-    curves = "".join(f"<h2>{title}</h2>{_curve([m['step'] for m in metrics], [m[key] for m in metrics], unit)}"
-                     for key, title, unit in CURVES if metrics)
-    options = "".join(_row(html.escape(key), html.escape(str(value))) for key, value in settings.items())
-    return (f"{HEAD}<style>{STYLE}</style><h1>twcli run</h1>{warning}"
-            f"<p>{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents. "
-            f"{html.escape(mapping_line(result).strip())}</p>"
-            "<div class='scroll'><table><tr><th>section<th>figure<th>value<th>95 % interval<th>what it says</tr>"
-            f"{figures}</table></div>{curves}<h2>Settings</h2><div class='scroll'><table>{options}</table></div></html>\n")
-
-
-def _row(*cells: str) -> str:
-    return "<tr>" + "".join(cell if cell.startswith("<td") else f"<td>{cell}" for cell in cells) + "</tr>"
-
-
-def _curve(steps: Sequence[int], values: Sequence[float], unit: str) -> str:
-    """An SVG line of values over steps."""
-    width, height, margin = 640, 200, 40
-    low, high = min(0.0, min(values)), max(values)
-    spread, last = (high - low) or 1.0, max(steps)
-    across, up, bottom = (width - 2 * margin) / last, (height - 2 * margin) / spread, height - margin
-    points = " ".join(f"{margin + across * step:.1f},{bottom - up * (value - low):.1f}"
-                      for step, value in zip(steps, values, strict=True))
-    return (f"<svg viewBox='0 0 {width} {height}' role='img' aria-label='{unit} over {last} steps'><polyline points='{points}'/>"
-            f"<text x='{margin}' y='{margin - 8}'>{high:.3g} {unit}</text><text x='{margin}' y='{bottom + 16}'>{low:.3g}</text>"
-            f"<text x='{width - margin}' y='{bottom + 16}' text-anchor='end'>step {last}</text></svg>")

@@ -26,6 +26,7 @@ from twcli.durable import sync_folder, write_all, write_durably
 from twcli.errors import UserError, WorkFailed
 
 LOCK = ".lock"
+TEMPLATE = "template.txt"  # in model/: the frame, where it is not the tags
 
 
 class RunFolder:
@@ -39,8 +40,15 @@ class RunFolder:
         self.posterior_file = self.path / "posterior.safetensors"
         self.checksums_file = self.path / "checksums.json"
         self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
         self.report = self.path / "report.html"
         self._metrics_hash = hashlib.sha256()
+
+    @property
+    def template(self) -> str:
+        """What `--template` takes for the model of this run: the frame that it was trained in."""
+        file = self.model / TEMPLATE
+        return str(file) if file.is_file() else "tags"
 
     @property
     def done(self) -> bool:
@@ -96,7 +104,8 @@ class RunFolder:
     def _own(self) -> set[str]:
         """Names that a run makes, those of writes that were cut off included."""
         files = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file)
-        return {name for file in files for name in (file.name, file.name + ".tmp")} | {"checkpoints", "model", ".model"}
+        folders = {"checkpoints", "model", ".model", "adapter", ".adapter"}
+        return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:
         self.config_file.unlink(missing_ok=True)  # first: what is left of the rest belongs to no run any more
@@ -226,6 +235,15 @@ class RunFolder:
             return load(self.posterior_file.read_bytes())
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.posterior_file}: cannot be read: {error}") from error
+
+    def save_adapter(self, adapter: Any) -> None:
+        """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
+        staged = self.path / ".adapter"
+        shutil.rmtree(staged, ignore_errors=True)
+        adapter.save_pretrained(staged, save_embedding_layers=False)
+        shutil.rmtree(self.adapter, ignore_errors=True)
+        os.replace(staged, self.adapter)
+        sync_folder(self.path)
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:

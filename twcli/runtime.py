@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
+import importlib.util
+import io
 import logging
 import os
+from contextlib import redirect_stderr, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +19,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from twcli.errors import UserError
-from twcli.template import Template
+from twcli.template import SECTION_TAGS, Template, add_tags, read_frame
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -63,39 +67,71 @@ def quiet_transformers() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
-def load_template(source: str, latent_tokens: int = 1) -> Template:
-    """The tokenizer at `source`, ready to encode; `latent_tokens` is the number P of tokens that spell a latent.
+def versions() -> dict[str, str]:
+    """Of this package and of those that the figures depend on."""
+    names = {"twcli": "twcli-cvae", "torch": "torch", "transformers": "transformers", "peft": "peft"}
+    found = {}
+    for name, distribution in names.items():
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(distribution)
+    return found
+
+
+def load_template(source: str, latent_tokens: int = 1, template: str = "tags") -> Template:
+    """The tokenizer at `source`, ready to encode, with the tags added that it lacks.
+
+    Args:
+        latent_tokens: tokens P that spell a latent.
+        template: what `--template` takes.
 
     Raises:
-        UserError: no tokenizer there, or it lacks the template's tags.
+        UserError: no tokenizer there, or the template does not go with it.
     """
-    _check_folder(source)
+    place, settings = _placed(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for the same mistake
         raise UserError(f"{source}: no usable tokenizer: {_first_line(error)}") from error
-    return Template(tokenizer, source, latent_tokens)
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise UserError(f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer")
+    frame = read_frame(template, tokenizer, source)
+    return Template(tokenizer, source, latent_tokens, frame, add_tags(tokenizer, frame))
 
 
 def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa") -> PreTrainedModel:
-    """A causal language model in eval mode, from safetensors only.
+    """A causal language model in eval mode, from safetensors or a GGUF file only; GGUF weights are dequantised.
 
     Raises:
         UserError: no model there, weights that are a pickle, or an attention backend that it lacks.
     """
-    _check_folder(source)
-    folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+    place, settings = _placed(source)
+    folder = Path(place)
+    if folder.is_dir() and not settings and not any(folder.glob("*.safetensors")):
         found = [p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern)]
         raise UserError(f"{source}: holds no .safetensors weights" + (f" ({found[0]} is a pickle and is not loaded)" if found else ""))
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=DTYPES[precision], attn_implementation=attention,
-            use_safetensors=True, trust_remote_code=False)
+        if settings:
+            with redirect_stderr(io.StringIO()):  # its bar cannot be turned off
+                model = AutoModelForCausalLM.from_pretrained(
+                    place, dtype=DTYPES[precision], attn_implementation=attention, trust_remote_code=False, **settings)
+            if quantizer := getattr(model, "hf_quantizer", None):
+                quantizer.remove_quantization_config(model)  # the weights are plain now, and are to be saved as such
+        else:
+            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+            model = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=DTYPES[precision], attn_implementation=attention,
+                use_safetensors=True, trust_remote_code=False)
     except Exception as error:  # as above
+        if "attention implementation" in str(error) and attention != "eager":
+            raise UserError(f"{source}: the model lacks --attention {attention}; try --attention eager") from error
         raise UserError(f"{source}: cannot be loaded as a causal language model: {_first_line(error)}") from error
     return model.eval()
+
+
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Computes activations again in the backward pass instead of keeping them; the name of the call has changed."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
 
 
 def context_length(model: PreTrainedModel, asked: int | None) -> int:
@@ -110,21 +146,51 @@ def context_length(model: PreTrainedModel, asked: int | None) -> int:
     return asked or limit or 2**20
 
 
-def check_vocabulary(model: PreTrainedModel, template: Template) -> None:
-    """Raises UserError where tokenizer and model do not belong together."""
-    rows = model.get_input_embeddings().num_embeddings
-    largest = max(template.tokenizer.get_vocab().values())
+def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool = False) -> None:
+    """Gives the tags that were added to the tokenizer rows of the model: the mean of the tokens that spell them.
+
+    Args:
+        section: those of `<z>` and `</z>`, else all others. The frozen model goes without the former: every row takes
+            part in its softmax, and the z-free sequence holds neither.
+
+    Raises:
+        UserError: tokenizer and model do not belong together.
+    """
+    rows, vocabulary = model.get_input_embeddings().num_embeddings, template.tokenizer.get_vocab()
+    largest = max(id for tag, id in vocabulary.items() if tag not in template.added)
     if largest >= rows:
         raise UserError(f"{template.source}: the tokenizer's largest id is {largest}, the model has {rows} embeddings; "
                         "they do not belong together")
+    tags = [tag for tag in template.added if (tag in SECTION_TAGS) == section]
+    needed = max((vocabulary[tag] + 1 for tag in tags), default=0)
+    if needed > rows:
+        model.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.no_grad():
+        # In float64, so that the weights' hash does not depend on how this machine adds.
+        for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
+            for tag in tags:
+                layer.weight[vocabulary[tag]] = layer.weight[template.spelling(tag)].double().mean(0).to(layer.weight.dtype)
 
 
-def _check_folder(source: str) -> None:
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or Path(source).exists()
-    if looks_local and not Path(source).is_dir():
-        raise UserError(f"{source}: no such model folder")
-    if Path(source).is_dir() and not (Path(source) / "config.json").is_file():
-        raise UserError(f"{source}: holds no config.json; --model takes a Hugging Face folder or a hub name")
+def _placed(source: str) -> tuple[str, dict[str, str]]:
+    """Where transformers finds a model, and what it must be told besides; a `.gguf` file lies in a folder by its name.
+
+    Raises:
+        UserError: no such folder or file, or `gguf` is missing.
+    """
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"{source}: no such file")
+        if importlib.util.find_spec("gguf") is None:
+            raise UserError(f"{source}: GGUF files need: pip install 'twcli-cvae[gguf]'")
+        return str(path.parent), {"gguf_file": path.name}
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.exists()
+    if looks_local and not path.is_dir():
+        raise UserError(f"{source}: no such model folder; --model takes a Hugging Face folder, a .gguf file or a hub name")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise UserError(f"{source}: holds no config.json; --model takes a Hugging Face folder, a .gguf file or a hub name")
+    return source, {}
 
 
 def _first_line(error: Exception) -> str:

@@ -30,12 +30,12 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
                                                    precision=config.precision, attention=config.attention)
         model, latent_ids = latent_model.backbone, template.latent_ids(trained.latents)
     else:
-        template = runtime.load_template(config.model)
+        template = runtime.load_template(config.model, template=config.template)
         model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
-        runtime.check_vocabulary(model, template)
+        runtime.fit_vocabulary(model, template)
         model.to(runtime.pick_device(config.device))
         latent_ids = []
-    plain = [template.prompt(x) for x in xs]
+    plain = [template.router_prompt(x) for x in xs]
     chosen = _latents(config, latent_ids, lambda: router_probabilities(
         model, template, plain, latent_ids, batch_tokens=config.batch_tokens), len(xs))
     jobs = [(row, latent) for row, latents in enumerate(chosen) for latent in latents]

@@ -48,8 +48,10 @@ def stages_of(steps: int, *, hold: float, release: float, warm: bool) -> list[St
 
 
 def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarray, *, rank: int = 0,
-            processes: int = 1) -> Iterator[tuple[str, np.ndarray]]:
-    """What this process does at each step from `step` on, to the last one, and on which rows.
+            processes: int = 1, accumulate: int = 1) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """What this process does at each step from `step` on, to the last one, and on the rows of which batches.
+
+    A step takes the plan's next processes x accumulate batches, whoever reads them: 1 x 8 and 8 x 1 are the same step.
 
     Args:
         plan_of: the plan of a stage over the given rows, over all where None.
@@ -62,9 +64,10 @@ def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarr
         names = (REFINE, SETTLE) if stage.name == REFINE else (stage.name,)
         start = max(step, stage.first)
         visits, turn = divmod(start - stage.first, len(names))
-        stream = plan.stream(skip=visits * processes)
+        stream = plan.stream(skip=visits * processes * accumulate)
         for number in range(start, stage.last):
             if number == start or turn == 0:
-                rows = [next(stream) for _ in range(processes)][rank]
-            yield names[turn], rows
+                every = [next(stream) for _ in range(processes * accumulate)]
+                mine = every[rank * accumulate : (rank + 1) * accumulate]
+            yield names[turn], mine
             turn = (turn + 1) % len(names)

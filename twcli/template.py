@@ -6,14 +6,19 @@
 z_k is one vocabulary token, or P of them where one is too narrow a channel.
 x and y are tokenised apart from everything around them, so y's ids are the same in both.
 Supervised are the S tokens of y and its closing tag.
+
+A pretrained model has a frame of its own around x and y: its chat template, where the latent section comes last in the
+assistant's header, or a file with `{x}`, `{z}` and `{y}`. What is said above of the tags holds for any frame.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +26,9 @@ import numpy as np
 from twcli.dataset import Example
 from twcli.errors import UserError
 
-TAGS = ("<x>", "</x>", "<y>", "</y>", "<z>", "</z>")
+SECTION_TAGS = ("<z>", "</z>")
+TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
+CHAT = "chat"
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
@@ -37,7 +44,7 @@ class Encoded:
     Attributes:
         ids: (sum of lengths,) int32, the z-free sequences one after another.
         offsets: (N + 1,) int64 into `ids`.
-        prompt_lengths: (N,) int64, tokens of `<bos> <x> x </x>`.
+        prompt_lengths: (N,) int64, tokens before the one that predicts y's first: those of `<bos> <x> x </x>`.
         target_lengths: (N,) int64, supervised tokens S of each row (y and its closing tag).
         row_hash: (N, 16) uint8, blake2b over x's and y's ids.
         prompt_index: (N,) int64, rows with the same x ids share a number.
@@ -70,31 +77,135 @@ class Encoded:
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Frame:
+    """What stands around x, the latent section and y.
+
+    Attributes:
+        name: "tags", "chat" or "file".
+        text: the frame with `{x}`, `{z}` and `{y}`.
+        head, middle, lead: ids before x, between x and the section, between the section and y.
+        close: ids after y, at least one; the first is supervised, ends a completion and is nothing that text can hold.
+    """
+
+    name: str
+    text: str
+    head: list[int]
+    middle: list[int]
+    lead: list[int]
+    close: list[int]
+
+
+def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
+    """The frame that `--template` names: None for the tags, which `Template` knows.
+
+    Args:
+        name: "tags", "chat", or a text file with `{x}`, `{z}` and `{y}`, in this order.
+
+    Raises:
+        UserError: the tokenizer has no chat template, or one that hides the texts; the file is none or lacks a place.
+    """
+    if name == "tags":
+        return None
+    text = _chat_text(tokenizer, source) if name == CHAT else _file_text(name)
+    places = re.split(r"\{([xzy])\}", text)
+    if places[1::2] != ["x", "z", "y"]:
+        raise UserError(f"{name}: a template holds {{x}}, {{z}} and {{y}} once each, in this order")
+    head, middle, lead, close = (tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in places[::2])
+    if not close and tokenizer.eos_token_id is not None:
+        close = [tokenizer.eos_token_id]
+    if not head or not (middle or lead):
+        raise UserError(f"{name}: text must stand before {{x}} and between {{x}} and {{y}}, so that x and y are told apart")
+    if not close or close[0] not in _specials(tokenizer):
+        raise UserError(f"{name}: a special token such as {tokenizer.eos_token or '<eos>'} must follow {{y}}: it ends the completion")
+    return Frame(CHAT if name == CHAT else "file", text, head, middle, lead, close)
+
+
+def _chat_text(tokenizer: Any, source: str) -> str:
+    if not tokenizer.chat_template:
+        raise UserError(f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, {{z}} and {{y}}")
+    turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
+    try:
+        text = tokenizer.apply_chat_template(turns, tokenize=False)
+    except Exception as error:  # a template is a program and fails as it likes
+        raise UserError(f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}") from error
+    if text.count("TWCLI-X") != 1 or text.count("TWCLI-Y") != 1:
+        raise UserError(f"{source}: its chat template does not show both turns as they are; give --template FILE")
+    return text.replace("TWCLI-X", "{x}").replace("TWCLI-Y", "{z}{y}")
+
+
+def _file_text(name: str) -> str:
+    try:
+        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, {{z}} and {{y}}") from error
+
+
+def _specials(tokenizer: Any) -> set[int]:
+    """Ids that no text becomes: special and added tokens, which text in `split_special_tokens` mode never gives."""
+    return {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
+
+
+def add_tags(tokenizer: Any, frame: Frame | None) -> list[str]:
+    """Adds the tags that the frame needs and the vocabulary lacks; returns them."""
+    from tokenizers import AddedToken
+
+    vocabulary = tokenizer.get_vocab()
+    added = [tag for tag in (TAGS if frame is None else SECTION_TAGS) if tag not in vocabulary]
+    tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in added], special_tokens=True)
+    return added
+
+
 class Template:
-    """The tag template over one tokenizer.
+    """A frame over one tokenizer.
 
     Args:
         latent_tokens: vocabulary tokens P that spell one latent.
+        frame: as `read_frame` gives it; None for the tags.
+        added: tags that `add_tags` has added, of which the model knows nothing.
 
     Raises:
-        UserError: the tokenizer lacks a tag, `<bos>` or `<eos>`.
+        UserError: the tokenizer lacks a tag, which `add_tags` mends, or `<eos>`.
     """
 
-    def __init__(self, tokenizer: Any, source: str, latent_tokens: int = 1) -> None:
+    def __init__(self, tokenizer: Any, source: str, latent_tokens: int = 1, frame: Frame | None = None,
+                 added: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
+        self.added = list(added)
         self.source = source
         self.latent_tokens = latent_tokens
         vocabulary = tokenizer.get_vocab()
-        missing = [tag for tag in TAGS if tag not in vocabulary]
-        missing += [name for name in ("bos_token", "eos_token") if getattr(tokenizer, name) is None]
+        tags = TAGS if frame is None else SECTION_TAGS
+        missing = [tag for tag in tags if tag not in vocabulary] + (["eos_token"] if tokenizer.eos_token is None else [])
         if missing:
-            raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; "
-                            "train the model on the tag template first (see examples/entangle.py)")
+            raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}")
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        self.x_open, self.x_close, self.y_open, self.y_close, self.z_open, self.z_close = (
-            vocabulary[tag] for tag in TAGS)
-        self._reserved = frozenset((self.bos, self.eos, *(vocabulary[tag] for tag in TAGS)))
+        self.z_open, self.z_close = (vocabulary[tag] for tag in SECTION_TAGS)
+        if frame is None:
+            x_open, x_close, y_open, y_close = (vocabulary[tag] for tag in TAGS[:4])
+            begin = [] if self.bos is None else [self.bos]
+            text = f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}"
+            frame = Frame("tags", text, [*begin, x_open], [x_close], [y_open], [y_close, self.eos])
+        self.frame = frame
+        fixed = {self.eos, self.z_open, self.z_close, frame.close[0]}
+        around = {*frame.head, *frame.middle, *frame.lead, *frame.close}
+        self._reserved = frozenset(fixed | (around if frame.name == "tags" else around & _specials(tokenizer)))
+
+    @property
+    def y_close(self) -> int:
+        """The supervised token that ends y."""
+        return self.frame.close[0]
+
+    @property
+    def added_ids(self) -> list[int]:
+        """Ids of the tags that were added."""
+        return self.tokenizer.convert_tokens_to_ids(self.added)
+
+    def spelling(self, tag: str) -> list[int]:
+        """Ids that spell a tag as plain text."""
+        return self._tokenise([tag])[0] or [self.eos]
 
     def latent_ids(self, latents: int) -> list[list[int]]:
         """The P ids of each of the K latents, in a tokenizer that `add_latents` has extended.
@@ -116,13 +227,20 @@ class Template:
         self.tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
 
     @property
+    def section_shift(self) -> int:
+        """Where the section begins, relative to `Encoded.prompt_lengths`: 0 for the tags, 1 where y follows it at once."""
+        return 1 - len(self.frame.lead)
+
+    @property
     def latent_section(self) -> int:
         """Tokens that a latent adds to the z-free sequence: `<z> z_k </z>`, 2 + P."""
         return 2 + self.latent_tokens
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"name": "tags", "version": 1, "ids": [self.bos, self.x_open, self.x_close, self.z_open, self.z_close,
-                                                     self.y_open, self.y_close, self.eos]}
+        f = self.frame
+        if f.name == "tags":
+            return {"name": "tags", "version": 1, "ids": [*f.head, *f.middle, self.z_open, self.z_close, *f.lead, *f.close]}
+        return {"name": f.name, "version": 1, "ids": [f.head, f.middle, [self.z_open, self.z_close], f.lead, f.close]}
 
     def tokenizer_hash(self) -> str:
         """sha256 over vocabulary, merges and normalisation, without padding and truncation state."""
@@ -136,17 +254,28 @@ class Template:
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
-        """Ids up to where y begins, `<y>` included; with `latent` (its P ids) the latent section too."""
+        """Ids up to where y begins; with `latent` (its P ids) the latent section too."""
         section = [] if latent is None else [self.z_open, *latent, self.z_close]
-        return [self.bos, self.x_open, *self._tokenise([x])[0], self.x_close, *section, self.y_open]
+        return [*self.frame.head, *self._tokenise([x])[0], *self.frame.middle, *section, *self.frame.lead]
+
+    def router_prompt(self, x: str) -> list[int]:
+        """Ids up to where a latent is to come."""
+        return [*self.frame.head, *self._tokenise([x])[0], *self.frame.middle, self.z_open]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, cut at the closing tag."""
+        """Text of generated ids, cut at the closing tag; empty where there is only white space."""
         ids = list(ids)
         for end in (self.y_close, self.eos):
             if end in ids:
                 ids = ids[: ids.index(end)]
-        return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text if text.strip() else ""
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """The text of each token, which joined give the text; a token that ends inside a character gives nothing."""
+        texts = [self.tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
+        texts = [text.rstrip("\ufffd") for text in texts]
+        return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
     def encode(self, examples: Sequence[Example], *, max_length: int, source: str) -> Encoded:
         """Tokenises all rows, in order.
@@ -161,15 +290,17 @@ class Template:
         ids, lengths, prompts, targets, hashes, keys = [], [], [], [], [], []
         numbers: dict[bytes, int] = {}
         unknown = 0
+        head, middle, lead, close = self.frame.head, self.frame.middle, self.frame.lead, self.frame.close
+        around = len(head) + len(middle) + len(lead)
         for start in range(0, len(examples), ENCODE_BLOCK):
             block = examples[start : start + ENCODE_BLOCK]
             xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
             for row, (x, y) in enumerate(zip(xs, ys, strict=True), start=start):
-                sequence = [self.bos, self.x_open, *x, self.x_close, self.y_open, *y, self.y_close, self.eos]
+                sequence = [*head, *x, *middle, *lead, *y, *close]
                 self._check(x, y, len(sequence), max_length, f"{source}:{row + 1}")
                 ids.append(np.asarray(sequence, np.int32))
                 lengths.append(len(sequence))
-                prompts.append(len(x) + 3)
+                prompts.append(around + len(x) - 1)
                 targets.append(len(y) + 1)
                 key = np.asarray(x, np.int32).tobytes()
                 hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))

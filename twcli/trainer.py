@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +18,17 @@ from accelerate.utils import gather_object
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import baseline, diagnostics, runtime, signals
+from twcli.adapters import add_lora, new_row_gradients
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
+from twcli.card import model_card
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
 from twcli.objective import step_loss
-from twcli.runs import RunFolder
+from twcli.runs import TEMPLATE, RunFolder
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import warm_start
@@ -51,6 +54,7 @@ class Job:
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
         provenance: what a checkpoint must have been made from to be resumed.
+        adapter: the `peft.PeftModel` around the backbone, where LoRA is trained.
     """
 
     config: TrainConfig
@@ -65,6 +69,7 @@ class Job:
     lr: float
     accelerator: Any
     provenance: dict[str, Any]
+    adapter: Any = None
 
 
 def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
@@ -79,9 +84,9 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
-    template = runtime.load_template(config.model, config.latent_tokens)
+    template = runtime.load_template(config.model, config.latent_tokens, config.template)
     backbone = runtime.load_model(config.model, attention=config.attention)
-    runtime.check_vocabulary(backbone, template)
+    runtime.fit_vocabulary(backbone, template)
     max_length = runtime.context_length(backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
@@ -100,11 +105,11 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
     latents = _warm_latents(config, backbone, template, encoded, say, progress)
-    model = build(config, backbone, template)
-    steps = _steps(config, encoded, accelerator.num_processes)
+    model, adapter = build(config, backbone, template)
+    steps = _steps(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
-               provenance={**fingerprint, "settings": config.identity()})
+               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter)
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
@@ -153,16 +158,22 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
     return warm.latent_N
 
 
-def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> LatentModel:
-    """Adds the latent tokens and the posterior's modules, all from the seed."""
+def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> tuple[LatentModel, Any]:
+    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed; the second is `Job.adapter`."""
+    runtime.fit_vocabulary(backbone, template, section=True)
     template.add_latents(config.latents)
     ids = template.latent_ids(config.latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
+    new_ids = [*(token for latent in ids for token in latent), template.z_open, template.z_close, *template.added_ids]
+    adapter = None
+    if config.adapt == "lora":
+        adapter = add_lora(backbone, sorted(set(new_ids)), rank=config.lora_rank, alpha=config.lora_alpha,
+                           targets=config.lora_targets, seed=config.seed)
     torch.manual_seed(config.seed)
     model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic")
     if config.adapt == "frozen":
-        freeze_backbone(model, [*(token for latent in ids for token in latent), template.z_open, template.z_close])
-    return model.to(backbone.device)
+        freeze_backbone(model, new_ids)
+    return model.to(backbone.device), adapter
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:
@@ -171,16 +182,16 @@ def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray 
     return Plan(encoded.lengths, encoded.prompt_index, batch_tokens=config.batch_tokens, seed=seed, rows=rows)
 
 
-def _steps(config: TrainConfig, encoded: Encoded, processes: int) -> int:
+def _steps(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
     plan = plan_of(config, encoded, FREE, None)
-    return sum(len(plan.epoch(number)) for number in range(config.epochs)) // processes
+    return sum(len(plan.epoch(number)) for number in range(config.epochs)) // batches_a_step
 
 
 def _learning_rate(config: TrainConfig, backbone: PreTrainedModel) -> float:
     # Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V).
-    width = backbone.get_input_embeddings().embedding_dim
+    width = backbone.get_input_embeddings().weight.shape[1]
     return config.lr or PEAK_LR * min(1.0, 64 / width)
 
 
@@ -213,6 +224,8 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     """
     config, accelerator, run = job.config, job.accelerator, job.run
     optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
+    if config.gradient_checkpointing:
+        runtime.checkpoint_activations(job.model.backbone)
     model, optimizer = accelerator.prepare(job.model, optimizer)
     held_rows = np.flatnonzero(job.latent_N >= 0)
     step, tensors, notes = run.newest_checkpoint(job.provenance)
@@ -227,8 +240,8 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         for seen in run.read_metrics():  # what was told before the interruption is not told again
             watch.see(seen)
     model.train()
-    stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows,
-                     rank=accelerator.process_index, processes=accelerator.num_processes)
+    stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows, rank=accelerator.process_index,
+                     processes=accelerator.num_processes, accumulate=config.accumulate)
     with signals.held() as pending:
         for stage, rows in stream:
             metrics = _step(job, model, optimizer, stage, rows, step)
@@ -248,16 +261,40 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     accelerator.wait_for_everyone()
 
 
-def _step(job: Job, model: Any, optimizer: Any, stage: str, rows: np.ndarray, step: int) -> dict[str, Any]:
-    """One optimiser step."""
-    config, accelerator = job.config, job.accelerator
+def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[np.ndarray], step: int) -> dict[str, Any]:
+    """One optimiser step over this process's batches; the loss is the mean over all records of all processes."""
+    accelerator = job.accelerator
     for group in optimizer.param_groups:
         group["lr"] = job.lr * schedule(step, job.steps)
+    mine = sum(map(len, batches_rows))
+    records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
+    seen = []
+    for number, rows in enumerate(batches_rows):
+        last = number == len(batches_rows) - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            seen.append(_backward(job, model, stage, rows, step, number, accelerator.num_processes / records))
+    if accelerator.num_processes > 1:
+        seen = gather_object(seen)
+    norms = diagnostics.gradient_norms(
+        (p for name, p in job.model.named_parameters() if not name.startswith("backbone.")),
+        new_row_gradients(job.model.backbone, job.model.latent_ids_KP))
+    norm = float(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM))
+    metrics = diagnostics.pooled(seen)
+    if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
+        raise _diverged(job, step, np.concatenate(batches_rows), f"the loss is {metrics['loss']} and its gradient norm {norm}")
+    optimizer.step()
+    optimizer.zero_grad()
+    return {"step": step + 1, "stage": stage, **metrics, **norms, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+
+
+def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, number: int, scale: float) -> dict[str, Any]:
+    """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
+    config, accelerator = job.config, job.accelerator
     batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
     refined_BKS = _refine(job, batch, rows, step) if stage == REFINE else None
     if config.history_dropout:
-        # From the step's number and no running state, so that a resumed run drops the same tokens.
-        rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index])
+        # From the numbers of step and batch and no running state, so that a resumed run drops the same tokens.
+        rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index * config.accumulate + number])
         batch = drop_history(batch, config.history_dropout, rng, job.template.pad)
     latent_B = None if stage == FREE else torch.from_numpy(job.latent_N[rows]).to(accelerator.device)
     with accelerator.autocast():
@@ -268,19 +305,8 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, rows: np.ndarray, st
         loss_B, parts = step_loss(output, batch, config, latent_B, refined_BKS)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(job, step, rows, str(error)) from error
-    count = accelerator.reduce(torch.tensor(float(len(rows)), device=accelerator.device))
-    value = loss_B.sum() * accelerator.num_processes / count
-    accelerator.backward(value)
-    norms = diagnostics.gradient_norms(
-        (p for name, p in job.model.named_parameters() if not name.startswith("backbone.")),
-        job.model.backbone.get_input_embeddings().weight, job.model.latent_ids_KP)
-    norm = accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)
-    if not (math.isfinite(value.item()) and math.isfinite(float(norm))):
-        raise _diverged(job, step, rows, f"the loss is {value.item()} and its gradient norm {float(norm)}")
-    optimizer.step()
-    optimizer.zero_grad()
-    return {"step": step + 1, "stage": stage, "loss": value.item(), **parts, **norms, "gradient_norm": float(norm),
-            "lr": optimizer.param_groups[0]["lr"], "records": len(rows), "sequences_per_record": sequences / len(rows)}
+    accelerator.backward(loss_B.sum() * scale)
+    return {"loss": loss_B.mean().item(), **parts, "records": len(rows), "sequences_per_record": sequences / len(rows)}
 
 
 @torch.no_grad()
@@ -340,6 +366,9 @@ def export(job: Job) -> None:
     if not job.accelerator.is_main_process:
         return
     model = job.model
+    if job.adapter is not None:
+        job.run.save_adapter(job.adapter)
+        job.adapter.merge_and_unload()
     job.run.save_posterior({k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
                            or {"exact": torch.zeros(1)})
     ends = [job.template.y_close, job.template.eos]
@@ -348,6 +377,9 @@ def export(job: Job) -> None:
     with job.run.publishing_model() as folder:
         model.backbone.save_pretrained(folder, safe_serialization=True)
         job.template.tokenizer.save_pretrained(folder)
+        (folder / "README.md").write_text(model_card(job.config, job.template, runtime.versions()), encoding="utf-8")
+        if job.config.template != "tags":
+            (folder / TEMPLATE).write_text(job.template.frame.text + "\n", encoding="utf-8")
 
 
 def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:
@@ -360,7 +392,7 @@ def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> 
     if not run.done:
         raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
     run.check_results()
-    template = runtime.load_template(str(run.model), config.latent_tokens)
+    template = runtime.load_template(str(run.model), config.latent_tokens, run.template)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
     model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
                         dynamic_baseline=config.baseline_policy == "dynamic")

@@ -153,7 +153,9 @@ def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: 
     columns = torch.arange(int(targets.max()), device=device)
     active = columns < targets[:, None]
     index = (prompts[:, None] + 1 + columns).clamp(max=ids.shape[1] - 1)
-    in_prompt = torch.arange(PROMPT_TOKENS, device=device) < prompts[:, None] - 3  # between <bos> <x> and </x>
+    frame, first = template.frame, len(template.frame.head)  # x stands between the head and the middle
+    x_lengths = prompts + 1 - first - len(frame.middle) - len(frame.lead)
+    in_prompt = torch.arange(PROMPT_TOKENS, device=device) < x_lengths[:, None]
     layers = hidden_states(model, ids, all_layers=True)
     states, similarities = [], []
     for layer in np.unique(np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)).tolist():
@@ -161,7 +163,8 @@ def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: 
         y = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])) * active[..., None]
         head = active & (columns < FIRST_TOKENS)
         states += [y.sum(1) / active.sum(1, keepdim=True), (y * head[..., None]).sum(1) / head.sum(1, keepdim=True)]
-        x = torch.nn.functional.pad(hidden[:, 2 : 2 + PROMPT_TOKENS], (0, 0, 0, max(0, 2 + PROMPT_TOKENS - hidden.shape[1])))
+        x = hidden[:, first : first + PROMPT_TOKENS]
+        x = torch.nn.functional.pad(x, (0, 0, 0, PROMPT_TOKENS - x.shape[1]))
         similarities += _similarities(y, x * in_prompt[..., None], active)
     return torch.cat(states, dim=1).cpu().numpy(), torch.cat(similarities, dim=1).cpu().numpy()
 
