@@ -6,6 +6,7 @@
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
 # make lint     the linter
+# make docs     the command reference, from the commands
 # make clean    removes what the others made, the virtual environment included
 
 SHELL := bash
@@ -20,7 +21,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality test torture coverage mutants lint clean
+.PHONY: demo figures quality test torture coverage mutants lint docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -51,7 +52,10 @@ mutants: $(INSTALLED)
 	  -k 'not killed_at_any and not cannot_grow and not other_processes and not second_writer_is and not 9000 and not flipped_bit'
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check twcli tests examples
+	$(BIN)/ruff check twcli tests examples docs
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_commands.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache

@@ -1,0 +1,50 @@
+"""Writes docs/commands.md from the commands themselves.
+
+    python docs/make_commands.py            writes it
+    python docs/make_commands.py --check    exits with 1 where it is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from twcli.cli import main
+
+PAGE = Path(__file__).parent / "commands.md"
+HEAD = """# Commands
+
+Made by `python docs/make_commands.py` from the commands themselves; `twcli COMMAND --help` says the same.
+
+Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong. Results go to standard output, all else to standard
+error. `NO_COLOR` and `--quiet` are obeyed. Where a `--config FILE.yaml` is taken, its keys are the options' names without the
+dashes before them; a flag wins over the file.
+"""
+
+
+def reference() -> str:
+    """The page: a section a command, a row an option."""
+    parts = [HEAD]
+    context = click.Context(main, info_name="twcli")
+    for name in main.list_commands(context):
+        command = main.get_command(context, name)
+        arguments = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
+        parts.append(f"\n## twcli {' '.join([name, *arguments])}\n\n{command.help}\n\n| option | what it does |\n| --- | --- |\n")
+        for option in command.params:
+            if isinstance(option, click.Option):
+                parts.append(_row(option, context))
+    return "".join(parts)
+
+
+def _row(option: click.Option, context: click.Context) -> str:
+    value = "" if option.is_flag else " " + option.make_metavar(context)
+    cells = (f"`{', '.join(option.opts)}{value}`", option.help or "")
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |\n"
+
+
+if __name__ == "__main__":
+    if "--check" in sys.argv:
+        sys.exit(PAGE.read_text(encoding="utf-8") != reference())
+    PAGE.write_text(reference(), encoding="utf-8")
