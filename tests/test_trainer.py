@@ -215,7 +215,7 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
 
 @pytest.mark.parametrize("latents", [2, 8])
 def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, latents):
-    config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2)
+    config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2, execution="plain")
     folder, read, counted = RunFolder(config.out), [], []
     with folder.writer():
         job = trainer.prepare(config, folder, silent, no_bar)
@@ -227,6 +227,36 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, l
             assert counted[-1][1] == metrics["sequences_per_record"]
             read.clear()
     assert dict(counted) == {"hold": 2, "refine": latents + 1, "settle": 2, "free": latents + 1}
+
+
+def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_path):
+    seen = {}
+    for execution in ("plain", "auto"):
+        config = settings(inputs, tmp_path / execution, hold=0.3, release=0.2, execution=execution)
+        folder, tokens = RunFolder(config.out), []
+        with folder.writer():
+            job = trainer.prepare(config, folder, silent, no_bar)
+            assert job.model.execution == execution
+            folder.begin(config)
+            job.model.backbone.base_model.register_forward_pre_hook(
+                lambda _module, _args, inputs, tokens=tokens: tokens.append(inputs["input_ids"].numel()), with_kwargs=True)
+            seen[execution] = [metrics["loss"] for metrics in trainer.fit(job, silent)], sum(tokens)
+    assert seen["auto"][0][0] == pytest.approx(seen["plain"][0][0], rel=1e-5)
+    assert seen["auto"][0] == pytest.approx(seen["plain"][0], rel=1e-3)  # a step's rounding grows over the next ones
+    assert seen["auto"][1] < 0.8 * seen["plain"][1]
+
+
+def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs, tmp_path):
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    model = make_model()
+    model.config.attention_dropout = 0.1
+    model.save_pretrained(tmp_path / "model")
+    config = settings(inputs, tmp_path / "r", model=str(tmp_path / "model"), **DYNAMIC)
+    folder, said = RunFolder(config.out), []
+    with folder.writer():
+        job = trainer.prepare(config, folder, said.append, no_bar)
+    assert job.model.execution == "plain"
+    assert [line for line in said if "execution: plain" in line and "dropout" in line]
 
 
 def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):

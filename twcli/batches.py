@@ -24,6 +24,7 @@ class Batch:
 
     Attributes:
         rows_B: row numbers in the data.
+        prompt_B: rows of one prompt share a number in 0 .. G - 1; `leader_G` is the first row of each prompt.
         plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which predicts the first target.
         latent_BL: ids with the latent section, its P slots still pads; `slot_B` is the first slot's column.
         targets_BS, active_BS: supervised ids and where they are real.
@@ -31,6 +32,8 @@ class Batch:
     """
 
     rows_B: torch.Tensor
+    prompt_B: torch.Tensor
+    leader_G: torch.Tensor
     plain_BT: torch.Tensor
     plain_first_B: torch.Tensor
     latent_BL: torch.Tensor
@@ -55,8 +58,9 @@ def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache
     if cache is not None:
         flat, counts = cache.read(rows)
         weights = torch.from_numpy(gather_padded(flat, np.cumsum(counts) - counts, counts, 0.0).astype(np.float32))
+    _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
     return Batch(
-        rows_B=torch.from_numpy(rows),
+        rows_B=torch.from_numpy(rows), prompt_B=torch.from_numpy(prompt), leader_G=torch.from_numpy(leaders),
         plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)), plain_first_B=torch.from_numpy(prompts),
         latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, template)),
         slot_B=torch.from_numpy(prompts + template.section_shift + 1), latent_first_B=torch.from_numpy(prompts + template.latent_section),

@@ -206,6 +206,10 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     lora_rank: int = option(16, help="Rank of the updates under --adapt lora.", minimum=1)
     lora_alpha: float = option(32.0, help="Scale of the updates under --adapt lora; they count alpha / rank.", above=0.0)
     lora_targets: str = option("all-linear", help="Layers that --adapt lora updates: names separated by commas, or all-linear.")
+    execution: str = option(
+        "auto", help="How the sequences of one prompt are read: plain, each by itself; branches or tree, the prompt once and "
+        "attention in one of two forms; auto, what is cheapest for the shape of each batch.",
+        choices=("auto", "plain", "branches", "tree"))
     steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)

@@ -26,7 +26,7 @@ from twcli.metrics import Generations, summarise
 from twcli.objective import reconstruction
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
-from twcli.trainer import load_run
+from twcli.trainer import choose_execution, load_run
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
 SHOWN = 4  # prompts and records on the page
@@ -67,6 +67,8 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     model, template, trained = load_run(run, device=config.device, precision=config.precision, attention=config.attention)
     max_length = runtime.context_length(model.backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
+    with torch.no_grad():
+        choose_execution(model, trained.execution, template, encoded, say)
     frozen_flat = _frozen_nll(config, trained, examples, encoded, say, progress)
     with progress("posterior", len(encoded)) as advance:
         posterior, router, marginal, rows = posterior_and_marginal(

@@ -16,6 +16,9 @@ from transformers import PreTrainedModel
 
 from twcli.baseline import at_least_float32, head_logits, hidden_states, target_nll
 from twcli.batches import Batch
+from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_hidden_states, why_not_packed
+
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
 
 FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
 
@@ -37,6 +40,14 @@ class LatentOutput:
     log_posterior_BK: torch.Tensor | None
     sequences: int
     baseline_BS: torch.Tensor | None = None
+
+
+@dataclass
+class Read:
+    """Hidden states (R, T, H) of R sequences, or of their ends, and the column of `<y>` in each, which predicts the first target."""
+
+    hidden: torch.Tensor
+    first: torch.Tensor
 
 
 class PosteriorHead(nn.Module):
@@ -75,6 +86,10 @@ class LatentModel(nn.Module):
         posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
         dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared posterior reads the
             z-free sequence anyway; with the others it is one more. Dropout, where the backbone has any, is as in that pass.
+
+    Attributes:
+        execution: how sequences of one prompt are read: "plain", each by itself; "branches" or "tree", the prompt once
+            (see `packing`); "auto", whichever is cheapest for the batch's shape. Not "plain" only after `check_packing`.
     """
 
     def __init__(self, backbone: PreTrainedModel, latent_ids: list[list[int]], posterior: str, *,
@@ -83,6 +98,7 @@ class LatentModel(nn.Module):
         self.backbone = backbone
         self.posterior = posterior
         self.dynamic_baseline = dynamic_baseline
+        self.execution = PLAIN
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
         self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
         hidden_size = backbone.get_input_embeddings().weight.shape[1]
@@ -91,6 +107,11 @@ class LatentModel(nn.Module):
     @property
     def latents(self) -> int:
         return len(self.latent_ids_KP)
+
+    @property
+    def section(self) -> int:
+        """Tokens of `<z> z_k </z>`: how far `<y>` stands behind `<z>`."""
+        return 2 + self.latent_ids_KP.shape[1]
 
     def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True) -> LatentOutput:
         """Reads C branches a record, and the z-free sequence for the posterior.
@@ -101,50 +122,128 @@ class LatentModel(nn.Module):
             read_posterior: False leaves the posterior out.
         """
         B = len(batch.rows_B)
-        nll_BCS, log_router_BK = self.read_branches(batch, latent_B)
-        log_posterior, baseline, extra, plain_hidden = None, None, 0, None
-        if self.head is not None and read_posterior:
-            plain_hidden = self._read(batch)
-            log_posterior, extra = torch.log_softmax(self._posterior_logits(plain_hidden, batch), dim=-1), B
+        read_posterior = read_posterior and self.head is not None
+        latent_BC = self._latents_of(batch, latent_B)
+        branches, plain = self._read(self.backbone, batch, latent_BC, z_free=read_posterior and self.reader is None)
+        nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
+        log_posterior, baseline, sequences = None, None, nll_BCS.shape[0] * nll_BCS.shape[1]
+        if read_posterior:
+            seen = plain if self.reader is None else self._read(self.reader, batch, None, z_free=True)[1]
+            log_posterior, sequences = torch.log_softmax(self._posterior_logits(seen, batch), dim=-1), sequences + B
         if self.dynamic_baseline:
             # Last, because autocast would keep casts made without gradient for the passes that need one.
             with torch.no_grad():
-                if plain_hidden is None or self.reader is not None:
-                    plain_hidden, extra = hidden_states(self.backbone, batch.plain_BT), extra + B
-                baseline = target_nll(self.backbone, plain_hidden, batch.plain_first_B, batch.targets_BS, batch.active_BS)
+                if plain is None:
+                    plain, sequences = self._read(self.backbone, batch, None, z_free=True)[1], sequences + B
+                baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
-                            sequences=nll_BCS.shape[0] * nll_BCS.shape[1] + extra, baseline_BS=baseline)
+                            sequences=sequences, baseline_BS=baseline)
 
     def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
-        B, device = len(batch.rows_B), batch.latent_BL.device
-        latent_BC = torch.arange(self.latents, device=device).expand(B, -1) if latent_B is None else latent_B[:, None]
-        C = latent_BC.shape[1]
-        branches_L = batch.latent_BL.repeat_interleave(C, dim=0)
-        slot, first, active = (t.repeat_interleave(C, dim=0) for t in (batch.slot_B, batch.latent_first_B, batch.active_BS))
-        rows = torch.arange(B * C, device=device)
-        spelling = torch.arange(self.latent_ids_KP.shape[1], device=device)
-        branches_L[rows[:, None], slot[:, None] + spelling] = self.latent_ids_KP[latent_BC.reshape(-1)]
-        hidden = hidden_states(self.backbone, branches_L)
-        nll = target_nll(self.backbone, hidden, first, batch.targets_BS.repeat_interleave(C, dim=0), active)
-        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
-        # first token tells it from the others, and what follows is spelled out, not predicted.
-        router_hidden = hidden[rows[::C], slot[::C] - 1]
-        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
-        return nll.view(B, C, -1), torch.log_softmax(router_logits, dim=-1)
+        latent_BC = self._latents_of(batch, latent_B)
+        branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
+        return self._score(branches, batch, latent_BC.shape[1])
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
-        return self._posterior_logits(self._read(batch), batch)
+        plain = self._read(self.reader or self.backbone, batch, None, z_free=True)[1]
+        return self._posterior_logits(plain, batch)
 
-    def _read(self, batch: Batch) -> torch.Tensor:
-        """(B, T, H): the z-free sequence as the posterior sees it."""
-        if self.reader is None:
-            return hidden_states(self.backbone, batch.plain_BT)
-        return self.reader(input_ids=batch.plain_BT, use_cache=False).last_hidden_state
+    def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
+        everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(len(batch.rows_B), -1)
+        return everything if latent_B is None else latent_B[:, None]
 
-    def _posterior_logits(self, hidden_BTH: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return self.head(hidden_BTH, batch.plain_first_B, batch.active_BS)
+    def _read(self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *,
+              z_free: bool) -> tuple[Read | None, Read | None]:
+        """The B C sequences of the latents, one record after another, and the z-free ones; None for what is not asked for."""
+        ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
+        C = 0 if ids_BCL is None else ids_BCL.shape[1]
+        prompt_GP, length_G = _prompts(batch)
+        Q = batch.active_BS.shape[1] + (1 if ids_BCL is None else self.section)
+        execution = self.execution
+        if execution == AUTO:
+            execution = cheapest(model, tuple(prompt_GP.shape), (len(batch.rows_B), C + z_free, Q))
+        if execution == PLAIN:
+            alone = None if ids_BCL is None else Read(
+                hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
+            return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
+        wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
+        branch_BCQ = torch.cat([_columns(ids, batch.plain_first_B, Q) for ids in wanted], dim=1)
+        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, execution))
+        first_B = torch.zeros_like(batch.plain_first_B)
+        branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), first_B.repeat_interleave(C) + self.section) if C else None
+        return branches, Read(hidden_BCQH[:, 0], first_B) if z_free else None
+
+    def _spelled_out(self, batch: Batch, latent_BC: torch.Tensor) -> torch.Tensor:
+        """(B, C, L): the sequences with their latents in the slots."""
+        ids_BCL = batch.latent_BL[:, None].repeat(1, latent_BC.shape[1], 1)
+        slots_BP = batch.slot_B[:, None] + torch.arange(self.latent_ids_KP.shape[1], device=ids_BCL.device)
+        return ids_BCL.scatter(2, slots_BP[:, None].expand(-1, latent_BC.shape[1], -1), self.latent_ids_KP[latent_BC])
+
+    def _score(self, branches: Read, batch: Batch, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+        targets, active = (t.repeat_interleave(C, dim=0) for t in (batch.targets_BS, batch.active_BS))
+        nll = target_nll(self.backbone, branches.hidden, branches.first, targets, active)
+        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
+        # first token tells it from the others, and what follows is spelled out, not predicted.
+        rows = torch.arange(0, len(branches.hidden), C, device=active.device)
+        router_hidden = branches.hidden[rows, branches.first[rows] - self.section]
+        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
+        return nll.view(len(rows), C, -1), torch.log_softmax(router_logits, dim=-1)
+
+    def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
+        return self.head(plain.hidden, plain.first, batch.active_BS)
+
+
+def _prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids (G, P) of the batch's distinct prompts and their lengths (G,)."""
+    length_G = batch.plain_first_B[batch.leader_G]
+    return batch.plain_BT[batch.leader_G, : int(length_G.max())], length_G
+
+
+def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.Tensor:
+    """(B, C, count): each row's columns from `first_B` on; what lies beyond the end is never looked at."""
+    index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(max=ids_BCL.shape[2] - 1)
+    return ids_BCL.gather(2, index_BQ[:, None].expand(-1, ids_BCL.shape[1], -1))
+
+
+def check_packing(model: LatentModel, batch: Batch) -> str | None:
+    """Reads `batch` plainly and in both packed executions: why the model must be read plainly, or None where all agree.
+
+    Compares a loss in which every branch has a weight of its own, and its gradient where gradients are on.
+    """
+    reason = why_not_packed(model.backbone)
+    if reason:
+        return reason
+    parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
+    before, seen = model.execution, {}
+    try:
+        for model.execution in (PLAIN, BRANCHES, TREE):
+            loss = _probe(model(batch))
+            seen[model.execution] = loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+            if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[model.backbone.dtype]:  # NaN is no agreement
+                return f"its {model.execution} execution gives another loss or gradient"
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
+        return f"its {model.execution} execution fails: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+    finally:
+        model.execution = before
+    return None
+
+
+def _probe(output: LatentOutput) -> torch.Tensor:
+    weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
+    loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
+    return loss if output.log_posterior_BK is None else loss + (output.log_posterior_BK * weights).sum()
+
+
+def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
+    """Largest relative difference of the losses and of the gradients as a whole."""
+    difference = float((one[0] - other[0]).abs() / other[0].abs())
+    pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
+    if pairs:
+        apart = sum((a - b).double().square().sum() for a, b in pairs)
+        difference = max(difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt()))
+    return difference
 
 
 def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator) -> None:

@@ -26,8 +26,9 @@ from twcli.card import model_card
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
-from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
+from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
 from twcli.objective import step_loss
+from twcli.packing import PLAIN
 from twcli.runs import TEMPLATE, RunFolder
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
@@ -38,6 +39,7 @@ PEAK_LR = 2e-3
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.1
 CLIP_NORM = 1.0
+CHECKED_ROWS = 4
 RESCORED_ROWS = 64
 RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}  # nats; a stale cache is off by whole nats, another kernel by 1e-5
 
@@ -106,6 +108,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
             + (f"; {config.baseline} is not read" if config.baseline else ""))
     latents = _warm_latents(config, backbone, template, encoded, say, progress)
     model, adapter = build(config, backbone, template)
+    choose_execution(model, config.execution, template, encoded, say)
     steps = _steps(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
@@ -174,6 +177,20 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
     if config.adapt == "frozen":
         freeze_backbone(model, new_ids)
     return model.to(backbone.device), adapter
+
+
+def choose_execution(model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say) -> None:
+    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows; else says why it does not.
+
+    It knows the initial model and the data only, so that a resumed run comes to the same choice.
+    """
+    if wanted == PLAIN:
+        return
+    reason = check_packing(model, collate(np.arange(min(CHECKED_ROWS, len(encoded))), encoded, template, None).to(model.backbone.device))
+    if reason is None:
+        model.execution = wanted
+    else:
+        say(f"execution: plain, which reads the prompt once for each latent: {reason}")
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:

@@ -1,0 +1,194 @@
+"""Sequences that share a prompt, in one pass: every prompt is computed once, however many branches go on from it.
+
+All tokens of a batch lie in one row, so that whatever works token by token sees no padding between prompt and branch:
+
+    | prompt 1 | prompt 2 | .. | branch 1 of row 1 | branch 2 of row 1 | .. | branch 1 of row 2 | ..
+
+Only attention must know what follows what, and it takes one of two forms, whichever is cheaper for the shape:
+
+    branches   each branch attends to a copy of its prompt's keys and values, then causally to itself
+    tree       the branches of a record attend in one piece under a dense mask that keeps them apart: no copy a branch,
+               but C times the scores
+
+Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of Q tokens, N = G P + B C Q, H hidden size,
+A attention heads of size D.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AttentionInterface, PreTrainedModel
+
+AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
+ATTENTION = "twcli_packed"
+
+# What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal scores, one under a mask,
+# and copying one key or value. A call takes as long as if each of its rows had more queries than it has. Measured in
+# float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
+CAUSAL_SCORE, MASKED_SCORE, COPY, MORE_QUERIES = 3.0, 1.6, 10.0, 20
+
+
+@dataclass(frozen=True)
+class Packed:
+    """The prompts and branches of a batch.
+
+    Attributes:
+        prompt_GP: ids, padded on the right; `length_G` are real.
+        row_B: the prompt of each row.
+        branch_BCQ: ids that follow the prompt, padded on the right.
+        execution: "branches" or "tree".
+    """
+
+    prompt_GP: torch.Tensor
+    length_G: torch.Tensor
+    row_B: torch.Tensor
+    branch_BCQ: torch.Tensor
+    execution: str
+
+    @property
+    def input_ids(self) -> torch.Tensor:
+        """(1, N)."""
+        return torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()])[None]
+
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """(1, N): each branch goes on counting where its prompt ends."""
+        G, P = self.prompt_GP.shape
+        _, C, Q = self.branch_BCQ.shape
+        columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
+        after_BQ = self.length_G[self.row_B][:, None] + columns[:Q]
+        return torch.cat([columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()])[None]
+
+    @cached_property
+    def mask(self) -> torch.Tensor:
+        """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the tree (B, 1, C Q, P + C Q)."""
+        (P, (C, Q)), device = (self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]), self.prompt_GP.device
+        own = torch.ones(Q, Q, dtype=torch.bool, device=device).tril()
+        prompt_BP = torch.arange(P, device=device) < self.length_G[self.row_B][:, None]
+        if bool(prompt_BP.all()):
+            prompt_BP = prompt_BP[:1]  # one mask serves all rows
+        if self.execution == TREE:
+            own = torch.block_diag(*[own] * C)
+        elif len(prompt_BP) > 1:
+            prompt_BP = prompt_BP.repeat_interleave(C, dim=0)
+        n = len(prompt_BP)
+        seen = torch.cat([prompt_BP[:, None].expand(-1, len(own), -1), own.expand(n, -1, -1)], dim=-1)
+        return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention's output (1, N, A, D) from (1, A, N, D)."""
+        (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
+        pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
+
+        def parted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            # In one split: its backward joins two pieces, where that of two slices would add up two padded tensors.
+            prompts, branches = x[0].split([G * P, B * C * Q], dim=1)
+            return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(1, pieces).transpose(0, 1)
+
+        def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+            if G < B:
+                prompts = prompts.index_select(0, self.row_B)
+            if self.execution == BRANCHES:
+                prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
+            return torch.cat([prompts, branches], dim=2)
+
+        (query, branch_query), (key, branch_key), (value, branch_value) = parted(query), parted(key), parted(value)
+        # A real token never looks right, where the padding is.
+        on_prompts = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+        on_branches = F.scaled_dot_product_attention(branch_query, joined(key, branch_key), joined(value, branch_value),
+                                                     attn_mask=self.mask.to(query.dtype), scale=scale)
+        return torch.cat([x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1)[None].transpose(1, 2)
+
+
+def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, *,
+               scaling: float | None = None, dropout: float = 0.0, packed: Packed, **others: Any) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer in place of its own attention."""
+    assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    return packed.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+
+
+AttentionInterface.register(ATTENTION, _attention)
+
+
+def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
+    """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
+    with _attention_of(model, ATTENTION):
+        hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
+                                  packed=packed).last_hidden_state
+    return hidden[0, packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
+
+
+@contextmanager
+def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    config = model.config.get_text_config()
+    before, config._attn_implementation = config._attn_implementation, name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def why_not_packed(model: PreTrainedModel) -> str | None:
+    """Why a prompt's states cannot be shared in this model; None where nothing known forbids it.
+
+    A model whose tokens meet elsewhere than in full attention, over a convolution or a recurrent state, would let the
+    branches see one another.
+    """
+    config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(map(str, kinds)))}"
+    if not getattr(model, "_supports_attention_backend", False):
+        return "its attention cannot be replaced"
+    if getattr(config, "attn_logit_softcapping", None):
+        return "its attention scores are capped"
+    if any(isinstance(module, (nn.Conv1d, nn.RNNBase)) for module in model.modules()):
+        return "it has convolutions or recurrent layers"
+    if any(isinstance(module, nn.Dropout) and module.p for module in model.modules()) or getattr(config, "attention_dropout", 0.0):
+        return "it has dropout, which differs from branch to branch"
+    if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
+        return "gradient checkpointing is on"
+    return None
+
+
+def window_of(model: PreTrainedModel) -> int | None:
+    """Tokens that a sliding window holds, where any layer has one: a longer sequence is not to be packed."""
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None)
+    sliding = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
+    return getattr(config, "sliding_window", None) if sliding else None
+
+
+def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int]) -> str:
+    """The execution that costs least by the model of costs above, which knows shapes only: the same run, the same choice.
+
+    Args:
+        prompts: (G, P).
+        branches: (B, C, Q).
+    """
+    (G, P), (B, C, Q) = prompts, branches
+    window = window_of(model)
+    if window is not None and P + Q > window:
+        return PLAIN
+    config = model.config.get_text_config()
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    linear = sum(w.numel() for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables)
+    width = 2 * config.num_hidden_layers * config.hidden_size  # scores and mixing; keys and values
+    packed = (G * P + B * C * Q) * linear + width * CAUSAL_SCORE * G * P * P / 2
+    costs = {
+        PLAIN: B * C * (P + Q) * linear + width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2,
+        BRANCHES: packed + width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY),
+        TREE: packed + width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY),
+    }
+    return min(costs, key=costs.__getitem__)
