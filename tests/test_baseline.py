@@ -3,7 +3,9 @@ import pytest
 import torch
 from conftest import encode, make_model, make_records
 
-from twcli.baseline import budget_batches, fingerprint, score_flat, weights_hash
+from twcli import baseline
+from twcli.baseline import budget_batches, fingerprint, hidden_states, score_flat, target_nll, weights_hash
+from twcli.batches import collate
 
 
 def reference(model, encoded):
@@ -46,6 +48,23 @@ def test_head_reads_supervised_positions_only(template):
     model.lm_head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel()))
     score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
     assert sum(seen) == encoded.target_lengths.sum()
+
+
+def test_logits_piece_by_piece_give_the_same_loss_and_gradient(template, monkeypatch):
+    model, encoded = make_model(), encode(template, make_records())
+    batch = collate(np.arange(len(encoded)), encoded, template, None)
+    seen, results = [], []
+    model.lm_head.register_forward_hook(lambda _m, _inputs, output: seen.append(output.numel()))
+    for limit in (2**25, 5 * 30):
+        monkeypatch.setattr(baseline, "HEAD_LOGITS", limit)
+        model.zero_grad()
+        nll = target_nll(model, hidden_states(model, batch.plain_BT), batch.plain_first_B, batch.targets_BS, batch.active_BS)
+        (nll * torch.arange(nll.shape[1])).sum().backward()
+        results.append((nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+    assert max(seen[1:]) <= 5 * 30 < seen[0]
+    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
+    for name, gradient in results[0][1].items():
+        assert torch.allclose(gradient, results[1][1][name], rtol=1e-5, atol=1e-4), name
 
 
 def test_budget_batches_hold_every_row_once_within_budget():

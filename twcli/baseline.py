@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from twcli.template import Encoded, Template
+
+HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
 
 
 def hidden_states(model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_layers: bool = False) -> Any:
@@ -44,16 +47,25 @@ def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.
                active_RS: torch.Tensor) -> torch.Tensor:
     """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active.
 
-    The head sees the active positions only.
+    The head sees the active positions only, and so many at a time that their logits stay below `HEAD_LOGITS` values. Where
+    they do not fit at once and a gradient is wanted, the backward pass computes each piece's logits again.
 
     Args:
         first_R: column that predicts the first target, i.e. that of `<y>`.
     """
     rows, columns = active_RS.nonzero(as_tuple=True)
     hidden = hidden_RTH[rows, first_R[rows] + columns]
-    logits = at_least_float32(head_logits(model, hidden))
-    nll = F.cross_entropy(logits, targets_RS[rows, columns], reduction="none")
+    pieces = list(zip(*(t.split(max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]))
+                        for t in (hidden, targets_RS[rows, columns])), strict=True))
+    if len(pieces) > 1 and torch.is_grad_enabled():
+        nll = torch.cat([checkpoint(_nll, model, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+    else:
+        nll = torch.cat([_nll(model, *piece) for piece in pieces])
     return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
+
+
+def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(at_least_float32(head_logits(model, hidden)), targets, reduction="none")
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
