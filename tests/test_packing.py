@@ -84,6 +84,34 @@ def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tok
         assert torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10), name
 
 
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
+def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):
+    model, template = build(in_double(make_model()), posterior, dynamic=True)
+    model.double()
+    batch = batch_of(template)
+    expected, gradients = everything(model, batch)
+    model.execution, model.latent_chunk = execution, chunk
+    found, others = everything(model, batch)
+    assert torch.allclose(found.nll_BCS, expected.nll_BCS, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(found.log_router_BK, expected.log_router_BK, rtol=1e-10)
+    assert all(torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in gradients.items())
+
+
+def test_a_chunk_at_a_time_is_in_memory():
+    """What autograd keeps for the backward pass does not grow with K."""
+    kept = []
+    for latents in (2, 16):
+        model, template = build(make_model(), latents=latents)
+        model.latent_chunk, sizes = 1, []
+        batch = batch_of(template)
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t):
+            output = model(batch, read_posterior=False)
+        kept.append(sum(sizes))
+        assert output.nll_BCS.shape[1] == latents
+    assert kept[1] < 1.1 * kept[0] + 16 * batch.active_BS.numel() * 4
+
+
 @pytest.mark.parametrize("execution", [BRANCHES, TREE])
 def test_single_precision_agrees_to_1e_5(execution):
     model, template = build(model_of(LlamaConfig(**SIZES)))  # grouped heads too

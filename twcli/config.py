@@ -210,6 +210,9 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         "auto", help="How the sequences of one prompt are read: plain, each by itself; branches or tree, the prompt once and "
         "attention in one of two forms; auto, what is cheapest for the shape of each batch.",
         choices=("auto", "plain", "branches", "tree"))
+    latent_chunk: int | None = option(
+        None, help="Latents whose branches are in memory together; default: all. The same gradient, from a third more arithmetic.",
+        minimum=1)
     steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)

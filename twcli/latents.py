@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from twcli.baseline import at_least_float32, head_logits, hidden_states, target_nll
@@ -86,6 +87,8 @@ class LatentModel(nn.Module):
         posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
         dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared posterior reads the
             z-free sequence anyway; with the others it is one more. Dropout, where the backbone has any, is as in that pass.
+        latent_chunk: latents whose branches are read together, None for all. The backward pass reads each chunk again, so
+            that activations of one chunk, not of K branches, are in memory; loss and gradient are the same.
 
     Attributes:
         execution: how sequences of one prompt are read: "plain", each by itself; "branches" or "tree", the prompt once
@@ -93,11 +96,12 @@ class LatentModel(nn.Module):
     """
 
     def __init__(self, backbone: PreTrainedModel, latent_ids: list[list[int]], posterior: str, *,
-                 dynamic_baseline: bool = False) -> None:
+                 dynamic_baseline: bool = False, latent_chunk: int | None = None) -> None:
         super().__init__()
         self.backbone = backbone
         self.posterior = posterior
         self.dynamic_baseline = dynamic_baseline
+        self.latent_chunk = latent_chunk
         self.execution = PLAIN
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
         self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
@@ -124,8 +128,13 @@ class LatentModel(nn.Module):
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
-        branches, plain = self._read(self.backbone, batch, latent_BC, z_free=read_posterior and self.reader is None)
-        nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
+        z_free = read_posterior and self.reader is None
+        if self._in_chunks(latent_BC):
+            nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
+            plain = self._read(self.backbone, batch, None, z_free=True)[1] if z_free else None
+        else:
+            branches, plain = self._read(self.backbone, batch, latent_BC, z_free=z_free)
+            nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
         log_posterior, baseline, sequences = None, None, nll_BCS.shape[0] * nll_BCS.shape[1]
         if read_posterior:
             seen = plain if self.reader is None else self._read(self.reader, batch, None, z_free=True)[1]
@@ -142,6 +151,17 @@ class LatentModel(nn.Module):
     def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
         latent_BC = self._latents_of(batch, latent_B)
+        return self._chunk_by_chunk(batch, latent_BC) if self._in_chunks(latent_BC) else self._read_and_score(batch, latent_BC)
+
+    def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
+        return self.latent_chunk is not None and latent_BC.shape[1] > self.latent_chunk
+
+    def _chunk_by_chunk(self, batch: Batch, latent_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [checkpoint(self._read_and_score, batch, chunk_BC, use_reentrant=False)
+                 for chunk_BC in latent_BC.split(self.latent_chunk, dim=1)]
+        return torch.cat([nll for nll, _ in parts], dim=1), parts[0][1]
+
+    def _read_and_score(self, batch: Batch, latent_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
         return self._score(branches, batch, latent_BC.shape[1])
 

@@ -173,7 +173,8 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
         adapter = add_lora(backbone, sorted(set(new_ids)), rank=config.lora_rank, alpha=config.lora_alpha,
                            targets=config.lora_targets, seed=config.seed)
     torch.manual_seed(config.seed)
-    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic")
+    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic",
+                        latent_chunk=config.latent_chunk)
     if config.adapt == "frozen":
         freeze_backbone(model, new_ids)
     return model.to(backbone.device), adapter
