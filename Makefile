@@ -1,6 +1,7 @@
 # make demo     an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
+# make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make test     the tests
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
@@ -21,7 +22,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality test torture coverage mutants lint docs clean
+.PHONY: demo figures quality bench test torture coverage mutants lint docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -65,6 +66,10 @@ figures: $(INSTALLED)
 
 quality: $(INSTALLED)
 	$(BIN)/python examples/quality.py --out build/quality --table docs/quality.md
+
+bench: $(INSTALLED)
+	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]' || echo 'TRL cannot be installed; its row is left open'
+	$(BIN)/python examples/bench.py --out build/bench.json --table docs/benchmarks.md
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl

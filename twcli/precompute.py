@@ -30,6 +30,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         Interrupted: a signal came; the shard in hand is stored first.
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
+    runtime.tune_allocator(keep=True)
     template = runtime.load_template(config.model, template=config.template)
     model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
     runtime.fit_vocabulary(model, template)

@@ -86,6 +86,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
+    runtime.tune_allocator(keep=config.latent_chunk is None)
     template = runtime.load_template(config.model, config.latent_tokens, config.template)
     backbone = runtime.load_model(config.model, attention=config.attention)
     runtime.fit_vocabulary(backbone, template)

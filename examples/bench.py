@@ -1,0 +1,461 @@
+"""What a step, a precompute and a cache cost, beside what they are measured against.
+
+    python examples/bench.py --out build/bench.json --table docs/benchmarks.md [--only SECTION ...] [--repeats R]
+
+Everything compared is measured in this one process, by turns, and the median of `--repeats` rounds is taken after one
+that is not counted. On a CPU time is processor time of this process, which other programs on the machine disturb least.
+The file keeps the rows of the sections that a call leaves out. TRL is optional: pip install 'twcli-cvae[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import date
+from functools import partial
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from twcli import baseline, trainer
+from twcli.batches import Batch, collate
+from twcli.cache import Cache, CacheWriter
+from twcli.config import PrecomputeConfig, TrainConfig
+from twcli.latents import LatentModel, add_latent_rows
+from twcli.packing import AUTO, PLAIN
+from twcli.precompute import precompute
+from twcli.runs import RunFolder
+from twcli.runtime import quiet_transformers, tune_allocator
+from twcli.stages import batches
+from twcli.template import Encoded
+
+ROOT = Path(__file__).resolve().parent.parent
+SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
+RESERVED = 16  # ids below are tags
+CACHE_ROWS, CACHE_TOKENS = 10_000_000, 4
+
+
+@dataclass
+class Row:
+    """One figure; `bar` is what it must reach from the side that `sign` names, None where there is nothing to reach."""
+
+    name: str
+    figure: float | None
+    bar: float | None = None
+    sign: str = ">="
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        if self.bar is None or self.figure is None:
+            return None if self.bar is None else False
+        return self.figure >= self.bar if self.sign == ">=" else self.figure <= self.bar
+
+
+def llama(*, hidden: int = 256, layers: int = 10, heads: int = 8, key_heads: int = 8, inner: int = 704,
+          vocabulary: int = 8192) -> LlamaForCausalLM:
+    """10 M parameters unless told otherwise."""
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=key_heads, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.05,
+        bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
+
+
+def smollm2() -> LlamaForCausalLM:
+    return llama(hidden=576, layers=30, heads=9, key_heads=3, inner=1536, vocabulary=49152)
+
+
+def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median seconds of each, by turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for turn in range(repeats + 1):
+        for name, call in work.items():
+            start = time.process_time()
+            call()
+            if turn:
+                seconds[name].append(time.process_time() - start)
+    return {name: median(values) for name, values in seconds.items()}
+
+
+# A training step on one shape
+
+
+def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
+    """`rows` records with prompts of their own: P tokens of prompt and S supervised ones each."""
+    rng = np.random.default_rng(0)
+    lengths = np.full(rows, P + S + 2)  # `<y>` before and `<eos>` after what is supervised
+    encoded = Encoded(
+        ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        prompt_lengths=np.full(rows, P), target_lengths=np.full(rows, S), row_hash=np.zeros((rows, 16), np.uint8),
+        prompt_index=np.arange(rows), unknown_rows=0)
+    batch = collate(np.arange(rows), encoded, SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3), None)
+    weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
+    return Batch(**{**vars(batch), "weights_BS": weights})
+
+
+def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
+    """With latents that differ: where all R(z) are equal, the posterior's gradient is nothing but rounding."""
+    first = backbone.config.vocab_size
+    ids = [[first + k] for k in range(K)]
+    add_latent_rows(backbone, ids, torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model = LatentModel(backbone, ids, "shared")
+    torch.nn.init.normal_(model.head.outer.weight, std=0.1)
+    with torch.no_grad():
+        backbone.get_input_embeddings().weight[first:] *= 8
+    return model
+
+
+def total(nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, weights_BS: torch.Tensor) -> torch.Tensor:
+    weight_BS = 1 / weights_BS.shape[1] + 2 * weights_BS / weights_BS.sum(-1, keepdim=True)
+    reff_BK = (nll_BKS * weight_BS[:, None]).sum(-1)
+    return (log_q_BK.exp() * (reff_BK + 0.1 * (log_q_BK - log_p_BK))).sum()
+
+
+def separate_passes(model: LatentModel, batch: Batch, extra: bool) -> torch.Tensor:
+    """K + 1 passes one by one, all positions through the head; with `extra` the one more for b_t, which gets a gradient too."""
+    rows, S = torch.arange(len(batch.rows_B)), batch.targets_BS.shape[1]
+
+    def nll(logits: torch.Tensor, first_B: torch.Tensor) -> torch.Tensor:
+        logits = logits[rows[:, None], first_B[:, None] + torch.arange(S)]
+        return F.cross_entropy(logits.transpose(1, 2), batch.targets_BS, reduction="none")
+
+    def full(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = model.backbone.model(input_ids=ids, use_cache=False).last_hidden_state
+        return hidden, model.backbone.lm_head(hidden)
+
+    branches, log_p = [], None
+    for k in range(model.latents):
+        ids = batch.latent_BL.clone()
+        ids[rows, batch.slot_B] = model.latent_ids_KP[k, 0]
+        _, logits = full(ids)
+        branches.append(nll(logits, batch.latent_first_B))
+        if k == 0:
+            log_p = logits[rows, batch.slot_B - 1][:, model.latent_ids_KP[:, 0]].log_softmax(-1)
+    hidden, _ = full(batch.plain_BT)
+    log_q = torch.log_softmax(model.head(hidden, batch.plain_first_B, batch.active_BS), dim=-1)
+    loss = total(torch.stack(branches, 1), log_q, log_p, batch.weights_BS)
+    if extra:
+        loss = loss + 0.0 * nll(full(batch.plain_BT)[1], batch.plain_first_B).sum()
+    return loss
+
+
+def through(model: LatentModel, batch: Batch, execution: str) -> torch.Tensor:
+    model.execution = execution
+    output = model(batch)
+    return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch.weights_BS)
+
+
+def fine_tuning(model: LatentModel, batch: Batch) -> torch.Tensor:
+    """The usual step: one pass, all positions through the head."""
+    logits = model.backbone(input_ids=batch.plain_BT, use_cache=False).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.plain_BT[:, 1:].flatten())
+
+
+def gradient(model: LatentModel, loss: Callable[[], torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+    model.zero_grad()
+    value = loss()
+    value.backward()
+    return value.item(), [p.grad for p in model.parameters() if p.grad is not None]
+
+
+def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, rows: int, repeats: int) -> list[Row]:
+    backbone = make()
+    vocabulary = backbone.config.vocab_size
+    model = latent_model(backbone, K)
+    batch = batch_of(P, S, rows, vocabulary)
+    calls = {"plain fine-tuning": partial(fine_tuning, model, batch), "K + 2 passes": partial(separate_passes, model, batch, True),
+             "cached K + 1": partial(through, model, batch, PLAIN), "ours": partial(through, model, batch, AUTO)}
+    loss, expected = gradient(model, partial(separate_passes, model, batch, False))
+    expected = [g.clone() for g in expected]
+    found, gradients = gradient(model, calls["ours"])
+    apart = max(abs(found - loss) / abs(loss), *(float((a - b).norm() / b.norm()) for a, b in zip(gradients, expected, strict=True)))
+    seconds = timed({label: partial(gradient, model, call) for label, call in calls.items()}, repeats)
+    ours, ideal = seconds["ours"], (K + 2) * (P + S) / (P + (K + 1) * S)
+    columns = ", ".join(f"{label} {value:.3f}" for label, value in seconds.items())
+    label = f"{name} ({P}, {K}, {S})"
+    return [
+        Row(f"{label}: largest relative difference of loss and gradients", apart, 1e-5, "<="),
+        Row(f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}", seconds["K + 2 passes"] / ours / ideal, 0.95,
+            note=f"{rows} records; seconds: {columns}"),
+        Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0),
+        Row(f"{label}: cost in plain fine-tuning steps", ours / seconds["plain fine-tuning"]),
+    ]
+
+
+def shapes(repeats: int) -> list[Row]:
+    rows = []
+    for P, K, S in SHAPES:
+        rows += shape_rows("10 M Llama", llama, P, K, S, max(1, 256 // (P + S)), repeats)
+    return rows + shape_rows("SmolLM2-135M shape", smollm2, 64, 8, 64, 1, repeats)
+
+
+# The default recipe
+
+
+@contextlib.contextmanager
+def no_bar(_label: str, _total: int) -> Any:
+    yield lambda _count: None
+
+
+def silent(_text: str) -> None:
+    pass
+
+
+def default(repeats: int) -> list[Row]:
+    """Steps of a run with K = 8 on the sorting task after `hold`, each beside a plain fine-tuning step on its records."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data, model = folder / "train.jsonl", folder / "entangled"
+        for arguments in (["make_data.py", "sorting_algorithms", "--records", "4000", "--completions", "4", "--out", data],
+                          ["entangle.py", "--data", data, "--out", model, "--steps", "100"]):
+            subprocess.run([sys.executable, ROOT / "examples" / arguments[0], *map(str, arguments[1:])], check=True, capture_output=True)
+        common = {"model": str(model), "data": str(data), "device": "cpu"}
+        precompute(PrecomputeConfig(out=str(folder / "b.h5"), **common), silent, no_bar)
+        config = TrainConfig(baseline=str(folder / "b.h5"), latents=8, out=str(folder / "run"), steps=20 + 8 * repeats, hold=0.05, **common)
+        run = RunFolder(config.out)
+        with run.writer():
+            job = trainer.prepare(config, run, silent, no_bar)
+            run.begin(config)
+            tuned = copy.deepcopy(job.model.backbone)
+            optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4)
+            stream = batches(job.stages, 0, partial(trainer.plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
+            steps = trainer.fit(job, silent)
+            ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
+            for stage, rows in stream:
+                start = time.process_time()
+                next(steps)
+                middle = time.process_time()
+                batch = collate(rows, job.encoded, job.template, job.cache)
+                tuned(input_ids=batch.plain_BT, labels=batch.plain_BT, use_cache=False).loss.backward()
+                torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                ours[stage].append((middle - start) / (time.process_time() - middle))
+    refine, settle = (median(ours[stage][2:]) for stage in ("refine", "settle"))
+    return [Row("default recipe, sorting, K = 8, after the warm start: a step in plain fine-tuning steps", (refine + settle) / 2, 2.5, "<=",
+                f"refine {refine:.2f}, settle {settle:.2f}; the entangled demo model, all of a step: collating, optimiser, metrics")]
+
+
+# Memory
+
+
+def peak(K: int) -> None:
+    """Prints MiB that a step with `--latent-chunk 1` takes above the loaded model."""
+    tune_allocator(keep=False)  # as `twcli train --latent-chunk` does
+    model = latent_model(llama(), K)
+    model.latent_chunk, model.execution = 1, AUTO
+    batch = batch_of(64, 64, 16, 8192)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gradient(model, partial(through, model, batch, AUTO))
+    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def memory(_repeats: int) -> list[Row]:
+    def measured(K: int) -> float:
+        call = [sys.executable, __file__, "--peak", str(K)]
+        return float(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
+
+    small, large = measured(2), measured(16)
+    return [Row("--latent-chunk 1: memory of a step, K = 16 over K = 2", large / small, 1.1, "<=",
+                f"{small:.0f} and {large:.0f} MiB above the loaded model; 10 M Llama, 16 records, P = S = 64")]
+
+
+# Precompute
+
+
+def rate() -> float:
+    """Multiply-adds a second of a large float32 matrix product."""
+    a = torch.randn(1024, 1024)
+    start = time.process_time()
+    for _ in range(4):
+        a @ a
+    return 4 * 1024**3 / (time.process_time() - start)
+
+
+def precompute_rows(repeats: int) -> list[Row]:
+    model, rng, rows = llama(), np.random.default_rng(0), 256
+    S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
+    P = rng.integers(8, 25, rows)
+    lengths = P + S + 2
+    encoded = Encoded(
+        ids=rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        prompt_lengths=P, target_lengths=S, row_hash=np.zeros((rows, 16), np.uint8), prompt_index=np.arange(rows), unknown_rows=0)
+    linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
+    work = linear * int(lengths.sum()) + model.lm_head.weight.numel() * int(S.sum())
+    rates = []
+    calls = {"ours": lambda: baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(rows), batch_tokens=4096),
+             "bound": lambda: rates.append(rate())}
+    theirs = trl_pass(model, encoded)
+    if theirs:
+        calls["TRL"] = theirs
+    seconds = timed(calls, repeats)
+    share = work / median(rates) / seconds["ours"]
+    note = f"{rows / seconds['ours']:.0f} rows a second; " + (f"TRL {rows / seconds['TRL']:.0f}" if theirs else "TRL is not installed")
+    times = seconds["TRL"] / seconds["ours"] if theirs else None
+    return [Row("precompute: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
+            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product", share, 0.6)]
+
+
+def trl_pass(model: LlamaForCausalLM, encoded: Encoded) -> Callable[[], Any] | None:
+    """TRL's own pass over the same rows, two completions a record as it wants them; None where TRL is not installed."""
+    try:
+        from datasets import Dataset
+        from trl import DPOConfig, DPOTrainer
+    except ImportError:
+        return None
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(8192)}, unk_token="t3"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t1", eos_token="t2", pad_token="t0", unk_token="t3")
+
+    def text(start: int, stop: int) -> str:
+        return " ".join(f"t{i}" for i in encoded.ids[start:stop].tolist())
+
+    def record(one: int, other: int) -> dict[str, str]:
+        starts, prompts, ends = encoded.offsets, encoded.prompt_lengths, encoded.offsets[1:] - 1
+        return {"prompt": text(starts[one], starts[one] + prompts[one]) + " ",
+                "chosen": text(starts[one] + prompts[one], ends[one]), "rejected": text(starts[other] + prompts[other], ends[other])}
+
+    data = Dataset.from_list([record(row, row + 1) for row in range(0, len(encoded) - 1, 2)])
+    folder = tempfile.mkdtemp()
+    config = DPOConfig(output_dir=folder, precompute_ref_log_probs=False, max_length=None, use_cpu=True, report_to=[], bf16=False,
+                       per_device_train_batch_size=8, disable_tqdm=True, gradient_checkpointing=False)
+    dpo = DPOTrainer(model=copy.deepcopy(model), ref_model=copy.deepcopy(model), args=config, train_dataset=data,
+                     processing_class=tokenizer)
+    dpo._precompute_model_hash = "bench"  # names a file of results; data in memory have none, so every call computes
+    return partial(dpo._precompute_ref_logps, dpo.train_dataset, "train", config.per_device_train_batch_size)
+
+
+# The cache at scale
+
+
+def resident() -> float:
+    """MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def cache(_repeats: int) -> list[Row]:
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "large.h5"
+        subprocess.run([sys.executable, __file__, "--make-cache", str(path)], check=True)
+        result = subprocess.run([sys.executable, __file__, "--read-cache", str(path)], check=True, capture_output=True, text=True)
+        figures = json.loads(result.stdout)
+    label = f"cache of {CACHE_ROWS:,} rows"
+    return [Row(f"{label}: seconds to open", figures["open"], 1.0, "<="),
+            Row(f"{label}: random rows a second", figures["random"], 50_000, ">=", "in batches of 256"),
+            Row(f"{label}: MiB above the imports while an epoch streams", figures["memory"], 300, "<=",
+                f"{figures['stream']:.0f} s for all rows, 256 at a time")]
+
+
+def make_cache(path: str) -> None:
+    offsets = np.arange(CACHE_ROWS + 1, dtype=np.int64) * CACHE_TOKENS
+    hashes = np.arange(2 * CACHE_ROWS, dtype=np.uint64).view(np.uint8).reshape(-1, 16)
+    rng = np.random.default_rng(0)
+    with CacheWriter(path, fingerprint={"made": "by bench.py"}, offsets=offsets, row_hash=hashes, shard_rows=2**20) as writer:
+        for rows in writer.missing:
+            writer.write(rows, rng.exponential(size=len(rows) * CACHE_TOKENS).astype(np.float32))
+        writer.publish()
+
+
+def read_cache(path: str) -> None:
+    before, start = resident(), time.perf_counter()
+    stored = Cache(path)
+    opened = time.perf_counter() - start
+    rng = np.random.default_rng(0)
+    picks = [rng.integers(0, CACHE_ROWS, 256) for _ in range(400)]
+    for rows in picks[:100]:
+        stored.read(rows)
+    start = time.perf_counter()
+    for rows in picks:
+        stored.read(rows)
+    random = 256 * len(picks) / (time.perf_counter() - start)
+    start, most = time.perf_counter(), resident()
+    for rows, _, _ in stored.stream(256):
+        if rows.start % (256 * 1000) == 0:
+            most = max(most, resident())
+    print(json.dumps({"open": opened, "random": random, "stream": time.perf_counter() - start, "memory": most - before}))
+
+
+# Start-up
+
+
+def start(repeats: int) -> list[Row]:
+    seconds = []
+    for _ in range(repeats + 1):
+        begun = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "twcli", "--help"], check=True, capture_output=True, cwd=ROOT)
+        ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+        seconds.append(ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime)
+    return [Row("twcli --help: seconds", median(seconds[1:]), 0.3, "<=")]
+
+
+SECTIONS = {"shapes": shapes, "default": default, "memory": memory, "precompute": precompute_rows, "cache": cache, "start": start}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
+    parser.add_argument("--table", type=Path)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # this script's own processes
+    parser.add_argument("--make-cache", help=argparse.SUPPRESS)
+    parser.add_argument("--read-cache", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    quiet_transformers()
+    if options.peak or options.make_cache or options.read_cache:
+        call = peak if options.peak else make_cache if options.make_cache else read_cache
+        call(options.peak or options.make_cache or options.read_cache)
+        return
+    tune_allocator(keep=True)  # as `twcli train` does; all columns have the good of it
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    for section in options.only:
+        print(section, file=sys.stderr, flush=True)
+        rows = [{"section": section, **asdict(row), "met": row.met} for row in SECTIONS[section](options.repeats)]
+        kept["rows"] = sorted([r for r in kept["rows"] if r["section"] != section] + rows, key=lambda r: list(SECTIONS).index(r["section"]))
+        kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
+        kept["machine"] = f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32"
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+    text = table(kept)
+    if options.table:
+        options.table.parent.mkdir(parents=True, exist_ok=True)
+        options.table.write_text(text)
+    print(text)
+
+
+def table(kept: dict[str, Any]) -> str:
+    lines = [f"# Benchmarks\n\n{date.today()}, `make bench`; {kept['machine']}, no GPU. What is compared is measured in one process,",
+             "by turns, and the median taken. Times of steps are of the loss and its gradient, in processor seconds.\n",
+             "| what | figure | bar | met |", "| --- | ---: | ---: | --- |"]
+    for row in kept["rows"]:
+        figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}" if row["figure"] < 1e4 else f"{row['figure']:,.0f}"
+        bar = "" if row["bar"] is None else f"{'at least' if row['sign'] == '>=' else 'at most'} {row['bar']:g}"
+        met = {True: "yes", False: "**no**", None: ""}[row["met"]]
+        lines.append(f"| {row['name']}{'. ' + row['note'] if row['note'] else ''} | {figure} | {bar} | {met} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""The benchmark's own arithmetic, on a model small enough for a test; its figures are not judged here."""
+
+import json
+from functools import partial
+
+import torch
+
+from examples import bench
+from twcli import runtime
+
+
+def tiny():
+    return bench.llama(hidden=32, layers=2, heads=4, key_heads=2, inner=64, vocabulary=64)
+
+
+def test_every_column_of_a_shape_is_the_same_loss():
+    model = bench.latent_model(tiny(), 3)
+    batch = bench.batch_of(6, 5, 2, 64)
+    separate, gradients = bench.gradient(model, partial(bench.separate_passes, model, batch, True))
+    gradients = [g.clone() for g in gradients]
+    for execution in ("plain", "branches", "tree", "auto"):
+        loss, others = bench.gradient(model, partial(bench.through, model, batch, execution))
+        assert abs(loss - separate) <= 1e-5 * abs(separate)
+        assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(others, gradients, strict=True))
+
+
+def test_rows_and_table(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "SECTIONS", {
+        "shapes": lambda repeats: bench.shape_rows("tiny", tiny, 8, 2, 6, 2, repeats),
+        "start": lambda _: [bench.Row("late", 0.4, 0.3, "<=")]})
+    out = tmp_path / "build" / "bench.json"
+    for section in ("start", "shapes"):  # a section at a time adds up
+        bench.main(["--out", str(out), "--table", str(tmp_path / "table.md"), "--only", section, "--repeats", "1"])
+    found = json.loads(out.read_text())
+    assert [row["section"] for row in found["rows"]] == ["shapes"] * 4 + ["start"]
+    assert found["rows"][0]["met"] is True and found["rows"][-1]["met"] is False and found["all_bars_met"] is False
+    assert found["rows"][3]["met"] is None and found["rows"][3]["figure"] > 0
+    assert "| late | 0.4 | at most 0.3 | **no** |" in (tmp_path / "table.md").read_text()
+    assert "late" in capsys.readouterr().out
+
+
+def test_a_figure_that_was_not_measured_does_not_meet_its_bar():
+    assert bench.Row("x", None, 7.0).met is False and bench.Row("x", 1.0).met is None
+
+
+def test_the_allocator_takes_both_settings():
+    for keep in (False, True):
+        runtime.tune_allocator(keep=keep)
+        assert torch.zeros(2**20).sum() == 0
