@@ -106,7 +106,8 @@ def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
         ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
         prompt_lengths=np.full(rows, P), target_lengths=np.full(rows, S), row_hash=np.zeros((rows, 16), np.uint8),
         prompt_index=np.arange(rows), unknown_rows=0)
-    batch = collate(np.arange(rows), encoded, SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3), None)
+    template = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
+    batch = collate(np.arange(rows), encoded, template, None)
     weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
     return Batch(**{**vars(batch), "weights_BS": weights})
 
