@@ -109,7 +109,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
             + (f"; {config.baseline} is not read" if config.baseline else ""))
     latents = _warm_latents(config, backbone, template, encoded, say, progress)
     model, adapter = build(config, backbone, template)
-    choose_execution(model, config.execution, template, encoded, say)
+    # Recomputing a packed pass would need its mask and positions a second time.
+    choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
     steps = _steps(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
