@@ -436,7 +436,7 @@ def main(argv: list[str] | None = None) -> None:
         rows = [{"section": section, **asdict(row), "met": row.met} for row in SECTIONS[section](options.repeats)]
         kept["rows"] = sorted([r for r in kept["rows"] if r["section"] != section] + rows, key=lambda r: list(SECTIONS).index(r["section"]))
         kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
-        kept["machine"] = f"{torch.get_num_threads()} threads, torch {torch.__version__}, float32"
+        kept["machine"], kept["threads"] = f"torch {torch.__version__} on a CPU, float32", torch.get_num_threads()
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(kept, indent=1) + "\n")
     text = table(kept)
@@ -448,8 +448,9 @@ def main(argv: list[str] | None = None) -> None:
 
 HEADING = """# Benchmarks
 
-{date}, `make bench`; {machine}. What is compared is measured in one process, by turns, and the median taken; steps of the shapes
-are the loss and its gradient, without the optimiser, in processor seconds. No GPU was at hand.
+{date}, `OMP_NUM_THREADS={threads} make bench`; {machine}, a machine shared with other work.
+What is compared is measured in one process, by turns, and the median taken; steps of the shapes are the loss and its gradient, without
+the optimiser, in processor seconds. No GPU was at hand.
 
 A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt of its own. *K + 2 passes* reads the K
 branches, the posterior's sequence and the one for b_t one after another, all with gradients and with logits at every position;
@@ -462,7 +463,7 @@ the training data have them, are not in these rows and save more.
 
 
 def table(kept: dict[str, Any]) -> str:
-    text = HEADING.format(date=date.today(), machine=kept["machine"])
+    text = HEADING.format(date=date.today(), machine=kept["machine"], threads=kept["threads"])
     for row in kept["rows"]:
         figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}" if row["figure"] < 1e4 else f"{row['figure']:,.0f}"
         bar = "" if row["bar"] is None else f"{'at least' if row['sign'] == '>=' else 'at most'} {row['bar']:g}"
