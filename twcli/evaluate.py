@@ -99,9 +99,9 @@ def evidence_of(posterior: np.ndarray, router: np.ndarray, labels: list[str | No
         and `provenance`.
     """
     strategies = sorted({label for label in labels if label is not None})
-    matrix = [[float(posterior[[label == name for label in labels], k].sum()) for name in strategies] for k in range(posterior.shape[1])]
+    is_strategy_NC = np.array([[label == name for name in strategies] for label in labels], float)
     return {"posterior_mean": posterior.mean(0).tolist(), "router_mean": router.mean(0).tolist(), "strategies": strategies,
-            "matrix": matrix, "texts": pieces, "provenance": runtime.versions(),
+            "matrix": (posterior.T @ is_strategy_NC).tolist(), "texts": pieces, "provenance": runtime.versions(),
             "samples": [{"x": examples[row].x, "ys": ys} for row, ys in zip(prompts[:SHOWN], texts[:SHOWN], strict=True)]}
 
 
@@ -123,9 +123,8 @@ def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example
     """b_t of the evaluation records under the model that the run started from; None where it is gone."""
     source = config.model or trained.model
     try:
-        frozen = runtime.load_model(source, precision=config.precision, attention=config.attention)
-        template = runtime.load_template(source, template=RunFolder(config.run).template)
-        runtime.fit_vocabulary(frozen, template)
+        frozen, template = runtime.load_frozen(source, precision=config.precision, attention=config.attention,
+                                               template=RunFolder(config.run).template)
     except UserError as error:
         if config.model:
             raise

@@ -54,9 +54,8 @@ def _foreign(cache: Cache, model: str, data: str) -> list[str]:
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
     frame = made.get("template")  # a frame from a file is not in the cache: its ids are compared with the tags' and differ
-    template = runtime.load_template(model, template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
-    scored = runtime.load_model(model, precision=precision, attention=attention)
-    runtime.fit_vocabulary(scored, template)
+    scored, template = runtime.load_frozen(model, precision=precision, attention=attention,
+                                           template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
     encoded = template.encode(read_examples(data), max_length=max_length, source=data)

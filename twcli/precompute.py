@@ -31,9 +31,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     """
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
-    template = runtime.load_template(config.model, template=config.template)
-    model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
-    runtime.fit_vocabulary(model, template)
+    model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template)
     max_length = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if encoded.unknown_rows:

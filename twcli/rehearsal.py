@@ -8,11 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from twcli import baseline, runtime
-from twcli.batches import Plan
 from twcli.config import PrecomputeConfig, TrainConfig, flag_of
 from twcli.dataset import read_examples
 from twcli.template import Encoded, Template
-from twcli.trainer import DEFAULT_STEPS
+from twcli.trainer import steps_of
 
 MIB = 2**20
 PASSES = 3.0  # a training pass in forward passes: one forward, two backward
@@ -30,9 +29,8 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     """
     trains = isinstance(config, TrainConfig)
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    template = runtime.load_template(config.model, config.latent_tokens if trains else 1, config.template)
-    model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
-    runtime.fit_vocabulary(model, template)
+    model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template,
+                                          latent_tokens=config.latent_tokens if trains else 1)
     limit = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=limit, source=config.data)
     model.to(runtime.pick_device(config.device))
@@ -46,10 +44,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if trains:
-        steps = config.steps or DEFAULT_STEPS
-        if config.epochs is not None:
-            plan = Plan(encoded.lengths, encoded.prompt_index, batch_tokens=config.batch_tokens, seed=[config.seed])
-            steps = config.epochs * len(plan.epoch(0)) // config.accumulate
+        steps = steps_of(config, encoded, config.accumulate)
         read = config.accumulate * min(config.batch_tokens, tokens)
         # `refine` and `settle` by turns: K branches without a gradient, then two sequences with one in either.
         passes = (config.latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (config.latents + 1)

@@ -143,6 +143,19 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
     return model.eval()
 
 
+def load_frozen(source: str, *, precision: str = "fp32", attention: str = "sdpa", template: str = "tags",
+                latent_tokens: int = 1) -> tuple[PreTrainedModel, Template]:
+    """The model as b_t is of it, and its template: rows for the tags that the tokenizer lacked, none for the latent section.
+
+    Raises:
+        UserError: as `load_template`, `load_model` and `fit_vocabulary`.
+    """
+    read = load_template(source, latent_tokens, template)
+    model = load_model(source, precision=precision, attention=attention)
+    fit_vocabulary(model, read)
+    return model, read
+
+
 def checkpoint_activations(model: PreTrainedModel) -> None:
     """Computes activations again in the backward pass instead of keeping them; the name of the call has changed."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable

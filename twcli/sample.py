@@ -30,9 +30,8 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
                                                    precision=config.precision, attention=config.attention)
         model, latent_ids = latent_model.backbone, template.latent_ids(trained.latents)
     else:
-        template = runtime.load_template(config.model, template=config.template)
-        model = runtime.load_model(config.model, precision=config.precision, attention=config.attention)
-        runtime.fit_vocabulary(model, template)
+        model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention,
+                                              template=config.template)
         model.to(runtime.pick_device(config.device))
         latent_ids = []
     plain = [template.router_prompt(x) for x in xs]

@@ -87,9 +87,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.tune_allocator(keep=config.latent_chunk is None)
-    template = runtime.load_template(config.model, config.latent_tokens, config.template)
-    backbone = runtime.load_model(config.model, attention=config.attention)
-    runtime.fit_vocabulary(backbone, template)
+    backbone, template = runtime.load_frozen(config.model, attention=config.attention, template=config.template,
+                                             latent_tokens=config.latent_tokens)
     max_length = runtime.context_length(backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
@@ -111,7 +110,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     model, adapter = build(config, backbone, template)
     # Recomputing a packed pass would need its mask and positions a second time.
     choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
-    steps = _steps(config, encoded, accelerator.num_processes * config.accumulate)
+    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
                provenance={**fingerprint, "settings": config.identity()}, adapter=adapter)
@@ -202,7 +201,8 @@ def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray 
     return Plan(encoded.lengths, encoded.prompt_index, batch_tokens=config.batch_tokens, seed=seed, rows=rows)
 
 
-def _steps(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
+def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
+    """Optimiser steps of the whole run."""
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
     plan = plan_of(config, encoded, FREE, None)
