@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from twcli.errors import UserError
+from twcli.errors import UserError, first_line
 
 ADAPTER = "default"  # peft's name for the first adapter of a model
 
@@ -44,7 +44,7 @@ def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, 
             warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is about to go
             return get_peft_model(backbone, config)
     except ValueError as error:  # no layer of that name
-        raise UserError(f"--lora-targets {targets}: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"--lora-targets {targets}: {first_line(error)}") from error
 
 
 def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:

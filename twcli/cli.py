@@ -101,15 +101,20 @@ def _option(kind: type[Config], field: dataclasses.Field) -> Any:
 
 def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) -> Any:
     """Defaults, then the file, then the flags that were given."""
-    values = {} if config_file is None else {str(k).replace("-", "_"): v for k, v in read_yaml(config_file).items()}
-    given = {name: value for name, value in flags.items() if value is not None}
-    return kind.from_mapping({**values, **given}, config_file or "options")
+    return kind.from_mapping({**_in_file(config_file), **_given(flags)}, config_file or "options")
 
 
 def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
     """Where each setting that is no default came from, by name."""
-    values = {} if config_file is None else {str(k).replace("-", "_"): config_file for k in read_yaml(config_file)}
-    return values | {name: "given" for name, value in flags.items() if value is not None}
+    return dict.fromkeys(_in_file(config_file), config_file) | dict.fromkeys(_given(flags), "given")
+
+
+def _in_file(config_file: str | None) -> dict[str, Any]:
+    return {} if config_file is None else {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
+
+
+def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost.")

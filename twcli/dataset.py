@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from twcli.config import check_characters
-from twcli.errors import UserError
+from twcli.errors import UserError, first_line
 
 MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
 
@@ -151,7 +151,7 @@ def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         table = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split="train")
     except Exception as error:  # the library raises a dozen unrelated types; all mean that it is not to be had
-        raise UserError(f"{path}: `datasets` cannot load it: {str(error).splitlines()[0][:200]}") from error
+        raise UserError(f"{path}: `datasets` cannot load it: {first_line(error)}") from error
     if isinstance(table, dict):
         raise UserError(f"{path}: holds the splits {', '.join(table)}; give the folder of one of them")
     for number, record in enumerate(table, start=1):

@@ -22,3 +22,8 @@ class WorkFailed(TwcliError):
 
 class Interrupted(TwcliError):
     """A signal ended the work after what was done had been stored; the exit code tells which signal."""
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says, in one short line; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

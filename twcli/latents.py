@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from twcli.baseline import at_least_float32, head_logits, hidden_states, target_nll
 from twcli.batches import Batch
+from twcli.errors import first_line
 from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_hidden_states, why_not_packed
 
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
@@ -244,7 +245,7 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
             if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[model.backbone.dtype]:  # NaN is no agreement
                 return f"its {model.execution} execution gives another loss or gradient"
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
-        return f"its {model.execution} execution fails: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+        return f"its {model.execution} execution fails: {first_line(error)}"
     finally:
         model.execution = before
     return None

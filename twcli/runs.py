@@ -160,20 +160,14 @@ class RunFolder:
 
     def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
         """One folder a checkpoint, published by rename; older ones beyond `keep` are removed afterwards."""
-        folder = self.checkpoints / f"step-{step:08d}"
-        staged = self.checkpoints / f".step-{step:08d}"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        sync_folder(self.path)
-        with self.metrics_file.open("rb") as file:
-            os.fsync(file.fileno())
-        data = save(_plain(tensors))
-        write_durably(staged / "state.safetensors", data)
-        write_durably(staged / "checkpoint.json", _sealed({
-            "step": step, "state_sha256": _sha256(data), "metrics_sha256": self._metrics_hash.hexdigest(), "provenance": provenance}))
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(staged, folder)
-        sync_folder(self.checkpoints)
+        with _replacing(self.checkpoints / f"step-{step:08d}") as staged:
+            sync_folder(self.path)
+            with self.metrics_file.open("rb") as file:
+                os.fsync(file.fileno())
+            data = save(_plain(tensors))
+            write_durably(staged / "state.safetensors", data)
+            write_durably(staged / "checkpoint.json", _sealed({
+                "step": step, "state_sha256": _sha256(data), "metrics_sha256": self._metrics_hash.hexdigest(), "provenance": provenance}))
         for old in self._checkpoint_folders()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -238,32 +232,23 @@ class RunFolder:
 
     def save_adapter(self, adapter: Any) -> None:
         """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
-        staged = self.path / ".adapter"
-        shutil.rmtree(staged, ignore_errors=True)
-        adapter.save_pretrained(staged, save_embedding_layers=False)
-        shutil.rmtree(self.adapter, ignore_errors=True)
-        os.replace(staged, self.adapter)
-        sync_folder(self.path)
+        with _replacing(self.adapter) as staged:
+            adapter.save_pretrained(staged, save_embedding_layers=False)
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
         """A folder to save the model in; it becomes `model/` when the block ends well, checksums beside it."""
-        staged = self.path / ".model"
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir()
-        yield staged
-        sums = {file.name: _sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
-        for file in sorted(staged.rglob("*")):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    sums[f"model/{file.relative_to(staged)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
-                    os.fsync(stream.fileno())
-        for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
-            sync_folder(folder)
-        write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
-        shutil.rmtree(self.model, ignore_errors=True)  # only where it has no settings
-        os.replace(staged, self.model)
-        sync_folder(self.path)
+        with _replacing(self.model) as staged:
+            yield staged
+            sums = {file.name: _sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
+            for file in sorted(staged.rglob("*")):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        sums[f"model/{file.relative_to(staged)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                        os.fsync(stream.fileno())
+            for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
+                sync_folder(folder)
+            write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
 
     def check_results(self) -> None:
         """Raises UserError where a file of the finished run is not what training wrote."""
@@ -305,6 +290,18 @@ class RunFolder:
             except OSError as error:
                 problems.append(f"{file}: cannot be read: {error.strerror}")
         return problems
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside it to fill, which takes its place when the block ends well."""
+    staged = folder.with_name(f".{folder.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+    sync_folder(folder.parent)
 
 
 CHECKPOINT_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)

@@ -20,7 +20,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from twcli.errors import UserError
+from twcli.errors import UserError, first_line
 from twcli.template import SECTION_TAGS, Template, add_tags, read_frame
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -106,7 +106,7 @@ def load_template(source: str, latent_tokens: int = 1, template: str = "tags") -
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and others for the same mistake
-        raise UserError(f"{source}: no usable tokenizer: {_first_line(error)}") from error
+        raise UserError(f"{source}: no usable tokenizer: {first_line(error)}") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer")
     frame = read_frame(template, tokenizer, source)
@@ -139,7 +139,7 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
     except Exception as error:  # as above
         if "attention implementation" in str(error) and attention != "eager":
             raise UserError(f"{source}: the model lacks --attention {attention}; try --attention eager") from error
-        raise UserError(f"{source}: cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise UserError(f"{source}: cannot be loaded as a causal language model: {first_line(error)}") from error
     return model.eval()
 
 
@@ -219,7 +219,3 @@ def _placed(source: str) -> tuple[str, dict[str, str]]:
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(f"{source}: holds no config.json; --model takes a Hugging Face folder, a .gguf file or a hub name")
     return source, {}
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -149,12 +149,17 @@ def _specials(tokenizer: Any) -> set[int]:
 
 def add_tags(tokenizer: Any, frame: Frame | None) -> list[str]:
     """Adds the tags that the frame needs and the vocabulary lacks; returns them."""
-    from tokenizers import AddedToken
-
     vocabulary = tokenizer.get_vocab()
     added = [tag for tag in (TAGS if frame is None else SECTION_TAGS) if tag not in vocabulary]
-    tokenizer.add_tokens([AddedToken(tag, special=True, normalized=False) for tag in added], special_tokens=True)
+    _add_tokens(tokenizer, added)
     return added
+
+
+def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
+    """They come last in the vocabulary and are never split."""
+    from tokenizers import AddedToken
+
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
 
 
 class Template:
@@ -220,11 +225,8 @@ class Template:
             raise UserError(f"{self.source}: the tokenizer has no latent token {error}") from error
 
     def add_latents(self, latents: int) -> None:
-        """Adds `<z0>` ... `<z(K-1)>` to the vocabulary, P tokens each; they come last and are never split."""
-        from tokenizers import AddedToken
-
-        tokens = [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)]
-        self.tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
+        """Adds `<z0>` ... `<z(K-1)>` to the vocabulary, P tokens each."""
+        _add_tokens(self.tokenizer, [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)])
 
     @property
     def section_shift(self) -> int:

@@ -245,9 +245,7 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
         previous, clusters = clusters, assign(points, sizes, centroids)
         if previous is not None and np.array_equal(previous, clusters):
             break
-        counts = np.bincount(clusters, minlength=latents)
-        sums = np.zeros_like(centroids)
-        np.add.at(sums, clusters, points)
+        sums, counts = _sums(points, clusters, latents)
         centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
     return clusters
 
@@ -359,10 +357,10 @@ class CrossValidation:
         apart = self.points[rows_one] - self.points[rows_other]
         if not apart.any():
             return []
-        _, sizes, directions = np.linalg.svd(apart, full_matrices=False)
+        _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
         tried = [np.ones((len(apart), 1)), apart @ directions[:PRINCIPAL].T]
         for span in SPANS:
-            whitened = apart @ (directions[:span] / np.maximum(sizes[:span, None], 1e-12)).T * math.sqrt(len(apart))
+            whitened = apart @ (directions[:span] / np.maximum(spreads[:span, None], 1e-12)).T * math.sqrt(len(apart))
             tried.append(whitened @ _independent_directions(whitened).T)
         signs = np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
         ridges = [(told, _ridge(apart[~told])) for told in (second, ~second)]
@@ -409,9 +407,15 @@ def _targets(clusters: np.ndarray, latents: int) -> np.ndarray:
 
 def _between(points: np.ndarray, clusters: np.ndarray, latents: int) -> float:
     """Sum of squares that lies between the clusters (the rest is the inertia of k-means)."""
-    sums = np.zeros((latents, points.shape[1]))
+    sums, counts = _sums(points, clusters, latents)
+    return float(((sums**2).sum(1) / np.maximum(counts, 1)).sum())
+
+
+def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K, D) sums of the points of each cluster, and how many (K,)."""
+    sums = np.zeros((latents, points.shape[1]), points.dtype)
     np.add.at(sums, clusters, points)
-    return float(((sums**2).sum(1) / np.maximum(np.bincount(clusters, minlength=latents), 1)).sum())
+    return sums, np.bincount(clusters, minlength=latents)
 
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
