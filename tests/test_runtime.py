@@ -63,7 +63,8 @@ def test_a_gguf_file_is_a_model_that_can_be_saved_and_loaded(tmp_path, capfd):
     assert "Converting" not in capfd.readouterr().err
 
 
-def test_a_run_from_a_gguf_file(tmp_path):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_run_from_a_gguf_file(tmp_path, precision):
     from click.testing import CliRunner
 
     from twcli.cli import main
@@ -71,8 +72,9 @@ def test_a_run_from_a_gguf_file(tmp_path):
     source = write_gguf(tmp_path / "tiny.gguf")
     records = [{"x": r["x"].replace("w", "a"), "y": r["y"].replace("w", "b")} for r in make_records(6, 2)]
     common = ["--model", source, "--data", write_jsonl(tmp_path / "d.jsonl", records), "--device", "cpu"]
-    for call in (["precompute", *common, "--out", f"{tmp_path}/b.h5"],
-                 ["train", *common, "--baseline", f"{tmp_path}/b.h5", "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"]):
+    baseline = ["--baseline", f"{tmp_path}/b.h5", "--baseline-precision", precision]
+    for call in (["precompute", *common, "--precision", precision, "--out", f"{tmp_path}/b.h5"],
+                 ["train", *common, *baseline, "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"]):
         result = CliRunner().invoke(main, call)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model" / "config.json").is_file()

@@ -121,7 +121,8 @@ def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, templa
     if config.baseline_precision == "fp32":
         scored = backbone
     else:
-        scored = runtime.load_model(config.model, precision=config.baseline_precision, attention=config.attention)
+        scored, _ = runtime.load_frozen(config.model, precision=config.baseline_precision, attention=config.attention,
+                                        template=config.template)
     return baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=config.baseline_precision,
                                 attention=config.attention)
 
