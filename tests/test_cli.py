@@ -439,6 +439,11 @@ def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     card = (run / "model" / "README.md").read_text()
     assert "Made from `model`" in card and "data | `data.jsonl`" in card and str(tmp_path) not in card
     assert "3 latent strategies" in card and "<bos> w19 {x} <eos> w19 <z><z0></z>" in card and "`<z1>`, `<z2>`" in card
+    ok("inspect", run, "--verify")
+    weights = run / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    result = twcli("inspect", run, "--verify")
+    assert result.exit_code == 1 and "adapter_model.safetensors: its checksum differs" in result.stderr
 
 
 def test_the_model_alone_is_enough(made):

@@ -234,20 +234,17 @@ class RunFolder:
         """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
         with _replacing(self.adapter) as staged:
             adapter.save_pretrained(staged, save_embedding_layers=False)
+            _synced_sums(staged, "adapter")
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
-        """A folder to save the model in; it becomes `model/` when the block ends well, checksums beside it."""
+        """A folder to save the model in; it becomes `model/` when the block ends well, checksums of all results beside it."""
         with _replacing(self.model) as staged:
             yield staged
             sums = {file.name: _sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
-            for file in sorted(staged.rglob("*")):
-                if file.is_file():
-                    with file.open("rb") as stream:
-                        sums[f"model/{file.relative_to(staged)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
-                        os.fsync(stream.fileno())
-            for folder in (staged, *(path for path in staged.rglob("*") if path.is_dir())):
-                sync_folder(folder)
+            if self.adapter.is_dir():
+                sums |= _synced_sums(self.adapter, "adapter")
+            sums |= _synced_sums(staged, "model")
             write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
 
     def check_results(self) -> None:
@@ -302,6 +299,19 @@ def _replacing(folder: Path) -> Iterator[Path]:
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
     sync_folder(folder.parent)
+
+
+def _synced_sums(folder: Path, name: str) -> dict[str, str]:
+    """sha256 of each file below it, by its path under `name`; what other libraries wrote there is made durable."""
+    sums = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                sums[f"{name}/{file.relative_to(folder)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                os.fsync(stream.fileno())
+    for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(below)
+    return sums
 
 
 CHECKPOINT_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
