@@ -1,4 +1,5 @@
 import json
+import math
 import random
 import shutil
 from contextlib import contextmanager
@@ -78,6 +79,8 @@ def same(one, other):
     (3, {}), (4, {}), (6, {}), (11, {}),
     (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
     (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
+    (6, {"warm_start": "none", "beta_warmup": 0.5, "beta_cycles": 2, "posterior_update": "balanced", "divergence": 0.1, "normalise": True,
+         "free_bits": 0.1}),
 ])
 def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, changes):
     whole = run(settings(inputs, tmp_path / "whole", **changes))
@@ -87,6 +90,23 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
     assert folder.read_metrics() == whole.read_metrics()
     assert [m["step"] for m in folder.read_metrics()] == list(range(1, 13))
     assert same(weights(folder), weights(whole))
+
+
+@pytest.mark.parametrize("change", [
+    {"beta_warmup": 1.0}, {"free_bits": 1.0}, {"posterior_update": "hard"}, {"posterior_update": "balanced"}, {"divergence": 1.0},
+    {"normalise": True}])
+def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, change):
+    plain, changed = (run(settings(inputs, tmp_path / name, steps=3, warm_start="none", **options))
+                      for name, options in (("plain", {}), ("changed", change)))
+    assert not same(weights(plain), weights(changed))
+    metrics = changed.read_metrics()[-1]
+    assert math.isfinite(metrics["gradient_norm"]) and ("divergence" in metrics) == ("divergence" in change)
+
+
+def test_an_option_that_has_no_effect_is_told(inputs, tmp_path):
+    said = []
+    trainer.prepare(settings(inputs, tmp_path / "r", free_bits=0.5), RunFolder(tmp_path / "r"), said.append, no_bar)
+    assert any("--free-bits has no effect" in line for line in said)
 
 
 def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):

@@ -183,6 +183,18 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         "none", help="Subtract b_t in the weighted term instead of weighting with it: its mean over y, or each token's.",
         choices=("none", "scalar-baseline", "token-baseline"))
     beta: float = option(0.1, help="Factor of KL(posterior || router), in nats.", above=0.0)
+    beta_warmup: float = option(
+        0.0, help="Share of the steps, or of each of --beta-cycles, over which beta rises from 0.", minimum=0.0, maximum=1.0)
+    beta_cycles: int = option(1, help="Times that beta rises anew.", minimum=1)
+    free_bits: float = option(0.0, help="KL in nats that costs an example nothing, where the posterior is learned.", minimum=0.0)
+    posterior_update: str = option(
+        "learned", help="Where the posterior is learned: by the objective's gradient; or it is taught the likeliest latent of each "
+        "example (hard EM), or the closed form with latents balanced over the batch (Sinkhorn).",
+        choices=("learned", "hard", "balanced"))
+    divergence: float = option(
+        0.0, help="Factor of the b_t-weighted Jensen-Shannon divergence between the latents' next tokens, which is rewarded where the "
+        "posterior is learned.", minimum=0.0)
+    normalise: bool = option(False, help="Divide a row's reconstruction by its mean b_t.")
     tau: float = option(1e-4, help="Sum of b_t (nats) up to which a row falls back to the uniform average.", minimum=0.0)
     posterior: str = option(
         "shared", help="q(z|x,y): a head on the trained backbone, on a copy of its own, or the closed form.",
@@ -234,6 +246,10 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError("--baseline is required: give the file that `twcli precompute` wrote, or --baseline-policy dynamic")
+        if self.beta_cycles > 1 and not self.beta_warmup:
+            raise UserError("--beta-cycles: beta rises over --beta-warmup of each cycle, and that is 0; give --beta-warmup 0.5")
+        if self.divergence and self.latent_chunk is not None:
+            raise UserError("--divergence: compares all latents, which --latent-chunk reads one after the other; leave one of them out")
         if self.adapt == "lora" and self.posterior == "separate":
             raise UserError("--adapt lora: --posterior separate would train a whole copy of the backbone; give shared or exact")
         if self.ablation != "none" and self.term_weights()[1] == 0:
@@ -243,6 +259,12 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     def identity(self) -> dict[str, Any]:
         """The settings that may not change between a run and its resumption."""
         return {name: value for name, value in self.to_mapping().items() if name not in NOT_IDENTITY}
+
+    @property
+    def free_only(self) -> str | None:
+        """The first option given that acts only where the posterior is learned, as its flag."""
+        given = {"free_bits": self.free_bits > 0, "posterior_update": self.posterior_update != "learned", "divergence": self.divergence > 0}
+        return next((flag_of(name) for name, here in given.items() if here), None)
 
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""

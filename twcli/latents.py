@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from twcli.baseline import at_least_float32, head_logits, hidden_states, target_nll
+from twcli.baseline import HEAD_LOGITS, at_least_float32, head_logits, hidden_states, target_nll
 from twcli.batches import Batch
 from twcli.errors import first_line
 from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_hidden_states, why_not_packed
@@ -35,6 +35,8 @@ class LatentOutput:
         log_posterior_BK: log q(z|x,y); None where it was not read, or is the closed form, which needs the loss's terms.
         sequences: sequences that backbones read for this batch.
         baseline_BS: b_t of the current backbone in nats, detached; None where b_t is the frozen model's.
+        divergence_BS: how far the C branches' next-token distributions are apart in nats, zero where not active; None where
+            it was not asked for.
     """
 
     nll_BCS: torch.Tensor
@@ -42,6 +44,7 @@ class LatentOutput:
     log_posterior_BK: torch.Tensor | None
     sequences: int
     baseline_BS: torch.Tensor | None = None
+    divergence_BS: torch.Tensor | None = None
 
 
 @dataclass
@@ -118,24 +121,29 @@ class LatentModel(nn.Module):
         """Tokens of `<z> z_k </z>`: how far `<y>` stands behind `<z>`."""
         return 2 + self.latent_ids_KP.shape[1]
 
-    def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True) -> LatentOutput:
+    def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True,
+                read_divergence: bool = False) -> LatentOutput:
         """Reads C branches a record, and the z-free sequence for the posterior.
 
         Args:
             latent_B: the one latent to read for each record; None for all K. Where q is one-hot the other branches
                 have no part in the objective or its gradient.
             read_posterior: False leaves the posterior out.
+            read_divergence: also compares the branches' next-token distributions; not with `latent_chunk`.
         """
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
         z_free = read_posterior and self.reader is None
+        divergence = None
         if self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
             plain = self._read(self.backbone, batch, None, z_free=True)[1] if z_free else None
         else:
             branches, plain = self._read(self.backbone, batch, latent_BC, z_free=z_free)
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
+            if read_divergence:
+                divergence = self._divergence(branches, batch, latent_BC.shape[1])
         log_posterior, baseline, sequences = None, None, nll_BCS.shape[0] * nll_BCS.shape[1]
         if read_posterior:
             seen = plain if self.reader is None else self._read(self.reader, batch, None, z_free=True)[1]
@@ -147,7 +155,7 @@ class LatentModel(nn.Module):
                     plain, sequences = self._read(self.backbone, batch, None, z_free=True)[1], sequences + B
                 baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
-                            sequences=sequences, baseline_BS=baseline)
+                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence)
 
     def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
@@ -212,6 +220,19 @@ class LatentModel(nn.Module):
         router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
         return nll.view(len(rows), C, -1), torch.log_softmax(router_logits, dim=-1)
 
+    def _divergence(self, branches: Read, batch: Batch, C: int) -> torch.Tensor:
+        """(B, S) nats; the logits of a piece of the positions at a time, as in `target_nll`."""
+        rows, columns = batch.active_BS.nonzero(as_tuple=True)
+        place = branches.first[rows * C] + columns
+        hidden_NCH = branches.hidden.unflatten(0, (-1, C))[rows, :, place]
+        positions = max(1, HEAD_LOGITS // (C * self.backbone.get_output_embeddings().weight.shape[0]))
+        apart = torch.cat([checkpoint(self._apart, piece, use_reentrant=False, preserve_rng_state=False)
+                           for piece in hidden_NCH.split(positions)])
+        return apart.new_zeros(batch.active_BS.shape).index_put((rows, columns), apart)
+
+    def _apart(self, hidden_NCH: torch.Tensor) -> torch.Tensor:
+        return jensen_shannon(torch.log_softmax(at_least_float32(head_logits(self.backbone, hidden_NCH)), dim=-1))
+
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
         return self.head(plain.hidden, plain.first, batch.active_BS)
 
@@ -226,6 +247,13 @@ def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.
     """(B, C, count): each row's columns from `first_B` on; what lies beyond the end is never looked at."""
     index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(max=ids_BCL.shape[2] - 1)
     return ids_BCL.gather(2, index_BQ[:, None].expand(-1, ids_BCL.shape[1], -1))
+
+
+def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:
+    """Divergence (...) in nats of C distributions (..., C, V) from their mean: 0 where all agree, at most log C (Lin 1991)."""
+    C = log_p.shape[-2]
+    log_mean = torch.logsumexp(log_p, -2) - math.log(C)
+    return torch.special.entr(log_mean.exp()).sum(-1) - torch.special.entr(log_p.exp()).sum(-1).mean(-1)
 
 
 def check_packing(model: LatentModel, batch: Batch) -> str | None:

@@ -101,9 +101,15 @@ def entropy(probability: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probability).sum(-1)
 
 
-def objective(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
-    """J (B,) = sum_z q(z) Reff(z) + beta KL(q || p(z|x)), the sum over z exact."""
-    return (log_q_BK.exp() * reff_BK).sum(-1) + beta * categorical_kl(log_q_BK, log_p_BK)
+def objective(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float,
+              *, free_bits: float = 0.0) -> torch.Tensor:
+    """J (B,) = sum_z q(z) Reff(z) + beta max(KL(q || p(z|x)), free_bits), the sum over z exact.
+
+    Args:
+        free_bits: nats of KL that cost an example nothing (Kingma et al. 2016, inverse autoregressive flow).
+    """
+    kl_B = categorical_kl(log_q_BK, log_p_BK)
+    return (log_q_BK.exp() * reff_BK).sum(-1) + beta * (kl_B.clamp(min=free_bits) if free_bits else kl_B)
 
 
 def closed_form_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from twcli import diagnostics, loss
+from twcli import diagnostics, loss, regularisers
 from twcli.batches import Batch
 from twcli.config import TrainConfig
 from twcli.latents import LatentOutput
@@ -22,32 +22,51 @@ def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: to
                    config: TrainConfig) -> torch.Tensor:
     """Reff (B, C) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
-    return loss.reconstruction(output.nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
-                               token_weight=token_weight, tau=config.tau, ablation=config.ablation)
+    reff_BC = loss.reconstruction(output.nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
+                                  token_weight=token_weight, tau=config.tau, ablation=config.ablation)
+    if config.normalise and weights_BS is not None:
+        reff_BC = regularisers.normalised(reff_BC, active_BS, weights_BS, tau=config.tau)
+    return reff_BC
 
 
 def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
-              refined_BKS: torch.Tensor | None = None) -> tuple[torch.Tensor, dict[str, float | None]]:
+              refined_BKS: torch.Tensor | None = None, *, beta: float | None = None
+              ) -> tuple[torch.Tensor, dict[str, float | None]]:
     """The loss (B,), its parts in nats and `diagnostics`.
 
     Args:
         latent_B: where q is held, which is taught to the posterior where it was read; None for the learned posterior
             or the closed form.
         refined_BKS: NLL of all latents, where `latent_B` comes from it; the diagnostics are then of it.
+        beta: of this step, where it is annealed; None for the run's.
     """
+    beta = config.beta if beta is None else beta
     weights_BS = token_weights(batch, output)
     reff_BC = reconstruction(output, batch.active_BS, weights_BS, config)
     log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
     parts: dict[str, float | None] = {}
     if latent_B is None:
-        if log_q_BK is None:
+        q_BK = None
+        if config.posterior_update != "learned":
+            q_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BC, beta)
+        elif log_q_BK is None:
             # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
-            log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, config.beta).detach()
-        loss_B = loss.objective(log_q_BK, log_p_BK, reff_BC, config.beta)
-        parts["reconstruction"] = (log_q_BK.exp() * reff_BC).sum(-1).mean().item()
-        parts["kl"] = loss.categorical_kl(log_q_BK, log_p_BK).mean().item()
+            log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, beta).detach()
+        used_BK = log_q_BK if q_BK is None else q_BK.log()
+        loss_B = loss.objective(used_BK, log_p_BK, reff_BC, beta, free_bits=config.free_bits)
+        parts["reconstruction"] = (used_BK.exp() * reff_BC).sum(-1).mean().item()
+        parts["kl"] = loss.categorical_kl(used_BK, log_p_BK).mean().item()
+        if q_BK is not None and log_q_BK is not None:
+            teaching_B = torch.nn.functional.cross_entropy(log_q_BK, q_BK, reduction="none")
+            loss_B = loss_B + teaching_B
+            parts["posterior_cross_entropy"] = teaching_B.mean().item()
+        log_q_BK = used_BK if log_q_BK is None else log_q_BK
+        if output.divergence_BS is not None:
+            divergence_B = loss.masked_token_nll_per_example(output.divergence_BS, batch.active_BS, weights_BS, tau=config.tau)
+            loss_B = loss_B - config.divergence * divergence_B
+            parts["divergence"] = divergence_B.mean().item()
     else:
-        loss_B = loss.held_objective(reff_BC[:, 0], log_p_BK, latent_B, config.beta)
+        loss_B = loss.held_objective(reff_BC[:, 0], log_p_BK, latent_B, beta)
         parts["reconstruction"] = reff_BC.mean().item()
         parts["kl"] = loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item()
         parts["nll"] = output.nll_BCS.sum(-1).mean().item()

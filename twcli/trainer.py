@@ -29,6 +29,7 @@ from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
 from twcli.objective import step_loss
 from twcli.packing import PLAIN
+from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE, RunFolder
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
@@ -112,6 +113,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
+    if config.free_only and FREE not in {stage.name for stage in stages}:
+        say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
                provenance={**fingerprint, "settings": config.identity()}, adapter=adapter)
 
@@ -320,10 +323,11 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     latent_B = None if stage == FREE else torch.from_numpy(job.latent_N[rows]).to(accelerator.device)
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
-        output = model(batch, latent_B, read_posterior=stage != REFINE)
+        output = model(batch, latent_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0)
     sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
+    beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
     try:
-        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BKS)
+        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BKS, beta=beta)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(job, step, rows, str(error)) from error
     accelerator.backward(loss_B.sum() * scale)
