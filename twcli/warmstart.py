@@ -2,33 +2,24 @@
 
 Prompt content dominates hidden states. Two things leave it behind: similarities instead of states (which earlier token
 of y, and which token of x, each part of y resembles), and subtracting, for each prompt, the mean over its completions.
-On such features completions are clustered, distinct ones of a prompt to distinct clusters, from many starts. A clustering
-whose names mean the same for every prompt can be told by a linear map from completions of other prompts; the one that a
-cross-validated ridge regression tells best is kept, after the regression has mended it. What starts get wrong most often
-is a pair of strategies whose names are exchanged for some prompts, so the best ones are also searched pair by pair.
-Of namings that are told equally well, the one that explains most of the features' variance is taken. No label is read.
+On such features completions are clustered (`clustering`). No label is read.
 
-Shapes: N rows, P prompts, F features, D directions, K clusters, T tokens, S supervised tokens, H hidden size.
+Shapes: N rows, F features, T tokens, S supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import linear_sum_assignment
-from sklearn.decomposition import PCA, FastICA
-from sklearn.exceptions import ConvergenceWarning
 from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
+from twcli.clustering import Space, best_clustering, one_hot, ridge_map, starts_of
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
@@ -36,22 +27,8 @@ WINDOWS = ((0, 2), (2, 4), (4, 6), (6, 8), (8, 12), (12, 16), (16, 24), (24, Non
 LAGS = 12
 PROMPT_TOKENS = 24  # of x that y is compared with
 LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
-DIRECTIONS = 256  # principal directions that the regression sees
-RIDGE = 1e-2  # of their mean variance
 FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
 BLOCK_PROMPTS = 1024
-DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
-RESTARTS = 2  # for each of them and each kind of feature
-ITERATIONS = 30
-MENDINGS = 12
-FINALISTS = 4  # mended starts, no two alike, whose pairs are searched
-ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
-EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
-SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
-MARGIN = 1e-6
-PRINCIPAL = 16  # directions tried
-SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
-TIE = 5e-4  # difference of scores that says nothing
 
 
 @dataclass(frozen=True)
@@ -103,8 +80,8 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     features = centred_features(model, template, encoded, fit, batch_tokens, progress)
     space = Space.fit(features, seed)
     points = space(features)
-    clusters, score, agreement = best_clustering(_starts(features, space, sizes, latents, rng), points, sizes, latents, rng)
-    weights = _ridge(points) @ _targets(clusters, latents)
+    clusters, score, agreement = best_clustering(starts_of(features, space, sizes, latents, rng), points, sizes, latents, rng)
+    weights = ridge_map(points) @ one_hot(clusters, latents)
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
@@ -178,252 +155,3 @@ def _similarities(y_RSH: torch.Tensor, x_RXH: torch.Tensor, active_RS: torch.Ten
         with_y[:, lag:, lag - 1] = (y_RSH[:, lag:] * y_RSH[:, :-lag]).mean(-1)
     both = torch.cat([with_x, with_y], dim=2)
     return [both[:, first:last].sum(1) / active_RS[:, first:last].sum(1, keepdim=True).clamp(min=1) for first, last in WINDOWS]
-
-
-@dataclass(frozen=True)
-class Space:
-    """The principal directions of both kinds of features, each scaled to the same total variance.
-
-    Attributes:
-        scales: for each kind (F,), what its features are multiplied by.
-        directions_FD: orthonormal, by falling variance.
-    """
-
-    scales: tuple[np.ndarray, ...]
-    directions_FD: np.ndarray
-
-    @classmethod
-    def fit(cls, features: Sequence[np.ndarray], seed: int) -> Space:
-        scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
-        scaled = np.concatenate([f * s for f, s in zip(features, scales, strict=True)], axis=1)
-        return cls(scales, principal_directions(scaled, DIRECTIONS, seed))
-
-    def __call__(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, D)."""
-        return np.concatenate([f * s for f, s in zip(features, self.scales, strict=True)], axis=1) @ self.directions_FD
-
-
-def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(F, D) orthonormal directions of largest variance, at most `count`, those without variance left out."""
-    if not centred.any():  # all completions look alike to the model
-        return np.zeros((centred.shape[1], 0))
-    pca = PCA(min(count, *centred.shape), random_state=seed).fit(centred)
-    keep = pca.explained_variance_ > 1e-8 * pca.explained_variance_[0]
-    return pca.components_[keep].T
-
-
-def whitened(centred: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
-    """(N, D) leading principal components, each of unit variance."""
-    projected = centred @ principal_directions(centred, dimensions, seed)
-    return projected / projected.std(0)
-
-
-# Clusters
-
-
-def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
-    """Clusters (N,) of points grouped by prompt, distinct within a prompt as far as K reaches."""
-    return assign_groups(_squared_distance(points, centroids), sizes)
-
-
-def _starts(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], latents: int,
-            rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Clusterings (N,) in whitened spaces of several sizes, of either kind of feature and of both."""
-    scaled = [f * s for f, s in zip(features, space.scales, strict=True)]
-    for kind in (*scaled, np.concatenate(scaled, axis=1)):
-        leading = whitened(kind, max(DIMENSIONS), 0)
-        for dimensions in DIMENSIONS:
-            for _ in range(RESTARTS):
-                yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
-
-
-def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:
-    """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
-    centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
-    clusters = None
-    for _ in range(ITERATIONS):
-        previous, clusters = clusters, assign(points, sizes, centroids)
-        if previous is not None and np.array_equal(previous, clusters):
-            break
-        sums, counts = _sums(points, clusters, latents)
-        centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
-    return clusters
-
-
-def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
-                    rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
-    """Mends every start, searches around the best ones and keeps the clustering of highest score.
-
-    Returns:
-        clusters (N,); their score; agreement of the starts with them.
-    """
-    judge = CrossValidation(points, sizes, latents, rng)
-    mended = [judge.mend(start) for start in starts]
-    found = list(mended)
-    for clusters, score in _distinct(mended, latents, FINALISTS):
-        found += judge.search(clusters, score)
-    highest = max(score for _, score in found)
-    tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
-    clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))
-    return clusters, score, float(np.mean([_matched_share(clusters, other, latents) for other, _ in mended]))
-
-
-def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
-    """The `count` of highest score of which no two are alike, by falling score."""
-    kept: list[tuple[np.ndarray, float]] = []
-    for clusters, score in sorted(found, key=lambda result: -result[1]):
-        if len(kept) < count and all(_matched_share(clusters, other, latents) < ALIKE for other, _ in kept):
-            kept.append((clusters, score))
-    return kept
-
-
-class CrossValidation:
-    """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
-
-    Args:
-        points: (N, D), grouped by prompt.
-        sizes: rows of each prompt.
-    """
-
-    def __init__(self, points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> None:
-        self.points, self.latents = points, latents
-        self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
-        second = np.zeros(len(sizes), bool)
-        second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
-        self.second_P = second
-        self.halves = []
-        for fitted in (~second, second):
-            fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
-            if fitted_N.any() and told_N.any():
-                ridge = _ridge(points[fitted_N]).astype(np.float32)
-                self.halves.append((fitted_N, ridge, told_N, np.asarray(points[told_N], np.float32), np.asarray(sizes)[~fitted]))
-
-    def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
-        """(clusters (N,) that the other half's regression assigns, their score)."""
-        told, total = clusters.copy(), 0.0
-        for fitted_N, ridge, told_N, points, sizes in self.halves:
-            values = points @ (ridge @ _targets(clusters[fitted_N], self.latents))
-            told[told_N] = assign_groups(-values, sizes)
-            total += float(values[np.arange(len(values)), told[told_N]].sum())
-        return told, total / len(clusters) / (1 - 1 / self.latents)
-
-    def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
-        """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
-        score = 0.0
-        for _ in range(MENDINGS):
-            told, score = self.assign(clusters)
-            if np.array_equal(told, clusters):
-                break
-            clusters = told
-        return clusters, score
-
-    def search(self, clusters: np.ndarray, score: float) -> list[tuple[np.ndarray, float]]:
-        """(clusters (N,), score) of all that were met while two clusters' names were exchanged, prompt by prompt.
-
-        Each exchange that raises the score is gone on from, until none does.
-        """
-        met = []
-        pairs = list(combinations(range(self.latents), 2))
-        waiting = list(pairs)
-        while waiting:
-            pair = waiting.pop(0)
-            screened = sorted((self.assign(new) for new in self._exchanges(clusters, *pair)), key=lambda result: -result[1])
-            for told, _ in screened[:MENDED_EXCHANGES]:
-                mended, better = self.mend(told)
-                met.append((mended, better))
-                if better > score + MARGIN:
-                    clusters, score = mended, better
-                    waiting = [other for other in pairs if other != pair]
-                    break
-        return met
-
-    def _exchanges(self, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
-        """Clusters with the two named anew in all prompts that have both, in the ways that can be told best.
-
-        Two names for two completions of a prompt are a sign of the difference between them, and along the direction that
-        tells them the differences have two humps. Such directions are what independent component analysis finds (Hyvarinen
-        and Oja 2000); the signs along them and along principal ones are mended by regressions that tell the other half.
-        """
-        prompts = len(self.second_P)
-        row_P = np.full((2, prompts), -1)
-        for side, name in enumerate((one, other)):
-            rows = np.flatnonzero(clusters == name)
-            row_P[side, self.prompt_N[rows]] = rows
-        both = np.flatnonzero((row_P >= 0).all(0))
-        second = self.second_P[both]
-        if second.all() or not second.any():
-            return []
-        rows_one, rows_other = row_P[:, both]
-        apart = self.points[rows_one] - self.points[rows_other]
-        if not apart.any():
-            return []
-        _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
-        tried = [np.ones((len(apart), 1)), apart @ directions[:PRINCIPAL].T]
-        for span in SPANS:
-            whitened = apart @ (directions[:span] / np.maximum(spreads[:span, None], 1e-12)).T * math.sqrt(len(apart))
-            tried.append(whitened @ _independent_directions(whitened).T)
-        signs = np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
-        ridges = [(told, _ridge(apart[~told])) for told in (second, ~second)]
-        values = np.empty_like(signs)
-        for _ in range(MENDINGS):
-            for told, ridge in ridges:
-                values[told] = apart[told] @ (ridge @ signs[~told])
-            previous, signs = signs, np.where(values >= 0, 1.0, -1.0)
-            if np.array_equal(previous, signs):
-                break
-        fits = np.abs(values).mean(0)
-        present, chosen = signs[:, 0], []
-        for column in np.argsort(-fits):
-            known = [present, *(signs[:, c] for c in chosen)]
-            if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
-                chosen.append(column)
-        exchanged = []
-        for column in chosen[:EXCHANGES]:
-            swap = signs[:, column] < 0
-            new = clusters.copy()
-            new[rows_one[swap]], new[rows_other[swap]] = other, one
-            exchanged.append(new)
-        return exchanged
-
-
-def _independent_directions(whitened: np.ndarray) -> np.ndarray:
-    """(D, D) orthonormal rows along which the points are least normal."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
-        return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened).components_
-
-
-def _ridge(points: np.ndarray) -> np.ndarray:
-    """(D, N): maps targets of these points to regression weights."""
-    covariance = points.T.astype(np.float64) @ points / len(points)
-    penalty = RIDGE * np.trace(covariance) / max(len(covariance), 1)
-    return np.linalg.solve(covariance + penalty * np.eye(len(covariance)), points.T / len(points))
-
-
-def _targets(clusters: np.ndarray, latents: int) -> np.ndarray:
-    """(N, K) one-hot, minus its mean under chance."""
-    return np.eye(latents, dtype=np.float32)[clusters] - np.float32(1 / latents)
-
-
-def _between(points: np.ndarray, clusters: np.ndarray, latents: int) -> float:
-    """Sum of squares that lies between the clusters (the rest is the inertia of k-means)."""
-    sums, counts = _sums(points, clusters, latents)
-    return float(((sums**2).sum(1) / np.maximum(counts, 1)).sum())
-
-
-def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
-    """(K, D) sums of the points of each cluster, and how many (K,)."""
-    sums = np.zeros((latents, points.shape[1]), points.dtype)
-    np.add.at(sums, clusters, points)
-    return sums, np.bincount(clusters, minlength=latents)
-
-
-def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    return (points**2).sum(1)[:, None] - 2 * points @ centroids.T + (centroids**2).sum(1)
-
-
-def _matched_share(one: np.ndarray, other: np.ndarray, latents: int) -> float:
-    counts = np.zeros((latents, latents))
-    np.add.at(counts, (one, other), 1)
-    rows, columns = linear_sum_assignment(-counts)
-    return counts[rows, columns].sum() / len(one)

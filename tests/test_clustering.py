@@ -1,0 +1,110 @@
+import numpy as np
+import pytest
+from scipy.optimize import linear_sum_assignment
+
+from twcli.clustering import CrossValidation, Space, assign, best_clustering, constrained_kmeans, whitened
+
+
+def matched(clusters, truth, latents):
+    counts = np.zeros((latents, truth.max() + 1))
+    np.add.at(counts, (clusters, truth), 1)
+    return counts[linear_sum_assignment(-counts)].sum() / len(truth)
+
+
+def test_assignment_is_distinct_within_a_prompt_even_where_the_nearest_is_shared():
+    centroids = np.array([[0.0], [10.0]])
+    points = np.array([[1.0], [2.0], [9.0], [8.0]])
+    assert assign(points, [2, 2], centroids).tolist() == [0, 1, 1, 0]
+
+
+def test_more_completions_than_clusters_share_the_nearest():
+    centroids = np.array([[0.0], [10.0]])
+    assert assign(np.array([[0.0], [1.0], [10.0]]), [3], centroids).tolist() == [0, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def strategies():
+    """(points, sizes, truth): a vector a strategy plus a prompt offset ten times its size and noise; 2 to 4 completions."""
+    rng = np.random.default_rng(0)
+    centroids = 2 * rng.normal(size=(4, 6))
+    sizes, truth, points = [], [], []
+    for _ in range(150):
+        chosen = rng.choice(4, rng.integers(2, 5), replace=False)
+        values = centroids[chosen] + 20 * rng.normal(size=6) + 0.4 * rng.normal(size=(len(chosen), 6))
+        points.append(values - values.mean(0))
+        sizes.append(len(chosen))
+        truth.append(chosen)
+    return np.concatenate(points), sizes, np.concatenate(truth)
+
+
+def test_names_are_synchronised_across_prompts(strategies):
+    points, sizes, truth = strategies
+    rng = np.random.default_rng(1)
+    starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(10)]
+    clusters, score, agreement = best_clustering(starts, points, sizes, 4, rng)
+    assert matched(clusters, truth, 4) > 0.98
+    assert 0 < agreement <= 1 and 0.5 < score <= 1
+    start = 0
+    for size in sizes:
+        assert len(set(clusters[start : start + size])) == size
+        start += size
+
+
+def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):
+    points, sizes, truth = strategies
+    exchanged = truth.copy()
+    some = np.repeat(np.random.default_rng(3).random(len(sizes)) < 0.5, sizes)
+    exchanged[some & (truth == 0)], exchanged[some & (truth == 1)] = 1, 0
+    judge = CrossValidation(points, sizes, 4, np.random.default_rng(1))
+    score = judge.assign(exchanged)[1]
+    assert matched(exchanged, truth, 4) < 0.8
+    clusters, better = max(judge.search(exchanged, score), key=lambda result: result[1])
+    assert better > score
+    assert matched(clusters, truth, 4) > 0.98
+
+
+def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
+    points, sizes, truth = strategies
+    rng = np.random.default_rng(2)
+    judge = CrossValidation(points, sizes, 4, rng)
+    scores = []
+    for right in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0):
+        prompts = np.repeat(rng.random(len(sizes)) < right, sizes)
+        shuffled = np.concatenate([rng.permutation(4)[part] for part in np.split(truth, np.cumsum(sizes)[:-1])])
+        scores.append(judge.assign(np.where(prompts, truth, shuffled))[1])
+    assert scores == sorted(scores)
+
+
+def test_mending_moves_the_wrong_ones(strategies):
+    points, sizes, truth = strategies
+    rng = np.random.default_rng(3)
+    start = np.where(rng.random(len(truth)) < 0.6, truth, rng.integers(4, size=len(truth)))
+    assert matched(start, truth, 4) < 0.75
+    clusters, _ = CrossValidation(points, sizes, 4, rng).mend(start)
+    assert matched(clusters, truth, 4) > 0.98
+
+
+def test_whitening_gives_unit_covariance():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(500, 8)) @ rng.normal(size=(8, 8))
+    values -= values.mean(0)
+    white = whitened(values, 5, 0)
+    assert white.shape == (500, 5)
+    assert np.allclose(white.T @ white / 500, np.eye(5), atol=1e-8)
+
+
+def test_both_kinds_of_features_have_the_same_say():
+    rng = np.random.default_rng(0)
+    kinds = (100 * rng.normal(size=(300, 50)), 0.01 * rng.normal(size=(300, 10)))
+    space = Space.fit(kinds, 0)
+    shares = [(np.square(kind * scale)).sum() for kind, scale in zip(kinds, space.scales, strict=True)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.05)
+    assert np.square(space(kinds)).sum() == pytest.approx(sum(shares), rel=1e-6)  # all directions are kept
+
+
+def test_features_without_variance_are_no_error():
+    constant = (np.zeros((4, 3), np.float32), np.zeros((4, 2), np.float32))
+    points = Space.fit(constant, 0)(constant)
+    assert points.shape == (4, 0)
+    clusters, score, _ = best_clustering([np.array([0, 1, 1, 0])], points, [2, 2], 2, np.random.default_rng(0))
+    assert sorted(clusters[:2]) == [0, 1] and score == 0

@@ -1,0 +1,289 @@
+"""Which completions of different prompts were made in the same way: clusterings of prompt-centred features.
+
+Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for every prompt can be told
+by a linear map from completions of other prompts; of many, the one that a cross-validated ridge regression tells best is
+kept, after the regression has mended it. What starts get wrong most often is a pair of clusters whose names are exchanged for
+some prompts, so the best ones are also searched pair by pair. Of namings that are told equally well, the one that explains
+most of the features' variance is taken.
+
+Shapes: N rows, P prompts, F features, D directions, K clusters.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import PCA, FastICA
+from sklearn.exceptions import ConvergenceWarning
+
+from twcli.assignment import assign_groups
+
+DIRECTIONS = 256  # principal directions that the regression sees
+RIDGE = 1e-2  # of their mean variance
+DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
+RESTARTS = 2  # for each of them and each kind of feature
+ITERATIONS = 30
+MENDINGS = 12
+FINALISTS = 4  # mended starts, no two alike, whose pairs are searched
+ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
+EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
+SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
+MARGIN = 1e-6
+PRINCIPAL = 16  # directions tried
+SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
+TIE = 5e-4  # difference of scores that says nothing
+
+
+@dataclass(frozen=True)
+class Space:
+    """The principal directions of both kinds of features, each scaled to the same total variance.
+
+    Attributes:
+        scales: for each kind (F,), what its features are multiplied by.
+        directions_FD: orthonormal, by falling variance.
+    """
+
+    scales: tuple[np.ndarray, ...]
+    directions_FD: np.ndarray
+
+    @classmethod
+    def fit(cls, features: Sequence[np.ndarray], seed: int) -> Space:
+        scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
+        scaled = np.concatenate([f * s for f, s in zip(features, scales, strict=True)], axis=1)
+        return cls(scales, principal_directions(scaled, DIRECTIONS, seed))
+
+    def __call__(self, features: Sequence[np.ndarray]) -> np.ndarray:
+        """(N, D)."""
+        return np.concatenate([f * s for f, s in zip(features, self.scales, strict=True)], axis=1) @ self.directions_FD
+
+
+def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """(F, D) orthonormal directions of largest variance, at most `count`, those without variance left out."""
+    if not centred.any():  # all completions look alike to the model
+        return np.zeros((centred.shape[1], 0))
+    pca = PCA(min(count, *centred.shape), random_state=seed).fit(centred)
+    keep = pca.explained_variance_ > 1e-8 * pca.explained_variance_[0]
+    return pca.components_[keep].T
+
+
+def whitened(centred: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
+    """(N, D) leading principal components, each of unit variance."""
+    projected = centred @ principal_directions(centred, dimensions, seed)
+    return projected / projected.std(0)
+
+
+# Clusters
+
+
+def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
+    """Clusters (N,) of points grouped by prompt, distinct within a prompt as far as K reaches."""
+    return assign_groups(_squared_distance(points, centroids), sizes)
+
+
+def starts_of(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], latents: int,
+            rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Clusterings (N,) in whitened spaces of several sizes, of either kind of feature and of both."""
+    scaled = [f * s for f, s in zip(features, space.scales, strict=True)]
+    for kind in (*scaled, np.concatenate(scaled, axis=1)):
+        leading = whitened(kind, max(DIMENSIONS), 0)
+        for dimensions in DIMENSIONS:
+            for _ in range(RESTARTS):
+                yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
+
+
+def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:
+    """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
+    centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
+    clusters = None
+    for _ in range(ITERATIONS):
+        previous, clusters = clusters, assign(points, sizes, centroids)
+        if previous is not None and np.array_equal(previous, clusters):
+            break
+        sums, counts = _sums(points, clusters, latents)
+        centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
+    return clusters
+
+
+def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
+                    rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+    """Mends every start, searches around the best ones and keeps the clustering of highest score.
+
+    Returns:
+        clusters (N,); their score; agreement of the starts with them.
+    """
+    judge = CrossValidation(points, sizes, latents, rng)
+    mended = [judge.mend(start) for start in starts]
+    found = list(mended)
+    for clusters, score in _distinct(mended, latents, FINALISTS):
+        found += judge.search(clusters, score)
+    highest = max(score for _, score in found)
+    tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
+    clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))
+    return clusters, score, float(np.mean([matched_share(clusters, other, latents) for other, _ in mended]))
+
+
+def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
+    """The `count` of highest score of which no two are alike, by falling score."""
+    kept: list[tuple[np.ndarray, float]] = []
+    for clusters, score in sorted(found, key=lambda result: -result[1]):
+        if len(kept) < count and all(matched_share(clusters, other, latents) < ALIKE for other, _ in kept):
+            kept.append((clusters, score))
+    return kept
+
+
+class CrossValidation:
+    """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
+
+    Args:
+        points: (N, D), grouped by prompt.
+        sizes: rows of each prompt.
+    """
+
+    def __init__(self, points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> None:
+        self.points, self.latents = points, latents
+        self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
+        second = np.zeros(len(sizes), bool)
+        second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
+        self.second_P = second
+        self.halves = []
+        for fitted in (~second, second):
+            fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
+            if fitted_N.any() and told_N.any():
+                maps = ridge_map(points[fitted_N]).astype(np.float32)
+                self.halves.append((fitted_N, maps, told_N, np.asarray(points[told_N], np.float32), np.asarray(sizes)[~fitted]))
+
+    def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,) that the other half's regression assigns, their score)."""
+        told, total = clusters.copy(), 0.0
+        for fitted_N, maps, told_N, points, sizes in self.halves:
+            values = points @ (maps @ one_hot(clusters[fitted_N], self.latents))
+            told[told_N] = assign_groups(-values, sizes)
+            total += float(values[np.arange(len(values)), told[told_N]].sum())
+        return told, total / len(clusters) / (1 - 1 / self.latents)
+
+    def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
+        score = 0.0
+        for _ in range(MENDINGS):
+            told, score = self.assign(clusters)
+            if np.array_equal(told, clusters):
+                break
+            clusters = told
+        return clusters, score
+
+    def search(self, clusters: np.ndarray, score: float) -> list[tuple[np.ndarray, float]]:
+        """(clusters (N,), score) of all that were met while two clusters' names were exchanged, prompt by prompt.
+
+        Each exchange that raises the score is gone on from, until none does.
+        """
+        met = []
+        pairs = list(combinations(range(self.latents), 2))
+        waiting = list(pairs)
+        while waiting:
+            pair = waiting.pop(0)
+            screened = sorted((self.assign(new) for new in self._exchanges(clusters, *pair)), key=lambda result: -result[1])
+            for told, _ in screened[:MENDED_EXCHANGES]:
+                mended, better = self.mend(told)
+                met.append((mended, better))
+                if better > score + MARGIN:
+                    clusters, score = mended, better
+                    waiting = [other for other in pairs if other != pair]
+                    break
+        return met
+
+    def _exchanges(self, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
+        """Clusters with the two named anew in all prompts that have both, in the ways that can be told best.
+
+        Two names for two completions of a prompt are a sign of the difference between them, and along the direction that
+        tells them the differences have two humps. Such directions are what independent component analysis finds (Hyvarinen
+        and Oja 2000); the signs along them and along principal ones are mended by regressions that tell the other half.
+        """
+        prompts = len(self.second_P)
+        row_P = np.full((2, prompts), -1)
+        for side, name in enumerate((one, other)):
+            rows = np.flatnonzero(clusters == name)
+            row_P[side, self.prompt_N[rows]] = rows
+        both = np.flatnonzero((row_P >= 0).all(0))
+        second = self.second_P[both]
+        if second.all() or not second.any():
+            return []
+        rows_one, rows_other = row_P[:, both]
+        apart = self.points[rows_one] - self.points[rows_other]
+        if not apart.any():
+            return []
+        _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
+        tried = [np.ones((len(apart), 1)), apart @ directions[:PRINCIPAL].T]
+        for span in SPANS:
+            whitened = apart @ (directions[:span] / np.maximum(spreads[:span, None], 1e-12)).T * math.sqrt(len(apart))
+            tried.append(whitened @ _independent_directions(whitened).T)
+        signs = np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
+        ridges = [(told, ridge_map(apart[~told])) for told in (second, ~second)]
+        values = np.empty_like(signs)
+        for _ in range(MENDINGS):
+            for told, ridge in ridges:
+                values[told] = apart[told] @ (ridge @ signs[~told])
+            previous, signs = signs, np.where(values >= 0, 1.0, -1.0)
+            if np.array_equal(previous, signs):
+                break
+        fits = np.abs(values).mean(0)
+        present, chosen = signs[:, 0], []
+        for column in np.argsort(-fits):
+            known = [present, *(signs[:, c] for c in chosen)]
+            if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
+                chosen.append(column)
+        exchanged = []
+        for column in chosen[:EXCHANGES]:
+            swap = signs[:, column] < 0
+            new = clusters.copy()
+            new[rows_one[swap]], new[rows_other[swap]] = other, one
+            exchanged.append(new)
+        return exchanged
+
+
+def _independent_directions(whitened: np.ndarray) -> np.ndarray:
+    """(D, D) orthonormal rows along which the points are least normal."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
+        return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened).components_
+
+
+def ridge_map(points: np.ndarray) -> np.ndarray:
+    """(D, N): maps targets of these points to regression weights."""
+    covariance = points.T.astype(np.float64) @ points / len(points)
+    penalty = RIDGE * np.trace(covariance) / max(len(covariance), 1)
+    return np.linalg.solve(covariance + penalty * np.eye(len(covariance)), points.T / len(points))
+
+
+def one_hot(clusters: np.ndarray, latents: int) -> np.ndarray:
+    """(N, K) one-hot, minus its mean under chance."""
+    return np.eye(latents, dtype=np.float32)[clusters] - np.float32(1 / latents)
+
+
+def _between(points: np.ndarray, clusters: np.ndarray, latents: int) -> float:
+    """Sum of squares that lies between the clusters (the rest is the inertia of k-means)."""
+    sums, counts = _sums(points, clusters, latents)
+    return float(((sums**2).sum(1) / np.maximum(counts, 1)).sum())
+
+
+def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
+    """(K, D) sums of the points of each cluster, and how many (K,)."""
+    sums = np.zeros((latents, points.shape[1]), points.dtype)
+    np.add.at(sums, clusters, points)
+    return sums, np.bincount(clusters, minlength=latents)
+
+
+def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    return (points**2).sum(1)[:, None] - 2 * points @ centroids.T + (centroids**2).sum(1)
+
+
+def matched_share(one: np.ndarray, other: np.ndarray, latents: int) -> float:
+    counts = np.zeros((latents, latents))
+    np.add.at(counts, (one, other), 1)
+    rows, columns = linear_sum_assignment(-counts)
+    return counts[rows, columns].sum() / len(one)
