@@ -211,6 +211,39 @@ def test_inspect_finds_a_flipped_bit(made, tmp_path, name):
     assert result.stderr.count("\n") == 1 and "damaged" in result.stderr
 
 
+# The number of latents
+
+
+def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
+    flags = list(train_flags(made))
+    flags[flags.index("--latents") + 1] = "auto"
+    said = ok("train", *flags, "--out", tmp_path / "run").stderr
+    found = int(re.search(r"latents: (\d+), where clusters are told best: 2 \d", said)[1])
+    assert f"latents: {found}\n" in (tmp_path / "run" / "config.yaml").read_text()
+    tokens = json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text())["added_tokens"]
+    assert sum(re.fullmatch(r"<z\d+>", token["content"]) is not None for token in tokens) == found
+    shutil.rmtree(tmp_path / "run" / "model")  # as a kill before the export would leave it
+    again = ok("train", *flags, "--out", tmp_path / "run").stderr
+    assert "where clusters" not in again and "resuming after step" in again
+    flags[flags.index("auto")] = found + 1
+    refused("train", *flags, "--out", tmp_path / "run", says=f"holds a run with latents: {found}, this one has {found + 1}")
+
+
+@pytest.mark.parametrize(("flags", "says"), [
+    (["--latents", "many"], "'many' is not a valid integer"),
+    (["--latents", "auto", "--warm-start", "none"], "--latents auto: counts the clusters of the warm start")])
+def test_what_is_no_number_of_latents(made, tmp_path, flags, says):
+    refused("train", "--model", made / "model", "--data", made / "data.jsonl", "--baseline", made / "b.h5", *flags,
+            "--out", tmp_path / "run", says=says)
+
+
+def test_latents_cannot_be_counted_from_one_completion_a_prompt(made, tmp_path):
+    data = write_jsonl(tmp_path / "d.jsonl", make_records(20, 1))
+    ok("precompute", "--model", made / "model", "--data", data, "--out", tmp_path / "b.h5")
+    refused("train", "--model", made / "model", "--data", data, "--baseline", tmp_path / "b.h5", "--latents", "auto",
+            "--out", tmp_path / "run", "--quiet", says=["--latents auto", "one completion a prompt"])
+
+
 # Configuration
 
 

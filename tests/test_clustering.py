@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from twcli.clustering import CrossValidation, Space, assign, best_clustering, constrained_kmeans, whitened
+from twcli.clustering import CrossValidation, Space, assign, best_clustering, best_count, constrained_kmeans, whitened
 
 
 def matched(clusters, truth, latents):
@@ -108,3 +108,21 @@ def test_features_without_variance_are_no_error():
     assert points.shape == (4, 0)
     clusters, score, _ = best_clustering([np.array([0, 1, 1, 0])], points, [2, 2], 2, np.random.default_rng(0))
     assert sorted(clusters[:2]) == [0, 1] and score == 0
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_the_number_of_clusters_is_found(count):
+    """A vector a strategy plus noise in the first half of the features; weaker noise in the other half."""
+    rng = np.random.default_rng(count)
+    centroids, sizes, points = rng.normal(size=(count, 12)), [], []
+    for _ in range(400):
+        chosen = rng.choice(count, rng.integers(2, min(count, 4) + 1), replace=False)
+        values = centroids[chosen] + 0.3 * rng.normal(size=(len(chosen), 12))
+        points.append(np.concatenate([values, 0.2 * rng.normal(size=(len(chosen), 40))], axis=1))
+        points[-1] -= points[-1].mean(0)
+        sizes.append(len(chosen))
+    features = np.split(np.concatenate(points).astype(np.float32), [12], axis=1)
+    steps = []
+    found, gains = best_count(tuple(features), Space.fit(features, 0), sizes, 0, steps.append)
+    assert found == count
+    assert list(gains) == list(range(2, count + 4)) and steps == [1] * len(gains)

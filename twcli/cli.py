@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
@@ -82,6 +82,18 @@ def config_options(kind: type[Config]) -> Callable[[Any], Any]:
     return decorate
 
 
+class NumberOrWord(click.ParamType):
+    """A whole number, or one of a few words."""
+
+    name = "integer"
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.words = words
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        return value if value in self.words else click.INT.convert(value, parameter, context)
+
+
 def _option(kind: type[Config], field: dataclasses.Field) -> Any:
     required = field.default is dataclasses.MISSING
     plain = kind.kind(field.name)
@@ -92,8 +104,9 @@ def _option(kind: type[Config], field: dataclasses.Field) -> Any:
         settings["type"] = click.Choice(field.metadata["choices"])
     else:
         path = field.metadata.get("path")  # of click's type, so that the shell completes it
-        settings["type"] = click.Path() if path else plain
-        settings["metavar"] = {int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT")
+        words = field.metadata.get("words", ())
+        settings["type"] = click.Path() if path else NumberOrWord(words) if words else plain
+        settings["metavar"] = "|".join([{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words])
     if not required and field.default is not None:
         settings["help"] += f"  [default: {field.default}]"
     return click.option(flag_of(field.name), field.name, default=None, **settings)

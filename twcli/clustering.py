@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -31,6 +31,8 @@ RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
 MENDINGS = 12
 FINALISTS = 4  # mended starts, no two alike, whose pairs are searched
+SEARCH_WORK = 12  # such a search takes about as long as so many starts
+CLUSTERING_WORK = 3 * len(DIMENSIONS) * RESTARTS + FINALISTS * SEARCH_WORK
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
 EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
 SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
@@ -38,6 +40,9 @@ MARGIN = 1e-6
 PRINCIPAL = 16  # directions tried
 SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
 TIE = 5e-4  # difference of scores that says nothing
+MOST_CLUSTERS = 16  # that are looked for where their number is not given
+ENOUGH = 0.995  # of the highest gain
+PATIENCE = 3  # numbers of clusters in succession that are told no better, after which no more are tried
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,30 @@ def starts_of(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list
                 yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
 
 
+def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], seed: int,
+               advance: Callable[[int], None] | None = None) -> tuple[int, dict[int, float]]:
+    """How many clusters there are, without being told: (K, what speaks for each K that was tried).
+
+    That is the mean value that the other half's regression gives a row's own cluster, above chance: score x (1 - 1 / K).
+    Completions of one prompt differ by their clusters, so it grows as long as two strategies have to share one, and no
+    further. The smallest K is taken that comes as near to the highest as `ENOUGH`.
+
+    Args:
+        advance: called with 1 after each K.
+    """
+    points, gains = space(features), {}
+    for latents in range(2, MOST_CLUSTERS + 1):
+        rng = np.random.default_rng([seed, 5, latents])
+        judge = CrossValidation(points, sizes, latents, rng)
+        gains[latents] = max(judge.mend(start)[1] for start in starts_of(features, space, sizes, latents, rng)) * (1 - 1 / latents)
+        if advance:
+            advance(1)
+        enough = min(K for K in gains if gains[K] >= ENOUGH * max(gains.values()))
+        if latents >= enough + PATIENCE:
+            break
+    return enough, gains
+
+
 def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:
     """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
     centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
@@ -111,17 +140,26 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
 
 
 def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
-                    rng: np.random.Generator) -> tuple[np.ndarray, float, float]:
+                    rng: np.random.Generator, advance: Callable[[int], None] | None = None) -> tuple[np.ndarray, float, float]:
     """Mends every start, searches around the best ones and keeps the clustering of highest score.
+
+    Args:
+        advance: called with units of work, `CLUSTERING_WORK` in all.
 
     Returns:
         clusters (N,); their score; agreement of the starts with them.
     """
     judge = CrossValidation(points, sizes, latents, rng)
-    mended = [judge.mend(start) for start in starts]
+    mended = []
+    for start in starts:
+        mended.append(judge.mend(start))
+        if advance:
+            advance(1)
     found = list(mended)
     for clusters, score in _distinct(mended, latents, FINALISTS):
         found += judge.search(clusters, score)
+        if advance:
+            advance(SEARCH_WORK)
     highest = max(score for _, score in found)
     tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
     clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))

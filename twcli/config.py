@@ -20,11 +20,15 @@ PRECISIONS = ("fp32", "bf16")
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")
 MAX_CONFIG_BYTES = 256 * 2**10
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
+AUTO = "auto"
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option. Metadata: choices, minimum, above, maximum, path."""
+    """A dataclass field that is also a command-line option. Metadata: choices, minimum, above, maximum, path.
+
+    `words` are values that a number's option takes as well.
+    """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
 
@@ -94,7 +98,7 @@ def _shown(value: Any) -> str:
 
 
 def _check_field(name: str, value: Any, metadata: Any, kind: type) -> None:
-    if value is None:
+    if value is None or value in metadata.get("words", ()):
         return
     flag = flag_of(name)
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -166,7 +170,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     baseline: str | None = option(
         None, help="HDF5 file that `twcli precompute` wrote for this model and data; required unless --baseline-policy is dynamic.",
         path=True)
-    latents: int = option(help="Number of latent strategies K.", minimum=2, maximum=1024)
+    latents: int | str = option(help="Number of latent strategies K, or auto: as many as the clusters of the warm start are told best.",
+                                minimum=2, maximum=1024, words=(AUTO,))
     out: str = option(help="Run folder to write.", path=True)
 
     batch_tokens: int = option(2048, help="Tokens a batch, padding included, before the branches.", minimum=1)
@@ -244,6 +249,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             raise UserError("--hold and --release are shares of the steps and add up to more than 1")
         if self.weighting == "mixed" and self.uniform_weight + self.token_weight == 0:
             raise UserError("--uniform-weight and --token-weight are both 0; one of them must be positive")
+        if self.latents == AUTO and self.warm_start == "none":
+            raise UserError("--latents auto: counts the clusters of the warm start, and --warm-start is none; give a number")
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError("--baseline is required: give the file that `twcli precompute` wrote, or --baseline-policy dynamic")
         if self.beta_cycles > 1 and not self.beta_warmup:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from twcli import baseline, runtime
-from twcli.config import PrecomputeConfig, TrainConfig, flag_of
+from twcli.clustering import MOST_CLUSTERS
+from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
 from twcli.dataset import read_examples
 from twcli.template import Encoded, Template
 from twcli.trainer import steps_of
@@ -47,7 +48,8 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         steps = steps_of(config, encoded, config.accumulate)
         read = config.accumulate * min(config.batch_tokens, tokens)
         # `refine` and `settle` by turns: K branches without a gradient, then two sequences with one in either.
-        passes = (config.latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (config.latents + 1)
+        latents = MOST_CLUSTERS if config.latents == AUTO else config.latents  # at worst
+        passes = (latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (latents + 1)
         trained = parameters if config.adapt == "full" else parameters // 100
         yield _cost(steps * read * passes / speed, parameters * 4 + trained * 12,
                     parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 8)) + f"; {steps:,} steps"

@@ -6,6 +6,7 @@ The only module that writes there. A folder or file appears under its final name
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from twcli.cache import first_difference
-from twcli.config import TrainConfig, read_yaml, to_yaml
+from twcli.config import AUTO, TrainConfig, read_yaml, to_yaml
 from twcli.durable import sync_folder, write_all, write_durably
 from twcli.errors import UserError, WorkFailed
 
@@ -94,6 +95,12 @@ class RunFolder:
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 
+    def settled(self, config: TrainConfig) -> TrainConfig:
+        """`config` with the number of latents that the run here has found, where `--latents auto` left it open."""
+        if config.latents == AUTO and self.config_file.is_file() and not config.overwrite:
+            return dataclasses.replace(config, latents=self.read_config().latents)
+        return config
+
     def begin(self, config: TrainConfig) -> None:
         """Puts down the settings, once everything else is known to be right; `--overwrite` first removes the old run."""
         if config.overwrite:
@@ -115,7 +122,7 @@ class RunFolder:
 
     def _check_same(self, config: TrainConfig) -> None:
         there = self.read_config().identity()
-        for key, value in config.identity().items():
+        for key, value in self.settled(config).identity().items():
             if there[key] != value:
                 raise UserError(f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
                                 "give another --out, or --overwrite to start anew")

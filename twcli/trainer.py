@@ -5,6 +5,7 @@ Prints nothing. Shapes: B batch, K latents, S supervised tokens.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -23,7 +24,7 @@ from twcli.assignment import assign_rows
 from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
 from twcli.card import model_card
-from twcli.config import TrainConfig
+from twcli.config import AUTO, TrainConfig
 from twcli.dataset import read_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
@@ -107,7 +108,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         backbone.to(accelerator.device)
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
-    latents = _warm_latents(config, backbone, template, encoded, say, progress)
+    config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
     model, adapter = build(config, backbone, template)
     # Recomputing a packed pass would need its mask and positions a second time.
     choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
@@ -148,22 +149,27 @@ def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cac
 
 
 def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
-              progress: Callable[[str, int], Any]) -> np.ndarray:
+                  progress: Callable[[str, int], Any]) -> tuple[TrainConfig, np.ndarray]:
+    """The settings with K as a number, and the latent at which each row is held, -1 for none."""
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
-        return none
+        return config, none
     try:
-        with progress("warm start", len(encoded)) as advance:
-            warm = warm_start(backbone, template, encoded, config.latents, seed=config.seed,
-                              batch_tokens=8 * config.batch_tokens, progress=advance)
-    except ValueError:
+        warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed,
+                          batch_tokens=8 * config.batch_tokens, progress=progress)
+    except ValueError as error:
+        if config.latents == AUTO:
+            raise UserError(f"--latents auto: {config.data} has one completion a prompt, so there is nothing to count; "
+                            "give a number, or draw more with `twcli sample`") from error
         say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
             f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
-        return none
+        return config, none
+    if warm.gains:
+        say(f"latents: {warm.latents}, where clusters are told best: " + ", ".join(f"{K} {gain:.3f}" for K, gain in warm.gains.items()))
     covered = float((warm.latent_N >= 0).mean())
     say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
         f"score {warm.score:.2f}, starts agree on {warm.agreement:.0%}")
-    return warm.latent_N
+    return dataclasses.replace(config, latents=warm.latents), warm.latent_N
 
 
 def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> tuple[LatentModel, Any]:

@@ -9,7 +9,8 @@ Shapes: N rows, F features, T tokens, S supervised tokens, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
-from twcli.clustering import Space, best_clustering, one_hot, ridge_map, starts_of
+from twcli.clustering import CLUSTERING_WORK, MOST_CLUSTERS, Space, best_clustering, best_count, one_hot, ridge_map, starts_of
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
@@ -28,7 +29,14 @@ LAGS = 12
 PROMPT_TOKENS = 24  # of x that y is compared with
 LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
 FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
+COUNT_PROMPTS = 1500  # of them, in which the number of latents is looked for
 BLOCK_PROMPTS = 1024
+
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+
+
+def _silent(_label: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda _count: None)
 
 
 @dataclass(frozen=True)
@@ -41,12 +49,16 @@ class WarmStart:
             cluster, from 0 (chance) to 1; ranks clusterings as their alignment with strategies would.
         agreement: mean share of fitted rows on which the starts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
+        latents: K.
+        gains: what speaks for each K that was tried, where K was not given (`clustering.best_count`).
     """
 
     latent_N: np.ndarray
     score: float
     agreement: float
     prompts: int
+    latents: int
+    gains: dict[int, float]
 
 
 def groups_of(encoded: Encoded) -> list[np.ndarray]:
@@ -59,12 +71,13 @@ def groups_of(encoded: Encoded) -> list[np.ndarray]:
     return [first[part] for part in np.split(order, cuts) if len(part) > 1]
 
 
-def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, latents: int, *, seed: int,
-               batch_tokens: int, progress: Any = None) -> WarmStart:
+def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, latents: int | None, *, seed: int,
+               batch_tokens: int, progress: Progress = _silent) -> WarmStart:
     """Clusters all rows of prompts with several completions.
 
     Args:
-        progress: called with the number of rows read after each batch.
+        latents: K; None finds it.
+        progress: opens a bar (label, total) that is called with increments.
 
     Raises:
         ValueError: no prompt has two distinct completions.
@@ -76,20 +89,28 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     groups = [groups[i] for i in rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
 
-    sizes = [len(g) for g in fit]
-    features = centred_features(model, template, encoded, fit, batch_tokens, progress)
+    sizes, gains = [len(g) for g in fit], {}
+    with progress("warm start: reading", sum(sizes)) as advance:
+        features = centred_features(model, template, encoded, fit, batch_tokens, advance)
     space = Space.fit(features, seed)
+    if latents is None:
+        counted = sum(sizes[:COUNT_PROMPTS])
+        with progress("warm start: how many latents", MOST_CLUSTERS - 1) as advance:
+            latents, gains = best_count((features[0][:counted], features[1][:counted]), space, sizes[:COUNT_PROMPTS], seed, advance)
     points = space(features)
-    clusters, score, agreement = best_clustering(starts_of(features, space, sizes, latents, rng), points, sizes, latents, rng)
+    with progress("warm start: clustering", CLUSTERING_WORK) as advance:
+        starts = starts_of(features, space, sizes, latents, rng)
+        clusters, score, agreement = best_clustering(starts, points, sizes, latents, rng, advance)
     weights = ridge_map(points) @ one_hot(clusters, latents)
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
-    for block in _blocks(rest, BLOCK_PROMPTS):
-        values = space(centred_features(model, template, encoded, block, batch_tokens, progress)) @ weights
-        latent[np.concatenate(block)] = assign_groups(-values, [len(g) for g in block])
+    with progress("warm start: all other rows", sum(map(len, rest))) as advance:
+        for block in _blocks(rest, BLOCK_PROMPTS):
+            values = space(centred_features(model, template, encoded, block, batch_tokens, advance)) @ weights
+            latent[np.concatenate(block)] = assign_groups(-values, [len(g) for g in block])
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
-    return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups))
+    return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, gains)
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
