@@ -84,6 +84,21 @@ def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tok
         assert torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10), name
 
 
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+@pytest.mark.parametrize("rows", [(6, 0, 4, 2), (8, 6, 4, 2, 0), (7, 6, 1, 0), (0, 2, 4), (5,)])
+def test_rows_may_stand_in_any_order(execution, rows):
+    """Also where each has a prompt of its own, but not in the order in which prompts are numbered."""
+    model, template = build(in_double(make_model()))
+    model.double()
+    batch = batch_of(template, rows)
+    expected, gradients = everything(model, batch)
+    model.execution = execution
+    found, others = everything(model, batch)
+    assert torch.allclose(found.nll_BCS, expected.nll_BCS, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(found.log_posterior_BK, expected.log_posterior_BK, rtol=1e-10, atol=1e-10)
+    assert all(torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in gradients.items())
+
+
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 @pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
 def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):

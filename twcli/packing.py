@@ -68,6 +68,12 @@ class Packed:
         return torch.cat([columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()])[None]
 
     @cached_property
+    def one_to_one(self) -> bool:
+        """Whether row i goes on from prompt i, so that no prompt need be copied to its place."""
+        B, G = len(self.row_B), len(self.length_G)
+        return B == G and torch.equal(self.row_B, torch.arange(B, device=self.row_B.device))
+
+    @cached_property
     def mask(self) -> torch.Tensor:
         """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the tree (B, 1, C Q, P + C Q)."""
         (P, (C, Q)), device = (self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]), self.prompt_GP.device
@@ -94,7 +100,7 @@ class Packed:
             return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(1, pieces).transpose(0, 1)
 
         def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
-            if G < B:
+            if not self.one_to_one:
                 prompts = prompts.index_select(0, self.row_B)
             if self.execution == BRANCHES:
                 prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
