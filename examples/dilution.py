@@ -35,7 +35,7 @@ from examples.tasks import TASKS
 from twcli import baseline, runtime, trainer
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.dataset import read_examples
-from twcli.evaluate import posterior_and_marginal
+from twcli.evaluate import read_all
 from twcli.loss import entropy, reconstruction
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
@@ -198,13 +198,12 @@ def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, 
         for metrics in trainer.fit(job, lambda _text: None):
             if metrics["step"] % MEASURE_EVERY == 0:
                 job.model.eval()
-                q, _, marginal, _ = posterior_and_marginal(job.model, job.template, encoded, config, flat, batch_tokens=4096,
-                                                           progress=lambda _count: None)
+                passes = read_all(job.model, job.template, encoded, config, flat, batch_tokens=4096, progress=lambda _count: None)
                 job.model.train()
-                q = torch.from_numpy(q)
+                q = torch.from_numpy(passes.posterior)
                 result["step"].append(metrics["step"])
                 result["mutual_information"].append((entropy(q.mean(0)) - entropy(q).mean()).item())
-                result["gain"].append(float(frozen - marginal.mean()))
+                result["gain"].append(float(frozen - passes.marginal_nll.mean()))
                 result["amplification"].append(metrics["amplification"])
     return result
 

@@ -71,6 +71,7 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
     assert set(figures["likelihood"]) == {f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")}
     assert figures["strategy_accuracy"] == figures["alignment"]["generation_one_to_one"]
     assert 0 <= figures["answer_accuracy"] <= 1
+    assert figures["score_ci"][0] <= figures["score"] <= figures["score_ci"][1]
     diagnostics = figures["diagnostics"]
     assert {key for key in diagnostics if not key.endswith("_ci")} == set(SUMMARY)
     assert all(diagnostics[key] is not None and len(diagnostics[f"{key}_ci"]) == 2 for key in SUMMARY)
@@ -218,6 +219,7 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     flags = list(train_flags(made))
     flags[flags.index("--latents") + 1] = "auto"
     said = ok("train", *flags, "--out", tmp_path / "run").stderr
+    assert re.search(r"\nscore: -?\d\.\d{3} of 1", said)
     found = int(re.search(r"latents: (\d+), where clusters are told best: 2 \d", said)[1])
     assert f"latents: {found}\n" in (tmp_path / "run" / "config.yaml").read_text()
     tokens = json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text())["added_tokens"]

@@ -174,3 +174,11 @@ def test_diagnostics_without_b_t_or_gradient_are_null():
     found = summarise(**perfect(), diagnostics={"z_sensitivity": np.ones(120), "gradient_uniform": np.zeros(120)})["diagnostics"]
     assert found["z_sensitivity"] == 1.0 and found["informative"] is None and found["amplification"] is None
     assert set(summarise(**perfect())["diagnostics"].values()) == {None}
+
+
+def test_the_score_is_what_is_told_over_what_could_be():
+    told, attainable = np.linspace(0.2, 0.6, 120), np.full(120, 0.5)
+    result = summarise(**perfect(), naming=(told, attainable))
+    assert result["score"] == pytest.approx(0.8)
+    assert 0.7 < result["score_ci"][0] < 0.8 < result["score_ci"][1] < 0.9
+    assert summarise(**perfect())["score"] is None

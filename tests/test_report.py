@@ -24,6 +24,9 @@ def test_a_null_says_why():
     notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
     assert notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
     assert notes["gain"] == "frozen model not found; give --model"
+    assert notes["score"] == "frozen model not found; give --model"
+    notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect())) if value == "-"}
+    assert notes["score"] == "no two prompts with two completions"
     assert mapping_line(bare) == ""
 
 

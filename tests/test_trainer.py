@@ -12,9 +12,10 @@ from conftest import WORDS, make_model, make_records, make_tokenizer, write_json
 from safetensors.torch import load_file
 
 from twcli import trainer
-from twcli.config import PrecomputeConfig, TrainConfig
+from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
+from twcli.evaluate import evaluate
 from twcli.latents import LatentOutput
 from twcli.objective import step_loss
 from twcli.precompute import precompute
@@ -134,6 +135,20 @@ def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_pa
     metrics = run(settings(inputs, tmp_path / "r", steps=90, lr=3e-3, hold=1.0)).read_metrics()
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
     assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
+
+
+def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path):
+    """On the same records; only seeds of the prompts and halves are drawn, and all prompts are probed here."""
+    config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3)
+    folder = RunFolder(config.out)
+    with folder.writer():
+        job = trainer.prepare(config, folder, silent, no_bar)
+        trainer.begin(job)
+        list(trainer.fit(job, silent))
+        score = trainer.score(job, no_bar)
+        trainer.export(job)
+    evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
+    assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
 
 
 def test_labels_are_never_read(inputs, tmp_path):

@@ -223,8 +223,11 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         trainer.begin(job)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)
+        score = trainer.score(job, screen.progress) if leads else None
         trainer.export(job)
         runtime.leave(job.accelerator)
+    if score is not None:
+        screen.say(f"score: {score:.3f} of 1, how far z means one thing for all prompts (no labels are read)")
     screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
 
 

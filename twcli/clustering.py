@@ -41,6 +41,7 @@ PRINCIPAL = 16  # directions tried
 SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
 TIE = 5e-4  # difference of scores that says nothing
 MOST_CLUSTERS = 16  # that are looked for where their number is not given
+ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
 ENOUGH = 0.995  # of the highest gain
 PATIENCE = 3  # numbers of clusters in succession that are told no better, after which no more are tried
 
@@ -124,6 +125,30 @@ def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: lis
         if latents >= enough + PATIENCE:
             break
     return enough, gains
+
+
+def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be (N,)), to be summed and divided.
+
+    A linear map from the completions of one half of the prompts tells those of the other half. The share is 1 where each
+    completion of a prompt has a latent of its own with certainty and the map tells which; it is 0 where latents are used alike,
+    or change their meaning from prompt to prompt.
+
+    Args:
+        points: (N, D) prompt-centred, directions by falling variance; only as many are read as the rows can bear.
+        soft_NK: probability of each latent for each row.
+    """
+    latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
+    second = np.zeros(len(sizes), bool)
+    second[np.random.default_rng([seed, 6]).permutation(len(sizes))[: len(sizes) // 2]] = True
+    told_N, attainable_N = np.zeros(len(points)), np.zeros(len(points))
+    for fitted in (~second, second):
+        fitted_N, other_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
+        if fitted_N.any() and other_N.any():
+            values = points[other_N] @ (ridge_map(points[fitted_N]) @ (soft_NK[fitted_N] - 1 / latents))
+            told_N[other_N] = (values * soft_NK[other_N]).sum(1)
+            attainable_N[other_N] = 1 - 1 / np.minimum(np.repeat(sizes, sizes)[other_N], latents)
+    return told_N, attainable_N
 
 
 def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:

@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from twcli.objective import reconstruction
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 from twcli.trainer import choose_execution, load_run
+from twcli.warmstart import Probe, probe_of
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
 SHOWN = 4  # prompts and records on the page
@@ -69,20 +71,21 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     with torch.no_grad():
         choose_execution(model, trained.execution, template, encoded, say)
-    frozen_flat = _frozen_nll(config, trained, examples, encoded, say, progress)
+    frozen_flat, probe = _frozen(config, trained, examples, encoded, say, progress)
     with progress("posterior", len(encoded)) as advance:
-        posterior, router, marginal, rows = posterior_and_marginal(
-            model, template, encoded, trained, frozen_flat, batch_tokens=config.batch_tokens, progress=advance)
+        passes = read_all(model, template, encoded, trained, frozen_flat, batch_tokens=config.batch_tokens, progress=advance)
     labels = [e.strategy for e in examples]
     if judge and not any(labels):
         labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
     prompts, texts = _completions(config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress)
     generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
     frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
-    result = summarise(posterior=posterior, router=router, frozen_nll=frozen, marginal_nll=marginal, diagnostics=rows,
-                       prompts=encoded.prompt_index, labels=labels if any(labels) else None, generations=generations,
-                       bootstrap=config.bootstrap, seed=config.seed)
-    return result, evidence_of(posterior, router, labels, examples, prompts, texts, _pieces(template, encoded, examples, frozen_flat))
+    naming = None if probe is None else probe.told_apart(passes.responsibilities[probe.rows], config.seed)
+    result = summarise(posterior=passes.posterior, router=passes.router, frozen_nll=frozen, marginal_nll=passes.marginal_nll,
+                       diagnostics=passes.figures, prompts=encoded.prompt_index, labels=labels if any(labels) else None,
+                       generations=generations, naming=naming, bootstrap=config.bootstrap, seed=config.seed)
+    pieces = _pieces(template, encoded, examples, frozen_flat)
+    return result, evidence_of(passes.posterior, passes.router, labels, examples, prompts, texts, pieces)
 
 
 def evidence_of(posterior: np.ndarray, router: np.ndarray, labels: list[str | None], examples: list[Example], prompts: np.ndarray,
@@ -118,9 +121,9 @@ def _pieces(template: Template, encoded: Encoded, examples: list[Example], froze
     return found
 
 
-def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example], encoded: Encoded,
-                say: Callable[[str], None], progress: Callable[[str, int], Any]) -> np.ndarray | None:
-    """b_t of the evaluation records under the model that the run started from; None where it is gone."""
+def _frozen(config: EvalConfig, trained: TrainConfig, examples: list[Example], encoded: Encoded, say: Callable[[str], None],
+            progress: Callable[[str, int], Any]) -> tuple[np.ndarray | None, Probe | None]:
+    """(b_t of the records, the probe that the run is scored by) of the model that the run started from; None where it is gone."""
     source = config.model or trained.model
     try:
         frozen, template = runtime.load_frozen(source, precision=config.precision, attention=config.attention,
@@ -128,33 +131,45 @@ def _frozen_nll(config: EvalConfig, trained: TrainConfig, examples: list[Example
     except UserError as error:
         if config.model:
             raise
-        say(f"frozen model not found ({error}); likelihood.gain is left out, give --model to have it")
-        return None
+        say(f"frozen model not found ({error}); score and likelihood.gain are left out, give --model to have them")
+        return None, None
     again = template.encode(examples, max_length=runtime.context_length(frozen, None), source=config.data)
     if not np.array_equal(again.row_hash, encoded.row_hash):
         raise UserError(f"{source}: its tokenizer gives other token ids than the run's; give the model that the run started from")
     frozen.to(runtime.pick_device(config.device))
     with progress("frozen model", int(again.lengths.sum())) as advance:
-        return baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens,
-                                   progress=advance)
+        flat = baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens, progress=advance)
+    return flat, probe_of(frozen, template, again, seed=config.seed, batch_tokens=config.batch_tokens, progress=progress)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What the run's model says of N records.
+
+    Attributes:
+        posterior, router: (N, K) probabilities.
+        responsibilities: (N, K) proportional to p(y|x,z): which latents would write y, whatever router and posterior say.
+        marginal_nll: (N,) nats, -log sum_z p(z|x) p(y|x,z), the sum exact.
+        figures: (N,) each, of `diagnostics.row_figures`.
+    """
+
+    posterior: np.ndarray
+    router: np.ndarray
+    responsibilities: np.ndarray
+    marginal_nll: np.ndarray
+    figures: dict[str, np.ndarray]
 
 
 @torch.no_grad()
-def posterior_and_marginal(model: LatentModel, template: Template, encoded: Encoded, trained: TrainConfig,
-                           frozen_flat: np.ndarray | None, *, batch_tokens: int,
-                           progress: Callable[[int], None]
-                           ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """(posterior (N, K), router (N, K), marginal NLL (N,) nats, row figures (N,) of `diagnostics`).
-
-    The marginal is -log sum_z p(z|x) p(y|x,z), the sum exact. b_t is the one that the run was trained with: the frozen
-    model's or the trained backbone's. The closed-form posterior is the one of training, so it needs b_t; without it the
-    uniform terms remain, and so do the figures that do not need it.
+def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: TrainConfig, frozen_flat: np.ndarray | None, *,
+             batch_tokens: int, progress: Callable[[int], None]) -> Passes:
+    """b_t is the one that the run was trained with: the frozen model's or the trained backbone's. The closed-form posterior is
+    the one of training, so it needs b_t; without it the uniform terms remain, and so do the figures that do not need it.
     """
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
-    posterior, router, marginal = np.empty((N, K)), np.empty((N, K)), np.empty(N)
+    passes = Passes(np.empty((N, K)), np.empty((N, K)), np.empty((N, K)), np.empty(N), {})
     order = np.argsort(-encoded.lengths, kind="stable")
-    figures: dict[str, np.ndarray] = {}
     if frozen_flat is None and not model.dynamic_baseline:
         trained = dataclasses.replace(trained, weighting="mixed", uniform_weight=sum(trained.term_weights()), token_weight=0.0,
                                       ablation="none")
@@ -171,12 +186,13 @@ def posterior_and_marginal(model: LatentModel, template: Template, encoded: Enco
             reff = reconstruction(output, batch.active_BS, weights, trained)
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
         for name, values in diagnostics.row_figures(output.nll_BCS, batch.active_BS, weights, log_q, trained.tau).items():
-            figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()
-        joint = output.log_router_BK.double() - output.nll_BCS.double().sum(-1)
-        posterior[rows], router[rows] = log_q.double().exp().cpu(), output.log_router_BK.double().exp().cpu()
-        marginal[rows] = -torch.logsumexp(joint, dim=-1).cpu()
+            passes.figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()
+        log_p, nll = output.log_router_BK.double(), output.nll_BCS.double().sum(-1)
+        passes.posterior[rows], passes.router[rows] = log_q.double().exp().cpu(), log_p.exp().cpu()
+        passes.responsibilities[rows] = torch.softmax(-nll, dim=-1).cpu()
+        passes.marginal_nll[rows] = -torch.logsumexp(log_p - nll, dim=-1).cpu()
         progress(len(rows))
-    return posterior, router, marginal, figures
+    return passes
 
 
 def _completions(config: EvalConfig, model: LatentModel, template: Template, examples: list[Example], encoded: Encoded,

@@ -39,7 +39,8 @@ class Generations:
 
 def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarray | None, marginal_nll: np.ndarray,
               prompts: np.ndarray, labels: Sequence[str | None] | None, generations: Generations | None,
-              bootstrap: int, seed: int, diagnostics: dict[str, np.ndarray] | None = None) -> dict[str, Any]:
+              bootstrap: int, seed: int, diagnostics: dict[str, np.ndarray] | None = None,
+              naming: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
     Records are resampled; completions generated for a prompt are resampled together with it. The mapping from latents
@@ -53,6 +54,7 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         bootstrap: resamples behind each interval.
         seed: of the halves and the resamples.
         diagnostics: (N,) figures of each record from `diagnostics.row_figures`, NaN where a record has none.
+        naming: what `clustering.told_apart` gave; its quotient is the label-free `score`.
 
     Returns:
         Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null where there is nothing to tell.
@@ -70,7 +72,12 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
     result |= _answer_accuracy(generations, bootstrap, rng)
     result["likelihood"] = _with_intervals(_likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng)
     result["diagnostics"] = _with_intervals(_diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng)
+    result |= {"score": None, "score_ci": None} if naming is None else _with_intervals(_score(*naming), len(naming[0]), bootstrap, rng)
     return result
+
+
+def _score(told_N: np.ndarray, attainable_N: np.ndarray) -> Callable[[np.ndarray], Figures]:
+    return lambda weight_N: {"score": _ratio(weight_N @ told_N, weight_N @ attainable_N)}
 
 
 def _second_half(prompts: int, rng: np.random.Generator) -> np.ndarray:

@@ -26,6 +26,7 @@ ROWS = (
     ("alignment", "coverage_mean", "strategies reached for a prompt"),
     ("alignment", "full_coverage_rate", "prompts with all reached"),
     (None, "strategy_accuracy", "does z mean a strategy?"),
+    (None, "score", "z means one thing for all x, no labels"),
     (None, "answer_accuracy", "right answers, all latents"),
     ("likelihood", "frozen_nll", "entangled model, nats an example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
@@ -44,6 +45,7 @@ NO_JUDGE = "no --judge, so nothing was judged"
 NO_FROZEN = "frozen model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
+NO_SEVERAL = "no two prompts with two completions"
 NO_SPLIT = "nothing to score, or one prompt only"
 
 
@@ -81,6 +83,8 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
         return NO_GRADIENT if key == "amplification" else NO_MASS
     if key in ("frozen_nll", "gain"):
         return NO_FROZEN
+    if key == "score":
+        return NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_SEVERAL
     if key == "answer_accuracy":
         return NO_JUDGE if alignment["coverage_mean"] is None else "the judge never told right from wrong"
     if alignment["nmi"] is None:

@@ -34,7 +34,7 @@ from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE, RunFolder
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
-from twcli.warmstart import warm_start
+from twcli.warmstart import Probe, probe_of, warm_start
 
 DEFAULT_STEPS = 2000
 PEAK_LR = 2e-3
@@ -59,6 +59,7 @@ class Job:
         steps: optimiser steps of the whole run.
         provenance: what a checkpoint must have been made from to be resumed.
         adapter: the `peft.PeftModel` around the backbone, where LoRA is trained.
+        probe: completions that the finished run is scored by; None where no prompts have several.
     """
 
     config: TrainConfig
@@ -74,6 +75,7 @@ class Job:
     accelerator: Any
     provenance: dict[str, Any]
     adapter: Any = None
+    probe: Probe | None = None
 
 
 def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
@@ -109,6 +111,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
     config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
+    probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
     model, adapter = build(config, backbone, template)
     # Recomputing a packed pass would need its mask and positions a second time.
     choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
@@ -117,7 +120,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     if config.free_only and FREE not in {stage.name for stage in stages}:
         say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
-               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter)
+               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter, probe=probe)
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
@@ -198,7 +201,8 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
     """
     if wanted == PLAIN:
         return
-    reason = check_packing(model, collate(np.arange(min(CHECKED_ROWS, len(encoded))), encoded, template, None).to(model.backbone.device))
+    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
+    reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
     if reason is None:
         model.execution = wanted
     else:
@@ -390,6 +394,28 @@ def _restore(job: Job, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+@torch.no_grad()
+def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
+    """How far the latents have come to mean one thing for all prompts, from 0 to 1, without a label: the `score` of `twcli eval`,
+    on records of training. None where no prompts have several completions.
+    """
+    if job.probe is None:
+        return None
+    job.model.eval()
+    rows = job.probe.rows
+    soft_NK = np.empty((len(rows), job.model.latents))
+    lengths = job.encoded.lengths[rows]
+    with progress("score", len(rows)) as advance:
+        for places in baseline.budget_batches(lengths, np.argsort(-lengths, kind="stable"), job.config.batch_tokens):
+            batch = collate(rows[places], job.encoded, job.template, None).to(job.accelerator.device)
+            with job.accelerator.autocast():
+                nll_BKS, _ = job.model.read_branches(batch)
+            soft_NK[places] = torch.softmax(-nll_BKS.double().sum(-1), dim=-1).cpu()
+            advance(len(places))
+    told, attainable = job.probe.told_apart(soft_NK, job.config.seed)
+    return float(told.sum() / attainable.sum())
 
 
 def export(job: Job) -> None:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
-from twcli.clustering import CLUSTERING_WORK, MOST_CLUSTERS, Space, best_clustering, best_count, one_hot, ridge_map, starts_of
+from twcli.clustering import CLUSTERING_WORK, MOST_CLUSTERS, Space, best_clustering, best_count, one_hot, ridge_map, starts_of, told_apart
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
@@ -31,6 +31,7 @@ LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
 FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
 COUNT_PROMPTS = 1500  # of them, in which the number of latents is looked for
 BLOCK_PROMPTS = 1024
+PROBE_PROMPTS = 1000  # by which a run is judged
 
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
@@ -111,6 +112,37 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
             latent[np.concatenate(block)] = assign_groups(-values, [len(g) for g in block])
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
     return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, gains)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Completions by which a run is judged without labels: their features under the frozen model, to be told apart by latent.
+
+    Attributes:
+        rows: (N,) of the data, prompt by prompt.
+        sizes: rows of each prompt.
+        points: (N, D) prompt-centred.
+    """
+
+    rows: np.ndarray
+    sizes: list[int]
+    points: np.ndarray
+
+    def told_apart(self, soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """`clustering.told_apart` of each row's probability of each latent."""
+        return told_apart(self.points, self.sizes, soft_NK, seed)
+
+
+def probe_of(model: PreTrainedModel, template: Template, encoded: Encoded, *, seed: int, batch_tokens: int,
+             progress: Progress = _silent) -> Probe | None:
+    """Up to `PROBE_PROMPTS` prompts with several completions; None where there are fewer than two."""
+    groups = groups_of(encoded)
+    chosen = [groups[i] for i in np.random.default_rng([seed, 7]).permutation(len(groups))[:PROBE_PROMPTS]]
+    if len(chosen) < 2:
+        return None
+    with progress("frozen features", sum(map(len, chosen))) as advance:
+        features = centred_features(model, template, encoded, chosen, batch_tokens, advance)
+    return Probe(np.concatenate(chosen), [len(g) for g in chosen], Space.fit(features, seed)(features))
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
