@@ -65,7 +65,7 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
     result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20, "--json")
     figures = json.loads(result.stdout)
     assert set(figures["posterior"]) == {f"{key}{suffix}" for key in ("usage", "active", "mutual_information", "kl", "entropy")
-                                         for suffix in ("", "_ci")} | {"collapsed"}
+                                         for suffix in ("", "_ci")} | {"collapsed", "unused"}
     assert {"posterior_one_to_one", "generation_one_to_one", "nmi", "ari", "mapping", "coverage_mean",
             "full_coverage_rate"} <= set(figures["alignment"])
     assert set(figures["likelihood"]) == {f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")}

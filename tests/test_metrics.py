@@ -50,6 +50,8 @@ def test_two_latents_that_share_a_strategy_count_in_the_many_to_one_mapping_only
     inputs["generations"] = Generations(np.repeat(np.arange(400), 6), np.tile(np.arange(6), 400), made, [True] * 2400)
     alignment = summarise(**inputs)["alignment"]
     assert alignment["posterior_many_to_one"] == alignment["generation_many_to_one"] == 1
+    assert alignment["spare"] == {k: NAMES[int(k) % 3] for k, name in alignment["mapping"].items() if name is None}
+    assert len(alignment["spare"]) == 3 and alignment["merged"] == {}
     assert alignment["generation_one_to_one"] == pytest.approx(0.5)
     assert alignment["posterior_one_to_one"] == pytest.approx(0.5, abs=0.1)
 
@@ -117,7 +119,8 @@ def test_a_latent_too_many_is_mapped_to_nothing():
     inputs["posterior"] = one_hot((np.tile(np.arange(3), 40) + 1) % 3, 4)
     result = summarise(**inputs)
     assert result["alignment"]["mapping"] == {"0": "c", "1": "a", "2": "b", "3": None}
-    assert result["posterior"]["active"] == 3
+    assert result["posterior"]["active"] == 3 and result["posterior"]["unused"] == [3]
+    assert result["alignment"]["spare"] == result["alignment"]["merged"] == {}
 
 
 def test_one_prompt_cannot_be_split():
@@ -182,3 +185,14 @@ def test_the_score_is_what_is_told_over_what_could_be():
     assert result["score"] == pytest.approx(0.8)
     assert 0.7 < result["score_ci"][0] < 0.8 < result["score_ci"][1] < 0.9
     assert summarise(**perfect())["score"] is None
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_a_strategy_too_many_is_told_as_merged(judge):
+    inputs = perfect(judge=judge)
+    inputs["posterior"], inputs["router"] = one_hot(np.tile([0, 1, 1], 40), 2), np.full((120, 2), 0.5)
+    if judge:
+        inputs["generations"] = Generations(np.repeat(np.arange(40), 2), np.tile([0, 1], 40), ["a", "b"] * 40, [True] * 80)
+    alignment = summarise(**inputs)["alignment"]
+    assert alignment["mapping"]["0"] == "a" and alignment["mapping"]["1"] in ("b", "c")
+    assert alignment["merged"] == {"c" if alignment["mapping"]["1"] == "b" else "b": 1}

@@ -34,3 +34,10 @@ def test_the_table_names_every_figure(result):
     table = render_table(result)
     assert table.row_count > len(list(rows_of(result)))  # sections stand apart
     assert "z0 = c" in table.caption
+
+
+def test_what_is_left_over_is_told(result):
+    changed = {**result, "posterior": {**result["posterior"], "unused": [3, 5]}, "alignment": {
+        **result["alignment"], "mapping": {"0": "a", "1": None}, "spare": {"1": "a"}, "merged": {"b": 0}}}
+    assert mapping_line(changed).splitlines() == [
+        "", "z0 = a, z1 = none", "z1 writes a as well", "b has no latent of its own: z0 takes most of it", "unused: z3, z5"]

@@ -56,6 +56,10 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         diagnostics: (N,) figures of each record from `diagnostics.row_figures`, NaN where a record has none.
         naming: what `clustering.told_apart` gave; its quotient is the label-free `score`.
 
+    Where K is not the number of strategies: `posterior.unused` lists the latents whose mean posterior is below `ACTIVE_MASS`;
+    `alignment.spare` gives for every other latent that the one-to-one mapping leaves over the strategy it writes most (its
+    records' without a judge), `alignment.merged` for every strategy left over the latent that takes most of its records.
+
     Returns:
         Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null where there is nothing to tell.
     """
@@ -63,6 +67,7 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
     scored_P = _second_half(int(prompts.max()) + 1, rng)
     result: dict[str, Any] = {"records": len(posterior), "prompts": len(np.unique(prompts)), "latents": posterior.shape[1]}
     result["posterior"] = _with_intervals(_posterior_figures(posterior, router), len(posterior), bootstrap, rng)
+    result["posterior"]["unused"] = np.flatnonzero(posterior.mean(0) < ACTIVE_MASS).tolist()
     result["posterior"]["collapsed"] = bool(
         result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1]))
     result["alignment"] = _alignment(posterior, prompts, labels, generations, scored_P, bootstrap, rng)
@@ -179,17 +184,22 @@ def _alignment(posterior: np.ndarray, prompts: np.ndarray, labels: Sequence[str 
             "coverage_mean", "full_coverage_rate", "majority")
     for key in keys:
         result[key] = result[f"{key}_ci"] = None
-    result["mapping"] = None
+    result["mapping"] = result["spare"] = result["merged"] = None
     if not names:
         return result
     latents, numbers = posterior.shape[1], {name: c for c, name in enumerate(names)}
     label_N = np.array([-1 if label is None else numbers[label] for label in labels])
     figures, mapping_K = _record_alignment(posterior.argmax(1), label_N, scored_P[prompts], latents, len(names))
+    written_KC = mass_KC = np.stack([posterior[label_N == c].sum(0) for c in range(len(names))], axis=1)
     result |= _with_intervals(figures, len(posterior), bootstrap, rng)
     if generations is not None:
         strategy_G = np.array([numbers.get(s, -1) for s in generations.strategies])
         figures, mapping_K = _generation_alignment(generations, strategy_G, scored_P, latents, len(names))
         result |= _with_intervals(figures, len(np.unique(generations.prompts)), bootstrap, rng)
+        written_KC = np.stack([np.bincount(generations.latents[strategy_G == c], minlength=latents) for c in range(len(names))], axis=1)
+    left_over = [k for k in np.flatnonzero(mapping_K < 0).tolist() if written_KC[k].any() and posterior[:, k].mean() >= ACTIVE_MASS]
+    result["spare"] = {str(k): names[written_KC[k].argmax()] for k in left_over}
+    result["merged"] = {name: int(mass_KC[:, c].argmax()) for c, name in enumerate(names) if c not in mapping_K}
     result["mapping"] = {str(k): names[c] if c >= 0 else None for k, c in enumerate(mapping_K.tolist())}
     return result
 

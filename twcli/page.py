@@ -78,7 +78,7 @@ def _head(result: dict[str, Any]) -> str:
     boxes = "".join(f"<div class='box'>{title}<div class='big'>{value}</div><span class='soft'>{note}</span></div>"
                     for title, value, note in cards)
     return (f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, {result['prompts']:,} prompts, "
-            f"{result['latents']} latents. {html.escape(mapping_line(result).strip())}</p>{warning}<div class='grid'>{boxes}</div>")
+            f"{result['latents']} latents. {html.escape("; ".join(mapping_line(result).split("\n")[1:]))}</p>{warning}<div class='grid'>{boxes}</div>")
 
 
 def _known(value: float | None) -> str:

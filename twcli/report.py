@@ -112,11 +112,16 @@ def render_table(result: dict[str, Any]) -> Table:
 
 
 def mapping_line(result: dict[str, Any]) -> str:
-    """Which strategy each latent stands for, in one line."""
-    mapping = result["alignment"]["mapping"]
-    if mapping is None:
-        return ""
-    return "\n" + ", ".join(f"z{k} = {name or 'none'}" for k, name in mapping.items())
+    """Which strategy each latent stands for, and what is left over where their numbers differ; lines that begin with a break."""
+    alignment, unused = result["alignment"], result["posterior"]["unused"]
+    lines = []
+    if alignment["mapping"] is not None:
+        lines.append(", ".join(f"z{k} = {name or 'none'}" for k, name in alignment["mapping"].items()))
+        lines += [f"z{k} writes {name} as well" for k, name in alignment["spare"].items()]
+        lines += [f"{name} has no latent of its own: z{k} takes most of it" for name, k in alignment["merged"].items()]
+    if unused:
+        lines.append(f"unused: {', '.join(f'z{k}' for k in unused)}")
+    return "".join("\n" + line for line in lines)
 
 
 def render_inspection(found: dict[str, Any]) -> str:
