@@ -75,10 +75,11 @@ def _head(result: dict[str, Any]) -> str:
             cards.append((title, f"{value:.2f}", note))
     warning = ("<p class='warning'><b>Collapsed.</b> The posterior has collapsed: z says (almost) nothing about y.</p>"
                if posterior["collapsed"] else "")
+    names = "; ".join(mapping_line(result).splitlines()[1:])
     boxes = "".join(f"<div class='box'>{title}<div class='big'>{value}</div><span class='soft'>{note}</span></div>"
                     for title, value, note in cards)
     return (f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, {result['prompts']:,} prompts, "
-            f"{result['latents']} latents. {html.escape("; ".join(mapping_line(result).split("\n")[1:]))}</p>{warning}<div class='grid'>{boxes}</div>")
+            f"{result['latents']} latents. {html.escape(names)}</p>{warning}<div class='grid'>{boxes}</div>")
 
 
 def _known(value: float | None) -> str:
