@@ -7,19 +7,24 @@ extra `datasets`. A record holds x and y, or `messages` with one user and one as
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import json
 import math
 import re
 import zlib
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from twcli.config import check_characters
 from twcli.errors import UserError, first_line
 
+DIGEST_BYTES = 16
 MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
 
 
@@ -32,9 +37,14 @@ class Example:
     strategy: str | None = None
 
 
-def read_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
-                  strategy_field: str | None = None) -> list[Example]:
-    """Reads all records in file order.
+def read_examples(path: str, **fields: str | None) -> list[Example]:
+    """All records of `stream_examples` at once, for what looks at them again."""
+    return list(stream_examples(path, **fields))
+
+
+def stream_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
+                    strategy_field: str | None = None) -> Iterator[Example]:
+    """The records in file order, each read when it is asked for; a missing file is told at once.
 
     Args:
         y_field: None where only prompts are needed; y is then empty.
@@ -43,17 +53,25 @@ def read_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
     Raises:
         UserError: names the file, the line, the field and the mend; also where there is no record at all.
     """
-    lines: dict[str | int, int] = {}
-    examples = []
-    for number, (where, record) in enumerate(_records(path), start=1):
+    return _examples(path, _records(path), x_field, y_field, strategy_field)
+
+
+def _examples(path: str, records: Iterator[tuple[str, dict[str, Any]]], x_field: str, y_field: str | None,
+              strategy_field: str | None) -> Iterator[Example]:
+    named, lines, number = bytearray(), array("Q"), 0  # digests of ids, and where they stand: no object a record
+    for number, (where, record) in enumerate(records, start=1):
         if (name := record.get("id")) is not None and "id" not in (x_field, y_field):
             _check_id(name, where)
-            if (first := lines.setdefault(name, number)) != number:
-                raise UserError(f"{where}: field 'id' is the same as on line {first}; give each record its own, or none")
-        examples.append(_to_example(record, where, x_field, y_field, strategy_field))
-    if not examples:
+            named += hashlib.blake2b(repr(name).encode(), digest_size=DIGEST_BYTES).digest()
+            lines.append(number)
+        yield _to_example(record, where, x_field, y_field, strategy_field)
+    if not number:
         raise UserError(f"{path}: holds no records; expected one JSON object a line")
-    return examples
+    _, first, inverse = np.unique(np.frombuffer(named, f"V{DIGEST_BYTES}"), return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(lines)))
+    if len(again):
+        raise UserError(f"{path}:{lines[again[0]]}: field 'id' is the same as on line {lines[first[inverse.reshape(-1)[again[0]]]]}; "
+                        "give each record its own, or none")
 
 
 def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:

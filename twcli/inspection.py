@@ -10,7 +10,7 @@ import numpy as np
 from twcli import baseline, runtime
 from twcli.cache import Cache
 from twcli.config import ATTENTION, PRECISIONS, TrainConfig
-from twcli.dataset import read_examples
+from twcli.dataset import stream_examples
 from twcli.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
 from twcli.errors import UserError
 from twcli.runs import RunFolder
@@ -58,7 +58,7 @@ def _foreign(cache: Cache, model: str, data: str) -> list[str]:
                                            template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = template.encode(read_examples(data), max_length=max_length, source=data)
+    encoded = template.encode(stream_examples(data), max_length=max_length, source=data)
     try:
         cache.check(baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=precision,
                                          attention=attention), encoded.row_hash)

@@ -16,7 +16,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from twcli import baseline, runtime, signals
 from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
-from twcli.dataset import read_examples
+from twcli.dataset import stream_examples
 from twcli.errors import Interrupted
 from twcli.template import SECTION_TAGS
 
@@ -29,7 +29,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         WorkFailed: a b_t is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in hand is stored first.
     """
-    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
+    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
     model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template)
     max_length = runtime.context_length(model, config.max_length)

@@ -10,7 +10,7 @@ import numpy as np
 from twcli import baseline, runtime
 from twcli.clustering import MOST_CLUSTERS
 from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
-from twcli.dataset import read_examples
+from twcli.dataset import stream_examples
 from twcli.template import Encoded, Template
 from twcli.trainer import steps_of
 
@@ -29,7 +29,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         UserError: what the call itself would refuse about the model or the data.
     """
     trains = isinstance(config, TrainConfig)
-    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
+    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template,
                                           latent_tokens=config.latent_tokens if trains else 1)
     limit = runtime.context_length(model, config.max_length)

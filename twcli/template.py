@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from twcli.errors import UserError
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 CHAT = "chat"
+_Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bytes, bytes, int]  # what `Encoded` is joined from, in its order
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
@@ -279,8 +281,8 @@ class Template:
         texts = [text.rstrip("\ufffd") for text in texts]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
-    def encode(self, examples: Sequence[Example], *, max_length: int, source: str) -> Encoded:
-        """Tokenises all rows, in order.
+    def encode(self, examples: Iterable[Example], *, max_length: int, source: str) -> Encoded:
+        """Tokenises all rows, in order, a block at a time: text that is streamed is not kept.
 
         Args:
             max_length: longest sequence in tokens, latent section included.
@@ -289,30 +291,38 @@ class Template:
         Raises:
             UserError: a row is longer than `max_length`, or x or y has no token.
         """
-        ids, lengths, prompts, targets, hashes, keys = [], [], [], [], [], []
-        numbers: dict[bytes, int] = {}
-        unknown = 0
+        blocks: list[_Block] = []
+        rows = iter(examples)
+        while block := list(islice(rows, ENCODE_BLOCK)):
+            blocks.append(self._encode_block(block, ENCODE_BLOCK * len(blocks), max_length, source))
+        ids, lengths, prompts, targets, hashes, keys, unknown = (list(part) for part in zip(*blocks, strict=True))
+        del blocks
+        return Encoded(
+            ids=np.concatenate(ids), offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
+            prompt_lengths=np.concatenate(prompts), target_lengths=np.concatenate(targets),
+            row_hash=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16),
+            prompt_index=_numbered(np.frombuffer(b"".join(keys), "V16")), unknown_rows=sum(unknown))
+
+    def _encode_block(self, block: list[Example], first: int, max_length: int, source: str) -> _Block:
         head, middle, lead, close = self.frame.head, self.frame.middle, self.frame.lead, self.frame.close
         around = len(head) + len(middle) + len(lead)
-        for start in range(0, len(examples), ENCODE_BLOCK):
-            block = examples[start : start + ENCODE_BLOCK]
-            xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
-            for row, (x, y) in enumerate(zip(xs, ys, strict=True), start=start):
-                sequence = [*head, *x, *middle, *lead, *y, *close]
-                self._check(x, y, len(sequence), max_length, f"{source}:{row + 1}")
-                ids.append(np.asarray(sequence, np.int32))
-                lengths.append(len(sequence))
-                prompts.append(around + len(x) - 1)
-                targets.append(len(y) + 1)
-                key = np.asarray(x, np.int32).tobytes()
-                hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))
-                keys.append(numbers.setdefault(hashlib.blake2b(key, digest_size=16).digest(), len(numbers)))
-                unknown += self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
-        return Encoded(
-            ids=np.concatenate(ids), offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-            prompt_lengths=np.asarray(prompts, np.int64), target_lengths=np.asarray(targets, np.int64),
-            row_hash=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16),
-            prompt_index=np.asarray(keys, np.int64), unknown_rows=unknown)
+        sequences: list[int] = []
+        lengths, prompts, targets, hashes, keys = [], [], [], [], []
+        unknown = 0
+        xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
+        for row, (x, y) in enumerate(zip(xs, ys, strict=True), start=first):
+            sequence = [*head, *x, *middle, *lead, *y, *close]
+            self._check(x, y, len(sequence), max_length, f"{source}:{row + 1}")
+            sequences += sequence
+            lengths.append(len(sequence))
+            prompts.append(around + len(x) - 1)
+            targets.append(len(y) + 1)
+            key = np.asarray(x, np.int32).tobytes()
+            hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))
+            keys.append(hashlib.blake2b(key, digest_size=16).digest())
+            unknown += self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
+        return (np.asarray(sequences, np.int32), np.asarray(lengths, np.int64), np.asarray(prompts, np.int64),
+                np.asarray(targets, np.int64), b"".join(hashes), b"".join(keys), unknown)
 
     def _check(self, x: list[int], y: list[int], length: int, max_length: int, where: str) -> None:
         for field, tokens in (("x", x), ("y", y)):
@@ -324,6 +334,14 @@ class Template:
         if length + self.latent_section > max_length:
             raise UserError(f"{where}: {length + self.latent_section} tokens with the latent section ({len(x)} of x, {len(y)} of y) "
                             f"are more than the limit of {max_length}; shorten y or raise --max-length within the model's context")
+
+
+def _numbered(keys: np.ndarray) -> np.ndarray:
+    """(N,) int64: equal keys share a number, counted from 0 in the order in which they first appear."""
+    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
+    number = np.empty(len(first), np.int64)
+    number[np.argsort(first)] = np.arange(len(first))
+    return number[inverse.reshape(-1)]
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:

@@ -25,7 +25,7 @@ from twcli.batches import Batch, Plan, collate, drop_history
 from twcli.cache import Cache
 from twcli.card import model_card
 from twcli.config import AUTO, TrainConfig
-from twcli.dataset import read_examples
+from twcli.dataset import stream_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
 from twcli.objective import step_loss
@@ -88,7 +88,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     Raises:
         UserError: an input is wrong or the cache belongs to something else.
     """
-    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field)
+    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     backbone, template = runtime.load_frozen(config.model, attention=config.attention, template=config.template,
