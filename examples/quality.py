@@ -1,10 +1,11 @@
 """Tasks x seeds x losses, from the data to the evaluation, and a table of what came out.
 
-    python examples/quality.py --out build/quality --table docs/quality.md [--tasks T ...] [--seeds S ...] [--jobs J]
+    python examples/quality.py --out build/quality --table docs/quality.md [--tasks T ...] [--seeds S ...] [--variants V ...] [--jobs J]
 
-Everything that was finished is kept: an interrupted call goes on, and a call for more tasks or seeds adds to the table.
-`ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
-without a warm start, on the same model, data, steps and optimiser.
+Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
+table. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
+without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and `auto` are ours with twice as many
+latents as strategies, one fewer, and as many as it finds.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -23,15 +24,26 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.tasks import TASKS
+from scipy.stats import spearmanr
+
+from examples.tasks import HELD_ASIDE, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
-LOSSES = {"ours": [], "uniform": ["--weighting", "uniform", "--warm-start", "none"],
-          "token": ["--weighting", "token", "--warm-start", "none"]}
+NO_WARM_START = ("--warm-start", "none")
+VARIANTS: dict[str, tuple[Callable[[int], int | str], tuple[str, ...]]] = {  # name -> K of the number of strategies, flags of `train`
+    "ours": (lambda count: count, ()),
+    "uniform": (lambda count: count, ("--weighting", "uniform", *NO_WARM_START)),
+    "token": (lambda count: count, ("--weighting", "token", *NO_WARM_START)),
+    "twice": (lambda count: 2 * count, ()),
+    "less": (lambda count: count - 1, ()),
+    "auto": (lambda _count: "auto", ()),
+}
+DEFAULT_VARIANTS = ("ours", "uniform", "token")
 FIGURES = {  # column -> where it stands in the JSON of `twcli eval`
-    "generation 1:1": ("alignment", "generation_one_to_one"), "posterior 1:1": ("alignment", "posterior_one_to_one"),
-    "coverage": ("alignment", "coverage_mean"), "answers": ("answer_accuracy",), "gain (nats)": ("likelihood", "gain"),
-    "z carries (nats)": ("posterior", "mutual_information"),
+    "K": ("latents",), "generation 1:1": ("alignment", "generation_one_to_one"), "posterior 1:1": ("alignment", "posterior_one_to_one"),
+    "generation n:1": ("alignment", "generation_many_to_one"), "coverage": ("alignment", "coverage_mean"),
+    "answers": ("answer_accuracy",), "gain (nats)": ("likelihood", "gain"), "z carries (nats)": ("posterior", "mutual_information"),
+    "score": ("score",),
 }
 
 
@@ -43,7 +55,7 @@ class Case:
     seed: int
     folder: Path
 
-    def run(self, losses: Sequence[str]) -> None:
+    def run(self, variants: Sequence[str]) -> None:
         """Makes what is missing.
 
         Raises:
@@ -57,17 +69,17 @@ class Case:
         if not (model / "config.json").exists():
             self._call("examples/entangle.py", "--data", train, "--out", model, "--seed", self.seed)
         self._call("-m", "twcli", "precompute", "--model", model, "--data", train, "--out", cache)
-        for loss in losses:
-            if (self.folder / f"{loss}.json").exists():
+        for variant in variants:
+            if (self.folder / f"{variant}.json").exists():
                 continue
-            out = self.folder / loss
+            out, (latents, flags) = self.folder / variant, VARIANTS[variant]
             self._call("-m", "twcli", "train", "--model", model, "--data", train, "--baseline", cache, "--out", out,
-                       "--latents", len(TASKS[self.task].strategies), "--seed", self.seed, *LOSSES[loss])
+                       "--latents", latents(len(TASKS[self.task].strategies)), "--seed", self.seed, *flags)
             result = self._call("-m", "twcli", "eval", "--run", out, "--data", test, "--json",
                                 "--judge", f"examples.tasks.{self.task}:judge")
-            staged = self.folder / f".{loss}.json"
+            staged = self.folder / f".{variant}.json"
             staged.write_text(result)
-            staged.replace(self.folder / f"{loss}.json")
+            staged.replace(self.folder / f"{variant}.json")
 
     def _call(self, *arguments: object) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # cases run side by side; a small model gains little from more
@@ -80,9 +92,9 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="quality.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
     parser.add_argument("--table", type=Path, default=Path("docs/quality.md"))
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[name for name in TASKS if name not in HELD_ASIDE])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--losses", nargs="+", choices=list(LOSSES), default=list(LOSSES))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT_VARIANTS)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
     options = parser.parse_args(argv)
     out = options.out.resolve()
@@ -91,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def run(case: Case) -> None:
         try:
-            case.run(options.losses)
+            case.run(options.variants)
             print(f"{case.task}, seed {case.seed}: done", file=sys.stderr, flush=True)
         except (subprocess.CalledProcessError, OSError) as error:
             failed.append(case)
@@ -109,23 +121,45 @@ def table(out: Path) -> str:
     """Markdown of all results below `out`: mean over seeds, and the range where there are several."""
     rows: dict[tuple[str, str], list[dict]] = {}
     for file in sorted(out.glob("*/*.json")):
-        if file.stem in LOSSES:
-            rows.setdefault((file.parent.name.rpartition("-")[0], file.stem), []).append(json.loads(file.read_text()))
-    lines = [f"# Quality\n\n{date.today()}, `make quality`: mean over seeds (lowest to highest); 300 held-out prompts a seed.\n",
-             "| task | loss | seeds | " + " | ".join(FIGURES) + " |", "| --- " * (3 + len(FIGURES)) + "|"]
-    for (task, loss), results in sorted(rows.items(), key=lambda item: (item[0][1] != "ours", item[0][1], item[0][0])):
-        lines.append(f"| {task} | {loss} | {len(results)} | " + " | ".join(cell(results, path) for path in FIGURES.values()) + " |")
-    return "\n".join(lines) + "\n"
+        if file.stem in VARIANTS:
+            rows.setdefault((file.stem, file.parent.name.rpartition("-")[0]), []).append(json.loads(file.read_text()))
+    lines = [f"# Quality\n\n{date.today()}, `make quality`: mean over seeds (lowest to highest); 300 held-out prompts a seed."]
+    for aside, title in ((False, "Six tasks"), (True, "Held aside: nothing was tuned on these")):
+        for variant in VARIANTS:
+            chosen = {task: results for (name, task), results in rows.items() if name == variant and (task in HELD_ASIDE) == aside}
+            if not chosen:
+                continue
+            lines += [f"\n## {title}: {variant}\n", "| task | seeds | " + " | ".join(FIGURES) + " |", "| --- " * (2 + len(FIGURES)) + "|"]
+            for task, results in chosen.items():
+                lines.append(f"| {task} | {len(results)} | " + " | ".join(cell(results, path) for path in FIGURES.values()) + " |")
+            if len(chosen) > 1:
+                every = [result for results in chosen.values() for result in results]
+                lines.append(f"| all | {len(every)} | " + " | ".join(cell(every, path) for path in FIGURES.values()) + " |")
+    return "\n".join([*lines, "", *ranking(rows)]) + "\n"
+
+
+def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
+    """Does the score rank runs as their alignment does?"""
+    pairs = [(run["score"], run["alignment"]["generation_one_to_one"]) for results in rows.values() for run in results
+             if run.get("score") is not None]
+    if len(pairs) < 3:
+        return []
+    return [f"Rank correlation (Spearman) of the label-free score with generation 1:1 over these {len(pairs)} runs: "
+            f"{spearmanr(*zip(*pairs, strict=True)).statistic:.2f}."]
 
 
 def cell(results: list[dict], path: tuple[str, ...]) -> str:
-    values = []
-    for result in results:
-        for key in path:
-            result = result[key]
-        values.append(result)
-    text = f"{mean(values):.3f}"
-    return text if len(values) == 1 else f"{text} ({min(values):.3f} to {max(values):.3f})"
+    values = [value for result in results if (value := figure(result, path)) is not None]
+    if not values:
+        return "-"
+    text = f"{mean(values):.3f}" if path != ("latents",) else f"{mean(values):g}"
+    return text if min(values) == max(values) else f"{text} ({min(values):.3g} to {max(values):.3g})"
+
+
+def figure(result: dict, path: tuple[str, ...]) -> float | None:
+    for key in path:
+        result = result.get(key, {})
+    return None if result == {} else result
 
 
 if __name__ == "__main__":

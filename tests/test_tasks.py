@@ -18,6 +18,7 @@ from examples.tasks import (
     multidigit_addition,
     sorting_algorithms,
     string_editing,
+    string_reversal,
 )
 from examples.tasks.task import Task
 
@@ -58,6 +59,11 @@ TRACES = {
         "in_reverse": "f a k c d h b | f e k c d h b | f e k c d b",
         "from_left": "f : f | a : e | k : k | c : c d | h : | b : b | f e k c d b",
         "from_right": "b : b | h : | c : c d | k : k | a : e | f : f | f e k c d b"}),
+    "string_reversal": ("f a k c h b", {
+        "swap": "b a k c h f | b h k c a f | b h c k a f",
+        "from_back": "b | b h | b h c | b h c k | b h c k a | b h c k a f",
+        "to_front": "f | a f | k a f | c k a f | h c k a f | b h c k a f",
+        "halves": "k a f | b h c | b h c k a f"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 

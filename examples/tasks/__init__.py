@@ -1,6 +1,6 @@
 """Synthetic tasks of several strategies; each module has a `TASK` and a `judge` for `twcli eval --judge`.
 
-`string_editing` is held out: tune nothing on it, so that it can tell whether a recipe carries over.
+Nothing was or may be tuned on those of `HELD_ASIDE`, so that they can tell whether a recipe carries over.
 """
 
 from examples.tasks import (
@@ -11,9 +11,11 @@ from examples.tasks import (
     multidigit_addition,
     sorting_algorithms,
     string_editing,
+    string_reversal,
 )
 from examples.tasks.task import Task
 
 TASKS: dict[str, Task] = {module.TASK.name: module.TASK for module in (
     sorting_algorithms, grid_pathfinding, multidigit_addition,
-    linear_equations, base_conversion, graph_search, string_editing)}
+    linear_equations, base_conversion, graph_search, string_editing, string_reversal)}
+HELD_ASIDE = ("string_editing", "string_reversal")
