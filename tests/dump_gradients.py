@@ -1,25 +1,18 @@
 """Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to compare one process with two.
 
-    python tests/dump_gradients.py FILE.safetensors train ...            one process, on the batches of two
+    python tests/dump_gradients.py FILE.safetensors train ... --accumulate 2
     torchrun --nproc_per_node 2 tests/dump_gradients.py FILE.safetensors train ...
 """
 
 import os
 import sys
 
-import numpy as np
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from twcli import trainer
 from twcli.cli import main
 
-batches, clip = trainer.batches, Accelerator.clip_grad_norm_
-
-
-def joined(*arguments, rank, processes):
-    pairs = zip(*(batches(*arguments, rank=r, processes=2) for r in (0, 1)), strict=True)
-    return ((stage, np.concatenate([one, two])) for (stage, one), (_, two) in pairs)
+clip = Accelerator.clip_grad_norm_
 
 
 def dumping(accelerator, parameters, limit):
@@ -30,6 +23,4 @@ def dumping(accelerator, parameters, limit):
 
 
 Accelerator.clip_grad_norm_ = dumping
-if "RANK" not in os.environ:
-    trainer.batches = joined
 main(sys.argv[2:])

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from safetensors.torch import load_file
 
 from twcli import __version__
 from twcli.cli import main
@@ -337,7 +339,6 @@ def test_a_cache_of_something_else(made, tmp_path):
     (["--steps", "2", "--epochs", "2"], "exclude each other"), (["--weighting", "none"], "--weighting"), (["--beta", "nan"], "--beta"),
     (["--nonsense"], "--nonsense"), (["--max-length", "1000"], "context holds 128"), (["--device", "cuda"], "--device cuda")])
 def test_bad_flags(made, tmp_path, flags, says):
-    import torch
 
     if flags == ["--device", "cuda"] and torch.cuda.is_available():
         flags, says = ["--device", "mps"], "--device mps"
@@ -400,8 +401,9 @@ def test_a_closed_pipe_is_no_traceback(made):
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
-def test_two_processes_train_as_one_and_resume(made, tmp_path):
-    flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10"]
+@pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["copies", "shards"])
+def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
+    flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10", *shard]
     # `accelerate launch --cpu` starts one process, however many are asked for; torchrun starts them on any machine.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twcli", "train", *flags,
               "--out", str(tmp_path / "run")]
@@ -417,8 +419,11 @@ def test_two_processes_train_as_one_and_resume(made, tmp_path):
         assert one["records"] == two["records"]
         for name in ("loss", "mutual_information", "gradient_norm"):
             assert one[name] == pytest.approx(two[name], abs=1e-5, rel=1e-5)
+    two, one = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "alone"))
+    assert two.keys() == one.keys() and all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
     shutil.rmtree(tmp_path / "run" / "model")  # as if killed before the export
-    assert "resuming after step 20" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000020")
+    assert "resuming after step 10" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
@@ -452,7 +457,6 @@ def chat(tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -492,7 +496,6 @@ def test_the_model_alone_is_enough(made):
 
 
 def test_lora_trains_its_updates_the_new_rows_and_nothing_else(chat, tmp_path):
-    from safetensors.torch import load_file
 
     ok("train", *train_flags(chat), "--template", "chat", "--adapt", "lora", "--lora-targets", "q_proj", "--out", tmp_path / "run")
     before, after = (load_file(folder / "model" / "model.safetensors") for folder in (chat, tmp_path / "run"))

@@ -74,7 +74,7 @@ def test_gradient_norms_by_hand():
     head, table = torch.nn.Linear(2, 1), torch.nn.Embedding(5, 2)
     head.weight.grad, head.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
     table.weight.grad = torch.tensor([[9.0, 9.0]] * 3 + [[1.0, 2.0], [2.0, 4.0]])
-    norms = gradient_norms(head.parameters(), table.weight.grad[[3, 4]])
+    norms = gradient_norms([p.grad for p in head.parameters()], table.weight.grad[[3, 4]])
     assert norms == {"posterior_gradient_norm": pytest.approx(5.0), "latent_gradient_norm": pytest.approx(5.0)}
     assert gradient_norms([], table.weight.grad[3])["posterior_gradient_norm"] is None
 

@@ -18,7 +18,6 @@ from examples.tasks import (
     multidigit_addition,
     sorting_algorithms,
     string_editing,
-    string_reversal,
 )
 from examples.tasks.task import Task
 

@@ -766,7 +766,7 @@ def processes(bench: Bench, tally: Tally) -> None:
         for name, changes in (("hold", {"hold": 1.0}), ("refine", {"hold": 0.0}), ("free", {"warm-start": "none"})):
             flags = bench.train(job, out=job / f"run-{name}", steps=2, **changes)
             other = bench.train(job, out=job / f"run-{name}-2", steps=2, **changes)
-            done(call("tests/dump_gradients.py", job / name, *flags))
+            done(call("tests/dump_gradients.py", job / name, *flags, "--accumulate", 2))  # the batches of two
             done(call(*LAUNCH, "tests/dump_gradients.py", job / f"{name}-2", *other))
             one, two = load_file(job / name), load_file(job / f"{name}-2")
             difference = max(float((one[key] - two[key]).abs().max()) for key in one)

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.errors import UserError, first_line
+from twcli.sharding import whole
 
 ADAPTER = "default"  # peft's name for the first adapter of a model
 
@@ -52,7 +53,7 @@ def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> tor
     embeddings = backbone.get_input_embeddings()
     adapter = getattr(embeddings, "token_adapter", None)
     if adapter is None:
-        return embeddings.weight.grad[token_ids]
+        return whole(embeddings.weight.grad)[token_ids]
     place = {token: row for row, token in enumerate(adapter.token_indices[ADAPTER])}
     rows = torch.tensor([place[token] for token in token_ids.flatten().tolist()], device=token_ids.device)
     return adapter.trainable_tokens_delta[ADAPTER].grad[rows.view(token_ids.shape)]

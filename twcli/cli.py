@@ -223,7 +223,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         trainer.begin(job)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)
-        score = trainer.score(job, screen.progress) if leads else None
+        score = trainer.score(job, screen.progress)  # by all processes: each may hold a part of the model
         trainer.export(job)
         runtime.leave(job.accelerator)
     if score is not None:

@@ -17,7 +17,7 @@ from twcli.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
-NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every")
+NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every", "shard")
 MAX_CONFIG_BYTES = 256 * 2**10
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 AUTO = "auto"
@@ -234,6 +234,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
     accumulate: int = option(1, help="Batches a process reads one after the other for one optimiser step.", minimum=1)
+    shard: bool = option(False, help="Split weights, gradients and optimiser state over the processes (FSDP2), instead of a copy each.")
     gradient_checkpointing: bool = option(False, help="Less memory for about a third more time.")
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
@@ -257,6 +258,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             raise UserError("--beta-cycles: beta rises over --beta-warmup of each cycle, and that is 0; give --beta-warmup 0.5")
         if self.divergence and self.latent_chunk is not None:
             raise UserError("--divergence: compares all latents, which --latent-chunk reads one after the other; leave one of them out")
+        if self.shard and self.adapt != "full":
+            raise UserError(f"--shard: splits what is trained in full, and --adapt is {self.adapt}; leave one of them out")
         if self.adapt == "lora" and self.posterior == "separate":
             raise UserError("--adapt lora: --posterior separate would train a whole copy of the backbone; give shared or exact")
         if self.ablation != "none" and self.term_weights()[1] == 0:

@@ -132,12 +132,12 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     return max((of_mean - within).item(), 0.0), of_mean.exp().item()
 
 
-def gradient_norms(posterior_parameters: Iterable[torch.nn.Parameter], latent_gradient: torch.Tensor) -> dict[str, float | None]:
+def gradient_norms(posterior_gradients: Iterable[torch.Tensor], latent_gradient: torch.Tensor) -> dict[str, float | None]:
     """Norms of the gradients of the posterior's own parameters and of the latents' embedding rows, after backward.
 
     None for a closed-form posterior, which has no parameters.
     """
-    norms = torch.stack([*(p.grad.norm() for p in posterior_parameters if p.grad is not None), latent_gradient.norm()]).tolist()
+    norms = torch.stack([*(gradient.norm() for gradient in posterior_gradients), latent_gradient.norm()]).tolist()
     return {"posterior_gradient_norm": math.hypot(*norms[:-1]) if len(norms) > 1 else None, "latent_gradient_norm": norms[-1]}
 
 

@@ -11,11 +11,13 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import gather_object
+from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import baseline, diagnostics, runtime, signals
@@ -29,9 +31,11 @@ from twcli.dataset import stream_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
 from twcli.objective import step_loss
-from twcli.packing import PLAIN
+from twcli.packing import AUTO as AUTO_EXECUTION
+from twcli.packing import BRANCHES, PLAIN
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE, RunFolder
+from twcli.sharding import like, shard, whole
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of, warm_start
@@ -113,8 +117,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
     probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
     model, adapter = build(config, backbone, template)
-    # Recomputing a packed pass would need its mask and positions a second time.
-    choose_execution(model, PLAIN if config.gradient_checkpointing else config.execution, template, encoded, say)
+    choose_execution(model, _execution(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     if config.free_only and FREE not in {stage.name for stage in stages}:
@@ -194,6 +197,14 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
     return model.to(backbone.device), adapter
 
 
+def _execution(config: TrainConfig) -> str:
+    if config.gradient_checkpointing:
+        return PLAIN  # recomputing a packed pass would need its mask and positions a second time
+    if config.shard and config.execution == AUTO_EXECUTION:
+        return BRANCHES  # by shape each process would choose for itself, and one that gathers a block once more waits for ever
+    return config.execution
+
+
 def choose_execution(model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say) -> None:
     """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows; else says why it does not.
 
@@ -257,10 +268,12 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         Interrupted: a signal came; the step was finished and a checkpoint saved.
     """
     config, accelerator, run = job.config, job.accelerator, job.run
-    optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
     if config.gradient_checkpointing:
         runtime.checkpoint_activations(job.model.backbone)
-    model, optimizer = accelerator.prepare(job.model, optimizer)
+    if sharded := config.shard and accelerator.num_processes > 1:
+        shard(job.model, accelerator.num_processes)
+    optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
+    model, optimizer = (job.model, optimizer) if sharded else accelerator.prepare(job.model, optimizer)
     held_rows = np.flatnonzero(job.latent_N >= 0)
     step, tensors, notes = run.newest_checkpoint(job.provenance)
     for note in notes:
@@ -282,13 +295,15 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
             step += 1
             # All processes stop at the same step, whichever of them the signal reached.
             stopping = bool(accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device)))
+            saving = step % config.checkpoint_every == 0 or step == job.steps or stopping
+            tensors = _snapshot(job, optimizer, accelerator.is_main_process) if saving and (sharded or accelerator.is_main_process) else {}
             if accelerator.is_main_process:
                 run.append_metrics(metrics)
                 news = watch.see(metrics)
                 for line in watch.standing() if step == job.steps else news:
                     say(f"step {step}: {line}")
-                if step % config.checkpoint_every == 0 or step == job.steps or stopping:
-                    run.save_checkpoint(step, _snapshot(job, optimizer), config.keep_checkpoints, job.provenance)
+                if saving:
+                    run.save_checkpoint(step, tensors, config.keep_checkpoints, job.provenance)
             yield metrics
             if stopping:
                 raise Interrupted(f"interrupted after step {step} of {job.steps}, which is stored")
@@ -305,14 +320,15 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[n
     seen = []
     for number, rows in enumerate(batches_rows):
         last = number == len(batches_rows) - 1
-        with nullcontext() if last else accelerator.no_sync(model):
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(last)
+        with nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model):
             seen.append(_backward(job, model, stage, rows, step, number, accelerator.num_processes / records))
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
-    norms = diagnostics.gradient_norms(
-        (p for name, p in job.model.named_parameters() if not name.startswith("backbone.")),
-        new_row_gradients(job.model.backbone, job.model.latent_ids_KP))
-    norm = float(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM))
+    posterior = (p.grad for name, p in job.model.named_parameters() if not name.startswith("backbone.") and p.grad is not None)
+    norms = diagnostics.gradient_norms(map(whole, posterior), new_row_gradients(job.model.backbone, job.model.latent_ids_KP))
+    norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)))
     metrics = diagnostics.pooled(seen)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         raise _diverged(job, step, np.concatenate(batches_rows), f"the loss is {metrics['loss']} and its gradient norm {norm}")
@@ -370,26 +386,35 @@ def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
                       f"last checkpoint: {last}; try a lower --lr")
 
 
-def _snapshot(job: Job, optimizer: Any) -> dict[str, torch.Tensor]:
-    tensors = {f"model.{name}": tensor.clone() for name, tensor in job.model.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            tensors[f"optimizer.{number}.{name}"] = value
-    tensors["latents"] = torch.from_numpy(job.latent_N.copy())
-    tensors["rng.cpu"] = torch.get_rng_state()
-    if torch.cuda.is_available():
-        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+def _snapshot(job: Job, optimizer: Any, keep: bool) -> dict[str, torch.Tensor]:
+    """All that a run goes on from; with `keep` off nothing, but this process's parts are given to the one that keeps."""
+    named = [(f"model.{name}", tensor) for name, tensor in job.model.state_dict().items()]
+    named += [(f"optimizer.{number}.{name}", value) for number, state in optimizer.state_dict()["state"].items()
+              for name, value in state.items()]
+    tensors = {}
+    for name, tensor in sorted(named, key=itemgetter(0)):  # the same order in all processes, whatever it was in a file
+        full = whole(tensor)
+        if keep:
+            tensors[name] = full.clone()  # tied weights must not share their memory in the file
+    if keep:
+        tensors["latents"] = torch.from_numpy(job.latent_N.copy())
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
 
 def _restore(job: Job, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
     job.latent_N[:] = tensors["latents"].numpy()
-    job.model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    own = job.model.state_dict()
+    job.model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in own.items()})
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
-            state.setdefault(int(number), {})[name] = value
+            moment = value.shape == trained[int(number)].shape  # the other entry is the number of steps
+            state.setdefault(int(number), {})[name] = like(value, trained[int(number)]) if moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
@@ -420,19 +445,22 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
 
 def export(job: Job) -> None:
     """Publishes the posterior's modules and, last, `model/` that plain transformers loads and generates from."""
+    model = job.model
+    state = {name: whole(tensor) for name, tensor in model.state_dict().items()}  # by all processes, where they hold parts
     if not job.accelerator.is_main_process:
         return
-    model = job.model
+    weights = None
+    if isinstance(model, FSDPModule):
+        weights = {name.removeprefix("backbone."): tensor for name, tensor in state.items() if name.startswith("backbone.")}
     if job.adapter is not None:
         job.run.save_adapter(job.adapter)
         job.adapter.merge_and_unload()
-    job.run.save_posterior({k: v for k, v in model.state_dict().items() if not k.startswith("backbone.")}
-                           or {"exact": torch.zeros(1)})
+    job.run.save_posterior({k: v for k, v in state.items() if not k.startswith("backbone.")} or {"exact": torch.zeros(1)})
     ends = [job.template.y_close, job.template.eos]
     model.backbone.generation_config = GenerationConfig(
         bos_token_id=job.template.bos, eos_token_id=ends, pad_token_id=job.template.pad)
     with job.run.publishing_model() as folder:
-        model.backbone.save_pretrained(folder, safe_serialization=True)
+        model.backbone.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         job.template.tokenizer.save_pretrained(folder)
         (folder / "README.md").write_text(model_card(job.config, job.template, runtime.versions()), encoding="utf-8")
         if job.config.template != "tags":
