@@ -253,3 +253,9 @@ def test_a_disk_that_fails_is_one_line(tmp_path):
 
 def test_the_metrics_are_plain_json_lines(run):
     assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == run.read_metrics()
+
+
+def test_a_missing_tensorboard_is_told_first(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    with pytest.raises(UserError, match="twcli-cvae\\[tensorboard\\]"):
+        RunFolder(tmp_path / "r").check(settings(tmp_path, tensorboard=True))

@@ -151,6 +151,19 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path):
     assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
 
 
+def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = settings(inputs, tmp_path / "r", steps=6, checkpoint_every=2, tensorboard=True)
+    run(config, stop_after=5)  # resumed after step 4
+    folder = run(config)
+    events = EventAccumulator(str(folder.tensorboard))
+    events.Reload()
+    found = {e.step: e.value for e in events.Scalars("loss")}
+    assert found == {m["step"]: pytest.approx(m["loss"], rel=1e-6) for m in folder.read_metrics()}
+    assert "posterior_mass" not in events.Tags()["scalars"]
+
+
 def test_labels_are_never_read(inputs, tmp_path):
     scrambled = [r | {"strategy": f"other{i % 7}", "answer": i} for i, r in enumerate(make_records(20, 3))]
     data = write_jsonl(tmp_path / "scrambled.jsonl", scrambled)

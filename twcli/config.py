@@ -17,7 +17,7 @@ from twcli.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
-NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every", "shard")
+NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every", "shard", "tensorboard")
 MAX_CONFIG_BYTES = 256 * 2**10
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 AUTO = "auto"
@@ -239,6 +239,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
     keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)
+    tensorboard: bool = option(False, help="Also write each step's metrics for TensorBoard, to tensorboard/ in the run folder.")
     baseline_precision: str = option("fp32", help="Precision that the baseline file must have been made in.", choices=PRECISIONS)
     overwrite: bool = option(False, help="Start anew, replacing what is there.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -43,7 +44,9 @@ class RunFolder:
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
         self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
+        self._events: Any = None
 
     @property
     def template(self) -> str:
@@ -85,8 +88,11 @@ class RunFolder:
         """Writes nothing; `--overwrite` allows any run.
 
         Raises:
-            UserError: it holds a run with other settings (the first one is named), or files of something else.
+            UserError: it holds a run with other settings (the first one is named), or files of something else; or a package
+                that the settings need is missing.
         """
+        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: needs pip install 'twcli-cvae[tensorboard]'")
         if self.config_file.is_file():
             if not config.overwrite:
                 self._check_same(config)
@@ -111,7 +117,7 @@ class RunFolder:
     def _own(self) -> set[str]:
         """Names that a run makes, those of writes that were cut off included."""
         files = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file)
-        folders = {"checkpoints", "model", ".model", "adapter", ".adapter"}
+        folders = {"checkpoints", "model", ".model", "adapter", ".adapter", "tensorboard"}
         return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:
@@ -162,6 +168,19 @@ class RunFolder:
         with self.metrics_file.open("ab", buffering=0) as file:
             write_all(file.fileno(), _line(metrics))
         self._metrics_hash.update(_line(metrics))
+        if self._events is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._events.add_scalar(name, value, metrics["step"])
+
+    @contextmanager
+    def events(self, step: int) -> Iterator[None]:
+        """Inside it `append_metrics` writes for TensorBoard too; what it had of steps after `step` is struck out."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(self.tensorboard, purge_step=step + 1) as self._events:
+            yield
+        self._events = None
 
     # checkpoints
 

@@ -289,7 +289,8 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     model.train()
     stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows, rank=accelerator.process_index,
                      processes=accelerator.num_processes, accumulate=config.accumulate)
-    with signals.held() as pending:
+    writes_events = config.tensorboard and accelerator.is_main_process
+    with signals.held() as pending, run.events(step) if writes_events else nullcontext():
         for stage, rows in stream:
             metrics = _step(job, model, optimizer, stage, rows, step)
             step += 1
