@@ -140,6 +140,22 @@ def test_sample_from_a_run(made):
     assert latents("--latent", "all", "--seed", 3) == latents("--latent", "all", "--seed", 3)
 
 
+def test_latents_compared_interactively(made):
+    flags = ["sample", "--run", str(made / "run"), "--interactive", "--max-new-tokens", "4", "--temperature", "0"]
+    result = CliRunner().invoke(main, flags, input="w0 w1\n" + "w2 " * 200 + "\nw3\n\nw4\n")
+    assert result.exit_code == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6  # two prompts by three latents; the third filled the context, the empty line ended it
+    assert all(re.fullmatch(r"z\d  [01]\.\d\d  .*", line) for line in lines) and [line[1] for line in lines] == list("012012")
+    assert "fills the context" in result.stderr
+    alone = [json.loads(line) for line in ok("sample", "--run", made / "run", "--x", "w3", "--latent", "all", "--temperature", 0,
+                                             "--max-new-tokens", 4).stdout.splitlines()]
+    assert {f"z{one['latent']}": one["y"] for one in alone}.items() <= {line[:2]: line[10:] for line in lines[3:]}.items()
+    result = CliRunner().invoke(main, ["sample", "--model", str(made / "model"), "--interactive", "--max-new-tokens", "4"], input="w0\n")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
+    refused("sample", "--run", made / "run", "--interactive", "--x", "w0", says="give one of --data")
+
+
 def test_commands_run_again_say_that_they_are_done(made):
     before = (made / "run" / "metrics.jsonl").read_text()
     assert "already trained" in ok("train", *train_flags(made), "--out", made / "run").stderr
@@ -160,8 +176,10 @@ def test_inspect_a_cache(made):
 
 def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
     flags = ("inspect", made / "b.h5", "--verify", "--model", made / "model")
-    ok(*flags, "--data", made / "data.jsonl")
+    shown = ok(*flags, "--data", made / "data.jsonl").stdout
     records = make_records(20, 3)
+    (line,) = [line for line in shown.splitlines() if line.startswith("line 60: <bos> <x> ")]
+    assert re.sub(r"\[\d+\.\d\]", "", line).endswith(records[-1]["y"]) and re.search(r"\w\[\d\.\d\]", line)
     records[4]["y"] += " w1"
     other = twcli(*flags, "--data", write_jsonl(tmp_path / "d.jsonl", records))
     assert other.exit_code == 1 and "another data" in other.stderr and "line 5 of the data" in other.stderr

@@ -4,7 +4,7 @@ import pytest
 from test_metrics import perfect
 
 from twcli.metrics import summarise
-from twcli.report import mapping_line, render_table, rows_of, to_json
+from twcli.report import coloured, mapping_line, render_table, rows_of, to_json
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +41,8 @@ def test_what_is_left_over_is_told(result):
         **result["alignment"], "mapping": {"0": "a", "1": None}, "spare": {"1": "a"}, "merged": {"b": 0}}}
     assert mapping_line(changed).splitlines() == [
         "", "z0 = a, z1 = none", "z1 writes a as well", "b has no latent of its own: z0 takes most of it", "unused: z3, z5"]
+
+
+def test_tokens_that_were_not_expected_stand_out():
+    text = coloured([("a", 0.0), (" b", 0.5), (" c", 3.0)])
+    assert text == "a\x1b[33m b\x1b[0m\x1b[33m\x1b[2m[0.5]\x1b[0m\x1b[31m c\x1b[0m\x1b[31m\x1b[2m[3.0]\x1b[0m"

@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 import click
 
 from twcli import __version__, signals
-from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, flag_of, read_yaml
+from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, check_characters, flag_of, read_yaml
 from twcli.durable import write_durably
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed
 
@@ -285,6 +285,7 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""
     config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
     from twcli import runtime
+    from twcli.sample import Sampler
     from twcli.sample import sample as run
 
     if config.out and Path(config.out).exists() and not config.overwrite:
@@ -292,6 +293,8 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     if config.out and not os.access(Path(config.out).absolute().parent, os.W_OK):
         raise UserError(f"{config.out}: its folder does not exist or cannot be written")
     runtime.quiet_transformers()
+    if config.interactive:
+        return _converse(Sampler.load(config))
     lines = run(config, screen.say, screen.progress)
     if config.out:
         write_durably(Path(config.out), "".join(line + "\n" for line in lines).encode())
@@ -301,10 +304,26 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
             click.echo(line)
 
 
+def _converse(sampler: Any) -> None:
+    """Prompts from standard input until it ends or a line is empty; one that is no prompt is told and passed over."""
+    stream = click.get_text_stream("stdin")
+    while True:
+        if stream.isatty():
+            click.echo("x> ", nl=False, err=True)
+        x = stream.readline().strip()
+        if not x:
+            return
+        try:
+            check_characters(x, "x")
+            click.echo("\n".join(sampler.compare(x)))
+        except UserError as error:
+            click.echo(str(error), err=True)
+
+
 @main.command(short_help="What a cache or a run holds; is it intact?")
 @click.argument("path", metavar="F.h5|RUN")
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
-@click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of.")
+@click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.")
 @click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def inspect(path: str, verify: bool, model: str | None, data: str | None, as_json: bool) -> None:

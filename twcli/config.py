@@ -307,6 +307,7 @@ class SampleConfig(TemplateConfig, ComputeConfig):
     run: str | None = option(None, help="Run folder to sample from.", path=True)
     data: str | None = option(None, help="Records whose prompts to complete.", path=True)
     x: str | None = option(None, help="One prompt to complete.")
+    interactive: bool = option(False, help="Read prompts from the terminal, one a line, and show what every latent makes of each.")
     x_field: str = option("x", help="Field that holds the prompt.")
     latent: str | None = option(None, help="Latent to use: a number, `all` or `router` (default; runs only).")
     n: int = option(1, help="Completions a prompt (and latent).", minimum=1)
@@ -320,8 +321,10 @@ class SampleConfig(TemplateConfig, ComputeConfig):
         super().__post_init__()
         if (self.model is None) == (self.run is None):
             raise UserError("give one of --model (frozen model) and --run (trained run)")
-        if (self.data is None) == (self.x is None):
-            raise UserError("give one of --data (records) and --x (one prompt)")
+        if (self.data is not None) + (self.x is not None) + self.interactive != 1:
+            raise UserError("give one of --data (records), --x (one prompt) and --interactive (prompts that you type)")
+        if self.interactive and (self.out is not None or self.latent not in (None, "all")):
+            raise UserError("--interactive: shows all latents on the terminal; leave --out and --latent out")
         if self.model is not None and self.latent is not None:
             raise UserError("--latent needs --run; the frozen model has no latents")
         if self.latent is not None and self.latent not in ("all", "router") and not self.latent.isdecimal():

@@ -14,13 +14,14 @@ from twcli.dataset import stream_examples
 from twcli.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
 from twcli.errors import UserError
 from twcli.runs import RunFolder
-from twcli.template import CHAT
+from twcli.template import CHAT, Encoded, Template
 
 BLOCK_ROWS = 8192
 OPENING = (1, 3, 8)  # tokens of y whose share of all nats is told
 QUANTILES = (0.5, 0.9, 0.99)
 BINS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # nats: where the histogram's bins begin
 LITTLE = 2.0  # times that weighting strengthens a gradient: less is little
+SHOWN = 3  # rows whose tokens are shown
 SKETCHED = 200_000  # values behind the quantiles
 
 
@@ -41,15 +42,17 @@ def inspect(path: str, *, verify: bool, model: str | None = None, data: str | No
         raise UserError(f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder")
     with Cache(path) as cache:
         problems = cache.verify() if verify else None
+        texts: list[dict[str, Any]] = []
         if data is not None:
-            problems += _foreign(cache, model, data)
+            foreign, texts = _compared(cache, model, data)
+            problems += foreign
         profile = None if problems else profile_of(cache)
         return {"kind": "cache", "path": path, "rows": cache.rows, "tokens": cache.tokens, "profile": profile,
-                "fingerprint": cache.fingerprint, "problems": problems}
+                "texts": [] if problems else texts, "fingerprint": cache.fingerprint, "problems": problems}
 
 
-def _foreign(cache: Cache, model: str, data: str) -> list[str]:
-    """What of the cache's provenance or rows is not that of the model and the data."""
+def _compared(cache: Cache, model: str, data: str) -> tuple[list[str], list[dict[str, Any]]]:
+    """(what of the cache's provenance or rows is not that of the model and the data; a few rows token by token)."""
     made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
@@ -63,8 +66,17 @@ def _foreign(cache: Cache, model: str, data: str) -> list[str]:
         cache.check(baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=precision,
                                          attention=attention), encoded.row_hash)
     except UserError as error:
-        return [str(error)]
-    return []
+        return [str(error)], []
+    return [], [_text(cache, template, encoded, row) for row in np.linspace(0, len(encoded) - 1, min(SHOWN, len(encoded))).astype(int)]
+
+
+def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
+    """`line` of the data, the `prompt` with all that stands around it, and `pieces`: (text, b_t in nats) of each token of y."""
+    ids = encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]]
+    first, count = int(encoded.prompt_lengths[row]) + 1, int(encoded.target_lengths[row]) - 1
+    nats = cache.read(np.asarray([row]))[0][:count].tolist()
+    pieces = template.pieces(ids[first : first + count].tolist())
+    return {"line": int(row) + 1, "prompt": template.tokenizer.decode(ids[:first]), "pieces": list(zip(pieces, nats, strict=True))}
 
 
 def profile_of(cache: Cache) -> dict[str, Any]:

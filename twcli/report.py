@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import click
 from rich.table import Table
 
 # (section, key, what it says); section None stands for the top level
@@ -40,6 +41,7 @@ ROWS = (
     ("diagnostics", "amplification", "of q's gradient by the weights"),
     ("diagnostics", "expected_amplification", "T / t0"),
 )
+SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))  # nats from which a token is shown in the colour
 NO_LABELS = "no strategy labels in the data, no --judge"
 NO_JUDGE = "no --judge, so nothing was judged"
 NO_FROZEN = "frozen model not found; give --model"
@@ -143,6 +145,7 @@ def render_inspection(found: dict[str, Any]) -> str:
                              f"about {1 / profile['informative']:.1f} times")
             lines.append(f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
             lines.append(f"can weighting help? {profile['verdict']}")
+        lines += [f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}" for text in found["texts"]]
         lines += [f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()]
     else:
         lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
@@ -156,6 +159,15 @@ def render_inspection(found: dict[str, Any]) -> str:
     if found["problems"] is not None:
         lines += found["problems"] or ["verified: every checksum matches"]
     return "\n".join(lines)
+
+
+def coloured(pieces: Sequence[tuple[str, float]]) -> str:
+    """Text whose tokens are the brighter the less the model expected them; the number stands where a colour might be missed."""
+    shown = []
+    for text, nats in pieces:
+        colour = next((colour for least, colour in SHADES if nats >= least), None)
+        shown.append(click.style(text, fg=colour) + click.style(f"[{nats:.1f}]", fg=colour, dim=True) if colour else text)
+    return "".join(shown)
 
 
 def _diagnostic_lines(last: dict[str, Any]) -> list[str]:

@@ -3,18 +3,70 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from twcli import runtime
 from twcli.config import SampleConfig
-from twcli.dataset import read_examples
+from twcli.dataset import stream_examples
 from twcli.errors import UserError
 from twcli.generation import generate, router_probabilities
 from twcli.runs import RunFolder
+from twcli.template import Template
 from twcli.trainer import load_run
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model that was loaded to complete prompts; `latent_ids` is empty for the frozen model."""
+
+    config: SampleConfig
+    model: PreTrainedModel
+    template: Template
+    latent_ids: list[list[int]]
+
+    @classmethod
+    def load(cls, config: SampleConfig) -> Sampler:
+        """Raises UserError: the model or the run is wrong."""
+        if config.run is not None:
+            latent_model, template, trained = load_run(RunFolder(config.run), device=config.device,
+                                                       precision=config.precision, attention=config.attention)
+            return cls(config, latent_model.backbone, template, template.latent_ids(trained.latents))
+        model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention,
+                                              template=config.template)
+        return cls(config, model.to(runtime.pick_device(config.device)), template, [])
+
+    def router(self, xs: Sequence[str]) -> np.ndarray:
+        """p(z|x) (G, K)."""
+        return router_probabilities(self.model, self.template, [self.template.router_prompt(x) for x in xs], self.latent_ids,
+                                    batch_tokens=self.config.batch_tokens)
+
+    def complete(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]], progress: Callable[[int], None] | None = None
+                 ) -> list[str]:
+        """The texts of (number of x, latent), empty where there was nothing but white space.
+
+        Raises:
+            UserError: a prompt fills the context.
+        """
+        config = self.config
+        prompts = [self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent]) for row, latent in jobs]
+        room = runtime.context_length(self.model, config.max_length) - max(map(len, prompts))
+        if room < 1:
+            raise UserError(f"{config.data or 'x'}: the longest prompt fills the context of {len(max(prompts, key=len)) + room} tokens")
+        return generate(self.model, self.template, prompts, max_new_tokens=min(config.max_new_tokens or room, room),
+                        temperature=config.temperature, seed=config.seed, batch_tokens=4 * config.batch_tokens, progress=progress)
+
+    def compare(self, x: str) -> list[str]:
+        """A line for each latent (of each of n completions): its probability under the router, and the text."""
+        (router,) = self.router([x]) if self.latent_ids else ([1.0],)
+        chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
+        jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
+        return [text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
+                for (_, latent), text in zip(jobs, self.complete([x], jobs), strict=True)]
 
 
 def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> list[str]:
@@ -24,28 +76,12 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         UserError: the model, the run, the latent or the data is wrong, or a prompt fills the context.
     """
     xs = [config.x] if config.x is not None else list(dict.fromkeys(
-        e.x for e in read_examples(config.data, x_field=config.x_field, y_field=None)))
-    if config.run is not None:
-        latent_model, template, trained = load_run(RunFolder(config.run), device=config.device,
-                                                   precision=config.precision, attention=config.attention)
-        model, latent_ids = latent_model.backbone, template.latent_ids(trained.latents)
-    else:
-        model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention,
-                                              template=config.template)
-        model.to(runtime.pick_device(config.device))
-        latent_ids = []
-    plain = [template.router_prompt(x) for x in xs]
-    chosen = _latents(config, latent_ids, lambda: router_probabilities(
-        model, template, plain, latent_ids, batch_tokens=config.batch_tokens), len(xs))
+        e.x for e in stream_examples(config.data, x_field=config.x_field, y_field=None)))
+    sampler = Sampler.load(config)
+    chosen = _latents(config, sampler.latent_ids, lambda: sampler.router(xs), len(xs))
     jobs = [(row, latent) for row, latents in enumerate(chosen) for latent in latents]
-    prompts = [template.prompt(xs[row], None if latent is None else latent_ids[latent]) for row, latent in jobs]
-    room = runtime.context_length(model, config.max_length) - max(map(len, prompts))
-    if room < 1:
-        raise UserError(f"{config.data or '--x'}: the longest prompt fills the context of {len(max(prompts, key=len)) + room} tokens")
-    with progress("sampling", len(prompts)) as advance:
-        texts = generate(model, template, prompts, max_new_tokens=min(config.max_new_tokens or room, room),
-                         temperature=config.temperature, seed=config.seed, batch_tokens=4 * config.batch_tokens,
-                         progress=advance)
+    with progress("sampling", len(jobs)) as advance:
+        texts = sampler.complete(xs, jobs, advance)
     empty = sum(not text for text in texts)
     if empty:
         say(f"{empty:,} of {len(texts):,} completions were empty and are left out")
