@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from twcli import trainer
 from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
@@ -162,6 +163,14 @@ def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
     found = {e.step: e.value for e in events.Scalars("loss")}
     assert found == {m["step"]: pytest.approx(m["loss"], rel=1e-6) for m in folder.read_metrics()}
     assert "posterior_mass" not in events.Tags()["scalars"]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
+def test_a_compiled_backbone_gives_the_same_training(inputs, tmp_path):
+    plain, compiled = (run(settings(inputs, tmp_path / name, steps=3, **changes)).read_metrics()
+                       for name, changes in (("plain", {}), ("compiled", {"compile": True})))
+    assert [m["loss"] for m in compiled] == pytest.approx([m["loss"] for m in plain], rel=1e-4)
+    AutoModelForCausalLM.from_pretrained(tmp_path / "compiled" / "model")
 
 
 def test_labels_are_never_read(inputs, tmp_path):

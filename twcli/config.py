@@ -235,6 +235,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
     accumulate: int = option(1, help="Batches a process reads one after the other for one optimiser step.", minimum=1)
     shard: bool = option(False, help="Split weights, gradients and optimiser state over the processes (FSDP2), instead of a copy each.")
+    compile: bool = option(False, help="Compile the backbone with torch.compile: a minute or more at first, and prompts are read plainly.")
     gradient_checkpointing: bool = option(False, help="Less memory for about a third more time.")
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
@@ -261,6 +262,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             raise UserError("--divergence: compares all latents, which --latent-chunk reads one after the other; leave one of them out")
         if self.shard and self.adapt != "full":
             raise UserError(f"--shard: splits what is trained in full, and --adapt is {self.adapt}; leave one of them out")
+        if self.compile and (self.shard or self.gradient_checkpointing):
+            raise UserError("--compile: goes with neither --shard nor --gradient-checkpointing; leave one of them out")
         if self.adapt == "lora" and self.posterior == "separate":
             raise UserError("--adapt lora: --posterior separate would train a whole copy of the backbone; give shared or exact")
         if self.ablation != "none" and self.term_weights()[1] == 0:

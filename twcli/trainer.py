@@ -198,8 +198,8 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
 
 
 def _execution(config: TrainConfig) -> str:
-    if config.gradient_checkpointing:
-        return PLAIN  # recomputing a packed pass would need its mask and positions a second time
+    if config.gradient_checkpointing or config.compile:
+        return PLAIN  # a packed pass needs its mask and positions where activations are recomputed, and a graph that knows of them
     if config.shard and config.execution == AUTO_EXECUTION:
         return BRANCHES  # by shape each process would choose for itself, and one that gathers a block once more waits for ever
     return config.execution
@@ -270,6 +270,8 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     config, accelerator, run = job.config, job.accelerator, job.run
     if config.gradient_checkpointing:
         runtime.checkpoint_activations(job.model.backbone)
+    if config.compile:
+        job.model.backbone.base_model.compile(dynamic=True)
     if sharded := config.shard and accelerator.num_processes > 1:
         shard(job.model, accelerator.num_processes)
     optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
