@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from twcli import trainer
+from twcli.building import load_run
 from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
@@ -401,7 +402,7 @@ def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
     prompt = tokenizer("<bos> <x> w0 w1 </x> <z> <z2.0> <z2.1> </z> <y>", add_special_tokens=False, return_tensors="pt")
     assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 34, 35, 9, 6]]
     assert model.generate(**prompt, max_new_tokens=20, do_sample=False).shape[1] > 10
-    loaded, template, _ = trainer.load_run(folder, device="cpu", precision="fp32", attention="sdpa")
+    loaded, template, _ = load_run(folder, device="cpu", precision="fp32", attention="sdpa")
     assert loaded.latent_ids_KP.tolist() == [[30, 31], [32, 33], [34, 35]] and template.latent_section == 4
 
 

@@ -18,6 +18,7 @@ import torch
 
 from twcli import baseline, diagnostics, loss, runtime
 from twcli.batches import collate
+from twcli.building import choose_execution, load_run
 from twcli.config import EvalConfig, TrainConfig
 from twcli.dataset import Example, read_examples
 from twcli.errors import UserError
@@ -27,7 +28,6 @@ from twcli.metrics import Generations, summarise
 from twcli.objective import reconstruction
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
-from twcli.trainer import choose_execution, load_run
 from twcli.warmstart import Probe, probe_of
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]

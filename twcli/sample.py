@@ -11,13 +11,13 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli import runtime
+from twcli.building import load_run
 from twcli.config import SampleConfig
 from twcli.dataset import stream_examples
 from twcli.errors import UserError
 from twcli.generation import generate, router_probabilities
 from twcli.runs import RunFolder
 from twcli.template import Template
-from twcli.trainer import load_run
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,22 +20,22 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import baseline, diagnostics, runtime, signals
-from twcli.adapters import add_lora, new_row_gradients
+from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, Plan, collate, drop_history
+from twcli.building import build, choose_execution, execution_of
 from twcli.cache import Cache
 from twcli.card import model_card
 from twcli.config import AUTO, TrainConfig
 from twcli.dataset import stream_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
-from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
+from twcli.latents import LatentModel
 from twcli.objective import step_loss
-from twcli.packing import AUTO as AUTO_EXECUTION
-from twcli.packing import BRANCHES, PLAIN
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE, RunFolder
-from twcli.sharding import like, shard, whole
+from twcli.sharding import shard, whole
 from twcli.stages import FREE, REFINE, Stage, batches, stages_of
+from twcli.state import restore, snapshot
 from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of, warm_start
 
@@ -117,7 +116,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
     probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
     model, adapter = build(config, backbone, template)
-    choose_execution(model, _execution(config), template, encoded, say)
+    choose_execution(model, execution_of(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     if config.free_only and FREE not in {stage.name for stage in stages}:
@@ -176,48 +175,6 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
     say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
         f"score {warm.score:.2f}, starts agree on {warm.agreement:.0%}")
     return dataclasses.replace(config, latents=warm.latents), warm.latent_N
-
-
-def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> tuple[LatentModel, Any]:
-    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed; the second is `Job.adapter`."""
-    runtime.fit_vocabulary(backbone, template, section=True)
-    template.add_latents(config.latents)
-    ids = template.latent_ids(config.latents)
-    add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
-    new_ids = [*(token for latent in ids for token in latent), template.z_open, template.z_close, *template.added_ids]
-    adapter = None
-    if config.adapt == "lora":
-        adapter = add_lora(backbone, sorted(set(new_ids)), rank=config.lora_rank, alpha=config.lora_alpha,
-                           targets=config.lora_targets, seed=config.seed)
-    torch.manual_seed(config.seed)
-    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic",
-                        latent_chunk=config.latent_chunk)
-    if config.adapt == "frozen":
-        freeze_backbone(model, new_ids)
-    return model.to(backbone.device), adapter
-
-
-def _execution(config: TrainConfig) -> str:
-    if config.gradient_checkpointing or config.compile:
-        return PLAIN  # a packed pass needs its mask and positions where activations are recomputed, and a graph that knows of them
-    if config.shard and config.execution == AUTO_EXECUTION:
-        return BRANCHES  # by shape each process would choose for itself, and one that gathers a block once more waits for ever
-    return config.execution
-
-
-def choose_execution(model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say) -> None:
-    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows; else says why it does not.
-
-    It knows the initial model and the data only, so that a resumed run comes to the same choice.
-    """
-    if wanted == PLAIN:
-        return
-    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
-    reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
-    if reason is None:
-        model.execution = wanted
-    else:
-        say(f"execution: plain, which reads the prompt once for each latent: {reason}")
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:
@@ -281,7 +238,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     for note in notes:
         say(note)
     if step:
-        _restore(job, optimizer, tensors)
+        restore(job.model, optimizer, job.latent_N, tensors)
         say(f"resuming after step {step} of {job.steps}")
     watch = diagnostics.Watch(job.steps, config.latents, config.uses_weights)
     if accelerator.is_main_process:
@@ -299,7 +256,9 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
             # All processes stop at the same step, whichever of them the signal reached.
             stopping = bool(accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device)))
             saving = step % config.checkpoint_every == 0 or step == job.steps or stopping
-            tensors = _snapshot(job, optimizer, accelerator.is_main_process) if saving and (sharded or accelerator.is_main_process) else {}
+            tensors = {}
+            if saving and (sharded or accelerator.is_main_process):
+                tensors = snapshot(job.model, optimizer, job.latent_N, keep=accelerator.is_main_process)
             if accelerator.is_main_process:
                 run.append_metrics(metrics)
                 news = watch.see(metrics)
@@ -389,41 +348,6 @@ def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
                       f"last checkpoint: {last}; try a lower --lr")
 
 
-def _snapshot(job: Job, optimizer: Any, keep: bool) -> dict[str, torch.Tensor]:
-    """All that a run goes on from; with `keep` off nothing, but this process's parts are given to the one that keeps."""
-    named = [(f"model.{name}", tensor) for name, tensor in job.model.state_dict().items()]
-    named += [(f"optimizer.{number}.{name}", value) for number, state in optimizer.state_dict()["state"].items()
-              for name, value in state.items()]
-    tensors = {}
-    for name, tensor in sorted(named, key=itemgetter(0)):  # the same order in all processes, whatever it was in a file
-        full = whole(tensor)
-        if keep:
-            tensors[name] = full.clone()  # tied weights must not share their memory in the file
-    if keep:
-        tensors["latents"] = torch.from_numpy(job.latent_N.copy())
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-    return tensors
-
-
-def _restore(job: Job, optimizer: Any, tensors: dict[str, torch.Tensor]) -> None:
-    job.latent_N[:] = tensors["latents"].numpy()
-    own = job.model.state_dict()
-    job.model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in own.items()})
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, number, name = key.split(".", 2)
-            moment = value.shape == trained[int(number)].shape  # the other entry is the number of steps
-            state.setdefault(int(number), {})[name] = like(value, trained[int(number)]) if moment else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
-
-
 @torch.no_grad()
 def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
     """How far the latents have come to mean one thing for all prompts, from 0 to 1, without a label: the `score` of `twcli eval`,
@@ -468,26 +392,3 @@ def export(job: Job) -> None:
         (folder / "README.md").write_text(model_card(job.config, job.template, runtime.versions()), encoding="utf-8")
         if job.config.template != "tags":
             (folder / TEMPLATE).write_text(job.template.frame.text + "\n", encoding="utf-8")
-
-
-def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:
-    """The trained model of a finished run, in eval mode.
-
-    Raises:
-        UserError: no run there, it is not finished, or it is damaged.
-    """
-    config = run.read_config()
-    if not run.done:
-        raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
-    run.check_results()
-    template = runtime.load_template(str(run.model), config.latent_tokens, run.template)
-    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
-    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
-                        dynamic_baseline=config.baseline_policy == "dynamic")
-    if config.posterior != "exact":
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
-        stored = run.load_posterior()
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
-            raise UserError(f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again")
-        model.load_state_dict(stored, strict=False)
-    return model.to(runtime.pick_device(device)).eval(), template, config

@@ -1,0 +1,89 @@
+"""A backbone becomes the model with K latents: from a checkpoint that is to be trained, or from a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from twcli import runtime
+from twcli.adapters import add_lora
+from twcli.batches import collate
+from twcli.config import TrainConfig
+from twcli.errors import UserError
+from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
+from twcli.packing import AUTO, BRANCHES, PLAIN
+from twcli.runs import RunFolder
+from twcli.template import Encoded, Template
+
+CHECKED_ROWS = 4
+
+Say = Callable[[str], None]
+
+
+def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> tuple[LatentModel, Any]:
+    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed; the second is `Job.adapter`."""
+    runtime.fit_vocabulary(backbone, template, section=True)
+    template.add_latents(config.latents)
+    ids = template.latent_ids(config.latents)
+    add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
+    new_ids = [*(token for latent in ids for token in latent), template.z_open, template.z_close, *template.added_ids]
+    adapter = None
+    if config.adapt == "lora":
+        adapter = add_lora(backbone, sorted(set(new_ids)), rank=config.lora_rank, alpha=config.lora_alpha,
+                           targets=config.lora_targets, seed=config.seed)
+    torch.manual_seed(config.seed)
+    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic",
+                        latent_chunk=config.latent_chunk)
+    if config.adapt == "frozen":
+        freeze_backbone(model, new_ids)
+    return model.to(backbone.device), adapter
+
+
+def execution_of(config: TrainConfig) -> str:
+    if config.gradient_checkpointing or config.compile:
+        return PLAIN  # a packed pass needs its mask and positions where activations are recomputed, and a graph that knows of them
+    if config.shard and config.execution == AUTO:
+        return BRANCHES  # by shape each process would choose for itself, and one that gathers a block once more waits for ever
+    return config.execution
+
+
+def choose_execution(model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say) -> None:
+    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows; else says why it does not.
+
+    It knows the initial model and the data only, so that a resumed run comes to the same choice.
+    """
+    if wanted == PLAIN:
+        return
+    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
+    reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
+    if reason is None:
+        model.execution = wanted
+    else:
+        say(f"execution: plain, which reads the prompt once for each latent: {reason}")
+
+
+def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:
+    """The trained model of a finished run, in eval mode.
+
+    Raises:
+        UserError: no run there, it is not finished, or it is damaged.
+    """
+    config = run.read_config()
+    if not run.done:
+        raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
+    run.check_results()
+    template = runtime.load_template(str(run.model), config.latent_tokens, run.template)
+    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
+    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
+                        dynamic_baseline=config.baseline_policy == "dynamic")
+    if config.posterior != "exact":
+        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+        stored = run.load_posterior()
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
+            raise UserError(f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again")
+        model.load_state_dict(stored, strict=False)
+    return model.to(runtime.pick_device(device)).eval(), template, config
