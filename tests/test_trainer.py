@@ -82,6 +82,7 @@ def same(one, other):
     (3, {}), (4, {}), (6, {}), (11, {}),
     (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
     (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
+    (6, {"adapt": "lora", "lora_rank": 2}), (6, {"adapt": "frozen"}),
     (6, {"warm_start": "none", "beta_warmup": 0.5, "beta_cycles": 2, "posterior_update": "balanced", "divergence": 0.1, "normalise": True,
          "free_bits": 0.1}),
 ])
@@ -110,6 +111,14 @@ def test_an_option_that_has_no_effect_is_told(inputs, tmp_path):
     said = []
     trainer.prepare(settings(inputs, tmp_path / "r", free_bits=0.5), RunFolder(tmp_path / "r"), said.append, no_bar)
     assert any("--free-bits has no effect" in line for line in said)
+
+
+@pytest.mark.parametrize(("adapt", "stored"), [("full", True), ("lora", False)])
+def test_a_checkpoint_holds_what_is_trained(inputs, tmp_path, adapt, stored):
+    folder = run(settings(inputs, tmp_path / "r", steps=2, adapt=adapt))
+    tensors = load_file(folder.last_checkpoint / "state.safetensors")
+    assert any(".up_proj." in name and "lora" not in name for name in tensors if name.startswith("model.")) == stored
+    assert any("lora" in name for name in tensors) != stored and any(name.startswith("model.head.") for name in tensors)
 
 
 def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):

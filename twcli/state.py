@@ -13,7 +13,7 @@ from twcli.sharding import like, whole
 
 def snapshot(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, keep: bool) -> dict[str, torch.Tensor]:
     """All that a run goes on from; with `keep` off nothing, but this process's parts are given to the one that keeps."""
-    named = [(f"model.{name}", tensor) for name, tensor in model.state_dict().items()]
+    named = [(f"model.{name}", tensor) for name, tensor in _changing(model).items()]
     named += [(f"optimizer.{number}.{name}", value) for number, state in optimizer.state_dict()["state"].items()
               for name, value in state.items()]
     tensors = {}
@@ -32,8 +32,7 @@ def snapshot(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, ke
 def restore(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensors: dict[str, torch.Tensor]) -> None:
     """Puts back what `snapshot` took, into the model, the optimiser, `latent_N` and the generators of random numbers."""
     latent_N[:] = tensors["latents"].numpy()
-    own = model.state_dict()
-    model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in own.items()})
+    model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()}, strict=False)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
@@ -45,3 +44,9 @@ def restore(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensor
     torch.set_rng_state(tensors["rng.cpu"])
     if "rng.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+
+def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights and buffers by name, without weights that training leaves alone: those are in the checkpoint it began from."""
+    return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()
+            if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)}
