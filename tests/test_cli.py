@@ -187,6 +187,8 @@ def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
     make_tokenizer().save_pretrained(tmp_path / "model")
     other = twcli("inspect", made / "b.h5", "--verify", "--model", tmp_path / "model", "--data", made / "data.jsonl")
     assert other.exit_code == 1 and "another weights" in other.stderr
+    renamed = [{"q": r["x"], "a": r["y"]} for r in make_records(20, 3)]
+    ok(*flags, "--data", write_jsonl(tmp_path / "renamed.jsonl", renamed), "--x-field", "q", "--y-field", "a")
     refused(*flags, says="go together")
     refused("inspect", made / "run", "--verify", "--model", made / "model", "--data", made / "data.jsonl", says="go together")
 

@@ -325,14 +325,16 @@ def _converse(sampler: Any) -> None:
 @click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
 @click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.")
 @click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
+@click.option("--x-field", metavar="TEXT", default="x", help="Field of --data that holds the prompt.  [default: x]")
+@click.option("--y-field", metavar="TEXT", default="y", help="Field of --data that holds the completion.  [default: y]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect(path: str, verify: bool, model: str | None, data: str | None, as_json: bool) -> None:
+def inspect(path: str, verify: bool, model: str | None, data: str | None, x_field: str, y_field: str, as_json: bool) -> None:
     """What a cache or a run folder holds, its provenance and its b_t profile."""
     from twcli import report, runtime
     from twcli.inspection import inspect as run
 
     runtime.quiet_transformers()
-    found = run(path, verify=verify, model=model, data=data)
+    found = run(path, verify=verify, model=model, data=data, x_field=x_field, y_field=y_field)
     click.echo(report.to_json(found) if as_json else report.render_inspection(found))
     if found["problems"]:
         raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")

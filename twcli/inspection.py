@@ -25,11 +25,13 @@ SHOWN = 3  # rows whose tokens are shown
 SKETCHED = 200_000  # values behind the quantiles
 
 
-def inspect(path: str, *, verify: bool, model: str | None = None, data: str | None = None) -> dict[str, Any]:
+def inspect(path: str, *, verify: bool, model: str | None = None, data: str | None = None, x_field: str = "x",
+            y_field: str = "y") -> dict[str, Any]:
     """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is damaged, null without `verify`.
 
     Args:
         model, data: what a cache must have been made from; both or neither, with `verify` only.
+        x_field, y_field: of the data.
 
     Raises:
         UserError: neither a cache nor a run folder; or the model or the data cannot be read.
@@ -44,14 +46,15 @@ def inspect(path: str, *, verify: bool, model: str | None = None, data: str | No
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
-            foreign, texts = _compared(cache, model, data)
+            foreign, texts = _compared(cache, model, data, x_field, y_field)
             problems += foreign
         profile = None if problems else profile_of(cache)
         return {"kind": "cache", "path": path, "rows": cache.rows, "tokens": cache.tokens, "profile": profile,
                 "texts": [] if problems else texts, "fingerprint": cache.fingerprint, "problems": problems}
 
 
-def _compared(cache: Cache, model: str, data: str) -> tuple[list[str], list[dict[str, Any]]]:
+def _compared(cache: Cache, model: str, data: str, x_field: str, y_field: str
+              ) -> tuple[list[str], list[dict[str, Any]]]:
     """(what of the cache's provenance or rows is not that of the model and the data; a few rows token by token)."""
     made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
@@ -61,7 +64,7 @@ def _compared(cache: Cache, model: str, data: str) -> tuple[list[str], list[dict
                                            template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = template.encode(stream_examples(data), max_length=max_length, source=data)
+    encoded = template.encode(stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data)
     try:
         cache.check(baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=precision,
                                          attention=attention), encoded.row_hash)
