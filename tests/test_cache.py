@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from twcli import cache_format, cache_parts
-from twcli.cache import Cache, CacheWriter
+from twcli.cache import Cache, CacheWriter, first_difference
 from twcli.errors import UserError, WorkFailed
 
 ROOT = Path(__file__).parent.parent
@@ -115,13 +115,21 @@ def test_blocks_and_hashes_come_back(path):
         blocks = list(cache.stream(640))
         assert np.array_equal(cache.row_hashes(0, 5000), truth.row_hash)
         assert np.array_equal(cache.row_hashes(4090, 4099), truth.row_hash[4090:4099])
-        with pytest.raises(IndexError):
-            cache.read(np.array([5000]))
-        with pytest.raises(IndexError):
-            cache.read(np.array([-1]))
+        for outside in (5000, -1):
+            with pytest.raises(IndexError, match=r"rows must lie in 0 to 4999$"):
+                cache.read(np.array([outside]))
     assert [rows.stop for rows, _, _ in blocks] == [640, 1280, 1920, 2560, 3200, 3840, 4480, 5000]
     assert np.array_equal(np.concatenate([flat for _, flat, _ in blocks]), truth.nll)
     assert np.array_equal(np.concatenate([lengths for _, _, lengths in blocks]), np.diff(truth.offsets))
+
+
+def test_others_may_read_the_file_as_far_as_the_umask_lets_them(path):
+    before = os.umask(0)
+    try:
+        some_rows().write(path)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666
 
 
 def test_the_file_is_plain_hdf5(path):
@@ -169,6 +177,8 @@ def test_wrong_lengths_and_rows_are_refused(path):
             with pytest.raises(ValueError, match=r"rows \d+ to|not a range"):
                 writer.write(rows, nll)
         writer.write(range(2), truth.nll[:5])
+        with pytest.raises(ValueError, match=r"have 4 tokens, but the NLL has shape \(3,\)"):
+            writer.write(range(2, 3), truth.nll[6:])
         with pytest.raises(ValueError, match="not a range of missing rows"):
             writer.write(range(1, 3), truth.nll[2:])
         with pytest.raises(ValueError, match="rows 2 to 2 are missing"):
@@ -486,13 +496,78 @@ def test_leaving_the_context_closes_the_file(path):
     assert str(path) not in open_files()
 
 
+def test_handles_are_closed_whoever_still_holds_them(path):
+    some_rows().write(path)
+    with Cache(path) as cache:
+        opened = cache._open()
+        assert opened.file
+    assert not opened.file
+
+
+def test_a_file_that_is_refused_is_closed_whoever_still_holds_it(path, monkeypatch):
+    some_rows().write(path)
+    opened = []
+
+    def refuse(columns, _path):
+        opened.append(columns["nll"]._dataset)
+        raise UserError("refused")
+
+    monkeypatch.setattr("twcli.cache.check_offsets", refuse)
+    with pytest.raises(UserError, match="refused"):
+        Cache(path)
+    assert len(opened) == 1 and not opened[0]
+
+
+def test_the_first_thing_wrong_with_a_damaged_cache_is_named_before_it_is_replaced(path):
+    truth = some_rows()
+    truth.write(path)
+    with Cache(path) as cache:
+        address = int(cache._open().columns["nll"]._addresses[0])
+    flip(path, address + 20)
+    first, second = Cache(path).verify()
+    said = refusal(lambda: truth.writer(path))
+    assert f"{first}; pass --overwrite to begin anew" in said and second not in said
+
+
+def test_twenty_damaged_places_are_listed_and_the_rest_counted(path):
+    truth = Truth([4000] * 100)  # 25 chunks of 64 KiB
+    truth.write(path, shard_rows=100)
+    with Cache(path) as cache:
+        addresses = cache._open().columns["nll"]._addresses.tolist()
+    whole = path.read_bytes()
+    with path.open("r+b") as file:
+        for address in addresses:
+            file.seek(address + 100)
+            file.write(b"\xff")
+    with Cache(path) as cache:
+        _, *problems = cache.verify()  # the first is the checksum of the whole file
+    assert len(addresses) == 25 and all("is damaged in entries" in line for line in problems[:20])
+    assert problems[20:] == ["and 5 more damaged places"]
+    with path.open("r+b") as file:
+        for address in addresses[:5]:
+            file.seek(address + 100)
+            file.write(whole[address + 100 : address + 101])
+    with Cache(path) as cache:
+        assert len(cache.verify()) == 21 and "more" not in cache.verify()[-1]
+
+
+def test_shards_have_4096_rows_unless_told(path):
+    truth = Truth([1] * 4100)
+    with CacheWriter(path, fingerprint=PRINT, offsets=truth.offsets, row_hash=truth.row_hash) as writer:
+        assert writer.missing == [range(4096), range(4096, 4100)]
+
+
+def test_long_values_that_differ_are_cut():
+    assert first_difference({"a": "x" * 300}, {"a": 1}) == ("a", '"' + "x" * 99, "1")
+
+
 def open_files():
     return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")}
 
 
 def test_a_complete_cache_is_recognised(path):
     truth = some_rows()
-    assert not CacheWriter.already_complete(path, PRINT, truth.row_hash)
+    assert CacheWriter.already_complete(path, PRINT, truth.row_hash) is False
     truth.write(path)
     assert CacheWriter.already_complete(str(path), PRINT, truth.row_hash)
     assert not CacheWriter.already_complete(path, PRINT | {"weights": "bb"}, truth.row_hash)
@@ -689,9 +764,9 @@ def test_the_content_checksum_finds_what_hdf5_wrote_later(path):
     truth = some_rows()
     truth.write(path)
     with h5py.File(path, "r+") as file:
-        file["nll"][5] = np.nan
+        file["nll"][5:9] = [np.nan, np.inf, -1.0, 0.0]  # the last is an NLL as good as any
     assert Cache(path).verify() == ["its last line, the checksum of the file, is damaged or missing",
-                                    "1 values of /nll are negative or not finite",
+                                    "3 values of /nll are negative or not finite",
                                     "content_sha256 does not match what the file holds"]
 
 
