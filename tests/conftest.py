@@ -16,6 +16,9 @@ quiet_transformers()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where others use the cores
 
 WORDS = [f"w{i}" for i in range(20)]
+# Two processes over gloo; with --cpu it would start one, unless there is MPI. A port of its own lets several jobs run side by side.
+LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
+          "--dynamo_backend", "no", "--main_process_port", "0"]
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", *TAGS]
 
 

@@ -1,7 +1,7 @@
 """Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to compare one process with two.
 
     python tests/dump_gradients.py FILE.safetensors train ... --accumulate 2
-    torchrun --nproc_per_node 2 tests/dump_gradients.py FILE.safetensors train ...
+    accelerate launch --multi_gpu --num_processes 2 tests/dump_gradients.py FILE.safetensors train ...
 """
 
 import os

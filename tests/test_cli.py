@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
 from twcli import __version__
@@ -424,9 +424,7 @@ def test_a_closed_pipe_is_no_traceback(made):
 @pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["copies", "shards"])
 def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
     flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10", *shard]
-    # `accelerate launch --cpu` starts one process, however many are asked for; torchrun starts them on any machine.
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "twcli", "train", *flags,
-              "--out", str(tmp_path / "run")]
+    launch = [sys.executable, *LAUNCH, "-m", "twcli", "train", *flags, "--out", str(tmp_path / "run")]
     first = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stderr.count("done: ") == 1  # one process prints

@@ -32,7 +32,7 @@ import h5py
 import numpy as np
 import psutil
 import torch
-from conftest import make_model, make_records, make_tokenizer, write_jsonl
+from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
 import twcli.evaluate
@@ -740,9 +740,6 @@ def writers(bench: Bench, tally: Tally) -> None:
                 tally.check("the cache is right", not cache.verify() and cache.read(np.arange(4))[0].tolist() == [1] * 4)
             for end in (*go, told[1], *done):
                 os.close(end)
-
-
-LAUNCH = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]  # `accelerate launch --cpu` starts one, without MPI
 
 
 def processes(bench: Bench, tally: Tally) -> None:
