@@ -22,7 +22,7 @@ from hypothesis import Phase, settings
 OTHER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
          ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
          ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult}
-SECONDS = 120
+PATIENCE = 20  # times that the tests of the module as it is take: a mutant that takes longer never ends
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
@@ -66,7 +66,7 @@ def mutants(tree: ast.Module) -> Iterator[tuple[int, str, str, ast.Module]]:
             yield node.lineno, ast.unparse(node), ast.unparse(other), ast.fix_missing_locations(whole)
 
 
-def survives(module: str, tree: ast.Module, tests: list[str]) -> bool:
+def survives(module: str, tree: ast.Module, tests: list[str], seconds: float = 600) -> bool:
     pid = os.fork()
     if pid == 0:
         null = os.open(os.devnull, os.O_WRONLY)
@@ -83,7 +83,7 @@ def survives(module: str, tree: ast.Module, tests: list[str]) -> bool:
             exec(compile(tree, spec.origin, "exec"), made.__dict__)
             code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests])
         os._exit(int(code))
-    deadline = time.monotonic() + SECONDS
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -107,12 +107,14 @@ def main() -> None:
         elif isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.AnnAssign):
-            node.annotation = ast.Constant("")
+            node.annotation = ast.copy_location(ast.Constant(""), node)
+    begin = time.monotonic()
     assert survives(module, tree, tests), "the tests fail on the module as it is"
+    limit = PATIENCE * (time.monotonic() - begin)
     tried = 0
     for line, before, after, mutant in mutants(tree):
         tried += 1
-        if survives(module, mutant, tests):
+        if survives(module, mutant, tests, limit):
             print(f"{file}:{line}: {before[:100]}  ->  {after[:100]}", flush=True)
     print(f"{file}: {tried} mutants tried; those above were not noticed")
 
