@@ -81,7 +81,7 @@ def test_the_command_reference_is_what_the_commands_say():
 
 def test_every_option_in_the_documents_exists():
     known = set(re.findall(r"`(-[\w-]+)", (ROOT / "docs" / "commands.md").read_text())) | {"--help"}
-    others = {"--num_processes", "--multi_gpu", "--check", "--only", "--short"}  # of accelerate, of the page's own script and of the torture
+    others = {"--num_processes", "--multi_gpu", "--check", "--only", "--short"}  # of accelerate, a page's own script and the torture
     for page in [ROOT / "README.md", *PAGES]:
         text = re.sub(r"python examples/.*|pip (install|download).*", "", page.read_text())
         named = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", text))
