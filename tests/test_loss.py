@@ -241,3 +241,12 @@ def test_the_held_objective_is_the_whole_one_at_a_one_hot_q():
 def test_entropy_is_in_nats_and_takes_zeros():
     found = entropy(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.25, 0.5, 0.25]]))
     assert found.tolist() == pytest.approx([0.6931472, 0.0, 1.0397208])
+
+
+def test_kl_below_the_free_bits_costs_no_more_than_they_do():
+    log_p = torch.log_softmax(torch.zeros(2, 3), -1)
+    log_q = torch.log_softmax(torch.tensor([[0.1, 0.0, 0.0], [9.0, 0.0, 0.0]]), -1)
+    reff, kl = torch.zeros(2, 3), categorical_kl(log_q, log_p)
+    assert kl[0] < 0.5 < kl[1]
+    assert torch.allclose(objective(log_q, log_p, reff, 2.0, free_bits=0.5), 2.0 * torch.stack([torch.tensor(0.5), kl[1]]))
+    assert torch.allclose(objective(log_q, log_p, reff, 2.0), 2.0 * kl)
