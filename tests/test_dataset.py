@@ -1,5 +1,6 @@
 import gzip
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +17,19 @@ def write(path, content):
     return str(path)
 
 
-def test_reads_records_in_order_with_bom_crlf_and_unicode(tmp_path):
+def test_reads_records_in_order_with_unicode(tmp_path):
     lines = [{"x": "é 😀", "y": "a\nb", "strategy": "s", "id": 3, "answer": [1]}, {"x": "x", "y": "नमस्ते"}]
-    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
-    path = write(tmp_path / "d.jsonl", b"\xef\xbb\xbf" + text.encode())
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path = write(tmp_path / "d.jsonl", text.encode())
     assert read_examples(path, strategy_field="strategy") == [Example("é 😀", "a\nb", "s"), Example("x", "नमस्ते")]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b'\xef\xbb\xbf{"x": "a", "y": "b"}\n', "d.jsonl:1: begins with a byte order mark; save"),
+    (b'{"x": "a", "y": "b"}\n{"x": "a", "y": "c"}\r\n', "d.jsonl:2: ends with CR LF; save")])
+def test_marks_of_other_systems_are_named(tmp_path, content, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_examples(write(tmp_path / "d.jsonl", content))
 
 
 def test_training_never_sees_labels(tmp_path):

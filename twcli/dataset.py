@@ -92,8 +92,11 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 where = f"{file}:{number}"
                 if len(line) > MAX_LINE_BYTES:
                     raise UserError(f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one record a line")
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
+                # Refused, not dropped in silence: other tools that read the file would not drop them.
+                if number == 1 and line.startswith(b"\xef\xbb\xbf"):
+                    raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without it")
+                if line.endswith(b"\r\n"):
+                    raise UserError(f"{where}: ends with CR LF; save the file with LF alone, or convert it with dos2unix")
                 if not line.strip():
                     raise UserError(f"{where}: line is empty; row i of the cache is line i of the data, so remove it")
                 yield where, _parse(line, where)
