@@ -638,6 +638,9 @@ def test_check_names_what_is_missing_the_line_and_the_counts(path):
     assert refusal(lambda: cache.check(PRINT, other)).endswith(
         "made from other data; the first row that differs is line 5000 of the data")
     assert refusal(lambda: cache.check(PRINT | {"max_length": 1}, other)).endswith("is line 5000 of the data")
+    other = truth.row_hash.copy()
+    other[0] ^= 1
+    assert refusal(lambda: cache.check(PRINT, other)).endswith("the first row that differs is line 1 of the data")
     assert "made from 6000 rows, the data have 5999" in refusal(
         lambda: cache.check(PRINT, truth.row_hash[:-1]))
     assert "the data have 6001" in refusal(
