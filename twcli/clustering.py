@@ -139,15 +139,11 @@ def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: 
         soft_NK: probability of each latent for each row.
     """
     latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
-    second = np.zeros(len(sizes), bool)
-    second[np.random.default_rng([seed, 6]).permutation(len(sizes))[: len(sizes) // 2]] = True
     told_N, attainable_N = np.zeros(len(points)), np.zeros(len(points))
-    for fitted in (~second, second):
-        fitted_N, other_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
-        if fitted_N.any() and other_N.any():
-            values = points[other_N] @ (ridge_map(points[fitted_N]) @ (soft_NK[fitted_N] - 1 / latents))
-            told_N[other_N] = (values * soft_NK[other_N]).sum(1)
-            attainable_N[other_N] = 1 - 1 / np.minimum(np.repeat(sizes, sizes)[other_N], latents)
+    for fitted_N, maps, other_N, others, other_sizes in CrossValidation(points, sizes, latents, np.random.default_rng([seed, 6])).halves:
+        values = others @ (maps @ (soft_NK[fitted_N] - 1 / latents))
+        told_N[other_N] = (values * soft_NK[other_N]).sum(1)
+        attainable_N[other_N] = 1 - 1 / np.minimum(np.repeat(other_sizes, other_sizes), latents)
     return told_N, attainable_N
 
 

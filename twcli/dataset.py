@@ -68,9 +68,10 @@ def _examples(path: str, records: Iterator[tuple[str, dict[str, Any]]], x_field:
     if not number:
         raise UserError(f"{path}: holds no records; expected one JSON object a line")
     _, first, inverse = np.unique(np.frombuffer(named, f"V{DIGEST_BYTES}"), return_index=True, return_inverse=True)
-    again = np.flatnonzero(first[inverse.reshape(-1)] != np.arange(len(lines)))
+    earliest = first[inverse.reshape(-1)]
+    again = np.flatnonzero(earliest != np.arange(len(lines)))
     if len(again):
-        raise UserError(f"{path}:{lines[again[0]]}: field 'id' is the same as on line {lines[first[inverse.reshape(-1)[again[0]]]]}; "
+        raise UserError(f"{path}:{lines[again[0]]}: field 'id' is the same as on line {lines[earliest[again[0]]]}; "
                         "give each record its own, or none")
 
 

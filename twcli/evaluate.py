@@ -113,9 +113,8 @@ def _pieces(template: Template, encoded: Encoded, examples: list[Example], froze
     if frozen_flat is None:
         return []
     found = []
-    for row in np.linspace(0, len(encoded) - 1, min(SHOWN, len(encoded))).astype(int):
-        first = encoded.offsets[row] + encoded.prompt_lengths[row] + 1
-        ids = encoded.ids[first : first + encoded.target_lengths[row] - 1].tolist()
+    for row in encoded.spread_rows(SHOWN):
+        ids = encoded.y_ids(row)
         nats = frozen_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
         found.append({"x": examples[row].x, "pieces": list(zip(template.pieces(ids), nats, strict=True))})
     return found

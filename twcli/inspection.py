@@ -70,16 +70,15 @@ def _compared(cache: Cache, model: str, data: str, x_field: str, y_field: str
                                          attention=attention), encoded.row_hash)
     except UserError as error:
         return [str(error)], []
-    return [], [_text(cache, template, encoded, row) for row in np.linspace(0, len(encoded) - 1, min(SHOWN, len(encoded))).astype(int)]
+    return [], [_text(cache, template, encoded, row) for row in encoded.spread_rows(SHOWN)]
 
 
 def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
     """`line` of the data, the `prompt` with all that stands around it, and `pieces`: (text, b_t in nats) of each token of y."""
-    ids = encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]]
-    first, count = int(encoded.prompt_lengths[row]) + 1, int(encoded.target_lengths[row]) - 1
-    nats = cache.read(np.asarray([row]))[0][:count].tolist()
-    pieces = template.pieces(ids[first : first + count].tolist())
-    return {"line": int(row) + 1, "prompt": template.tokenizer.decode(ids[:first]), "pieces": list(zip(pieces, nats, strict=True))}
+    before, ids = encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1], encoded.y_ids(row)
+    nats = cache.read(np.asarray([row]))[0][: len(ids)].tolist()
+    return {"line": int(row) + 1, "prompt": template.tokenizer.decode(before),
+            "pieces": list(zip(template.pieces(ids), nats, strict=True))}
 
 
 def profile_of(cache: Cache) -> dict[str, Any]:

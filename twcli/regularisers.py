@@ -1,6 +1,8 @@
 """What others do against posterior collapse, as pure tensor functions: options of `twcli train` to compare with.
 
-They act where the posterior is learned (the stage `free`). Shapes: B batch, K latents, C branches, S supervised tokens. Nats.
+Beta and the normalisation act at every step, the others where the posterior is learned (the stage `free`).
+
+Shapes: B batch, K latents, C branches, S supervised tokens. Nats.
 """
 
 from __future__ import annotations

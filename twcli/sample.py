@@ -56,7 +56,7 @@ class Sampler:
         prompts = [self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent]) for row, latent in jobs]
         room = runtime.context_length(self.model, config.max_length) - max(map(len, prompts))
         if room < 1:
-            raise UserError(f"{config.data or 'x'}: the longest prompt fills the context of {len(max(prompts, key=len)) + room} tokens")
+            raise UserError(f"{config.data or '--x'}: the longest prompt fills the context of {len(max(prompts, key=len)) + room} tokens")
         return generate(self.model, self.template, prompts, max_new_tokens=min(config.max_new_tokens or room, room),
                         temperature=config.temperature, seed=config.seed, batch_tokens=4 * config.batch_tokens, progress=progress)
 

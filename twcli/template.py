@@ -74,6 +74,15 @@ class Encoded:
         """(N + 1,) int64 offsets of each row's supervised tokens: the cache's `/offsets`."""
         return np.concatenate([[0], np.cumsum(self.target_lengths)]).astype(np.int64)
 
+    def y_ids(self, row: int) -> list[int]:
+        """Token ids of a row's y, without its closing tag."""
+        first = self.offsets[row] + self.prompt_lengths[row] + 1
+        return self.ids[first : first + self.target_lengths[row] - 1].tolist()
+
+    def spread_rows(self, count: int) -> np.ndarray:
+        """At most `count` row numbers, the first and the last among them, evenly spaced."""
+        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+
     def data_hash(self) -> str:
         """sha256 over all row hashes in order: x, y and their order, and nothing else of a record."""
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()

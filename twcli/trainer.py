@@ -282,9 +282,7 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[n
     seen = []
     for number, rows in enumerate(batches_rows):
         last = number == len(batches_rows) - 1
-        if isinstance(model, FSDPModule):
-            model.set_requires_gradient_sync(last)
-        with nullcontext() if last or isinstance(model, FSDPModule) else accelerator.no_sync(model):
+        with _synchronised(accelerator, model, last):
             seen.append(_backward(job, model, stage, rows, step, number, accelerator.num_processes / records))
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
@@ -297,6 +295,14 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[n
     optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "stage": stage, **metrics, **norms, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
+
+
+def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
+    """Within it a backward pass adds up gradients over the processes only if it is the step's last."""
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last else accelerator.no_sync(model)
 
 
 def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, number: int, scale: float) -> dict[str, Any]:
