@@ -241,7 +241,7 @@ def default(repeats: int) -> list[Row]:
             stream = batches(job.stages, 0, partial(trainer.plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
             steps = trainer.fit(job, silent)
             ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
-            for stage, rows in stream:
+            for stage, (rows,) in stream:
                 start = time.process_time()
                 next(steps)
                 middle = time.process_time()

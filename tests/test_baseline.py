@@ -4,7 +4,7 @@ import torch
 from conftest import encode, make_model, make_records
 
 from twcli import baseline
-from twcli.baseline import budget_batches, fingerprint, hidden_states, score_flat, target_nll, weights_hash
+from twcli.baseline import budget_batches, fast_batch_tokens, fingerprint, hidden_states, score_flat, target_nll, weights_hash
 from twcli.batches import collate
 
 
@@ -29,6 +29,12 @@ def test_every_b_t_equals_plain_transformers(template, rows_a_batch):
     expected = reference(model, encoded)
     assert expected.std() > 0.5  # the rows differ, so a shift by one could not pass
     assert np.abs(flat - expected).max() <= 1e-5
+
+
+def test_a_wide_model_reads_fewer_tokens_at_once():
+    narrow, wide = (fast_batch_tokens(make_model(hidden=size)) for size in (32, 512))
+    assert narrow == 12288 and wide == 768  # 3 x 2^18 values of the widest layer's output, of twice the hidden size
+    assert fast_batch_tokens(make_model(hidden=4096, layers=1)) == 256
 
 
 def test_scoring_leaves_the_global_rng_and_dropout_alone(template):

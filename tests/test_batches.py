@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from conftest import encode, make_records, make_tokenizer
 
 from twcli.baseline import gather_padded
-from twcli.batches import Plan, collate, drop_history
+from twcli.batches import Plan, collate, drop_history, opening
 from twcli.template import Template
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
@@ -67,6 +70,33 @@ def test_targets_are_the_same_ids_in_both_sequences(template):
             assert ids[row, first[row]] == template.frame.lead[-1]
             assert ids[row, first[row] + 1 : first[row] + 1 + n].tolist() == batch.targets_BS[row, :n].tolist()
     assert batch.weights_BS is None
+
+
+def weighted(encoded, template, weights):
+    batch = collate(np.arange(len(encoded)), encoded, template, None)
+    return replace(batch, weights_BS=torch.tensor(weights))
+
+
+def test_an_opening_by_hand(template):
+    encoded = encode(template, [{"x": "w0 w1", "y": "w2 w3"}, {"x": "w3", "y": "w4 w5 w6"}])
+    batch = weighted(encoded, template, [[2.0, 1.0, 0.0, 0.0], [4.0, 2.0, 0.75, 0.25]])
+    whole, lost = opening(batch, 0.02)  # the last token of all holds 0.025
+    assert whole is batch and lost == 0
+    cut, lost = opening(batch, 0.1)
+    assert lost == pytest.approx(0.1) and cut.targets_BS.tolist() == [[12, 13], [14, 15]]
+    assert cut.active_BS.tolist() == [[True, True]] * 2 and cut.weights_BS.tolist() == [[2, 1], [4, 2]]
+    # the longest prompt's `<y>` and one input token
+    assert cut.plain_BT.tolist() == [[1, 4, 10, 11, 5, 6, 12], [1, 4, 13, 5, 6, 14, 15]]
+    assert cut.latent_BL.tolist() == [[1, 4, 10, 11, 5, 8, 0, 9, 6, 12], [1, 4, 13, 5, 8, 0, 9, 6, 14, 15]]
+
+
+def test_an_opening_needs_weights(template):
+    encoded = encode(template, make_records())
+    bare = collate(np.arange(4), encoded, template, None)
+    assert opening(bare, 0.5)[0] is bare
+    flat = replace(bare, weights_BS=torch.zeros(bare.active_BS.shape))
+    cut, lost = opening(flat, 0.5)
+    assert cut is flat and lost == 0
 
 
 @pytest.fixture

@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from conftest import encode, in_double, make_model, make_records, make_tokenizer
 
 from twcli.baseline import score_flat
-from twcli.batches import collate
+from twcli.batches import collate, opening
 from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
+from twcli.loss import objective
+from twcli.packing import BRANCHES, PLAIN, TREE
 from twcli.template import Template
 
 
@@ -153,3 +157,74 @@ def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
         elif name.startswith("backbone."):
             assert torch.equal(after, before[name]), name
     assert not torch.equal(model.head.outer.weight, before["head.outer.weight"])
+
+
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+def test_an_opening_has_the_losses_of_the_whole(template, rows, execution):
+    model = build(template)
+    model.execution = execution
+    batch = collate(np.arange(10), rows, template, None)
+    weights = torch.zeros(batch.active_BS.shape)
+    weights[:, :2] = 1.0
+    cut, _ = opening(replace(batch, weights_BS=weights), 1e-3)
+    assert cut.active_BS.shape[1] == 2 < batch.active_BS.shape[1]
+    (whole, router), (part, router_too) = (model.read_branches(b) for b in (batch, cut))
+    assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(router, router_too, atol=1e-5)
+
+
+def prunable(template, execution, posterior, preferred=8.0):
+    """A model whose posterior all but rules out some latents, in float64, and a batch of short prompts."""
+    model = in_double(build(template, 8, posterior)).double()
+    model.execution = execution
+    torch.nn.init.normal_(model.head.outer.weight, std=0.3)
+    with torch.no_grad():
+        model.head.outer.bias[:3] = preferred
+    rows = encode(template, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)])
+    return model, collate(np.arange(6), rows, template, None)
+
+
+def loss_and_gradients(model, batch, prune):
+    model.zero_grad()
+    output = model(batch, prune=prune)
+    reff_BK = output.nll_BCS.sum(-1) / batch.active_BS.sum(-1, keepdim=True)
+    loss = objective(output.log_posterior_BK, output.log_router_BK, reff_BK, 0.1).sum()
+    loss.backward()
+    return output, loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("posterior", ["shared", "separate"])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution, posterior):
+    model, batch = prunable(template, execution, posterior)
+    whole, loss, exact = loss_and_gradients(model, batch, 0.0)
+    pruned, loss_too, gradients = loss_and_gradients(model, batch, 1e-2)
+    assert whole.pruned == 0 < pruned.pruned <= 1e-2
+    assert loss_too == pytest.approx(loss, rel=1e-12) and pruned.sequences == whole.sequences == 6 * 9
+    assert torch.allclose(whole.nll_BCS, pruned.nll_BCS, atol=1e-10)
+    assert all(torch.allclose(gradients[name], g, atol=1e-10) for name, g in exact.items() if name.startswith(("head.", "reader.")))
+    apart = torch.cat([(gradients[name] - g).flatten() for name, g in exact.items()]).norm()
+    assert 0 < apart < 0.02 * torch.cat([g.flatten() for g in exact.values()]).norm()
+
+
+def test_pruning_drops_no_mass_above_the_share(template):
+    model, batch = prunable(template, PLAIN, "shared")
+    q_BK = model(batch).log_posterior_BK.exp().detach()
+    sorted_K = q_BK.sort(1, descending=True).values.mean(0)
+    left_K = [sorted_K[k:].sum().item() for k in range(9)]
+    for prune in (1e-4, 1e-3, 1e-2, 0.1, 0.5):
+        assert model(batch, prune=prune).pruned == pytest.approx(next(left for left in left_K if left <= prune))
+
+
+@pytest.mark.parametrize("undecided", ["an even posterior", "a long prompt"])
+def test_nothing_is_pruned_where_it_would_not_pay(template, undecided):
+    model, batch = prunable(template, PLAIN, "shared")
+    if undecided == "an even posterior":
+        torch.nn.init.zeros_(model.head.outer.weight)
+        torch.nn.init.zeros_(model.head.outer.bias)
+    else:
+        rows = encode(template, [{"x": "w1 " * 40, "y": "w2 w3"}, {"x": "w4 " * 40, "y": "w2 w3"}])
+        batch = collate(np.arange(2), rows, template, None)
+    _, loss, exact = loss_and_gradients(model, batch, 0.0)
+    pruned, loss_too, gradients = loss_and_gradients(model, batch, 1e-2)
+    assert pruned.pruned == 0 and loss_too == pytest.approx(loss, rel=1e-12)
+    assert all(torch.allclose(gradients[name], g, atol=1e-10) for name, g in exact.items())

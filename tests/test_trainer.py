@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import random
@@ -294,6 +295,37 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, l
             assert counted[-1][1] == metrics["sequences_per_record"]
             read.clear()
     assert dict(counted) == {"hold": 2, "refine": latents + 1, "settle": 2, "free": latents + 1}
+
+
+def test_a_step_leaves_out_no_more_than_it_may(inputs, tmp_path):
+    every = {share: run(settings(inputs, tmp_path / str(share), hold=0.25, release=0.25, prune=share)).read_metrics()
+             for share in (0.0, 0.3)}
+    assert all(m["pruned"] == 0 for m in every[0.0])
+    assert all(m["pruned"] <= 0.3 for m in every[0.3])
+    left_out = {m["stage"] for m in every[0.3] if m["pruned"] > 0}
+    assert "refine" in left_out and "hold" not in left_out and "settle" not in left_out
+
+
+def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
+    """The latents' losses differ at the first two tokens alone, where all of b_t is."""
+    config = settings(inputs, tmp_path / "r", prune=0.4)
+    folder = RunFolder(config.out)
+    with folder.writer():
+        job = trainer.prepare(config, folder, silent, no_bar)
+    rows = np.arange(12)
+    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
+    weights = torch.zeros_like(batch.weights_BS)
+    weights[:, :2] = 1.0
+    batch, read = dataclasses.replace(batch, weights_BS=weights), job.model.read_branches
+    job.model.read_branches = lambda b: ((nll := read(b)[0]).masked_fill(torch.arange(nll.shape[2]) >= 2, 1.0), None)
+    found = {}
+    for share in (0.0, 0.4):
+        job.config = dataclasses.replace(config, prune=share)
+        job.latent_N[:] = -1
+        nll_BKS, pruned = trainer._refine(job, batch, rows, 0)
+        assert nll_BKS.shape == (12, 3, batch.targets_BS.shape[1]) and pruned == 0
+        found[share] = job.latent_N.copy()
+    assert np.array_equal(found[0.0], found[0.4]) and (found[0.4][rows] >= 0).all()
 
 
 def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_path):

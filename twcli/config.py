@@ -158,6 +158,8 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
 
     model: str = option(help=MODEL_HELP, path=True)
     out: str = option(help="HDF5 file to write.", path=True)
+    batch_tokens: int | None = option(
+        None, help="Tokens a batch, padding included; default: what a CPU's cache holds for this model, 16384 on other devices.", minimum=1)
     shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
     overwrite: bool = option(False, help="Start anew, replacing what is there.")
 
@@ -230,6 +232,9 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     latent_chunk: int | None = option(
         None, help="Latents whose branches are in memory together; default: all. The same gradient, from a third more arithmetic.",
         minimum=1)
+    prune: float = option(
+        1e-3, help="Share that a step may leave out: of a batch's b_t where branches are only compared, of the posterior's mass where "
+        "branches are trained; 0 leaves out nothing.", minimum=0.0, maximum=0.5)
     steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)
@@ -279,6 +284,11 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         """The first option given that acts only where the posterior is learned, as its flag."""
         given = {"free_bits": self.free_bits > 0, "posterior_update": self.posterior_update != "learned", "divergence": self.divergence > 0}
         return next((flag_of(name) for name, here in given.items() if here), None)
+
+    @property
+    def learns_posterior(self) -> bool:
+        """Whether the posterior's own mass, and nothing computed from the branches, weights them where it is learned."""
+        return self.posterior != "exact" and self.posterior_update == "learned"
 
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""

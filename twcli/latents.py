@@ -22,6 +22,7 @@ from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_
 
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
 
+PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
 FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
 
 
@@ -37,6 +38,7 @@ class LatentOutput:
         baseline_BS: b_t of the current backbone in nats, detached; None where b_t is the frozen model's.
         divergence_BS: how far the C branches' next-token distributions are apart in nats, zero where not active; None where
             it was not asked for.
+        pruned: share of the posterior's mass on branches that were read without a gradient.
     """
 
     nll_BCS: torch.Tensor
@@ -45,6 +47,7 @@ class LatentOutput:
     sequences: int
     baseline_BS: torch.Tensor | None = None
     divergence_BS: torch.Tensor | None = None
+    pruned: float = 0.0
 
 
 @dataclass
@@ -122,7 +125,7 @@ class LatentModel(nn.Module):
         return 2 + self.latent_ids_KP.shape[1]
 
     def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True,
-                read_divergence: bool = False) -> LatentOutput:
+                read_divergence: bool = False, prune: float = 0.0) -> LatentOutput:
         """Reads C branches a record, and the z-free sequence for the posterior.
 
         Args:
@@ -130,13 +133,20 @@ class LatentModel(nn.Module):
                 have no part in the objective or its gradient.
             read_posterior: False leaves the posterior out.
             read_divergence: also compares the branches' next-token distributions; not with `latent_chunk`.
+            prune: share of the batch's posterior mass whose branches, the least likely of each record, may be read without a
+                gradient. The loss and the posterior's gradient are exact; the generator's lacks the terms of that mass.
+                Not with `latent_B`, `latent_chunk` or `read_divergence`, nor where prompts are so long that reading them
+                once more for the posterior could cost more than it saves: those read everything as if it were 0.
         """
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
         z_free = read_posterior and self.reader is None
-        divergence = None
-        if self._in_chunks(latent_BC):
+        divergence, log_posterior, pruned = None, None, 0.0
+        if prune and read_posterior and latent_B is None and not read_divergence and self._may_prune(batch):
+            log_posterior, plain = self._read_posterior(batch)
+            nll_BCS, log_router_BK, pruned = self._read_by_mass(batch, log_posterior.detach().exp(), prune)
+        elif self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
             plain = self._read(self.backbone, batch, None, z_free=True)[1] if z_free else None
         else:
@@ -144,10 +154,9 @@ class LatentModel(nn.Module):
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
             if read_divergence:
                 divergence = self._divergence(branches, batch, latent_BC.shape[1])
-        log_posterior, baseline, sequences = None, None, nll_BCS.shape[0] * nll_BCS.shape[1]
-        if read_posterior:
-            seen = plain if self.reader is None else self._read(self.reader, batch, None, z_free=True)[1]
-            log_posterior, sequences = torch.log_softmax(self._posterior_logits(seen, batch), dim=-1), sequences + B
+        baseline, sequences = None, nll_BCS.shape[0] * nll_BCS.shape[1] + B * read_posterior
+        if read_posterior and log_posterior is None:
+            log_posterior, _ = self._read_posterior(batch, plain)
         if self.dynamic_baseline:
             # Last, because autocast would keep casts made without gradient for the passes that need one.
             with torch.no_grad():
@@ -155,7 +164,7 @@ class LatentModel(nn.Module):
                     plain, sequences = self._read(self.backbone, batch, None, z_free=True)[1], sequences + B
                 baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
-                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence)
+                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned)
 
     def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
@@ -173,6 +182,30 @@ class LatentModel(nn.Module):
     def _read_and_score(self, batch: Batch, latent_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
         return self._score(branches, batch, latent_BC.shape[1])
+
+    def _read_posterior(self, batch: Batch, plain: Read | None = None) -> tuple[torch.Tensor, Read | None]:
+        """log q(z|x,y) (B, K) and the backbone's z-free sequence, `plain` where that was read before; None from a reader of its own."""
+        if self.reader is not None:
+            return self.posterior_logits(batch).log_softmax(-1), None
+        plain = plain or self._read(self.backbone, batch, None, z_free=True)[1]
+        return self._posterior_logits(plain, batch).log_softmax(-1), plain
+
+    def _may_prune(self, batch: Batch) -> bool:
+        prompts = int(batch.plain_first_B[batch.leader_G].sum())
+        return self.latent_chunk is None and prompts * PROMPT_AGAIN < (self.latents - 1) * batch.active_BS.numel()
+
+    def _read_by_mass(self, batch: Batch, mass_BK: torch.Tensor, prune: float) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """NLL (B, K, S), log p(z|x) and the share of the mass that went without a gradient, at most `prune`."""
+        sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
+        left_K = sorted_BK.mean(0, dtype=torch.float64).flip(0).cumsum(0).flip(0)  # of a rank and those after it
+        C = int((left_K > prune).sum())
+        nll_BKS, log_router_BK = self._read_and_score(batch, order_BK[:, :C])
+        if C < self.latents:
+            with torch.no_grad():
+                others, _ = self._read_and_score(batch, order_BK[:, C:])
+            nll_BKS = torch.cat([nll_BKS, others], dim=1)
+        return (nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK,
+                float(left_K[C]) if C < self.latents else 0.0)
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""

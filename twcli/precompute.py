@@ -43,6 +43,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
                                   attention=config.attention)
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
+    batch_tokens = config.batch_tokens or baseline.fast_batch_tokens(model)
     leads = accelerator.is_main_process
     complete = leads and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
     if _told_by_the_first(complete) and not config.overwrite:
@@ -62,7 +63,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
             for first in range(0, len(missing), accelerator.num_processes):
                 mine = missing[first + accelerator.process_index : first + accelerator.num_processes][:1]
                 scored = [(rows, baseline.score_flat(model, template, encoded, np.arange(rows.start, rows.stop),
-                                                     batch_tokens=config.batch_tokens, progress=advance)) for rows in mine]
+                                                     batch_tokens=batch_tokens, progress=advance)) for rows in mine]
                 for rows, nll in gather_object(scored):
                     if leads:
                         writer.write(rows, nll)

@@ -41,7 +41,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
-    speed = _tokens_a_second(model, template, encoded, config.batch_tokens)
+    speed = _tokens_a_second(model, template, encoded, config.batch_tokens or baseline.fast_batch_tokens(model))
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if trains:

@@ -22,7 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from twcli import baseline, diagnostics, runtime, signals
 from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
-from twcli.batches import Batch, Plan, collate, drop_history
+from twcli.batches import Batch, Plan, collate, drop_history, opening
 from twcli.building import build, choose_execution, execution_of
 from twcli.cache import Cache
 from twcli.card import model_card
@@ -309,7 +309,7 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = job.config, job.accelerator
     batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
-    refined_BKS = _refine(job, batch, rows, step) if stage == REFINE else None
+    refined_BKS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         # From the numbers of step and batch and no running state, so that a resumed run drops the same tokens.
         rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index * config.accumulate + number])
@@ -317,7 +317,8 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     latent_B = None if stage == FREE else torch.from_numpy(job.latent_N[rows]).to(accelerator.device)
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
-        output = model(batch, latent_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0)
+        output = model(batch, latent_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
+                       prune=config.prune if stage == FREE and config.learns_posterior else 0.0)
     sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
     beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
     try:
@@ -325,27 +326,33 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(job, step, rows, str(error)) from error
     accelerator.backward(loss_B.sum() * scale)
-    return {"loss": loss_B.mean().item(), **parts, "records": len(rows), "sequences_per_record": sequences / len(rows)}
+    return {"loss": loss_B.mean().item(), **parts, "records": len(rows), "sequences_per_record": sequences / len(rows),
+            "pruned": pruned + output.pruned}
 
 
 @torch.no_grad()
-def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> torch.Tensor:
+def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.Tensor, float]:
     """NLL (B, K, S) of all latents, after it has assigned the batch's completions to those that make them likeliest.
 
     Distinct completions of a prompt take distinct latents. In eval mode and from summed log-likelihood, as
     responsibilities are; the router has no say, or frequent latents would take what rare ones explain better.
+
+    Under `--prune` the branches are read to the last token that b_t needs. The NLL of later ones is 0, as if no latent
+    differed there; the share of b_t that they hold comes back too. The step's loss is exact for the latents assigned.
     """
+    opened, pruned = opening(batch, job.config.prune) if job.config.prune else (batch, 0.0)
     job.model.eval()
     with job.accelerator.autocast():
-        nll_BKS, _ = job.model.read_branches(batch)
+        nll_BKS, _ = job.model.read_branches(opened)
     job.model.train()
+    nll_BKS = torch.nn.functional.pad(nll_BKS, (0, batch.targets_BS.shape[1] - nll_BKS.shape[2]))
     cost_BK = nll_BKS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BK).all():
         raise _diverged(job, step, rows, "the generator's NLL is not finite")
     found = [(rows, assign_rows(cost_BK, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
     for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
         job.latent_N[where] = latents
-    return nll_BKS
+    return nll_BKS, pruned
 
 
 def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
