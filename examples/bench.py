@@ -84,14 +84,14 @@ def smollm2() -> LlamaForCausalLM:
 
 
 def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, by turns."""
+    """Median seconds of each, by turns; a call that returns seconds of its own has taken those."""
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, call in work.items():
             start = time.process_time()
-            call()
+            own = call()
             if turn:
-                seconds[name].append(time.process_time() - start)
+                seconds[name].append(own if isinstance(own, float) else time.process_time() - start)
     return {name: median(values) for name, values in seconds.items()}
 
 
@@ -227,7 +227,7 @@ def default(repeats: int) -> list[Row]:
         folder = Path(name)
         data, model = folder / "train.jsonl", folder / "entangled"
         for arguments in (["make_data.py", "sorting_algorithms", "--records", "4000", "--completions", "4", "--out", data],
-                          ["entangle.py", "--data", data, "--out", model, "--steps", "100"]):
+                          ["entangle.py", "--data", data, "--out", model]):  # trained to its end: b_t decides what `--prune` may leave out
             subprocess.run([sys.executable, ROOT / "examples" / arguments[0], *map(str, arguments[1:])], check=True, capture_output=True)
         common = {"model": str(model), "data": str(data), "device": "cpu"}
         precompute(PrecomputeConfig(out=str(folder / "b.h5"), **common), silent, no_bar)
@@ -241,19 +241,25 @@ def default(repeats: int) -> list[Row]:
             stream = batches(job.stages, 0, partial(trainer.plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
             steps = trainer.fit(job, silent)
             ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
+            reading = []
             for stage, (rows,) in stream:
                 start = time.process_time()
+                job.cache.read(rows)
+                read = time.process_time()
                 next(steps)
                 middle = time.process_time()
+                reading.append((read - start) / (middle - read))
                 batch = collate(rows, job.encoded, job.template, job.cache)
                 tuned(input_ids=batch.plain_BT, labels=batch.plain_BT, use_cache=False).loss.backward()
                 torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
                 optimizer.step()
                 optimizer.zero_grad()
-                ours[stage].append((middle - start) / (time.process_time() - middle))
+                ours[stage].append((middle - read) / (time.process_time() - middle))
     refine, settle = (median(ours[stage][2:]) for stage in ("refine", "settle"))
     return [Row("default recipe, sorting, K = 8, after the warm start: a step in plain fine-tuning steps", (refine + settle) / 2, 2.5, "<=",
-                f"refine {refine:.2f}, settle {settle:.2f}; the entangled demo model, all of a step: collating, optimiser, metrics")]
+                f"refine {refine:.2f}, settle {settle:.2f}; an entangled model as examples/entangle.py makes it, all of a step: collating, "
+                "optimiser, metrics"),
+            Row("default recipe: reading b_t of a batch from the cache, share of a training step", median(reading), 0.01, "<=")]
 
 
 # Memory
@@ -292,28 +298,69 @@ def rate() -> float:
     return 4 * 1024**3 / (time.process_time() - start)
 
 
-def precompute_rows(repeats: int) -> list[Row]:
+def rows_to_score() -> tuple[LlamaForCausalLM, Encoded]:
+    """The 10 M Llama and rows whose completions' lengths are log-normal."""
     model, rng, rows = llama(), np.random.default_rng(0), 256
     S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
     P = rng.integers(8, 25, rows)
     lengths = P + S + 2
-    encoded = Encoded(
+    return model, Encoded(
         ids=rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
         prompt_lengths=P, target_lengths=S, row_hash=np.zeros((rows, 16), np.uint8), prompt_index=np.arange(rows), unknown_rows=0)
+
+
+def precompute_rows(repeats: int) -> list[Row]:
+    model, encoded = rows_to_score()
+    rows = len(encoded)
     linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
-    work = linear * int(lengths.sum()) + model.lm_head.weight.numel() * int(S.sum())
-    rates = []
-    calls = {"ours": lambda: baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(rows), batch_tokens=4096),
-             "bound": lambda: rates.append(rate())}
-    theirs = trl_pass(model, encoded)
-    if theirs:
-        calls["TRL"] = theirs
-    seconds = timed(calls, repeats)
+    work = linear * int(encoded.lengths.sum()) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
+    rates: list[float] = []
+
+    def bound() -> None:
+        rates.append(rate())
+
+    calls = {"ours": partial(baseline.score_flat, model, SimpleNamespace(pad=0), encoded, np.arange(rows),
+                             batch_tokens=baseline.fast_batch_tokens(model)), "bound": bound}
+    with Process(["--trl"]) as theirs:
+        if theirs:
+            calls["TRL"] = theirs.seconds
+        seconds = timed(calls, repeats)
     share = work / median(rates) / seconds["ours"]
     note = f"{rows / seconds['ours']:.0f} rows a second; " + (f"TRL {rows / seconds['TRL']:.0f}" if theirs else "TRL is not installed")
     times = seconds["TRL"] / seconds["ours"] if theirs else None
     return [Row("precompute: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
             Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product", share, 0.6)]
+
+
+@dataclass
+class Process:
+    """A pass that another process makes when told to, so that nothing set in this one speeds it up or slows it down."""
+
+    arguments: list[str]
+
+    def __enter__(self) -> Process | None:
+        call = [sys.executable, __file__, *self.arguments]
+        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        return self if self._process.stdout.readline() else None  # says so once it is ready
+
+    def __exit__(self, *_raised: object) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+    def seconds(self) -> float:
+        """Processor seconds of one more pass."""
+        print(file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+
+def serve(call: Callable[[], Any]) -> None:
+    """What `Process` talks to."""
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        start = time.process_time()
+        with contextlib.redirect_stdout(sys.stderr):
+            call()
+        print(time.process_time() - start, flush=True)
 
 
 def trl_pass(model: LlamaForCausalLM, encoded: Encoded) -> Callable[[], Any] | None:
@@ -421,10 +468,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # this script's own processes
+    parser.add_argument("--trl", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make-cache", help=argparse.SUPPRESS)
     parser.add_argument("--read-cache", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     quiet_transformers()
+    if options.trl:
+        if call := trl_pass(*rows_to_score()):
+            serve(call)
+        return
     if options.peak or options.make_cache or options.read_cache:
         call = peak if options.peak else make_cache if options.make_cache else read_cache
         call(options.peak or options.make_cache or options.read_cache)

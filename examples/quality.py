@@ -5,7 +5,8 @@
 Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
 table. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
 without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and `auto` are ours with twice as many
-latents as strategies, one fewer, and as many as it finds.
+latents as strategies, one fewer, and as many as it finds. `steps60` to `steps600` are ours stopped early on a part of the
+records, so that there are runs of every quality for the score to rank.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from statistics import mean
 
@@ -30,13 +32,26 @@ from examples.tasks import HELD_ASIDE, TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_WARM_START = ("--warm-start", "none")
-VARIANTS: dict[str, tuple[Callable[[int], int | str], tuple[str, ...]]] = {  # name -> K of the number of strategies, flags of `train`
-    "ours": (lambda count: count, ()),
-    "uniform": (lambda count: count, ("--weighting", "uniform", *NO_WARM_START)),
-    "token": (lambda count: count, ("--weighting", "token", *NO_WARM_START)),
-    "twice": (lambda count: 2 * count, ()),
-    "less": (lambda count: count - 1, ()),
-    "auto": (lambda _count: "auto", ()),
+RECORDS, FEWER = 40000, 6000
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Flags of `train`, K of the number of strategies, and how many records of the task it trains on."""
+
+    flags: tuple[str, ...] = ()
+    latents: Callable[[int], int | str] = lambda count: count
+    records: int = RECORDS
+
+
+VARIANTS = {
+    "ours": Variant(),
+    "uniform": Variant(("--weighting", "uniform", *NO_WARM_START)),
+    "token": Variant(("--weighting", "token", *NO_WARM_START)),
+    "twice": Variant(latents=lambda count: 2 * count),
+    "less": Variant(latents=lambda count: count - 1),
+    "auto": Variant(latents=lambda _count: "auto"),
+    **{f"steps{steps}": Variant(("--steps", str(steps)), records=FEWER) for steps in (60, 150, 300, 600)},
 }
 DEFAULT_VARIANTS = ("ours", "uniform", "token")
 FIGURES = {  # column -> where it stands in the JSON of `twcli eval`
@@ -62,24 +77,35 @@ class Case:
             subprocess.CalledProcessError: a command failed; its output is in `log`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        train, test, model, cache = (self.folder / name for name in ("train.jsonl", "test.jsonl", "entangled", "train.bt.h5"))
-        for file, records, seed in ((train, 40000, 2 * self.seed), (test, 1200, 2 * self.seed + 1)):
+        train, test, model = (self.folder / name for name in ("train.jsonl", "test.jsonl", "entangled"))
+        for file, records, seed in ((train, RECORDS, 2 * self.seed), (test, 1200, 2 * self.seed + 1)):
             if not file.exists():
                 self._call("examples/make_data.py", self.task, "--records", records, "--completions", 4, "--seed", seed, "--out", file)
         if not (model / "config.json").exists():
             self._call("examples/entangle.py", "--data", train, "--out", model, "--seed", self.seed)
-        self._call("-m", "twcli", "precompute", "--model", model, "--data", train, "--out", cache)
         for variant in variants:
             if (self.folder / f"{variant}.json").exists():
                 continue
-            out, (latents, flags) = self.folder / variant, VARIANTS[variant]
-            self._call("-m", "twcli", "train", "--model", model, "--data", train, "--baseline", cache, "--out", out,
-                       "--latents", latents(len(TASKS[self.task].strategies)), "--seed", self.seed, *flags)
+            out, how = self.folder / variant, VARIANTS[variant]
+            data = self._first(train, how.records)
+            cache = data.with_suffix(".bt.h5")
+            self._call("-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache)
+            self._call("-m", "twcli", "train", "--model", model, "--data", data, "--baseline", cache, "--out", out,
+                       "--latents", how.latents(len(TASKS[self.task].strategies)), "--seed", self.seed, *how.flags)
             result = self._call("-m", "twcli", "eval", "--run", out, "--data", test, "--json",
                                 "--judge", f"examples.tasks.{self.task}:judge")
             staged = self.folder / f".{variant}.json"
             staged.write_text(result)
             staged.replace(self.folder / f"{variant}.json")
+
+    def _first(self, train: Path, records: int) -> Path:
+        """A file of the first records, all completions of their prompts among them."""
+        if records == RECORDS:
+            return train
+        part = self.folder / f"train-{records}.jsonl"
+        with train.open(encoding="utf-8") as lines:
+            part.write_text("".join(islice(lines, records)), encoding="utf-8")
+        return part
 
     def _call(self, *arguments: object) -> str:
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # cases run side by side; a small model gains little from more

@@ -1,6 +1,8 @@
 """The benchmark's own arithmetic, on a model small enough for a test; its figures are not judged here."""
 
 import json
+import subprocess
+import sys
 from functools import partial
 
 import torch
@@ -47,3 +49,13 @@ def test_the_allocator_takes_both_settings():
     for keep in (False, True):
         runtime.tune_allocator(keep=keep)
         assert torch.zeros(2**20).sum() == 0
+
+
+def test_a_call_that_timed_itself_is_believed():
+    assert bench.timed({"here": lambda: None, "elsewhere": lambda: 2.5}, 1)["elsewhere"] == 2.5
+
+
+def test_another_process_makes_a_pass_when_told():
+    call = [sys.executable, "-c", "from examples import bench; bench.serve(lambda: print('chatter', sum(range(10**6))))"]
+    answers = subprocess.run(call, input="\n\n", capture_output=True, text=True, check=True, cwd=bench.ROOT).stdout.split()
+    assert answers[0] == "ready" and len(answers) == 3 and all(float(seconds) > 0 for seconds in answers[1:])
