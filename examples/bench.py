@@ -509,9 +509,10 @@ branches, the posterior's sequence and the one for b_t one after another, all wi
 *cached K + 1* reads K + 1 whole sequences at once, logits at y only; *ours* reads the prompt once. Completions that share a prompt, as
 the training data have them, are not in these rows and save more.
 
-A section is one process (`--only SECTION`), and TRL has one of its own, without what this package sets; the sections of one table may come from calls at different times. For the check of the
-gradients the latents' embeddings are made 8 times longer: with nearly equal losses of all latents the posterior's gradient cancels, and
-float32 then differs by up to 3.7e-5. The pass for b_t counts with a gradient in *K + 2 passes*; cached K + 1 is the closer comparison.
+A section is one process (`--only SECTION`), and TRL has one of its own, without what this package sets; the sections of one table may
+come from calls at different times. For the check of the gradients the latents' embeddings are made 8 times longer: with nearly equal
+losses of all latents the posterior's gradient cancels, and float32 then differs by up to 3.7e-5. The pass for b_t counts with a gradient
+in *K + 2 passes*; cached K + 1 is the closer comparison.
 
 | what | figure | bar | met |
 | --- | ---: | ---: | --- |

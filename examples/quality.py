@@ -166,12 +166,12 @@ def table(out: Path) -> str:
 
 def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
     """Does the score rank runs as their alignment does?"""
-    pairs = [(run["score"], run["alignment"]["generation_one_to_one"]) for results in rows.values() for run in results
-             if run.get("score") is not None]
-    if len(pairs) < 3:
+    runs = [run for results in rows.values() for run in results if run.get("score") is not None]
+    if len(runs) < 3:
         return []
-    return [f"Rank correlation (Spearman) of the label-free score with generation 1:1 over these {len(pairs)} runs: "
-            f"{spearmanr(*zip(*pairs, strict=True)).statistic:.2f}."]
+    figures = [f"{column} {spearmanr([run['score'] for run in runs], [figure(run, FIGURES[column]) for run in runs]).statistic:.2f}"
+               for column in ("generation 1:1", "posterior 1:1")]
+    return [f"Rank correlation (Spearman) of the label-free score over these {len(runs)} runs: with {', with '.join(figures)}."]
 
 
 def cell(results: list[dict], path: tuple[str, ...]) -> str:
