@@ -315,13 +315,9 @@ def precompute_rows(repeats: int) -> list[Row]:
     linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
     work = linear * int(encoded.lengths.sum()) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
     rates: list[float] = []
-
-    def bound() -> None:
-        rates.append(rate())
-
     calls = {"ours": partial(baseline.score_flat, model, SimpleNamespace(pad=0), encoded, np.arange(rows),
-                             batch_tokens=baseline.fast_batch_tokens(model)), "bound": bound}
-    with Process(["--trl"]) as theirs:
+                             batch_tokens=baseline.fast_batch_tokens(model)), "bound": lambda: rates.append(rate())}
+    with Process(["--serve-trl"]) as theirs:
         if theirs:
             calls["TRL"] = theirs.seconds
         seconds = timed(calls, repeats)
@@ -361,6 +357,11 @@ def serve(call: Callable[[], Any]) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             call()
         print(time.process_time() - start, flush=True)
+
+
+def serve_trl(_asked: bool) -> None:
+    if call := trl_pass(*rows_to_score()):
+        serve(call)
 
 
 def trl_pass(model: LlamaForCausalLM, encoded: Encoded) -> Callable[[], Any] | None:
@@ -468,19 +469,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)  # this script's own processes
-    parser.add_argument("--trl", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve-trl", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--make-cache", help=argparse.SUPPRESS)
     parser.add_argument("--read-cache", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     quiet_transformers()
-    if options.trl:
-        if call := trl_pass(*rows_to_score()):
-            serve(call)
-        return
-    if options.peak or options.make_cache or options.read_cache:
-        call = peak if options.peak else make_cache if options.make_cache else read_cache
-        call(options.peak or options.make_cache or options.read_cache)
-        return
+    for call in (peak, serve_trl, make_cache, read_cache):
+        if argument := getattr(options, call.__name__):
+            call(argument)
+            return
     tune_allocator(keep=True)  # as `twcli train` does; all columns have the good of it
     kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     for section in options.only:

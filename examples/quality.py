@@ -89,7 +89,8 @@ class Case:
             out, how = self.folder / variant, VARIANTS[variant]
             data = self._first(train, how.records)
             cache = data.with_suffix(".bt.h5")
-            self._call("-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache)
+            if not cache.exists():  # it appears when it is complete
+                self._call("-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache)
             self._call("-m", "twcli", "train", "--model", model, "--data", data, "--baseline", cache, "--out", out,
                        "--latents", how.latents(len(TASKS[self.task].strategies)), "--seed", self.seed, *how.flags)
             result = self._call("-m", "twcli", "eval", "--run", out, "--data", test, "--json",

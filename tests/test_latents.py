@@ -172,13 +172,13 @@ def test_an_opening_has_the_losses_of_the_whole(template, rows, execution):
     assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(router, router_too, atol=1e-5)
 
 
-def prunable(template, execution, posterior, preferred=8.0):
+def prunable(template, execution, posterior):
     """A model whose posterior all but rules out some latents, in float64, and a batch of short prompts."""
     model = in_double(build(template, 8, posterior)).double()
     model.execution = execution
     torch.nn.init.normal_(model.head.outer.weight, std=0.3)
     with torch.no_grad():
-        model.head.outer.bias[:3] = preferred
+        model.head.outer.bias[:3] = 8.0
     rows = encode(template, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)])
     return model, collate(np.arange(6), rows, template, None)
 

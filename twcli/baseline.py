@@ -95,6 +95,12 @@ def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) ->
     return batches
 
 
+def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The matrices that every token is multiplied with below the head: no embedding tables."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
+    return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]
+
+
 def fast_batch_tokens(model: PreTrainedModel) -> int:
     """Tokens a batch that the model reads fastest without a gradient.
 
@@ -102,8 +108,7 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
     """
     if model.device.type != "cpu":
         return DEVICE_TOKENS
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    widest = max(max(w.shape) for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables)
+    widest = max(max(w.shape) for w in linear_weights(model))
     return max(LEAST_TOKENS, CACHED_VALUES // widest)
 
 

@@ -96,23 +96,29 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
     return replace(batch, latent_BL=latent_BL)
 
 
+def leading(mass_N: torch.Tensor, share: float) -> tuple[int, float]:
+    """How many of the first hold all of the mass but at most `share` of it, 0 where there is none; and the share that is left."""
+    behind_N = mass_N.flip(0).cumsum(0).flip(0)  # at a place and after it
+    count = int((behind_N > share * behind_N[0]).sum())
+    return count, float(behind_N[count] / behind_N[0]) if 0 < count < len(behind_N) else 0.0
+
+
 def opening(batch: Batch, share: float) -> tuple[Batch, float]:
     """The batch with every y cut behind the last token that b_t needs, and the share of the batch's b_t that is cut off.
 
     That share is at most `share`. What follows is given away by y_<t whatever z is, so branches that are only compared need
-    not be read to the end. Nothing is cut without weights or where all of them are 0.
+    not be read to the end. Nothing is cut without weights, where all of them are 0, or where `share` is.
     """
-    if batch.weights_BS is None:
+    if batch.weights_BS is None or not share:
         return batch, 0.0
-    behind_S = batch.weights_BS.sum(0, dtype=torch.float64).flip(0).cumsum(0).flip(0)  # at a token and after it
-    needed = int((behind_S > share * behind_S[0]).sum())
-    if needed in (0, len(behind_S)):
+    needed, left = leading(batch.weights_BS.sum(0, dtype=torch.float64), share)
+    if needed in (0, batch.weights_BS.shape[1]):
         return batch, 0.0
     cut = replace(
         batch, plain_BT=batch.plain_BT[:, : int(batch.plain_first_B.max()) + needed],
         latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed], targets_BS=batch.targets_BS[:, :needed],
         active_BS=batch.active_BS[:, :needed], weights_BS=batch.weights_BS[:, :needed])
-    return cut, float(behind_S[needed] / behind_S[0])
+    return cut, left
 
 
 class Plan:

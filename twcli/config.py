@@ -285,11 +285,6 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         given = {"free_bits": self.free_bits > 0, "posterior_update": self.posterior_update != "learned", "divergence": self.divergence > 0}
         return next((flag_of(name) for name, here in given.items() if here), None)
 
-    @property
-    def learns_posterior(self) -> bool:
-        """Whether the posterior's own mass, and nothing computed from the branches, weights them where it is learned."""
-        return self.posterior != "exact" and self.posterior_update == "learned"
-
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""
         return {"uniform": (1.0, 0.0), "token": (0.0, 1.0), "mixed": (self.uniform_weight, self.token_weight)}[self.weighting]

@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from twcli.baseline import HEAD_LOGITS, at_least_float32, head_logits, hidden_states, target_nll
-from twcli.batches import Batch
+from twcli.batches import Batch, leading
 from twcli.errors import first_line
 from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_hidden_states, why_not_packed
 
@@ -144,11 +144,12 @@ class LatentModel(nn.Module):
         z_free = read_posterior and self.reader is None
         divergence, log_posterior, pruned = None, None, 0.0
         if prune and read_posterior and latent_B is None and not read_divergence and self._may_prune(batch):
-            log_posterior, plain = self._read_posterior(batch)
+            plain = self._read_z_free(self.backbone, batch) if z_free else None
+            log_posterior = self._log_posterior(batch, plain)
             nll_BCS, log_router_BK, pruned = self._read_by_mass(batch, log_posterior.detach().exp(), prune)
         elif self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
-            plain = self._read(self.backbone, batch, None, z_free=True)[1] if z_free else None
+            plain = self._read_z_free(self.backbone, batch) if z_free else None
         else:
             branches, plain = self._read(self.backbone, batch, latent_BC, z_free=z_free)
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
@@ -156,12 +157,12 @@ class LatentModel(nn.Module):
                 divergence = self._divergence(branches, batch, latent_BC.shape[1])
         baseline, sequences = None, nll_BCS.shape[0] * nll_BCS.shape[1] + B * read_posterior
         if read_posterior and log_posterior is None:
-            log_posterior, _ = self._read_posterior(batch, plain)
+            log_posterior = self._log_posterior(batch, plain)
         if self.dynamic_baseline:
             # Last, because autocast would keep casts made without gradient for the passes that need one.
             with torch.no_grad():
                 if plain is None:
-                    plain, sequences = self._read(self.backbone, batch, None, z_free=True)[1], sequences + B
+                    plain, sequences = self._read_z_free(self.backbone, batch), sequences + B
                 baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
                             sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned)
@@ -183,12 +184,10 @@ class LatentModel(nn.Module):
         branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
         return self._score(branches, batch, latent_BC.shape[1])
 
-    def _read_posterior(self, batch: Batch, plain: Read | None = None) -> tuple[torch.Tensor, Read | None]:
-        """log q(z|x,y) (B, K) and the backbone's z-free sequence, `plain` where that was read before; None from a reader of its own."""
-        if self.reader is not None:
-            return self.posterior_logits(batch).log_softmax(-1), None
-        plain = plain or self._read(self.backbone, batch, None, z_free=True)[1]
-        return self._posterior_logits(plain, batch).log_softmax(-1), plain
+    def _log_posterior(self, batch: Batch, plain: Read | None) -> torch.Tensor:
+        """log q(z|x,y) (B, K) from the backbone's z-free sequence, or from the reader's where there is one and `plain` is None."""
+        logits_BK = self.posterior_logits(batch) if plain is None else self._posterior_logits(plain, batch)
+        return torch.log_softmax(logits_BK, dim=-1)
 
     def _may_prune(self, batch: Batch) -> bool:
         prompts = int(batch.plain_first_B[batch.leader_G].sum())
@@ -197,24 +196,25 @@ class LatentModel(nn.Module):
     def _read_by_mass(self, batch: Batch, mass_BK: torch.Tensor, prune: float) -> tuple[torch.Tensor, torch.Tensor, float]:
         """NLL (B, K, S), log p(z|x) and the share of the mass that went without a gradient, at most `prune`."""
         sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
-        left_K = sorted_BK.mean(0, dtype=torch.float64).flip(0).cumsum(0).flip(0)  # of a rank and those after it
-        C = int((left_K > prune).sum())
+        C, left = leading(sorted_BK.mean(0, dtype=torch.float64), prune)
         nll_BKS, log_router_BK = self._read_and_score(batch, order_BK[:, :C])
         if C < self.latents:
             with torch.no_grad():
                 others, _ = self._read_and_score(batch, order_BK[:, C:])
             nll_BKS = torch.cat([nll_BKS, others], dim=1)
-        return (nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK,
-                float(left_K[C]) if C < self.latents else 0.0)
+        return nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK, left
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
-        plain = self._read(self.reader or self.backbone, batch, None, z_free=True)[1]
+        plain = self._read_z_free(self.reader or self.backbone, batch)
         return self._posterior_logits(plain, batch)
 
     def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
         everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(len(batch.rows_B), -1)
         return everything if latent_B is None else latent_B[:, None]
+
+    def _read_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
+        return self._read(model, batch, None, z_free=True)[1]
 
     def _read(self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *,
               z_free: bool) -> tuple[Read | None, Read | None]:

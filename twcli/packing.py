@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
+from twcli.baseline import linear_weights
+
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
 ATTENTION = "twcli_packed"
 
@@ -188,8 +190,7 @@ def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[i
     if window is not None and P + Q > window:
         return PLAIN
     config = model.config.get_text_config()
-    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    linear = sum(w.numel() for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables)
+    linear = sum(w.numel() for w in linear_weights(model))
     width = 2 * config.num_hidden_layers * config.hidden_size  # scores and mixing; keys and values
     packed = (G * P + B * C * Q) * linear + width * CAUSAL_SCORE * G * P * P / 2
     costs = {

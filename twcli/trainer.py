@@ -318,7 +318,7 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
         output = model(batch, latent_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
-                       prune=config.prune if stage == FREE and config.learns_posterior else 0.0)
+                       prune=config.prune if config.posterior_update == "learned" else 0.0)
     sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
     beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
     try:
@@ -340,7 +340,7 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     Under `--prune` the branches are read to the last token that b_t needs. The NLL of later ones is 0, as if no latent
     differed there; the share of b_t that they hold comes back too. The step's loss is exact for the latents assigned.
     """
-    opened, pruned = opening(batch, job.config.prune) if job.config.prune else (batch, 0.0)
+    opened, pruned = opening(batch, job.config.prune)
     job.model.eval()
     with job.accelerator.autocast():
         nll_BKS, _ = job.model.read_branches(opened)
