@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from twcli.metrics import Generations, ari, nmi, one_to_one, summarise
+from twcli.metrics import Generations, Naming, ari, nmi, one_to_one, run_score, summarise
 
 NAMES = ["a", "b", "c"]
 
@@ -179,12 +179,23 @@ def test_diagnostics_without_b_t_or_gradient_are_null():
     assert set(summarise(**perfect())["diagnostics"].values()) == {None}
 
 
-def test_the_score_is_what_is_told_over_what_could_be():
-    told, attainable = np.linspace(0.2, 0.6, 120), np.full(120, 0.5)
-    result = summarise(**perfect(), naming=(told, attainable))
-    assert result["score"] == pytest.approx(0.8)
-    assert 0.7 < result["score_ci"][0] < 0.8 < result["score_ci"][1] < 0.9
+def naming(told=0.4, gain=0.0):
+    return Naming(np.linspace(told - 0.2, told + 0.2, 120), np.full(120, 0.5), np.full(120, gain))
+
+
+def test_the_score_is_chance_and_what_is_told_of_the_rest():
+    result = summarise(**perfect(), naming=naming())
+    expected = 1 / 3 + 2 / 3 * 0.8
+    assert result["score"] == pytest.approx(expected)
+    assert 0.8 < result["score_ci"][0] < expected < result["score_ci"][1] < 0.93
     assert summarise(**perfect())["score"] is None
+
+
+def test_the_score_of_latents_that_say_nothing_is_chance_and_of_a_ruined_generator_less():
+    assert run_score(naming(told=0.0), 4) == pytest.approx(0.25)
+    assert run_score(naming(gain=-2.0), 3) == pytest.approx(run_score(naming(), 3) * np.exp(-2.0))
+    assert run_score(naming(gain=5.0), 3) == run_score(naming(), 3)
+    assert run_score(Naming(np.zeros(3), np.zeros(3), np.zeros(3)), 4) is None
 
 
 @pytest.mark.parametrize("judge", [True, False])

@@ -149,9 +149,10 @@ def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_pa
     assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
 
 
-def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path):
+@pytest.mark.parametrize("changes", [{}, DYNAMIC], ids=["frozen", "dynamic"])
+def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, changes):
     """On the same records; only seeds of the prompts and halves are drawn, and all prompts are probed here."""
-    config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3)
+    config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3, **changes)
     folder = RunFolder(config.out)
     with folder.writer():
         job = trainer.prepare(config, folder, silent, no_bar)

@@ -227,7 +227,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         trainer.export(job)
         runtime.leave(job.accelerator)
     if score is not None:
-        screen.say(f"score: {score:.3f} of 1, how far z means one thing for all prompts (no labels are read)")
+        screen.say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
     screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
 
 

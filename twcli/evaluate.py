@@ -24,7 +24,7 @@ from twcli.dataset import Example, read_examples
 from twcli.errors import UserError
 from twcli.generation import generate
 from twcli.latents import LatentModel
-from twcli.metrics import Generations, summarise
+from twcli.metrics import Generations, Naming, summarise
 from twcli.objective import reconstruction
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
@@ -80,7 +80,10 @@ def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[
     prompts, texts = _completions(config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress)
     generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
     frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
-    naming = None if probe is None else probe.told_apart(passes.responsibilities[probe.rows], config.seed)
+    naming = None
+    if probe is not None:
+        told = probe.told_apart(passes.responsibilities[probe.rows], config.seed)
+        naming = Naming(*told, gain=(frozen - passes.marginal_nll)[probe.rows])
     result = summarise(posterior=passes.posterior, router=passes.router, frozen_nll=frozen, marginal_nll=passes.marginal_nll,
                        diagnostics=passes.figures, prompts=encoded.prompt_index, labels=labels if any(labels) else None,
                        generations=generations, naming=naming, bootstrap=config.bootstrap, seed=config.seed)

@@ -21,6 +21,20 @@ Figures = dict[str, float | int | None]
 
 
 @dataclass(frozen=True)
+class Naming:
+    """What tells without labels whether the latents mean one thing for all prompts, for each of N records.
+
+    Attributes:
+        told, attainable: (N,) as `clustering.told_apart` gives them.
+        gain: (N,) nats, frozen minus marginal NLL.
+    """
+
+    told: np.ndarray
+    attainable: np.ndarray
+    gain: np.ndarray
+
+
+@dataclass(frozen=True)
 class Generations:
     """One judged completion for each distinct prompt and latent, G in all.
 
@@ -40,7 +54,7 @@ class Generations:
 def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarray | None, marginal_nll: np.ndarray,
               prompts: np.ndarray, labels: Sequence[str | None] | None, generations: Generations | None,
               bootstrap: int, seed: int, diagnostics: dict[str, np.ndarray] | None = None,
-              naming: tuple[np.ndarray, np.ndarray] | None = None) -> dict[str, Any]:
+              naming: Naming | None = None) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
     Records are resampled; completions generated for a prompt are resampled together with it. The mapping from latents
@@ -54,7 +68,7 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         bootstrap: resamples behind each interval.
         seed: of the halves and the resamples.
         diagnostics: (N,) figures of each record from `diagnostics.row_figures`, NaN where a record has none.
-        naming: what `clustering.told_apart` gave; its quotient is the label-free `score`.
+        naming: of the records that the run is scored by, which need not be all; gives the label-free `score`.
 
     Where K is not the number of strategies: `posterior.unused` lists the latents whose mean posterior is below `ACTIVE_MASS`;
     `alignment.spare` gives for every other latent that the one-to-one mapping leaves over the strategy it writes most (its
@@ -77,12 +91,28 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
     result |= _answer_accuracy(generations, bootstrap, rng)
     result["likelihood"] = _with_intervals(_likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng)
     result["diagnostics"] = _with_intervals(_diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng)
-    result |= {"score": None, "score_ci": None} if naming is None else _with_intervals(_score(*naming), len(naming[0]), bootstrap, rng)
+    result |= {"score": None, "score_ci": None} if naming is None else _with_intervals(
+        lambda weight_N: {"score": run_score(naming, posterior.shape[1], weight_N)}, len(naming.gain), bootstrap, rng)
     return result
 
 
-def _score(told_N: np.ndarray, attainable_N: np.ndarray) -> Callable[[np.ndarray], Figures]:
-    return lambda weight_N: {"score": _ratio(weight_N @ told_N, weight_N @ attainable_N)}
+def run_score(naming: Naming, latents: int, weight_N: np.ndarray | None = None) -> float | None:
+    """The one-to-one alignment of what a run generates, as far as it can be known without labels: from 0 to 1.
+
+    K latents that say nothing are right once in K times, and the share of meaning that is told apart makes up the rest.
+    What the model writes is then taken to be a strategy at all as far as its distribution is the frozen model's: their
+    overlap is bounded from below by exp(-KL), but for a constant (Bretagnolle and Huber 1979), and on what the frozen model
+    wrote the KL is the likelihood that was lost.
+
+    Args:
+        weight_N: how often each record counts; None for once.
+    """
+    weight_N = np.ones(len(naming.gain)) if weight_N is None else weight_N
+    share = _ratio(weight_N @ naming.told, weight_N @ naming.attainable)
+    if share is None:
+        return None
+    overlap = np.exp(min(0.0, weight_N @ naming.gain / weight_N.sum()))
+    return float((1 / latents + (1 - 1 / latents) * share) * overlap)
 
 
 def _second_half(prompts: int, rng: np.random.Generator) -> np.ndarray:

@@ -27,7 +27,7 @@ ROWS = (
     ("alignment", "coverage_mean", "strategies reached for a prompt"),
     ("alignment", "full_coverage_rate", "prompts with all reached"),
     (None, "strategy_accuracy", "does z mean a strategy?"),
-    (None, "score", "z means one thing for all x, no labels"),
+    (None, "score", "alignment to expect, no labels"),
     (None, "answer_accuracy", "right answers, all latents"),
     ("likelihood", "frozen_nll", "entangled model, nats an example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),

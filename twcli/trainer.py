@@ -30,6 +30,7 @@ from twcli.config import AUTO, TrainConfig
 from twcli.dataset import stream_examples
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.latents import LatentModel
+from twcli.metrics import Naming, run_score
 from twcli.objective import step_loss
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE, RunFolder
@@ -63,6 +64,7 @@ class Job:
         provenance: what a checkpoint must have been made from to be resumed.
         adapter: the `peft.PeftModel` around the backbone, where LoRA is trained.
         probe: completions that the finished run is scored by; None where no prompts have several.
+        frozen_nll_N: NLL of the probe's rows under the frozen model, in nats.
     """
 
     config: TrainConfig
@@ -79,6 +81,7 @@ class Job:
     provenance: dict[str, Any]
     adapter: Any = None
     probe: Probe | None = None
+    frozen_nll_N: np.ndarray | None = None
 
 
 def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
@@ -115,6 +118,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
             + (f"; {config.baseline} is not read" if config.baseline else ""))
     config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
     probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
+    frozen_nll = None if probe is None else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
     model, adapter = build(config, backbone, template)
     choose_execution(model, execution_of(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
@@ -122,7 +126,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     if config.free_only and FREE not in {stage.name for stage in stages}:
         say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
     return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
-               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter, probe=probe)
+               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
@@ -151,6 +155,15 @@ def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cac
         raise UserError(f"{config.baseline}: rescoring {len(rows)} rows differs by up to {difference:.3g} nats; "
                         "run `twcli precompute --overwrite` again")
     return difference
+
+
+def _frozen_nll(rows: np.ndarray, backbone: PreTrainedModel, template: Template, encoded: Encoded, cache: Cache | None,
+                config: TrainConfig) -> np.ndarray:
+    """(N,) nats of distinct rows in any order: the sum of their b_t, read where there is a cache."""
+    rows, back = np.unique(rows, return_inverse=True)
+    flat = cache.read(rows)[0] if cache else baseline.score_flat(backbone, template, encoded, rows, batch_tokens=config.batch_tokens)
+    lengths = encoded.target_lengths[rows]
+    return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
 
 def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
@@ -363,24 +376,26 @@ def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
 
 @torch.no_grad()
 def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
-    """How far the latents have come to mean one thing for all prompts, from 0 to 1, without a label: the `score` of `twcli eval`,
-    on records of training. None where no prompts have several completions.
+    """The `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1, without a label. None where no
+    prompts have several completions.
     """
     if job.probe is None:
         return None
     job.model.eval()
     rows = job.probe.rows
-    soft_NK = np.empty((len(rows), job.model.latents))
+    soft_NK, marginal_N = np.empty((len(rows), job.model.latents)), np.empty(len(rows))
     lengths = job.encoded.lengths[rows]
     with progress("score", len(rows)) as advance:
         for places in baseline.budget_batches(lengths, np.argsort(-lengths, kind="stable"), job.config.batch_tokens):
             batch = collate(rows[places], job.encoded, job.template, None).to(job.accelerator.device)
             with job.accelerator.autocast():
-                nll_BKS, _ = job.model.read_branches(batch)
-            soft_NK[places] = torch.softmax(-nll_BKS.double().sum(-1), dim=-1).cpu()
+                nll_BKS, log_p_BK = job.model.read_branches(batch)
+            nll_BK = nll_BKS.double().sum(-1)
+            soft_NK[places] = torch.softmax(-nll_BK, dim=-1).cpu()
+            marginal_N[places] = -torch.logsumexp(log_p_BK.double() - nll_BK, dim=-1).cpu()
             advance(len(places))
     told, attainable = job.probe.told_apart(soft_NK, job.config.seed)
-    return float(told.sum() / attainable.sum())
+    return run_score(Naming(told, attainable, gain=job.frozen_nll_N - marginal_N), job.model.latents)
 
 
 def export(job: Job) -> None:
