@@ -63,6 +63,22 @@ TRACES = {
         "from_back": "b | b h | b h c | b h c k | b h c k a | b h c k a f",
         "to_front": "f | a f | k a f | c k a f | h c k a f | b h c k a f",
         "halves": "k a f | b h c | b h c k a f"}),
+    "common_letters": ("f a c g and c k g b", {
+        "first_row": "f - a - c + g + | c g",
+        "second_row": "c + k - g + b - | c g",
+        "strike": "a f | b k | c g",
+        "alphabet": "a 1 b 2 c 3 f 1 g 3 k 2 | c g"}),
+    "letter_count": ("a in b a c a a d", {
+        "tally": "b 0 a 1 c 1 a 2 a 3 d 3 | 3",
+        "pick": "a a a | 3",
+        "places": "2 4 5 | 3",
+        "halves": "b a c | 1 | a a d | 2 | 3"}),
+    "number_sum": ("7 + 2 + 9 + 4 + 1", {
+        "from_left": "7 | 9 | 18 | 22 | 23",
+        "from_right": "1 | 5 | 14 | 16 | 23",
+        "largest_first": "9 | 16 | 20 | 22 | 23",
+        "smallest_first": "1 | 3 | 7 | 14 | 23",
+        "pairs": "9 | 13 | 1 | 22 | 23"}),
 }
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
