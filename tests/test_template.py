@@ -2,6 +2,7 @@ import copy
 import functools
 import importlib.util
 import re
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from conftest import encode, make_tokenizer
 from twcli.batches import collate
 from twcli.dataset import Example
 from twcli.errors import UserError
-from twcli.template import Template, add_tags, read_frame
+from twcli.template import ENCODE_BLOCK, Template, add_tags, read_frame
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
 
@@ -227,3 +228,16 @@ def test_a_file_without_an_end_is_ended_by_eos(tmp_path):
     (tmp_path / "t").write_text("Q: {x}\nA:{z}{y}\n")
     tokenizer = byte_level(False)
     assert read_frame(str(tmp_path / "t"), tokenizer, "DIR").close == [tokenizer.eos_token_id]
+
+
+def test_memory_does_not_grow_by_what_is_encoded(template):
+    def held(rows):
+        tracemalloc.start()
+        encoded = template.encode((Example(x=f"{1 + row % 9} + 2", y="3 | 3") for row in range(rows)), max_length=64, source="d.jsonl")
+        size, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(encoded) == rows
+        return size
+
+    few, many = held(ENCODE_BLOCK), held(4 * ENCODE_BLOCK)
+    assert (many - few) / (3 * ENCODE_BLOCK) < 16  # bytes a row: the prompt's number; its ids alone are over 40

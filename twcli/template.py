@@ -17,7 +17,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,11 +28,12 @@ import numpy as np
 
 from twcli.dataset import Example
 from twcli.errors import UserError
+from twcli.spool import Spool
 
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 CHAT = "chat"
-_Block = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, bytes, bytes, int]  # what `Encoded` is joined from, in its order
+HASH = np.dtype("V16")
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
@@ -41,7 +44,7 @@ def latent_tokens(k: int, count: int = 1) -> list[str]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All rows' z-free token ids in one flat array; no Python object a row.
+    """All rows' z-free token ids in one flat array; no Python object a row, and what is large lies on disk (`Spool`).
 
     Attributes:
         ids: (sum of lengths,) int32, the z-free sequences one after another.
@@ -64,7 +67,7 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.prompt_lengths)
 
-    @property
+    @cached_property
     def lengths(self) -> np.ndarray:
         """(N,) tokens of each z-free sequence."""
         return np.diff(self.offsets)
@@ -300,19 +303,23 @@ class Template:
         Raises:
             UserError: a row is longer than `max_length`, or x or y has no token.
         """
-        blocks: list[_Block] = []
-        rows = iter(examples)
-        while block := list(islice(rows, ENCODE_BLOCK)):
-            blocks.append(self._encode_block(block, ENCODE_BLOCK * len(blocks), max_length, source))
-        ids, lengths, prompts, targets, hashes, keys, unknown = (list(part) for part in zip(*blocks, strict=True))
-        del blocks
+        rows, done, tokens, unknown = iter(examples), 0, 0, 0
+        with ExitStack() as spools:
+            parts = [spools.enter_context(Spool(dtype)) for dtype in (np.int32, np.int64, np.int64, np.int64, HASH, HASH)]
+            parts[1].append([0])
+            while block := list(islice(rows, ENCODE_BLOCK)):
+                *pieces, strange = self._encode_block(block, done, max_length, source)
+                pieces[1] = tokens + np.cumsum(pieces[1])
+                for part, piece in zip(parts, pieces, strict=True):
+                    part.append(piece)
+                done, tokens, unknown = done + len(block), pieces[1][-1], unknown + strange
+            ids, offsets, prompts, targets, hashes, keys = (part.array() for part in parts)
         return Encoded(
-            ids=np.concatenate(ids), offsets=np.concatenate([[0], np.cumsum(np.concatenate(lengths))]).astype(np.int64),
-            prompt_lengths=np.concatenate(prompts), target_lengths=np.concatenate(targets),
-            row_hash=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, 16),
-            prompt_index=_numbered(np.frombuffer(b"".join(keys), "V16")), unknown_rows=sum(unknown))
+            ids=ids, offsets=offsets, prompt_lengths=prompts, target_lengths=targets,
+            row_hash=hashes.view(np.uint8).reshape(-1, HASH.itemsize), prompt_index=_numbered(keys), unknown_rows=unknown)
 
-    def _encode_block(self, block: list[Example], first: int, max_length: int, source: str) -> _Block:
+    def _encode_block(self, block: list[Example], first: int, max_length: int, source: str) -> list[Any]:
+        """What the fields of `Encoded` gain by a block, in their order: lengths for the offsets, the hashes of x for the prompts."""
         head, middle, lead, close = self.frame.head, self.frame.middle, self.frame.lead, self.frame.close
         around = len(head) + len(middle) + len(lead)
         sequences: list[int] = []
@@ -328,10 +335,9 @@ class Template:
             targets.append(len(y) + 1)
             key = np.asarray(x, np.int32).tobytes()
             hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))
-            keys.append(hashlib.blake2b(key, digest_size=16).digest())
+            keys.append(hashlib.blake2b(key, digest_size=HASH.itemsize).digest())
             unknown += self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
-        return (np.asarray(sequences, np.int32), np.asarray(lengths, np.int64), np.asarray(prompts, np.int64),
-                np.asarray(targets, np.int64), b"".join(hashes), b"".join(keys), unknown)
+        return [sequences, lengths, prompts, targets, np.frombuffer(b"".join(hashes), HASH), np.frombuffer(b"".join(keys), HASH), unknown]
 
     def _check(self, x: list[int], y: list[int], length: int, max_length: int, where: str) -> None:
         for field, tokens in (("x", x), ("y", y)):
@@ -354,5 +360,5 @@ def _numbered(keys: np.ndarray) -> np.ndarray:
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:
-    """16 bytes over a row's x and y ids; the length of x keeps ("ab", "c") apart from ("a", "bc")."""
-    return hashlib.blake2b(len(x_ids).to_bytes(8, "little") + x_ids + y_ids, digest_size=16).digest()
+    """`HASH`: 16 bytes over a row's x and y ids; the length of x keeps ("ab", "c") apart from ("a", "bc")."""
+    return hashlib.blake2b(len(x_ids).to_bytes(8, "little") + x_ids + y_ids, digest_size=HASH.itemsize).digest()
