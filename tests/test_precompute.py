@@ -1,3 +1,4 @@
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -18,11 +19,11 @@ def no_bar(_label, _total, _lines=True):
     yield lambda _count: None
 
 
-def cached(model_dir, folder, **changes):
+def cached(model_dir, folder, said=lambda _line: None, **changes):
     """All of /nll of a cache made by the command."""
     config = PrecomputeConfig(model=model_dir, data=write_jsonl(folder / "d.jsonl", RECORDS), out=str(folder / "b.h5"), device="cpu",
                               overwrite=True, **changes)
-    precompute(config, lambda _line: None, no_bar)
+    precompute(config, said, no_bar)
     with Cache(folder / "b.h5") as cache:
         assert not cache.verify()
         return cache.read(np.arange(len(RECORDS)))
@@ -43,3 +44,12 @@ def test_shards_do_not_show_and_the_global_rng_is_left_alone(model_dir, tmp_path
     one, other = cached(model_dir, tmp_path), cached(model_dir, tmp_path, shard_rows=5)
     assert torch.equal(before, torch.get_rng_state())
     assert np.abs(one[0] - other[0]).max() <= 1e-5
+
+
+def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
+    said = []
+    exact, rounded = (cached(model_dir, tmp_path, said=said.append, precision=precision)[0] for precision in ("fp32", "bf16"))
+    line, = (line for line in said if "from float32" in line)  # all rows are compared: there are fewer than 16
+    error = np.abs(rounded - exact)
+    told = [float(figure) for figure in re.findall(r"\d\.\de-\d\d", line)]
+    assert told == pytest.approx([error.mean(), error.max()], rel=0.1) and 0 < told[0] < told[1] < 0.5

@@ -11,14 +11,18 @@ from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list, gather_object
+from transformers import PreTrainedModel
 
 from twcli import baseline, runtime, signals
 from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
 from twcli.dataset import stream_examples
 from twcli.errors import Interrupted
-from twcli.template import SECTION_TAGS
+from twcli.template import SECTION_TAGS, Encoded, Template
+
+COMPARED_ROWS = 16
 
 
 def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
@@ -50,6 +54,8 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
         runtime.leave(accelerator)
         return
+    if leads and config.precision != "fp32":
+        _tell_rounding(config, model, template, encoded, say, batch_tokens)
     opened = CacheWriter(config.out, fingerprint=print_, offsets=encoded.target_offsets, row_hash=encoded.row_hash,
                          shard_rows=config.shard_rows, overwrite=config.overwrite) if leads else nullcontext()
     with opened as writer, signals.held() as pending:
@@ -74,6 +80,21 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     runtime.leave(accelerator)
     tokens = int(encoded.target_lengths.sum())
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
+
+
+def _tell_rounding(config: PrecomputeConfig, model: PreTrainedModel, template: Template, encoded: Encoded,
+                   say: Callable[[str], None], batch_tokens: int) -> None:
+    """Says how far b_t is from the one in float32, on a few rows."""
+    rows = encoded.spread_rows(COMPARED_ROWS)
+    try:
+        exact, _ = runtime.load_frozen(config.model, attention=config.attention, template=config.template)
+        exact.to(model.device)
+        rounded, full = (baseline.score_flat(m, template, encoded, rows, batch_tokens=batch_tokens) for m in (model, exact))
+    except torch.OutOfMemoryError:
+        say(f"{config.precision}: its error is not measured, the model in float32 does not fit beside it")
+        return
+    error = np.abs(rounded - full)
+    say(f"{config.precision}: b_t of {len(rows)} rows is off by {error.mean():.1e} nats a token, {error.max():.1e} at most, from float32")
 
 
 def _told_by_the_first(value: Any) -> Any:
