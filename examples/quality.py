@@ -3,7 +3,7 @@
     python examples/quality.py --out build/quality --table docs/quality.md [--tasks T ...] [--seeds S ...] [--variants V ...] [--jobs J]
 
 Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
-table. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
+tables; what is written above them stays. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
 without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and `auto` are ours with twice as many
 latents as strategies, one fewer, and as many as it finds. `steps60` to `steps600` are ours stopped early on a part of the
 records, so that there are runs of every quality for the score to rank.
@@ -33,6 +33,7 @@ from examples.tasks import HELD_ASIDE, TASKS
 ROOT = Path(__file__).resolve().parent.parent
 NO_WARM_START = ("--warm-start", "none")
 RECORDS, FEWER = 40000, 6000
+TABLES = "\n## Tables\n"  # what stands above is not written by this program
 
 
 @dataclass(frozen=True)
@@ -139,30 +140,31 @@ def main(argv: list[str] | None = None) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, cases))
     options.table.parent.mkdir(parents=True, exist_ok=True)
-    options.table.write_text(table(out))
+    written = options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Quality\n"
+    options.table.write_text(f"{written}{TABLES}{tables(out)}")
     print(options.table.read_text())
     sys.exit(1 if failed else 0)
 
 
-def table(out: Path) -> str:
+def tables(out: Path) -> str:
     """Markdown of all results below `out`: mean over seeds, and the range where there are several."""
     rows: dict[tuple[str, str], list[dict]] = {}
     for file in sorted(out.glob("*/*.json")):
         if file.stem in VARIANTS:
             rows.setdefault((file.stem, file.parent.name.rpartition("-")[0]), []).append(json.loads(file.read_text()))
-    lines = [f"# Quality\n\n{date.today()}, `make quality`: mean over seeds (lowest to highest); 300 held-out prompts a seed."]
+    lines = [f"\n{date.today()}, `make quality`: mean over seeds (lowest to highest); 300 held-out prompts a seed.", "", *ranking(rows)]
     for aside, title in ((False, "Six tasks"), (True, "Held aside: nothing was tuned on these")):
         for variant in VARIANTS:
             chosen = {task: results for (name, task), results in rows.items() if name == variant and (task in HELD_ASIDE) == aside}
             if not chosen:
                 continue
-            lines += [f"\n## {title}: {variant}\n", "| task | seeds | " + " | ".join(FIGURES) + " |", "| --- " * (2 + len(FIGURES)) + "|"]
+            lines += [f"\n### {title}: {variant}\n", "| task | seeds | " + " | ".join(FIGURES) + " |", "| --- " * (2 + len(FIGURES)) + "|"]
             for task, results in chosen.items():
                 lines.append(f"| {task} | {len(results)} | " + " | ".join(cell(results, path) for path in FIGURES.values()) + " |")
             if len(chosen) > 1:
                 every = [result for results in chosen.values() for result in results]
                 lines.append(f"| all | {len(every)} | " + " | ".join(cell(every, path) for path in FIGURES.values()) + " |")
-    return "\n".join([*lines, "", *ranking(rows)]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
