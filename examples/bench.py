@@ -38,6 +38,7 @@ from twcli import baseline, trainer
 from twcli.batches import Batch, collate
 from twcli.cache import Cache, CacheWriter
 from twcli.config import PrecomputeConfig, TrainConfig
+from twcli.job import plan_of, prepare
 from twcli.latents import LatentModel, add_latent_rows
 from twcli.packing import AUTO, PLAIN
 from twcli.precompute import precompute
@@ -234,11 +235,11 @@ def default(repeats: int) -> list[Row]:
         config = TrainConfig(baseline=str(folder / "b.h5"), latents=8, out=str(folder / "run"), steps=20 + 8 * repeats, hold=0.05, **common)
         run = RunFolder(config.out)
         with run.writer():
-            job = trainer.prepare(config, run, silent, no_bar)
+            job = prepare(config, run, silent, no_bar)
             run.begin(config)
             tuned = copy.deepcopy(job.model.backbone)
             optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4)
-            stream = batches(job.stages, 0, partial(trainer.plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
+            stream = batches(job.stages, 0, partial(plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
             steps = trainer.fit(job, silent)
             ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
             reading = []

@@ -36,6 +36,7 @@ from twcli import baseline, runtime, trainer
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.dataset import read_examples
 from twcli.evaluate import read_all
+from twcli.job import prepare
 from twcli.loss import entropy, reconstruction
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
@@ -190,7 +191,7 @@ def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, 
         lr=plan.lr, beta=plan.beta, seed=seed, device="cpu", checkpoint_every=plan.steps)
     run = RunFolder(out)
     with run.writer():
-        job = trainer.prepare(config, run, lambda _text: None, no_bar)
+        job = prepare(config, run, lambda _text: None, no_bar)
         run.begin(config)
         encoded, flat = frozen_nll(model, test)
         frozen = np.add.reduceat(flat, encoded.target_offsets[:-1], dtype=np.float64).mean()

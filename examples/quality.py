@@ -3,10 +3,10 @@
     python examples/quality.py --out build/quality --table docs/quality.md [--tasks T ...] [--seeds S ...] [--variants V ...] [--jobs J]
 
 Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
-tables; what is written above them stays. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and `token` are the published losses
-without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and `auto` are ours with twice as many
-latents as strategies, one fewer, and as many as it finds. `steps60` to `steps600` are ours stopped early on a part of the
-records, so that there are runs of every quality for the score to rank.
+tables; what is written above them stays. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and
+`token` are the published losses without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and
+`auto` are ours with twice as many latents as strategies, one fewer, and as many as it finds. `steps60` to `steps600` are
+ours stopped early on a part of the records, so that there are runs of every quality for the score to rank.
 """
 
 from __future__ import annotations

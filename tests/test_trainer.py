@@ -19,6 +19,7 @@ from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
 from twcli.evaluate import evaluate
+from twcli.job import plan_of, prepare
 from twcli.latents import LatentOutput
 from twcli.objective import step_loss
 from twcli.precompute import precompute
@@ -59,7 +60,7 @@ def run(config, stop_after=None):
         folder.check(config)
         if folder.done and not config.overwrite:
             return folder
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         folder.begin(config)
         for metrics in trainer.fit(job, silent):
             if metrics["step"] == stop_after:
@@ -110,7 +111,7 @@ def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, ch
 
 def test_an_option_that_has_no_effect_is_told(inputs, tmp_path):
     said = []
-    trainer.prepare(settings(inputs, tmp_path / "r", free_bits=0.5), RunFolder(tmp_path / "r"), said.append, no_bar)
+    prepare(settings(inputs, tmp_path / "r", free_bits=0.5), RunFolder(tmp_path / "r"), said.append, no_bar)
     assert any("--free-bits has no effect" in line for line in said)
 
 
@@ -155,7 +156,7 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
     config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3, **changes)
     folder = RunFolder(config.out)
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         trainer.begin(job)
         list(trainer.fit(job, silent))
         score = trainer.score(job, no_bar)
@@ -258,7 +259,7 @@ def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, t
     precompute(PrecomputeConfig(model=config.model, data=data, out=config.baseline, device="cpu"), silent, no_bar)
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = trainer.prepare(config, folder, said.append, no_bar)
+        job = prepare(config, folder, said.append, no_bar)
         folder.begin(config)
         assert [m["stage"] for m in trainer.fit(job, silent)] == ["free", "free"]
     assert any("twcli sample --model" in line for line in said)
@@ -287,7 +288,7 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, l
     config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2, execution="plain")
     folder, read, counted = RunFolder(config.out), [], []
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         folder.begin(config)
         job.model.backbone.base_model.register_forward_pre_hook(
             lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True)
@@ -312,7 +313,7 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", prune=0.4)
     folder = RunFolder(config.out)
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
     rows = np.arange(12)
     batch = trainer.collate(rows, job.encoded, job.template, job.cache)
     weights = torch.zeros_like(batch.weights_BS)
@@ -335,7 +336,7 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
         config = settings(inputs, tmp_path / execution, hold=0.3, release=0.2, execution=execution)
         folder, tokens = RunFolder(config.out), []
         with folder.writer():
-            job = trainer.prepare(config, folder, silent, no_bar)
+            job = prepare(config, folder, silent, no_bar)
             assert job.model.execution == execution
             folder.begin(config)
             job.model.backbone.base_model.register_forward_pre_hook(
@@ -354,7 +355,7 @@ def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs
     config = settings(inputs, tmp_path / "r", model=str(tmp_path / "model"), **DYNAMIC)
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = trainer.prepare(config, folder, said.append, no_bar)
+        job = prepare(config, folder, said.append, no_bar)
     assert job.model.execution == "plain"
     assert [line for line in said if "execution: plain" in line and "dropout" in line]
 
@@ -378,7 +379,7 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
     noisy = np.where(np.random.default_rng(0).random(len(truth)) < 0.5, truth, np.random.default_rng(1).integers(3, size=len(truth)))
     folder = RunFolder(config.out)
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         job.latent_N[:] = noisy
         folder.begin(config)
         list(trainer.fit(job, silent))
@@ -422,7 +423,7 @@ def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_pat
     config = settings(inputs, tmp_path / "r", steps=1, baseline_policy="dynamic")
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = trainer.prepare(config, folder, said.append, no_bar)
+        job = prepare(config, folder, said.append, no_bar)
     assert job.cache is None and any("b.h5 is not read" in line for line in said)
 
 
@@ -452,7 +453,7 @@ def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")  # no row has so much mass
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         folder.begin(config)
         for _ in trainer.fit(job, said.append):
             pass
@@ -472,9 +473,9 @@ def test_accumulated_batches_are_one_batch(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=1, accumulate=3, warm_start="none")
     folder = RunFolder(config.out)
     with folder.writer():
-        job = trainer.prepare(config, folder, silent, no_bar)
+        job = prepare(config, folder, silent, no_bar)
         trainer.begin(job)
-        rows = next(trainer.batches(job.stages, 0, lambda stage, rows: trainer.plan_of(config, job.encoded, stage, rows),
+        rows = next(trainer.batches(job.stages, 0, lambda stage, rows: plan_of(config, job.encoded, stage, rows),
                                     np.arange(0), accumulate=3))[1]
         assert len(set(map(len, rows))) > 1
         batch = trainer.collate(np.concatenate(rows), job.encoded, job.template, job.cache)

@@ -207,6 +207,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
     from twcli import runtime, trainer
+    from twcli.job import prepare
     from twcli.runs import RunFolder
 
     runtime.quiet_transformers()
@@ -219,7 +220,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         if run.done and not config.overwrite:
             screen.say(f"{config.out}: already trained; --overwrite starts anew")
             return
-        job = trainer.prepare(config, run, screen.say, screen.progress)
+        job = prepare(config, run, screen.say, screen.progress)
         trainer.begin(job)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
         _follow(trainer.fit(job, screen.say), job.steps, screen)

@@ -11,8 +11,8 @@ from twcli import baseline, runtime
 from twcli.clustering import MOST_CLUSTERS
 from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
 from twcli.dataset import stream_examples
+from twcli.job import steps_of
 from twcli.template import Encoded, Template
-from twcli.trainer import steps_of
 
 MIB = 2**20
 PASSES = 3.0  # a training pass in forward passes: one forward, two backward
