@@ -2,7 +2,19 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from twcli.clustering import CrossValidation, Space, assign, best_clustering, best_count, constrained_kmeans, told_apart, whitened
+from twcli.clustering import (
+    Centring,
+    CrossValidation,
+    Space,
+    _independent_directions,
+    assign,
+    best_clustering,
+    best_count,
+    constrained_kmeans,
+    in_pairs,
+    told_apart,
+    whitened,
+)
 
 
 def matched(clusters, truth, latents):
@@ -171,3 +183,78 @@ def test_more_completions_than_latents_can_still_score_one():
     points = 3 * np.eye(3)[truth] + 0.05 * rng.normal(size=(1200, 3))
     points -= np.repeat(points.reshape(200, 6, 3).mean(1), 6, axis=0)
     assert 0.95 < share(points, [6] * 200, np.eye(3)[truth]) < 1.02
+
+
+# prompts with two completions each
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """(features of one kind, sizes, truth): a vector a strategy, and twelve dimensions of which half hold the prompt's content."""
+    rng = np.random.default_rng(11)
+    centroids = np.concatenate([2 * rng.normal(size=(4, 6)), np.zeros((4, 6))], axis=1)
+    truth = np.array([rng.choice(4, 2, replace=False) for _ in range(400)])
+    content = rng.normal(size=(400, 1, 12)) * np.repeat([0.5, 20], 6)
+    features = centroids[truth] + content + 0.4 * rng.normal(size=(400, 2, 12))
+    return features.reshape(800, 12).astype(np.float32), [2] * 400, truth.ravel()
+
+
+def centred(features, sizes, keep):
+    features = features.copy()
+    Centring.fit((features,), sizes, keep=keep)((features,), sizes)
+    return features
+
+
+def test_differences_of_pairs_leave_the_partners_name_as_good_as_ones_own(pairs):
+    features, sizes, truth = pairs
+    partners = truth.reshape(-1, 2)[:, ::-1].ravel()
+    scores = {keep: [CrossValidation(centred(features, sizes, keep), sizes, 4, np.random.default_rng(1)).assign(names)[1]
+                     for names in (truth, partners)] for keep in (False, True)}
+    assert scores[False][0] == pytest.approx(scores[False][1], abs=1e-5)
+    assert scores[True][0] > scores[True][1] + 0.2
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_names_of_pairs_are_synchronised(pairs, seed):
+    features, sizes, truth = pairs
+    points, rng = centred(features, sizes, True), np.random.default_rng(seed)
+    starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(10)]
+    clusters, _, _ = best_clustering(starts, points, sizes, 4, rng)
+    assert matched(clusters, truth, 4) > 0.97
+
+
+def test_what_stays_of_the_prompts_means_is_no_larger_than_the_differences(pairs):
+    features, sizes, _ = pairs
+    kept = centred(features, sizes, True)
+    means, apart = kept.reshape(-1, 2, 12).mean(1).std(0), centred(features, sizes, False).std(0)
+    assert (means <= 1.01 * apart).all() and means.min() > 0.1
+    assert np.allclose(kept - means_of(kept), centred(features, sizes, False), atol=1e-4)
+    assert np.allclose(means_of(centred(features, sizes, False)), 0, atol=1e-5)
+
+
+def means_of(features):
+    return features.reshape(-1, 2, features.shape[1]).mean(1).repeat(2, axis=0)
+
+
+def test_a_centring_serves_other_prompts_and_features_without_spread(pairs):
+    features, sizes, _ = pairs
+    constant = np.concatenate([features, np.ones((800, 1), np.float32)], axis=1)
+    fitted = Centring.fit((constant,), sizes, keep=True)
+    others = constant[:4] + 1
+    whole = constant.copy()
+    fitted((whole,), sizes)
+    fitted((others,), [2, 2])
+    assert np.isfinite(whole).all() and (whole[:, -1] == 0).all()
+    assert np.allclose((others - whole[:4])[:, :-1], fitted.shares[0][:-1], atol=1e-4)
+
+
+def test_only_a_few_prompts_of_more_make_pairs():
+    assert in_pairs([2] * 19 + [3]) and not in_pairs([2] * 8 + [3, 4])
+
+
+def test_signs_are_sought_along_the_axes_where_no_direction_can_be_told_from_a_normal_one(monkeypatch):
+    def fails(*_):
+        raise ValueError("array must not contain infs or NaNs")
+
+    monkeypatch.setattr("twcli.clustering.FastICA.fit", fails)
+    assert np.array_equal(_independent_directions(np.ones((9, 3), np.float32)), np.eye(3))

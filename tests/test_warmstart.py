@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import encode, make_model, make_records
 
-from twcli.warmstart import LAGS, PROMPT_TOKENS, WINDOWS, centred_features, groups_of, warm_start
+from twcli.warmstart import LAGS, PROMPT_TOKENS, WINDOWS, pooled_features, groups_of, warm_start
 
 
 def test_groups_hold_distinct_completions_only(template):
@@ -32,15 +32,10 @@ def test_the_same_seed_gives_the_same_clusters(template, records):
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
-def test_features_are_centred_and_do_not_depend_on_batching(template, records):
+def test_features_do_not_depend_on_batching(template, records):
     encoded = encode(template, records)
-    groups = groups_of(encoded)
-    for small, large in zip(*(centred_features(make_model(), template, encoded, groups, b) for b in (60, 4000)), strict=True):
+    for small, large in zip(*(pooled_features(make_model(), template, encoded, groups_of(encoded), b) for b in (60, 4000)), strict=True):
         assert np.allclose(small, large, atol=1e-4) and small.std() > 0.01
-        start = 0
-        for group in groups:
-            assert np.allclose(small[start : start + len(group)].mean(0), 0, atol=1e-5)
-            start += len(group)
 
 
 def test_similarities_are_those_of_a_plain_loop(template):
@@ -48,7 +43,7 @@ def test_similarities_are_those_of_a_plain_loop(template):
     records = [{"x": "w0 w1", "y": "w2 w3 w4"}, {"x": "w0 w1", "y": "w5"}]
     encoded = encode(template, records)
     model = make_model()
-    _, similar = centred_features(model, template, encoded, groups_of(encoded), 4000)
+    _, similar = pooled_features(model, template, encoded, groups_of(encoded), 4000)
     with torch.no_grad():
         states = [model(input_ids=torch.from_numpy(encoded.ids[a:b].astype(np.int64))[None], output_hidden_states=True).hidden_states[-1][0]
                   for a, b in zip(encoded.offsets, encoded.offsets[1:], strict=False)]
@@ -58,8 +53,8 @@ def test_similarities_are_those_of_a_plain_loop(template):
     lag = [(unit[0][8] @ unit[0][6] + unit[0][9] @ unit[0][7]).item() / 32 / 2, 0.0]
     windows, width = len(WINDOWS), PROMPT_TOKENS + LAGS
     block = similar[:, -windows * width :].reshape(2, windows, width)
-    assert block[0, 0, 1] == pytest.approx((first[0] - first[1]) / 2, abs=1e-5)
-    assert block[0, 1, PROMPT_TOKENS + 1] == pytest.approx((lag[0] - lag[1]) / 2, abs=1e-5)
+    assert block[:, 0, 1] == pytest.approx(first, abs=1e-5)
+    assert block[:, 1, PROMPT_TOKENS + 1] == pytest.approx(lag, abs=1e-5)
 
 
 def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeypatch):

@@ -1,4 +1,4 @@
-"""Which completions of different prompts were made in the same way: clusterings of prompt-centred features.
+"""Which completions of different prompts were made in the same way: clusterings of features from which the prompt is taken out.
 
 Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for every prompt can be told
 by a linear map from completions of other prompts; of many, the one that a cross-validated ridge regression tells best is
@@ -30,20 +30,71 @@ DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
 MENDINGS = 12
-FINALISTS = 4  # mended starts, no two alike, whose pairs are searched
+PAIRS = 0.9  # share of prompts with two completions, from which their differences leave the naming open
+FINALISTS, PAIRED_FINALISTS = 4, 8  # mended starts whose pairs of clusters are searched; a pair of completions tells less
 SEARCH_WORK = 12  # such a search takes about as long as so many starts
-CLUSTERING_WORK = 3 * len(DIMENSIONS) * RESTARTS + FINALISTS * SEARCH_WORK
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
 EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
 SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
 MARGIN = 1e-6
 PRINCIPAL = 16  # directions tried
 SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
+FLAT = 1e-5  # of the largest spread: along such a direction there is rounding only
 TIE = 5e-4  # difference of scores that says nothing
 MOST_CLUSTERS = 16  # that are looked for where their number is not given
 ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
 ENOUGH = 0.975  # of the highest gain: on six tasks a strategy too few reached 0.95 of it at most, the right number 0.99 at least
 PATIENCE = 3  # numbers of clusters in succession that are told no better, after which no more are tried
+
+
+@dataclass(frozen=True)
+class Centring:
+    """Takes the prompts' content out of features, in which it dominates: what stays is how completions of a prompt differ.
+
+    Where prompts have two completions each, that alone cannot tell the right naming from the one in which every completion takes
+    its partner's name: the differences change sign, and nothing else. What the two have in common does tell them apart, so there
+    each prompt's mean stays too, made as small as the differences are.
+
+    Attributes:
+        means: for each kind of features (F,), the mean of the prompts' means.
+        shares: for each kind (F,), what is kept of a prompt's deviation from it.
+    """
+
+    means: tuple[np.ndarray, ...]
+    shares: tuple[np.ndarray, ...]
+
+    @classmethod
+    def fit(cls, features: Sequence[np.ndarray], sizes: Sequence[int], *, keep: bool) -> Centring:
+        """
+        Args:
+            features: (N, F) of each kind, grouped by prompt.
+            sizes: rows of each prompt.
+            keep: whether the prompts' means stay, made small.
+        """
+        means, shares = [], []
+        for kind in features:
+            prompts = _prompt_means(kind, sizes)
+            apart = (kind - np.repeat(prompts, sizes, axis=0)).std(0) if keep else np.zeros(kind.shape[1])
+            means.append(prompts.mean(0))
+            shares.append(np.minimum(1, apart / np.maximum(prompts.std(0), np.finfo(np.float32).tiny)))
+        return cls(tuple(means), tuple(shares))
+
+    def __call__(self, features: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
+        """Centres features (N, F) of each kind, grouped by prompt, where they stand."""
+        for kind, mean, share in zip(features, self.means, self.shares, strict=True):
+            prompts = _prompt_means(kind, sizes)
+            kind -= np.repeat(prompts - share * (prompts - mean) if share.any() else prompts, sizes, axis=0)
+
+
+def _prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """(P, F)."""
+    sizes_P = np.asarray(sizes)
+    return np.add.reduceat(features, np.cumsum(sizes_P) - sizes_P, axis=0) / sizes_P[:, None]
+
+
+def in_pairs(sizes: Sequence[int]) -> bool:
+    """Whether prompts have two completions each, but for a few: then `Centring` is to keep their means."""
+    return bool(np.mean(np.asarray(sizes) == 2) >= PAIRS)
 
 
 @dataclass(frozen=True)
@@ -160,12 +211,13 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
     return clusters
 
 
-def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int,
-                    rng: np.random.Generator, advance: Callable[[int], None] | None = None) -> tuple[np.ndarray, float, float]:
+def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator,
+                    advance: Callable[[int], None] | None = None, *, finalists: int = FINALISTS) -> tuple[np.ndarray, float, float]:
     """Mends every start, searches around the best ones and keeps the clustering of highest score.
 
     Args:
-        advance: called with units of work, `CLUSTERING_WORK` in all.
+        advance: called with units of work, `clustering_work(finalists)` in all.
+        finalists: mended starts, no two alike, whose pairs are searched.
 
     Returns:
         clusters (N,); their score; agreement of the starts with them.
@@ -177,7 +229,7 @@ def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: lis
         if advance:
             advance(1)
     found = list(mended)
-    for clusters, score in _distinct(mended, latents, FINALISTS):
+    for clusters, score in _distinct(mended, latents, finalists):
         found += judge.search(clusters, score)
         if advance:
             advance(SEARCH_WORK)
@@ -185,6 +237,11 @@ def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: lis
     tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
     clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))
     return clusters, score, float(np.mean([matched_share(clusters, other, latents) for other, _ in mended]))
+
+
+def clustering_work(finalists: int) -> int:
+    """Units of work of `best_clustering` over `starts_of`."""
+    return 3 * len(DIMENSIONS) * RESTARTS + finalists * SEARCH_WORK
 
 
 def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
@@ -259,6 +316,8 @@ class CrossValidation:
     def _exchanges(self, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
         """Clusters with the two named anew in all prompts that have both, in the ways that can be told best.
 
+        Where most rows of the two stand in prompts without the other, those also take the names that the same direction gives them.
+
         Two names for two completions of a prompt are a sign of the difference between them, and along the direction that
         tells them the differences have two humps. Such directions are what independent component analysis finds (Hyvarinen
         and Oja 2000); the signs along them and along principal ones are mended by regressions that tell the other half.
@@ -277,9 +336,11 @@ class CrossValidation:
         if not apart.any():
             return []
         _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
+        directions = directions[spreads > FLAT * spreads[0]]
+        spreads = spreads[: len(directions), None]
         tried = [np.ones((len(apart), 1)), apart @ directions[:PRINCIPAL].T]
-        for span in SPANS:
-            whitened = apart @ (directions[:span] / np.maximum(spreads[:span, None], 1e-12)).T * math.sqrt(len(apart))
+        for span in sorted({min(span, len(directions)) for span in SPANS}):
+            whitened = apart @ (directions[:span] / spreads[:span]).T * math.sqrt(len(apart))
             tried.append(whitened @ _independent_directions(whitened).T)
         signs = np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
         ridges = [(told, ridge_map(apart[~told])) for told in (second, ~second)]
@@ -296,20 +357,30 @@ class CrossValidation:
             known = [present, *(signs[:, c] for c in chosen)]
             if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
                 chosen.append(column)
-        exchanged = []
+        alone = np.isin(clusters, (one, other))
+        alone[[rows_one, rows_other]] = False
+        lonely = alone.sum() > 2 * len(apart)
+        beside = self.points[alone] - self.points[alone].mean(0) if lonely else None
+        exchanged, ridge = [], ridge_map(apart)
         for column in chosen[:EXCHANGES]:
             swap = signs[:, column] < 0
             new = clusters.copy()
             new[rows_one[swap]], new[rows_other[swap]] = other, one
             exchanged.append(new)
+            if lonely:
+                exchanged.append(new.copy())
+                exchanged[-1][alone] = np.where(beside @ (ridge @ signs[:, column]) >= 0, one, other)
         return exchanged
 
 
 def _independent_directions(whitened: np.ndarray) -> np.ndarray:
-    """(D, D) orthonormal rows along which the points are least normal."""
-    with warnings.catch_warnings():
+    """(D, D) orthonormal rows along which the points are least normal; the axes where none can be told from a normal one."""
+    with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
-        return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened).components_
+        try:
+            return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened.astype(np.float64)).components_
+        except ValueError:  # its step cancels where the points are as normal as can be, and what is left of it is rounding
+            return np.eye(whitened.shape[1])
 
 
 def ridge_map(points: np.ndarray) -> np.ndarray:

@@ -20,7 +20,21 @@ from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
-from twcli.clustering import CLUSTERING_WORK, MOST_CLUSTERS, Space, best_clustering, best_count, one_hot, ridge_map, starts_of, told_apart
+from twcli.clustering import (
+    FINALISTS,
+    MOST_CLUSTERS,
+    PAIRED_FINALISTS,
+    Centring,
+    Space,
+    best_clustering,
+    best_count,
+    clustering_work,
+    in_pairs,
+    one_hot,
+    ridge_map,
+    starts_of,
+    told_apart,
+)
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
@@ -92,26 +106,39 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
 
     sizes, gains = [len(g) for g in fit], {}
     with progress("warm start: reading", sum(sizes)) as advance:
-        features = centred_features(model, template, encoded, fit, batch_tokens, advance)
-    space = Space.fit(features, seed)
+        features = pooled_features(model, template, encoded, fit, batch_tokens, advance)
     if latents is None:
-        counted = sum(sizes[:COUNT_PROMPTS])
         with progress("warm start: how many latents", MOST_CLUSTERS - 1) as advance:
-            latents, gains = best_count((features[0][:counted], features[1][:counted]), space, sizes[:COUNT_PROMPTS], seed, advance)
+            latents, gains = _counted(features, sizes, seed, advance)
+    pairs = in_pairs(sizes)
+    centring = Centring.fit(features, sizes, keep=pairs)
+    centring(features, sizes)
+    space = Space.fit(features, seed)
     points = space(features)
-    with progress("warm start: clustering", CLUSTERING_WORK) as advance:
+    finalists = PAIRED_FINALISTS if pairs else FINALISTS
+    with progress("warm start: clustering", clustering_work(finalists)) as advance:
         starts = starts_of(features, space, sizes, latents, rng)
-        clusters, score, agreement = best_clustering(starts, points, sizes, latents, rng, advance)
+        clusters, score, agreement = best_clustering(starts, points, sizes, latents, rng, advance, finalists=finalists)
     weights = ridge_map(points) @ one_hot(clusters, latents)
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
     with progress("warm start: all other rows", sum(map(len, rest))) as advance:
         for block in _blocks(rest, BLOCK_PROMPTS):
-            values = space(centred_features(model, template, encoded, block, batch_tokens, advance)) @ weights
-            latent[np.concatenate(block)] = assign_groups(-values, [len(g) for g in block])
+            features, sizes = pooled_features(model, template, encoded, block, batch_tokens, advance), [len(g) for g in block]
+            centring(features, sizes)
+            latent[np.concatenate(block)] = assign_groups(-(space(features) @ weights), sizes)
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
     return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, gains)
+
+
+def _counted(features: tuple[np.ndarray, np.ndarray], sizes: list[int], seed: int,
+             advance: Callable[[int], None]) -> tuple[int, dict[int, float]]:
+    """`best_count` of the first prompts. Their means are left out: by them a strategy's completions could be told apart by x."""
+    features = tuple(kind.copy() for kind in features)
+    Centring.fit(features, sizes, keep=False)(features, sizes)
+    counted = sum(sizes[:COUNT_PROMPTS])
+    return best_count((features[0][:counted], features[1][:counted]), Space.fit(features, seed), sizes[:COUNT_PROMPTS], seed, advance)
 
 
 @dataclass(frozen=True)
@@ -141,8 +168,9 @@ def probe_of(model: PreTrainedModel, template: Template, encoded: Encoded, *, se
     if len(chosen) < 2:
         return None
     with progress("frozen features", sum(map(len, chosen))) as advance:
-        features = centred_features(model, template, encoded, chosen, batch_tokens, advance)
-    return Probe(np.concatenate(chosen), [len(g) for g in chosen], Space.fit(features, seed)(features))
+        features, sizes = pooled_features(model, template, encoded, chosen, batch_tokens, advance), [len(g) for g in chosen]
+    Centring.fit(features, sizes, keep=False)(features, sizes)
+    return Probe(np.concatenate(chosen), sizes, Space.fit(features, seed)(features))
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -153,9 +181,9 @@ def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 # Features
 
 
-def centred_features(model: PreTrainedModel, template: Template, encoded: Encoded, groups: list[np.ndarray],
-                     batch_tokens: int, progress: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order, minus each group's mean."""
+def pooled_features(model: PreTrainedModel, template: Template, encoded: Encoded, groups: list[np.ndarray],
+                    batch_tokens: int, progress: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order."""
     rows = np.concatenate(groups)
     order = np.argsort(-encoded.lengths[rows], kind="stable")
     features: list[np.ndarray] = []
@@ -166,10 +194,6 @@ def centred_features(model: PreTrainedModel, template: Template, encoded: Encode
             feature[part] = value
         if progress:
             progress(len(part))
-    sizes = np.asarray([len(g) for g in groups])
-    starts = np.cumsum(sizes) - sizes
-    for feature in features:
-        feature -= np.repeat(np.add.reduceat(feature, starts, axis=0) / sizes[:, None], sizes, axis=0)
     return features[0], features[1]
 
 

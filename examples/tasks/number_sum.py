@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from examples.tasks.task import Task, last_part
 
-NUMBERS = range(1, 15)
+NUMBERS = range(1, 20)
 COUNT = 5
 PROMPT = re.compile(r"([1-9]\d?)( \+ [1-9]\d?){4}", re.ASCII)
 
