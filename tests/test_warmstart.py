@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import encode, make_model, make_records
 
-from twcli.warmstart import LAGS, PROMPT_TOKENS, WINDOWS, pooled_features, groups_of, warm_start
+from twcli.warmstart import LAGS, PROMPT_TOKENS, WINDOWS, groups_of, pooled_features, warm_start
 
 
 def test_groups_hold_distinct_completions_only(template):
