@@ -39,7 +39,8 @@ from twcli.batches import Batch, collate
 from twcli.cache import Cache, CacheWriter
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.job import plan_of, prepare
-from twcli.latents import LatentModel, add_latent_rows
+from twcli.latents import LatentModel
+from twcli.new_rows import add_latent_rows
 from twcli.packing import AUTO, PLAIN
 from twcli.precompute import precompute
 from twcli.runs import RunFolder

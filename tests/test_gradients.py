@@ -9,8 +9,9 @@ from conftest import encode, in_double, make_model, make_records, make_tokenizer
 
 from twcli.batches import collate, drop_history
 from twcli.config import TrainConfig
-from twcli.latents import LatentModel, add_latent_rows
+from twcli.latents import LatentModel
 from twcli.loss import objective
+from twcli.new_rows import add_latent_rows
 from twcli.objective import reconstruction, step_loss
 from twcli.template import Template
 

@@ -7,8 +7,9 @@ from conftest import encode, in_double, make_model, make_records, make_tokenizer
 
 from twcli.baseline import score_flat
 from twcli.batches import collate, opening
-from twcli.latents import LatentModel, add_latent_rows, freeze_backbone
+from twcli.latents import LatentModel
 from twcli.loss import objective
+from twcli.new_rows import add_latent_rows, freeze_backbone
 from twcli.packing import BRANCHES, PLAIN, TREE
 from twcli.template import Template
 
@@ -143,7 +144,7 @@ def test_latent_rows_start_apart(template, latents):
 def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
     model = build(template, posterior="shared")
     ids = flat(template.latent_ids(3))
-    freeze_backbone(model, ids)
+    freeze_backbone(model.backbone, ids)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0)
     output = model(collate(np.arange(8), rows, template, None))

@@ -19,7 +19,9 @@ from transformers import (
 )
 
 from twcli.batches import collate, drop_history
-from twcli.latents import LatentModel, add_latent_rows, check_packing
+from twcli.building import check_packing
+from twcli.latents import LatentModel
+from twcli.new_rows import add_latent_rows
 from twcli.packing import BRANCHES, PLAIN, TREE, cheapest, why_not_packed
 from twcli.template import Template
 

@@ -9,8 +9,9 @@ from conftest import encode, make_model, make_records, make_tokenizer
 from twcli.batches import collate
 from twcli.config import TrainConfig
 from twcli.errors import UserError
-from twcli.latents import LatentModel, add_latent_rows, jensen_shannon
+from twcli.latents import LatentModel, jensen_shannon
 from twcli.loss import categorical_kl, closed_form_posterior, objective
+from twcli.new_rows import add_latent_rows
 from twcli.objective import reconstruction, step_loss
 from twcli.regularisers import annealed_beta, balanced_posterior, hard_posterior, normalised
 from twcli.template import Template

@@ -11,15 +11,17 @@ from transformers import PreTrainedModel
 
 from twcli import runtime
 from twcli.adapters import add_lora
-from twcli.batches import collate
+from twcli.batches import Batch, collate
 from twcli.config import TrainConfig
-from twcli.errors import UserError
-from twcli.latents import LatentModel, add_latent_rows, check_packing, freeze_backbone
-from twcli.packing import AUTO, BRANCHES, PLAIN
+from twcli.errors import UserError, first_line
+from twcli.latents import LatentModel, LatentOutput
+from twcli.new_rows import add_latent_rows, freeze_backbone
+from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 
 CHECKED_ROWS = 4
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
 
 Say = Callable[[str], None]
 
@@ -39,7 +41,7 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
     model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic",
                         latent_chunk=config.latent_chunk)
     if config.adapt == "frozen":
-        freeze_backbone(model, new_ids)
+        freeze_backbone(backbone, new_ids)
     return model.to(backbone.device), adapter
 
 
@@ -64,6 +66,45 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
         model.execution = wanted
     else:
         say(f"execution: plain, which reads the prompt once for each latent: {reason}")
+
+
+def check_packing(model: LatentModel, batch: Batch) -> str | None:
+    """Reads `batch` plainly and in both packed executions: why the model must be read plainly, or None where all agree.
+
+    Compares a loss in which every branch has a weight of its own, and its gradient where gradients are on.
+    """
+    reason = why_not_packed(model.backbone)
+    if reason:
+        return reason
+    parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
+    before, seen = model.execution, {}
+    try:
+        for model.execution in (PLAIN, BRANCHES, TREE):
+            loss = _probe(model(batch))
+            seen[model.execution] = loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+            if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[model.backbone.dtype]:  # NaN is no agreement
+                return f"its {model.execution} execution gives another loss or gradient"
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
+        return f"its {model.execution} execution fails: {first_line(error)}"
+    finally:
+        model.execution = before
+    return None
+
+
+def _probe(output: LatentOutput) -> torch.Tensor:
+    weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
+    loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
+    return loss if output.log_posterior_BK is None else loss + (output.log_posterior_BK * weights).sum()
+
+
+def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
+    """Largest relative difference of the losses and of the gradients as a whole."""
+    difference = float((one[0] - other[0]).abs() / other[0].abs())
+    pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
+    if pairs:
+        apart = sum((a - b).double().square().sum() for a, b in pairs)
+        difference = max(difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt()))
+    return difference
 
 
 def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:

@@ -17,10 +17,7 @@ from transformers import PreTrainedModel
 
 from twcli.baseline import HEAD_LOGITS, at_least_float32, head_logits, hidden_states, target_nll
 from twcli.batches import Batch, leading
-from twcli.errors import first_line
-from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, cheapest, packed_hidden_states, why_not_packed
-
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
+from twcli.packing import AUTO, PLAIN, Packed, cheapest, packed_hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
 FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
@@ -287,84 +284,3 @@ def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:
     C = log_p.shape[-2]
     log_mean = torch.logsumexp(log_p, -2) - math.log(C)
     return torch.special.entr(log_mean.exp()).sum(-1) - torch.special.entr(log_p.exp()).sum(-1).mean(-1)
-
-
-def check_packing(model: LatentModel, batch: Batch) -> str | None:
-    """Reads `batch` plainly and in both packed executions: why the model must be read plainly, or None where all agree.
-
-    Compares a loss in which every branch has a weight of its own, and its gradient where gradients are on.
-    """
-    reason = why_not_packed(model.backbone)
-    if reason:
-        return reason
-    parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
-    before, seen = model.execution, {}
-    try:
-        for model.execution in (PLAIN, BRANCHES, TREE):
-            loss = _probe(model(batch))
-            seen[model.execution] = loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
-            if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[model.backbone.dtype]:  # NaN is no agreement
-                return f"its {model.execution} execution gives another loss or gradient"
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
-        return f"its {model.execution} execution fails: {first_line(error)}"
-    finally:
-        model.execution = before
-    return None
-
-
-def _probe(output: LatentOutput) -> torch.Tensor:
-    weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
-    loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
-    return loss if output.log_posterior_BK is None else loss + (output.log_posterior_BK * weights).sum()
-
-
-def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
-    """Largest relative difference of the losses and of the gradients as a whole."""
-    difference = float((one[0] - other[0]).abs() / other[0].abs())
-    pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
-    if pairs:
-        apart = sum((a - b).double().square().sum() for a, b in pairs)
-        difference = max(difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt()))
-    return difference
-
-
-def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator) -> None:
-    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their rows apart from each other.
-
-    New rows that start alike give every latent the same loss, a saddle that training does not leave; these are
-    the mean row plus orthogonal directions (random ones where K P exceeds the hidden size) of a typical row's length.
-    """
-    ids = [token for latent in latent_ids for token in latent]
-    embeddings = backbone.get_input_embeddings()
-    old = embeddings.num_embeddings
-    needed = max(ids) + 1
-    if needed > old:
-        backbone.resize_token_embeddings(needed, mean_resizing=False)
-    used = min(ids)
-    with torch.no_grad():
-        rows = backbone.get_input_embeddings().weight
-        spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
-        rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
-        head = backbone.get_output_embeddings()
-        if head.weight is not rows:
-            head.weight[ids] = head.weight[:used].mean(0)
-            if getattr(head, "bias", None) is not None:
-                head.bias[ids] = head.bias[:used].mean()
-
-
-def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
-    noise = torch.randn(max(count, size), size, generator=generator)
-    if count <= size:
-        return torch.linalg.qr(noise[:size].T).Q.T[:count]
-    return noise[:count] / math.sqrt(size)
-
-
-def freeze_backbone(model: LatentModel, trainable_ids: list[int]) -> None:
-    """Leaves the posterior's modules and the rows of `trainable_ids` to train, and nothing else of the backbone."""
-    for parameter in model.backbone.parameters():
-        parameter.requires_grad_(False)
-    for layer in {model.backbone.get_input_embeddings(), model.backbone.get_output_embeddings()}:
-        layer.weight.requires_grad_(True)
-        keep = torch.zeros(layer.weight.shape[0], 1)
-        keep[trainable_ids] = 1.0
-        layer.weight.register_hook(lambda gradient, keep=keep: gradient * keep.to(gradient))

@@ -1,0 +1,53 @@
+"""The embeddings of the latents' tokens: how they begin, and that they alone are trained where the backbone is frozen.
+
+Shapes: K latents of P tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from transformers import PreTrainedModel
+
+
+def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator) -> None:
+    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their rows apart from each other.
+
+    New rows that start alike give every latent the same loss, a saddle that training does not leave; these are
+    the mean row plus orthogonal directions (random ones where K P exceeds the hidden size) of a typical row's length.
+    """
+    ids = [token for latent in latent_ids for token in latent]
+    embeddings = backbone.get_input_embeddings()
+    old = embeddings.num_embeddings
+    needed = max(ids) + 1
+    if needed > old:
+        backbone.resize_token_embeddings(needed, mean_resizing=False)
+    used = min(ids)
+    with torch.no_grad():
+        rows = backbone.get_input_embeddings().weight
+        spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
+        rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
+        head = backbone.get_output_embeddings()
+        if head.weight is not rows:
+            head.weight[ids] = head.weight[:used].mean(0)
+            if getattr(head, "bias", None) is not None:
+                head.bias[ids] = head.bias[:used].mean()
+
+
+def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.randn(max(count, size), size, generator=generator)
+    if count <= size:
+        return torch.linalg.qr(noise[:size].T).Q.T[:count]
+    return noise[:count] / math.sqrt(size)
+
+
+def freeze_backbone(backbone: PreTrainedModel, trainable_ids: list[int]) -> None:
+    """Leaves the rows of `trainable_ids` to train, and nothing else of the backbone."""
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(False)
+    for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
+        layer.weight.requires_grad_(True)
+        keep = torch.zeros(layer.weight.shape[0], 1)
+        keep[trainable_ids] = 1.0
+        layer.weight.register_hook(lambda gradient, keep=keep: gradient * keep.to(gradient))
