@@ -4,9 +4,10 @@
 
 Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
 tables; what is written above them stays. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and
-`token` are the published losses without a warm start, on the same model, data, steps and optimiser. `twice`, `less` and
-`auto` are ours with twice as many latents as strategies, one fewer, and as many as it finds. `steps60` to `steps600` are
-ours stopped early on a part of the records, so that there are runs of every quality for the score to rank.
+`token` are the published losses without a warm start, on the same model, data, steps and optimiser. `exact` is ours with
+nothing left out of a step; `twice`, `less` and `auto` have twice as many latents as strategies, one fewer, and as many as
+they find; `pairs` has two completions a prompt, the others four. `steps60` to `steps600` are ours stopped early on a part
+of the records, so that there are runs of every quality for the score to rank.
 """
 
 from __future__ import annotations
@@ -38,20 +39,23 @@ TABLES = "\n## Tables\n"  # what stands above is not written by this program
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of `train`, K of the number of strategies, and how many records of the task it trains on."""
+    """Flags of `train`, K of the number of strategies, and what it trains on: completions a prompt, and the first records of them."""
 
     flags: tuple[str, ...] = ()
     latents: Callable[[int], int | str] = lambda count: count
+    completions: int = 4
     records: int = RECORDS
 
 
 VARIANTS = {
     "ours": Variant(),
+    "exact": Variant(("--prune", "0")),
     "uniform": Variant(("--weighting", "uniform", *NO_WARM_START)),
     "token": Variant(("--weighting", "token", *NO_WARM_START)),
     "twice": Variant(latents=lambda count: 2 * count),
     "less": Variant(latents=lambda count: count - 1),
     "auto": Variant(latents=lambda _count: "auto"),
+    "pairs": Variant(completions=2),
     **{f"steps{steps}": Variant(("--steps", str(steps)), records=FEWER) for steps in (60, 150, 300, 600)},
 }
 DEFAULT_VARIANTS = ("ours", "uniform", "token")
@@ -78,17 +82,16 @@ class Case:
             subprocess.CalledProcessError: a command failed; its output is in `log`.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        train, test, model = (self.folder / name for name in ("train.jsonl", "test.jsonl", "entangled"))
-        for file, records, seed in ((train, RECORDS, 2 * self.seed), (test, 1200, 2 * self.seed + 1)):
-            if not file.exists():
-                self._call("examples/make_data.py", self.task, "--records", records, "--completions", 4, "--seed", seed, "--out", file)
+        model, test = self.folder / "entangled", self._made("test", 1200, 4, 2 * self.seed + 1)
         if not (model / "config.json").exists():
-            self._call("examples/entangle.py", "--data", train, "--out", model, "--seed", self.seed)
+            data = self._made("train", RECORDS, 4, 2 * self.seed)
+            self._call("examples/entangle.py", "--data", data, "--out", model, "--seed", self.seed)
         for variant in variants:
             if (self.folder / f"{variant}.json").exists():
                 continue
             out, how = self.folder / variant, VARIANTS[variant]
-            data = self._first(train, how.records)
+            name = "train" if how.completions == 4 else f"train-by-{how.completions}"
+            data = self._first(self._made(name, RECORDS, how.completions, 2 * self.seed), how.records)
             cache = data.with_suffix(".bt.h5")
             if not cache.exists():  # it appears when it is complete
                 self._call("-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache)
@@ -99,6 +102,14 @@ class Case:
             staged = self.folder / f".{variant}.json"
             staged.write_text(result)
             staged.replace(self.folder / f"{variant}.json")
+
+    def _made(self, name: str, records: int, completions: int, seed: int) -> Path:
+        """A file of the task's records."""
+        file = self.folder / f"{name}.jsonl"
+        if not file.exists():
+            self._call("examples/make_data.py", self.task, "--records", records, "--completions", completions, "--seed", seed,
+                       "--out", file)
+        return file
 
     def _first(self, train: Path, records: int) -> Path:
         """A file of the first records, all completions of their prompts among them."""
