@@ -301,24 +301,39 @@ def rate() -> float:
 
 
 def rows_to_score() -> tuple[LlamaForCausalLM, Encoded]:
-    """The 10 M Llama and rows whose completions' lengths are log-normal."""
-    model, rng, rows = llama(), np.random.default_rng(0), 256
+    """The 10 M Llama and rows whose completions' lengths are log-normal, two completions a prompt as TRL wants them."""
+    rng, rows = np.random.default_rng(0), 256
     S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
-    P = rng.integers(8, 25, rows)
-    lengths = P + S + 2
-    return model, Encoded(
-        ids=rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=P, target_lengths=S, row_hash=np.zeros((rows, 16), np.uint8), prompt_index=np.arange(rows), unknown_rows=0)
+    return llama(), prompts_of(rng, np.repeat(rng.integers(8, 25, rows // 2), 2), S, 2)
+
+
+def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completions: int) -> Encoded:
+    """Random rows of P tokens before `<y>` and S supervised ones, every so many of them with one prompt."""
+    lengths, prompt = P + S + 2, np.arange(len(P)) // completions
+    ids, offsets = rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])
+    for row in range(len(P)):
+        first = offsets[row - row % completions]
+        ids[offsets[row] : offsets[row] + P[row]] = ids[first : first + P[row]]
+    return Encoded(ids=ids, offsets=offsets, prompt_lengths=P, target_lengths=S, row_hash=np.zeros((len(P), 16), np.uint8),
+                   prompt_index=prompt, unknown_rows=0)
+
+
+def score(model: LlamaForCausalLM, encoded: Encoded, share_prompts: bool = True) -> np.ndarray:
+    return baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(len(encoded)), share_prompts=share_prompts,
+                               batch_tokens=baseline.fast_batch_tokens(model))
 
 
 def precompute_rows(repeats: int) -> list[Row]:
     model, encoded = rows_to_score()
     rows = len(encoded)
     linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
-    work = linear * int(encoded.lengths.sum()) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
+    _, firsts = np.unique(encoded.prompt_index, return_index=True)
+    tokens = int((encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum())  # a prompt is read once
+    work = linear * tokens + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
     rates: list[float] = []
-    calls = {"ours": partial(baseline.score_flat, model, SimpleNamespace(pad=0), encoded, np.arange(rows),
-                             batch_tokens=baseline.fast_batch_tokens(model)), "bound": lambda: rates.append(rate())}
+    long = prompts_of(np.random.default_rng(1), np.full(64, 256), np.full(64, 64), 4)
+    calls = {"ours": partial(score, model, encoded), "bound": lambda: rates.append(rate()),
+             "once": partial(score, model, long), "each": partial(score, model, long, share_prompts=False)}
     with Process(["--serve-trl"]) as theirs:
         if theirs:
             calls["TRL"] = theirs.seconds
@@ -327,7 +342,9 @@ def precompute_rows(repeats: int) -> list[Row]:
     note = f"{rows / seconds['ours']:.0f} rows a second; " + (f"TRL {rows / seconds['TRL']:.0f}" if theirs else "TRL is not installed")
     times = seconds["TRL"] / seconds["ours"] if theirs else None
     return [Row("precompute: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
-            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product", share, 0.6)]
+            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product", share, 0.6),
+            Row("precompute: four completions of 64 tokens a prompt of 256, the prompt read once, times each with its own",
+                seconds["each"] / seconds["once"])]
 
 
 @dataclass

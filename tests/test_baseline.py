@@ -3,8 +3,17 @@ import pytest
 import torch
 from conftest import encode, make_model, make_records
 
-from twcli import baseline
-from twcli.baseline import budget_batches, fast_batch_tokens, fingerprint, hidden_states, score_flat, target_nll, weights_hash
+from twcli import baseline, packing
+from twcli.baseline import (
+    budget_batches,
+    fast_batch_tokens,
+    fingerprint,
+    hidden_states,
+    score_flat,
+    target_nll,
+    weights_hash,
+    why_not_shared,
+)
 from twcli.batches import collate
 
 
@@ -94,3 +103,65 @@ def test_fingerprint_names_everything_b_t_depends_on(template):
     encoded = encode(template, make_records())
     keys = fingerprint(make_model(), template, encoded, max_length=128, precision="fp32", attention="sdpa")
     assert set(keys) == {"weights", "tokenizer", "template", "data", "max_length", "dtype", "attention"}
+
+
+# completions of one prompt, the prompt read once
+
+
+def free_attention(self, prompts, branches):
+    """Costs as if reading the prompt once were always worth it."""
+    return {packing.PLAIN: 2.0, packing.BRANCHES: 1.0, packing.TREE: 3.0}
+
+
+@pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
+def test_every_b_t_equals_plain_transformers_where_prompts_are_shared(template, rows_a_batch, monkeypatch):
+    monkeypatch.setattr(packing.Costs, "__call__", free_attention)
+    records = [record for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True) for record in pair]  # in no order
+    model, encoded = make_model(), encode(template, records)
+    tokens = []
+    model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: tokens.append(inputs[0].numel()))
+    budget = rows_a_batch * int(encoded.lengths.max())
+    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, share_prompts=True)
+    assert max(tokens) <= budget
+    assert rows_a_batch == 1 or sum(tokens) < encoded.lengths.sum()  # of which each row's prompt is a part
+    assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
+
+
+def test_long_prompts_are_shared_and_prompts_of_one_row_are_not(template):
+    long = [{"x": " ".join(["w1"] * 60), "y": y} for y in ("w2", "w3 w4", "w5 w6")]
+    model = make_model()
+    for records, executions in ((long, {packing.BRANCHES}), (make_records(8, 1), {packing.PLAIN})):
+        encoded = encode(template, records)
+        assert {execution for _, execution in baseline._plan(model, encoded, np.arange(len(encoded)), 400)} == executions
+
+
+def test_batches_by_prompt_hold_every_row_once_within_budget(template):
+    encoded = encode(template, make_records(30, 3))
+    rows = np.random.default_rng(0).permutation(len(encoded))[:70]
+    batches = baseline._by_prompt(encoded, rows, 60)
+    assert sorted(np.concatenate(batches)) == sorted(rows)
+    for batch in batches:
+        prompts = len(set(encoded.prompt_index[batch]))
+        assert len(batch) == 1 or prompts * encoded.prompt_lengths[batch].max() + len(batch) * encoded.target_lengths[batch].max() <= 60
+    longest = [encoded.lengths[batch].max() for batch in batches]
+    assert longest[0] == max(longest)
+
+
+def test_a_model_whose_prompts_cannot_be_shared_says_why(template, monkeypatch):
+    encoded = encode(template, make_records(4, 3))
+    model = make_model()
+    assert why_not_shared(model, template, encoded) is None
+    model.config.attention_dropout = 0.5  # it does not act where nothing is trained
+    assert why_not_shared(model, template, encoded) is None
+    whole = baseline.packed_hidden_states
+    monkeypatch.setattr(baseline, "packed_hidden_states", lambda *inputs: 1.1 * whole(*inputs))
+    assert "its packed execution differs by" in why_not_shared(model, template, encoded)
+    monkeypatch.setattr(baseline, "packed_hidden_states", lambda *inputs: whole(*inputs) * float("nan"))
+    assert "differs by nan" in why_not_shared(model, template, encoded)
+
+    def breaks(*_):
+        raise RuntimeError("no such mask")
+
+    monkeypatch.setattr(baseline, "packed_hidden_states", breaks)
+    assert why_not_shared(model, template, encoded) == "its packed execution fails: no such mask"
+    assert why_not_shared(model, template, encode(template, make_records(4, 1))) is None

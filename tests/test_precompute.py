@@ -7,11 +7,13 @@ import torch
 from conftest import encode, make_model, make_records, write_jsonl
 from test_baseline import reference
 
+from twcli import baseline
 from twcli.cache import Cache
 from twcli.config import PrecomputeConfig
 from twcli.precompute import precompute
 
 RECORDS = make_records(12, 3)
+LONG = [{"x": " ".join(["w1"] * 60), "y": y} for y in ("w2", "w3 w4", "w5 w6")]
 
 
 @contextmanager
@@ -19,14 +21,14 @@ def no_bar(_label, _total, _lines=True):
     yield lambda _count: None
 
 
-def cached(model_dir, folder, said=lambda _line: None, **changes):
+def cached(model_dir, folder, said=lambda _line: None, records=RECORDS, **changes):
     """All of /nll of a cache made by the command."""
-    config = PrecomputeConfig(model=model_dir, data=write_jsonl(folder / "d.jsonl", RECORDS), out=str(folder / "b.h5"), device="cpu",
+    config = PrecomputeConfig(model=model_dir, data=write_jsonl(folder / "d.jsonl", records), out=str(folder / "b.h5"), device="cpu",
                               overwrite=True, **changes)
     precompute(config, said, no_bar)
     with Cache(folder / "b.h5") as cache:
         assert not cache.verify()
-        return cache.read(np.arange(len(RECORDS)))
+        return cache.read(np.arange(len(records)))
 
 
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
@@ -53,3 +55,13 @@ def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
     error = np.abs(rounded - exact)
     told = [float(figure) for figure in re.findall(r"\d\.\de-\d\d", line)]
     assert told == pytest.approx([error.mean(), error.max()], rel=0.1) and 0 < told[0] < told[1] < 0.5
+
+
+@pytest.mark.parametrize("execution", ["plain", "auto"])
+def test_a_prompt_is_read_once_unless_it_is_to_be_read_plainly(model_dir, template, tmp_path, execution, monkeypatch):
+    seen = []
+    whole = baseline._read
+    monkeypatch.setattr(baseline, "_read", lambda *inputs: (seen.append(inputs[-1]), whole(*inputs))[1])
+    nll, _ = cached(model_dir, tmp_path, records=LONG, execution=execution)
+    assert np.abs(nll - reference(make_model(), encode(template, LONG))).max() <= 1e-5
+    assert seen[-1] == {"plain": "plain", "auto": "branches"}[execution]

@@ -15,10 +15,14 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from twcli.errors import first_line
+from twcli.packing import BRANCHES, PLAIN, TREE, Costs, Packed, linear_weights, packed_hidden_states, why_not_packed
 from twcli.template import Encoded, Template
 
 CACHED_VALUES = 3 * 2**18  # 3 MiB in float32: what one layer hands to the next stays in a CPU core's cache
 LEAST_TOKENS, DEVICE_TOKENS = 256, 16384
+COMPARED_ROWS = 8
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}  # nats; rounding is far below, another result far above
 HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
 
 
@@ -95,12 +99,6 @@ def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) ->
     return batches
 
 
-def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The matrices that every token is multiplied with below the head: no embedding tables."""
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)}
-    return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]
-
-
 def fast_batch_tokens(model: PreTrainedModel) -> int:
     """Tokens a batch that the model reads fastest without a gradient.
 
@@ -113,30 +111,103 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
 
 
 @torch.no_grad()
-def score_rows(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *,
-               batch_tokens: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def score_rows(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, batch_tokens: int,
+               share_prompts: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """b_t of `rows`, longest first so that the largest batch is met at once.
+
+    Args:
+        share_prompts: whether completions of one prompt may be read in one pass that reads the prompt once, where that costs
+            less; only where `why_not_shared` has nothing against it.
 
     Yields:
         (rows of the batch (R,), their NLL padded (R, S) float32 nats, their S (R,)).
     """
     model.eval()
+    for batch, execution in _plan(model, encoded, rows, batch_tokens) if share_prompts else _plain_plan(encoded, rows, batch_tokens):
+        yield batch, _read(model, template, encoded, batch, execution).cpu().numpy(), encoded.target_lengths[batch]
+
+
+def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, execution: str) -> torch.Tensor:
+    """NLL (R, S) in nats."""
     device = model.device
+    starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+
+    def padded(first: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(gather_padded(encoded.ids, first, lengths, template.pad).astype(np.int64)).to(device)
+
+    active = (torch.arange(int(targets.max())) < torch.from_numpy(targets)[:, None]).to(device)
+    target_ids = padded(starts + prompts + 1, targets)
+    if execution == PLAIN:
+        hidden, first = hidden_states(model, padded(starts, encoded.lengths[rows])), torch.from_numpy(prompts).to(device)
+    else:
+        _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
+        packed = Packed(padded(starts[leaders], prompts[leaders]), torch.from_numpy(prompts[leaders]).to(device),
+                        torch.from_numpy(prompt).to(device), padded(starts + prompts, targets)[:, None], execution)
+        hidden, first = packed_hidden_states(model, packed)[:, 0], torch.zeros(len(rows), dtype=torch.int64, device=device)
+    return target_nll(model, hidden, first, target_ids, active)
+
+
+Plan = list[tuple[np.ndarray, str]]  # the rows of each batch and its execution
+
+
+def _plain_plan(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
     order = rows[np.argsort(-encoded.lengths[rows], kind="stable")]
-    for batch in budget_batches(encoded.lengths, order, batch_tokens):
-        starts, lengths = encoded.offsets[batch], encoded.lengths[batch]
-        prompts, targets = encoded.prompt_lengths[batch], encoded.target_lengths[batch]
-        input_ids = torch.from_numpy(gather_padded(encoded.ids, starts, lengths, template.pad).astype(np.int64))
-        target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, template.pad).astype(np.int64)
-        active = torch.from_numpy(np.arange(target_ids.shape[1]) < targets[:, None])
-        hidden = hidden_states(model, input_ids.to(device))
-        nll = target_nll(model, hidden, torch.from_numpy(prompts).to(device),
-                         torch.from_numpy(target_ids).to(device), active.to(device))
-        yield batch, nll.cpu().numpy(), targets
+    return [(batch, PLAIN) for batch in budget_batches(encoded.lengths, order, batch_tokens)]
+
+
+def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
+    """Rows by length alone, or prompt by prompt, which pads more and reads less: whichever costs less in all."""
+    plain = _plain_plan(encoded, rows, batch_tokens)
+    if len(np.unique(encoded.prompt_index[rows])) == len(rows):
+        return plain
+    costs = Costs.of(model)
+    shared, shared_cost = [], 0.0
+    for batch in _by_prompt(encoded, rows, batch_tokens):
+        prompts = encoded.prompt_lengths[batch]
+        shape = (len(np.unique(encoded.prompt_index[batch])), int(prompts.max())), (len(batch), 1, int(encoded.target_lengths[batch].max()))
+        cost, execution = min((cost, name) for name, cost in costs(*shape).items() if name != TREE)
+        shared.append((batch, execution))
+        shared_cost += cost
+    plain_cost = sum(costs((len(batch), 0), (len(batch), 1, int(encoded.lengths[batch].max())))[PLAIN] for batch, _ in plain)
+    return shared if shared_cost < plain_cost else plain
+
+
+def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Batches of at most `batch_tokens` padded tokens, at least one row each, in which a prompt counts once; longest first."""
+    _, prompt = np.unique(encoded.prompt_index[rows], return_inverse=True)
+    longest = np.zeros(prompt.max() + 1, np.int64)
+    np.maximum.at(longest, prompt, encoded.lengths[rows])
+    order = np.lexsort((-encoded.lengths[rows], prompt, -longest[prompt]))
+    rows, prompt = rows[order], prompt[order]
+    batches, start, last, G, P, S = [], 0, -1, 0, 0, 0
+    for stop, (this, length, targets) in enumerate(zip(prompt, encoded.prompt_lengths[rows], encoded.target_lengths[rows], strict=True)):
+        G, P, S = G + (this != last), max(P, length), max(S, targets)
+        if stop > start and G * P + (stop - start + 1) * S > batch_tokens:
+            batches.append(rows[start:stop])
+            start, G, P, S = stop, 1, length, targets
+        last = this
+    return [*batches, rows[start:]]
+
+
+@torch.no_grad()
+def why_not_shared(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
+    """Why completions of one prompt must be read one by one in this model, or None: the first few are read in both ways."""
+    if reason := why_not_packed(model, trained=False):
+        return reason
+    several = np.flatnonzero(np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1)[:COMPARED_ROWS]
+    if not len(several):
+        return None
+    model.eval()
+    try:
+        plain, shared = (_read(model, template, encoded, several, execution) for execution in (PLAIN, BRANCHES))
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
+        return f"its packed execution fails: {first_line(error)}"
+    apart = float((plain - shared).abs().max())
+    return None if apart <= AGREEMENT[model.dtype] else f"its packed execution differs by {apart:.1e} nats"  # NaN is no agreement
 
 
 def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *,
-               batch_tokens: int, progress: Any = None) -> np.ndarray:
+               batch_tokens: int, share_prompts: bool = False, progress: Any = None) -> np.ndarray:
     """b_t of consecutive `rows` as the cache stores them: flat, float32, nats, in row order.
 
     Args:
@@ -144,7 +215,7 @@ def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, row
     """
     offsets = np.concatenate([[0], np.cumsum(encoded.target_lengths[rows])])
     flat = np.empty(offsets[-1], np.float32)
-    for batch, nll_RS, targets in score_rows(model, template, encoded, rows, batch_tokens=batch_tokens):
+    for batch, nll_RS, targets in score_rows(model, template, encoded, rows, batch_tokens=batch_tokens, share_prompts=share_prompts):
         inside = np.arange(nll_RS.shape[1]) < targets[:, None]
         starts = offsets[np.searchsorted(rows, batch)]
         flat[(starts[:, None] + np.arange(nll_RS.shape[1]))[inside]] = nll_RS[inside]

@@ -160,6 +160,9 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
     out: str = option(help="HDF5 file to write.", path=True)
     batch_tokens: int | None = option(
         None, help="Tokens a batch, padding included; default: what a CPU's cache holds for this model, 16384 on other devices.", minimum=1)
+    execution: str = option(
+        "auto", help="How completions of one prompt are read: plain, each by itself; auto, the prompt once where that costs less.",
+        choices=("auto", "plain"))
     shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
     overwrite: bool = option(False, help="Start anew, replacing what is there.")
 

@@ -27,8 +27,6 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from twcli.baseline import linear_weights
-
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
 ATTENTION = "twcli_packed"
 
@@ -147,8 +145,10 @@ def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
         config._attn_implementation = before
 
 
-def why_not_packed(model: PreTrainedModel) -> str | None:
+def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | None:
     """Why a prompt's states cannot be shared in this model; None where nothing known forbids it.
+
+    `trained` is whether it is read in training, where dropout acts.
 
     A model whose tokens meet elsewhere than in full attention, over a convolution or a recurrent state, would let the
     branches see one another.
@@ -163,7 +163,8 @@ def why_not_packed(model: PreTrainedModel) -> str | None:
         return "its attention scores are capped"
     if any(isinstance(module, (nn.Conv1d, nn.RNNBase)) for module in model.modules()):
         return "it has convolutions or recurrent layers"
-    if any(isinstance(module, nn.Dropout) and module.p for module in model.modules()) or getattr(config, "attention_dropout", 0.0):
+    dropped = any(isinstance(module, nn.Dropout) and module.p for module in model.modules()) or getattr(config, "attention_dropout", 0.0)
+    if trained and dropped:
         return "it has dropout, which differs from branch to branch"
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
         return "gradient checkpointing is on"
@@ -178,24 +179,48 @@ def window_of(model: PreTrainedModel) -> int | None:
     return getattr(config, "sliding_window", None) if sliding else None
 
 
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int]) -> str:
-    """The execution that costs least by the model of costs above, which knows shapes only: the same run, the same choice.
+def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
+    """The matrices that every token is multiplied with below the head: no embedding tables."""
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]
 
-    Args:
-        prompts: (G, P).
-        branches: (B, C, Q).
+
+@dataclass(frozen=True)
+class Costs:
+    """What the executions cost by the model of costs above, which knows shapes only: the same run, the same choice.
+
+    Attributes:
+        linear: weights that each token is multiplied with.
+        width: of scores and mixing, or of keys and values, over all layers.
+        window: tokens of a sliding window, beyond which only the plain execution is right; None for no window.
     """
-    (G, P), (B, C, Q) = prompts, branches
-    window = window_of(model)
-    if window is not None and P + Q > window:
-        return PLAIN
-    config = model.config.get_text_config()
-    linear = sum(w.numel() for w in linear_weights(model))
-    width = 2 * config.num_hidden_layers * config.hidden_size  # scores and mixing; keys and values
-    packed = (G * P + B * C * Q) * linear + width * CAUSAL_SCORE * G * P * P / 2
-    costs = {
-        PLAIN: B * C * (P + Q) * linear + width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2,
-        BRANCHES: packed + width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY),
-        TREE: packed + width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY),
-    }
+
+    linear: int
+    width: int
+    window: int | None
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> Costs:
+        config = model.config.get_text_config()
+        return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model))
+
+    def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int]) -> dict[str, float]:
+        """Execution -> multiply-adds of a linear layer, for the executions that are right.
+
+        Args:
+            prompts: (G, P).
+            branches: (B, C, Q).
+        """
+        (G, P), (B, C, Q) = prompts, branches
+        costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2}
+        if self.window is None or P + Q <= self.window:
+            packed = (G * P + B * C * Q) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
+            costs[BRANCHES] = packed + self.width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY)
+            costs[TREE] = packed + self.width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY)
+        return costs
+
+
+def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int]) -> str:
+    """The execution of least `Costs` for (G, P) and (B, C, Q)."""
+    costs = Costs.of(model)(prompts, branches)
     return min(costs, key=costs.__getitem__)
