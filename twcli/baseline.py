@@ -138,7 +138,7 @@ def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np
     active = (torch.arange(int(targets.max())) < torch.from_numpy(targets)[:, None]).to(device)
     target_ids = padded(starts + prompts + 1, targets)
     if execution == PLAIN:
-        hidden, first = hidden_states(model, padded(starts, encoded.lengths[rows])), torch.from_numpy(prompts).to(device)
+        hidden, first = hidden_states(model, padded(starts, prompts + targets)), torch.from_numpy(prompts).to(device)
     else:
         _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
         packed = Packed(padded(starts[leaders], prompts[leaders]), torch.from_numpy(prompts[leaders]).to(device),
@@ -151,8 +151,10 @@ Plan = list[tuple[np.ndarray, str]]  # the rows of each batch and its execution
 
 
 def _plain_plan(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
-    order = rows[np.argsort(-encoded.lengths[rows], kind="stable")]
-    return [(batch, PLAIN) for batch in budget_batches(encoded.lengths, order, batch_tokens)]
+    # What follows the token that predicts the last target need not be read.
+    lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
+    order = np.argsort(-lengths, kind="stable")
+    return [(rows[places], PLAIN) for places in budget_batches(lengths, order, batch_tokens)]
 
 
 def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
@@ -168,7 +170,8 @@ def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_toke
         cost, execution = min((cost, name) for name, cost in costs(*shape).items() if name != TREE)
         shared.append((batch, execution))
         shared_cost += cost
-    plain_cost = sum(costs((len(batch), 0), (len(batch), 1, int(encoded.lengths[batch].max())))[PLAIN] for batch, _ in plain)
+    read = encoded.prompt_lengths + encoded.target_lengths
+    plain_cost = sum(costs((len(batch), 0), (len(batch), 1, int(read[batch].max())))[PLAIN] for batch, _ in plain)
     return shared if shared_cost < plain_cost else plain
 
 
