@@ -1,5 +1,6 @@
 """The commands and claims of the README and of docs/, run."""
 
+import ast
 import re
 import runpy
 import shlex
@@ -114,3 +115,15 @@ def test_every_make_target_is_in_the_makefile():
     targets = set(re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test", "lint", "clean"} <= targets
     assert set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) <= targets
+
+
+def test_modules_import_only_from_those_that_the_readme_lists_above_them():
+    listed = README.partition("    twcli/\n")[2].partition("    docs/")[0].splitlines()
+    place = {module: number for number, line in enumerate(listed) for module in re.findall(r"(\w+)\.py", line)}
+    modules = {file.stem: ast.parse(file.read_text()) for file in (ROOT / "twcli").glob("[!_]*.py")}
+    assert set(place) == set(modules)
+    for module, tree in modules.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "twcli":
+                for name in [node.module.removeprefix("twcli.")] if "." in node.module else [alias.name for alias in node.names]:
+                    assert name not in place or place[name] <= place[module], f"{module} imports {name}"
