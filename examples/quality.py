@@ -179,13 +179,15 @@ def tables(out: Path) -> str:
 
 
 def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
-    """Does the score rank runs as their alignment does?"""
-    runs = [run for results in rows.values() for run in results if run.get("score") is not None]
+    """Does the score rank runs as their alignment does? Of runs with as many latents as strategies, which alone can reach 1."""
+    runs = [run for (variant, _), results in rows.items() if VARIANTS[variant].latents(4) == 4
+            for run in results if run.get("score") is not None]
     if len(runs) < 3:
         return []
     figures = [f"{column} {spearmanr([run['score'] for run in runs], [figure(run, FIGURES[column]) for run in runs]).statistic:.2f}"
                for column in ("generation 1:1", "posterior 1:1")]
-    return [f"Rank correlation (Spearman) of the label-free score over these {len(runs)} runs: with {', with '.join(figures)}."]
+    return [f"Rank correlation (Spearman) of the label-free score over the {len(runs)} runs with as many latents as strategies: "
+            f"with {', with '.join(figures)}."]
 
 
 def cell(results: list[dict], path: tuple[str, ...]) -> str:
