@@ -1,5 +1,7 @@
 """The note's claims, exact on constructed inputs."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from twcli.loss import (
     objective,
     posterior_cross_entropy,
     reconstruction,
+    responsibilities,
     scalar_baseline_nll_per_example,
     token_baseline_nll_per_example,
 )
@@ -250,3 +253,11 @@ def test_kl_below_the_free_bits_costs_no_more_than_they_do():
     assert kl[0] < 0.5 < kl[1]
     assert torch.allclose(objective(log_q, log_p, reff, 2.0, free_bits=0.5), 2.0 * torch.stack([torch.tensor(0.5), kl[1]]))
     assert torch.allclose(objective(log_q, log_p, reff, 2.0), 2.0 * kl)
+
+
+def test_responsibilities_and_marginal_nll_by_hand():
+    likelihood, prior = torch.tensor([[0.1, 0.3]]), torch.tensor([[0.25, 0.75]])
+    nll = -(likelihood.double().sqrt().log())[..., None].expand(-1, -1, 2)  # two tokens of the same probability
+    q, marginal = responsibilities(nll, prior.log())
+    assert q.tolist() == [pytest.approx([0.25, 0.75])]  # whatever the router says
+    assert marginal.tolist() == pytest.approx([-math.log(0.25 * 0.1 + 0.75 * 0.3)])

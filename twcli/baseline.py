@@ -147,17 +147,17 @@ def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np
     return target_nll(model, hidden, first, target_ids, active)
 
 
-Plan = list[tuple[np.ndarray, str]]  # the rows of each batch and its execution
+Executions = list[tuple[np.ndarray, str]]  # the rows of each batch and how they are read
 
 
-def _plain_plan(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
+def _plain_plan(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Executions:
     # What follows the token that predicts the last target need not be read.
     lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
     order = np.argsort(-lengths, kind="stable")
     return [(rows[places], PLAIN) for places in budget_batches(lengths, order, batch_tokens)]
 
 
-def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Plan:
+def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Executions:
     """Rows by length alone, or prompt by prompt, which pads more and reads less: whichever costs less in all."""
     plain = _plain_plan(encoded, rows, batch_tokens)
     if len(np.unique(encoded.prompt_index[rows])) == len(rows):
@@ -170,8 +170,10 @@ def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_toke
         cost, execution = min((cost, name) for name, cost in costs(*shape).items() if name != TREE)
         shared.append((batch, execution))
         shared_cost += cost
-    read = encoded.prompt_lengths + encoded.target_lengths
-    plain_cost = sum(costs((len(batch), 0), (len(batch), 1, int(read[batch].max())))[PLAIN] for batch, _ in plain)
+    plain_cost = 0.0
+    for batch, _ in plain:
+        longest = int((encoded.prompt_lengths[batch] + encoded.target_lengths[batch]).max())
+        plain_cost += costs((len(batch), 0), (len(batch), 1, longest))[PLAIN]
     return shared if shared_cost < plain_cost else plain
 
 

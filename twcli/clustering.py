@@ -357,17 +357,17 @@ class CrossValidation:
             known = [present, *(signs[:, c] for c in chosen)]
             if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
                 chosen.append(column)
-        alone = np.isin(clusters, (one, other))
-        alone[[rows_one, rows_other]] = False
-        lonely = alone.sum() > 2 * len(apart)
-        beside = self.points[alone] - self.points[alone].mean(0) if lonely else None
-        exchanged, ridge = [], ridge_map(apart)
-        for column in chosen[:EXCHANGES]:
+        exchanged, chosen = [], chosen[:EXCHANGES]
+        for column in chosen:
             swap = signs[:, column] < 0
             new = clusters.copy()
             new[rows_one[swap]], new[rows_other[swap]] = other, one
             exchanged.append(new)
-            if lonely:
+        alone = np.isin(clusters, (one, other))
+        alone[[rows_one, rows_other]] = False
+        if alone.sum() > 2 * len(apart):
+            beside, ridge = self.points[alone] - self.points[alone].mean(0), ridge_map(apart)
+            for column, new in zip(chosen, exchanged.copy(), strict=True):
                 exchanged.append(new.copy())
                 exchanged[-1][alone] = np.where(beside @ (ridge @ signs[:, column]) >= 0, one, other)
         return exchanged

@@ -189,10 +189,9 @@ def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: 
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
         for name, values in diagnostics.row_figures(output.nll_BCS, batch.active_BS, weights, log_q, trained.tau).items():
             passes.figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()
-        log_p, nll = output.log_router_BK.double(), output.nll_BCS.double().sum(-1)
-        passes.posterior[rows], passes.router[rows] = log_q.double().exp().cpu(), log_p.exp().cpu()
-        passes.responsibilities[rows] = torch.softmax(-nll, dim=-1).cpu()
-        passes.marginal_nll[rows] = -torch.logsumexp(log_p - nll, dim=-1).cpu()
+        passes.posterior[rows], passes.router[rows] = (t.double().exp().cpu() for t in (log_q, output.log_router_BK))
+        passes.responsibilities[rows], passes.marginal_nll[rows] = (
+            t.cpu() for t in loss.responsibilities(output.nll_BCS, output.log_router_BK))
         progress(len(rows))
     return passes
 

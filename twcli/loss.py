@@ -120,3 +120,12 @@ def closed_form_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: f
 def posterior_cross_entropy(log_q_BK: torch.Tensor, latent_B: torch.Tensor) -> torch.Tensor:
     """Cross-entropy (B,) in nats that teaches a distribution the latent that is held; ids (B,) int64."""
     return -log_q_BK.gather(-1, latent_B[:, None])[:, 0]
+
+
+def responsibilities(nll_BKS: torch.Tensor, log_p_BK: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Proportional to p(y|x,z) (B, K): which latents would write y, whatever the router says; and the marginal NLL (B,).
+
+    Both in float64; the latter in nats is -log sum_z p(z|x) p(y|x,z), the sum exact.
+    """
+    nll_BK = nll_BKS.double().sum(-1)
+    return torch.softmax(-nll_BK, dim=-1), -torch.logsumexp(log_p_BK.double() - nll_BK, dim=-1)

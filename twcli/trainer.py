@@ -24,6 +24,7 @@ from twcli.batches import Batch, collate, drop_history, opening
 from twcli.card import model_card
 from twcli.errors import Interrupted, WorkFailed
 from twcli.job import Job, Say, plan_of
+from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
 from twcli.objective import step_loss
 from twcli.regularisers import annealed_beta
@@ -217,9 +218,7 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
             batch = collate(rows[places], job.encoded, job.template, None).to(job.accelerator.device)
             with job.accelerator.autocast():
                 nll_BKS, log_p_BK = job.model.read_branches(batch)
-            nll_BK = nll_BKS.double().sum(-1)
-            soft_NK[places] = torch.softmax(-nll_BK, dim=-1).cpu()
-            marginal_N[places] = -torch.logsumexp(log_p_BK.double() - nll_BK, dim=-1).cpu()
+            soft_NK[places], marginal_N[places] = (t.cpu() for t in responsibilities(nll_BKS, log_p_BK))
             advance(len(places))
     told, attainable = job.probe.told_apart(soft_NK, job.config.seed)
     return run_score(Naming(told, attainable, gain=job.frozen_nll_N - marginal_N), job.model.latents)
