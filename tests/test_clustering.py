@@ -3,18 +3,15 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 
 from twcli.clustering import (
-    Centring,
     CrossValidation,
-    Space,
     _independent_directions,
     assign,
     best_clustering,
     best_count,
     constrained_kmeans,
-    in_pairs,
     told_apart,
-    whitened,
 )
+from twcli.spaces import Centring, Space, in_pairs, whitened
 
 
 def matched(clusters, truth, latents):

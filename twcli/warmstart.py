@@ -24,17 +24,15 @@ from twcli.clustering import (
     FINALISTS,
     MOST_CLUSTERS,
     PAIRED_FINALISTS,
-    Centring,
-    Space,
     best_clustering,
     best_count,
     clustering_work,
-    in_pairs,
     one_hot,
     ridge_map,
     starts_of,
     told_apart,
 )
+from twcli.spaces import Centring, Space, in_pairs
 from twcli.template import Encoded, Template
 
 FIRST_TOKENS = 8
