@@ -5,6 +5,7 @@ from scipy.optimize import linear_sum_assignment
 from twcli.clustering import (
     CrossValidation,
     _independent_directions,
+    alternatives,
     assign,
     best_clustering,
     best_count,
@@ -138,6 +139,28 @@ def test_the_number_of_clusters_is_found(count):
 
 
 # the score of a run
+
+
+def test_clusters_that_meet_in_no_prompt_are_one_choice():
+    """Three strategies; the first two are each cut in two by x, at different x, and one cluster is empty."""
+    rng = np.random.default_rng(0)
+    prompts = np.repeat(np.arange(300), 3)
+    strategies = np.concatenate([rng.permutation(3) for _ in range(300)])
+    cut = strategies + 3 * ((strategies == 0) & (prompts % 2 == 0)) + 3 * ((strategies == 1) & (prompts % 3 == 0))
+    assert sorted(set(cut)) == [0, 1, 2, 3, 4]
+    for clusters, latents in ((strategies, 3), (cut, 6)):
+        assert alternatives(clusters, [3] * 300, latents) == 3
+
+
+def test_clusters_that_meet_now_and_then_are_two_choices():
+    """Two strategies that stand beside each other in a fifth of the prompts where chance would have both."""
+    both, one, other = [0, 1] * 20, [0, 2] * 80, [1, 2] * 80
+    assert alternatives(np.array(both + one + other), [2] * 180, 3) == 3
+    assert alternatives(np.array(both[:4] + one + other), [2] * 162, 3) == 2
+
+
+def test_too_few_prompts_say_nothing_about_meetings():
+    assert alternatives(np.array([0, 2] * 4 + [1, 2] * 4), [2] * 8, 3) == 3
 
 
 def share(points, sizes, soft):

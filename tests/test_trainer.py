@@ -20,7 +20,7 @@ from twcli.diagnostics import SUMMARY
 from twcli.errors import UserError, WorkFailed
 from twcli.evaluate import evaluate
 from twcli.job import plan_of, prepare
-from twcli.latents import LatentOutput
+from twcli.latents import LatentModel, LatentOutput
 from twcli.objective import step_loss
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
@@ -96,6 +96,43 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
     assert folder.read_metrics() == whole.read_metrics()
     assert [m["step"] for m in folder.read_metrics()] == list(range(1, 13))
     assert same(weights(folder), weights(whole))
+
+
+@pytest.fixture
+def two_used(monkeypatch):
+    """Warm starts find two alternatives."""
+    monkeypatch.setattr("twcli.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, 2))
+    monkeypatch.setattr("twcli.warmstart.ENOUGH", 0.0)
+
+
+def test_a_run_with_latents_to_spare_resumes_as_well(inputs, tmp_path, two_used):
+    whole, broken = (settings(inputs, tmp_path / name, latents=5) for name in ("whole", "broken"))
+    run(broken, 6)
+    assert same(weights(run(broken)), weights(run(whole)))
+
+
+def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(inputs, tmp_path, two_used, monkeypatch):
+    said, written = [], []
+    config = settings(inputs, tmp_path / "r", latents=5, steps=60)
+    forward = LatentModel.forward
+
+    def watched(model, batch, latent_B=None, **how):
+        written.extend(latent_B.tolist())
+        return forward(model, batch, latent_B, **how)
+
+    folder = RunFolder(config.out)
+    with folder.writer():
+        job = prepare(config, folder, said.append, no_bar)
+        monkeypatch.setattr(LatentModel, "forward", watched)
+        folder.begin(config)
+        masses = [metrics["posterior_mass"] for metrics in trainer.fit(job, silent)]
+    assert any("latents: 2 of 5 are used" in line for line in said)
+    assert set(job.latent_N) == {0, 1} and set(written) == {0, 1, 2, 3, 4}
+    assert sum(masses[-1][:2]) > 0.95
+    counts = np.bincount(written) / len(written)  # three write the first's rows, two the second's
+    shares = np.bincount(job.latent_N) / len(job.latent_N)
+    assert counts[[0, 2, 4]] == pytest.approx(np.full(3, shares[0] / 3), abs=0.05)
+    assert counts[[1, 3]] == pytest.approx(np.full(2, shares[1] / 2), abs=0.05)
 
 
 @pytest.mark.parametrize("change", [

@@ -68,3 +68,15 @@ def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeyp
 def test_one_completion_a_prompt_is_said(template):
     with pytest.raises(ValueError, match="two distinct completions"):
         warm_start(make_model(), template, encode(template, make_records(5, 1)), 2, seed=0, batch_tokens=200)
+
+
+@pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])
+def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(template, records, monkeypatch, enough, used):
+    encoded = encode(template, records)
+    three = warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200)
+    assert (three.latents, three.used) == (3, 3)
+    monkeypatch.setattr("twcli.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, 3))
+    monkeypatch.setattr("twcli.warmstart.ENOUGH", enough)
+    four = warm_start(make_model(), template, encoded, 4, seed=0, batch_tokens=200)
+    assert (four.latents, four.used) == (4, used)
+    assert np.array_equal(four.latent_N, three.latent_N) == (used == 3)

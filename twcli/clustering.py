@@ -43,6 +43,8 @@ MOST_CLUSTERS = 16  # that are looked for where their number is not given
 ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
 ENOUGH = 0.975  # of the highest gain: on six tasks a strategy too few reached 0.95 of it at most, the right number 0.99 at least
 PATIENCE = 3  # numbers of clusters in succession that are told no better, after which no more are tried
+MEETINGS = 0.1  # of those that chance would give: clusters that meet in fewer prompts are one, split by x; strategies reached 0.36 at least
+TELLING = 10  # meetings that chance would give, below which their absence says nothing
 
 
 def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
@@ -83,6 +85,26 @@ def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: lis
         if latents >= enough + PATIENCE:
             break
     return enough, gains
+
+
+def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
+    """How many clusters a prompt can choose between: those that stand in no prompt together are one choice, whatever x is.
+
+    Clusters to spare are empty, or halves of a strategy that divide the prompts between them.
+    """
+    prompt_N = np.repeat(np.arange(len(sizes)), sizes)
+    has_PK = np.zeros((len(sizes), latents))
+    has_PK[prompt_N, clusters] = 1
+    has_PK = has_PK[:, has_PK.any(0)]
+    while True:
+        chance_KK = np.outer(has_PK.sum(0), has_PK.sum(0)) / len(sizes)
+        apart_KK = np.triu((chance_KK >= TELLING) & (has_PK.T @ has_PK <= MEETINGS * chance_KK), 1)
+        if not apart_KK.any():
+            return has_PK.shape[1]
+        # The largest pair first: whatever else would go with either of the two then has least room.
+        one, other = np.unravel_index(np.where(apart_KK, chance_KK, 0).argmax(), apart_KK.shape)
+        has_PK[:, one] = np.maximum(has_PK[:, one], has_PK[:, other])
+        has_PK = np.delete(has_PK, other, axis=1)
 
 
 def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

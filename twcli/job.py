@@ -41,6 +41,7 @@ class Job:
     Attributes:
         cache: b_t of the frozen model; None where b_t is the current backbone's.
         latent_N: the latent at which each row's posterior is held, -1 for none; the stage `refine` rewrites it.
+        used: latents that rows are held at, the first of the K; each other one is an understudy of one of them.
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
         provenance: what a checkpoint must have been made from to be resumed.
@@ -56,6 +57,7 @@ class Job:
     encoded: Encoded
     cache: Cache | None
     latent_N: np.ndarray
+    used: int
     stages: list[Stage]
     steps: int
     lr: float
@@ -98,7 +100,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         backbone.to(accelerator.device)
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
-    config, latents = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
+    config, latents, used = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
     probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
     frozen_nll = None if probe is None else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
     model, adapter = build(config, backbone, template)
@@ -107,7 +109,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     if config.free_only and FREE not in {stage.name for stage in stages}:
         say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
-    return Job(config, run, model, template, encoded, cache, latents, stages, steps, _learning_rate(config, backbone), accelerator,
+    return Job(config, run, model, template, encoded, cache, latents, used, stages, steps, _learning_rate(config, backbone), accelerator,
                provenance={**fingerprint, "settings": config.identity()}, adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
 
 
@@ -149,11 +151,11 @@ def _frozen_nll(rows: np.ndarray, backbone: PreTrainedModel, template: Template,
 
 
 def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
-                  progress: Callable[[str, int], Any]) -> tuple[TrainConfig, np.ndarray]:
-    """The settings with K as a number, and the latent at which each row is held, -1 for none."""
+                  progress: Callable[[str, int], Any]) -> tuple[TrainConfig, np.ndarray, int]:
+    """The settings with K as a number, the latent at which each row is held, -1 for none, and how many latents are used."""
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
-        return config, none
+        return config, none, config.latents
     try:
         warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed,
                           batch_tokens=8 * config.batch_tokens, progress=progress)
@@ -163,13 +165,16 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
                             "give a number, or draw more with `twcli sample`") from error
         say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
             f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
-        return config, none
+        return config, none, config.latents
     if warm.gains:
         say(f"latents: {warm.latents}, where clusters are told best: " + ", ".join(f"{K} {gain:.3f}" for K, gain in warm.gains.items()))
     covered = float((warm.latent_N >= 0).mean())
     say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
         f"score {warm.score:.2f}, starts agree on {warm.agreement:.0%}")
-    return dataclasses.replace(config, latents=warm.latents), warm.latent_N
+    if warm.used < warm.latents:
+        say(f"latents: {warm.used} of {warm.latents} are used, as no prompt has more alternatives; the others write what "
+            f"these write; --latents {warm.used} is enough")
+    return dataclasses.replace(config, latents=warm.latents), warm.latent_N, warm.used
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:

@@ -155,10 +155,14 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
         # From the numbers of step and batch and no running state, so that a resumed run drops the same tokens.
         rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index * config.accumulate + number])
         batch = drop_history(batch, config.history_dropout, rng, job.template.pad)
-    latent_B = None if stage == FREE else torch.from_numpy(job.latent_N[rows]).to(accelerator.device)
+    latent_B = written_B = None
+    if stage != FREE:
+        rng = np.random.default_rng([config.seed, 5, step, accelerator.process_index * config.accumulate + number])
+        latent_B, written_B = (torch.from_numpy(latents).to(accelerator.device)
+                               for latents in (job.latent_N[rows], _understudied(job.latent_N[rows], job.used, config.latents, rng)))
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
-        output = model(batch, latent_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
+        output = model(batch, written_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
                        prune=config.prune if config.posterior_update == "learned" else 0.0)
     sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
     beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
@@ -190,10 +194,19 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     cost_BK = nll_BKS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BK).all():
         raise _diverged(job, step, rows, "the generator's NLL is not finite")
-    found = [(rows, assign_rows(cost_BK, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
+    found = [(rows, assign_rows(cost_BK[:, : job.used], job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
     for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
         job.latent_N[where] = latents
     return nll_BKS, pruned
+
+
+def _understudied(latent_B: np.ndarray, used: int, latents: int, rng: np.random.Generator) -> np.ndarray:
+    """The latent (B,) under which the generator writes each row: by chance the one that is used or one of its understudies.
+
+    So that each of the K latents writes something for every x; router and posterior know those that are used.
+    """
+    understudies_B = (latents - 1 - latent_B) // used
+    return latent_B + used * rng.integers(understudies_B + 1)
 
 
 def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:

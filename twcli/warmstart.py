@@ -9,6 +9,7 @@ Shapes: N rows, F features, T tokens, S supervised tokens, H hidden size.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -21,9 +22,11 @@ from transformers import PreTrainedModel
 from twcli.assignment import assign_groups
 from twcli.baseline import budget_batches, gather_padded, hidden_states
 from twcli.clustering import (
+    ENOUGH,
     FINALISTS,
     MOST_CLUSTERS,
     PAIRED_FINALISTS,
+    alternatives,
     best_clustering,
     best_count,
     clustering_work,
@@ -63,6 +66,7 @@ class WarmStart:
         agreement: mean share of fitted rows on which the starts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
         latents: K.
+        used: how many of them have rows, those numbered from 0; fewer than K where no prompt has so many alternatives.
         gains: what speaks for each K that was tried, where K was not given (`clustering.best_count`).
     """
 
@@ -71,6 +75,7 @@ class WarmStart:
     agreement: float
     prompts: int
     latents: int
+    used: int
     gains: dict[int, float]
 
 
@@ -114,10 +119,21 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     space = Space.fit(features, seed)
     points = space(features)
     finalists = PAIRED_FINALISTS if pairs else FINALISTS
-    with progress("warm start: clustering", clustering_work(finalists)) as advance:
-        starts = starts_of(features, space, sizes, latents, rng)
-        clusters, score, agreement = best_clustering(starts, points, sizes, latents, rng, advance, finalists=finalists)
-    weights = ridge_map(points) @ one_hot(clusters, latents)
+
+    def clustered(count: int) -> tuple[np.ndarray, float, float]:
+        draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
+        with progress("warm start: clustering", clustering_work(finalists)) as advance:
+            starts = starts_of(features, space, sizes, count, draws)
+            return best_clustering(starts, points, sizes, count, draws, advance, finalists=finalists)
+
+    used, found = latents, clustered(latents)
+    while (fewer := alternatives(found[0], sizes, used)) < used and fewer > 1:
+        again = clustered(fewer)
+        if again[1] * (1 - 1 / fewer) < ENOUGH * found[1] * (1 - 1 / used):
+            break  # two strategies that no x has together
+        used, found = fewer, again
+    clusters, score, agreement = found
+    weights = ridge_map(points) @ one_hot(clusters, used)
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
@@ -127,7 +143,7 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
             centring(features, sizes)
             latent[np.concatenate(block)] = assign_groups(-(space(features) @ weights), sizes)
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
-    return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, gains)
+    return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, used, gains)
 
 
 def _counted(features: tuple[np.ndarray, np.ndarray], sizes: list[int], seed: int,
