@@ -164,9 +164,9 @@ class LatentModel(nn.Module):
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
                             sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned)
 
-    def read_branches(self, batch: Batch, latent_B: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL (B, C, S) of the branches as `forward` takes them, and log p(z|x) (B, K); C sequences a record are read."""
-        latent_BC = self._latents_of(batch, latent_B)
+    def read_branches(self, batch: Batch, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); C sequences a record are read."""
+        latent_BC = self._latents_of(batch, None)[:, :first]
         return self._chunk_by_chunk(batch, latent_BC) if self._in_chunks(latent_BC) else self._read_and_score(batch, latent_BC)
 
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:

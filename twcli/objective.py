@@ -30,14 +30,14 @@ def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: to
 
 
 def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
-              refined_BKS: torch.Tensor | None = None, *, beta: float | None = None
+              refined_BCS: torch.Tensor | None = None, *, beta: float | None = None
               ) -> tuple[torch.Tensor, dict[str, float | None]]:
     """The loss (B,), its parts in nats and `diagnostics`.
 
     Args:
         latent_B: where q is held, which is taught to the posterior where it was read; None for the learned posterior
             or the closed form.
-        refined_BKS: NLL of all latents, where `latent_B` comes from it; the diagnostics are then of it.
+        refined_BCS: NLL of the latents that are used, where `latent_B` comes from it; the diagnostics are then of it.
         beta: of this step, where it is annealed; None for the run's.
     """
     beta = config.beta if beta is None else beta
@@ -82,10 +82,10 @@ def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B:
         parts["usage"] = loss.entropy(q_BK.mean(0)).exp().item()
         parts["posterior_mass"] = q_BK.mean(0).tolist()
         parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
-        if refined_BKS is not None:
-            log_q_BK = torch.log_softmax(-refined_BKS.sum(-1), -1)  # a one-hot q has no gradient to speak of
-        if latent_B is None or refined_BKS is not None:
-            nll_BKS = output.nll_BCS if refined_BKS is None else refined_BKS
+        if refined_BCS is not None:
+            log_q_BK = torch.log_softmax(-refined_BCS.sum(-1), -1)  # a one-hot q has no gradient to speak of
+        if latent_B is None or refined_BCS is not None:
+            nll_BCS = output.nll_BCS if refined_BCS is None else refined_BCS
             parts |= diagnostics.summarise_rows(
-                diagnostics.row_figures(nll_BKS, batch.active_BS, weights_BS, log_q_BK, config.tau))
+                diagnostics.row_figures(nll_BCS, batch.active_BS, weights_BS, log_q_BK, config.tau))
     return loss_B, parts

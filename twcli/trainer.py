@@ -150,7 +150,7 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = job.config, job.accelerator
     batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
-    refined_BKS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
+    refined_BCS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         # From the numbers of step and batch and no running state, so that a resumed run drops the same tokens.
         rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index * config.accumulate + number])
@@ -164,10 +164,10 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
         output = model(batch, written_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
                        prune=config.prune if config.posterior_update == "learned" else 0.0)
-    sequences = output.sequences + (0 if refined_BKS is None else refined_BKS.shape[0] * refined_BKS.shape[1])
+    sequences = output.sequences + (0 if refined_BCS is None else refined_BCS.shape[0] * refined_BCS.shape[1])
     beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
     try:
-        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BKS, beta=beta)
+        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, beta=beta)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(job, step, rows, str(error)) from error
     accelerator.backward(loss_B.sum() * scale)
@@ -177,7 +177,7 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
 
 @torch.no_grad()
 def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.Tensor, float]:
-    """NLL (B, K, S) of all latents, after it has assigned the batch's completions to those that make them likeliest.
+    """NLL (B, C, S) of the C latents that are used, after it has assigned the batch's completions to those that make them likeliest.
 
     Distinct completions of a prompt take distinct latents. In eval mode and from summed log-likelihood, as
     responsibilities are; the router has no say, or frequent latents would take what rare ones explain better.
@@ -188,16 +188,16 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     opened, pruned = opening(batch, job.config.prune)
     job.model.eval()
     with job.accelerator.autocast():
-        nll_BKS, _ = job.model.read_branches(opened)
+        nll_BCS, _ = job.model.read_branches(opened, job.used)
     job.model.train()
-    nll_BKS = torch.nn.functional.pad(nll_BKS, (0, batch.targets_BS.shape[1] - nll_BKS.shape[2]))
-    cost_BK = nll_BKS.double().sum(-1).cpu().numpy()
-    if not np.isfinite(cost_BK).all():
+    nll_BCS = torch.nn.functional.pad(nll_BCS, (0, batch.targets_BS.shape[1] - nll_BCS.shape[2]))
+    cost_BC = nll_BCS.double().sum(-1).cpu().numpy()
+    if not np.isfinite(cost_BC).all():
         raise _diverged(job, step, rows, "the generator's NLL is not finite")
-    found = [(rows, assign_rows(cost_BK[:, : job.used], job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
+    found = [(rows, assign_rows(cost_BC, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
     for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
         job.latent_N[where] = latents
-    return nll_BKS, pruned
+    return nll_BCS, pruned
 
 
 def _understudied(latent_B: np.ndarray, used: int, latents: int, rng: np.random.Generator) -> np.ndarray:
