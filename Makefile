@@ -67,6 +67,8 @@ figures: $(INSTALLED)
 quality: $(INSTALLED)
 	$(BIN)/python examples/quality.py --out build/quality --table docs/quality.md
 
+# One thread: in processor seconds, threads that wait for each other would count as work.
+bench: export OMP_NUM_THREADS := 1
 bench: $(INSTALLED)
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]' || echo 'TRL cannot be installed; its row is left open'
 	$(BIN)/python examples/bench.py --out build/bench.json --table docs/benchmarks.md

@@ -540,7 +540,7 @@ def main(argv: list[str] | None = None) -> None:
 
 HEADING = """# Benchmarks
 
-{date}, `OMP_NUM_THREADS={threads} make bench`; {machine}, a machine shared with other work.
+{date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work.
 What is compared is measured in one process, by turns, and the median taken; steps of the shapes are the loss and its gradient, without
 the optimiser, in processor seconds. No GPU was at hand.
 
