@@ -59,3 +59,11 @@ def test_another_process_makes_a_pass_when_told():
     call = [sys.executable, "-c", "from examples import bench; bench.serve(lambda: print('chatter', sum(range(10**6))))"]
     answers = subprocess.run(call, input="\n\n", capture_output=True, text=True, check=True, cwd=bench.ROOT).stdout.split()
     assert answers[0] == "ready" and len(answers) == 3 and all(float(seconds) > 0 for seconds in answers[1:])
+
+
+def test_a_large_parent_is_not_counted_as_its_childs_memory():
+    held = b"x" * 2**30
+    call = [sys.executable, "-c", "from examples.bench import high_water; before = high_water(); "
+            "held = b'x' * (64 * 2**20); print(before, high_water() - before)"]
+    before, more = map(float, subprocess.run(call, check=True, capture_output=True, text=True).stdout.split())
+    assert before < len(held) / 2**20 and more > 32
