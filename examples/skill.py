@@ -9,8 +9,8 @@ writes the rest (greedy). Printed is the share of prompts for which the judge st
 
 from __future__ import annotations
 
-import argparse
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -18,6 +18,7 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from examples.make_data import Parser
 from examples.tasks import TASKS
 from examples.tasks.task import Task
 from twcli import runtime
@@ -30,7 +31,7 @@ BATCH_TOKENS = 16384
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="skill.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog="skill.py", description=__doc__, allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--data", required=True, metavar="F.jsonl")

@@ -138,9 +138,6 @@ def test_the_number_of_clusters_is_found(count):
     assert list(gains) == list(range(2, count + 4)) and steps == [1] * len(gains)
 
 
-# the score of a run
-
-
 def test_clusters_that_meet_in_no_prompt_are_one_choice():
     """Three strategies; the first two are each cut in two by x, at different x, and one cluster is empty."""
     rng = np.random.default_rng(0)
@@ -161,6 +158,9 @@ def test_clusters_that_meet_now_and_then_are_two_choices():
 
 def test_too_few_prompts_say_nothing_about_meetings():
     assert alternatives(np.array([0, 2] * 4 + [1, 2] * 4), [2] * 8, 3) == 3
+
+
+# the score of a run
 
 
 def share(points, sizes, soft):

@@ -53,4 +53,5 @@ def test_prompts_of_another_task_are_told_in_one_line(tmp_path, capsys):
     (tmp_path / "d.jsonl").write_text(json.dumps({"x": "w1", "y": "w2"}) + "\n")
     with pytest.raises(SystemExit) as stopped:
         skill.main(["linear_equations", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "d.jsonl")])
-    assert stopped.value.code == 2 and "not an equation: 'w1'" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert stopped.value.code == 2 and "not an equation: 'w1'" in told and told.count("\n") == 1

@@ -67,7 +67,7 @@ def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: lis
                advance: Callable[[int], None] | None = None) -> tuple[int, dict[int, float]]:
     """How many clusters there are, without being told: (K, what speaks for each K that was tried).
 
-    That is the mean value that the other half's regression gives a row's own cluster, above chance: score x (1 - 1 / K).
+    That is `above_chance` of the highest score.
     Completions of one prompt differ by their clusters, so it grows as long as two strategies have to share one, and no
     further. The smallest K is taken that comes as near to the highest as `ENOUGH`.
 
@@ -78,13 +78,18 @@ def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: lis
     for latents in range(2, MOST_CLUSTERS + 1):
         rng = np.random.default_rng([seed, 5, latents])
         judge = CrossValidation(points, sizes, latents, rng)
-        gains[latents] = max(judge.mend(start)[1] for start in starts_of(features, space, sizes, latents, rng)) * (1 - 1 / latents)
+        gains[latents] = above_chance(max(judge.mend(start)[1] for start in starts_of(features, space, sizes, latents, rng)), latents)
         if advance:
             advance(1)
         enough = min(K for K in gains if gains[K] >= ENOUGH * max(gains.values()))
         if latents >= enough + PATIENCE:
             break
     return enough, gains
+
+
+def above_chance(score: float, latents: int) -> float:
+    """The mean value that the other half's regression gives a row's own cluster, above 1 / K: comparable between numbers of clusters."""
+    return score * (1 - 1 / latents)
 
 
 def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:

@@ -152,14 +152,12 @@ def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, num
     batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
     refined_BCS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
-        # From the numbers of step and batch and no running state, so that a resumed run drops the same tokens.
-        rng = np.random.default_rng([config.seed, 4, step, accelerator.process_index * config.accumulate + number])
-        batch = drop_history(batch, config.history_dropout, rng, job.template.pad)
+        batch = drop_history(batch, config.history_dropout, _draws(job, 4, step, number), job.template.pad)
     latent_B = written_B = None
     if stage != FREE:
-        rng = np.random.default_rng([config.seed, 5, step, accelerator.process_index * config.accumulate + number])
-        latent_B, written_B = (torch.from_numpy(latents).to(accelerator.device)
-                               for latents in (job.latent_N[rows], _understudied(job.latent_N[rows], job.used, config.latents, rng)))
+        held_B = job.latent_N[rows]
+        latent_B, written_B = (torch.from_numpy(latents).to(accelerator.device) for latents in (
+            held_B, _understudied(held_B, job.used, config.latents, _draws(job, 5, step, number))))
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
         output = model(batch, written_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
@@ -198,6 +196,11 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
         job.latent_N[where] = latents
     return nll_BCS, pruned
+
+
+def _draws(job: Job, purpose: int, step: int, number: int) -> np.random.Generator:
+    """For one batch: from the numbers of step and batch and no running state, so that a resumed run draws the same."""
+    return np.random.default_rng([job.config.seed, purpose, step, job.accelerator.process_index * job.config.accumulate + number])
 
 
 def _understudied(latent_B: np.ndarray, used: int, latents: int, rng: np.random.Generator) -> np.ndarray:

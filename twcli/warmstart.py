@@ -26,6 +26,7 @@ from twcli.clustering import (
     FINALISTS,
     MOST_CLUSTERS,
     PAIRED_FINALISTS,
+    above_chance,
     alternatives,
     best_clustering,
     best_count,
@@ -129,7 +130,7 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     used, found = latents, clustered(latents)
     while (fewer := alternatives(found[0], sizes, used)) < used and fewer > 1:
         again = clustered(fewer)
-        if again[1] * (1 - 1 / fewer) < ENOUGH * found[1] * (1 - 1 / used):
+        if above_chance(again[1], fewer) < ENOUGH * above_chance(found[1], used):
             break  # two strategies that no x has together
         used, found = fewer, again
     clusters, score, agreement = found
