@@ -3,7 +3,8 @@
     python examples/bench.py --out build/bench.json --table docs/benchmarks.md [--only SECTION ...] [--repeats R]
 
 Everything compared is measured in this one process, by turns, and the median of `--repeats` rounds is taken after one
-that is not counted. On a CPU time is processor time of this process, which other programs on the machine disturb least.
+that is not counted. Time is processor time of this process, which other programs on the machine disturb least, but for what two
+cores do at once.
 The file keeps the rows of the sections that a call leaves out. TRL is optional: pip install 'twcli-cvae[bench]'.
 """
 
@@ -13,6 +14,7 @@ import argparse
 import contextlib
 import copy
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -52,6 +54,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
 RESERVED = 16  # ids below are tags
 CACHE_ROWS, CACHE_TOKENS = 10_000_000, 4
+CORES = min(2, os.cpu_count() or 1)  # of the comparison with TRL: both may use them
 
 
 @dataclass
@@ -85,16 +88,31 @@ def smollm2() -> LlamaForCausalLM:
     return llama(hidden=576, layers=30, heads=9, key_heads=3, inner=1536, vocabulary=49152)
 
 
-def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, by turns; a call that returns seconds of its own has taken those."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
+@dataclass(frozen=True)
+class Seconds:
+    """Of this process on all cores, and on the clock."""
+
+    processor: float
+    wall: float
+
+    @classmethod
+    def now(cls) -> Seconds:
+        return cls(time.process_time(), time.perf_counter())
+
+    def __sub__(self, other: Seconds) -> Seconds:
+        return Seconds(self.processor - other.processor, self.wall - other.wall)
+
+
+def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
+    """Medians of each, by turns; a call that returns `Seconds` of its own has taken those."""
+    seconds: dict[str, list[Seconds]] = {name: [] for name in work}
     for turn in range(repeats + 1):
         for name, call in work.items():
-            start = time.process_time()
+            start = Seconds.now()
             own = call()
             if turn:
-                seconds[name].append(own if isinstance(own, float) else time.process_time() - start)
-    return {name: median(values) for name, values in seconds.items()}
+                seconds[name].append(own if isinstance(own, Seconds) else Seconds.now() - start)
+    return {name: Seconds(median(s.processor for s in taken), median(s.wall for s in taken)) for name, taken in seconds.items()}
 
 
 # A training step on one shape
@@ -191,7 +209,8 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     expected = [g.clone() for g in expected]
     found, gradients = gradient(model, calls["ours"])
     apart = max(abs(found - loss) / abs(loss), *(float((a - b).norm() / b.norm()) for a, b in zip(gradients, expected, strict=True)))
-    seconds = timed({label: partial(gradient, model, call) for label, call in calls.items()}, repeats)
+    taken = timed({label: partial(gradient, model, call) for label, call in calls.items()}, repeats)
+    seconds = {label: each.processor for label, each in taken.items()}
     ours, ideal = seconds["ours"], (K + 2) * (P + S) / (P + (K + 1) * S)
     columns = ", ".join(f"{label} {value:.3f}" for label, value in seconds.items())
     label = f"{name} ({P}, {K}, {S})"
@@ -350,8 +369,8 @@ def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completio
                    prompt_index=prompt, unknown_rows=0)
 
 
-def score(model: LlamaForCausalLM, encoded: Encoded, share_prompts: bool = True) -> np.ndarray:
-    return baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(len(encoded)), share_prompts=share_prompts,
+def score(model: LlamaForCausalLM, encoded: Encoded, varlen: bool = True) -> np.ndarray:
+    return baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(len(encoded)), varlen=varlen,
                                batch_tokens=baseline.fast_batch_tokens(model))
 
 
@@ -364,19 +383,34 @@ def precompute_rows(repeats: int) -> list[Row]:
     work = linear * tokens + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
     rates: list[float] = []
     long = prompts_of(np.random.default_rng(1), np.full(64, 256), np.full(64, 64), 4)
-    calls = {"ours": partial(score, model, encoded), "bound": lambda: rates.append(rate()),
-             "once": partial(score, model, long), "each": partial(score, model, long, share_prompts=False)}
-    with Process(["--serve-trl"]) as theirs:
+    calls = {"ours": partial(score, model, encoded), "ours, all cores": partial(on_cores, CORES, partial(score, model, encoded)),
+             "padded": partial(score, model, encoded, varlen=False), "bound": lambda: rates.append(rate()),
+             "once": partial(score, model, long), "each": partial(score, model, long, varlen=False)}
+    with Process(["--serve-trl"], CORES) as theirs:
         if theirs:
             calls["TRL"] = theirs.seconds
         seconds = timed(calls, repeats)
-    share = work / median(rates) / seconds["ours"]
-    note = f"{rows / seconds['ours']:.0f} rows a second; " + (f"TRL {rows / seconds['TRL']:.0f}" if theirs else "TRL is not installed")
-    times = seconds["TRL"] / seconds["ours"] if theirs else None
-    return [Row("precompute: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
-            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product", share, 0.6),
+    ours, every = seconds["ours"].processor, seconds["ours, all cores"]
+    times, note = None, f"{rows / every.wall:.0f} rows a second; TRL is not installed"
+    if theirs:
+        trl = seconds["TRL"]
+        times = trl.wall / every.wall
+        note = (f"{rows / every.wall:.0f} rows a second; TRL {rows / trl.wall:.1f}; "
+                f"in processor seconds, with what threads wait for each other, {trl.processor / every.processor:.2f} times")
+    return [Row(f"precompute on {CORES} cores: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
+            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product",
+                work / median(rates) / ours, 0.6),
+            Row("precompute: rows without padding and prompts once, times the same rows padded", seconds["padded"].processor / ours),
+            Row(f"precompute: rows a second on {CORES} cores, times one", seconds["ours"].wall / every.wall),
             Row("precompute: four completions of 64 tokens a prompt of 256, the prompt read once, times each with its own",
-                seconds["each"] / seconds["once"])]
+                seconds["each"].processor / seconds["once"].processor)]
+
+
+def on_cores(cores: int, call: Callable[[], Any]) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    call()
+    torch.set_num_threads(before)
 
 
 @dataclass
@@ -384,30 +418,32 @@ class Process:
     """A pass that another process makes when told to, so that nothing set in this one speeds it up or slows it down."""
 
     arguments: list[str]
+    threads: int
 
     def __enter__(self) -> Process | None:
-        call = [sys.executable, __file__, *self.arguments]
-        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        call, environment = [sys.executable, __file__, *self.arguments], os.environ | {"OMP_NUM_THREADS": str(self.threads)}
+        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
         return self if self._process.stdout.readline() else None  # says so once it is ready
 
     def __exit__(self, *_raised: object) -> None:
         self._process.stdin.close()
         self._process.wait()
 
-    def seconds(self) -> float:
-        """Processor seconds of one more pass."""
+    def seconds(self) -> Seconds:
+        """Of one more pass."""
         print(file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
+        return Seconds(*map(float, self._process.stdout.readline().split()))
 
 
 def serve(call: Callable[[], Any]) -> None:
     """What `Process` talks to."""
     print("ready", flush=True)
     for _ in sys.stdin:
-        start = time.process_time()
+        start = Seconds.now()
         with contextlib.redirect_stdout(sys.stderr):
             call()
-        print(time.process_time() - start, flush=True)
+        taken = Seconds.now() - start
+        print(taken.processor, taken.wall, flush=True)
 
 
 def serve_trl(_asked: bool) -> None:
@@ -549,8 +585,8 @@ def main(argv: list[str] | None = None) -> None:
 HEADING = """# Benchmarks
 
 {date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work.
-What is compared is measured in one process, by turns, and the median taken; steps of the shapes are the loss and its gradient, without
-the optimiser, in processor seconds. No GPU was at hand.
+What is compared is measured by turns and the median taken; steps of the shapes are the loss and its gradient, without the optimiser.
+All in processor seconds, but for rows a second on several cores, which are on the clock. No GPU was at hand.
 
 A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt of its own. *K + 2 passes* reads the K
 branches, the posterior's sequence and the one for b_t one after another, all with gradients and with logits at every position;

@@ -31,12 +31,12 @@ def make_tokenizer():
         additional_special_tokens=list(TAGS))
 
 
-def make_model(seed=0, hidden=32, layers=2, positions=128, initializer=0.3):
+def make_model(seed=0, hidden=32, layers=2, positions=128, initializer=0.3, **settings):
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(SPECIALS) + len(WORDS), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
         num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=initializer)
+        bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=initializer, **settings)
     return LlamaForCausalLM(config).eval()
 
 

@@ -2,19 +2,17 @@ import numpy as np
 import pytest
 import torch
 from conftest import encode, make_model, make_records
+from transformers import MistralConfig, MistralForCausalLM
 
-from twcli import baseline, packing
+from twcli import baseline, varlen
 from twcli.baseline import (
     budget_batches,
     fast_batch_tokens,
     fingerprint,
-    hidden_states,
     score_flat,
-    target_nll,
     weights_hash,
-    why_not_shared,
+    why_not_varlen,
 )
-from twcli.batches import collate
 
 
 def reference(model, encoded):
@@ -65,23 +63,6 @@ def test_head_reads_supervised_positions_only(template):
     assert sum(seen) == encoded.target_lengths.sum()
 
 
-def test_logits_piece_by_piece_give_the_same_loss_and_gradient(template, monkeypatch):
-    model, encoded = make_model(), encode(template, make_records())
-    batch = collate(np.arange(len(encoded)), encoded, template, None)
-    seen, results = [], []
-    model.lm_head.register_forward_hook(lambda _m, _inputs, output: seen.append(output.numel()))
-    for limit in (2**25, 5 * 30):
-        monkeypatch.setattr(baseline, "HEAD_LOGITS", limit)
-        model.zero_grad()
-        nll = target_nll(model, hidden_states(model, batch.plain_BT), batch.plain_first_B, batch.targets_BS, batch.active_BS)
-        (nll * torch.arange(nll.shape[1])).sum().backward()
-        results.append((nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
-    assert max(seen[1:]) <= 5 * 30 < seen[0]
-    assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
-    for name, gradient in results[0][1].items():
-        assert torch.allclose(gradient, results[1][1][name], rtol=1e-5, atol=1e-4), name
-
-
 def test_budget_batches_hold_every_row_once_within_budget():
     lengths = np.random.default_rng(0).integers(1, 60, 200)
     order = np.argsort(-lengths, kind="stable")
@@ -105,34 +86,83 @@ def test_fingerprint_names_everything_b_t_depends_on(template):
     assert set(keys) == {"weights", "tokenizer", "template", "data", "max_length", "dtype", "attention"}
 
 
-# completions of one prompt, the prompt read once
+# without padding, a prompt once for all its completions
 
 
-def free_attention(self, prompts, branches):
-    """Costs as if reading the prompt once were always worth it."""
-    return {packing.PLAIN: 2.0, packing.BRANCHES: 1.0, packing.TREE: 3.0}
-
-
-@pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
-def test_every_b_t_equals_plain_transformers_where_prompts_are_shared(template, rows_a_batch, monkeypatch):
-    monkeypatch.setattr(packing.Costs, "__call__", free_attention)
-    records = [record for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True) for record in pair]  # in no order
-    model, encoded = make_model(), encode(template, records)
+def read_tokens(model):
+    """Tokens of each pass to come."""
     tokens = []
     model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: tokens.append(inputs[0].numel()))
+    return tokens
+
+
+@pytest.mark.parametrize("whole", [None, True, False])
+@pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
+def test_every_b_t_equals_plain_transformers_without_padding(template, rows_a_batch, whole, monkeypatch):
+    if whole is not None:  # in one form or the other, whatever it costs
+        monkeypatch.setattr(varlen, "_whole", lambda prompt_G, *_: np.full(len(prompt_G), whole))
+    records = [record for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True) for record in pair]  # in no order
+    model, encoded = make_model(), encode(template, records)
+    tokens = read_tokens(model)
     budget = rows_a_batch * int(encoded.lengths.max())
-    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, share_prompts=True)
+    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, varlen=True)
     assert max(tokens) <= budget
     assert rows_a_batch == 1 or sum(tokens) < encoded.lengths.sum()  # of which each row's prompt is a part
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
-def test_long_prompts_are_shared_and_prompts_of_one_row_are_not(template):
-    long = [{"x": " ".join(["w1"] * 60), "y": y} for y in ("w2", "w3 w4", "w5 w6")]
-    model = make_model()
-    for records, executions in ((long, {packing.BRANCHES}), (make_records(8, 1), {packing.PLAIN})):
-        encoded = encode(template, records)
-        assert {execution for _, execution in baseline._plan(model, encoded, np.arange(len(encoded)), 400)} == executions
+def test_a_prompt_and_every_real_token_is_read_once(template):
+    model, encoded = make_model(), encode(template, make_records(30, 3))
+    tokens = read_tokens(model)
+    score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=10**6, varlen=True)
+    _, leaders = np.unique(encoded.prompt_index, return_index=True)
+    assert tokens == [encoded.prompt_lengths[leaders].sum() + encoded.target_lengths.sum()]
+
+
+def test_some_of_the_rows_give_their_own_b_t(template):
+    model, encoded = make_model(), encode(template, make_records(12, 3))
+    rows = np.array([1, 2, 7, 20, 35])
+    parts = np.split(reference(model, encoded), encoded.target_offsets[1:-1])
+    flat = score_flat(model, template, encoded, rows, batch_tokens=40, varlen=True)
+    assert np.abs(flat - np.concatenate([parts[row] for row in rows])).max() <= 1e-5
+
+
+def test_the_number_of_threads_changes_no_bit(template):
+    model, encoded = make_model(), encode(template, make_records(30, 3))
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append(score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True))
+            assert torch.get_num_threads() == threads
+        finally:
+            torch.set_num_threads(1)
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template, monkeypatch):
+    seen = []
+    one_by_one = baseline.core_by_core
+    monkeypatch.setattr(baseline, "core_by_core", lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone))
+    for kind, alone in (("dynamic", True), ("llama3", False)):
+        parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                      "original_max_position_embeddings": 64}
+        model = make_model(rope_parameters=parameters)
+        encoded = encode(template, make_records())
+        score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100)
+        assert set(seen) == {alone}
+        seen.clear()
+
+
+def test_rows_beyond_a_sliding_window_are_read_alone(template):
+    torch.manual_seed(0)
+    config = MistralConfig(vocab_size=30, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+                           intermediate_size=64, sliding_window=10, initializer_range=0.3, pad_token_id=0)
+    model, encoded = MistralForCausalLM(config).eval(), encode(template, make_records(12, 3))
+    assert why_not_varlen(model, template, encoded) is None
+    assert 0 < (encoded.lengths > 10).sum() < len(encoded)
+    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True)
+    assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
 def test_batches_by_prompt_hold_every_row_once_within_budget(template):
@@ -141,27 +171,28 @@ def test_batches_by_prompt_hold_every_row_once_within_budget(template):
     batches = baseline._by_prompt(encoded, rows, 60)
     assert sorted(np.concatenate(batches)) == sorted(rows)
     for batch in batches:
-        prompts = len(set(encoded.prompt_index[batch]))
-        assert len(batch) == 1 or prompts * encoded.prompt_lengths[batch].max() + len(batch) * encoded.target_lengths[batch].max() <= 60
+        _, leaders = np.unique(encoded.prompt_index[batch], return_index=True)
+        tokens = encoded.prompt_lengths[batch][leaders].sum() + encoded.target_lengths[batch].sum()
+        assert len(batch) == 1 or tokens <= 60
     longest = [encoded.lengths[batch].max() for batch in batches]
     assert longest[0] == max(longest)
 
 
-def test_a_model_whose_prompts_cannot_be_shared_says_why(template, monkeypatch):
-    encoded = encode(template, make_records(4, 3))
+@pytest.mark.parametrize("completions", [1, 3])
+def test_a_model_that_must_be_read_with_padding_says_why(template, completions, monkeypatch):
+    encoded = encode(template, make_records(4, completions))
     model = make_model()
-    assert why_not_shared(model, template, encoded) is None
+    assert why_not_varlen(model, template, encoded) is None
     model.config.attention_dropout = 0.5  # it does not act where nothing is trained
-    assert why_not_shared(model, template, encoded) is None
-    whole = baseline.packed_hidden_states
-    monkeypatch.setattr(baseline, "packed_hidden_states", lambda *inputs: 1.1 * whole(*inputs))
-    assert "its packed execution differs by" in why_not_shared(model, template, encoded)
-    monkeypatch.setattr(baseline, "packed_hidden_states", lambda *inputs: whole(*inputs) * float("nan"))
-    assert "differs by nan" in why_not_shared(model, template, encoded)
+    assert why_not_varlen(model, template, encoded) is None
+    whole = baseline.varlen_hidden_states
+    monkeypatch.setattr(baseline, "varlen_hidden_states", lambda *inputs: 1.1 * whole(*inputs))
+    assert "reading it without padding differs by" in why_not_varlen(model, template, encoded)
+    monkeypatch.setattr(baseline, "varlen_hidden_states", lambda *inputs: whole(*inputs) * float("nan"))
+    assert "differs by nan" in why_not_varlen(model, template, encoded)
 
     def breaks(*_):
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr(baseline, "packed_hidden_states", breaks)
-    assert why_not_shared(model, template, encoded) == "its packed execution fails: no such mask"
-    assert why_not_shared(model, template, encode(template, make_records(4, 1))) is None
+    monkeypatch.setattr(baseline, "varlen_hidden_states", breaks)
+    assert why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"

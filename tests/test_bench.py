@@ -35,7 +35,8 @@ def test_rows_and_table(tmp_path, monkeypatch, capsys):
         bench.main(["--out", str(out), "--table", str(tmp_path / "table.md"), "--only", section, "--repeats", "1"])
     found = json.loads(out.read_text())
     assert [row["section"] for row in found["rows"]] == ["shapes"] * 4 + ["start"]
-    assert found["rows"][0]["figure"] < 1e-4 and found["rows"][-1]["met"] is False and found["all_bars_met"] is False
+    assert found["rows"][0]["figure"] < 1e-3  # float32, where the gradients of so small a model all but cancel
+    assert found["rows"][-1]["met"] is False and found["all_bars_met"] is False
     assert found["rows"][3]["met"] is None and found["rows"][3]["figure"] > 0
     assert "| late | 0.4 | at most 0.3 | **no** |" in (tmp_path / "table.md").read_text()
     assert "late" in capsys.readouterr().out
@@ -52,13 +53,14 @@ def test_the_allocator_takes_both_settings():
 
 
 def test_a_call_that_timed_itself_is_believed():
-    assert bench.timed({"here": lambda: None, "elsewhere": lambda: 2.5}, 1)["elsewhere"] == 2.5
+    own = bench.Seconds(2.5, 1.5)
+    assert bench.timed({"here": lambda: None, "elsewhere": lambda: own}, 1)["elsewhere"] == own
 
 
 def test_another_process_makes_a_pass_when_told():
     call = [sys.executable, "-c", "from examples import bench; bench.serve(lambda: print('chatter', sum(range(10**6))))"]
     answers = subprocess.run(call, input="\n\n", capture_output=True, text=True, check=True, cwd=bench.ROOT).stdout.split()
-    assert answers[0] == "ready" and len(answers) == 3 and all(float(seconds) > 0 for seconds in answers[1:])
+    assert answers[0] == "ready" and len(answers) == 5 and all(float(seconds) > 0 for seconds in answers[1:])
 
 
 def test_a_large_parent_is_not_counted_as_its_childs_memory():

@@ -1,4 +1,7 @@
-"""Loading: GGUF files as transformers reads them."""
+"""Loading: GGUF files as transformers reads them. Work on several cores at once."""
+
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -146,3 +149,42 @@ def test_families_in_a_chat_frame_from_b_t_to_a_saved_run(family, tmp_path):
             assert np.abs(stored - wanted.numpy()).max() < 1e-4
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     assert again.get_input_embeddings().num_embeddings == 32
+
+
+def test_items_are_computed_side_by_side_and_come_in_order():
+    here, waiting = [], threading.Barrier(2, timeout=60)
+
+    def call(item):
+        waiting.wait()  # passes only where two run at once
+        here.append(threading.current_thread())
+        assert torch.get_num_threads() == 1
+        return item * item
+
+    torch.set_num_threads(2)
+    try:
+        assert list(runtime.core_by_core(call, range(8), torch.device("cpu"))) == [i * i for i in range(8)]
+        assert torch.get_num_threads() == 2 and threading.current_thread() not in here
+        for device, alone in (("cpu", True), ("meta", False)):
+            threads = list(runtime.core_by_core(lambda _: threading.current_thread(), range(3), torch.device(device), alone=alone))
+            assert threads == 3 * [threading.current_thread()]
+        assert list(runtime.core_by_core(call, [], torch.device("cpu"))) == []
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_one_that_fails_ends_the_others_and_gives_the_threads_back():
+    done = []
+
+    def call(item):
+        if item == 1:
+            raise ValueError("broken")
+        time.sleep(0.01)
+        done.append(item)
+
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ValueError, match="broken"):
+            list(runtime.core_by_core(call, range(1000), torch.device("cpu")))
+        assert torch.get_num_threads() == 2 and len(done) < 1000
+    finally:
+        torch.set_num_threads(1)

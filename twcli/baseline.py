@@ -7,23 +7,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from twcli.errors import first_line
-from twcli.packing import BRANCHES, PLAIN, TREE, Costs, Packed, linear_weights, packed_hidden_states, why_not_packed
+from twcli.head import token_nll
+from twcli.packing import ATTENTION, attention_of, linear_weights, why_not_packed, window_of
+from twcli.runtime import core_by_core
 from twcli.template import Encoded, Template
+from twcli.varlen import Varlen, varlen_hidden_states
 
 CACHED_VALUES = 3 * 2**18  # 3 MiB in float32: what one layer hands to the next stays in a CPU core's cache
 LEAST_TOKENS, DEVICE_TOKENS = 256, 16384
 COMPARED_ROWS = 8
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}  # nats; rounding is far below, another result far above
-HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
 
 
 def hidden_states(model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_layers: bool = False) -> Any:
@@ -34,49 +36,6 @@ def hidden_states(model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_lay
     """
     output = model.base_model(input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers)
     return output.hidden_states if all_layers else output.last_hidden_state
-
-
-def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Next-token logits (..., V) of hidden states (..., H), with the scalings some families put behind the head."""
-    logits = model.get_output_embeddings()(hidden)
-    config = model.config.get_text_config()
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = cap * torch.tanh(logits / cap)
-    return logits
-
-
-def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.Tensor, targets_RS: torch.Tensor,
-               active_RS: torch.Tensor) -> torch.Tensor:
-    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active.
-
-    The head sees the active positions only, and so many at a time that their logits stay below `HEAD_LOGITS` values. Where
-    they do not fit at once and a gradient is wanted, the backward pass computes each piece's logits again.
-
-    Args:
-        first_R: column that predicts the first target, i.e. that of `<y>`.
-    """
-    rows, columns = active_RS.nonzero(as_tuple=True)
-    hidden = hidden_RTH[rows, first_R[rows] + columns]
-    pieces = list(zip(*(t.split(max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]))
-                        for t in (hidden, targets_RS[rows, columns])), strict=True))
-    if len(pieces) > 1 and torch.is_grad_enabled():
-        nll = torch.cat([checkpoint(_nll, model, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
-    else:
-        nll = torch.cat([_nll(model, *piece) for piece in pieces])
-    return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
-
-
-def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return F.cross_entropy(at_least_float32(head_logits(model, hidden)), targets, reduction="none")
-
-
-def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Losses are taken in float32, or in float64 where the model has it; never in bf16."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float) -> np.ndarray:
@@ -110,120 +69,132 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
     return max(LEAST_TOKENS, CACHED_VALUES // widest)
 
 
-@torch.no_grad()
 def score_rows(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, batch_tokens: int,
-               share_prompts: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """b_t of `rows`, longest first so that the largest batch is met at once.
+               varlen: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """b_t of `rows`, longest first so that the largest batch is met at once; on a CPU each core reads batches of its own.
 
     Args:
-        share_prompts: whether completions of one prompt may be read in one pass that reads the prompt once, where that costs
-            less; only where `why_not_shared` has nothing against it.
+        varlen: whether rows may be read without padding and a prompt once for all its completions; only where
+            `why_not_varlen` has nothing against it.
 
     Yields:
-        (rows of the batch (R,), their NLL padded (R, S) float32 nats, their S (R,)).
+        (rows of the batch (R,), their NLL one after another, float32 nats).
     """
     model.eval()
-    for batch, execution in _plan(model, encoded, rows, batch_tokens) if share_prompts else _plain_plan(encoded, rows, batch_tokens):
-        yield batch, _read(model, template, encoded, batch, execution).cpu().numpy(), encoded.target_lengths[batch]
+    padded = ~(varlen & _within_window(model, encoded)[rows])
+    for read, batches in ((_read, _by_length(encoded, rows[padded], batch_tokens)),
+                          (_read_varlen, _by_prompt(encoded, rows[~padded], batch_tokens))):
+        with attention_of(model, ATTENTION) if read is _read_varlen else nullcontext():
+            call = partial(read, model, template, encoded)
+            yield from zip(batches, core_by_core(call, batches, model.device, alone=_keeps_state(model)), strict=True)
 
 
-def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, execution: str) -> torch.Tensor:
-    """NLL (R, S) in nats."""
-    device = model.device
+def _within_window(model: PreTrainedModel, encoded: Encoded) -> np.ndarray:
+    """(rows,) which are no longer than a sliding window, where the model has one: it would have to slide in each row for itself."""
+    return encoded.lengths <= (window_of(model) or np.inf)
+
+
+def _keeps_state(model: PreTrainedModel) -> bool:
+    """Whether a pass changes the model: some position embeddings adapt to the longest sequence that was seen."""
+    return any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in ("dynamic", "longrope"))
+
+
+@torch.no_grad()
+def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
+    """NLL of each row after another in nats, from padded sequences."""
     starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-
-    def padded(first: np.ndarray, lengths: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(gather_padded(encoded.ids, first, lengths, template.pad).astype(np.int64)).to(device)
-
-    active = (torch.arange(int(targets.max())) < torch.from_numpy(targets)[:, None]).to(device)
-    target_ids = padded(starts + prompts + 1, targets)
-    if execution == PLAIN:
-        hidden, first = hidden_states(model, padded(starts, prompts + targets)), torch.from_numpy(prompts).to(device)
-    else:
-        _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
-        packed = Packed(padded(starts[leaders], prompts[leaders]), torch.from_numpy(prompts[leaders]).to(device),
-                        torch.from_numpy(prompt).to(device), padded(starts + prompts, targets)[:, None], execution)
-        hidden, first = packed_hidden_states(model, packed)[:, 0], torch.zeros(len(rows), dtype=torch.int64, device=device)
-    return target_nll(model, hidden, first, target_ids, active)
-
-
-Executions = list[tuple[np.ndarray, str]]  # the rows of each batch and how they are read
-
-
-def _plain_plan(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Executions:
     # What follows the token that predicts the last target need not be read.
+    ids = gather_padded(encoded.ids, starts, prompts + targets, template.pad)
+    hidden = hidden_states(model, _on(model, ids))
+    row, column = (np.arange(targets.max()) < targets[:, None]).nonzero()
+    return _nll(model, encoded, rows, hidden[torch.from_numpy(row), torch.from_numpy(prompts[row] + column)])
+
+
+@torch.no_grad()
+def _read_varlen(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
+    """The same from one sequence without padding."""
+    starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
+    ids = encoded.ids[_slices(np.concatenate([starts[leaders], starts + prompts]), np.concatenate([prompts[leaders], targets]))]
+    layout = Varlen.of(prompts[leaders], prompt, targets, model.device)
+    hidden = varlen_hidden_states(model, _on(model, ids), layout)
+    return _nll(model, encoded, rows, hidden[int(prompts[leaders].sum()) :])
+
+
+def _nll(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, hidden_NH: torch.Tensor) -> np.ndarray:
+    targets = encoded.ids[_slices(encoded.offsets[rows] + encoded.prompt_lengths[rows] + 1, encoded.target_lengths[rows])]
+    return token_nll(model, hidden_NH, _on(model, targets)).cpu().numpy()
+
+
+def _on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(ids.astype(np.int64)).to(model.device)
+
+
+def _slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The places start .. start + length - 1 of each slice, one after another."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+
+def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
-    order = np.argsort(-lengths, kind="stable")
-    return [(rows[places], PLAIN) for places in budget_batches(lengths, order, batch_tokens)]
-
-
-def _plan(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> Executions:
-    """Rows by length alone, or prompt by prompt, which pads more and reads less: whichever costs less in all."""
-    plain = _plain_plan(encoded, rows, batch_tokens)
-    if len(np.unique(encoded.prompt_index[rows])) == len(rows):
-        return plain
-    costs = Costs.of(model)
-    shared, shared_cost = [], 0.0
-    for batch in _by_prompt(encoded, rows, batch_tokens):
-        prompts = encoded.prompt_lengths[batch]
-        shape = (len(np.unique(encoded.prompt_index[batch])), int(prompts.max())), (len(batch), 1, int(encoded.target_lengths[batch].max()))
-        cost, execution = min((cost, name) for name, cost in costs(*shape).items() if name != TREE)
-        shared.append((batch, execution))
-        shared_cost += cost
-    plain_cost = 0.0
-    for batch, _ in plain:
-        longest = int((encoded.prompt_lengths[batch] + encoded.target_lengths[batch]).max())
-        plain_cost += costs((len(batch), 0), (len(batch), 1, longest))[PLAIN]
-    return shared if shared_cost < plain_cost else plain
+    return [rows[places] for places in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens)]
 
 
 def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Batches of at most `batch_tokens` padded tokens, at least one row each, in which a prompt counts once; longest first."""
+    """Batches of at most `batch_tokens` tokens, at least one row each, in which a prompt counts once; longest first."""
+    if not len(rows):
+        return []
     _, prompt = np.unique(encoded.prompt_index[rows], return_inverse=True)
     longest = np.zeros(prompt.max() + 1, np.int64)
     np.maximum.at(longest, prompt, encoded.lengths[rows])
     order = np.lexsort((-encoded.lengths[rows], prompt, -longest[prompt]))
     rows, prompt = rows[order], prompt[order]
-    batches, start, last, G, P, S = [], 0, -1, 0, 0, 0
+    batches, start, last, tokens = [], 0, -1, 0
     for stop, (this, length, targets) in enumerate(zip(prompt, encoded.prompt_lengths[rows], encoded.target_lengths[rows], strict=True)):
-        G, P, S = G + (this != last), max(P, length), max(S, targets)
-        if stop > start and G * P + (stop - start + 1) * S > batch_tokens:
+        more = targets + length * (this != last)
+        if stop > start and tokens + more > batch_tokens:
             batches.append(rows[start:stop])
-            start, G, P, S = stop, 1, length, targets
-        last = this
+            start, tokens, more = stop, 0, targets + length
+        tokens, last = tokens + more, this
     return [*batches, rows[start:]]
 
 
-@torch.no_grad()
-def why_not_shared(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
-    """Why completions of one prompt must be read one by one in this model, or None: the first few are read in both ways."""
+def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
+    """Why rows must be read one by one and padded in this model, or None: a few of them are read in both ways.
+
+    They are the first rows that have their prompt in common and the first ones at all.
+    """
     if reason := why_not_packed(model, trained=False):
         return reason
-    several = np.flatnonzero(np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1)[:COMPARED_ROWS]
-    if not len(several):
+    within = _within_window(model, encoded)
+    several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
+    rows = np.unique(np.concatenate([np.flatnonzero(some)[: COMPARED_ROWS // 2] for some in (within & several, within)]))
+    if not len(rows):
         return None
     model.eval()
     try:
-        plain, shared = (_read(model, template, encoded, several, execution) for execution in (PLAIN, BRANCHES))
+        padded = _read(model, template, encoded, rows)
+        with attention_of(model, ATTENTION):
+            flat = _read_varlen(model, template, encoded, rows)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
-        return f"its packed execution fails: {first_line(error)}"
-    apart = float((plain - shared).abs().max())
-    return None if apart <= AGREEMENT[model.dtype] else f"its packed execution differs by {apart:.1e} nats"  # NaN is no agreement
+        return f"reading it without padding fails: {first_line(error)}"
+    apart = float(np.abs(padded - flat).max())
+    return None if apart <= AGREEMENT[model.dtype] else f"reading it without padding differs by {apart:.1e} nats"  # NaN is no agreement
 
 
 def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *,
-               batch_tokens: int, share_prompts: bool = False, progress: Any = None) -> np.ndarray:
-    """b_t of consecutive `rows` as the cache stores them: flat, float32, nats, in row order.
+               batch_tokens: int, varlen: bool = False, progress: Any = None) -> np.ndarray:
+    """b_t of distinct `rows` in ascending order as the cache stores them: flat, float32, nats, in row order.
 
     Args:
+        varlen: as in `score_rows`.
         progress: called with the number of tokens after each batch.
     """
-    offsets = np.concatenate([[0], np.cumsum(encoded.target_lengths[rows])])
-    flat = np.empty(offsets[-1], np.float32)
-    for batch, nll_RS, targets in score_rows(model, template, encoded, rows, batch_tokens=batch_tokens, share_prompts=share_prompts):
-        inside = np.arange(nll_RS.shape[1]) < targets[:, None]
-        starts = offsets[np.searchsorted(rows, batch)]
-        flat[(starts[:, None] + np.arange(nll_RS.shape[1]))[inside]] = nll_RS[inside]
+    targets = encoded.target_lengths[rows]
+    starts = np.cumsum(targets) - targets
+    flat = np.empty(targets.sum(), np.float32)
+    for batch, nll in score_rows(model, template, encoded, rows, batch_tokens=batch_tokens, varlen=varlen):
+        flat[_slices(starts[np.searchsorted(rows, batch)], encoded.target_lengths[batch])] = nll
         if progress:
             progress(int(encoded.lengths[batch].sum()))
     return flat

@@ -159,9 +159,9 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
     model: str = option(help=MODEL_HELP, path=True)
     out: str = option(help="HDF5 file to write.", path=True)
     batch_tokens: int | None = option(
-        None, help="Tokens a batch, padding included; default: what a CPU's cache holds for this model, 16384 on other devices.", minimum=1)
+        None, help="Tokens a batch; default: what a CPU's cache holds for this model, 16384 on other devices.", minimum=1)
     execution: str = option(
-        "auto", help="How completions of one prompt are read: plain, each by itself; auto, the prompt once where that costs less.",
+        "auto", help="How rows are read: plain, each by itself and padded; auto, without padding and a prompt once for its completions.",
         choices=("auto", "plain"))
     shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
     overwrite: bool = option(False, help="Start anew, replacing what is there.")

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from twcli.baseline import budget_batches, gather_padded, head_logits, hidden_states
+from twcli.baseline import budget_batches, gather_padded, hidden_states
+from twcli.head import head_logits
 from twcli.template import Template
 
 

@@ -15,8 +15,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from twcli.baseline import HEAD_LOGITS, at_least_float32, head_logits, hidden_states, target_nll
+from twcli.baseline import hidden_states
 from twcli.batches import Batch, leading
+from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.packing import AUTO, PLAIN, Packed, cheapest, packed_hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth

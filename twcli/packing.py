@@ -115,8 +115,8 @@ class Packed:
 
 
 def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, *,
-               scaling: float | None = None, dropout: float = 0.0, packed: Packed, **others: Any) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer in place of its own attention."""
+               scaling: float | None = None, dropout: float = 0.0, packed: Any, **others: Any) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer in place of its own attention; `packed` attends, a `Packed` or a `Varlen`."""
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -129,14 +129,15 @@ AttentionInterface.register(ATTENTION, _attention)
 
 def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
     """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
-    with _attention_of(model, ATTENTION):
+    with attention_of(model, ATTENTION):
         hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
                                   packed=packed).last_hidden_state
     return hidden[0, packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
 
 
 @contextmanager
-def _attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """While it lasts, every layer attends by what `name` stands for."""
     config = model.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, name
     try:

@@ -65,13 +65,12 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         if sum(map(len, missing)) < len(encoded):
             say(f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows are done")
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
-        share = _shares(config, model, template, encoded, say) if missing else False
+        varlen = _reads_varlen(config, model, template, encoded, say) if missing else False
         with progress("precompute (tokens)", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
                 mine = missing[first + accelerator.process_index : first + accelerator.num_processes][:1]
                 scored = [(rows, baseline.score_flat(model, template, encoded, np.arange(rows.start, rows.stop),
-                                                     batch_tokens=batch_tokens, share_prompts=share,
-                                                     progress=advance)) for rows in mine]
+                                                     batch_tokens=batch_tokens, varlen=varlen, progress=advance)) for rows in mine]
                 for rows, nll in gather_object(scored):
                     if leads:
                         writer.write(rows, nll)
@@ -84,13 +83,14 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
 
 
-def _shares(config: PrecomputeConfig, model: PreTrainedModel, template: Template, encoded: Encoded, say: Callable[[str], None]) -> bool:
-    """Whether prompts may be read once for all their completions; says why not where there is a reason."""
+def _reads_varlen(config: PrecomputeConfig, model: PreTrainedModel, template: Template, encoded: Encoded,
+                  say: Callable[[str], None]) -> bool:
+    """Whether rows may be read without padding, a prompt once for all its completions; says why not where there is a reason."""
     if config.execution == "plain":
         return False
-    reason = baseline.why_not_shared(model, template, encoded)
+    reason = baseline.why_not_varlen(model, template, encoded)
     if reason:
-        say(f"{config.model}: each completion is read with its prompt, {reason}")
+        say(f"{config.model}: each completion is read with its prompt and padded, {reason}")
     return reason is None
 
 

@@ -11,6 +11,8 @@ import io
 import logging
 import os
 import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
 from importlib import metadata
 from pathlib import Path
@@ -23,6 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from twcli.errors import UserError, first_line
 from twcli.template import SECTION_TAGS, Template, add_tags, read_frame
 
+MOST_WORKERS = 8  # what Python does between two operations cannot run at once
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -67,6 +70,29 @@ def tune_allocator(*, keep: bool) -> None:
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**25 if keep else 2**17)
         mallopt(M_TRIM_THRESHOLD, 2**30 if keep else 2**17)
+
+
+def core_by_core(call: Callable[[Any], Any], items: Sequence[Any], device: torch.device, *, alone: bool = False) -> Iterator[Any]:
+    """`call` of each item, in order. On a CPU several run at once, each on a core of its own where there are not too many.
+
+    Threads that compute different items need not wait for one another after every operation, and the results do not depend
+    on how many there are.
+
+    Args:
+        alone: one after another, for what may not run beside itself.
+    """
+    threads = torch.get_num_threads()
+    workers = 1 if alone or device.type != "cpu" else min(threads, MOST_WORKERS, len(items))
+    if workers <= 1:
+        yield from map(call, items)
+        return
+    torch.set_num_threads(threads // workers)
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(call, items)
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 def is_main_process() -> bool:

@@ -1,0 +1,139 @@
+"""Rows of any lengths in one sequence, without padding and with every prompt once, to be read without a gradient:
+
+    | prompt 1 | prompt 2 | .. | y of row 1 | y of row 2 | ..
+
+Whatever works token by token sees real tokens only. Attention gathers rows of about equal length into small padded groups, in
+one of two forms, prompt by prompt whichever costs less:
+
+    whole   each row attends causally from its prompt's first token on; the prompt's scores are computed for each row
+    apart   the prompt attends once, and each y under a mask to its prompt and to itself
+
+Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A attention heads of size D.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from transformers import PreTrainedModel
+
+from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES
+
+GROUPS = 3  # at least so many of a batch's tokens attend one after another: little padding, and scores that stay in a CPU core's cache
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sequences that attend together: where their queries and keys lie among the N tokens.
+
+    Attributes:
+        query_BQ: padded on the right, with any token.
+        key_BT: the same; the very queries where `mask` is None, which then attend causally.
+        mask: added to the scores (B, 1, Q, T).
+    """
+
+    query_BQ: torch.Tensor
+    key_BT: torch.Tensor
+    mask: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """How G prompts and what follows them in R rows lie in one sequence, and who attends to whom.
+
+    Attributes:
+        position_N: each row goes on counting where its prompt ends.
+        groups: every token is a query of at least one.
+        place_N: where a token's output lies in that of all groups, padding included.
+    """
+
+    position_N: torch.Tensor
+    groups: list[Group]
+    place_N: torch.Tensor
+
+    @classmethod
+    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Varlen:
+        """Of G prompts of so many tokens, the prompt of each row and the tokens that follow it."""
+        G, lengths = len(prompt_G), np.concatenate([prompt_G, length_R])
+        starts = np.cumsum(lengths) - lengths
+        N, P_R = int(lengths.sum()), prompt_G[row_R]
+        position = np.arange(N) - np.repeat(starts, lengths) + np.repeat(np.concatenate([np.zeros(G, int), P_R]), lengths)
+        whole_R = _whole(prompt_G, row_R, length_R)[row_R]
+        whole, apart = np.flatnonzero(whole_R), np.flatnonzero(~whole_R)
+        prompts = np.unique(row_R[apart])
+        nothing = np.zeros(len(prompts), int)
+        # (prompt's start and length, what follows' start and length, whether the prompt's tokens are queries) of each sequence
+        kinds = [(starts[row_R[whole]], P_R[whole], starts[G + whole], length_R[whole], True),
+                 (starts[prompts], prompt_G[prompts], nothing, nothing, True),
+                 (starts[row_R[apart]], P_R[apart], starts[G + apart], length_R[apart], False)]
+        groups, place, before = [], np.empty(N, np.int64), 0
+        for *sequences, causal in kinds:
+            for chosen in _alike(sequences[1] + sequences[3], -(-N // GROUPS)):
+                group, query, real = _group([values[chosen] for values in sequences], causal)
+                place[query[real]] = before + np.flatnonzero(real)
+                before += query.size
+                groups.append(Group(*(None if t is None else t.to(device) for t in group)))
+        return cls(torch.from_numpy(position).to(device), groups, torch.from_numpy(place).to(device))
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention's output (1, N, A, D) from (1, A, N, D)."""
+        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+
+        def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            return x_NAD.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+
+        outputs = []
+        for group in self.groups:
+            mask = None if group.mask is None else group.mask.to(query.dtype)
+            output = F.scaled_dot_product_attention(taken(query, group.query_BQ), taken(key, group.key_BT), taken(value, group.key_BT),
+                                                    attn_mask=mask, is_causal=mask is None, scale=scale)
+            outputs.append(output.transpose(1, 2).flatten(0, 1))
+        return torch.cat(outputs).index_select(0, self.place_N)[None]
+
+
+def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
+    """(G,) whether the rows of a prompt attend as wholes, by the costs of `packing`."""
+    all_R = prompt_G[row_R] + length_R
+    together_R = all_R * (MASKED_SCORE * (length_R + MORE_QUERIES) + COPY)
+    whole_G, apart_G = (np.bincount(row_R, cost_R, len(prompt_G)) for cost_R in (CAUSAL_SCORE * all_R**2 / 2, together_R))
+    return whole_G <= apart_G + CAUSAL_SCORE * prompt_G**2 / 2
+
+
+def _alike(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
+    """Sequences by length, cut where more than `tokens` padded ones would stand together."""
+    order = np.argsort(-lengths, kind="stable")
+    groups = []
+    while len(order):
+        count = max(1, tokens // max(1, int(lengths[order[0]])))
+        groups.append(order[:count])
+        order = order[count:]
+    return groups
+
+
+def _group(sequences: list[np.ndarray], causal: bool) -> tuple[tuple, np.ndarray, np.ndarray]:
+    """What `Group` holds, its queries as an array, and which of them are real."""
+    first_B, prompt_B, second_B, length_B = (values[:, None] for values in sequences)
+
+    def index(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at = np.where(columns < prompt_B, first_B + columns, second_B + columns - prompt_B)
+        real = columns < prompt_B + length_B
+        return np.where(real, at, at[:, :1]), real
+
+    key, real = index(np.arange(int((prompt_B + length_B).max())))
+    if causal:
+        key_BT = torch.from_numpy(key)
+        return (key_BT, key_BT, None), key, real
+    own = np.arange(int(length_B.max()))
+    query, real = index(prompt_B + own)
+    seen = np.arange(key.shape[1]) <= (prompt_B + own)[:, :, None]
+    mask = torch.zeros(seen.shape).masked_fill(~torch.from_numpy(seen), float("-inf"))[:, None]
+    return (torch.from_numpy(query), torch.from_numpy(key), mask), query, real
+
+
+def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen) -> torch.Tensor:
+    """Last hidden states (N, H), each as its row would have it alone; the model's attention must be `packing.ATTENTION`."""
+    return model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False,
+                            packed=layout).last_hidden_state[0]
