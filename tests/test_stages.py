@@ -1,10 +1,11 @@
+import threading
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
 from twcli.batches import Plan
-from twcli.stages import Stage, batches, stages_of
+from twcli.stages import Stage, batches, read_ahead, stages_of
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
 HELD = np.arange(30)
@@ -58,3 +59,38 @@ def test_one_process_reads_in_turn_what_several_read_at_once():
     for step, (name, rows) in enumerate(alone):
         assert all(r[step][0] == name for r in ranks)
         assert np.array_equal(np.concatenate(rows), np.concatenate([part for r in ranks for part in r[step][1]]))
+
+
+def test_reading_ahead_gives_every_step_its_own_batches():
+    read = []
+
+    def batch(rows):
+        assert threading.current_thread() is not threading.main_thread()
+        read.append(rows)
+        return 10 * rows
+
+    first, second = [1, 2], [3]
+    steps = iter([("refine", first), ("settle", first), ("hold", second), ("refine", [1, 2])])
+    found = list(read_ahead(steps, batch))
+    assert found == [("refine", [1, 2], [10, 20]), ("settle", [1, 2], [10, 20]), ("hold", [3], [30]), ("refine", [1, 2], [10, 20])]
+    assert read == [1, 2, 3, 1, 2]  # the same rows at once again were not read again
+    assert list(read_ahead(iter([]), batch)) == []
+
+
+def test_the_next_step_is_read_while_this_one_is_computed():
+    begun = {rows: threading.Event() for rows in range(3)}
+    stream = read_ahead((("free", [rows]) for rows in range(3)), lambda rows: begun[rows].set())
+    next(stream)
+    assert begun[1].wait(60) and not begun[2].is_set()  # one ahead, and no more
+    stream.close()
+
+
+def test_what_fails_in_reading_is_raised_at_its_own_step():
+    def read(rows):
+        if rows == 1:
+            raise OSError("unreadable")
+
+    stream = read_ahead((("free", [rows]) for rows in range(3)), read)
+    assert next(stream) == ("free", [0], [None])
+    with pytest.raises(OSError, match="unreadable"):
+        next(stream)

@@ -11,12 +11,13 @@ is free from the first step to the last. All follows from the step's number alon
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.batches import Plan
+from twcli.batches import Batch, Plan
 
 HOLD, REFINE, SETTLE, FREE = "hold", "refine", "settle", "free"
 
@@ -71,3 +72,25 @@ def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarr
                 mine = every[rank * accumulate : (rank + 1) * accumulate]
             yield names[turn], mine
             turn = (turn + 1) % len(names)
+
+
+def read_ahead(steps: Iterable[tuple[str, list[np.ndarray]]],
+               read: Callable[[np.ndarray], Batch]) -> Iterator[tuple[str, list[np.ndarray], list[Batch]]]:
+    """The steps with their batches, which a thread reads while the step before is computed; the same rows again are not read again.
+
+    Raises:
+        Whatever `read` raises, at the step that wants the batch.
+    """
+    def taken(stage: str, rows: list[np.ndarray], reading: list[Future]) -> tuple[str, list[np.ndarray], list[Batch]]:
+        return stage, rows, [future.result() for future in reading]
+
+    with ThreadPoolExecutor(1) as thread:
+        coming = None
+        for stage, rows in steps:
+            again = coming is not None and rows is coming[1]
+            reading = coming[2] if again else [thread.submit(read, batch_rows) for batch_rows in rows]
+            if coming is not None:
+                yield taken(*coming)
+            coming = stage, rows, reading
+        if coming is not None:
+            yield taken(*coming)

@@ -30,7 +30,7 @@ from twcli.objective import step_loss
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE
 from twcli.sharding import shard, whole
-from twcli.stages import FREE, REFINE, batches
+from twcli.stages import FREE, REFINE, batches, read_ahead
 from twcli.state import restore, snapshot
 
 WARMUP_SHARE = 0.05
@@ -87,12 +87,13 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         for seen in run.read_metrics():  # what was told before the interruption is not told again
             watch.see(seen)
     model.train()
-    stream = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows, rank=accelerator.process_index,
-                     processes=accelerator.num_processes, accumulate=config.accumulate)
+    steps = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows, rank=accelerator.process_index,
+                    processes=accelerator.num_processes, accumulate=config.accumulate)
+    stream = read_ahead(steps, partial(collate, encoded=job.encoded, template=job.template, cache=job.cache))
     writes_events = config.tensorboard and accelerator.is_main_process
     with signals.held() as pending, run.events(step) if writes_events else nullcontext():
-        for stage, rows in stream:
-            metrics = _step(job, model, optimizer, stage, rows, step)
+        for stage, rows, read in stream:
+            metrics = _step(job, model, optimizer, stage, list(zip(rows, read, strict=True)), step)
             step += 1
             # All processes stop at the same step, whichever of them the signal reached.
             stopping = bool(accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device)))
@@ -113,18 +114,17 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     accelerator.wait_for_everyone()
 
 
-def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[np.ndarray], step: int) -> dict[str, Any]:
-    """One optimiser step over this process's batches; the loss is the mean over all records of all processes."""
+def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[tuple[np.ndarray, Batch]], step: int) -> dict[str, Any]:
+    """One optimiser step over this process's batches and their rows; the loss is the mean over all records of all processes."""
     accelerator = job.accelerator
     for group in optimizer.param_groups:
         group["lr"] = job.lr * schedule(step, job.steps)
-    mine = sum(map(len, batches_rows))
+    mine = sum(len(rows) for rows, _ in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
     seen = []
-    for number, rows in enumerate(batches_rows):
-        last = number == len(batches_rows) - 1
-        with _synchronised(accelerator, model, last):
-            seen.append(_backward(job, model, stage, rows, step, number, accelerator.num_processes / records))
+    for number, (rows, batch) in enumerate(read):
+        with _synchronised(accelerator, model, number == len(read) - 1):
+            seen.append(_backward(job, model, stage, rows, batch.to(accelerator.device), step, number, accelerator.num_processes / records))
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
     posterior = (p.grad for name, p in job.model.named_parameters() if not name.startswith("backbone.") and p.grad is not None)
@@ -132,7 +132,8 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, batches_rows: list[n
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)))
     metrics = diagnostics.pooled(seen)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-        raise _diverged(job, step, np.concatenate(batches_rows), f"the loss is {metrics['loss']} and its gradient norm {norm}")
+        rows = np.concatenate([rows for rows, _ in read])
+        raise _diverged(job, step, rows, f"the loss is {metrics['loss']} and its gradient norm {norm}")
     optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "stage": stage, **metrics, **norms, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
@@ -146,10 +147,9 @@ def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, step: int, number: int, scale: float) -> dict[str, Any]:
+def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, batch: Batch, step: int, number: int, scale: float) -> dict[str, Any]:
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = job.config, job.accelerator
-    batch = collate(rows, job.encoded, job.template, job.cache).to(accelerator.device)
     refined_BCS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         batch = drop_history(batch, config.history_dropout, _draws(job, 4, step, number), job.template.pad)
