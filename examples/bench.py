@@ -198,6 +198,12 @@ def gradient(model: LatentModel, loss: Callable[[], torch.Tensor]) -> tuple[floa
     return value.item(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
+def apart(one: tuple[float, list[torch.Tensor]], other: tuple[float, list[torch.Tensor]]) -> float:
+    """Largest relative difference of a loss and of each parameter's gradient."""
+    pairs = [(a.double(), b.double()) for a, b in zip(one[1], other[1], strict=True)]
+    return max(abs(one[0] - other[0]) / abs(other[0]), *(float((a - b).norm() / b.norm()) for a, b in pairs))
+
+
 def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, rows: int, repeats: int) -> list[Row]:
     backbone = make()
     vocabulary = backbone.config.vocab_size
@@ -206,16 +212,18 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     calls = {"plain fine-tuning": partial(fine_tuning, model, batch), "K + 2 passes": partial(separate_passes, model, batch, True),
              "cached K + 1": partial(through, model, batch, PLAIN), "ours": partial(through, model, batch, AUTO)}
     loss, expected = gradient(model, partial(separate_passes, model, batch, False))
-    expected = [g.clone() for g in expected]
+    separate = loss, [g.clone() for g in expected]
     found, gradients = gradient(model, calls["ours"])
-    apart = max(abs(found - loss) / abs(loss), *(float((a - b).norm() / b.norm()) for a, b in zip(gradients, expected, strict=True)))
+    ours_once = found, [g.clone() for g in gradients]
     taken = timed({label: partial(gradient, model, call) for label, call in calls.items()}, repeats)
     seconds = {label: each.processor for label, each in taken.items()}
     ours, ideal = seconds["ours"], (K + 2) * (P + S) / (P + (K + 1) * S)
     columns = ", ".join(f"{label} {value:.3f}" for label, value in seconds.items())
     label = f"{name} ({P}, {K}, {S})"
+    exact = gradient(model.double(), partial(separate_passes, model, replace(batch, weights_BS=batch.weights_BS.double()), False))
+    rounding = f"both differ from K + 1 passes in float64: ours by {apart(ours_once, exact):.1e}, they by {apart(separate, exact):.1e}"
     return [
-        Row(f"{label}: largest relative difference of loss and gradients", apart, 1e-5, "<="),
+        Row(f"{label}: largest relative difference of loss and gradients", apart(ours_once, separate), 1e-5, "<=", rounding),
         Row(f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}", seconds["K + 2 passes"] / ours / ideal, 0.95,
             note=f"{rows} records; seconds: {columns}"),
         Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0),
@@ -595,8 +603,12 @@ the training data have them, are not in these rows and save more.
 
 A section is one process (`--only SECTION`), and TRL has one of its own, without what this package sets; the sections of one table may
 come from calls at different times. For the check of the gradients the latents' embeddings are made 8 times longer: with nearly equal
-losses of all latents the posterior's gradient cancels, and float32 then differs by up to 3.7e-5. The pass for b_t counts with a gradient
-in *K + 2 passes*; cached K + 1 is the closer comparison.
+losses of all latents the posterior's gradient cancels, and what is left is rounding. So it is with the bar of 1e-5 where it is missed: in
+float64 the executions agree, and in float32 the one with less error against float64 is ours. Which shapes miss it depends on the
+machine. The pass for b_t counts with a gradient in *K + 2 passes*; cached K + 1 is the closer comparison.
+
+Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores: rows a second are on the clock. Of one
+core's time matrix products take two thirds, attention 13 %, element by element work 11 %, gathering rows for attention 2 %.
 
 | what | figure | bar | met |
 | --- | ---: | ---: | --- |
