@@ -391,9 +391,10 @@ def precompute_rows(repeats: int) -> list[Row]:
     work = linear * tokens + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
     rates: list[float] = []
     long = prompts_of(np.random.default_rng(1), np.full(64, 256), np.full(64, 64), 4)
-    calls = {"ours": partial(score, model, encoded), "ours, all cores": partial(on_cores, CORES, partial(score, model, encoded)),
-             "padded": partial(score, model, encoded, varlen=False), "bound": lambda: rates.append(rate()),
-             "once": partial(score, model, long), "each": partial(score, model, long, varlen=False)}
+    alone = {"ours": partial(score, model, encoded), "padded": partial(score, model, encoded, varlen=False),
+             "bound": lambda: rates.append(rate()), "once": partial(score, model, long), "each": partial(score, model, long, varlen=False)}
+    calls = {name: partial(on_cores, 1, call) for name, call in alone.items()}
+    calls["ours, all cores"] = partial(on_cores, CORES, alone["ours"])
     with Process(["--serve-trl"], CORES) as theirs:
         if theirs:
             calls["TRL"] = theirs.seconds

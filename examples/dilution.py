@@ -38,6 +38,7 @@ from twcli.dataset import read_examples
 from twcli.evaluate import read_all
 from twcli.job import prepare
 from twcli.loss import entropy, reconstruction
+from twcli.padding import gather_padded
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
 
@@ -141,7 +142,7 @@ def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
     precompute(PrecomputeConfig(model=str(model), data=str(data), out=str(cache), overwrite=True, device="cpu"), say, no_bar)
     encoded, flat = frozen_nll(model, test)
     lengths = encoded.target_lengths
-    nll = baseline.gather_padded(flat, encoded.target_offsets[:-1], lengths, np.nan)
+    nll = gather_padded(flat, encoded.target_offsets[:-1], lengths, np.nan)
     kept = np.isfinite(nll).mean(0) >= COVERED_ROWS
     mass, squares = np.nansum(nll, 1), np.nansum(nll**2, 1)
     before = np.cumsum(np.nansum(nll, 0)) / mass.sum()

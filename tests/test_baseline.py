@@ -6,13 +6,13 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from twcli import baseline, varlen
 from twcli.baseline import (
-    budget_batches,
     fast_batch_tokens,
     fingerprint,
     score_flat,
     weights_hash,
     why_not_varlen,
 )
+from twcli.padding import budget_batches
 
 
 def reference(model, encoded):

@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import encode, make_records, make_tokenizer
 
-from twcli.baseline import gather_padded
 from twcli.batches import Plan, collate, drop_history, opening
+from twcli.padding import gather_padded
 from twcli.template import Template
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from twcli.errors import first_line
 from twcli.head import token_nll
 from twcli.packing import ATTENTION, attention_of, linear_weights, why_not_packed, window_of
+from twcli.padding import budget_batches, gather_padded, slices
 from twcli.runtime import core_by_core
 from twcli.template import Encoded, Template
 from twcli.varlen import Varlen, varlen_hidden_states
@@ -36,26 +37,6 @@ def hidden_states(model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_lay
     """
     output = model.base_model(input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers)
     return output.hidden_states if all_layers else output.last_hidden_state
-
-
-def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float) -> np.ndarray:
-    """(R, longest) array of the slices `flat[start : start + length]`, padded on the right with `fill`."""
-    columns = np.arange(lengths.max(initial=0))
-    inside = columns < lengths[:, None]
-    return np.where(inside, flat[np.minimum(starts[:, None] + columns, len(flat) - 1)], fill)
-
-
-def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Cuts `order` into batches of at most `batch_tokens` padded tokens, at least one row each."""
-    batches, start, longest = [], 0, 0
-    for stop, length in enumerate(lengths[order].tolist()):
-        longest = max(longest, length)
-        if stop > start and longest * (stop - start + 1) > batch_tokens:
-            batches.append(order[start:stop])
-            start, longest = stop, length
-    if start < len(order):
-        batches.append(order[start:])
-    return batches
 
 
 def fast_batch_tokens(model: PreTrainedModel) -> int:
@@ -81,7 +62,7 @@ def score_rows(model: PreTrainedModel, template: Template, encoded: Encoded, row
         (rows of the batch (R,), their NLL one after another, float32 nats).
     """
     model.eval()
-    padded = ~(varlen & _within_window(model, encoded)[rows])
+    padded = ~(varlen & _within_window(model, encoded.lengths[rows]))
     for read, batches in ((_read, _by_length(encoded, rows[padded], batch_tokens)),
                           (_read_varlen, _by_prompt(encoded, rows[~padded], batch_tokens))):
         with attention_of(model, ATTENTION) if read is _read_varlen else nullcontext():
@@ -89,9 +70,9 @@ def score_rows(model: PreTrainedModel, template: Template, encoded: Encoded, row
             yield from zip(batches, core_by_core(call, batches, model.device, alone=_keeps_state(model)), strict=True)
 
 
-def _within_window(model: PreTrainedModel, encoded: Encoded) -> np.ndarray:
-    """(rows,) which are no longer than a sliding window, where the model has one: it would have to slide in each row for itself."""
-    return encoded.lengths <= (window_of(model) or np.inf)
+def _within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
+    """(R,) which are no longer than a sliding window, where the model has one: it would have to slide in each row for itself."""
+    return lengths_R <= (window_of(model) or np.inf)
 
 
 def _keeps_state(model: PreTrainedModel) -> bool:
@@ -115,24 +96,19 @@ def _read_varlen(model: PreTrainedModel, template: Template, encoded: Encoded, r
     """The same from one sequence without padding."""
     starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
-    ids = encoded.ids[_slices(np.concatenate([starts[leaders], starts + prompts]), np.concatenate([prompts[leaders], targets]))]
+    ids = encoded.ids[slices(np.concatenate([starts[leaders], starts + prompts]), np.concatenate([prompts[leaders], targets]))]
     layout = Varlen.of(prompts[leaders], prompt, targets, model.device)
     hidden = varlen_hidden_states(model, _on(model, ids), layout)
     return _nll(model, encoded, rows, hidden[int(prompts[leaders].sum()) :])
 
 
 def _nll(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, hidden_NH: torch.Tensor) -> np.ndarray:
-    targets = encoded.ids[_slices(encoded.offsets[rows] + encoded.prompt_lengths[rows] + 1, encoded.target_lengths[rows])]
+    targets = encoded.ids[slices(encoded.offsets[rows] + encoded.prompt_lengths[rows] + 1, encoded.target_lengths[rows])]
     return token_nll(model, hidden_NH, _on(model, targets)).cpu().numpy()
 
 
 def _on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(ids.astype(np.int64)).to(model.device)
-
-
-def _slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The places start .. start + length - 1 of each slice, one after another."""
-    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
 def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -166,7 +142,7 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
     """
     if reason := why_not_packed(model, trained=False):
         return reason
-    within = _within_window(model, encoded)
+    within = _within_window(model, encoded.lengths)
     several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
     rows = np.unique(np.concatenate([np.flatnonzero(some)[: COMPARED_ROWS // 2] for some in (within & several, within)]))
     if not len(rows):
@@ -194,7 +170,7 @@ def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, row
     starts = np.cumsum(targets) - targets
     flat = np.empty(targets.sum(), np.float32)
     for batch, nll in score_rows(model, template, encoded, rows, batch_tokens=batch_tokens, varlen=varlen):
-        flat[_slices(starts[np.searchsorted(rows, batch)], encoded.target_lengths[batch])] = nll
+        flat[slices(starts[np.searchsorted(rows, batch)], encoded.target_lengths[batch])] = nll
         if progress:
             progress(int(encoded.lengths[batch].sum()))
     return flat

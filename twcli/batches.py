@@ -11,8 +11,8 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 import torch
 
-from twcli.baseline import budget_batches, gather_padded
 from twcli.cache import Cache
+from twcli.padding import budget_batches, gather_padded
 from twcli.template import Encoded, Template
 
 POOL = 64  # batches that are sorted by length together: little padding, and still a random order

@@ -26,6 +26,7 @@ from twcli.generation import generate
 from twcli.latents import LatentModel
 from twcli.metrics import Generations, Naming, summarise
 from twcli.objective import reconstruction
+from twcli.padding import budget_batches, gather_padded
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of
@@ -177,12 +178,12 @@ def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: 
         trained = dataclasses.replace(trained, weighting="mixed", uniform_weight=sum(trained.term_weights()), token_weight=0.0,
                                       ablation="none")
     starts = encoded.target_offsets
-    for rows in baseline.budget_batches(encoded.lengths, order, batch_tokens):
+    for rows in budget_batches(encoded.lengths, order, batch_tokens):
         batch = collate(rows, encoded, template, None).to(device)
         output = model(batch)
         weights = output.baseline_BS
         if weights is None and frozen_flat is not None:
-            padded = baseline.gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
+            padded = gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
             weights = torch.from_numpy(padded.astype(np.float32)).to(device)
         log_q = output.log_posterior_BK
         if log_q is None:

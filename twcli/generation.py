@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from twcli.baseline import budget_batches, gather_padded, hidden_states
+from twcli.baseline import hidden_states
 from twcli.head import head_logits
+from twcli.padding import budget_batches, gather_padded
 from twcli.template import Template
 
 

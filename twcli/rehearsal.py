@@ -6,13 +6,13 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from twcli import baseline, runtime
 from twcli.clustering import MOST_CLUSTERS
 from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
 from twcli.dataset import stream_examples
 from twcli.job import steps_of
+from twcli.padding import budget_batches
 from twcli.template import Encoded, Template
 
 MIB = 2**20
@@ -42,7 +42,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
-    batches = 1 if trains else min(torch.get_num_threads(), runtime.MOST_WORKERS)  # precompute reads so many side by side
+    batches = 1 if trains else runtime.most_at_once(model.device)
     speed = _tokens_a_second(model, template, encoded, config.batch_tokens or baseline.fast_batch_tokens(model), batches)
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
@@ -73,7 +73,7 @@ def marked(encoded: Encoded, template: Template) -> str:
 def _tokens_a_second(model, template: Template, encoded: Encoded, batch_tokens: int, batches: int) -> float:
     """Of one forward pass over batches of ordinary rows, after one to warm up."""
     order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
-    rows = np.concatenate(baseline.budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
+    rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
     for _ in range(2):
         start = time.perf_counter()
         baseline.score_flat(model, template, encoded, np.sort(rows), batch_tokens=batch_tokens)

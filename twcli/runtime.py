@@ -72,17 +72,22 @@ def tune_allocator(*, keep: bool) -> None:
         mallopt(M_TRIM_THRESHOLD, 2**30 if keep else 2**17)
 
 
+def most_at_once(device: torch.device) -> int:
+    """How many passes `core_by_core` makes at once."""
+    return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+
+
 def core_by_core(call: Callable[[Any], Any], items: Sequence[Any], device: torch.device, *, alone: bool = False) -> Iterator[Any]:
     """`call` of each item, in order. On a CPU several run at once, each on a core of its own where there are not too many.
 
-    Threads that compute different items need not wait for one another after every operation, and the results do not depend
-    on how many there are.
+    Threads that compute different items need not wait for one another after every operation. Where there is an item and a
+    core for each, results do not depend on how many there are.
 
     Args:
         alone: one after another, for what may not run beside itself.
     """
     threads = torch.get_num_threads()
-    workers = 1 if alone or device.type != "cpu" else min(threads, MOST_WORKERS, len(items))
+    workers = 1 if alone else min(most_at_once(device), len(items))
     if workers <= 1:
         yield from map(call, items)
         return

@@ -74,23 +74,20 @@ def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarr
             turn = (turn + 1) % len(names)
 
 
-def read_ahead(steps: Iterable[tuple[str, list[np.ndarray]]],
-               read: Callable[[np.ndarray], Batch]) -> Iterator[tuple[str, list[np.ndarray], list[Batch]]]:
-    """The steps with their batches, which a thread reads while the step before is computed; the same rows again are not read again.
+def read_ahead(steps: Iterable[tuple[str, list[np.ndarray]]], read: Callable[[np.ndarray], Batch]) -> Iterator[tuple[str, list[Batch]]]:
+    """The steps' batches, which a thread reads while the step before is computed; the same rows again are not read again.
 
     Raises:
         Whatever `read` raises, at the step that wants the batch.
     """
-    def taken(stage: str, rows: list[np.ndarray], reading: list[Future]) -> tuple[str, list[np.ndarray], list[Batch]]:
-        return stage, rows, [future.result() for future in reading]
-
     with ThreadPoolExecutor(1) as thread:
-        coming = None
+        waiting: tuple[str, list[Future]] | None = None
+        rows_before, reading = None, []
         for stage, rows in steps:
-            again = coming is not None and rows is coming[1]
-            reading = coming[2] if again else [thread.submit(read, batch_rows) for batch_rows in rows]
-            if coming is not None:
-                yield taken(*coming)
-            coming = stage, rows, reading
-        if coming is not None:
-            yield taken(*coming)
+            if rows is not rows_before:
+                rows_before, reading = rows, [thread.submit(read, batch_rows) for batch_rows in rows]
+            if waiting:
+                yield waiting[0], [future.result() for future in waiting[1]]
+            waiting = stage, reading
+        if waiting:
+            yield waiting[0], [future.result() for future in waiting[1]]

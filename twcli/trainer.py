@@ -17,7 +17,7 @@ from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
-from twcli import baseline, diagnostics, runtime, signals
+from twcli import diagnostics, runtime, signals
 from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, collate, drop_history, opening
@@ -27,6 +27,7 @@ from twcli.job import Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
 from twcli.objective import step_loss
+from twcli.padding import budget_batches
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE
 from twcli.sharding import shard, whole
@@ -92,8 +93,8 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     stream = read_ahead(steps, partial(collate, encoded=job.encoded, template=job.template, cache=job.cache))
     writes_events = config.tensorboard and accelerator.is_main_process
     with signals.held() as pending, run.events(step) if writes_events else nullcontext():
-        for stage, rows, read in stream:
-            metrics = _step(job, model, optimizer, stage, list(zip(rows, read, strict=True)), step)
+        for stage, read in stream:
+            metrics = _step(job, model, optimizer, stage, read, step)
             step += 1
             # All processes stop at the same step, whichever of them the signal reached.
             stopping = bool(accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device)))
@@ -114,17 +115,17 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     accelerator.wait_for_everyone()
 
 
-def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[tuple[np.ndarray, Batch]], step: int) -> dict[str, Any]:
-    """One optimiser step over this process's batches and their rows; the loss is the mean over all records of all processes."""
+def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[Batch], step: int) -> dict[str, Any]:
+    """One optimiser step over this process's batches; the loss is the mean over all records of all processes."""
     accelerator = job.accelerator
     for group in optimizer.param_groups:
         group["lr"] = job.lr * schedule(step, job.steps)
-    mine = sum(len(rows) for rows, _ in read)
+    mine = sum(len(batch.rows_B) for batch in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
     seen = []
-    for number, (rows, batch) in enumerate(read):
+    for number, batch in enumerate(read):
         with _synchronised(accelerator, model, number == len(read) - 1):
-            seen.append(_backward(job, model, stage, rows, batch.to(accelerator.device), step, number, accelerator.num_processes / records))
+            seen.append(_backward(job, model, stage, batch, step, number, accelerator.num_processes / records))
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
     posterior = (p.grad for name, p in job.model.named_parameters() if not name.startswith("backbone.") and p.grad is not None)
@@ -132,7 +133,7 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[tuple[np.
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)))
     metrics = diagnostics.pooled(seen)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
-        rows = np.concatenate([rows for rows, _ in read])
+        rows = torch.cat([batch.rows_B for batch in read]).numpy()
         raise _diverged(job, step, rows, f"the loss is {metrics['loss']} and its gradient norm {norm}")
     optimizer.step()
     optimizer.zero_grad()
@@ -147,9 +148,10 @@ def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
     return nullcontext() if last else accelerator.no_sync(model)
 
 
-def _backward(job: Job, model: Any, stage: str, rows: np.ndarray, batch: Batch, step: int, number: int, scale: float) -> dict[str, Any]:
+def _backward(job: Job, model: Any, stage: str, batch: Batch, step: int, number: int, scale: float) -> dict[str, Any]:
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = job.config, job.accelerator
+    rows, batch = batch.rows_B.numpy(), batch.to(accelerator.device)
     refined_BCS, pruned = _refine(job, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         batch = drop_history(batch, config.history_dropout, _draws(job, 4, step, number), job.template.pad)
@@ -230,7 +232,7 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
     soft_NK, marginal_N = np.empty((len(rows), job.model.latents)), np.empty(len(rows))
     lengths = job.encoded.lengths[rows]
     with progress("score", len(rows)) as advance:
-        for places in baseline.budget_batches(lengths, np.argsort(-lengths, kind="stable"), job.config.batch_tokens):
+        for places in budget_batches(lengths, np.argsort(-lengths, kind="stable"), job.config.batch_tokens):
             batch = collate(rows[places], job.encoded, job.template, None).to(job.accelerator.device)
             with job.accelerator.autocast():
                 nll_BKS, log_p_BK = job.model.read_branches(batch)

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES
+from twcli.padding import budget_batches
 
 GROUPS = 3  # at least so many of a batch's tokens attend one after another: little padding, and scores that stay in a CPU core's cache
 
@@ -71,11 +72,12 @@ class Varlen:
                  (starts[row_R[apart]], P_R[apart], starts[G + apart], length_R[apart], False)]
         groups, place, before = [], np.empty(N, np.int64), 0
         for *sequences, causal in kinds:
-            for chosen in _alike(sequences[1] + sequences[3], -(-N // GROUPS)):
-                group, query, real = _group([values[chosen] for values in sequences], causal)
+            tokens = sequences[1] + sequences[3]
+            for chosen in budget_batches(tokens, np.argsort(-tokens, kind="stable"), -(-N // GROUPS)):
+                group, query, real = _group([values[chosen] for values in sequences], causal, device)
                 place[query[real]] = before + np.flatnonzero(real)
                 before += query.size
-                groups.append(Group(*(None if t is None else t.to(device) for t in group)))
+                groups.append(group)
         return cls(torch.from_numpy(position).to(device), groups, torch.from_numpy(place).to(device))
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
@@ -102,19 +104,8 @@ def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.
     return whole_G <= apart_G + CAUSAL_SCORE * prompt_G**2 / 2
 
 
-def _alike(lengths: np.ndarray, tokens: int) -> list[np.ndarray]:
-    """Sequences by length, cut where more than `tokens` padded ones would stand together."""
-    order = np.argsort(-lengths, kind="stable")
-    groups = []
-    while len(order):
-        count = max(1, tokens // max(1, int(lengths[order[0]])))
-        groups.append(order[:count])
-        order = order[count:]
-    return groups
-
-
-def _group(sequences: list[np.ndarray], causal: bool) -> tuple[tuple, np.ndarray, np.ndarray]:
-    """What `Group` holds, its queries as an array, and which of them are real."""
+def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> tuple[Group, np.ndarray, np.ndarray]:
+    """The group, its queries as an array, and which of them are real."""
     first_B, prompt_B, second_B, length_B = (values[:, None] for values in sequences)
 
     def index(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,14 +114,14 @@ def _group(sequences: list[np.ndarray], causal: bool) -> tuple[tuple, np.ndarray
         return np.where(real, at, at[:, :1]), real
 
     key, real = index(np.arange(int((prompt_B + length_B).max())))
+    key_BT = torch.from_numpy(key).to(device)
     if causal:
-        key_BT = torch.from_numpy(key)
-        return (key_BT, key_BT, None), key, real
+        return Group(key_BT, key_BT, None), key, real
     own = np.arange(int(length_B.max()))
     query, real = index(prompt_B + own)
     seen = np.arange(key.shape[1]) <= (prompt_B + own)[:, :, None]
     mask = torch.zeros(seen.shape).masked_fill(~torch.from_numpy(seen), float("-inf"))[:, None]
-    return (torch.from_numpy(query), torch.from_numpy(key), mask), query, real
+    return Group(torch.from_numpy(query).to(device), key_BT, mask.to(device)), query, real
 
 
 def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen) -> torch.Tensor:

@@ -20,7 +20,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
-from twcli.baseline import budget_batches, gather_padded, hidden_states
+from twcli.baseline import hidden_states
 from twcli.clustering import (
     ENOUGH,
     FINALISTS,
@@ -36,6 +36,7 @@ from twcli.clustering import (
     starts_of,
     told_apart,
 )
+from twcli.padding import budget_batches, gather_padded
 from twcli.spaces import Centring, Space, in_pairs
 from twcli.template import Encoded, Template
 

@@ -1,0 +1,30 @@
+"""Rows of unequal lengths: where they lie in a flat array, as one padded array, in batches within a budget."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The places start .. start + length - 1 of each slice, one after another."""
+    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+
+
+def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float) -> np.ndarray:
+    """(R, longest) array of the slices `flat[start : start + length]`, padded on the right with `fill`."""
+    columns = np.arange(lengths.max(initial=0))
+    inside = columns < lengths[:, None]
+    return np.where(inside, flat[np.minimum(starts[:, None] + columns, len(flat) - 1)], fill)
+
+
+def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Cuts `order` into batches of at most `batch_tokens` padded tokens, at least one row each."""
+    batches, start, longest = [], 0, 0
+    for stop, length in enumerate(lengths[order].tolist()):
+        longest = max(longest, length)
+        if stop > start and longest * (stop - start + 1) > batch_tokens:
+            batches.append(order[start:stop])
+            start, longest = stop, length
+    if start < len(order):
+        batches.append(order[start:])
+    return batches
