@@ -98,11 +98,15 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
     assert same(weights(folder), weights(whole))
 
 
+def use_at_most(count, monkeypatch):
+    """Warm starts find so many alternatives: how many random records have would hang on the rounding of a processor."""
+    monkeypatch.setattr("twcli.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, count))
+    monkeypatch.setattr("twcli.warmstart.ENOUGH", 0.0)
+
+
 @pytest.fixture
 def two_used(monkeypatch):
-    """Warm starts find two alternatives."""
-    monkeypatch.setattr("twcli.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, 2))
-    monkeypatch.setattr("twcli.warmstart.ENOUGH", 0.0)
+    use_at_most(2, monkeypatch)
 
 
 def test_a_run_with_latents_to_spare_resumes_as_well(inputs, tmp_path, two_used):
@@ -321,8 +325,9 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
     assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4, 2] * 3 + [4] + [4] * 2
 
 
-@pytest.mark.parametrize(("latents", "used"), [(2, 2), (3, 3), (8, 4)])  # eight clusters of these records leave four empty
-def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, latents, used):
+@pytest.mark.parametrize(("latents", "used"), [(2, 2), (3, 3), (8, 4)])
+def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, latents, used, monkeypatch):
+    use_at_most(used, monkeypatch)
     config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2, execution="plain")
     folder, read, counted = RunFolder(config.out), [], []
     with folder.writer():
