@@ -144,7 +144,7 @@ def test_one_branch_gives_the_gradient_of_all_branches_where_q_is_one_hot():
         else:
             output = model(batch)
             one_hot = torch.nn.functional.one_hot(latents, LATENTS).double()
-            reff = reconstruction(output, batch.active_BS, batch.weights_BS, config(posterior="exact"))
+            reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, config(posterior="exact"))
             objective(one_hot.log(), output.log_router_BK, reff, config().beta).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,9 +8,11 @@ from conftest import encode, in_double, make_model, make_records, make_tokenizer
 
 from twcli.baseline import score_flat
 from twcli.batches import collate, opening
+from twcli.config import TrainConfig
 from twcli.latents import LatentModel
 from twcli.loss import objective
 from twcli.new_rows import add_latent_rows, freeze_backbone
+from twcli.objective import step_loss
 from twcli.packing import BRANCHES, PLAIN, TREE
 from twcli.template import Template
 
@@ -205,6 +208,37 @@ def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution,
     assert all(torch.allclose(gradients[name], g, atol=1e-10) for name, g in exact.items() if name.startswith(("head.", "reader.")))
     apart = torch.cat([(gradients[name] - g).flatten() for name, g in exact.items()]).norm()
     assert 0 < apart < 0.02 * torch.cat([g.flatten() for g in exact.values()]).norm()
+
+
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, monkeypatch):
+    model, batch = prunable(template, execution, "shared")
+    weights = torch.full(batch.active_BS.shape, 1e-5).double()
+    weights[:, :3] = 1.0
+    batch, read, found = replace(batch, weights_BS=weights), [], {}
+    score = LatentModel._read_and_score
+    monkeypatch.setattr(LatentModel, "_read_and_score", lambda model, batch, latents: (
+        read.append((latents.shape[1], batch.active_BS.shape[1])), score(model, batch, latents))[1])
+    for prune in (0.0, 1e-2):
+        output = model(batch, prune=prune)
+        loss, parts = step_loss(output, batch, TrainConfig(model="m", data="d", out="o", baseline="b", latents=8), None)
+        found[prune] = output, loss.mean().item(), parts["pruned_bound"]
+    S = batch.active_BS.shape[1]
+    (C, whole), (others, part) = read
+    assert (whole, part, C + others) == (S, 3, 8) and found[0.0][2] == 0 and found[0.0][0].doubt_BS is None
+    (exact, loss, _), (output, loss_too, bound) = found[0.0], found[1e-2]
+    unlikely_BK = torch.ones(6, 8, dtype=torch.bool).scatter(1, exact.log_posterior_BK.topk(C).indices, False)
+    assert torch.allclose(output.nll_BCS[..., :3], exact.nll_BCS[..., :3], atol=1e-10)
+    assert torch.allclose(output.nll_BCS[~unlikely_BK], exact.nll_BCS[~unlikely_BK], atol=1e-10)
+    assert 0 < abs(loss_too - loss) < bound
+    mass_BK = exact.log_posterior_BK.exp()
+    likely_BK = mass_BK.masked_fill(unlikely_BK, 0)
+    expected_BS = torch.einsum("bk,bks->bs", likely_BK, exact.nll_BCS) / likely_BK.sum(1, keepdim=True)
+    guessed = output.nll_BCS[unlikely_BK].view(6, others, S)[..., 3:]
+    assert torch.allclose(guessed, expected_BS[:, None, 3:].expand_as(guessed), atol=1e-10)
+    left_out_B = mass_BK[unlikely_BK].view(6, others).sum(1) * math.log(model.backbone.vocab_size)
+    shares_B = (S - 3) / S + 2 * weights[:, 3:].sum(1) / weights.sum(1)
+    assert bound == pytest.approx((left_out_B * shares_B).mean().item(), rel=1e-6)
 
 
 def test_pruning_drops_no_mass_above_the_share(template):

@@ -126,7 +126,7 @@ def test_normalised_by_the_mean_b_t():
 def test_normalise_divides_the_reconstruction_of_a_step(model_and_batch):
     model, batch = model_and_batch
     output = model(batch)
-    plain, divided = (reconstruction(output, batch.active_BS, batch.weights_BS, options(normalise=n)) for n in (False, True))
+    plain, divided = (reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options(normalise=n)) for n in (False, True))
     mean = batch.weights_BS.sum(1) / batch.active_BS.sum(1)
     assert torch.allclose(divided * mean[:, None], plain, rtol=1e-5)
 
@@ -183,7 +183,7 @@ def test_the_posterior_is_taught_the_update(model_and_batch, update):
     output = replace(output, log_posterior_BK=torch.log_softmax(logits, -1))
     loss, _ = step_loss(output, batch, options(posterior_update=update), None)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    reff = reconstruction(output, batch.active_BS, batch.weights_BS, options())
+    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
     target = {"hard": hard_posterior, "balanced": balanced_posterior}[update](output.log_router_BK, reff, 0.1)
     assert torch.allclose(gradient, torch.softmax(logits, -1) - target, atol=1e-5)
 
@@ -192,6 +192,6 @@ def test_the_options_are_off_by_default(model_and_batch):
     """The loss with every option at its default is the objective and nothing else."""
     model, batch = model_and_batch
     output = model(batch)
-    reff = reconstruction(output, batch.active_BS, batch.weights_BS, options())
+    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
     assert torch.equal(step_loss(output, batch, options(), None)[0], objective(output.log_posterior_BK, output.log_router_BK, reff, 0.1))
     assert options().free_only is None and options(free_bits=0.1).free_only == "--free-bits"

@@ -237,7 +237,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         minimum=1)
     prune: float = option(
         1e-3, help="Share that a step may leave out: of a batch's b_t where branches are only compared, of the posterior's mass where "
-        "branches are trained; 0 leaves out nothing.", minimum=0.0, maximum=0.5)
+        "branches are trained; the bound on the loss is logged; 0 leaves out nothing.", minimum=0.0, maximum=0.5)
     steps: int | None = option(None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1)
     epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
     lr: float | None = option(None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0)

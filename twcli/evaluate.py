@@ -187,7 +187,7 @@ def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: 
             weights = torch.from_numpy(padded.astype(np.float32)).to(device)
         log_q = output.log_posterior_BK
         if log_q is None:
-            reff = reconstruction(output, batch.active_BS, weights, trained)
+            reff = reconstruction(output.nll_BCS, batch.active_BS, weights, trained)
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
         for name, values in diagnostics.row_figures(output.nll_BCS, batch.active_BS, weights, log_q, trained.tau).items():
             passes.figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()

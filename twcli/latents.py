@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from twcli.baseline import hidden_states
-from twcli.batches import Batch, leading
+from twcli.batches import Batch, leading, opening
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.packing import AUTO, PLAIN, Packed, cheapest, packed_hidden_states
 
@@ -37,6 +37,8 @@ class LatentOutput:
         divergence_BS: how far the C branches' next-token distributions are apart in nats, zero where not active; None where
             it was not asked for.
         pruned: share of the posterior's mass on branches that were read without a gradient.
+        doubt_BS: nats by which sum_z q(z) l_t(z) may be off where such branches were not read to the end, zero elsewhere; None
+            where all were.
     """
 
     nll_BCS: torch.Tensor
@@ -46,6 +48,7 @@ class LatentOutput:
     baseline_BS: torch.Tensor | None = None
     divergence_BS: torch.Tensor | None = None
     pruned: float = 0.0
+    doubt_BS: torch.Tensor | None = None
 
 
 @dataclass
@@ -132,19 +135,21 @@ class LatentModel(nn.Module):
             read_posterior: False leaves the posterior out.
             read_divergence: also compares the branches' next-token distributions; not with `latent_chunk`.
             prune: share of the batch's posterior mass whose branches, the least likely of each record, may be read without a
-                gradient. The loss and the posterior's gradient are exact; the generator's lacks the terms of that mass.
-                Not with `latent_B`, `latent_chunk` or `read_divergence`, nor where prompts are so long that reading them
-                once more for the posterior could cost more than it saves: those read everything as if it were 0.
+                gradient and, where the batch has b_t, only to the last token that it needs (`batches.opening`): behind it they
+                have the NLL to expect under the other latents. The generator's gradient lacks the terms of that mass; how far
+                the loss may be off is bounded by `doubt_BS`. Not with `latent_B`, `latent_chunk` or `read_divergence`, nor where
+                prompts are so long that reading them once more for the posterior could cost more than it saves: those read
+                everything as if it were 0.
         """
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
         z_free = read_posterior and self.reader is None
-        divergence, log_posterior, pruned = None, None, 0.0
+        divergence, log_posterior, pruned, doubt = None, None, 0.0, None
         if prune and read_posterior and latent_B is None and not read_divergence and self._may_prune(batch):
             plain = self._read_z_free(self.backbone, batch) if z_free else None
             log_posterior = self._log_posterior(batch, plain)
-            nll_BCS, log_router_BK, pruned = self._read_by_mass(batch, log_posterior.detach().exp(), prune)
+            nll_BCS, log_router_BK, pruned, doubt = self._read_by_mass(batch, log_posterior.detach().exp(), prune)
         elif self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
             plain = self._read_z_free(self.backbone, batch) if z_free else None
@@ -163,7 +168,7 @@ class LatentModel(nn.Module):
                     plain, sequences = self._read_z_free(self.backbone, batch), sequences + B
                 baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
         return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
-                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned)
+                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned, doubt_BS=doubt)
 
     def read_branches(self, batch: Batch, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); C sequences a record are read."""
@@ -191,16 +196,31 @@ class LatentModel(nn.Module):
         prompts = int(batch.plain_first_B[batch.leader_G].sum())
         return self.latent_chunk is None and prompts * PROMPT_AGAIN < (self.latents - 1) * batch.active_BS.numel()
 
-    def _read_by_mass(self, batch: Batch, mass_BK: torch.Tensor, prune: float) -> tuple[torch.Tensor, torch.Tensor, float]:
-        """NLL (B, K, S), log p(z|x) and the share of the mass that went without a gradient, at most `prune`."""
+    def _read_by_mass(self, batch: Batch, mass_BK: torch.Tensor, prune: float
+                      ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
+        """NLL (B, K, S), log p(z|x), the share of the mass that went without a gradient, at most `prune`, and `doubt_BS`."""
         sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
         C, left = leading(sorted_BK.mean(0, dtype=torch.float64), prune)
         nll_BKS, log_router_BK = self._read_and_score(batch, order_BK[:, :C])
+        doubt_BS = None
         if C < self.latents:
+            opened, _ = opening(batch, prune)
             with torch.no_grad():
-                others, _ = self._read_and_score(batch, order_BK[:, C:])
+                others, _ = self._read_and_score(opened, order_BK[:, C:])
+                if (read := others.shape[2]) < nll_BKS.shape[2]:
+                    likely_BC = sorted_BK[:, :C] / sorted_BK[:, :C].sum(1, keepdim=True)
+                    later = torch.einsum("bc,bcs->bs", likely_BC, nll_BKS[..., read:])
+                    others = torch.cat([others, later[:, None].expand(-1, self.latents - C, -1)], dim=2)
+                    doubt_BS = self._doubt(batch.active_BS, sorted_BK[:, C:].sum(1), read)
             nll_BKS = torch.cat([nll_BKS, others], dim=1)
-        return nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK, left
+        return nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK, left, doubt_BS
+
+    def _doubt(self, active_BS: torch.Tensor, mass_B: torch.Tensor, read: int) -> torch.Tensor:
+        """(B, S) nats by which the NLL to expect behind the first `read` tokens may be off, if no latent that was cut there finds a
+        token of the data less likely than a draw from the whole vocabulary.
+        """
+        later_BS = active_BS & (torch.arange(active_BS.shape[1], device=active_BS.device) >= read)
+        return later_BS * mass_B[:, None] * math.log(self.backbone.get_input_embeddings().weight.shape[0])
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""

@@ -18,15 +18,24 @@ def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
     return batch.weights_BS if output.baseline_BS is None else output.baseline_BS
 
 
-def reconstruction(output: LatentOutput, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
+def reconstruction(nll_BCS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
                    config: TrainConfig) -> torch.Tensor:
     """Reff (B, C) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
-    reff_BC = loss.reconstruction(output.nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
+    reff_BC = loss.reconstruction(nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
                                   token_weight=token_weight, tau=config.tau, ablation=config.ablation)
     if config.normalise and weights_BS is not None:
         reff_BC = regularisers.normalised(reff_BC, active_BS, weights_BS, tau=config.tau)
     return reff_BC
+
+
+@torch.no_grad()
+def _bound(doubt_BS: torch.Tensor | None, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, config: TrainConfig) -> float:
+    """Nats by which the batch's mean loss may be off: Reff's share in `LatentOutput.doubt_BS`, whatever is subtracted from it."""
+    if doubt_BS is None:
+        return 0.0
+    most, least = (reconstruction(nll_BS[:, None], active_BS, weights_BS, config) for nll_BS in (doubt_BS, torch.zeros_like(doubt_BS)))
+    return (most - least).mean().item()
 
 
 def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
@@ -42,9 +51,9 @@ def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B:
     """
     beta = config.beta if beta is None else beta
     weights_BS = token_weights(batch, output)
-    reff_BC = reconstruction(output, batch.active_BS, weights_BS, config)
+    reff_BC = reconstruction(output.nll_BCS, batch.active_BS, weights_BS, config)
     log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
-    parts: dict[str, float | None] = {}
+    parts: dict[str, float | None] = {"pruned_bound": _bound(output.doubt_BS, batch.active_BS, weights_BS, config)}
     if latent_B is None:
         q_BK = None
         if config.posterior_update != "learned":
