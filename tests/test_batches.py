@@ -5,8 +5,8 @@ import pytest
 import torch
 from conftest import encode, make_records, make_tokenizer
 
-from twcli.batches import Plan, collate, drop_history, opening
-from twcli.padding import gather_padded
+from twcli.batches import Plan, batches_to_read, collate, drop_history, opening
+from twcli.padding import gather_padded, prompt_by_prompt
 from twcli.template import Template
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
@@ -154,3 +154,25 @@ def test_a_resumed_stream_goes_on_where_it_stopped(lengths, prompts, skip):
 def test_gather_padded_by_hand():
     flat = np.arange(10)
     assert gather_padded(flat, np.array([2, 8]), np.array([3, 2]), -1).tolist() == [[2, 3, 4], [8, 9, -1]]
+
+
+def test_prompt_by_prompt_by_hand():
+    assert prompt_by_prompt(np.array([3, 9, 4, 8, 9]), np.array([7, 2, 7, 5, 2])).tolist() == [1, 4, 3, 2, 0]
+    assert prompt_by_prompt(np.empty(0, int), np.empty(0, int)).tolist() == []
+
+
+def records_with(x_words, y_words):
+    """Five prompts, four completions each, that of the same number equally long for all."""
+    return [{"x": f"w{p} " * x_words, "y": "w1 " * (y_words + c)} for c in range(4) for p in range(5)]
+
+
+@pytest.mark.parametrize(("x_words", "y_words", "shared", "together"), [
+    (40, 3, True, True), (40, 3, False, False), (1, 3, True, False)])
+def test_prompts_stand_together_in_reading_where_that_reads_less(template, x_words, y_words, shared, together):
+    encoded = encode(template, records_with(x_words, y_words))
+    rows = np.arange(len(encoded))[::-1]
+    batches = batches_to_read(encoded, rows, batch_tokens=220, branches=4, shared=shared)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(20))
+    assert all(encoded.lengths[rows[places]].max() * len(places) <= 220 for places in batches)
+    prompts = [set(encoded.prompt_index[rows[places]].tolist()) for places in batches]
+    assert (max(map(len, prompts)) == 1) is together

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from twcli.errors import first_line
 from twcli.head import token_nll
 from twcli.packing import ATTENTION, attention_of, linear_weights, why_not_packed, window_of
-from twcli.padding import budget_batches, gather_padded, slices
+from twcli.padding import budget_batches, gather_padded, prompt_by_prompt, slices
 from twcli.runtime import core_by_core
 from twcli.template import Encoded, Template
 from twcli.varlen import Varlen, varlen_hidden_states
@@ -120,13 +120,10 @@ def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np
     """Batches of at most `batch_tokens` tokens, at least one row each, in which a prompt counts once; longest first."""
     if not len(rows):
         return []
-    _, prompt = np.unique(encoded.prompt_index[rows], return_inverse=True)
-    longest = np.zeros(prompt.max() + 1, np.int64)
-    np.maximum.at(longest, prompt, encoded.lengths[rows])
-    order = np.lexsort((-encoded.lengths[rows], prompt, -longest[prompt]))
-    rows, prompt = rows[order], prompt[order]
+    rows = rows[prompt_by_prompt(encoded.lengths[rows], encoded.prompt_index[rows])]
     batches, start, last, tokens = [], 0, -1, 0
-    for stop, (this, length, targets) in enumerate(zip(prompt, encoded.prompt_lengths[rows], encoded.target_lengths[rows], strict=True)):
+    columns = encoded.prompt_index[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    for stop, (this, length, targets) in enumerate(zip(*columns, strict=True)):
         more = targets + length * (this != last)
         if stop > start and tokens + more > batch_tokens:
             batches.append(rows[start:stop])

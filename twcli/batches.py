@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from twcli.cache import Cache
-from twcli.padding import budget_batches, gather_padded
+from twcli.padding import budget_batches, gather_padded, prompt_by_prompt
 from twcli.template import Encoded, Template
 
 POOL = 64  # batches that are sorted by length together: little padding, and still a random order
@@ -119,6 +119,26 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
         latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed], targets_BS=batch.targets_BS[:, :needed],
         active_BS=batch.active_BS[:, :needed], weights_BS=batch.weights_BS[:, :needed])
     return cut, left
+
+
+def batches_to_read(encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool) -> list[np.ndarray]:
+    """Batches of places among `rows`, the longest first: in order of length, which pads least, or prompt by prompt, whichever reads
+    fewer tokens.
+
+    Args:
+        batch_tokens: padded z-free tokens a batch.
+        branches: sequences that are read of each row.
+        shared: whether a batch reads each of its prompts once, instead of with each sequence.
+    """
+    lengths, prompts, targets, prompt = (
+        values[rows] for values in (encoded.lengths, encoded.prompt_lengths, encoded.target_lengths, encoded.prompt_index))
+
+    def tokens(batch: np.ndarray) -> int:
+        sequences = len(batch) * branches
+        return (len(np.unique(prompt[batch])) if shared else sequences) * prompts[batch].max() + sequences * targets[batch].max()
+
+    orders = np.argsort(-lengths, kind="stable"), prompt_by_prompt(lengths, prompt)
+    return min((budget_batches(lengths, order, batch_tokens) for order in orders), key=lambda batches: sum(map(tokens, batches)))
 
 
 class Plan:

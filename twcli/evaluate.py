@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from twcli import baseline, diagnostics, loss, runtime
-from twcli.batches import collate
+from twcli.batches import batches_to_read, collate
 from twcli.building import choose_execution, load_run
 from twcli.config import EvalConfig, TrainConfig
 from twcli.dataset import Example, read_examples
@@ -26,7 +26,8 @@ from twcli.generation import generate
 from twcli.latents import LatentModel
 from twcli.metrics import Generations, Naming, summarise
 from twcli.objective import reconstruction
-from twcli.padding import budget_batches, gather_padded
+from twcli.packing import PLAIN
+from twcli.padding import gather_padded
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of
@@ -173,12 +174,11 @@ def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: 
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
     passes = Passes(np.empty((N, K)), np.empty((N, K)), np.empty((N, K)), np.empty(N), {})
-    order = np.argsort(-encoded.lengths, kind="stable")
     if frozen_flat is None and not model.dynamic_baseline:
         trained = dataclasses.replace(trained, weighting="mixed", uniform_weight=sum(trained.term_weights()), token_weight=0.0,
                                       ablation="none")
     starts = encoded.target_offsets
-    for rows in budget_batches(encoded.lengths, order, batch_tokens):
+    for rows in batches_to_read(encoded, np.arange(N), batch_tokens=batch_tokens, branches=K + 1, shared=model.execution != PLAIN):
         batch = collate(rows, encoded, template, None).to(device)
         output = model(batch)
         weights = output.baseline_BS

@@ -17,6 +17,14 @@ def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fil
     return np.where(inside, flat[np.minimum(starts[:, None] + columns, len(flat) - 1)], fill)
 
 
+def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """The order in which rows of one prompt, which share a number, stand together: that of the longest row first, and so within each."""
+    _, prompt = np.unique(prompts, return_inverse=True)
+    longest = np.zeros(len(prompt), np.int64)
+    np.maximum.at(longest, prompt, lengths)
+    return np.lexsort((-lengths, prompt, -longest[prompt]))
+
+
 def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Cuts `order` into batches of at most `batch_tokens` padded tokens, at least one row each."""
     batches, start, longest = [], 0, 0

@@ -20,14 +20,14 @@ from transformers import GenerationConfig
 from twcli import diagnostics, runtime, signals
 from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
-from twcli.batches import Batch, collate, drop_history, opening
+from twcli.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.card import model_card
 from twcli.errors import Interrupted, WorkFailed
 from twcli.job import Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
 from twcli.objective import step_loss
-from twcli.padding import budget_batches
+from twcli.packing import PLAIN
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE
 from twcli.sharding import shard, whole
@@ -230,9 +230,9 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
     job.model.eval()
     rows = job.probe.rows
     soft_NK, marginal_N = np.empty((len(rows), job.model.latents)), np.empty(len(rows))
-    lengths = job.encoded.lengths[rows]
     with progress("score", len(rows)) as advance:
-        for places in budget_batches(lengths, np.argsort(-lengths, kind="stable"), job.config.batch_tokens):
+        for places in batches_to_read(job.encoded, rows, batch_tokens=job.config.batch_tokens, branches=job.model.latents,
+                                      shared=job.model.execution != PLAIN):
             batch = collate(rows[places], job.encoded, job.template, None).to(job.accelerator.device)
             with job.accelerator.autocast():
                 nll_BKS, log_p_BK = job.model.read_branches(batch)
