@@ -36,7 +36,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from twcli import baseline, trainer
+from twcli import baseline, reading, trainer
 from twcli.batches import Batch, collate, opening
 from twcli.cache import Cache, CacheWriter
 from twcli.config import PrecomputeConfig, TrainConfig
@@ -419,7 +419,7 @@ def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completio
 
 def score(model: LlamaForCausalLM, encoded: Encoded, varlen: bool = True) -> np.ndarray:
     return baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(len(encoded)), varlen=varlen,
-                               batch_tokens=baseline.fast_batch_tokens(model))
+                               batch_tokens=reading.fast_batch_tokens(model))
 
 
 def precompute_rows(repeats: int) -> list[Row]:

@@ -29,11 +29,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from tqdm import tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from twcli.baseline import hidden_states
 from twcli.dataset import Example, read_examples
 from twcli.errors import UserError
 from twcli.head import head_logits
 from twcli.padding import gather_padded
+from twcli.reading import hidden_states
 from twcli.runtime import quiet_transformers
 from twcli.template import TAGS, Encoded, Template
 

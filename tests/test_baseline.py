@@ -4,15 +4,10 @@ import torch
 from conftest import encode, make_model, make_records
 from transformers import MistralConfig, MistralForCausalLM
 
-from twcli import baseline, varlen
-from twcli.baseline import (
-    fast_batch_tokens,
-    fingerprint,
-    score_flat,
-    weights_hash,
-    why_not_varlen,
-)
+from twcli import reading, varlen
+from twcli.baseline import fingerprint, score_flat, weights_hash, why_not_varlen
 from twcli.padding import budget_batches
+from twcli.reading import fast_batch_tokens
 
 
 def reference(model, encoded):
@@ -142,8 +137,8 @@ def test_the_number_of_threads_changes_no_bit(template):
 
 def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template, monkeypatch):
     seen = []
-    one_by_one = baseline.core_by_core
-    monkeypatch.setattr(baseline, "core_by_core", lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone))
+    one_by_one = reading.core_by_core
+    monkeypatch.setattr(reading, "core_by_core", lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone))
     for kind, alone in (("dynamic", True), ("llama3", False)):
         parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                       "original_max_position_embeddings": 64}
@@ -168,7 +163,7 @@ def test_rows_beyond_a_sliding_window_are_read_alone(template):
 def test_batches_by_prompt_hold_every_row_once_within_budget(template):
     encoded = encode(template, make_records(30, 3))
     rows = np.random.default_rng(0).permutation(len(encoded))[:70]
-    batches = baseline._by_prompt(encoded, rows, 60)
+    batches = reading._by_prompt(encoded, rows, 60)
     assert sorted(np.concatenate(batches)) == sorted(rows)
     for batch in batches:
         _, leaders = np.unique(encoded.prompt_index[batch], return_index=True)
@@ -185,14 +180,14 @@ def test_a_model_that_must_be_read_with_padding_says_why(template, completions, 
     assert why_not_varlen(model, template, encoded) is None
     model.config.attention_dropout = 0.5  # it does not act where nothing is trained
     assert why_not_varlen(model, template, encoded) is None
-    whole = baseline.varlen_hidden_states
-    monkeypatch.setattr(baseline, "varlen_hidden_states", lambda *inputs: 1.1 * whole(*inputs))
+    whole = reading.varlen_hidden_states
+    monkeypatch.setattr(reading, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how))
     assert "reading it without padding differs by" in why_not_varlen(model, template, encoded)
-    monkeypatch.setattr(baseline, "varlen_hidden_states", lambda *inputs: whole(*inputs) * float("nan"))
+    monkeypatch.setattr(reading, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan"))
     assert "differs by nan" in why_not_varlen(model, template, encoded)
 
-    def breaks(*_):
+    def breaks(*_, **__):
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr(baseline, "varlen_hidden_states", breaks)
+    monkeypatch.setattr(reading, "varlen_hidden_states", breaks)
     assert why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"

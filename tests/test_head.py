@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from conftest import encode, make_model, make_records
 
 from twcli import head
-from twcli.baseline import hidden_states
 from twcli.batches import collate
 from twcli.head import head_logits, target_nll, token_nll
+from twcli.reading import hidden_states
 
 
 def test_logits_piece_by_piece_give_the_same_loss_and_gradient(template, monkeypatch):

@@ -32,10 +32,23 @@ def test_the_same_seed_gives_the_same_clusters(template, records):
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
-def test_features_do_not_depend_on_batching(template, records):
+@pytest.mark.parametrize("varlen", [False, True])
+def test_features_do_not_depend_on_how_rows_are_read(template, records, varlen):
     encoded = encode(template, records)
-    for small, large in zip(*(pooled_features(make_model(), template, encoded, groups_of(encoded), b) for b in (60, 4000)), strict=True):
-        assert np.allclose(small, large, atol=1e-4) and small.std() > 0.01
+    groups = groups_of(encoded)[::-1]
+    expected = pooled_features(make_model(), template, encoded, groups, 4000)
+    for budget in (60, 4000):
+        found = pooled_features(make_model(), template, encoded, groups, budget, varlen=varlen)
+        assert all(np.allclose(a, b, atol=1e-4) and a.std() > 0.01 for a, b in zip(found, expected, strict=True))
+
+
+def test_features_take_each_prompt_once(template, records):
+    encoded, model, tokens = encode(template, records), make_model(), []
+    model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: tokens.append(inputs[0].numel()))
+    groups = groups_of(encoded)
+    pooled_features(model, template, encoded, groups, 10**6, varlen=True)
+    rows, firsts = np.concatenate(groups), [group[0] for group in groups]
+    assert tokens == [(encoded.lengths - encoded.prompt_lengths)[rows].sum() + encoded.prompt_lengths[firsts].sum()]
 
 
 def test_similarities_are_those_of_a_plain_loop(template):

@@ -141,10 +141,11 @@ def _frozen(config: EvalConfig, trained: TrainConfig, examples: list[Example], e
     if not np.array_equal(again.row_hash, encoded.row_hash):
         raise UserError(f"{source}: its tokenizer gives other token ids than the run's; give the model that the run started from")
     frozen.to(runtime.pick_device(config.device))
+    varlen = baseline.why_not_varlen(frozen, template, again) is None
     with progress("frozen model", int(again.lengths.sum())) as advance:
-        flat = baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens,
-                                   varlen=baseline.why_not_varlen(frozen, template, again) is None, progress=advance)
-    return flat, probe_of(frozen, template, again, seed=config.seed, batch_tokens=config.batch_tokens, progress=progress)
+        flat = baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens, varlen=varlen,
+                                   progress=advance)
+    return flat, probe_of(frozen, template, again, seed=config.seed, batch_tokens=config.batch_tokens, varlen=varlen, progress=progress)
 
 
 @dataclass(frozen=True)

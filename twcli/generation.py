@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
-from twcli.baseline import hidden_states
 from twcli.head import head_logits
 from twcli.padding import budget_batches, gather_padded
+from twcli.reading import hidden_states
 from twcli.template import Template
 
 

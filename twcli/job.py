@@ -21,6 +21,7 @@ from twcli.config import AUTO, TrainConfig
 from twcli.dataset import stream_examples
 from twcli.errors import UserError
 from twcli.latents import LatentModel
+from twcli.packing import PLAIN
 from twcli.runs import RunFolder
 from twcli.stages import FREE, Stage, stages_of
 from twcli.template import Encoded, Template
@@ -100,8 +101,10 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         backbone.to(accelerator.device)
         say("baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else ""))
-    config, latents, used = _warm_latents(run.settled(config), backbone, template, encoded, say, progress)
-    probe = probe_of(backbone, template, encoded, seed=config.seed, batch_tokens=8 * config.batch_tokens, progress=progress)
+    reading = {"batch_tokens": 8 * config.batch_tokens, "progress": progress,
+               "varlen": config.execution != PLAIN and baseline.why_not_varlen(backbone, template, encoded) is None}
+    config, latents, used = _warm_latents(run.settled(config), backbone, template, encoded, say, reading)
+    probe = probe_of(backbone, template, encoded, seed=config.seed, **reading)
     frozen_nll = None if probe is None else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
     model, adapter = build(config, backbone, template)
     choose_execution(model, execution_of(config), template, encoded, say)
@@ -151,14 +154,17 @@ def _frozen_nll(rows: np.ndarray, backbone: PreTrainedModel, template: Template,
 
 
 def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
-                  progress: Callable[[str, int], Any]) -> tuple[TrainConfig, np.ndarray, int]:
-    """The settings with K as a number, the latent at which each row is held, -1 for none, and how many latents are used."""
+                  reading: dict[str, Any]) -> tuple[TrainConfig, np.ndarray, int]:
+    """The settings with K as a number, the latent at which each row is held, -1 for none, and how many latents are used.
+
+    Args:
+        reading: how `warm_start` reads rows.
+    """
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
         return config, none, config.latents
     try:
-        warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed,
-                          batch_tokens=8 * config.batch_tokens, progress=progress)
+        warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed, **reading)
     except ValueError as error:
         if config.latents == AUTO:
             raise UserError(f"--latents auto: {config.data} has one completion a prompt, so there is nothing to count; "

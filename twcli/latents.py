@@ -15,10 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from twcli.baseline import hidden_states
 from twcli.batches import Batch, leading, opening
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.packing import AUTO, PLAIN, Packed, cheapest, packed_hidden_states
+from twcli.reading import hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
 FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them

@@ -15,7 +15,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
-from twcli import baseline, runtime, signals
+from twcli import baseline, reading, runtime, signals
 from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
 from twcli.dataset import stream_examples
@@ -47,7 +47,7 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
                                   attention=config.attention)
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
-    batch_tokens = config.batch_tokens or baseline.fast_batch_tokens(model)
+    batch_tokens = config.batch_tokens or reading.fast_batch_tokens(model)
     leads = accelerator.is_main_process
     complete = leads and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
     if _told_by_the_first(complete) and not config.overwrite:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twcli import baseline, runtime
+from twcli import baseline, reading, runtime
 from twcli.clustering import MOST_CLUSTERS
 from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
 from twcli.dataset import stream_examples
@@ -43,7 +43,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
     batches = 1 if trains else runtime.most_at_once(model.device)
-    speed = _tokens_a_second(model, template, encoded, config.batch_tokens or baseline.fast_batch_tokens(model), batches)
+    speed = _tokens_a_second(model, template, encoded, config.batch_tokens or reading.fast_batch_tokens(model), batches)
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if trains:

@@ -14,6 +14,7 @@ Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -124,7 +125,10 @@ def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> t
     return Group(torch.from_numpy(query).to(device), key_BT, mask.to(device)), query, real
 
 
-def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen) -> torch.Tensor:
-    """Last hidden states (N, H), each as its row would have it alone; the model's attention must be `packing.ATTENTION`."""
-    return model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False,
-                            packed=layout).last_hidden_state[0]
+def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen, *, all_layers: bool = False) -> Any:
+    """Last hidden states (N, H), each as its row would have it alone, or with `all_layers` the tuple of every layer's, embeddings
+    first; the model's attention must be `packing.ATTENTION`.
+    """
+    output = model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False, packed=layout,
+                              output_hidden_states=all_layers)
+    return tuple(layer[0] for layer in output.hidden_states) if all_layers else output.last_hidden_state[0]

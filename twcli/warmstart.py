@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.assignment import assign_groups
-from twcli.baseline import hidden_states
 from twcli.clustering import (
     ENOUGH,
     FINALISTS,
@@ -36,7 +36,7 @@ from twcli.clustering import (
     starts_of,
     told_apart,
 )
-from twcli.padding import budget_batches, gather_padded
+from twcli.reading import Layout, fast_batch_tokens, read_rows
 from twcli.spaces import Centring, Space, in_pairs
 from twcli.template import Encoded, Template
 
@@ -92,11 +92,12 @@ def groups_of(encoded: Encoded) -> list[np.ndarray]:
 
 
 def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, latents: int | None, *, seed: int,
-               batch_tokens: int, progress: Progress = _silent) -> WarmStart:
+               batch_tokens: int, varlen: bool = False, progress: Progress = _silent) -> WarmStart:
     """Clusters all rows of prompts with several completions.
 
     Args:
         latents: K; None finds it.
+        varlen: as in `reading.read_rows`.
         progress: opens a bar (label, total) that is called with increments.
 
     Raises:
@@ -111,7 +112,7 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
 
     sizes, gains = [len(g) for g in fit], {}
     with progress("warm start: reading", sum(sizes)) as advance:
-        features = pooled_features(model, template, encoded, fit, batch_tokens, advance)
+        features = pooled_features(model, template, encoded, fit, batch_tokens, advance, varlen=varlen)
     if latents is None:
         with progress("warm start: how many latents", MOST_CLUSTERS - 1) as advance:
             latents, gains = _counted(features, sizes, seed, advance)
@@ -141,7 +142,8 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     latent[np.concatenate(fit)] = clusters
     with progress("warm start: all other rows", sum(map(len, rest))) as advance:
         for block in _blocks(rest, BLOCK_PROMPTS):
-            features, sizes = pooled_features(model, template, encoded, block, batch_tokens, advance), [len(g) for g in block]
+            features = pooled_features(model, template, encoded, block, batch_tokens, advance, varlen=varlen)
+            sizes = [len(g) for g in block]
             centring(features, sizes)
             latent[np.concatenate(block)] = assign_groups(-(space(features) @ weights), sizes)
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
@@ -177,14 +179,15 @@ class Probe:
 
 
 def probe_of(model: PreTrainedModel, template: Template, encoded: Encoded, *, seed: int, batch_tokens: int,
-             progress: Progress = _silent) -> Probe | None:
+             varlen: bool = False, progress: Progress = _silent) -> Probe | None:
     """Up to `PROBE_PROMPTS` prompts with several completions; None where there are fewer than two."""
     groups = groups_of(encoded)
     chosen = [groups[i] for i in np.random.default_rng([seed, 7]).permutation(len(groups))[:PROBE_PROMPTS]]
     if len(chosen) < 2:
         return None
     with progress("frozen features", sum(map(len, chosen))) as advance:
-        features, sizes = pooled_features(model, template, encoded, chosen, batch_tokens, advance), [len(g) for g in chosen]
+        features = pooled_features(model, template, encoded, chosen, batch_tokens, advance, varlen=varlen)
+    sizes = [len(g) for g in chosen]
     Centring.fit(features, sizes, keep=False)(features, sizes)
     return Probe(np.concatenate(chosen), sizes, Space.fit(features, seed)(features))
 
@@ -198,44 +201,48 @@ def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
 
 def pooled_features(model: PreTrainedModel, template: Template, encoded: Encoded, groups: list[np.ndarray],
-                    batch_tokens: int, progress: Any = None) -> tuple[np.ndarray, np.ndarray]:
-    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order."""
+                    batch_tokens: int, progress: Any = None, *, varlen: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order; no row is in two of them.
+
+    Args:
+        varlen: as in `reading.read_rows`.
+    """
     rows = np.concatenate(groups)
-    order = np.argsort(-encoded.lengths[rows], kind="stable")
+    order = np.argsort(rows)
     features: list[np.ndarray] = []
-    for part in budget_batches(encoded.lengths[rows], order, batch_tokens):
-        values = _pooled(model, template, encoded, rows[part])
+    read = partial(_pooled, model, template, encoded)
+    batch_tokens = min(batch_tokens, fast_batch_tokens(model))  # the states of all layers lie in memory, of a batch a core
+    for batch, values in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
         features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
+        places = order[np.searchsorted(rows, batch, sorter=order)]
         for feature, value in zip(features, values, strict=True):
-            feature[part] = value
+            feature[places] = value
         if progress:
-            progress(len(part))
+            progress(len(batch))
     return features[0], features[1]
 
 
 @torch.no_grad()
-def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
+            ) -> tuple[np.ndarray, np.ndarray]:
     """(R, F) of a few layers: normalised states averaged over y and over its first tokens; similarities of y by windows."""
-    starts, prompts, targets = encoded.offsets[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-    device = model.device
-    ids = torch.from_numpy(gather_padded(encoded.ids, starts, encoded.lengths[rows], template.pad).astype(np.int64)).to(device)
-    prompts, targets = torch.from_numpy(prompts).to(device), torch.from_numpy(targets).to(device)
-    columns = torch.arange(int(targets.max()), device=device)
-    active = columns < targets[:, None]
-    index = (prompts[:, None] + 1 + columns).clamp(max=ids.shape[1] - 1)
+    prompts, targets, device = encoded.prompt_lengths[rows], encoded.target_lengths[rows], model.device
+    layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
     frame, first = template.frame, len(template.frame.head)  # x stands between the head and the middle
     x_lengths = prompts + 1 - first - len(frame.middle) - len(frame.lead)
-    in_prompt = torch.arange(PROMPT_TOKENS, device=device) < x_lengths[:, None]
-    layers = hidden_states(model, ids, all_layers=True)
+    columns = np.arange(targets.max())
+    active, in_prompt = (torch.from_numpy(inside).to(device) for inside in (
+        columns < targets[:, None], np.arange(PROMPT_TOKENS) < x_lengths[:, None]))
+    head = active & (torch.arange(len(columns), device=device) < FIRST_TOKENS)
+    y_RS = layout.places(prompts[:, None] + 1 + columns)
+    x_RX = layout.places(np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS)))
+    layers = layout.hidden(model, all_layers=True)
     states, similarities = [], []
     for layer in np.unique(np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)).tolist():
         hidden = torch.nn.functional.layer_norm(layers[layer].float(), layers[layer].shape[-1:])
-        y = hidden.gather(1, index[..., None].expand(-1, -1, hidden.shape[2])) * active[..., None]
-        head = active & (columns < FIRST_TOKENS)
+        y = hidden[y_RS] * active[..., None]
         states += [y.sum(1) / active.sum(1, keepdim=True), (y * head[..., None]).sum(1) / head.sum(1, keepdim=True)]
-        x = hidden[:, first : first + PROMPT_TOKENS]
-        x = torch.nn.functional.pad(x, (0, 0, 0, PROMPT_TOKENS - x.shape[1]))
-        similarities += _similarities(y, x * in_prompt[..., None], active)
+        similarities += _similarities(y, hidden[x_RX] * in_prompt[..., None], active)
     return torch.cat(states, dim=1).cpu().numpy(), torch.cat(similarities, dim=1).cpu().numpy()
 
 
