@@ -7,7 +7,6 @@ from transformers import MistralConfig, MistralForCausalLM
 from twcli import reading, varlen
 from twcli.baseline import fingerprint, score_flat, weights_hash, why_not_varlen
 from twcli.padding import budget_batches
-from twcli.reading import fast_batch_tokens
 
 
 def reference(model, encoded):
@@ -31,12 +30,6 @@ def test_every_b_t_equals_plain_transformers(template, rows_a_batch):
     expected = reference(model, encoded)
     assert expected.std() > 0.5  # the rows differ, so a shift by one could not pass
     assert np.abs(flat - expected).max() <= 1e-5
-
-
-def test_a_wide_model_reads_fewer_tokens_at_once():
-    narrow, wide = (fast_batch_tokens(make_model(hidden=size)) for size in (32, 512))
-    assert narrow == 12288 and wide == 768  # 3 x 2^18 values of the widest layer's output, of twice the hidden size
-    assert fast_batch_tokens(make_model(hidden=4096, layers=1)) == 256
 
 
 def test_scoring_leaves_the_global_rng_and_dropout_alone(template):
@@ -135,20 +128,6 @@ def test_the_number_of_threads_changes_no_bit(template):
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
 
 
-def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template, monkeypatch):
-    seen = []
-    one_by_one = reading.core_by_core
-    monkeypatch.setattr(reading, "core_by_core", lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone))
-    for kind, alone in (("dynamic", True), ("llama3", False)):
-        parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                      "original_max_position_embeddings": 64}
-        model = make_model(rope_parameters=parameters)
-        encoded = encode(template, make_records())
-        score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100)
-        assert set(seen) == {alone}
-        seen.clear()
-
-
 def test_rows_beyond_a_sliding_window_are_read_alone(template):
     torch.manual_seed(0)
     config = MistralConfig(vocab_size=30, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
@@ -158,19 +137,6 @@ def test_rows_beyond_a_sliding_window_are_read_alone(template):
     assert 0 < (encoded.lengths > 10).sum() < len(encoded)
     flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True)
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
-
-
-def test_batches_by_prompt_hold_every_row_once_within_budget(template):
-    encoded = encode(template, make_records(30, 3))
-    rows = np.random.default_rng(0).permutation(len(encoded))[:70]
-    batches = reading._by_prompt(encoded, rows, 60)
-    assert sorted(np.concatenate(batches)) == sorted(rows)
-    for batch in batches:
-        _, leaders = np.unique(encoded.prompt_index[batch], return_index=True)
-        tokens = encoded.prompt_lengths[batch][leaders].sum() + encoded.target_lengths[batch].sum()
-        assert len(batch) == 1 or tokens <= 60
-    longest = [encoded.lengths[batch].max() for batch in batches]
-    assert longest[0] == max(longest)
 
 
 @pytest.mark.parametrize("completions", [1, 3])
