@@ -440,6 +440,7 @@ def precompute_rows(repeats: int) -> list[Row]:
             calls["TRL"] = theirs.seconds
         seconds = timed(calls, repeats)
     ours, every = seconds["ours"].processor, seconds["ours, all cores"]
+    share = work / median(rates) / ours
     times, note = None, f"{rows / every.wall:.0f} rows a second; TRL is not installed"
     if theirs:
         trl = seconds["TRL"]
@@ -448,7 +449,7 @@ def precompute_rows(repeats: int) -> list[Row]:
                 f"in processor seconds, with what threads wait for each other, {trl.processor / every.processor:.2f} times")
     return [Row(f"precompute on {CORES} cores: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
             Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product",
-                work / median(rates) / ours, 0.6),
+                share, 0.6, note="" if times is None else f"at 7 times TRL it would be {7 * share / times:.2f}"),
             Row("precompute: rows without padding and prompts once, times the same rows padded", seconds["padded"].processor / ours),
             Row(f"precompute: rows a second on {CORES} cores, times one", seconds["ours"].wall / every.wall),
             Row("precompute: four completions of 64 tokens a prompt of 256, the prompt read once, times each with its own",
