@@ -28,6 +28,7 @@ from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -36,8 +37,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from twcli import baseline, reading, trainer
-from twcli.batches import Batch, collate, opening
+from twcli import baseline, packing, reading, trainer
+from twcli.batches import Batch, Plan, collate, opening
 from twcli.cache import Cache, CacheWriter
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.job import plan_of, prepare
@@ -248,6 +249,25 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     ]
 
 
+def mixed(repeats: int) -> Row:
+    """A step on completions of very different lengths, four a prompt, with padding in the linear layers and without."""
+    model, encoded = latent_model(llama(), 4), rows_to_score(1024, 4)
+    model.execution = AUTO
+    template = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
+    plan = Plan(encoded.lengths, encoded.prompt_index, batch_tokens=2048, seed=[0])
+    batch = collate(plan.epoch(0)[0], encoded, template, None)
+    batch = replace(batch, weights_BS=batch.active_BS.float())
+
+    def step(dense: float) -> None:
+        with patch.object(packing, "DENSE", dense):
+            gradient(model, partial(through, model, batch, AUTO))
+
+    seconds = timed({"padded": partial(step, 0.0), "real": partial(step, packing.DENSE)}, repeats)
+    return Row("10 M Llama, four completions a prompt of log-normal lengths, K = 4: a step without padding, times the same padded",
+               seconds["padded"].processor / seconds["real"].processor,
+               note=f"{batch.active_BS.float().mean():.0%} of the places of y hold a token; {len(batch.rows_B)} records")
+
+
 def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
     """A step of the learned posterior once it is all but sure, with b_t in the first few tokens."""
     model = latent_model(llama(), K)
@@ -275,7 +295,7 @@ def shapes(repeats: int) -> list[Row]:
     rows = []
     for P, K, S in SHAPES:
         rows += shape_rows("10 M Llama", llama, P, K, S, max(1, 256 // (P + S)), repeats)
-    return [*rows, *shape_rows("SmolLM2-135M shape", smollm2, 64, 8, 64, 1, repeats), decided(16, 8, 48, 20, 16, repeats)]
+    return [*rows, *shape_rows("SmolLM2-135M shape", smollm2, 64, 8, 64, 1, repeats), mixed(repeats), decided(16, 8, 48, 20, 16, repeats)]
 
 
 # The default recipe
@@ -399,11 +419,11 @@ def rate() -> float:
     return 4 * 1024**3 / (time.process_time() - start)
 
 
-def rows_to_score() -> tuple[LlamaForCausalLM, Encoded]:
-    """The 10 M Llama and rows whose completions' lengths are log-normal, two completions a prompt as TRL wants them."""
-    rng, rows = np.random.default_rng(0), 256
+def rows_to_score(rows: int, completions: int) -> Encoded:
+    """Rows whose completions' lengths are log-normal, so many completions a prompt."""
+    rng = np.random.default_rng(0)
     S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
-    return llama(), prompts_of(rng, np.repeat(rng.integers(8, 25, rows // 2), 2), S, 2)
+    return prompts_of(rng, np.repeat(rng.integers(8, 25, rows // completions), completions), S, completions)
 
 
 def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completions: int) -> Encoded:
@@ -423,7 +443,7 @@ def score(model: LlamaForCausalLM, encoded: Encoded, varlen: bool = True) -> np.
 
 
 def precompute_rows(repeats: int) -> list[Row]:
-    model, encoded = rows_to_score()
+    model, encoded = llama(), rows_to_score(256, 2)  # two completions a prompt, as TRL wants them
     rows = len(encoded)
     linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
     _, firsts = np.unique(encoded.prompt_index, return_index=True)
@@ -497,7 +517,7 @@ def serve(call: Callable[[], Any]) -> None:
 
 
 def serve_trl(_asked: bool) -> None:
-    if call := trl_pass(*rows_to_score()):
+    if call := trl_pass(llama(), rows_to_score(256, 2)):
         serve(call)
 
 

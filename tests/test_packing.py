@@ -1,5 +1,6 @@
 """Prompts read once: the same losses and gradients as sequence by sequence, and refused where they would not be."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +19,7 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
+from twcli import packing
 from twcli.batches import collate, drop_history
 from twcli.building import check_packing
 from twcli.latents import LatentModel
@@ -151,7 +153,9 @@ def test_the_prompt_of_several_completions_is_read_once():
     model(batch)
     prompts, length = len(np.unique(batch.prompt_B)), int(batch.plain_first_B.max())
     assert prompts == 3
-    assert read == [prompts * length + 12 * (3 + 1) * (batch.active_BS.shape[1] + model.section)]
+    padded = prompts * length + 12 * (3 + 1) * (batch.active_BS.shape[1] + model.section)
+    real = batch.plain_first_B[batch.leader_G].sum() + (4 * batch.active_BS.sum(1) + 3 * model.section + 1).sum()
+    assert read == [real] and real < 0.9 * padded
 
 
 def test_a_branch_sees_neither_its_neighbours_nor_padding():
@@ -220,13 +224,34 @@ def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
 
 def test_the_cheapest_execution_by_shape():
     llama = make_model(hidden=256, layers=1)
-    assert cheapest(llama, (1, 512), (1, 9, 32)) == TREE  # little to mask, much to copy
-    assert cheapest(llama, (1, 128), (1, 9, 256)) == BRANCHES
-    assert cheapest(llama, (4, 16), (4, 1, 48)) == PLAIN  # nothing is shared
-    assert cheapest(llama, (1, 16), (4, 1, 48)) != PLAIN  # four completions of one prompt
+
+    def chosen(model, prompts, branches, share=1.0):
+        return cheapest(model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches))))
+
+    assert chosen(llama, (1, 512), (1, 9, 32)) == TREE  # little to mask, much to copy
+    assert chosen(llama, (1, 128), (1, 9, 256)) == BRANCHES
+    assert chosen(llama, (4, 16), (4, 1, 48)) == PLAIN  # nothing is shared
+    assert chosen(llama, (4, 16), (4, 1, 48), 0.6) != PLAIN  # but much is padding
+    assert chosen(llama, (1, 16), (4, 1, 48)) != PLAIN  # four completions of one prompt
     mistral = model_of(MistralConfig(**SIZES, sliding_window=64))
-    assert cheapest(mistral, (1, 40), (1, 9, 24)) != PLAIN
-    assert cheapest(mistral, (1, 41), (1, 9, 24)) == PLAIN  # beyond the window
+    assert chosen(mistral, (1, 40), (1, 9, 24)) != PLAIN
+    assert chosen(mistral, (1, 41), (1, 9, 24), 0.1) == PLAIN  # beyond the window
+
+
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
+    model, template = build(in_double(make_model()))
+    model.double()
+    model.execution, read, found = execution, [], {}
+    model.backbone.base_model.register_forward_pre_hook(
+        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True)
+    batch = batch_of(template)
+    for dense in (0.95, 0.0):
+        monkeypatch.setattr(packing, "DENSE", dense)
+        found[dense] = everything(model, batch)
+    assert read[0] < 0.8 * read[1]
+    assert torch.allclose(found[0.95][0].nll_BCS, found[0.0][0].nll_BCS, rtol=1e-10, atol=1e-10)
+    assert all(torch.allclose(found[0.95][1][name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in found[0.0][1].items())
 
 
 def test_attention_is_put_back():

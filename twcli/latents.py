@@ -241,16 +241,19 @@ class LatentModel(nn.Module):
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
         prompt_GP, length_G = _prompts(batch)
         Q = batch.active_BS.shape[1] + (1 if ids_BCL is None else self.section)
+        # The posterior reads y's closing tag too, which predicts nothing.
+        length_BC = batch.active_BS.sum(1)[:, None] + torch.tensor([1] * z_free + [self.section] * C, device=prompt_GP.device)
         execution = self.execution
         if execution == AUTO:
-            execution = cheapest(model, tuple(prompt_GP.shape), (len(batch.rows_B), C + z_free, Q))
+            real = int(length_G.sum() + length_BC.sum())
+            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real)
         if execution == PLAIN:
             alone = None if ids_BCL is None else Read(
                 hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
             return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
         wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
         branch_BCQ = torch.cat([_columns(ids, batch.plain_first_B, Q) for ids in wanted], dim=1)
-        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, execution))
+        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution))
         first_B = torch.zeros_like(batch.plain_first_B)
         branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), first_B.repeat_interleave(C) + self.section) if C else None
         return branches, Read(hidden_BCQH[:, 0], first_B) if z_free else None

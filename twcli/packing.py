@@ -1,17 +1,18 @@
 """Sequences that share a prompt, in one pass: every prompt is computed once, however many branches go on from it.
 
-All tokens of a batch lie in one row, so that whatever works token by token sees no padding between prompt and branch:
+All tokens of a batch lie in one row, so that whatever works token by token sees no padding:
 
     | prompt 1 | prompt 2 | .. | branch 1 of row 1 | branch 2 of row 1 | .. | branch 1 of row 2 | ..
 
-Only attention must know what follows what, and it takes one of two forms, whichever is cheaper for the shape:
+Only attention must know what follows what. It works on prompts and on branches of equal length, so padding is put between them before
+it and taken out after it, and it takes one of two forms, whichever is cheaper for the shape:
 
     branches   each branch attends to a copy of its prompt's keys and values, then causally to itself
     tree       the branches of a record attend in one piece under a dense mask that keeps them apart: no copy a branch,
                but C times the scores
 
-Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of Q tokens, N = G P + B C Q, H hidden size,
-A attention heads of size D.
+Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of up to Q tokens, N = G P + B C Q, R of them real, H hidden
+size, A attention heads of size D.
 """
 
 from __future__ import annotations
@@ -35,6 +36,46 @@ ATTENTION = "twcli_packed"
 # float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
 CAUSAL_SCORE, MASKED_SCORE, COPY, MORE_QUERIES = 3.0, 1.6, 10.0, 20
 
+DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
+
+
+class _Rows(torch.autograd.Function):
+    """Rows `index` of x. `back` says where each row of x went, -1 for nowhere: so the gradient is gathered as well, where that of
+    an indexing would be added up row by row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, index: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(back)
+        return x.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        (back,) = ctx.saved_tensors
+        found = gradient.index_select(0, back.clamp(min=0))
+        return found.masked_fill_((back < 0).view(-1, *[1] * (found.dim() - 1)), 0), None, None
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where R real tokens lie among N.
+
+    Attributes:
+        real_R: ascending.
+        place_N: the number of each real token, -1 for padding.
+    """
+
+    real_R: torch.Tensor
+    place_N: torch.Tensor
+
+    def put_in(self, x: torch.Tensor) -> torch.Tensor:
+        """(N, ..) from (R, ..): padding repeats some token, and must have no part in what is trained."""
+        return _Rows.apply(x, self.place_N.clamp(min=0), self.real_R)
+
+    def taken_out(self, x: torch.Tensor) -> torch.Tensor:
+        """(R, ..) from (N, ..)."""
+        return _Rows.apply(x, self.real_R, self.place_N)
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -43,7 +84,7 @@ class Packed:
     Attributes:
         prompt_GP: ids, padded on the right; `length_G` are real.
         row_B: the prompt of each row.
-        branch_BCQ: ids that follow the prompt, padded on the right.
+        branch_BCQ: ids that follow the prompt, padded on the right; `length_BC` are real.
         execution: "branches" or "tree".
     """
 
@@ -51,21 +92,36 @@ class Packed:
     length_G: torch.Tensor
     row_B: torch.Tensor
     branch_BCQ: torch.Tensor
+    length_BC: torch.Tensor
     execution: str
+
+    @cached_property
+    def padding(self) -> Padding | None:
+        """None where nearly all tokens are real: then padding is read like them."""
+        parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
+        real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
+        real_R = real_N.nonzero()[:, 0]
+        if len(real_R) >= DENSE * len(real_N):
+            return None
+        return Padding(real_R, (real_N.cumsum(0) - 1).masked_fill(~real_N, -1))
 
     @property
     def input_ids(self) -> torch.Tensor:
-        """(1, N)."""
-        return torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()])[None]
+        """(1, R), or with padding (1, N)."""
+        return self._without_padding(torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()]))[None]
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """(1, N): each branch goes on counting where its prompt ends."""
+        """As `input_ids`: each branch goes on counting where its prompt ends."""
         G, P = self.prompt_GP.shape
         _, C, Q = self.branch_BCQ.shape
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
         after_BQ = self.length_G[self.row_B][:, None] + columns[:Q]
-        return torch.cat([columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()])[None]
+        positions_N = torch.cat([columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()])
+        return self._without_padding(positions_N)[None]
+
+    def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
+        return x_N if self.padding is None else x_N[self.padding.real_R]
 
     @cached_property
     def one_to_one(self) -> bool:
@@ -90,7 +146,13 @@ class Packed:
         return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention's output (1, N, A, D) from (1, A, N, D)."""
+        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R."""
+        if self.padding is None:
+            return self._attend(query, key, value, scale)
+        query, key, value = (self.padding.put_in(x[0].transpose(0, 1)).transpose(0, 1)[None] for x in (query, key, value))
+        return self.padding.taken_out(self._attend(query, key, value, scale)[0])[None]
+
+    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
         pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
 
@@ -131,8 +193,10 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
     """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
     with attention_of(model, ATTENTION):
         hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
-                                  packed=packed).last_hidden_state
-    return hidden[0, packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
+                                  packed=packed).last_hidden_state[0]
+    if packed.padding is not None:
+        hidden = packed.padding.put_in(hidden)
+    return hidden[packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
 
 
 @contextmanager
@@ -205,23 +269,25 @@ class Costs:
         config = model.config.get_text_config()
         return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model))
 
-    def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int]) -> dict[str, float]:
+    def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> dict[str, float]:
         """Execution -> multiply-adds of a linear layer, for the executions that are right.
 
         Args:
             prompts: (G, P).
             branches: (B, C, Q).
+            real: tokens of prompts and branches that are no padding.
         """
         (G, P), (B, C, Q) = prompts, branches
+        padded = G * P + B * C * Q
         costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2}
         if self.window is None or P + Q <= self.window:
-            packed = (G * P + B * C * Q) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
+            packed = (real if real < DENSE * padded else padded) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
             costs[BRANCHES] = packed + self.width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY)
             costs[TREE] = packed + self.width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY)
         return costs
 
 
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int]) -> str:
-    """The execution of least `Costs` for (G, P) and (B, C, Q)."""
-    costs = Costs.of(model)(prompts, branches)
+def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
+    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens."""
+    costs = Costs.of(model)(prompts, branches, real)
     return min(costs, key=costs.__getitem__)
