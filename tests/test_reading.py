@@ -73,3 +73,24 @@ def test_layers_are_those_of_plain_transformers(template, varlen):
             expected = model(ids, output_hidden_states=True).hidden_states
         assert len(layers) == len(expected) == 3
         assert all(torch.allclose(found[places[row, : ids.shape[1]]], e[0], atol=1e-5) for found, e in zip(layers, expected, strict=True))
+
+
+@pytest.mark.parametrize("varlen", [False, True])
+@pytest.mark.parametrize("budget", [40, 60, 150, 300, 450, 2000])
+def test_few_batches_are_shared_out_evenly(template, varlen, budget):
+    encoded = encode(template, make_records(40, 3))
+    rows, read = np.arange(len(encoded)), []
+    model = make_model()
+    model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
+    flat = score_flat(model, template, encoded, rows, batch_tokens=budget, varlen=varlen)
+    assert len(flat) == encoded.target_lengths.sum() and max(read) <= budget
+    unaltered = len((reading._by_prompt if varlen else reading._by_length)(encoded, rows, budget))
+    if unaltered > reading.FEW:
+        assert len(read) == unaltered
+    elif unaltered > 4:
+        assert unaltered <= len(read) <= unaltered + 7
+        for cores in (2, 4, 8):
+            done = [0] * cores
+            for tokens in read:
+                done[done.index(min(done))] += tokens
+            assert max(done) <= sum(read) / cores + budget / 2

@@ -17,12 +17,13 @@ from transformers import PreTrainedModel
 
 from twcli.packing import ATTENTION, attention_of, linear_weights, window_of
 from twcli.padding import budget_batches, gather_padded, prompt_by_prompt, slices
-from twcli.runtime import core_by_core
+from twcli.runtime import MOST_WORKERS, core_by_core
 from twcli.template import Encoded, Template
 from twcli.varlen import Varlen, varlen_hidden_states
 
 CACHED_VALUES = 3 * 2**18  # 3 MiB in float32: what one layer hands to the next stays in a CPU core's cache
 LEAST_TOKENS, DEVICE_TOKENS = 256, 16384
+FEW = 64  # batches, of which one more or less still leaves cores idle
 
 
 def hidden_states(model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_layers: bool = False) -> Any:
@@ -61,7 +62,7 @@ def read_rows(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, read: 
     model.eval()
     padded = ~(varlen & within_window(model, encoded.lengths[rows]))
     for packed, cut, those in ((False, _by_length, rows[padded]), (True, _by_prompt, rows[~padded])):
-        batches = cut(encoded, those, batch_tokens)
+        batches = _evenly(partial(cut, encoded, those), batch_tokens) if model.device.type == "cpu" else cut(encoded, those, batch_tokens)
         with attention_of(model, ATTENTION) if packed else nullcontext():
             read_those = core_by_core(partial(read, varlen=packed), batches, model.device, alone=_keeps_state(model))
             yield from zip(batches, read_those, strict=True)
@@ -75,6 +76,21 @@ def within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
 def _keeps_state(model: PreTrainedModel) -> bool:
     """Whether a pass changes the model: some position embeddings adapt to the longest sequence that was seen."""
     return any(kind in str(getattr(module, "rope_type", "")) for module in model.modules() for kind in ("dynamic", "longrope"))
+
+
+def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[np.ndarray]:
+    """Few batches are of about the same size and as many for each core, whichever number of cores there is, so that none waits for the
+    last ones; many are as `cut` makes them from `batch_tokens`, which is never exceeded.
+    """
+    batches = cut(batch_tokens)
+    if not 2 < len(batches) <= FEW:
+        return batches
+    count = 4 if len(batches) <= 4 else -(-len(batches) // MOST_WORKERS) * MOST_WORKERS
+    least, most = 1, batch_tokens
+    while least < most:  # the smallest budget that makes no more than `count`
+        middle = (least + most) // 2
+        least, most = (least, middle) if len(cut(middle)) <= count else (middle + 1, most)
+    return cut(most)
 
 
 def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
