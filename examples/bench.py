@@ -55,6 +55,8 @@ from twcli.template import Encoded
 ROOT = Path(__file__).resolve().parent.parent
 SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
 RESERVED = 16  # ids below are tags
+TEMPLATE = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
+PAIRS = 256, 2  # rows to score, and completions a prompt: as TRL wants them
 CACHE_ROWS, CACHE_TOKENS = 10_000_000, 4
 CORES = min(2, os.cpu_count() or 1)  # of the comparison with TRL: both may use them
 
@@ -128,8 +130,7 @@ def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
         ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
         prompt_lengths=np.full(rows, P), target_lengths=np.full(rows, S), row_hash=np.zeros((rows, 16), np.uint8),
         prompt_index=np.arange(rows), unknown_rows=0)
-    template = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
-    batch = collate(np.arange(rows), encoded, template, None)
+    batch = collate(np.arange(rows), encoded, TEMPLATE, None)
     weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
     return Batch(**{**vars(batch), "weights_BS": weights})
 
@@ -253,9 +254,8 @@ def mixed(repeats: int) -> Row:
     """A step on completions of very different lengths, four a prompt, with padding in the linear layers and without."""
     model, encoded = latent_model(llama(), 4), rows_to_score(1024, 4)
     model.execution = AUTO
-    template = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
     plan = Plan(encoded.lengths, encoded.prompt_index, batch_tokens=2048, seed=[0])
-    batch = collate(plan.epoch(0)[0], encoded, template, None)
+    batch = collate(plan.epoch(0)[0], encoded, TEMPLATE, None)
     batch = replace(batch, weights_BS=batch.active_BS.float())
 
     def step(dense: float) -> None:
@@ -438,12 +438,12 @@ def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completio
 
 
 def score(model: LlamaForCausalLM, encoded: Encoded, varlen: bool = True) -> np.ndarray:
-    return baseline.score_flat(model, SimpleNamespace(pad=0), encoded, np.arange(len(encoded)), varlen=varlen,
+    return baseline.score_flat(model, TEMPLATE, encoded, np.arange(len(encoded)), varlen=varlen,
                                batch_tokens=reading.fast_batch_tokens(model))
 
 
 def precompute_rows(repeats: int) -> list[Row]:
-    model, encoded = llama(), rows_to_score(256, 2)  # two completions a prompt, as TRL wants them
+    model, encoded = llama(), rows_to_score(*PAIRS)
     rows = len(encoded)
     linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
     _, firsts = np.unique(encoded.prompt_index, return_index=True)
@@ -517,7 +517,7 @@ def serve(call: Callable[[], Any]) -> None:
 
 
 def serve_trl(_asked: bool) -> None:
-    if call := trl_pass(llama(), rows_to_score(256, 2)):
+    if call := trl_pass(llama(), rows_to_score(*PAIRS)):
         serve(call)
 
 

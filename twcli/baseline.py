@@ -70,10 +70,10 @@ def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, row
     starts = np.cumsum(targets) - targets
     flat = np.empty(targets.sum(), np.float32)
     read = partial(_read, model, template, encoded)
-    for batch, nll in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
-        flat[slices(starts[np.searchsorted(rows, batch)], encoded.target_lengths[batch])] = nll
+    for places, nll in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
+        flat[slices(starts[places], targets[places])] = nll
         if progress:
-            progress(int(encoded.lengths[batch].sum()))
+            progress(int(encoded.lengths[rows[places]].sum()))
     return flat
 
 

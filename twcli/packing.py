@@ -39,6 +39,11 @@ CAUSAL_SCORE, MASKED_SCORE, COPY, MORE_QUERIES = 3.0, 1.6, 10.0, 20
 DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
 
 
+def tokens_read(real: int, padded: int) -> int:
+    """Tokens that a packed pass reads where so many are real, and so many with padding."""
+    return real if real < DENSE * padded else padded
+
+
 class _Rows(torch.autograd.Function):
     """Rows `index` of x. `back` says where each row of x went, -1 for nowhere: so the gradient is gathered as well, where that of
     an indexing would be added up row by row.
@@ -101,7 +106,7 @@ class Packed:
         parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
         real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
         real_R = real_N.nonzero()[:, 0]
-        if len(real_R) >= DENSE * len(real_N):
+        if tokens_read(len(real_R), len(real_N)) == len(real_N):
             return None
         return Padding(real_R, (real_N.cumsum(0) - 1).masked_fill(~real_N, -1))
 
@@ -278,10 +283,9 @@ class Costs:
             real: tokens of prompts and branches that are no padding.
         """
         (G, P), (B, C, Q) = prompts, branches
-        padded = G * P + B * C * Q
         costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2}
         if self.window is None or P + Q <= self.window:
-            packed = (real if real < DENSE * padded else padded) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
+            packed = tokens_read(real, G * P + B * C * Q) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
             costs[BRANCHES] = packed + self.width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY)
             costs[TREE] = packed + self.width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY)
         return costs

@@ -208,17 +208,15 @@ def pooled_features(model: PreTrainedModel, template: Template, encoded: Encoded
         varlen: as in `reading.read_rows`.
     """
     rows = np.concatenate(groups)
-    order = np.argsort(rows)
     features: list[np.ndarray] = []
     read = partial(_pooled, model, template, encoded)
     batch_tokens = min(batch_tokens, fast_batch_tokens(model))  # the states of all layers lie in memory, of a batch a core
-    for batch, values in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
+    for places, values in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
         features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
-        places = order[np.searchsorted(rows, batch, sorter=order)]
         for feature, value in zip(features, values, strict=True):
             feature[places] = value
         if progress:
-            progress(len(batch))
+            progress(len(places))
     return features[0], features[1]
 
 
