@@ -57,7 +57,8 @@ def model_of(config, seed=0):
 def everything(model, batch, latent_B=None, read_posterior=True):
     """What a pass gives, and the gradient of a loss in which every branch and term has its own weight."""
     output = model(batch, latent_B, read_posterior=read_posterior)
-    loss = (output.nll_BCS.sum(-1) * torch.arange(1, 1 + output.nll_BCS.shape[1])).sum() + output.log_router_BK[:, 0].sum()
+    weight_C = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
+    loss = (output.nll_BCS.sum(-1) * weight_C).sum() + output.log_router_BK[:, 0].sum()
     if output.log_posterior_BK is not None:
         loss = loss + output.log_posterior_BK[:, 1].sum()
     model.zero_grad()

@@ -159,7 +159,7 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
     model: str = option(help=MODEL_HELP, path=True)
     out: str = option(help="HDF5 file to write.", path=True)
     batch_tokens: int | None = option(
-        None, help="Tokens a batch; default: what a CPU's cache holds for this model, 16384 on other devices.", minimum=1)
+        None, help="Tokens a batch; default: what a CPU's cache holds for this model, at most 65536 on other devices.", minimum=1)
     execution: str = option(
         "auto", help="How rows are read: plain, each by itself and padded; auto, without padding and a prompt once for its completions.",
         choices=("auto", "plain"))
@@ -230,7 +230,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     lora_targets: str = option("all-linear", help="Layers that --adapt lora updates: names separated by commas, or all-linear.")
     execution: str = option(
         "auto", help="How the sequences of one prompt are read: plain, each by itself; branches or tree, the prompt once and "
-        "attention in one of two forms; auto, what is cheapest for the shape of each batch.",
+        "attention in one of two forms, branches on a GPU in bf16 without padding; auto, what is cheapest for the shape of each batch.",
         choices=("auto", "plain", "branches", "tree"))
     latent_chunk: int | None = option(
         None, help="Latents whose branches are in memory together; default: all. The same gradient, from a third more arithmetic.",

@@ -15,9 +15,10 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from twcli import flash
 from twcli.batches import Batch, leading, opening
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
-from twcli.packing import AUTO, PLAIN, Packed, cheapest, packed_hidden_states
+from twcli.packing import AUTO, BRANCHES, PLAIN, Packed, cheapest, packed_hidden_states
 from twcli.reading import hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
@@ -253,7 +254,8 @@ class LatentModel(nn.Module):
             return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
         wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
         branch_BCQ = torch.cat([_columns(ids, batch.plain_first_B, Q) for ids in wanted], dim=1)
-        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution))
+        kernels = execution == BRANCHES and flash.usable(model)
+        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, kernels))
         first_B = torch.zeros_like(batch.plain_first_B)
         branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), first_B.repeat_interleave(C) + self.section) if C else None
         return branches, Read(hidden_BCQH[:, 0], first_B) if z_free else None

@@ -11,6 +11,8 @@ it and taken out after it, and it takes one of two forms, whichever is cheaper f
     tree       the branches of a record attend in one piece under a dense mask that keeps them apart: no copy a branch,
                but C times the scores
 
+Where a GPU's kernels can do it (see `flash`), branches attend without copy, mask or padding.
+
 Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of up to Q tokens, N = G P + B C Q, R of them real, H hidden
 size, A attention heads of size D.
 """
@@ -27,6 +29,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from twcli import flash
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
 ATTENTION = "twcli_packed"
@@ -66,7 +70,7 @@ class Padding:
     """Where R real tokens lie among N.
 
     Attributes:
-        real_R: ascending.
+        real_R: the tokens in the order in which they are read.
         place_N: the number of each real token, -1 for padding.
     """
 
@@ -91,6 +95,7 @@ class Packed:
         row_B: the prompt of each row.
         branch_BCQ: ids that follow the prompt, padded on the right; `length_BC` are real.
         execution: "branches" or "tree".
+        kernels: whether branches attend in those of `flash`.
     """
 
     prompt_GP: torch.Tensor
@@ -99,16 +104,29 @@ class Packed:
     branch_BCQ: torch.Tensor
     length_BC: torch.Tensor
     execution: str
+    kernels: bool = False
 
     @cached_property
     def padding(self) -> Padding | None:
-        """None where nearly all tokens are real: then padding is read like them."""
+        """None where nearly all tokens are real: then padding is read like them. The kernels want none, and rows prompt by prompt."""
         parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
         real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
         real_R = real_N.nonzero()[:, 0]
-        if tokens_read(len(real_R), len(real_N)) == len(real_N):
+        if self.kernels:
+            of_N = torch.cat([self.row_B.new_full((self.prompt_GP.numel(),), -1), self.row_B.repeat_interleave(self.branch_BCQ[0].numel())])
+            real_R = real_R[of_N[real_R].argsort(stable=True)]
+        elif tokens_read(len(real_R), len(real_N)) == len(real_N):
             return None
-        return Padding(real_R, (real_N.cumsum(0) - 1).masked_fill(~real_N, -1))
+        return Padding(real_R, torch.full_like(real_N, -1, dtype=torch.long).index_copy(0, real_R, torch.arange(len(real_R)).to(real_R)))
+
+    @cached_property
+    def pieces(self) -> flash.Pieces:
+        """The real tokens as the kernels want them."""
+        behind_G = torch.zeros_like(self.length_G).index_add(0, self.row_B, self.length_BC.sum(1))
+        lengths_S = self.length_BC[self.row_B.argsort(stable=True)].flatten()
+        tokens, shortest, longest = torch.stack([self.length_G.sum(), self.length_G.min(), behind_G.max()]).tolist()
+        return flash.Pieces.of(self.length_G, lengths_S, behind_G, prompt_tokens=tokens, longest_prompt=self.prompt_GP.shape[1],
+                               longest_piece=self.branch_BCQ.shape[2], longest_behind=longest, some_empty=shortest == 0)
 
     @property
     def input_ids(self) -> torch.Tensor:
@@ -152,6 +170,9 @@ class Packed:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R."""
+        if self.kernels:
+            return self.pieces.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)[None]
+        query, key, value = with_all_heads(query, key, value)
         if self.padding is None:
             return self._attend(query, key, value, scale)
         query, key, value = (self.padding.put_in(x[0].transpose(0, 1)).transpose(0, 1)[None] for x in (query, key, value))
@@ -181,13 +202,16 @@ class Packed:
         return torch.cat([x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1)[None].transpose(1, 2)
 
 
+def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The query, and keys and values (.., A, N, D) with a head for each of the query's."""
+    groups = query.shape[-3] // shared[0].shape[-3]
+    return query, *(x.repeat_interleave(groups, dim=-3) if groups > 1 else x for x in shared)
+
+
 def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, *,
                scaling: float | None = None, dropout: float = 0.0, packed: Any, **others: Any) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer in place of its own attention; `packed` attends, a `Packed` or a `Varlen`."""
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     return packed.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
 
@@ -292,6 +316,8 @@ class Costs:
 
 
 def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens."""
+    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is less than the kernels of `flash`."""
     costs = Costs.of(model)(prompts, branches, real)
+    if BRANCHES in costs and flash.usable(model):
+        return BRANCHES
     return min(costs, key=costs.__getitem__)

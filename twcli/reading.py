@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from twcli import flash
 from twcli.packing import ATTENTION, attention_of, linear_weights, window_of
 from twcli.padding import budget_batches, gather_padded, prompt_by_prompt, slices
 from twcli.runtime import MOST_WORKERS, core_by_core
@@ -22,7 +23,8 @@ from twcli.template import Encoded, Template
 from twcli.varlen import Varlen, varlen_hidden_states
 
 CACHED_VALUES = 3 * 2**18  # 3 MiB in float32: what one layer hands to the next stays in a CPU core's cache
-LEAST_TOKENS, DEVICE_TOKENS = 256, 16384
+DEVICE_VALUES = 2**28  # 512 MiB in bf16: many tokens to every kernel that is started, and still little of a GPU's memory
+LEAST_TOKENS, DEVICE_TOKENS = 256, 2**16
 FEW = 64  # batches, of which one more or less still leaves cores idle
 
 
@@ -41,9 +43,9 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
 
     On a CPU more of them make every layer's output leave the cache, fewer make its matrix products slow; other devices want many.
     """
-    if model.device.type != "cpu":
-        return DEVICE_TOKENS
     widest = max(max(w.shape) for w in linear_weights(model))
+    if model.device.type != "cpu":
+        return min(DEVICE_TOKENS, max(LEAST_TOKENS, DEVICE_VALUES // widest))
     return max(LEAST_TOKENS, CACHED_VALUES // widest)
 
 
@@ -144,12 +146,12 @@ class Layout:
             first = np.arange(len(rows)) * ids.shape[1]
             return cls(ids_on(model, ids), None, first, first + prompts, lengths_R, prompts)
         _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
-        rests = lengths_R - prompts
-        sequences = np.concatenate([prompts[leaders], rests])
-        ids = encoded.ids[slices(np.concatenate([starts[leaders], starts + prompts]), sequences)]
+        order, rests = np.argsort(prompt, kind="stable"), lengths_R - prompts
+        sequences = np.concatenate([prompts[leaders], rests[order]])
+        ids = encoded.ids[slices(np.concatenate([starts[leaders], (starts + prompts)[order]]), sequences)]
         first = np.cumsum(sequences) - sequences
-        layout = Varlen.of(prompts[leaders], prompt, rests, model.device)
-        return cls(ids_on(model, ids), layout, first[prompt], first[len(leaders) :], lengths_R, prompts)
+        layout = Varlen.of(prompts[leaders], prompt[order], rests[order], model.device, kernels=flash.usable(model))
+        return cls(ids_on(model, ids), layout, first[prompt], first[len(leaders) :][np.argsort(order)], lengths_R, prompts)
 
     def hidden(self, model: PreTrainedModel, *, all_layers: bool = False) -> Any:
         """Last hidden states, one token after another (.., H), or the tuple of every layer's."""

@@ -8,6 +8,8 @@ one of two forms, prompt by prompt whichever costs less:
     whole   each row attends causally from its prompt's first token on; the prompt's scores are computed for each row
     apart   the prompt attends once, and each y under a mask to its prompt and to itself
 
+Where a GPU's kernels can do it (see `flash`), nothing is gathered or padded.
+
 Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A attention heads of size D.
 """
 
@@ -21,7 +23,8 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
-from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES
+from twcli.flash import Pieces
+from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES, with_all_heads
 from twcli.padding import budget_batches
 
 GROUPS = 3  # at least so many of a batch's tokens attend one after another: little padding, and scores that stay in a CPU core's cache
@@ -48,21 +51,33 @@ class Varlen:
 
     Attributes:
         position_N: each row goes on counting where its prompt ends.
-        groups: every token is a query of at least one.
+        groups: every token is a query of at least one; none where there are `pieces`.
         place_N: where a token's output lies in that of all groups, padding included.
+        pieces: the tokens as the kernels of `flash` want them.
     """
 
     position_N: torch.Tensor
     groups: list[Group]
-    place_N: torch.Tensor
+    place_N: torch.Tensor | None
+    pieces: Pieces | None = None
 
     @classmethod
-    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Varlen:
-        """Of G prompts of so many tokens, the prompt of each row and the tokens that follow it."""
+    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device, *, kernels: bool = False) -> Varlen:
+        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and the tokens that follow it.
+
+        Args:
+            kernels: whether `flash.usable` here.
+        """
         G, lengths = len(prompt_G), np.concatenate([prompt_G, length_R])
         starts = np.cumsum(lengths) - lengths
         N, P_R = int(lengths.sum()), prompt_G[row_R]
         position = np.arange(N) - np.repeat(starts, lengths) + np.repeat(np.concatenate([np.zeros(G, int), P_R]), lengths)
+        if kernels:
+            behind_G = np.bincount(row_R, length_R, G).astype(int)
+            pieces = Pieces.of(*(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)), prompt_tokens=int(prompt_G.sum()),
+                               longest_prompt=int(prompt_G.max()), longest_piece=int(length_R.max()), longest_behind=int(behind_G.max()),
+                               some_empty=not prompt_G.all())
+            return cls(torch.from_numpy(position).to(device), [], None, pieces)
         whole_R = _whole(prompt_G, row_R, length_R)[row_R]
         whole, apart = np.flatnonzero(whole_R), np.flatnonzero(~whole_R)
         prompts = np.unique(row_R[apart])
@@ -83,7 +98,9 @@ class Varlen:
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """Attention's output (1, N, A, D) from (1, A, N, D)."""
-        query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+        if self.pieces is not None:
+            return self.pieces.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)[None]
+        query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
         def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
             return x_NAD.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)

@@ -1,0 +1,120 @@
+"""Attention of sequences that go on from shared prompts in the flash kernels of a GPU: no padding, no mask, and no copy of a prompt.
+
+    | prompt 1 | prompt 2 | .. | piece 1 of prompt 1 | piece 2 of prompt 1 | .. | piece 1 of prompt 2 | ..
+
+Every prompt and every piece attends causally to itself in one call, and all pieces of a prompt to that prompt in another. What a
+piece's token sees is the two together, each with the share of its sum of exponentials, and the kernels' backward pass needs nothing
+of a token but that sum: so two calls with the joint one give the joint gradient (Dao 2023, FlashAttention-2, section 3.1; Juravsky et
+al. 2024, Hydragen, section 3.1, for the forward pass).
+
+Shapes: N tokens, P of them in G prompts, the others in S pieces; A attention heads of size D, of keys and values maybe fewer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+LARGEST_HEAD, MULTIPLE, AMPERE = 256, 8, (8, 0)  # what the kernels take
+
+
+def dtype_of(model: PreTrainedModel) -> torch.dtype:
+    """What the model's matrix products compute in."""
+    device = model.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+
+
+def usable(model: PreTrainedModel) -> bool:
+    """Whether the kernels take the model's heads, here and in the precision that it computes in now."""
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return (model.device.type == "cuda" and torch.backends.cuda.is_flash_attention_available() and size % MULTIPLE == 0
+            and size <= LARGEST_HEAD and torch.cuda.get_device_capability(model.device) >= AMPERE
+            and dtype_of(model) in (torch.float16, torch.bfloat16))
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Where prompts and pieces begin and end among N tokens.
+
+    Attributes:
+        own: (G + S + 1,) int32, ends of prompts and pieces, after a 0.
+        prompts: (G + 1,) the same of the prompts alone.
+        behind: (G + 1,) where what follows each prompt ends among the N - P tokens that follow any.
+        prompt_tokens: P.
+        longest, longest_prompt, longest_behind: tokens that none of the three has more of.
+        some_empty: whether a prompt may have no tokens.
+    """
+
+    own: torch.Tensor
+    prompts: torch.Tensor
+    behind: torch.Tensor
+    prompt_tokens: int
+    longest: int
+    longest_prompt: int
+    longest_behind: int
+    some_empty: bool
+
+    @classmethod
+    def of(cls, prompt_G: torch.Tensor, piece_S: torch.Tensor, behind_G: torch.Tensor, *, prompt_tokens: int, longest_prompt: int,
+           longest_piece: int, longest_behind: int, some_empty: bool) -> Pieces:
+        """From lengths in tokens: of prompts, of pieces prompt by prompt, and of all that follows each prompt."""
+        def ends(lengths: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+
+        return cls(ends(torch.cat([prompt_G, piece_S])), ends(prompt_G), ends(behind_G), prompt_tokens,
+                   max(longest_prompt, longest_piece), longest_prompt, longest_behind, some_empty)
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+        """Attention's output (N, A, D) from (N, A, D) in the precision of `value`."""
+        return _Attention.apply(query.to(value.dtype), key.to(value.dtype), value, self, scale)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, scale: float) -> torch.Tensor:
+        P = pieces.prompt_tokens
+        output, sums = kernel(query, key, value, pieces.own, pieces.own, pieces.longest, pieces.longest, True, scale)
+        if P < len(query):
+            more, more_sums = kernel(query[P:], key[:P], value[:P], pieces.behind, pieces.prompts, pieces.longest_behind,
+                                     pieces.longest_prompt, False, scale)
+            if pieces.some_empty:
+                more_sums = more_sums.masked_fill(more_sums == torch.inf, -torch.inf)  # the kernel's word for a prompt of no tokens
+            share = torch.sigmoid(more_sums - sums[:, P:]).T[..., None]
+            output[P:].lerp_(more, share.to(output.dtype))
+            sums[:, P:] = torch.logaddexp(sums[:, P:], more_sums)
+        ctx.save_for_backward(query, key, value, output, sums)
+        ctx.pieces, ctx.scale = pieces, scale
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        query, key, value, output, sums = ctx.saved_tensors
+        pieces, P, gradient = ctx.pieces, ctx.pieces.prompt_tokens, gradient.contiguous()
+        of_query, of_key, of_value = kernel_backward(gradient, query, key, value, output, sums, pieces.own, pieces.own,
+                                                     pieces.longest, pieces.longest, True, ctx.scale)
+        if P < len(query):
+            more = kernel_backward(gradient[P:], query[P:], key[:P], value[:P], output[P:], sums[:, P:].contiguous(), pieces.behind,
+                                   pieces.prompts, pieces.longest_behind, pieces.longest_prompt, False, ctx.scale)
+            for whole, part in zip((of_query[P:], of_key[:P], of_value[:P]), more, strict=True):
+                whole += part
+        return of_query, of_key, of_value, None, None
+
+
+def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends_query: torch.Tensor, ends_key: torch.Tensor,
+           longest_query: int, longest_key: int, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), of sequences one after another."""
+    return torch.ops.aten._flash_attention_forward(query, key, value, ends_query, ends_key, longest_query, longest_key, 0.0, causal,
+                                                   False, scale=scale)[:2]
+
+
+def kernel_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor,
+                    sums: torch.Tensor, ends_query: torch.Tensor, ends_key: torch.Tensor, longest_query: int, longest_key: int,
+                    causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of query, key and value."""
+    no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device), torch.empty(0, device=query.device)
+    return torch.ops.aten._flash_attention_backward(gradient, query, key, value, output, sums, ends_query, ends_key, longest_query,
+                                                    longest_key, 0.0, causal, *no_dropout, scale=scale)
