@@ -81,6 +81,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     """
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
+    runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     backbone, template = runtime.load_frozen(config.model, attention=config.attention, template=config.template,
                                              latent_tokens=config.latent_tokens)
@@ -107,7 +108,8 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     probe = probe_of(backbone, template, encoded, seed=config.seed, **reading)
     frozen_nll = None if probe is None else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
     model, adapter = build(config, backbone, template)
-    choose_execution(model, execution_of(config), template, encoded, say)
+    with accelerator.autocast():
+        choose_execution(model, execution_of(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     if config.free_only and FREE not in {stage.name for stage in stages}:

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
@@ -52,6 +53,15 @@ def accelerator_for(device: str, precision: str) -> Any:
     # Not every step reads the posterior, so its parameters go without a gradient now and then.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(cpu=picked.type == "cpu", mixed_precision="bf16" if precision == "bf16" else "no", kwargs_handlers=[unused])
+
+
+def repeat_exactly(device: torch.device) -> None:
+    """Has a GPU add up in one order, so that the same seed gives the same numbers; elsewhere it does so anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, before the first matrix product
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        warnings.filterwarnings("ignore", message=".*deterministic")
 
 
 def leave(accelerator: Any) -> None:
