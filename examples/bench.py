@@ -26,198 +26,56 @@ from datetime import date
 from functools import partial
 from pathlib import Path
 from statistics import median
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from twcli import baseline, packing, reading, trainer
-from twcli.batches import Batch, Plan, collate, opening
+from examples import bench_gpu
+from examples.workloads import (
+    SHAPES,
+    TEMPLATE,
+    Row,
+    Seconds,
+    apart,
+    batch_of,
+    default_recipe,
+    fine_tuning,
+    gradient,
+    latent_model,
+    llama,
+    prompts_of,
+    rows_to_score,
+    score,
+    separate_passes,
+    smollm2,
+    through,
+    timed,
+    total,
+    trl_pass,
+)
+from twcli import packing, trainer
+from twcli.batches import Batch, Plan, collate
 from twcli.cache import Cache, CacheWriter
 from twcli.config import PrecomputeConfig, TrainConfig
 from twcli.job import plan_of, prepare
-from twcli.latents import LatentModel
-from twcli.new_rows import add_latent_rows
-from twcli.objective import step_loss
 from twcli.packing import AUTO, PLAIN
 from twcli.precompute import precompute
 from twcli.runs import RunFolder
 from twcli.runtime import quiet_transformers, tune_allocator
 from twcli.stages import batches
-from twcli.template import Encoded
 
 ROOT = Path(__file__).resolve().parent.parent
-SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
-RESERVED = 16  # ids below are tags
-TEMPLATE = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
 PAIRS = 256, 2  # rows to score, and completions a prompt: as TRL wants them
 CACHE_ROWS, CACHE_TOKENS = 10_000_000, 4
 CORES = min(2, os.cpu_count() or 1)  # of the comparison with TRL: both may use them
 
 
-@dataclass
-class Row:
-    """One figure; `bar` is what it must reach from the side that `sign` names, None where there is nothing to reach."""
-
-    name: str
-    figure: float | None
-    bar: float | None = None
-    sign: str = ">="
-    note: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        if self.bar is None or self.figure is None:
-            return None if self.bar is None else False
-        return self.figure >= self.bar if self.sign == ">=" else self.figure <= self.bar
-
-
-def llama(*, hidden: int = 256, layers: int = 10, heads: int = 8, key_heads: int = 8, inner: int = 704,
-          vocabulary: int = 8192) -> LlamaForCausalLM:
-    """10 M parameters unless told otherwise."""
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.05,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
-
-
-def smollm2() -> LlamaForCausalLM:
-    return llama(hidden=576, layers=30, heads=9, key_heads=3, inner=1536, vocabulary=49152)
-
-
-@dataclass(frozen=True)
-class Seconds:
-    """Of this process on all cores, and on the clock."""
-
-    processor: float
-    wall: float
-
-    @classmethod
-    def now(cls) -> Seconds:
-        return cls(time.process_time(), time.perf_counter())
-
-    def __sub__(self, other: Seconds) -> Seconds:
-        return Seconds(self.processor - other.processor, self.wall - other.wall)
-
-
-def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
-    """Medians of each, by turns; a call that returns `Seconds` of its own has taken those."""
-    seconds: dict[str, list[Seconds]] = {name: [] for name in work}
-    for turn in range(repeats + 1):
-        for name, call in work.items():
-            start = Seconds.now()
-            own = call()
-            if turn:
-                seconds[name].append(own if isinstance(own, Seconds) else Seconds.now() - start)
-    return {name: Seconds(median(s.processor for s in taken), median(s.wall for s in taken)) for name, taken in seconds.items()}
-
-
 # A training step on one shape
-
-
-def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
-    """`rows` records with prompts of their own: P tokens of prompt and S supervised ones each."""
-    rng = np.random.default_rng(0)
-    lengths = np.full(rows, P + S + 2)  # `<y>` before and `<eos>` after what is supervised
-    encoded = Encoded(
-        ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=np.full(rows, P), target_lengths=np.full(rows, S), row_hash=np.zeros((rows, 16), np.uint8),
-        prompt_index=np.arange(rows), unknown_rows=0)
-    batch = collate(np.arange(rows), encoded, TEMPLATE, None)
-    weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
-    return Batch(**{**vars(batch), "weights_BS": weights})
-
-
-def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
-    """With latents that differ: where all R(z) are equal, the posterior's gradient is nothing but rounding."""
-    first = backbone.config.vocab_size
-    ids = [[first + k] for k in range(K)]
-    add_latent_rows(backbone, ids, torch.Generator().manual_seed(0))
-    torch.manual_seed(0)
-    model = LatentModel(backbone, ids, "shared")
-    torch.nn.init.normal_(model.head.outer.weight, std=0.1)
-    with torch.no_grad():
-        backbone.get_input_embeddings().weight[first:] *= 8
-    return model
-
-
-def total(nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, weights_BS: torch.Tensor) -> torch.Tensor:
-    weight_BS = 1 / weights_BS.shape[1] + 2 * weights_BS / weights_BS.sum(-1, keepdim=True)
-    reff_BK = (nll_BKS * weight_BS[:, None]).sum(-1)
-    return (log_q_BK.exp() * (reff_BK + 0.1 * (log_q_BK - log_p_BK))).sum()
-
-
-def separate_passes(model: LatentModel, batch: Batch, extra: bool) -> torch.Tensor:
-    """K + 1 passes one by one, all positions through the head; with `extra` the one more for b_t, which gets a gradient too."""
-    rows, S = torch.arange(len(batch.rows_B)), batch.targets_BS.shape[1]
-
-    def nll(logits: torch.Tensor, first_B: torch.Tensor) -> torch.Tensor:
-        logits = logits[rows[:, None], first_B[:, None] + torch.arange(S)]
-        return F.cross_entropy(logits.transpose(1, 2), batch.targets_BS, reduction="none")
-
-    def full(ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        hidden = model.backbone.model(input_ids=ids, use_cache=False).last_hidden_state
-        return hidden, model.backbone.lm_head(hidden)
-
-    branches, log_p = [], None
-    for k in range(model.latents):
-        ids = batch.latent_BL.clone()
-        ids[rows, batch.slot_B] = model.latent_ids_KP[k, 0]
-        _, logits = full(ids)
-        branches.append(nll(logits, batch.latent_first_B))
-        if k == 0:
-            log_p = logits[rows, batch.slot_B - 1][:, model.latent_ids_KP[:, 0]].log_softmax(-1)
-    hidden, _ = full(batch.plain_BT)
-    log_q = torch.log_softmax(model.head(hidden, batch.plain_first_B, batch.active_BS), dim=-1)
-    loss = total(torch.stack(branches, 1), log_q, log_p, batch.weights_BS)
-    if extra:
-        loss = loss + 0.0 * nll(full(batch.plain_BT)[1], batch.plain_first_B).sum()
-    return loss
-
-
-def through(model: LatentModel, batch: Batch, execution: str) -> torch.Tensor:
-    model.execution = execution
-    output = model(batch)
-    return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch.weights_BS)
-
-
-def default_recipe(model: LatentModel, batch: Batch) -> None:
-    """Gradients of two steps, `refine` and `settle`: their mean is what the default recipe costs after the warm start."""
-    model.execution = AUTO
-    config = TrainConfig(model="", data="", out="", baseline="-", latents=model.latents)
-    with torch.no_grad():
-        nll_BCS, _ = model.read_branches(opening(batch, config.prune)[0])
-    latent_B = nll_BCS.sum(-1).argmin(1)
-    for settles in (False, True):
-        model.zero_grad()
-        loss_B, _ = step_loss(model(batch, latent_B, read_posterior=settles), batch, config, latent_B)
-        loss_B.sum().backward()
-
-
-def fine_tuning(model: LatentModel, batch: Batch) -> torch.Tensor:
-    """The usual step: one pass, all positions through the head."""
-    logits = model.backbone(input_ids=batch.plain_BT, use_cache=False).logits
-    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.plain_BT[:, 1:].flatten())
-
-
-def gradient(model: LatentModel, loss: Callable[[], torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
-    model.zero_grad()
-    value = loss()
-    value.backward()
-    return value.item(), [p.grad for p in model.parameters() if p.grad is not None]
-
-
-def apart(one: tuple[float, list[torch.Tensor]], other: tuple[float, list[torch.Tensor]]) -> float:
-    """Largest relative difference of a loss and of each parameter's gradient."""
-    pairs = [(a.double(), b.double()) for a, b in zip(one[1], other[1], strict=True)]
-    return max(abs(one[0] - other[0]) / abs(other[0]), *(float((a - b).norm() / b.norm()) for a, b in pairs))
 
 
 def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, rows: int, repeats: int) -> list[Row]:
@@ -419,29 +277,6 @@ def rate() -> float:
     return 4 * 1024**3 / (time.process_time() - start)
 
 
-def rows_to_score(rows: int, completions: int) -> Encoded:
-    """Rows whose completions' lengths are log-normal, so many completions a prompt."""
-    rng = np.random.default_rng(0)
-    S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
-    return prompts_of(rng, np.repeat(rng.integers(8, 25, rows // completions), completions), S, completions)
-
-
-def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completions: int) -> Encoded:
-    """Random rows of P tokens before `<y>` and S supervised ones, every so many of them with one prompt."""
-    lengths, prompt = P + S + 2, np.arange(len(P)) // completions
-    ids, offsets = rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])
-    for row in range(len(P)):
-        first = offsets[row - row % completions]
-        ids[offsets[row] : offsets[row] + P[row]] = ids[first : first + P[row]]
-    return Encoded(ids=ids, offsets=offsets, prompt_lengths=P, target_lengths=S, row_hash=np.zeros((len(P), 16), np.uint8),
-                   prompt_index=prompt, unknown_rows=0)
-
-
-def score(model: LlamaForCausalLM, encoded: Encoded, varlen: bool = True) -> np.ndarray:
-    return baseline.score_flat(model, TEMPLATE, encoded, np.arange(len(encoded)), varlen=varlen,
-                               batch_tokens=reading.fast_batch_tokens(model))
-
-
 def precompute_rows(repeats: int) -> list[Row]:
     model, encoded = llama(), rows_to_score(*PAIRS)
     rows = len(encoded)
@@ -521,38 +356,6 @@ def serve_trl(_asked: bool) -> None:
         serve(call)
 
 
-def trl_pass(model: LlamaForCausalLM, encoded: Encoded) -> Callable[[], Any] | None:
-    """TRL's own pass over the same rows, two completions a record as it wants them; None where TRL is not installed."""
-    try:
-        from datasets import Dataset
-        from trl import DPOConfig, DPOTrainer
-    except ImportError:
-        return None
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(8192)}, unk_token="t3"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t1", eos_token="t2", pad_token="t0", unk_token="t3")
-
-    def text(start: int, stop: int) -> str:
-        return " ".join(f"t{i}" for i in encoded.ids[start:stop].tolist())
-
-    def record(one: int, other: int) -> dict[str, str]:
-        starts, prompts, ends = encoded.offsets, encoded.prompt_lengths, encoded.offsets[1:] - 1
-        return {"prompt": text(starts[one], starts[one] + prompts[one]) + " ",
-                "chosen": text(starts[one] + prompts[one], ends[one]), "rejected": text(starts[other] + prompts[other], ends[other])}
-
-    data = Dataset.from_list([record(row, row + 1) for row in range(0, len(encoded) - 1, 2)])
-    folder = tempfile.mkdtemp()
-    config = DPOConfig(output_dir=folder, precompute_ref_log_probs=False, max_length=None, use_cpu=True, report_to=[], bf16=False,
-                       per_device_train_batch_size=8, disable_tqdm=True, gradient_checkpointing=False)
-    dpo = DPOTrainer(model=copy.deepcopy(model), ref_model=copy.deepcopy(model), args=config, train_dataset=data,
-                     processing_class=tokenizer)
-    dpo._precompute_model_hash = "bench"  # names a file of results; data in memory have none, so every call computes
-    return partial(dpo._precompute_ref_logps, dpo.train_dataset, "train", config.per_device_train_batch_size)
-
-
 # The cache at scale
 
 
@@ -616,7 +419,8 @@ def start(repeats: int) -> list[Row]:
     return [Row("twcli --help: seconds", median(seconds[1:]), 0.3, "<=")]
 
 
-SECTIONS = {"shapes": shapes, "default": default, "memory": memory, "precompute": precompute_rows, "cache": cache, "start": start}
+SECTIONS = {"shapes": shapes, "default": default, "memory": memory, "precompute": precompute_rows, "cache": cache, "start": start,
+            "gpu": bench_gpu.rows}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -639,12 +443,16 @@ def main(argv: list[str] | None = None) -> None:
     kept = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     for section in options.only:
         print(section, file=sys.stderr, flush=True)
-        rows = [{"section": section, **asdict(row), "met": row.met} for row in SECTIONS[section](options.repeats)]
-        kept["rows"] = sorted([r for r in kept["rows"] if r["section"] != section] + rows, key=lambda r: list(SECTIONS).index(r["section"]))
-        kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
-        kept["machine"], kept["threads"] = f"torch {torch.__version__} on a CPU, float32", torch.get_num_threads()
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(kept, indent=1) + "\n")
+        rows, others = [], [r for r in kept["rows"] if r["section"] != section]
+        if section != "gpu" or "machine" not in kept:
+            kept["machine"], kept["threads"] = f"torch {torch.__version__} on a CPU, float32", torch.get_num_threads()
+        for row in SECTIONS[section](options.repeats):  # what is measured is kept, whatever comes
+            print(f"  {row.name}: {row.figure}", file=sys.stderr, flush=True)
+            rows.append({"section": section, **asdict(row), "met": row.met})
+            kept["rows"] = sorted(others + rows, key=lambda r: list(SECTIONS).index(r["section"]))
+            kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+            options.out.write_text(json.dumps(kept, indent=1) + "\n")
     text = table(kept)
     if options.table:
         options.table.parent.mkdir(parents=True, exist_ok=True)

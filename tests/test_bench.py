@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from examples import bench
+from examples import bench, workloads
 from twcli import runtime
 
 
@@ -24,6 +24,17 @@ def test_every_column_of_a_shape_is_the_same_loss():
         loss, others = bench.gradient(model, partial(bench.through, model, batch, execution))
         assert abs(loss - separate) <= 1e-5 * abs(separate)
         assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(others, gradients, strict=True))
+
+
+def test_passes_one_after_another_have_the_gradient_of_all_at_once():
+    model = bench.latent_model(tiny(), 3)
+    batch = bench.batch_of(6, 5, 2, 64)
+    _, expected = bench.gradient(model, partial(bench.separate_passes, model, batch, True))
+    expected = [g.clone() for g in expected]
+    model.zero_grad()
+    workloads.one_after_another(model, batch)
+    found = [p.grad for p in model.parameters() if p.grad is not None]
+    assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(found, expected, strict=True))
 
 
 def test_the_default_recipes_columns_are_two_steps():
