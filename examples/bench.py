@@ -464,7 +464,7 @@ HEADING = """# Benchmarks
 
 {date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work.
 What is compared is measured by turns and the median taken; steps of the shapes are the loss and its gradient, without the optimiser.
-All in processor seconds, but for rows a second on several cores, which are on the clock. No GPU was at hand.
+All in processor seconds, but for rows a second on several cores, which are on the clock. {gpu}
 
 A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt of its own. *K + 2 passes* reads the K
 branches, the posterior's sequence and the one for b_t one after another, all with gradients and with logits at every position;
@@ -481,14 +481,37 @@ machine. The pass for b_t counts with a gradient in *K + 2 passes*; cached K + 1
 Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores: rows a second are on the clock. Of one
 core's time matrix products take two thirds, attention 13 %, element by element work 11 %, gathering rows for attention 2 %.
 
-| what | figure | bar | met |
+"""
+
+ON_A_GPU = """
+## On a GPU
+
+bf16 as `twcli train --precision bf16` has it, autocast over float32 weights; sums repeat exactly; all on the clock. Batches are as large
+as the activations of cached K + 1 leave room for; *K + 2 passes* go backward after each pass. Brackets hold the utilisation: multiply-adds
+with weights, attention left out, at the rate of a large matrix product in the same call. The model's own modules start many small kernels,
+so that models of this width are far from that rate in every column, the plain step included.
+
+Rounding is the relative difference of all gradients together from K + 1 passes in float32, ours over that of K + 1 passes in bf16. Random
+weights make latents nearly alike, so that gradients cancel and both are large for deep models.
+
+"""
+
+COLUMNS = """| what | figure | bar | met |
 | --- | ---: | ---: | --- |
 """
 
 
 def table(kept: dict[str, Any]) -> str:
-    text = HEADING.format(date=date.today(), machine=kept["machine"], threads=kept["threads"])
-    for row in kept["rows"]:
+    on_gpu = [row for row in kept["rows"] if row["section"] == "gpu"]
+    gpu = "[On a GPU](#on-a-gpu) below." if on_gpu else "No GPU was at hand."
+    text = HEADING.format(date=date.today(), machine=kept["machine"], threads=kept["threads"], gpu=gpu)
+    text += COLUMNS + lines([row for row in kept["rows"] if row["section"] != "gpu"])
+    return text + ON_A_GPU + COLUMNS + lines(on_gpu) if on_gpu else text
+
+
+def lines(rows: list[dict[str, Any]]) -> str:
+    text = ""
+    for row in rows:
         figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}" if row["figure"] < 1e4 else f"{row['figure']:,.0f}"
         bar = "" if row["bar"] is None else f"{'at least' if row['sign'] == '>=' else 'at most'} {row['bar']:g}"
         met = {True: "yes", False: "**no**", None: ""}[row["met"]]

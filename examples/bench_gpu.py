@@ -64,7 +64,7 @@ def rows(repeats: int) -> Iterator[Row]:
     repeat_exactly(torch.device(DEVICE))  # as `twcli train` does
     peak = rate()
     yield Row("GPU: TFLOP a second of a large matrix product in bf16, which utilisation is of", peak / 1e12,
-              note=torch.cuda.get_device_name())
+              note=f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     for name, make, shapes, tokens in MODELS:
         for P, K, S in shapes:
             yield from shape_rows(f"GPU, {name}", make, P, K, S, max(1, tokens // (K + 1) // (P + S)), repeats, peak)

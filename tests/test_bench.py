@@ -88,3 +88,12 @@ def test_a_large_parent_is_not_counted_as_its_childs_memory():
             "held = b'x' * (64 * 2**20); print(before, high_water() - before)"]
     before, more = map(float, subprocess.run(call, check=True, capture_output=True, text=True).stdout.split())
     assert before < len(held) / 2**20 and more > 32
+
+
+def test_the_table_says_whether_there_was_a_gpu():
+    row = {"section": "start", "name": "here", "figure": 1.0, "bar": None, "sign": ">=", "note": "", "met": None}
+    kept = {"machine": "m", "threads": 1, "rows": [row]}
+    assert "No GPU was at hand" in bench.table(kept) and "## On a GPU" not in bench.table(kept)
+    kept["rows"] = [row, {**row, "section": "gpu", "name": "there"}]
+    one, two = bench.table(kept).split("## On a GPU\n")
+    assert "| here |" in one and "| there |" not in one and "| there |" in two

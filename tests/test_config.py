@@ -1,7 +1,8 @@
 import pytest
 
-from twcli.config import EvalConfig, SampleConfig, TrainConfig, read_yaml, to_yaml
+from twcli.config import EvalConfig, SampleConfig, TrainConfig
 from twcli.errors import UserError
+from twcli.options import read_yaml, to_yaml
 
 NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
 

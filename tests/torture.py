@@ -39,9 +39,10 @@ import twcli.evaluate
 import twcli.precompute  # noqa: F401  victims find everything imported
 from twcli import cache_format, cli, runs, runtime, trainer
 from twcli.cache import Cache, CacheWriter
-from twcli.config import TrainConfig, read_yaml
+from twcli.config import TrainConfig
 from twcli.dataset import read_examples
 from twcli.errors import UserError
+from twcli.options import read_yaml
 from twcli.template import Template
 
 ROOT = Path(__file__).parent.parent

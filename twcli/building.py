@@ -21,8 +21,7 @@ from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 
 CHECKED_ROWS = 4
-# Rounding is far below, another result far above.
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.float16: 0.03, torch.bfloat16: 0.1}
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
 
 Say = Callable[[str], None]
 

@@ -19,9 +19,10 @@ from typing import Any, NoReturn
 import click
 
 from twcli import __version__, signals
-from twcli.config import Config, EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig, check_characters, flag_of, read_yaml
+from twcli.config import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
 from twcli.durable import write_durably
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed
+from twcli.options import Config, check_characters, flag_of, read_yaml
 
 LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
 TRAIN_LINES = 20  # lines a training run prints

@@ -1,126 +1,19 @@
-"""One frozen, validated dataclass a command; the command line's options are made from these fields.
-
-A field's metadata carries its help text and, where it has them, its choices and bounds, so that the
-option, its documentation and its check are one thing. `from_mapping` reads what `to_mapping` wrote.
-"""
+"""One frozen, validated dataclass a command; the command line's options are made from these fields."""
 
 from __future__ import annotations
 
-import dataclasses
-import reprlib
-import types
-import typing
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 from twcli.errors import UserError
+from twcli.options import Config, flag_of, option
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every", "shard", "tensorboard")
-MAX_CONFIG_BYTES = 256 * 2**10
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 AUTO = "auto"
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
-
-
-def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option. Metadata: choices, minimum, above, maximum, path.
-
-    `words` are values that a number's option takes as well.
-    """
-    return dataclasses.field(default=default, metadata={"help": help, **metadata})
-
-
-def flag_of(name: str) -> str:
-    return "-n" if name == "n" else "--" + name.replace("_", "-")
-
-
-def check_characters(text: str, where: str) -> None:
-    """Raises UserError where a text holds what neither a tokenizer nor a file name can take."""
-    if "\0" in text:
-        raise UserError(f"{where} holds a NUL character; remove it")
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds half of a surrogate pair; write real characters") from error
-
-
-@dataclass(frozen=True, kw_only=True)
-class Config:
-    """What every command's configuration shares: validation by field metadata and a JSON round trip."""
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name), field.metadata, type(self).kind(field.name))
-
-    @classmethod
-    def kind(cls, name: str) -> type:
-        """The plain type of a field (`int | None` gives `int`)."""
-        hint = typing.get_type_hints(cls)[name]
-        if isinstance(hint, types.UnionType):
-            hint = next(part for part in typing.get_args(hint) if part is not type(None))
-        return hint
-
-    @classmethod
-    def from_mapping(cls, values: dict[str, Any], source: str) -> Self:
-        """Builds and validates; keys may use `-` or `_`.
-
-        Raises:
-            UserError: an unknown key (named with `source`) or a value outside its field's bounds.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        clean = {}
-        for key, value in values.items():
-            name = str(key).replace("-", "_")
-            if name not in known:
-                raise UserError(f"{source}: unknown key '{str(key)[:100]}'; known keys: {', '.join(sorted(known))}")
-            clean[name] = value
-        try:
-            return cls(**clean)
-        except TypeError as error:
-            missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in clean]
-            if not missing:
-                raise
-            raise UserError(f"{source}: {flag_of(missing[0])} is required") from error
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Plain JSON and YAML types only."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
-def _shown(value: Any) -> str:
-    """A few lines of YAML can stand for gigabytes of text, or for a number that Python refuses to spell."""
-    try:
-        return reprlib.repr(value)[:200]
-    except ValueError:
-        return f"a huge {type(value).__name__}"
-
-
-def _check_field(name: str, value: Any, metadata: Any, kind: type) -> None:
-    if value is None or value in metadata.get("words", ()):
-        return
-    flag = flag_of(name)
-    if isinstance(value, int) and abs(value) >= 2**63:
-        raise UserError(f"{flag}: the number is too large")
-    if isinstance(value, str):
-        check_characters(value, flag)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):
-        raise UserError(f"{flag}: {_shown(value)} is not of type {kind.__name__}")
-    choices = metadata.get("choices")
-    if choices and value not in choices:
-        raise UserError(f"{flag}: {_shown(value)} is not one of {', '.join(choices)}")
-    if kind in (int, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise UserError(f"{flag}: {value} is not a finite number")
-        if "minimum" in metadata and value < metadata["minimum"]:
-            raise UserError(f"{flag}: {value} is too small; give at least {metadata['minimum']}")
-        if "above" in metadata and value <= metadata["above"]:
-            raise UserError(f"{flag}: {value} is too small; give more than {metadata['above']}")
-        if "maximum" in metadata and value > metadata["maximum"]:
-            raise UserError(f"{flag}: {value} is too large; give at most {metadata['maximum']}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,36 +233,3 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             raise UserError("--latent needs --run; the frozen model has no latents")
         if self.latent is not None and self.latent not in ("all", "router") and not self.latent.isdecimal():
             raise UserError(f"--latent: '{self.latent}' is not a number, 'all' or 'router'")
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """Reads a YAML mapping with the safe loader.
-
-    Raises:
-        UserError: no such file, too large, not YAML, or not a mapping of names to values.
-    """
-    import yaml
-
-    try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_CONFIG_BYTES >> 10} KiB; a configuration is a few lines")
-        values = yaml.safe_load(data.decode("utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from error
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: must be a mapping of option names to values")
-    return values
-
-
-def to_yaml(config: Config) -> str:
-    import yaml
-
-    return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)

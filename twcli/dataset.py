@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from twcli.config import check_characters
 from twcli.errors import UserError, first_line
+from twcli.options import check_characters
 
 DIGEST_BYTES = 16
 MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory

@@ -33,7 +33,7 @@ def usable(model: PreTrainedModel) -> bool:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return (model.device.type == "cuda" and torch.backends.cuda.is_flash_attention_available() and size % MULTIPLE == 0
             and size <= LARGEST_HEAD and torch.cuda.get_device_capability(model.device) >= AMPERE
-            and dtype_of(model) in (torch.float16, torch.bfloat16))
+            and dtype_of(model) == torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ import numpy as np
 
 from twcli import baseline, reading, runtime
 from twcli.clustering import MOST_CLUSTERS
-from twcli.config import AUTO, PrecomputeConfig, TrainConfig, flag_of
+from twcli.config import AUTO, PrecomputeConfig, TrainConfig
 from twcli.dataset import stream_examples
 from twcli.job import steps_of
+from twcli.options import flag_of
 from twcli.padding import budget_batches
 from twcli.template import Encoded, Template
 

@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from twcli.cache import first_difference
-from twcli.config import AUTO, TrainConfig, read_yaml, to_yaml
+from twcli.config import AUTO, TrainConfig
 from twcli.durable import sync_folder, write_all, write_durably
 from twcli.errors import UserError, WorkFailed
+from twcli.options import read_yaml, to_yaml
 
 LOCK = ".lock"
 TEMPLATE = "template.txt"  # in model/: the frame, where it is not the tags
