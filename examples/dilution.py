@@ -29,8 +29,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.entangle import Parser, Settings, entangle
-from examples.make_data import at_least, records, write
+from examples.entangle import Settings, entangle
+from examples.make_data import Parser, at_least, records, write
 from examples.tasks import TASKS
 from twcli import baseline, runtime, trainer
 from twcli.config import PrecomputeConfig, TrainConfig
