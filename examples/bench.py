@@ -51,6 +51,7 @@ from examples.workloads import (
     prompts_of,
     rows_to_score,
     score,
+    scoring_work,
     separate_passes,
     smollm2,
     through,
@@ -280,10 +281,6 @@ def rate() -> float:
 def precompute_rows(repeats: int) -> list[Row]:
     model, encoded = llama(), rows_to_score(*PAIRS)
     rows = len(encoded)
-    linear = sum(p.numel() for name, p in model.model.named_parameters() if p.dim() == 2 and "embed" not in name)
-    _, firsts = np.unique(encoded.prompt_index, return_index=True)
-    tokens = int((encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum())  # a prompt is read once
-    work = linear * tokens + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
     rates: list[float] = []
     long = prompts_of(np.random.default_rng(1), np.full(64, 256), np.full(64, 64), 4)
     alone = {"ours": partial(score, model, encoded), "padded": partial(score, model, encoded, varlen=False),
@@ -295,7 +292,7 @@ def precompute_rows(repeats: int) -> list[Row]:
             calls["TRL"] = theirs.seconds
         seconds = timed(calls, repeats)
     ours, every = seconds["ours"].processor, seconds["ours, all cores"]
-    share = work / median(rates) / ours
+    share = scoring_work(model, encoded) / median(rates) / ours
     times, note = None, f"{rows / every.wall:.0f} rows a second; TRL is not installed"
     if theirs:
         trl = seconds["TRL"]

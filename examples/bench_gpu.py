@@ -27,10 +27,12 @@ from examples.workloads import (
     prompts_of,
     rows_to_score,
     score,
+    scoring_work,
     separate_passes,
     smollm2,
     through,
     timed,
+    tokens_of,
     trl_pass,
 )
 from twcli import flash
@@ -219,7 +221,7 @@ def precompute_rows(repeats: int, peak: float) -> list[Row]:
     label = "GPU, precompute, 10 M Llama in bf16"
     found.append(Row(f"{label}: rows a second, times TRL's precompute_ref_log_probs", None if best is None else best / ours, 7.0,
                      note=note))
-    found.append(Row(f"{label}: utilisation", scoring_work(small, encoded) / ours / peak))
+    found.append(Row(f"{label}: utilisation", 2 * scoring_work(small, encoded) / ours / peak))
     found.append(Row(f"{label}: rows without padding and prompts once, times the same rows padded", seconds["padded"].wall / ours))
     found.append(Row(f"{label}: mean error of b_t from float32, times that of padded rows in bf16",
                      float(error.mean() / padded_error.mean()), 1.5, "<=",
@@ -232,24 +234,13 @@ def precompute_rows(repeats: int, peak: float) -> list[Row]:
         ours = seconds["ours"].wall
         found.append(Row(f"GPU, precompute, {name}, four completions of {S} tokens a prompt of {P}: times each padded with its own",
                          seconds["padded"].wall / ours, note=f"{count / ours:,.0f} rows and {tokens_of(data) / ours:,.0f} tokens a second, "
-                         f"utilisation {scoring_work(model, data) / ours / peak:.0%}"))
+                         f"utilisation {2 * scoring_work(model, data) / ours / peak:.0%}"))
     return found
 
 
 def few(encoded: Any) -> Any:
     return replace(encoded, ids=encoded.ids[: encoded.offsets[512]], offsets=encoded.offsets[:513], **{
         name: getattr(encoded, name)[:512] for name in ("prompt_lengths", "target_lengths", "row_hash", "prompt_index")})
-
-
-def tokens_of(encoded: Any) -> int:
-    """A prompt counts once."""
-    _, firsts = np.unique(encoded.prompt_index, return_index=True)
-    return int((encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum())
-
-
-def scoring_work(model: LlamaForCausalLM, encoded: Any) -> float:
-    linear = sum(w.numel() for w in linear_weights(model))
-    return 2 * (linear * tokens_of(encoded) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum()))
 
 
 def memory_rows() -> list[Row]:

@@ -23,7 +23,7 @@ from twcli.config import TrainConfig
 from twcli.latents import LatentModel
 from twcli.new_rows import add_latent_rows
 from twcli.objective import step_loss
-from twcli.packing import AUTO
+from twcli.packing import AUTO, linear_weights
 from twcli.template import Encoded
 
 SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
@@ -247,6 +247,18 @@ def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completio
     return Encoded(ids=ids, offsets=offsets, prompt_lengths=P, target_lengths=S, row_hash=np.zeros((len(P), 16), np.uint8),
                    prompt_index=prompt, unknown_rows=0)
 
+
+
+def tokens_of(encoded: Encoded) -> int:
+    """Tokens that must be read: a prompt counts once."""
+    _, firsts = np.unique(encoded.prompt_index, return_index=True)
+    return int((encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum())
+
+
+def scoring_work(model: LlamaForCausalLM, encoded: Encoded) -> int:
+    """Multiply-adds with weights: of the layers on tokens that must be read, of the head on those that are scored."""
+    linear = sum(w.numel() for w in linear_weights(model))
+    return linear * tokens_of(encoded) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
 
 
 def score(model: LlamaForCausalLM, encoded: Encoded, *, varlen: bool = True) -> np.ndarray:
