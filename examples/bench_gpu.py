@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -19,7 +18,6 @@ from examples.workloads import (
     apart,
     batch_of,
     default_recipe,
-    fine_tuning,
     gradient,
     latent_model,
     llama,
@@ -30,6 +28,8 @@ from examples.workloads import (
     scoring_work,
     separate_passes,
     smollm2,
+    speed_rows,
+    steps_of_a_shape,
     through,
     timed,
     tokens_of,
@@ -37,12 +37,13 @@ from examples.workloads import (
 )
 from twcli import flash
 from twcli.latents import LatentModel
-from twcli.packing import AUTO, PLAIN, linear_weights
+from twcli.packing import AUTO, linear_weights
 from twcli.runtime import repeat_exactly
 
 DEVICE, PRECISION = "cuda", torch.bfloat16
 SIDE, PRODUCTS = 8192, 10  # of the matrices whose product's rate is what a model's is measured against
 PAIRS = 2048, 2  # rows to score and completions a prompt
+COMPARED = 512  # of those rows in float32 too
 TRL_BATCHES = 8, 32  # pairs a batch, of which the faster counts
 
 
@@ -138,31 +139,20 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     model = latent_model(backbone, K).to(DEVICE)
     error, rounding = errors(model, batch_of(P, S, max(1, records // 8), vocabulary).to(DEVICE))
     batch = batch_of(P, S, records, vocabulary).to(DEVICE)
-    calls = {"plain fine-tuning": partial(fine_tuning, model, batch), "K + 2 passes": partial(separate_passes, model, batch, True),
-             "cached K + 1": partial(through, model, batch, PLAIN), "ours exact": partial(through, model, batch, AUTO)}
+    calls = steps_of_a_shape(model, batch)
     flop = {label: work(model, call) for label, call in calls.items()}
     steps = {label: partial(waited, partial(step, model, call)) for label, call in calls.items()}
     steps["K + 2 passes"] = partial(waited, partial(in_bf16, model, partial(one_after_another, model, batch)))
     steps["ours default"] = partial(waited, partial(in_bf16, model, partial(default_recipe, model, batch)))
     seconds = {label: each.wall for label, each in timed(steps, repeats).items()}
     seconds["ours default"] /= 2
-    ours, ideal = seconds["ours exact"], (K + 2) * (P + S) / (P + (K + 1) * S)
     columns = ", ".join(f"{label} {1000 * value:.1f} ms" + (f" ({flop[label] / value / peak:.0%})" if label in flop else "")
                         for label, value in seconds.items())
-    data = records * (P + S)
     label = f"{name} ({P}, {K}, {S})"
     del steps, calls, model, backbone
     torch.cuda.empty_cache()
-    return [
-        Row(f"{label}: rounding of loss and gradients in bf16, times that of separate passes", error, 1.5, "<=", rounding),
-        Row(f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}", seconds["K + 2 passes"] / ours / ideal, 0.95,
-            note=f"{records} records; a step and its utilisation: {columns}"),
-        Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0),
-        Row(f"{label}: exact step in plain fine-tuning steps", ours / seconds["plain fine-tuning"],
-            note=f"{data / ours:,.0f} tokens of data a second"),
-        Row(f"{label}: default step in plain fine-tuning steps", seconds["ours default"] / seconds["plain fine-tuning"],
-            note=f"{data / seconds['ours default']:,.0f} tokens of data a second"),
-    ]
+    return [Row(f"{label}: rounding of loss and gradients in bf16, times that of separate passes", error, 1.5, "<=", rounding),
+            *speed_rows(label, P, K, S, seconds, f"{records} records; a step and its utilisation: {columns}", records * (P + S))]
 
 
 def errors(model: LatentModel, batch: Any) -> tuple[float, str]:
@@ -206,11 +196,10 @@ def kernel_rows(repeats: int) -> list[Row]:
 def precompute_rows(repeats: int, peak: float) -> list[Row]:
     found = []
     small, encoded = on_device(llama), rows_to_score(*PAIRS)
-    exact = score(small, few(encoded), varlen=False)
+    exact = score(small, encoded, varlen=False, rows=COMPARED)
     theirs = [call for size in TRL_BATCHES if (call := trl_pass(small, encoded, batch=size))]
     small.to(PRECISION)
-    error = np.abs(score(small, few(encoded)) - exact)
-    padded_error = np.abs(score(small, few(encoded), varlen=False) - exact)
+    error, padded_error = (np.abs(score(small, encoded, varlen=varlen, rows=COMPARED) - exact) for varlen in (True, False))
     seconds = timed({"ours": lambda: score(small, encoded), "padded": lambda: score(small, encoded, varlen=False)}
                     | {f"TRL {place}": partial(waited, call) for place, call in enumerate(theirs)}, repeats)
     ours = seconds["ours"].wall
@@ -236,11 +225,6 @@ def precompute_rows(repeats: int, peak: float) -> list[Row]:
                          seconds["padded"].wall / ours, note=f"{count / ours:,.0f} rows and {tokens_of(data) / ours:,.0f} tokens a second, "
                          f"utilisation {2 * scoring_work(model, data) / ours / peak:.0%}"))
     return found
-
-
-def few(encoded: Any) -> Any:
-    return replace(encoded, ids=encoded.ids[: encoded.offsets[512]], offsets=encoded.offsets[:513], **{
-        name: getattr(encoded, name)[:512] for name in ("prompt_lengths", "target_lengths", "row_hash", "prompt_index")})
 
 
 def memory_rows() -> list[Row]:

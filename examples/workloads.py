@@ -23,7 +23,7 @@ from twcli.config import TrainConfig
 from twcli.latents import LatentModel
 from twcli.new_rows import add_latent_rows
 from twcli.objective import step_loss
-from twcli.packing import AUTO, linear_weights
+from twcli.packing import AUTO, PLAIN, linear_weights
 from twcli.template import Encoded
 
 SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
@@ -120,6 +120,25 @@ def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
         backbone.get_input_embeddings().weight[first:] *= 8
     return model
 
+
+
+def steps_of_a_shape(model: LatentModel, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
+    """The losses that are compared; their gradients are what is measured."""
+    return {"plain fine-tuning": partial(fine_tuning, model, batch), "K + 2 passes": partial(separate_passes, model, batch, True),
+            "cached K + 1": partial(through, model, batch, PLAIN), "ours exact": partial(through, model, batch, AUTO)}
+
+
+def speed_rows(label: str, P: int, K: int, S: int, seconds: dict[str, float], note: str, data: int | None = None) -> list[Row]:
+    """From the seconds of `steps_of_a_shape` and of "ours default"; `data` is the batch's tokens where their rate is told."""
+    ours, plain, ideal = seconds["ours exact"], seconds["plain fine-tuning"], (K + 2) * (P + S) / (P + (K + 1) * S)
+    found = [Row(f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}", seconds["K + 2 passes"] / ours / ideal, 0.95,
+                 note=note),
+             Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0)]
+    for kind in ("exact", "default"):
+        step = seconds[f"ours {kind}"]
+        found.append(Row(f"{label}: {kind} step in plain fine-tuning steps", step / plain,
+                         note="" if data is None else f"{data / step:,.0f} tokens of data a second"))
+    return found
 
 
 def token_weight(weights_BS: torch.Tensor) -> torch.Tensor:
@@ -261,8 +280,9 @@ def scoring_work(model: LlamaForCausalLM, encoded: Encoded) -> int:
     return linear * tokens_of(encoded) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
 
 
-def score(model: LlamaForCausalLM, encoded: Encoded, *, varlen: bool = True) -> np.ndarray:
-    return baseline.score_flat(model, TEMPLATE, encoded, np.arange(len(encoded)), varlen=varlen,
+def score(model: LlamaForCausalLM, encoded: Encoded, *, varlen: bool = True, rows: int | None = None) -> np.ndarray:
+    """b_t of the first `rows`, or of all."""
+    return baseline.score_flat(model, TEMPLATE, encoded, np.arange(rows or len(encoded)), varlen=varlen,
                                batch_tokens=reading.fast_batch_tokens(model))
 
 

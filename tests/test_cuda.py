@@ -1,13 +1,15 @@
 """On a GPU: the kernels give what their definition does, and every command what it gives elsewhere. Without one these are skipped."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
+import test_cli
 import test_flash
+import test_trainer
 import torch
 from accelerate.state import AcceleratorState
-from click.testing import CliRunner
 from conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
 from test_packing import SIZES, batch_of, build, everything, model_of
 from test_trainer import run, same, weights
@@ -16,8 +18,6 @@ from transformers import LlamaConfig
 from twcli import baseline, flash
 from twcli.building import check_packing
 from twcli.cache import Cache
-from twcli.cli import main
-from twcli.config import TrainConfig
 from twcli.flash import Pieces
 from twcli.packing import AUTO, BRANCHES, PLAIN
 from twcli.template import Template
@@ -114,15 +114,10 @@ def inputs(tmp_path_factory):
 
 def ok(*arguments):
     AcceleratorState._reset_state(True)
-    result = CliRunner().invoke(main, [str(a) for a in arguments])
-    assert result.exit_code == 0, result.stderr or result.exception
-    return result
+    return test_cli.ok(*arguments)
 
 
-def settings(inputs, out, **changes):
-    values = {"model": str(inputs / "model"), "data": str(inputs / "data.jsonl"), "baseline": str(inputs / "b.h5"), "latents": 3,
-              "out": str(out), "steps": 12, "batch_tokens": 200, "checkpoint_every": 4, "device": "cuda", **changes}
-    return TrainConfig(**values)
+settings = partial(test_trainer.settings, device="cuda")
 
 
 @pytest.mark.parametrize("changes", [

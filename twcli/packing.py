@@ -117,7 +117,8 @@ class Packed:
             real_R = real_R[of_N[real_R].argsort(stable=True)]
         elif tokens_read(len(real_R), len(real_N)) == len(real_N):
             return None
-        return Padding(real_R, torch.full_like(real_N, -1, dtype=torch.long).index_copy(0, real_R, torch.arange(len(real_R)).to(real_R)))
+        number_R = torch.arange(len(real_R), device=real_R.device)
+        return Padding(real_R, real_R.new_full((len(real_N),), -1).index_copy(0, real_R, number_R))
 
     @cached_property
     def pieces(self) -> flash.Pieces:
