@@ -95,12 +95,12 @@ def test_kernels_read_no_padding_and_no_prompt_twice(kernels):
     assert kernels == [real, real - batch.plain_first_B[batch.leader_G].sum()] * layers
 
 
-def test_auto_is_the_kernels_but_beyond_a_window(kernels):
+def test_auto_is_the_kernels_but_beyond_a_window():
     llama = model_of(LlamaConfig(**SIZES, sliding_window=None))
-    assert packing.cheapest(llama, (4, 16), (4, 1, 48), 256) == BRANCHES
+    assert packing.cheapest(llama, (4, 16), (4, 1, 48), 256, kernels=True) == BRANCHES
     mistral = model_of(LlamaConfig(**SIZES))
     mistral.config.sliding_window, mistral.config.layer_types = 32, ["sliding_attention"] * 2
-    assert packing.cheapest(mistral, (4, 16), (4, 1, 48), 256) == PLAIN
+    assert packing.cheapest(mistral, (4, 16), (4, 1, 48), 256, kernels=True) == PLAIN
 
 
 @pytest.mark.parametrize("completions", [1, 3])

@@ -14,7 +14,7 @@ from twcli.loss import objective
 from twcli.new_rows import add_latent_rows, freeze_backbone
 from twcli.objective import step_loss
 from twcli.packing import BRANCHES, PLAIN, TREE
-from twcli.template import Template
+from twcli.template import Template, read_frame
 
 
 def build(template, latents=3, posterior="shared", dynamic=False, **sizes):
@@ -35,25 +35,38 @@ def rows(template):
     return encode(template, make_records(5, 2))
 
 
+FRAMES = {  # how many tokens stand between the latent section and y
+    "tags": None, "0": "<bos> {x} </x> <y>{z}{y} </y> <eos>", "1": "<bos> {x} </x> {z}<y>{y} </y> <eos>",
+    "3": "<bos> <x> {x} </x>{z}<y> w1 w2{y} </y> <eos>", "nothing before the section": "<bos> <x> {x}{z}</x> <y>{y} </y> <eos>"}
+
+
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_branches_and_router_equal_plain_transformers(rows, tokens):
-    template = Template(make_tokenizer(), "tiny", tokens)
+def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, tmp_path):
+    tokenizer, file, records = make_tokenizer(), tmp_path / "frame", make_records(5, 2)
+    file.write_text(FRAMES[frame] or "")
+    template = Template(tokenizer, "tiny", tokens, read_frame(str(file) if FRAMES[frame] else "tags", tokenizer, "tiny"))
+    encoded = encode(template, records)
     model = build(template)
-    output = model(collate(np.arange(10), rows, template, None))
+    model.execution = execution
+    ids = template.latent_ids(3)
     with torch.no_grad():
-        for row in range(10):
-            ids = rows.ids[rows.offsets[row] : rows.offsets[row + 1]].tolist()
-            p, s = rows.prompt_lengths[row], rows.target_lengths[row]
-            for k, latent in enumerate(template.latent_ids(3)):
-                full = torch.tensor([[*ids[:p], template.z_open, *latent, template.z_close, *ids[p:]]])
-                log_p = model.backbone(full).logits[0].log_softmax(-1)
-                first = p + 2 + tokens
-                targets = full[0, first + 1 : first + 1 + s]
-                expected = -log_p[first : first + s].gather(1, targets[:, None])[:, 0]
-                assert torch.allclose(output.nll_BCS[row, k, :s], expected, atol=1e-5)
+        output = model(collate(np.arange(10), encoded, template, None))
+        for row, record in enumerate(records):
+            targets = torch.tensor([*encoded.y_ids(row), template.y_close])
+            s = len(targets)
+            for k, latent in enumerate(ids):
+                prompt = template.prompt(record["x"], latent)
+                log_p = model.backbone(torch.tensor([[*prompt, *targets]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+                assert torch.allclose(output.nll_BCS[row, k, :s], -log_p.gather(1, targets[:, None])[:, 0], atol=1e-5)
                 assert not output.nll_BCS[row, k, s:].any()
-            logits = model.backbone(torch.tensor([[*ids[:p], template.z_open]])).logits[0, -1, [ids[0] for ids in template.latent_ids(3)]]
+            logits = model.backbone(torch.tensor([template.router_prompt(record["x"])])).logits[0, -1, [latent[0] for latent in ids]]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
+            plain = torch.tensor([[*template.prompt(record["x"]), *targets]])
+            hidden = model.backbone.base_model(plain).last_hidden_state
+            logits = model.head(hidden, torch.tensor([plain.shape[1] - s - 1]), torch.ones(1, s, dtype=bool))
+            assert torch.allclose(output.log_posterior_BK[row], logits[0].log_softmax(-1), atol=1e-5)
 
 
 @pytest.mark.parametrize("latents", [2, 8])

@@ -123,7 +123,7 @@ class LatentModel(nn.Module):
 
     @property
     def section(self) -> int:
-        """Tokens of `<z> z_k </z>`: how far `<y>` stands behind `<z>`."""
+        """Tokens of `<z> z_k </z>`."""
         return 2 + self.latent_ids_KP.shape[1]
 
     def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True,
@@ -240,25 +240,27 @@ class LatentModel(nn.Module):
         """The B C sequences of the latents, one record after another, and the z-free ones; None for what is not asked for."""
         ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
-        prompt_GP, length_G = _prompts(batch)
-        Q = batch.active_BS.shape[1] + (1 if ids_BCL is None else self.section)
+        # Where sequences of a prompt may differ: at the section, or where y is predicted if a frame has that before it.
+        fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
+        plain_first_B, latent_first_B = batch.plain_first_B - fork_B, batch.latent_first_B - fork_B
+        length_G = fork_B[batch.leader_G]
+        prompt_GP = batch.plain_BT[batch.leader_G, : int(length_G.max())]
         # The posterior reads y's closing tag too, which predicts nothing.
-        length_BC = batch.active_BS.sum(1)[:, None] + torch.tensor([1] * z_free + [self.section] * C, device=prompt_GP.device)
-        execution = self.execution
+        length_BC = torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1) + batch.active_BS.sum(1)[:, None]
+        Q, execution = int(length_BC.max()), self.execution
+        kernels = execution in (AUTO, BRANCHES) and flash.usable(model)
         if execution == AUTO:
             real = int(length_G.sum() + length_BC.sum())
-            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real)
+            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real, kernels)
         if execution == PLAIN:
             alone = None if ids_BCL is None else Read(
                 hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
             return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
         wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
-        branch_BCQ = torch.cat([_columns(ids, batch.plain_first_B, Q) for ids in wanted], dim=1)
-        kernels = execution == BRANCHES and flash.usable(model)
+        branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
         hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, kernels))
-        first_B = torch.zeros_like(batch.plain_first_B)
-        branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), first_B.repeat_interleave(C) + self.section) if C else None
-        return branches, Read(hidden_BCQH[:, 0], first_B) if z_free else None
+        branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), latent_first_B.repeat_interleave(C)) if C else None
+        return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
     def _spelled_out(self, batch: Batch, latent_BC: torch.Tensor) -> torch.Tensor:
         """(B, C, L): the sequences with their latents in the slots."""
@@ -272,7 +274,7 @@ class LatentModel(nn.Module):
         # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
         # first token tells it from the others, and what follows is spelled out, not predicted.
         rows = torch.arange(0, len(branches.hidden), C, device=active.device)
-        router_hidden = branches.hidden[rows, branches.first[rows] - self.section]
+        router_hidden = branches.hidden[rows, branches.first[rows] - (batch.latent_first_B - (batch.slot_B - 1))]
         router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
         return nll.view(len(rows), C, -1), torch.log_softmax(router_logits, dim=-1)
 
@@ -291,12 +293,6 @@ class LatentModel(nn.Module):
 
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
         return self.head(plain.hidden, plain.first, batch.active_BS)
-
-
-def _prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids (G, P) of the batch's distinct prompts and their lengths (G,)."""
-    length_G = batch.plain_first_B[batch.leader_G]
-    return batch.plain_BT[batch.leader_G, : int(length_G.max())], length_G
 
 
 def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.Tensor:

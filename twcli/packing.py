@@ -113,8 +113,9 @@ class Packed:
         real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
         real_R = real_N.nonzero()[:, 0]
         if self.kernels:
-            of_N = torch.cat([self.row_B.new_full((self.prompt_GP.numel(),), -1), self.row_B.repeat_interleave(self.branch_BCQ[0].numel())])
-            real_R = real_R[of_N[real_R].argsort(stable=True)]
+            prompts, branches = torch.arange(len(real_N), device=real_N.device).split([self.prompt_GP.numel(), self.branch_BCQ.numel()])
+            order_N = torch.cat([prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()])
+            real_R = order_N[real_N[order_N]]
         elif tokens_read(len(real_R), len(real_N)) == len(real_N):
             return None
         number_R = torch.arange(len(real_R), device=real_R.device)
@@ -124,10 +125,15 @@ class Packed:
     def pieces(self) -> flash.Pieces:
         """The real tokens as the kernels want them."""
         behind_G = torch.zeros_like(self.length_G).index_add(0, self.row_B, self.length_BC.sum(1))
-        lengths_S = self.length_BC[self.row_B.argsort(stable=True)].flatten()
+        lengths_S = self.length_BC[self.order_B].flatten()
         tokens, shortest, longest = torch.stack([self.length_G.sum(), self.length_G.min(), behind_G.max()]).tolist()
         return flash.Pieces.of(self.length_G, lengths_S, behind_G, prompt_tokens=tokens, longest_prompt=self.prompt_GP.shape[1],
                                longest_piece=self.branch_BCQ.shape[2], longest_behind=longest, some_empty=shortest == 0)
+
+    @cached_property
+    def order_B(self) -> torch.Tensor:
+        """The rows prompt by prompt."""
+        return self.row_B.argsort(stable=True)
 
     @property
     def input_ids(self) -> torch.Tensor:
@@ -316,9 +322,9 @@ class Costs:
         return costs
 
 
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is less than the kernels of `flash`."""
+def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int, kernels: bool) -> str:
+    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; with `kernels` none is less than those of `flash`."""
     costs = Costs.of(model)(prompts, branches, real)
-    if BRANCHES in costs and flash.usable(model):
+    if kernels and BRANCHES in costs:
         return BRANCHES
     return min(costs, key=costs.__getitem__)
