@@ -17,6 +17,18 @@ def test_more_completions_than_latents():
     assert assign_groups(cost, [3]).tolist() == [0, 0, 1]
 
 
+@pytest.mark.parametrize("size", [4, 5])
+def test_more_completions_than_latents_are_cheapest_together_however_long_each_is(size):
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        cost = rng.normal(size=(size, 3))
+        latent = assign_groups(cost, [size])
+        ways = [(*way, *set(range(size)) - set(way)) for way in permutations(range(size), 3)]
+        assert cost[range(size), latent].sum() == pytest.approx(min(cost[list(way[:3]), range(3)].sum() + cost[list(way[3:])].min(1).sum()
+                                                                    for way in ways))
+        assert assign_groups(cost + 10 * rng.normal(size=(size, 1)), [size]).tolist() == latent.tolist()
+
+
 def test_rows_in_any_order_equal_ones_together():
     rng = np.random.default_rng(0)
     prompt = np.array([7, 3, 7, 3, 7, 300])

@@ -446,6 +446,20 @@ def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+def test_shards_train_a_learned_posterior_whatever_the_shapes_of_their_batches(tmp_path):
+    records = [{"x": " ".join([f"w{p}", *["w1"] * (59 if p % 2 else 0)]), "y": " ".join([f"w{c}", *["w2"] * (1 if p % 2 else 39)])}
+               for p in range(16) for c in range(2)]
+    make_model().save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    common = ["--model", tmp_path / "model", "--data", write_jsonl(tmp_path / "d.jsonl", records), "--device", "cpu"]
+    ok("precompute", *common, "--out", tmp_path / "b.h5")
+    train = ["train", *map(str, common), "--baseline", str(tmp_path / "b.h5"), "--latents", "4", "--steps", "4", "--batch-tokens", "150",
+             "--warm-start", "none", "--shard", "--out", str(tmp_path / "run")]
+    result = subprocess.run([sys.executable, *LAUNCH, "-m", "twcli", *train], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
+
+
 def test_a_dry_run_tells_and_writes_nothing(made, tmp_path):
     (tmp_path / "c.yaml").write_text("beta: 0.5\n")
     said = ok("train", *train_flags(made), "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run").stdout

@@ -21,10 +21,10 @@ from transformers import (
 
 from twcli import packing
 from twcli.batches import collate, drop_history
-from twcli.building import check_packing
+from twcli.building import check_packing, choose_execution
 from twcli.latents import LatentModel
 from twcli.new_rows import add_latent_rows
-from twcli.packing import BRANCHES, PLAIN, TREE, cheapest, why_not_packed
+from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, cheapest, why_not_packed
 from twcli.template import Template
 
 VOCABULARY = len(SPECIALS) + len(WORDS)
@@ -237,6 +237,26 @@ def test_the_cheapest_execution_by_shape():
     mistral = model_of(MistralConfig(**SIZES, sliding_window=64))
     assert chosen(mistral, (1, 40), (1, 9, 24)) != PLAIN
     assert chosen(mistral, (1, 41), (1, 9, 24), 0.1) == PLAIN  # beyond the window
+
+
+@pytest.mark.parametrize("wanted", [AUTO, BRANCHES, TREE])
+def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
+    model, template = build(model_of(MistralConfig(**SIZES, sliding_window=16)))
+    said = []
+    records = [{"x": "w1 w2", "y": f"w{i}"} for i in range(4)]
+    choose_execution(model, wanted, template, encode(template, records), said.append)
+    assert model.execution == wanted and not said
+    model.execution = PLAIN
+    encoded = encode(template, [*records, {"x": "w3 " * 10, "y": "w4 w5"}])
+    choose_execution(model, wanted, template, encoded, said.append)
+    if wanted == AUTO:
+        model.execution = PLAIN
+        batch = collate(np.arange(5), encoded, template, None)
+        expected = model(batch).nll_BCS
+        model.execution = AUTO
+        assert torch.allclose(model(batch).nll_BCS, expected, atol=1e-5)
+    else:
+        assert model.execution == PLAIN and "window holds 16 tokens, the longest sequence has" in said[0]
 
 
 @pytest.mark.parametrize("execution", [BRANCHES, TREE])

@@ -54,6 +54,13 @@ def test_beta_rises_in_each_cycle(step, warmup, cycles, share):
     assert annealed_beta(0.3, step, 100, warmup=warmup, cycles=cycles) == pytest.approx(0.3 * share)
 
 
+@pytest.mark.parametrize(("steps", "cycles"), [(20, 6), (2000, 14), (7, 3), (1000, 15)])
+def test_each_cycle_begins_at_the_first_step_in_it(steps, cycles):
+    rises = [annealed_beta(1.0, step, steps, warmup=1.0, cycles=cycles) for step in range(steps)]
+    falls = [step for step in range(1, steps) if rises[step] < rises[step - 1]]
+    assert falls == [-(-steps * cycle // cycles) for cycle in range(1, cycles)]
+
+
 def test_beta_is_never_zero():
     assert all(annealed_beta(0.1, step, 7, warmup=1.0, cycles=3) > 0 for step in range(7))
 

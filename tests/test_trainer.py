@@ -72,6 +72,11 @@ def run(config, stop_after=None):
 DYNAMIC = {"baseline": None, "baseline_policy": "dynamic"}
 
 
+def test_epochs_that_make_no_step_are_refused(inputs, tmp_path):
+    with pytest.raises(UserError, match="--epochs 1: 3 batches are no step, which takes 8"):
+        run(settings(inputs, tmp_path / "run", steps=None, epochs=1, accumulate=8, batch_tokens=400))
+
+
 def weights(folder):
     return load_file(folder.model / "model.safetensors") | load_file(folder.posterior_file)
 

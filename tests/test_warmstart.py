@@ -78,9 +78,22 @@ def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeyp
     assert np.array_equal(whole, warm_start(make_model(), template, encoded, 3, seed=0, batch_tokens=200).latent_N)
 
 
-def test_one_completion_a_prompt_is_said(template):
-    with pytest.raises(ValueError, match="two distinct completions"):
-        warm_start(make_model(), template, encode(template, make_records(5, 1)), 2, seed=0, batch_tokens=200)
+def test_one_completion_a_prompt_is_nothing_to_begin_with(template):
+    assert warm_start(make_model(), template, encode(template, make_records(5, 1)), 2, seed=0, batch_tokens=200) is None
+
+
+@pytest.mark.parametrize("seed", [13, 41])
+def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, seed):
+    """Random features of few rows: some clusters lose all of theirs."""
+    rng = np.random.default_rng(seed)
+
+    def pooled(_model, _template, _encoded, groups, *_others, **_more):
+        return tuple(rng.normal(size=(sum(map(len, groups)), 6)).astype(np.float32) for _ in range(2))
+
+    monkeypatch.setattr("twcli.warmstart.pooled_features", pooled)
+    monkeypatch.setattr("twcli.warmstart.FINALISTS", 2)
+    warm = warm_start(None, template, encode(template, make_records(10 if seed == 13 else 8, 3)), 8, seed=seed, batch_tokens=100)
+    assert set(warm.latent_N) == set(range(warm.used)) and warm.used < 8
 
 
 @pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])

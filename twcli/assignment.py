@@ -21,7 +21,8 @@ ENUMERATED = 200  # assignments of one prompt, up to which all are tried
 def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     """Latents (N,) of rows that stand prompt by prompt, all of them distinct: the cheapest assignment (Hungarian).
 
-    Where a prompt has more rows than there are latents, those that fit least take the one that costs them least.
+    Where a prompt has more rows than there are latents, each latent takes one and the others take the one that costs them least,
+    so that all together are cheapest.
 
     Args:
         cost_NK: cost of each latent for each row; only differences within a row matter.
@@ -40,7 +41,9 @@ def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
             latents[starts[:, None] + np.arange(size)] = ways_MR[total_PM.argmin(1)]
         else:
             for start in starts.tolist():
-                rows, columns = linear_sum_assignment(cost_NK[start : start + size])
+                cost_RK = cost_NK[start : start + size]
+                # Over the least, which is what a row costs that no latent takes.
+                rows, columns = linear_sum_assignment(cost_RK - cost_RK.min(1, keepdims=True))
                 latents[start + rows] = columns
     return latents
 

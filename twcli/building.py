@@ -16,7 +16,7 @@ from twcli.config import TrainConfig
 from twcli.errors import UserError, first_line
 from twcli.latents import LatentModel, LatentOutput
 from twcli.new_rows import add_latent_rows, freeze_backbone
-from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed
+from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 
@@ -62,6 +62,9 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
         return
     rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
     reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
+    window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
+    if reason is None and wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
+        reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     if reason is None:
         model.execution = wanted
     else:

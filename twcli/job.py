@@ -165,12 +165,11 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
         return config, none, config.latents
-    try:
-        warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed, **reading)
-    except ValueError as error:
+    warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed, **reading)
+    if warm is None:
         if config.latents == AUTO:
             raise UserError(f"--latents auto: {config.data} has one completion a prompt, so there is nothing to count; "
-                            "give a number, or draw more with `twcli sample`") from error
+                            "give a number, or draw more with `twcli sample`")
         say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
             f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
         return config, none, config.latents
@@ -192,11 +191,19 @@ def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray 
 
 
 def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
-    """Optimiser steps of the whole run."""
+    """Optimiser steps of the whole run.
+
+    Raises:
+        UserError: all epochs together do not make one.
+    """
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
     plan = plan_of(config, encoded, FREE, None)
-    return sum(len(plan.epoch(number)) for number in range(config.epochs)) // batches_a_step
+    batches = sum(len(plan.epoch(number)) for number in range(config.epochs))
+    if batches < batches_a_step:
+        raise UserError(f"--epochs {config.epochs}: {batches} batches are no step, which takes {batches_a_step}; "
+                        "raise it, or lower --accumulate or --batch-tokens")
+    return batches // batches_a_step
 
 
 def _learning_rate(config: TrainConfig, backbone: PreTrainedModel) -> float:

@@ -111,6 +111,7 @@ def run_score(naming: Naming, latents: int, weight_N: np.ndarray | None = None) 
     share = _ratio(weight_N @ naming.told, weight_N @ naming.attainable)
     if share is None:
         return None
+    share = min(max(share, 0.0), 1.0)  # of a few prompts its estimate may be anything
     overlap = np.exp(min(0.0, weight_N @ naming.gain / weight_N.sum()))
     return float((1 / latents + (1 - 1 / latents) * share) * overlap)
 

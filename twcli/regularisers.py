@@ -24,8 +24,7 @@ def annealed_beta(beta: float, step: int, steps: int, *, warmup: float, cycles: 
         warmup: share of a cycle; 0 for a constant beta.
         cycles: of equal length.
     """
-    length = steps / cycles
-    done = (step % length + 1) / length
+    done = (step * cycles % steps + cycles) / steps  # of whole numbers, so that each cycle begins where it is due
     return beta * min(1.0, done / warmup) if warmup else beta
 
 

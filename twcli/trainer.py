@@ -160,10 +160,12 @@ def _backward(job: Job, model: Any, stage: str, batch: Batch, step: int, number:
         held_B = job.latent_N[rows]
         latent_B, written_B = (torch.from_numpy(latents).to(accelerator.device) for latents in (
             held_B, _understudied(held_B, job.used, config.latents, _draws(job, 5, step, number))))
+    # How many passes are pruned away hangs on the batch: processes that share the weights would wait for one another for ever.
+    prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
         output = model(batch, written_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
-                       prune=config.prune if config.posterior_update == "learned" else 0.0)
+                       prune=prune)
     sequences = output.sequences + (0 if refined_BCS is None else refined_BCS.shape[0] * refined_BCS.shape[1])
     beta = annealed_beta(config.beta, step, job.steps, warmup=config.beta_warmup, cycles=config.beta_cycles)
     try:

@@ -92,20 +92,17 @@ def groups_of(encoded: Encoded) -> list[np.ndarray]:
 
 
 def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, latents: int | None, *, seed: int,
-               batch_tokens: int, varlen: bool = False, progress: Progress = _silent) -> WarmStart:
-    """Clusters all rows of prompts with several completions.
+               batch_tokens: int, varlen: bool = False, progress: Progress = _silent) -> WarmStart | None:
+    """Clusters all rows of prompts with several completions; None where no prompt has two distinct ones.
 
     Args:
         latents: K; None finds it.
         varlen: as in `reading.read_rows`.
         progress: opens a bar (label, total) that is called with increments.
-
-    Raises:
-        ValueError: no prompt has two distinct completions.
     """
     groups = groups_of(encoded)
     if not groups:
-        raise ValueError("no prompt has two distinct completions")
+        return None
     rng = np.random.default_rng([seed, 1])
     groups = [groups[i] for i in rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
@@ -129,13 +126,15 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
             starts = starts_of(features, space, sizes, count, draws)
             return best_clustering(starts, points, sizes, count, draws, advance, finalists=finalists)
 
-    used, found = latents, clustered(latents)
-    while (fewer := alternatives(found[0], sizes, used)) < used and fewer > 1:
+    wanted, found = latents, clustered(latents)
+    while (fewer := alternatives(found[0], sizes, wanted)) < wanted and fewer > 1:
         again = clustered(fewer)
-        if above_chance(again[1], fewer) < ENOUGH * above_chance(found[1], used):
+        if above_chance(again[1], fewer) < ENOUGH * above_chance(found[1], wanted):
             break  # two strategies that no x has together
-        used, found = fewer, again
+        wanted, found = fewer, again
     clusters, score, agreement = found
+    names, clusters = np.unique(clusters, return_inverse=True)  # some may have lost all their rows
+    used = len(names)
     weights = ridge_map(points) @ one_hot(clusters, used)
 
     latent = np.full(len(encoded), -1, np.int64)
