@@ -52,8 +52,8 @@ def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
     begun = [(x, name, beginning) for x in xs for name, beginning in beginnings(task, x).items()]
     traces = [trace.split() for x in xs for trace in task.traces(x).values()]
     prompts = [template.prompt(x) + template.tokenizer(y, add_special_tokens=False)["input_ids"] for x, _, y in begun]
-    texts = generate(model, template, prompts, max_new_tokens=max(map(len, traces)) + SPARE_TOKENS, temperature=0.0, seed=0,
-                     batch_tokens=BATCH_TOKENS)
+    texts, _ = generate(model, template, prompts, max_new_tokens=max(map(len, traces)) + SPARE_TOKENS, temperature=0.0, seed=0,
+                        batch_tokens=BATCH_TOKENS)
     right: dict[str, list[bool]] = {name: [] for name in task.strategies}
     for (x, name, beginning), text in zip(begun, texts, strict=True):
         right[name].append(task.judge(x, f"{beginning} {text}")[0] == name)

@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import encode, make_model, make_records
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import FalconH1Config, FalconH1ForCausalLM, MistralConfig, MistralForCausalLM
 
 from twcli import reading, varlen
-from twcli.baseline import fingerprint, score_flat, weights_hash, why_not_varlen
+from twcli.baseline import check_head, fingerprint, score_flat, weights_hash, why_not_varlen
+from twcli.errors import UserError
 from twcli.padding import budget_batches
 
 
@@ -157,3 +158,19 @@ def test_a_model_that_must_be_read_with_padding_says_why(template, completions, 
 
     monkeypatch.setattr(reading, "varlen_hidden_states", breaks)
     assert why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"
+
+
+def test_logits_that_are_not_the_heads_are_refused():
+    model = make_model()
+    check_head(model, "m")
+    model.config.lm_head_multiplier = 0.5  # ours are smaller then, and its own are not
+    with pytest.raises(UserError, match="m: a llama model does more between its last layer and its logits"):
+        check_head(model, "m")
+
+
+def test_the_scaling_of_falcon_h1_is_known():
+    config = FalconH1Config(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
+                            num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
+                            lm_head_multiplier=0.1, pad_token_id=0)
+    torch.manual_seed(0)
+    check_head(FalconH1ForCausalLM(config).eval(), "m")

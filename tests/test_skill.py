@@ -30,7 +30,7 @@ def test_only_what_the_judge_still_sees_counts(monkeypatch, failing):
                 rest = trace.removeprefix(skill.beginnings(TASK, x)[name]).strip()
                 texts.append(f"{rest} 9" if name == failing and x != EQUATION else rest)
         assert len(texts) == len(prompts)
-        return texts
+        return texts, [True] * len(texts)
 
     template = SimpleNamespace(prompt=lambda _x: [1], tokenizer=lambda text, **_how: {"input_ids": [2] * len(text.split())})
     monkeypatch.setattr(skill.runtime, "load_frozen", lambda _path: (None, template))

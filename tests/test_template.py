@@ -1,6 +1,7 @@
 import copy
 import functools
 import importlib.util
+import json
 import re
 import tracemalloc
 from pathlib import Path
@@ -201,6 +202,26 @@ def test_each_frame_has_a_fingerprint_of_its_own(tmp_path):
     (tmp_path / "file").write_text(FRAME_FILE)
     prints = [framed(byte_level(False), name).fingerprint() for name in ("tags", "chat", tmp_path / "file")]
     assert len({str(p) for p in prints}) == 3
+
+
+def test_a_frame_of_any_length_has_a_short_fingerprint(tmp_path):
+    (tmp_path / "long").write_text("a few shots " * 2000 + FRAME_FILE)
+    (tmp_path / "other").write_text("a few shoes " * 2000 + FRAME_FILE)
+    prints = [json.dumps(framed(byte_level(False), tmp_path / name).fingerprint()) for name in ("long", "other")]
+    assert prints[0] != prints[1] and max(map(len, prints)) < 200
+
+
+def test_a_frame_that_tells_the_date_is_the_same_tomorrow():
+    tokenizer = byte_level(False)
+    tokenizer.chat_template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT_TEMPLATE
+    assert read_frame("chat", tokenizer, "DIR").text.startswith("26 Jul 2024<|endoftext|>")
+
+
+def test_a_byte_order_mark_is_no_part_of_a_frame(tmp_path):
+    (tmp_path / "plain").write_text(FRAME_FILE)
+    (tmp_path / "marked").write_text("\ufeff" + FRAME_FILE, encoding="utf-8")
+    one, two = (read_frame(str(tmp_path / name), byte_level(False), "DIR") for name in ("plain", "marked"))
+    assert one == two
 
 
 @pytest.mark.parametrize(("text", "says"), [

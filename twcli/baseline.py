@@ -13,15 +13,30 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.errors import first_line
-from twcli.head import token_nll
+from twcli.errors import UserError, first_line
+from twcli.head import head_logits, token_nll
 from twcli.packing import ATTENTION, attention_of, why_not_packed
 from twcli.padding import slices
-from twcli.reading import Layout, ids_on, read_rows, within_window
+from twcli.reading import Layout, hidden_states, ids_on, read_rows, within_window
 from twcli.template import Encoded, Template
 
 COMPARED_ROWS = 8
+FEW_TOKENS = 8
+HEAD_AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.03}  # of their size
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}  # nats; rounding is far below, another result far above
+
+
+@torch.no_grad()
+def check_head(model: PreTrainedModel, source: str) -> None:
+    """Raises UserError where the model's logits are not what its head makes of its last hidden states: families put scalings and
+    layers there that `head` does not know, and b_t would be of another model.
+    """
+    ids = torch.arange(FEW_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    own = model(input_ids=ids, use_cache=False).logits
+    apart = float((own - head_logits(model, hidden_states(model, ids))).float().norm() / own.float().norm())
+    if not apart <= HEAD_AGREEMENT[model.dtype]:  # NaN is no agreement
+        raise UserError(f"{source}: a {model.config.model_type} model does more between its last layer and its logits than twcli knows of; "
+                        "it cannot be used")
 
 
 @torch.no_grad()

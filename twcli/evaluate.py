@@ -8,8 +8,10 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
+import reprlib
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +23,7 @@ from twcli.batches import batches_to_read, collate
 from twcli.building import choose_execution, load_run
 from twcli.config import EvalConfig, TrainConfig
 from twcli.dataset import Example, read_examples
-from twcli.errors import UserError
+from twcli.errors import UserError, first_line
 from twcli.generation import generate
 from twcli.latents import LatentModel
 from twcli.metrics import Generations, Naming, summarise
@@ -33,6 +35,7 @@ from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
+VERDICT = "a judge returns (strategy or None, correct or None) for any text"
 SHOWN = 4  # prompts and records on the page
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
@@ -41,7 +44,7 @@ def load_judge(name: str) -> Judge:
     """The function at MODULE:FUNCTION, with the working folder on the import path.
 
     Raises:
-        UserError: no such module or function.
+        UserError: no such module or function, or the module cannot be run.
     """
     module, _, function = name.partition(":")
     if not module or not function:
@@ -49,9 +52,10 @@ def load_judge(name: str) -> Judge:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        judge = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"--judge {name}: cannot be imported from {os.getcwd()}: {error}") from error
+        with redirect_stdout(sys.stderr):  # standard output is for the result
+            judge = getattr(importlib.import_module(module), function)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything; say whose it was
+        raise UserError(f"--judge {name}: cannot be imported from {os.getcwd()}: {type(error).__name__}: {first_line(error)}") from error
     if not callable(judge):
         raise UserError(f"--judge {name}: is not a function")
     return judge
@@ -205,11 +209,11 @@ def _completions(config: EvalConfig, model: LatentModel, template: Template, exa
     _, first = np.unique(encoded.prompt_index, return_index=True)
     first, latent_ids = first[:limit], model.latent_ids_KP.tolist()
     prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
-    room = max_length - max(map(len, prompts))
-    budget = min(config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS, room)
+    budget = np.minimum(config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
+                        max_length - np.asarray([len(prompt) for prompt in prompts]))
     with progress("generating", len(prompts)) as advance:
-        texts = generate(model.backbone, template, prompts, max_new_tokens=budget, temperature=0.0, seed=config.seed,
-                         batch_tokens=4 * config.batch_tokens, progress=advance)
+        texts, _ = generate(model.backbone, template, prompts, max_new_tokens=budget, temperature=0.0, seed=config.seed,
+                            batch_tokens=4 * config.batch_tokens, progress=advance)
     K = len(latent_ids)
     return first, [texts[start : start + K] for start in range(0, len(texts), K)]
 
@@ -224,8 +228,13 @@ def _judged_all(config: EvalConfig, judge: Judge, examples: list[Example], encod
 
 def _judged(judge: Judge, x: str, y: str, name: str | None) -> tuple[str | None, bool | None]:
     try:
-        strategy, correct = judge(x, y)
-    except Exception as error:  # a user's function may raise anything; say whose it was
-        raise UserError(f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; "
-                        "a judge returns (strategy or None, correct or None) for any text") from error
-    return strategy, correct
+        with redirect_stdout(sys.stderr):
+            verdict = judge(x, y)
+    except (Exception, SystemExit) as error:
+        raise UserError(f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; {VERDICT}") from error
+    if isinstance(verdict, tuple | list) and len(verdict) == 2:
+        strategy, correct = verdict
+        if isinstance(strategy, str | None) and (
+                correct is None or (isinstance(correct, int | np.integer | np.bool_) and correct in (0, 1))):
+            return strategy or None, None if correct is None else bool(correct)
+    raise UserError(f"--judge {name}: returned {reprlib.repr(verdict)} on y {y[:60]!r}; {VERDICT}: text, and True or False")

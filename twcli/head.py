@@ -25,6 +25,8 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
 
 def _scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     config = model.config.get_text_config()
+    if multiplier := getattr(config, "lm_head_multiplier", None):  # Falcon H1
+        logits = logits * multiplier
     if scaling := getattr(config, "logits_scaling", None):  # Granite
         logits = logits / scaling
     if scale := getattr(config, "logit_scale", None):  # Cohere

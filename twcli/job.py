@@ -89,6 +89,7 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
         say("loss: b_t-weighted alone, so tokens without b_t are not trained and decay; --weighting mixed keeps them")
+    baseline.check_head(backbone, config.model)
     fingerprint = _expected_fingerprint(config, backbone, template, encoded, max_length)
     if config.baseline_policy == "frozen":
         cache = Cache(config.baseline)

@@ -46,18 +46,20 @@ class Sampler:
                                     batch_tokens=self.config.batch_tokens)
 
     def complete(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]], progress: Callable[[int], None] | None = None
-                 ) -> list[str]:
-        """The texts of (number of x, latent), empty where there was nothing but white space.
+                 ) -> tuple[list[str], list[bool]]:
+        """The texts of (number of x, latent), empty where there was nothing but white space, and whether each came to its end.
 
         Raises:
-            UserError: a prompt fills the context.
+            UserError: a prompt fills the context, or holds a tag.
         """
         config = self.config
         prompts = [self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent]) for row, latent in jobs]
-        room = runtime.context_length(self.model, config.max_length) - max(map(len, prompts))
-        if room < 1:
-            raise UserError(f"{config.data or '--x'}: the longest prompt fills the context of {len(max(prompts, key=len)) + room} tokens")
-        return generate(self.model, self.template, prompts, max_new_tokens=min(config.max_new_tokens or room, room),
+        context = runtime.context_length(self.model, config.max_length)
+        room = context - np.asarray([len(prompt) for prompt in prompts])
+        if room.min() < 1:
+            x = xs[jobs[int(room.argmin())][0]]
+            raise UserError(f"{config.data or '--x'}: the longest prompt, {x[:60]!r}, fills the context of {context} tokens")
+        return generate(self.model, self.template, prompts, max_new_tokens=np.minimum(config.max_new_tokens or context, room),
                         temperature=config.temperature, seed=config.seed, batch_tokens=4 * config.batch_tokens, progress=progress)
 
     def compare(self, x: str) -> list[str]:
@@ -66,7 +68,7 @@ class Sampler:
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
         jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
         return [text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
-                for (_, latent), text in zip(jobs, self.complete([x], jobs), strict=True)]
+                for (_, latent), text in zip(jobs, self.complete([x], jobs)[0], strict=True)]
 
 
 def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> list[str]:
@@ -81,7 +83,9 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
     chosen = _latents(config, sampler.latent_ids, lambda: sampler.router(xs), len(xs))
     jobs = [(row, latent) for row, latents in enumerate(chosen) for latent in latents]
     with progress("sampling", len(jobs)) as advance:
-        texts = sampler.complete(xs, jobs, advance)
+        texts, ended = sampler.complete(xs, jobs, advance)
+    if cut := len(ended) - sum(ended):
+        say(f"{cut:,} of {len(texts):,} completions have no end within the tokens that they may have (--max-new-tokens, or the context)")
     empty = sum(not text for text in texts)
     if empty:
         say(f"{empty:,} of {len(texts):,} completions were empty and are left out")

@@ -33,7 +33,10 @@ from twcli.spool import Spool
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 CHAT = "chat"
+# What chat templates get for the date, so that a frame is the same tomorrow: what Llama 3's takes where it is told none.
+TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 HASH = np.dtype("V16")
+SHOWN_IDS = 1000  # of a frame, up to which its fingerprint tells them: a cache holds no endless one
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
@@ -140,7 +143,7 @@ def _chat_text(tokenizer: Any, source: str) -> str:
         raise UserError(f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, {{z}} and {{y}}")
     turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False)
+        text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template())
     except Exception as error:  # a template is a program and fails as it likes
         raise UserError(f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}") from error
     if text.count("TWCLI-X") != 1 or text.count("TWCLI-Y") != 1:
@@ -150,7 +153,7 @@ def _chat_text(tokenizer: Any, source: str) -> str:
 
 def _file_text(name: str) -> str:
     try:
-        return Path(name).read_text(encoding="utf-8").removesuffix("\n")
+        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
         raise UserError(f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, {{z}} and {{y}}") from error
@@ -256,7 +259,10 @@ class Template:
         f = self.frame
         if f.name == "tags":
             return {"name": "tags", "version": 1, "ids": [*f.head, *f.middle, self.z_open, self.z_close, *f.lead, *f.close]}
-        return {"name": f.name, "version": 1, "ids": [f.head, f.middle, [self.z_open, self.z_close], f.lead, f.close]}
+        ids = [f.head, f.middle, [self.z_open, self.z_close], f.lead, f.close]
+        if sum(map(len, ids)) > SHOWN_IDS:
+            return {"name": f.name, "version": 1, "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()}
+        return {"name": f.name, "version": 1, "ids": ids}
 
     def tokenizer_hash(self) -> str:
         """sha256 over vocabulary, merges and normalisation, without padding and truncation state."""
@@ -270,13 +276,22 @@ class Template:
         return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
     def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
-        """Ids up to where y begins; with `latent` (its P ids) the latent section too."""
+        """Ids up to where y begins; with `latent` (its P ids) the latent section too.
+
+        Raises:
+            UserError: x has no token, or one that is a tag.
+        """
         section = [] if latent is None else [self.z_open, *latent, self.z_close]
-        return [*self.frame.head, *self._tokenise([x])[0], *self.frame.middle, *section, *self.frame.lead]
+        return [*self.frame.head, *self._x_ids(x), *self.frame.middle, *section, *self.frame.lead]
 
     def router_prompt(self, x: str) -> list[int]:
-        """Ids up to where a latent is to come."""
-        return [*self.frame.head, *self._tokenise([x])[0], *self.frame.middle, self.z_open]
+        """Ids up to where a latent is to come; raises as `prompt`."""
+        return [*self.frame.head, *self._x_ids(x), *self.frame.middle, self.z_open]
+
+    def _x_ids(self, x: str) -> list[int]:
+        ids = self._tokenise([x])[0]
+        self._check_text("x", ids, repr(x[:60]))
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, cut at the closing tag; empty where there is only white space."""
@@ -340,15 +355,18 @@ class Template:
         return [sequences, lengths, prompts, targets, np.frombuffer(b"".join(hashes), HASH), np.frombuffer(b"".join(keys), HASH), unknown]
 
     def _check(self, x: list[int], y: list[int], length: int, max_length: int, where: str) -> None:
-        for field, tokens in (("x", x), ("y", y)):
-            if not tokens:
-                raise UserError(f"{where}: field '{field}' has no token in the vocabulary of {self.source}")
-            if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary holds the tags as words
-                tag = self.tokenizer.convert_ids_to_tokens(next(t for t in tokens if t in self._reserved))
-                raise UserError(f"{where}: field '{field}' contains {tag}, which the template uses as a tag; rename it in the text")
+        self._check_text("x", x, where)
+        self._check_text("y", y, where)
         if length + self.latent_section > max_length:
             raise UserError(f"{where}: {length + self.latent_section} tokens with the latent section ({len(x)} of x, {len(y)} of y) "
                             f"are more than the limit of {max_length}; shorten y or raise --max-length within the model's context")
+
+    def _check_text(self, field: str, tokens: list[int], where: str) -> None:
+        if not tokens:
+            raise UserError(f"{where}: field '{field}' has no token in the vocabulary of {self.source}")
+        if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary holds the tags as words
+            tag = self.tokenizer.convert_ids_to_tokens(next(t for t in tokens if t in self._reserved))
+            raise UserError(f"{where}: field '{field}' contains {tag}, which the template uses as a tag; rename it in the text")
 
 
 def _numbered(keys: np.ndarray) -> np.ndarray:
