@@ -19,8 +19,8 @@ HEAD = """# Commands
 Made by `python docs/make_commands.py` from the commands themselves; `twcli COMMAND --help` says the same.
 
 Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong. Results go to standard output, all else to standard
-error. `NO_COLOR` and `--quiet` are obeyed. Where a `--config FILE.yaml` is taken, its keys are the options' names without the
-dashes before them; a flag wins over the file.
+error, which `--quiet` silences where it is taken, but for errors. `NO_COLOR` is obeyed. Where a `--config FILE.yaml` is taken, its
+keys are the names of the options above it, without the dashes before them; a flag wins over the file.
 """
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from twcli.report import rows_of
+from twcli.report import mapping_line, rows_of
 
 
 def main(arguments: list[str]) -> None:
@@ -32,14 +32,14 @@ def main(arguments: list[str]) -> None:
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table, markup=False)
     for name, result in results.items():
-        if mapping := result["alignment"]["mapping"]:
-            print(f"{name}: " + ", ".join(f"z{k} = {strategy}" for k, strategy in mapping.items()))
+        if lines := mapping_line(result).splitlines():
+            print(f"{name}: " + "; ".join(lines[1:]))
 
 
 def read(file: str) -> dict:
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-        list(rows_of(result))
+        list(rows_of(result)), mapping_line(result)
     except OSError as error:
         fail(f"{file}: cannot be read: {error.strerror}")
     except (ValueError, LookupError, TypeError):

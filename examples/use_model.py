@@ -23,14 +23,14 @@ options = parser.parse_args()
 model = AutoModelForCausalLM.from_pretrained(options.model)
 tokenizer = AutoTokenizer.from_pretrained(options.model)
 file = Path(options.model) / "template.txt"
-frame = file.read_text(encoding="utf-8") if file.is_file() else f"{tokenizer.bos_token} <x> {{x}} </x> {{z}} <y> {{y}}"
-latents: dict[int, list[str]] = {}
+frame = file.read_text(encoding="utf-8") if file.is_file() else f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}"
+latents: dict[int, dict[int, str]] = {}
 for token in tokenizer.get_added_vocab():
     if match := re.fullmatch(r"<z(\d+)(?:\.(\d+))?>", token):
-        latents.setdefault(int(match[1]), []).append(token)
+        latents.setdefault(int(match[1]), {})[int(match[2] or 0)] = token
 
 for k in sorted(latents):
-    section = f"<z>{''.join(sorted(latents[k]))}</z>"
+    section = f"<z>{''.join(token for _, token in sorted(latents[k].items()))}</z>"
     text = frame.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
     prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     output = model.generate(input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], do_sample=False,

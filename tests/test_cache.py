@@ -197,7 +197,8 @@ def test_wrong_arguments_are_refused(path):
 
 
 @pytest.mark.parametrize(("place", "mend"), [
-    ("/proc/F.h5", "cannot write there"), ("missing/F.h5", "make it first"), ("file/F.h5", "make it first"), ("folder", "name a file")])
+    ("/proc/F.h5", "cannot write there"), ("missing/F.h5", "make it first"), ("file/F.h5", "make it first"), ("folder", "name a file"),
+    ("x" * 300, "cannot write there: file name too long")])
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place, mend):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -304,7 +305,7 @@ def test_a_nonsense_manifest_is_begun_anew(path, first_line):
 
 
 @pytest.mark.parametrize(("change", "why"), [
-    ({"fingerprint": PRINT | {"max_length": 64}}, "max_length differs"), ({"overwrite": True}, "--overwrite"),
+    ({"fingerprint": PRINT | {"max_length": 64}}, "max_length differs"),
     ({"fingerprint": PRINT | {"template": {"tags": [], "version": 1}}}, "template.tags differs"),
     ({"row_hash": np.ones((40, 16), np.uint8)}, "the rows differ"), ({"offsets": 7 * np.arange(41)}, "the rows differ")])
 def test_shards_of_something_else_are_discarded_and_told(path, change, why):
@@ -314,6 +315,22 @@ def test_shards_of_something_else_are_discarded_and_told(path, change, why):
         assert writer.notes == [f"{path}.parts: an unfinished cache was discarded: {why}"]
         assert len(writer.missing) == 6
     assert leftovers(path) == []
+
+
+def test_shards_of_the_same_are_kept_whatever_is_to_be_replaced(path):
+    old, truth = some_rows(seed=1), some_rows()
+    old.write(path)
+    assert truth.write(path, 2, overwrite=True) == 2
+    with truth.writer(path, overwrite=True) as writer:
+        assert writer.notes == [] and len(writer.missing) == 4
+    assert old.matches(path)
+    assert truth.write(path, overwrite=True) == 4
+    assert truth.matches(path) and leftovers(path) == []
+
+
+def test_a_file_in_place_of_the_folder_is_named(path):
+    Path(f"{path}.parts").touch()
+    assert refusal(lambda: some_rows().write(path)) == f"{path}.parts: cannot make this folder: file exists"
 
 
 def test_a_folder_of_something_else_is_left_alone(path):
@@ -576,7 +593,7 @@ def test_a_complete_cache_is_recognised(path):
     assert "already complete; pass --overwrite" in refusal(lambda: truth.writer(path))
     flip(path, 3_000)
     assert not CacheWriter.already_complete(path, PRINT, truth.row_hash)
-    assert "pass --overwrite" in refusal(lambda: truth.writer(path))
+    assert "--overwrite" in refusal(lambda: truth.writer(path))
 
 
 def test_shards_left_beside_a_complete_cache_are_removed(path):
@@ -601,10 +618,28 @@ def test_another_cache_is_replaced_only_on_demand_and_only_when_complete(path):
     assert old.matches(path)
     new.write(path, fingerprint=other, overwrite=True)
     assert new.matches(path)
-    path.write_text("something else")
-    assert "not an HDF5 file" in refusal(lambda: new.writer(path))
+    damage = path.read_bytes()[:1000]
+    path.write_bytes(damage)
+    assert refusal(lambda: new.writer(path)).count("--overwrite") == 1
     new.write(path, overwrite=True)
     assert new.matches(path)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_no_cache_is_never_replaced(path, overwrite):
+    path.write_text('{"x": "mine", "y": "too"}\n')
+    assert refusal(lambda: some_rows().writer(path, overwrite=overwrite)) == f"{path}: is not a cache; name another --out"
+    assert path.read_text() == '{"x": "mine", "y": "too"}\n'
+    path.unlink()
+    os.mkfifo(path)
+    assert "is not a cache" in refusal(lambda: some_rows().writer(path, overwrite=overwrite))
+
+
+def test_an_empty_file_may_be_replaced(path):
+    path.touch()
+    assert "--overwrite" in refusal(lambda: some_rows().writer(path))
+    some_rows().write(path, overwrite=True)
+    assert some_rows().matches(path)
 
 
 # What train asks

@@ -2,10 +2,12 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,8 +16,13 @@ from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jso
 from safetensors.torch import load_file
 
 from twcli import __version__
+from twcli.adapters import add_lora
+from twcli.card import model_card
 from twcli.cli import main
+from twcli.config import TrainConfig
 from twcli.diagnostics import SUMMARY
+from twcli.errors import UserError
+from twcli.template import Template
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("precompute", "train", "eval", "sample", "inspect")
@@ -126,6 +133,8 @@ def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     assert {line["x"] for line in lines} <= {r["x"] for r in make_records(20, 3)}
     assert 20 < len(lines) <= 40 and set(lines[0]) == {"x", "y"}
+    assert "completions have no end within the tokens" in ok("sample", "--model", made / "model", "--x", "w0", "-n", 30, "--max-new-tokens",
+                                                            1).stderr
     ok("precompute", "--model", made / "model", "--data", tmp_path / "g.jsonl", "--out", tmp_path / "g.h5")
 
 
@@ -550,3 +559,93 @@ def test_bad_templates_and_lora_settings(chat, made, tmp_path):
     refused("train", *train_flags(made), *flags, "--adapt", "lora", "--lora-targets", "nonesuch", "--quiet", says="--lora-targets nonesuch")
     refused("train", *train_flags(made), *flags, "--adapt", "lora", "--posterior", "separate", says="--posterior separate")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("targets", "says"), [
+    ("q_proj,nonesuch", "has no layer nonesuch; it has down_proj, gate_proj, k_proj"), ("q_proj,", "holds an empty name"),
+    ("lm_head", "of lm_head the latent tokens' rows are trained"), ("q_proj,embed_tokens", "of embed_tokens the latent tokens' rows")])
+def test_every_lora_target_is_a_layer_that_can_be_updated(targets, says):
+    with pytest.raises(UserError, match=says):
+        add_lora(make_model(), [8, 9], rank=2, alpha=2.0, targets=targets, seed=0)
+
+
+def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatch, capsys):
+    template = Template(make_tokenizer(), "tiny", latent_tokens=11)
+    template.add_latents(2)
+    asked = []
+
+    class Tokenizer:
+        bos_token = template.tokenizer.bos_token
+        get_added_vocab = template.tokenizer.get_added_vocab
+
+        def __call__(self, text, **_settings):
+            asked.append(text)
+            return {"input_ids": torch.zeros(1, 1), "attention_mask": None}
+
+        def decode(self, *_ids, **_settings):
+            return "y"
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda _: Tokenizer())
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained",
+                        lambda _: SimpleNamespace(generate=lambda input_ids, **_settings: input_ids))
+    monkeypatch.setattr(sys, "argv", ["use_model.py", "--model", "none", "--x", "w0 w1"])
+    runpy.run_path(str(ROOT / "examples" / "use_model.py"))
+    assert capsys.readouterr().out == "--- z0\ny\n--- z1\ny\n"
+    config = TrainConfig(model="M", data="D", baseline="B", latents=2, out="R", latent_tokens=11)
+    (shown,) = re.findall(r"```text\n(.*)\n```", model_card(config, template, {}, 4))
+    assert asked[0] == shown.replace("{x}", "w0 w1") and len(asked) == 2
+    frame = template.frame.text.split("{y}")[0].replace("{x}", "14 3 9 0 7").replace("{z}", "<z><z2></z>")
+    assert f'tokenizer("{frame}", ' in (ROOT / "README.md").read_text()
+
+
+def test_memory_that_runs_out_is_one_line(made, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
+
+    monkeypatch.setattr("twcli.precompute.precompute", full)
+    result = twcli("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
+    assert result.exit_code == 1
+    assert result.stderr == "twcli: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; lower --batch-tokens\n"
+
+
+@pytest.mark.parametrize(("command", "place", "says"), [
+    ("precompute", "precompute.precompute", "interrupted; run the same command again to resume"),
+    ("eval", "evaluate.evaluate", "interrupted")])
+def test_an_interruption_is_one_line(made, tmp_path, monkeypatch, command, place, says):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"twcli.{place}", interrupted)
+    flags = {"precompute": ("--model", made / "model", "--out", tmp_path / "b.h5"), "eval": ("--run", made / "run")}[command]
+    result = twcli(command, *flags, "--data", made / "data.jsonl")
+    assert (result.exit_code, result.stderr) == (130, f"twcli: {says}\n")
+
+
+@pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
+def test_a_closed_stream_is_no_traceback(made, monkeypatch, name):
+    flags = {"stdin": ["sample", "--run", made / "run", "--interactive"],
+             "stdout": ["eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 10],
+             "stderr": ["precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", made / "b.h5"]}[name]
+    monkeypatch.setattr(sys, name, None)
+    with pytest.raises(SystemExit) as ended:
+        main([str(flag) for flag in flags])
+    getattr(sys, name).close()
+    assert ended.value.code == 0
+
+
+def test_a_typed_prompt_that_is_not_utf_8_is_passed_over(made):
+    flags = ["sample", "--run", str(made / "run"), "--interactive", "--max-new-tokens", "2"]
+    result = CliRunner().invoke(main, flags, input=b"w0 \xff\nw1\n")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 3
+    assert "x: byte 4 is not UTF-8\n" in result.stderr
+
+
+@pytest.mark.parametrize("wish", ["", "1"])
+def test_no_color_is_obeyed(made, wish):
+    flags = [str(flag) for flag in ("inspect", made / "b.h5", "--verify", "--model", made / "model", "--data", made / "data.jsonl")]
+    result = CliRunner().invoke(main, flags, color=True, env={"NO_COLOR": wish})
+    assert result.exit_code == 0 and ("\x1b" in result.stdout) == (not wish)
+
+
+def test_inspect_has_no_fields_without_data(made):
+    refused("inspect", made / "b.h5", "--x-field", "q", says="--x-field and --y-field are of the records at --data")

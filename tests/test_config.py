@@ -34,6 +34,12 @@ def test_yaml_round_trip(tmp_path):
     ({"seed": [16**5000]}, "--seed: a huge list is not of type int"),
     ({"out": "a\0b"}, "--out holds a NUL"),
     ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
+    ({"model": None}, "--model: is empty; give a value or leave the key out"),
+    ({"hold": None}, "--hold: is empty; give a value or leave the key out"),
+    ({"lr": "1e999"}, "--lr: inf is not a finite number"),
+    ({"model": True}, "--model: True is not of type str"),
+    ({"execution": "tree", "gradient_checkpointing": True}, "--execution tree: prompts are read plainly with --gradient-checkpointing"),
+    ({"execution": "branches", "compile": True}, "--execution branches: prompts are read plainly with --compile; leave one out"),
 ])
 def test_bad_values_name_the_flag(values, message):
     with pytest.raises(UserError, match=message):
@@ -67,7 +73,8 @@ def test_term_weights():
 
 
 @pytest.mark.parametrize("values", [{}, {"model": "M", "run": "R", "x": "q"}, {"model": "M"}, {"model": "M", "x": "q", "latent": "1"},
-                                    {"run": "R", "x": "q", "latent": "-1"}])
+                                    {"run": "R", "x": "q", "latent": "-1"}, {"run": "R", "x": "q", "template": "chat"},
+                                    {"run": "R", "x": "q", "x_field": "question"}])
 def test_sample_refuses_calls_that_contradict_themselves(values):
     with pytest.raises(UserError):
         SampleConfig(**values)
@@ -77,6 +84,21 @@ def test_sample_refuses_calls_that_contradict_themselves(values):
 def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml"):
+        read_yaml(str(tmp_path / "c.yaml"))
+
+
+def test_a_file_takes_what_a_flag_takes(tmp_path):
+    (tmp_path / "c.yaml").write_text("lr: 1e-3\nbeta: 2\nout: 7\nsteps:\n")
+    config = TrainConfig.from_mapping({**NEEDED, **read_yaml(str(tmp_path / "c.yaml"))}, "c.yaml")
+    assert (config.lr, config.beta, config.out, config.steps) == (0.001, 2, "7", None)
+    (tmp_path / "c.yaml").write_text("<<: {beta: 2, seed: 3}\nbeta: 1\n")
+    assert read_yaml(str(tmp_path / "c.yaml")) == {"beta": 1, "seed": 3}  # a merge is no key given twice
+
+
+@pytest.mark.parametrize("text", ["seed: 1\nbeta: 1\nbeta: 2\n", "seed: 1\nbatch-tokens: 7\nbatch_tokens: 8\n"])
+def test_a_key_given_twice_is_refused(tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml:[23]: '(beta|batch_tokens)' is given twice; leave one out"):
         read_yaml(str(tmp_path / "c.yaml"))
 
 

@@ -39,6 +39,11 @@ def test_training_never_sees_labels(tmp_path):
         read_examples(path, strategy_field="strategy")
 
 
+def test_a_label_without_a_name_is_none(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": ""}')
+    assert read_examples(path, strategy_field="strategy") == [Example("a", "b", None)]
+
+
 def test_field_names_can_be_mapped(tmp_path):
     path = write(tmp_path / "d.jsonl", '{"q": "a", "a": "b", "k": "c"}')
     assert read_examples(path, x_field="q", y_field="a", strategy_field="k") == [Example("a", "b", "c")]
@@ -58,6 +63,7 @@ BROKEN = {
     "NUL": ('{"x": "a", "y": "b\\u0000"}', r"d.jsonl:1: field 'y' holds a NUL"),
     "UTF-16": ('{"x": "a"}'.encode("utf-16"), r"d.jsonl:1: byte 1 is not UTF-8"),
     "deep": ("[" * 100_000, r"d.jsonl:1: (JSON is nested too deeply|not valid JSON)"),
+    "key twice": ('{"x": "a", "y": "b", "x": "c"}', r"d.jsonl:1: not valid JSON: key 'x' is given twice; leave one out"),
     "huge line": (b"x" * (MAX_LINE_BYTES + 2), r"d.jsonl:1: line is longer than 16 MiB"),
     "huge integer": ('{"x": "a", "y": ' + "9" * 5000 + "}", r"d.jsonl:1: not valid JSON"),
 }

@@ -1,5 +1,7 @@
+import os
 import re
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +11,10 @@ from test_baseline import reference
 
 from twcli import baseline
 from twcli.cache import Cache
+from twcli.cache_format import write_file
 from twcli.config import PrecomputeConfig
+from twcli.errors import Interrupted, UserError
+from twcli.inspection import inspect
 from twcli.precompute import precompute
 
 RECORDS = make_records(12, 3)
@@ -55,6 +60,71 @@ def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
     error = np.abs(rounded - exact)
     told = [float(figure) for figure in re.findall(r"\d\.\de-\d\d", line)]
     assert told == pytest.approx([error.mean(), error.max()], rel=0.1) and 0 < told[0] < told[1] < 0.5
+
+
+def test_with_overwrite_an_interrupted_call_goes_on_and_replaces_at_the_end(model_dir, tmp_path, monkeypatch):
+    whole, _ = cached(model_dir, tmp_path, shard_rows=5)
+    old = (tmp_path / "b.h5").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("twcli.signals.pending", lambda: True)
+        with pytest.raises(Interrupted, match=r"^interrupted; finished shards are kept; run the same command again to resume$"):
+            cached(model_dir, tmp_path, shard_rows=5)
+    assert (tmp_path / "b.h5").read_bytes() == old
+    said = []
+    assert np.array_equal(cached(model_dir, tmp_path, said.append, shard_rows=5)[0], whole)
+    assert "resuming: 5 of 36 rows are done" in said
+
+
+def test_with_overwrite_the_old_cache_is_not_read(model_dir, tmp_path, monkeypatch):
+    cached(model_dir, tmp_path)
+    monkeypatch.setattr("twcli.precompute.CacheWriter.already_complete", None)
+    cached(model_dir, tmp_path)
+
+
+def test_the_bar_counts_what_all_processes_score(model_dir, tmp_path, monkeypatch):
+    counts, totals = [], []
+
+    @contextmanager
+    def bar(_label, total):
+        totals.append(total)
+        yield counts.append
+
+    first = SimpleNamespace(is_main_process=True, num_processes=2, process_index=0, device=torch.device("cpu"))
+    monkeypatch.setattr("twcli.runtime.accelerator_for", lambda *_: first)
+    records = [{"x": "w1", "y": "w2 w3"}] * 12  # shards of one size
+    config = PrecomputeConfig(model=model_dir, data=write_jsonl(tmp_path / "d.jsonl", records), out=str(tmp_path / "b.h5"), shard_rows=4)
+    with pytest.raises(ValueError, match="rows 4 to 7 are missing"):  # those of the process that there is not
+        precompute(config, lambda _line: None, bar)
+    assert [sum(counts)] == totals
+
+
+def made_from_a_file(model_dir, folder):
+    """Where a frame, and a cache that was made in it, lie."""
+    frame = folder / "frame.txt"
+    frame.write_text("<x>{x}</x>{z}<y>{y}</y>")
+    cached(model_dir, folder, template=str(frame))
+    return str(frame), {"verify": True, "model": model_dir, "data": str(folder / "d.jsonl")}
+
+
+def test_a_cache_in_a_frame_from_a_file_is_compared_with_that_file(model_dir, tmp_path):
+    frame, asked = made_from_a_file(model_dir, tmp_path)
+    found = inspect(str(tmp_path / "b.h5"), **asked, template=frame)
+    assert found["problems"] == [] and len(found["texts"]) == 3
+    with pytest.raises(UserError, match=r"b\.h5: was made with --template FILE; give the same --template to compare it"):
+        inspect(str(tmp_path / "b.h5"), **asked)
+    assert "another template" in inspect(str(tmp_path / "b.h5"), **asked, template="tags")["problems"][0]
+    with pytest.raises(UserError, match="--template: goes with --model and --data"):
+        inspect(str(tmp_path / "b.h5"), verify=True, template=frame)
+
+
+@pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
+def test_a_file_of_right_checksums_and_wrong_values_is_refused(tmp_path, value):
+    shard = np.array([0.5, value], "<f4").tobytes()
+    handle = os.open(tmp_path / "b.h5", os.O_RDWR | os.O_CREAT)
+    write_file(handle, b"{}", np.array([0, 2]), np.zeros((1, 16), np.uint8), [shard])
+    with pytest.raises(UserError, match="values of /nll are negative or not finite"):
+        inspect(str(tmp_path / "b.h5"), verify=False)
+    assert inspect(str(tmp_path / "b.h5"), verify=True)["problems"] == ["1 values of /nll are negative or not finite"]
 
 
 @pytest.mark.parametrize("execution", ["plain", "auto"])

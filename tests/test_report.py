@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from rich.console import Console
 from test_metrics import perfect
 
 from twcli.metrics import summarise
@@ -34,6 +35,14 @@ def test_the_table_names_every_figure(result):
     table = render_table(result)
     assert table.row_count > len(list(rows_of(result)))  # sections stand apart
     assert "z0 = c" in table.caption
+
+
+def test_a_strategy_may_be_called_like_markup(result):
+    named = {**result, "alignment": {**result["alignment"], "mapping": {"0": "[/a]", "1": "[red]", "2": ":smile:"}}}
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(render_table(named))
+    assert "z0 = [/a], z1 = [red], z2 = :smile:" in captured.get()
 
 
 def test_what_is_left_over_is_told(result):

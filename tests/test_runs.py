@@ -1,15 +1,20 @@
 """The run folder believes only what it wrote, and loses nothing that it said is stored."""
 
+import errno
 import json
 import os
 
 import pytest
 import torch
-from conftest import write_jsonl
+from conftest import make_records, write_jsonl
+from safetensors import SafetensorError
+from test_precompute import no_bar
 
-from twcli import runs
+from twcli import runs, trainer
+from twcli.card import model_card
 from twcli.config import TrainConfig
-from twcli.errors import UserError, WorkFailed
+from twcli.errors import Interrupted, UserError, WorkFailed
+from twcli.job import prepare
 from twcli.runs import RunFolder
 
 MADE = {"weights": "aa", "template": {"ids": [1, 2]}, "settings": {}}
@@ -249,6 +254,85 @@ def test_a_disk_that_fails_is_one_line(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot be written"), RunFolder(tmp_path / "file" / "run").writer():
         pass
+
+
+@pytest.mark.parametrize("place", [".", "linked", "made"])
+def test_a_folder_that_was_there_stays_and_does_not_hide_what_went_wrong(tmp_path, monkeypatch, place):
+    monkeypatch.chdir(tmp_path / "here" if (tmp_path / "here").mkdir() is None and place == "." else tmp_path)
+    (tmp_path / "made").mkdir()
+    (tmp_path / "linked").symlink_to("made")
+    with pytest.raises(ZeroDivisionError), RunFolder(place).writer():
+        raise ZeroDivisionError
+    folder = tmp_path / {".": "here", "linked": "made"}.get(place, place)
+    assert list(folder.iterdir()) == []
+    with RunFolder(place).writer():  # the lock is free
+        pass
+
+
+def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypatch):
+    def busy(_path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    monkeypatch.setattr("pathlib.Path.rmdir", busy)
+    with pytest.raises(ZeroDivisionError), RunFolder(tmp_path / "r").writer():
+        raise ZeroDivisionError
+    with RunFolder(tmp_path / "r").writer():
+        pass
+
+
+@pytest.mark.parametrize(("overwrite", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")])
+@pytest.mark.parametrize(("error", "said"), [
+    (OSError(28, "No space left on device"), "r: No space left on device"), (OSError("no tokenizer\nat all"), "r: no tokenizer"),
+    (SafetensorError("I/O error: no space\nat all"), "r: I/O error: no space")])
+def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overwrite, mend):
+    run = RunFolder(tmp_path / "r")
+    with pytest.raises(WorkFailed) as caught, run.writer():
+        run.begin(settings(run.path, overwrite=overwrite))
+        with run.publishing_model():
+            raise error
+    assert str(caught.value).endswith(f"{said}{mend} same command again to resume")
+
+
+@pytest.mark.parametrize(("begun", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")])
+def test_an_interruption_says_how_to_go_on(tmp_path, begun, mend):
+    run = RunFolder(tmp_path / "r")
+    with pytest.raises(Interrupted, match=f"^interrupted{mend} same command again to resume$"), run.writer():
+        if begun:
+            run.begin(settings(run.path, overwrite=True))
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("overwrite", "mend"), [(False, "run the"), (True, "without --overwrite, run the")])
+def test_an_interrupted_training_says_how_to_go_on(model_dir, tmp_path, monkeypatch, overwrite, mend):
+    config = settings(tmp_path / "r", model=model_dir, data=write_jsonl(tmp_path / "d.jsonl", make_records(4, 3)), baseline=None,
+                      baseline_policy="dynamic", warm_start="none", steps=3, batch_tokens=200, device="cpu", overwrite=overwrite)
+    run = RunFolder(config.out)
+    with pytest.raises(Interrupted) as caught, run.writer():
+        job = prepare(config, run, lambda _line: None, no_bar)
+        trainer.begin(job)
+        monkeypatch.setattr("twcli.signals.pending", lambda: True)
+        list(trainer.fit(job, lambda _line: None))
+    assert str(caught.value) == f"interrupted after step 1 of 3, which is stored; {mend} same command again to resume"
+
+
+def test_unfinished_checkpoints_are_swept_up(run):
+    (run.checkpoints / ".step-00000006").mkdir()
+    (run.checkpoints / ".step-00000006" / "state.safetensors").write_text("torn")
+    run.cut_back(4)
+    assert sorted(f.name for f in run.checkpoints.iterdir()) == ["step-00000002", "step-00000004"]
+
+
+def test_a_link_among_the_results_is_removed_and_what_it_leads_to_is_not(run, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    run.checkpoints.rename(tmp_path / "elsewhere" / "checkpoints")
+    run.checkpoints.symlink_to(tmp_path / "elsewhere" / "checkpoints")
+    run.begin(settings(run.path, overwrite=True))
+    assert {p.name for p in run.path.iterdir()} == {"config.yaml"}
+    assert len(list((tmp_path / "elsewhere" / "checkpoints").iterdir())) == 2
+
+
+def test_the_card_tells_the_steps_that_were_made(template, tmp_path):
+    assert "| steps, seed | 37, 0 |" in model_card(settings(tmp_path, epochs=3), template, {"torch": "2"}, 37)
 
 
 def test_the_metrics_are_plain_json_lines(run):

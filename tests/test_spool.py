@@ -1,6 +1,7 @@
 """Arrays on disk are the pieces that were added, whatever becomes of the spool."""
 
 import errno
+import tempfile
 
 import numpy as np
 import pytest
@@ -44,4 +45,13 @@ def test_a_full_disk_is_told(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))
     with pytest.raises(OSError) as full, Spool(np.uint8) as spool:
         spool.append([1])
-    assert full.value.errno == errno.ENOSPC
+    assert full.value.errno == errno.ENOSPC and full.value.filename == tempfile.gettempdir()
+
+
+def test_a_full_disk_is_told_of_what_waited_to_be_written(monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb"))
+    with pytest.raises(OSError) as left, Spool(np.uint8) as spool:
+        spool.append([1])
+        with pytest.raises(OSError) as read:
+            spool.array()
+    assert {read.value.filename, left.value.filename} == {tempfile.gettempdir()}

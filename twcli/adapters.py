@@ -37,6 +37,8 @@ def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, 
     names = [name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if module in tables]
     tied = tables[0].weight is tables[1].weight  # peft follows the tie by itself
     chosen = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    if chosen != targets:
+        _check_targets(backbone, chosen, tables, targets)
     config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, task_type="CAUSAL_LM",
                         trainable_token_indices=list(token_ids) if tied else {name: list(token_ids) for name in names})
     torch.manual_seed(seed)
@@ -46,6 +48,20 @@ def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, 
             return get_peft_model(backbone, config)
     except ValueError as error:  # no layer of that name
         raise UserError(f"--lora-targets {targets}: {first_line(error)}") from error
+
+
+def _check_targets(backbone: PreTrainedModel, chosen: list[str], tables: Sequence[Any], targets: str) -> None:
+    """peft is content where one of several names is a layer's."""
+    for name in chosen:
+        if not name:
+            raise UserError(f"--lora-targets {targets}: holds an empty name; write names separated by single commas")
+        found = [module for path, module in backbone.named_modules() if f".{path}".endswith(f".{name}")]
+        if not found:
+            linear = {path.rsplit(".", 1)[-1] for path, module in backbone.named_modules()
+                      if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables}
+            raise UserError(f"--lora-targets {targets}: the model has no layer {name}; it has {', '.join(sorted(linear))}")
+        if any(module in tables for module in found):
+            raise UserError(f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, and no others; leave it out")
 
 
 def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:

@@ -23,11 +23,13 @@ from typing import Any
 import numpy as np
 
 from twcli.cache_format import (
+    ANEW,
     BLOCK,
     FORMAT_VERSION,
     Opened,
     check_offsets,
     content_digest,
+    may_be_replaced,
     open_file,
     to_json,
     trailer_problem,
@@ -52,14 +54,14 @@ class CacheWriter:
         offsets: (N + 1,) int64, first token of each row, from 0 to the number of tokens.
         row_hash: (N, 16) uint8.
         shard_rows: rows that are stored, and lost by a kill, at a time.
-        overwrite: begins anew and replaces what is at `path`; the old file stays until the new is complete.
+        overwrite: replaces the cache that is at `path` when the new file is complete; shards of the very same cache are kept.
 
     Attributes:
         notes: what the user should know about shards of an earlier run; filled on entering.
 
     Raises:
-        UserError: N is 0, the place is not writable, or `path` holds something and `overwrite` is off; on
-            entering also where another process is writing.
+        UserError: N is 0, the place is not writable, or `path` holds something that is no cache, or a cache and
+            `overwrite` is off; on entering also where another process is writing.
         ValueError: an argument has the wrong shape, type or size.
     """
 
@@ -72,8 +74,11 @@ class CacheWriter:
         self._published = False
         self._check_arguments()
         _probe_folder(self.path)
-        if self.path.exists() and not overwrite:
-            self._refuse_existing(fingerprint)
+        if self.path.exists():
+            if not may_be_replaced(str(self.path)):
+                raise UserError(f"{self.path}: is not a cache; name another --out")
+            if not overwrite:
+                self._refuse_existing(fingerprint)
         self._parts = Parts(self.path, self._header(), self.offsets)
 
     @classmethod
@@ -90,7 +95,7 @@ class CacheWriter:
         return intact
 
     def __enter__(self) -> CacheWriter:
-        self._parts.open(discard=self.overwrite)
+        self._parts.open()
         self.notes += self._notes()
         return self
 
@@ -172,7 +177,7 @@ class CacheWriter:
                 cache.check(fingerprint, self.row_hash)
                 problems = cache.verify()
         except UserError as error:
-            raise UserError(f"{error}; pass --overwrite to replace it") from None
+            raise UserError(str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it") from None
         state = problems[0] if problems else "already complete"
         raise UserError(f"{self.path}: {state}; pass --overwrite to begin anew")
 
@@ -196,8 +201,7 @@ class CacheWriter:
             before = stale.get("fingerprint")
             now = json.loads(self._fingerprint)
             changed = first_difference(before, now) if isinstance(before, dict) else None
-            unchanged = "--overwrite" if self.overwrite else "the rows differ"
-            why = f"{changed[0]} differs" if changed else unchanged
+            why = f"{changed[0]} differs" if changed else "the rows differ"
             notes.append(f"{folder}: an unfinished cache was discarded: {why}")
         return notes
 
@@ -397,9 +401,10 @@ def _named(rows: range) -> str:
 
 
 def _probe_folder(path: Path) -> None:
-    if path.is_dir():
-        raise UserError(f"{path}: is a folder; name a file")
-    if not path.parent.is_dir():
-        raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-    with reporting(path, "write there"), tempfile.TemporaryFile(dir=path.parent):
-        pass  # asking for permission would not tell of a read-only or a special file system
+    with reporting(path, "write there"):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # asking for permission would not tell of a read-only or a special file system

@@ -33,6 +33,7 @@ from twcli.errors import UserError
 FORMAT_VERSION = 1
 COLUMNS = {"offsets": (np.dtype("<i8"), (), 4096), "row_hash": (np.dtype("u1"), (16,), 4096),
            "nll": (np.dtype("<f4"), (), 16384)}  # dtype, shape of one entry, entries a chunk
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5
 CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
 FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
 TRAILER = b"\ntwcli cache, sha256 of all bytes before this line: %s\n"
@@ -328,18 +329,32 @@ def trailer_problem(source: Source) -> str | None:
     return None
 
 
+def may_be_replaced(path: str) -> bool:
+    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError where it cannot be opened."""
+    with _open_any(path) as source:
+        return _signature(source) in (SIGNATURE, b"")
+
+
 def _open_source(path: str) -> Source:
-    try:
-        # Without waiting for the other end, where somebody names a pipe.
-        source = Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot open the cache: {_reason(error)}") from None
-    with_signature = stat.S_ISREG(os.fstat(source.handle).st_mode)
-    with_signature = with_signature and os.pread(source.handle, 8, 0) == b"\x89HDF\r\n\x1a\n"
-    if not with_signature:
+    source = _open_any(path)
+    if _signature(source) != SIGNATURE:
         source.close()
         raise UserError(f"{path}: is not an HDF5 file, so not a cache; {ANEW}")
     return source
+
+
+def _open_any(path: str) -> Source:
+    try:
+        # Without waiting for the other end, where somebody names a pipe.
+        return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot open the cache: {_reason(error)}") from None
+
+
+def _signature(source: Source) -> bytes | None:
+    """The first bytes of a regular file; None for a pipe or a device."""
+    regular = stat.S_ISREG(os.fstat(source.handle).st_mode)
+    return os.pread(source.handle, len(SIGNATURE), 0) if regular else None
 
 
 def _reason(error: Exception) -> str:

@@ -34,7 +34,7 @@ MANIFEST, OWNER = "manifest.jsonl", "owner.json"
 OURS = re.compile(r"manifest\.jsonl|owner\.json|\d+-\d+\.f32|.*\.tmp")
 NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-               errno.ENAMETOOLONG}  # nothing can be written there, so the user must name another place
+               errno.ENAMETOOLONG, errno.EEXIST}  # nothing can be written there, so the user must name another place
 
 
 @contextmanager
@@ -71,8 +71,8 @@ class Parts:
         self._shards: dict[range, str] = {}
         self._lock = FileLock(f"{target}.lock")
 
-    def open(self, *, discard: bool) -> None:
-        """Takes the lock and keeps the valid shards, none of them where `discard`.
+    def open(self) -> None:
+        """Takes the lock and keeps the valid shards, those of something else aside.
 
         Raises:
             UserError: another process is writing, the place is not writable, or the folder is not ours.
@@ -81,7 +81,7 @@ class Parts:
         with reporting(self.target, "write there"):
             self._acquire()
             try:
-                self._load(discard)
+                self._load()
             except BaseException:
                 self._lock.release()
                 raise
@@ -152,12 +152,13 @@ class Parts:
             time.sleep(0.02)  # it has the lock but has not got as far as its name, or a dead one's name is still there
         return "another process"
 
-    def _load(self, discard: bool) -> None:
-        self.folder.mkdir(exist_ok=True)
+    def _load(self) -> None:
+        with reporting(self.folder, "make this folder"):
+            self.folder.mkdir(exist_ok=True)
         files = self._files()
         write_durably(self.folder / OWNER, _line({"pid": os.getpid(), "host": socket.gethostname()}))
         lines = self._manifest()
-        if lines and (discard or lines[0] != self.header):
+        if lines and lines[0] != self.header:
             self.stale = lines[0] if isinstance(lines[0], dict) else {}
         elif lines:
             self._keep_valid(lines[1:])

@@ -6,8 +6,8 @@ from twcli.config import TrainConfig
 from twcli.template import Template, latent_tokens
 
 
-def model_card(config: TrainConfig, template: Template, versions: dict[str, str]) -> str:
-    """Markdown. `template` holds the latents already."""
+def model_card(config: TrainConfig, template: Template, versions: dict[str, str], steps: int) -> str:
+    """Markdown. `template` holds the latents already; `steps` were made."""
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(config.latents)]
     first = template.frame.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
     return f"""---
@@ -36,7 +36,7 @@ What each latent means, and how well, is not known from the training: it read no
 | setting | value |
 | --- | --- |
 | data | `{_public(config.data)}` |
-| steps, seed | {config.steps or "default"}, {config.seed} |
+| steps, seed | {steps}, {config.seed} |
 | weighting, beta | {config.weighting}, {config.beta} |
 | adapt | {config.adapt} |
 """

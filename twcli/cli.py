@@ -21,7 +21,7 @@ import click
 from twcli import __version__, signals
 from twcli.config import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
 from twcli.durable import write_durably
-from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line
 from twcli.options import Config, check_characters, flag_of, read_yaml
 
 LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
@@ -75,7 +75,7 @@ def config_options(kind: type[Config]) -> Callable[[Any], Any]:
     def decorate(function: Any) -> Any:
         function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
         function = click.option("--config", "config_file", metavar="FILE",
-                                help="YAML file with these options' names; a flag wins over it.")(function)
+                                help="YAML file with the names of the options above; a flag wins over it.")(function)
         for field in reversed(fields):
             function = _option(kind, field)(function)
         return function
@@ -142,6 +142,9 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
         settings["standalone_mode"] = False
+        for name in ("stdin", "stdout", "stderr"):  # None where the caller closed it; the next file opened would get its number
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
         try:
             code = super().main(*args, **settings)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -151,7 +154,7 @@ class OneLineErrors(click.Group):
             place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "twcli"
             code = _fail(f"{place}: {error.format_message()}", 2)
         except (KeyboardInterrupt, click.Abort, Interrupted) as error:
-            code = _fail(f"twcli: {str(error) or 'interrupted'}; run the same command again to resume", signals.exit_code())
+            code = _fail(f"twcli: {str(error) or 'interrupted'}", signals.exit_code())
         except TwcliError as error:
             code = _fail(f"twcli: {error}", error.exit_code)
         except BrokenPipeError:
@@ -159,7 +162,18 @@ class OneLineErrors(click.Group):
             code = 1
         except OSError as error:
             code = _fail(f"twcli: {error.filename or 'input or output'}: {error.strerror or error}", 1)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it would take seconds
+                raise
+            code = _fail(f"twcli: out of memory: {first_line(error)}; lower --batch-tokens", 1)
         sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:  # click would print an empty line for it
+            resumes = context.invoked_subcommand in ("precompute", "train")
+            raise Interrupted("interrupted" + "; run the same command again to resume" * resumes) from error
 
 
 def _fail(line: str, code: int) -> int:
@@ -308,16 +322,19 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
 
 def _converse(sampler: Any) -> None:
     """Prompts from standard input until it ends or a line is empty; one that is no prompt is told and passed over."""
-    stream = click.get_text_stream("stdin")
+    stream = click.get_binary_stream("stdin")
     while True:
         if stream.isatty():
             click.echo("x> ", nl=False, err=True)
-        x = stream.readline().strip()
-        if not x:
+        line = stream.readline().strip()
+        if not line:
             return
         try:
+            x = line.decode("utf-8")
             check_characters(x, "x")
             click.echo("\n".join(sampler.compare(x)))
+        except UnicodeDecodeError as error:
+            click.echo(f"x: byte {error.start + 1} is not UTF-8", err=True)
         except UserError as error:
             click.echo(str(error), err=True)
 
@@ -329,14 +346,19 @@ def _converse(sampler: Any) -> None:
 @click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
 @click.option("--x-field", metavar="TEXT", default="x", help="Field of --data that holds the prompt.  [default: x]")
 @click.option("--y-field", metavar="TEXT", default="y", help="Field of --data that holds the completion.  [default: y]")
+@click.option("--template", metavar="FILE", help="The --template FILE that the cache was made with.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect(path: str, verify: bool, model: str | None, data: str | None, x_field: str, y_field: str, as_json: bool) -> None:
+def inspect(path: str, verify: bool, model: str | None, data: str | None, x_field: str, y_field: str, template: str | None,
+            as_json: bool) -> None:
     """What a cache or a run folder holds, its provenance and its b_t profile."""
     from twcli import report, runtime
     from twcli.inspection import inspect as run
 
+    if data is None and (x_field, y_field) != ("x", "y"):
+        raise UserError("--x-field and --y-field are of the records at --data; give --data or leave them out")
     runtime.quiet_transformers()
-    found = run(path, verify=verify, model=model, data=data, x_field=x_field, y_field=y_field)
-    click.echo(report.to_json(found) if as_json else report.render_inspection(found))
+    found = run(path, verify=verify, model=model, data=data, x_field=x_field, y_field=y_field, template=template)
+    click.echo(report.to_json(found) if as_json else report.render_inspection(found),
+               color=False if os.environ.get("NO_COLOR") else None)  # else a terminal decides; click does not look
     if found["problems"]:
         raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")

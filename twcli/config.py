@@ -57,7 +57,7 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
         "auto", help="How rows are read: plain, each by itself and padded; auto, without padding and a prompt once for its completions.",
         choices=("auto", "plain"))
     shard_rows: int = option(4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1)
-    overwrite: bool = option(False, help="Start anew, replacing what is there.")
+    overwrite: bool = option(False, help="Replace the cache at --out once the new one is complete.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     accumulate: int = option(1, help="Batches a process reads one after the other for one optimiser step.", minimum=1)
     shard: bool = option(False, help="Split weights, gradients and optimiser state over the processes (FSDP2), instead of a copy each.")
     compile: bool = option(False, help="Compile the backbone with torch.compile: a minute or more at first, and prompts are read plainly.")
-    gradient_checkpointing: bool = option(False, help="Less memory for about a third more time.")
+    gradient_checkpointing: bool = option(False, help="Less memory for about a third more time; prompts are read plainly.")
     seed: int = option(0, help="Seed of the data order, the initial values and the warm start.", minimum=0, maximum=2**31 - 1)
     checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
     keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)
@@ -165,6 +165,9 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             raise UserError(f"--shard: splits what is trained in full, and --adapt is {self.adapt}; leave one of them out")
         if self.compile and (self.shard or self.gradient_checkpointing):
             raise UserError("--compile: goes with neither --shard nor --gradient-checkpointing; leave one of them out")
+        plainly = next((name for name in ("gradient_checkpointing", "compile") if getattr(self, name)), None)
+        if plainly and self.execution in ("branches", "tree"):
+            raise UserError(f"--execution {self.execution}: prompts are read plainly with {flag_of(plainly)}; leave one out")
         if self.adapt == "lora" and self.posterior == "separate":
             raise UserError("--adapt lora: --posterior separate would train a whole copy of the backbone; give shared or exact")
         if self.ablation != "none" and self.term_weights()[1] == 0:
@@ -227,6 +230,10 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             raise UserError("give one of --model (frozen model) and --run (trained run)")
         if (self.data is not None) + (self.x is not None) + self.interactive != 1:
             raise UserError("give one of --data (records), --x (one prompt) and --interactive (prompts that you type)")
+        if self.run is not None and self.template != "tags":
+            raise UserError("--template goes with --model; a run has its own")
+        if self.data is None and self.x_field != "x":
+            raise UserError("--x-field is of the records at --data; give --data or leave it out")
         if self.interactive and (self.out is not None or self.latent not in (None, "all")):
             raise UserError("--interactive: shows all latents on the terminal; leave --out and --latent out")
         if self.model is not None and self.latent is not None:

@@ -141,7 +141,7 @@ class _Zstandard(io.RawIOBase):
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
+        record = DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
     except json.JSONDecodeError as error:
@@ -163,6 +163,18 @@ def _finite(digits: str) -> float:
     if math.isinf(value := float(digits)):
         raise ValueError(f"{digits[:20]} is too large for a number")
     return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:100]!r} is given twice; leave one out")
+    return found
+
+
+DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct)
 
 
 def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -191,6 +203,7 @@ def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str |
         if not isinstance(strategy, str):
             raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
         check_characters(strategy, f"{where}: field '{strategy_field}'")
+        strategy = strategy if strategy.strip() else None
     return Example(x=x, y=y, strategy=strategy)
 
 

@@ -21,7 +21,12 @@ class WorkFailed(TwcliError):
 
 
 class Interrupted(TwcliError):
-    """A signal ended the work after what was done had been stored; the exit code tells which signal."""
+    """A signal ended the work after what was done had been stored, and says how to go on; the exit code tells which signal."""
+
+
+def how_to_resume(overwrite: bool = False) -> str:
+    """What every message says of work that was stored; `overwrite`: the same command would delete it."""
+    return f"{'without --overwrite, ' if overwrite else ''}run the same command again to resume"
 
 
 def first_line(error: Exception) -> str:

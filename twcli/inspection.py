@@ -26,18 +26,21 @@ SKETCHED = 200_000  # values behind the quantiles
 
 
 def inspect(path: str, *, verify: bool, model: str | None = None, data: str | None = None, x_field: str = "x",
-            y_field: str = "y") -> dict[str, Any]:
+            y_field: str = "y", template: str | None = None) -> dict[str, Any]:
     """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is damaged, null without `verify`.
 
     Args:
         model, data: what a cache must have been made from; both or neither, with `verify` only.
         x_field, y_field: of the data.
+        template: as `twcli precompute` takes it; needed where the cache's is a file, else what the cache says.
 
     Raises:
-        UserError: neither a cache nor a run folder; or the model or the data cannot be read.
+        UserError: neither a cache nor a run folder; the model, the data or the template cannot be read; or a b_t is no NLL.
     """
     if (model is None) != (data is None) or (data is not None and (not verify or Path(path).is_dir())):
         raise UserError("--model and --data go together, with --verify, and tell what a cache must have been made from")
+    if template is not None and data is None:
+        raise UserError("--template: goes with --model and --data")
     if Path(path).is_dir():
         return _inspect_run(RunFolder(path), verify)
     if not Path(path).exists():
@@ -46,31 +49,33 @@ def inspect(path: str, *, verify: bool, model: str | None = None, data: str | No
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
-            foreign, texts = _compared(cache, model, data, x_field, y_field)
+            foreign, texts = _compared(cache, model, data, x_field, y_field, template)
             problems += foreign
         profile = None if problems else profile_of(cache)
         return {"kind": "cache", "path": path, "rows": cache.rows, "tokens": cache.tokens, "profile": profile,
                 "texts": [] if problems else texts, "fingerprint": cache.fingerprint, "problems": problems}
 
 
-def _compared(cache: Cache, model: str, data: str, x_field: str, y_field: str
+def _compared(cache: Cache, model: str, data: str, x_field: str, y_field: str, template: str | None
               ) -> tuple[list[str], list[dict[str, Any]]]:
     """(what of the cache's provenance or rows is not that of the model and the data; a few rows token by token)."""
     made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
-    frame = made.get("template")  # a frame from a file is not in the cache: its ids are compared with the tags' and differ
-    scored, template = runtime.load_frozen(model, precision=precision, attention=attention,
-                                           template=CHAT if isinstance(frame, dict) and frame.get("name") == CHAT else "tags")
+    name = made["template"].get("name") if isinstance(made.get("template"), dict) else None
+    if name == "file" and template is None:
+        raise UserError(f"{cache.path}: was made with --template FILE; give the same --template to compare it")
+    scored, frame = runtime.load_frozen(model, precision=precision, attention=attention,
+                                        template=template or (CHAT if name == CHAT else "tags"))
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = template.encode(stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data)
+    encoded = frame.encode(stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data)
     try:
-        cache.check(baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=precision,
+        cache.check(baseline.fingerprint(scored, frame, encoded, max_length=max_length, precision=precision,
                                          attention=attention), encoded.row_hash)
     except UserError as error:
         return [str(error)], []
-    return [], [_text(cache, template, encoded, row) for row in encoded.spread_rows(SHOWN)]
+    return [], [_text(cache, frame, encoded, row) for row in encoded.spread_rows(SHOWN)]
 
 
 def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
@@ -90,6 +95,9 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     whose sum is at most tau = 1e-4, which train on the uniform average. Quantiles are over an even sample of tokens.
     `histogram` gives the share of the tokens and of the nats in each bin, by the nats at which it begins. `verdict` says in a
     sentence whether weighting can help on this data.
+
+    Raises:
+        UserError: a value is negative or not finite, which a file with the right checksums can hold.
     """
     total = squares_ratio = 0.0
     massive = uniform = 0
@@ -99,6 +107,8 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     sketch = []
     seen = 0
     for _, nll, lengths in cache.stream(BLOCK_ROWS):
+        if not (np.isfinite(nll) & (nll >= 0)).all():
+            raise UserError(f"{cache.path}: values of /nll are negative or not finite; `twcli inspect --verify` counts them")
         starts = np.cumsum(lengths) - lengths
         column = np.arange(len(nll)) - np.repeat(starts, lengths)
         filled = lengths > 0

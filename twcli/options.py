@@ -9,6 +9,7 @@ import dataclasses
 import reprlib
 import types
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -45,7 +46,7 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_field(field.name, getattr(self, field.name), field.metadata, type(self).kind(field.name))
+            _check_field(field, getattr(self, field.name), type(self).kind(field.name))
 
     @classmethod
     def kind(cls, name: str) -> type:
@@ -68,7 +69,7 @@ class Config:
             name = str(key).replace("-", "_")
             if name not in known:
                 raise UserError(f"{source}: unknown key '{str(key)[:100]}'; known keys: {', '.join(sorted(known))}")
-            clean[name] = value
+            clean[name] = _as_from_a_flag(value, cls.kind(name))
         try:
             return cls(**clean)
         except TypeError as error:
@@ -90,10 +91,26 @@ def _shown(value: Any) -> str:
         return f"a huge {type(value).__name__}"
 
 
-def _check_field(name: str, value: Any, metadata: Any, kind: type) -> None:
-    if value is None or value in metadata.get("words", ()):
+def _as_from_a_flag(value: Any, kind: type) -> Any:
+    """YAML takes `1e-3` for text and the 2 of `latent: 2` for a number; a flag would not."""
+    try:
+        if kind is float and isinstance(value, str):
+            return float(value)
+        if kind is str and isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    except ValueError:  # no number, or one that Python refuses to spell: the check says so
+        pass
+    return value
+
+
+def _check_field(field: dataclasses.Field, value: Any, kind: type) -> None:
+    metadata, flag = field.metadata, flag_of(field.name)
+    if value is None:
+        if field.default is not None:
+            raise UserError(f"{flag}: is empty; give a value or leave the key out")
         return
-    flag = flag_of(name)
+    if value in metadata.get("words", ()):
+        return
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"{flag}: the number is too large")
     if isinstance(value, str):
@@ -120,7 +137,7 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Reads a YAML mapping with the safe loader.
 
     Raises:
-        UserError: no such file, too large, not YAML, or not a mapping of names to values.
+        UserError: no such file, too large, not YAML, or not a mapping of names to values, each once.
     """
     import yaml
 
@@ -129,7 +146,11 @@ def read_yaml(path: str) -> dict[str, Any]:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
             raise UserError(f"{path}: is larger than {MAX_CONFIG_BYTES >> 10} KiB; a configuration is a few lines")
-        values = yaml.safe_load(data.decode("utf-8"))
+        loader = yaml.SafeLoader(data.decode("utf-8"))
+        node = loader.get_single_node()
+        if isinstance(node, yaml.MappingNode):
+            _check_keys([(str(key.value), key.start_mark.line + 1) for key, _ in node.value if isinstance(key, yaml.ScalarNode)], path)
+        values = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
@@ -141,6 +162,16 @@ def read_yaml(path: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: must be a mapping of option names to values")
     return values
+
+
+def _check_keys(keys: Sequence[tuple[str, int]], path: str) -> None:
+    """Of two equal keys the loader would keep the last in silence."""
+    seen = set()
+    for key, line in keys:
+        name = key.replace("-", "_")
+        if name in seen:
+            raise UserError(f"{path}:{line}: '{key[:100]}' is given twice; leave one out")
+        seen.add(name)
 
 
 def to_yaml(config: Config) -> str:

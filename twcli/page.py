@@ -148,7 +148,7 @@ def _lines(series: Sequence[Series], unit: str) -> str:
     """At most two curves, the second dashed."""
     steps = [step for _, points in series for step, _ in points]
     values = [value for _, points in series for _, value in points]
-    low, high = min(0.0, *values, 0.0), max(values)
+    low, high = min(0.0, *values), max(values)
     x, y = _scales(steps, low, high)
     drawn = []
     for number, (name, points) in enumerate(series):

@@ -19,7 +19,7 @@ from twcli import baseline, reading, runtime, signals
 from twcli.cache import CacheWriter
 from twcli.config import PrecomputeConfig
 from twcli.dataset import stream_examples
-from twcli.errors import Interrupted
+from twcli.errors import Interrupted, how_to_resume
 from twcli.template import SECTION_TAGS, Encoded, Template
 
 COMPARED_ROWS = 16
@@ -47,10 +47,11 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
                                   attention=config.attention)
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
+    baseline.check_head(model, config.model)
     batch_tokens = config.batch_tokens or reading.fast_batch_tokens(model)
     leads = accelerator.is_main_process
-    complete = leads and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
-    if _told_by_the_first(complete) and not config.overwrite:
+    complete = leads and not config.overwrite and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+    if _told_by_the_first(complete):
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
         runtime.leave(accelerator)
         return
@@ -68,14 +69,17 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
         varlen = _reads_varlen(config, model, template, encoded, say) if missing else False
         with progress("precompute (tokens)", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
-                mine = missing[first + accelerator.process_index : first + accelerator.num_processes][:1]
-                scored = [(rows, baseline.score_flat(model, template, encoded, np.arange(rows.start, rows.stop),
-                                                     batch_tokens=batch_tokens, varlen=varlen, progress=advance)) for rows in mine]
+                shards = missing[first : first + accelerator.num_processes]
+                scoring = len(shards)
+                scored = [(rows, baseline.score_flat(
+                    model, template, encoded, np.arange(rows.start, rows.stop), batch_tokens=batch_tokens, varlen=varlen,
+                    progress=lambda tokens, scoring=scoring: advance(tokens * scoring),  # the others are about as far
+                )) for rows in shards[accelerator.process_index :][:1]]
                 for rows, nll in gather_object(scored):
                     if leads:
                         writer.write(rows, nll)
                 if any(gather_object([pending()])):
-                    raise Interrupted("interrupted; finished shards are kept")
+                    raise Interrupted(f"interrupted; finished shards are kept; {how_to_resume()}")
         if leads:
             writer.publish()
     runtime.leave(accelerator)

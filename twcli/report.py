@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 from rich.table import Table
+from rich.text import Text
 
 # (section, key, what it says); section None stands for the top level
 ROWS = (
@@ -99,7 +100,8 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
 def render_table(result: dict[str, Any]) -> Table:
     """The table that `twcli eval` prints; fits 80 columns."""
     title = f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
-    table = Table(title=title, title_justify="left", caption=mapping_line(result), caption_justify="left", box=None, pad_edge=False)
+    caption = Text(mapping_line(result), style="table.caption")  # a strategy's name is no markup
+    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None, pad_edge=False)
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right", no_wrap=True)

@@ -25,7 +25,7 @@ from safetensors.torch import load, save
 from twcli.cache import first_difference
 from twcli.config import AUTO, TrainConfig
 from twcli.durable import sync_folder, write_all, write_durably
-from twcli.errors import UserError, WorkFailed
+from twcli.errors import Interrupted, UserError, WorkFailed, first_line, how_to_resume
 from twcli.options import read_yaml, to_yaml
 
 LOCK = ".lock"
@@ -48,6 +48,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
         self._events: Any = None
+        self._mend = how_to_resume()
 
     @property
     def template(self) -> str:
@@ -61,12 +62,14 @@ class RunFolder:
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        """Holds the run's lock; the system releases a dead holder's. A folder in which no run was begun goes again.
+        """Holds the run's lock; the system releases a dead holder's. A folder made here in which no run was begun goes again.
 
         Raises:
             UserError: another process trains here, or the folder cannot be written.
             WorkFailed: the disk failed meanwhile.
+            Interrupted: a signal came that was not held back.
         """
+        there = self.path.is_dir()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.path / LOCK, blocking=False)
@@ -74,15 +77,21 @@ class RunFolder:
         except Timeout as error:
             raise UserError(f"{self.path}: another process is training here; wait for it or give another --out") from error
         except OSError as error:
-            raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror}") from error
+            raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror or error}") from error
         try:
             yield
         except OSError as error:
-            raise WorkFailed(f"{error.filename or self.path}: {error.strerror}; run the same command again to resume") from error
+            raise WorkFailed(f"{error.filename or self.path}: {error.strerror or first_line(error)}; {self._mend}") from error
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise WorkFailed(f"{self.path}: {first_line(error)}; {self._mend}") from error
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {self._mend}") from None
         finally:
-            if [p.name for p in self.path.iterdir()] == [LOCK]:
-                (self.path / LOCK).unlink()
-                self.path.rmdir()
+            with suppress(OSError):  # a mount point, a folder in use: what went wrong before is what the user is told
+                if [p.name for p in self.path.iterdir()] == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    if not there:
+                        self.path.rmdir()
             lock.release()
 
     def check(self, config: TrainConfig) -> None:
@@ -114,6 +123,7 @@ class RunFolder:
             self._clear()
         if not self.config_file.is_file():
             write_durably(self.config_file, to_yaml(config).encode())
+        self._mend = how_to_resume(config.overwrite)
 
     def _own(self) -> set[str]:
         """Names that a run makes, those of writes that were cut off included."""
@@ -125,7 +135,7 @@ class RunFolder:
         self.config_file.unlink(missing_ok=True)  # first: what is left of the rest belongs to no run any more
         for path in self.path.iterdir():
             if path.name in self._own():
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _check_same(self, config: TrainConfig) -> None:
         there = self.read_config().identity()
@@ -137,7 +147,7 @@ class RunFolder:
     def read_config(self) -> TrainConfig:
         """Raises UserError where there is no run."""
         if not self.config_file.is_file():
-            raise UserError(f"{self.path}: holds no run (no config.yaml); --run takes the folder of `twcli train --out`")
+            raise UserError(f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train --out`")
         return TrainConfig.from_mapping(read_yaml(str(self.config_file)), str(self.config_file))
 
     # metrics
@@ -219,7 +229,7 @@ class RunFolder:
         return 0, {}, notes
 
     def cut_back(self, step: int) -> None:
-        """Leaves what there was at the checkpoint of `step`: later ones, which are damaged, and later metrics go.
+        """Leaves what there was at the checkpoint of `step`: later ones, which are damaged or unfinished, and later metrics go.
 
         Raises:
             UserError: the metrics are damaged.
@@ -227,6 +237,8 @@ class RunFolder:
         for folder in self._checkpoint_folders():
             if folder.name > f"step-{step:08d}":
                 shutil.rmtree(folder)
+        for unfinished in self.checkpoints.glob(".step-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         kept = b"".join(_line(m) for m in self.read_metrics() if m["step"] <= step)
         self._metrics_hash = hashlib.sha256(kept)
         write_durably(self.metrics_file, kept)

@@ -6,13 +6,15 @@ The file is in the folder for temporary files (`TMPDIR`) and goes when nothing l
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 
 class Spool:
-    """A one-dimensional array to which pieces are added while it is open. A full disk is an OSError."""
+    """A one-dimensional array to which pieces are added while it is open. A full disk is an OSError that names the folder."""
 
     def __init__(self, dtype: DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
@@ -22,12 +24,25 @@ class Spool:
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        self._file.close()
+        with _naming_the_folder():  # closing writes what appending could not
+            self._file.close()
 
     def append(self, piece: ArrayLike) -> None:
-        self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
+        with _naming_the_folder():
+            self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
 
     def array(self) -> np.ndarray:
         """All that was added, read-only; it stays when the spool is closed."""
-        self._file.flush()
-        return np.asarray(np.memmap(self._file, self._dtype, mode="r")) if self._file.tell() else np.empty(0, self._dtype)
+        with _naming_the_folder():
+            self._file.flush()
+            return np.asarray(np.memmap(self._file, self._dtype, mode="r")) if self._file.tell() else np.empty(0, self._dtype)
+
+
+@contextmanager
+def _naming_the_folder() -> Iterator[None]:
+    """The file has no name, and without one the disk of something else would be blamed."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = tempfile.gettempdir()
+        raise

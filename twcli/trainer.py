@@ -22,7 +22,7 @@ from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.card import model_card
-from twcli.errors import Interrupted, WorkFailed
+from twcli.errors import Interrupted, WorkFailed, how_to_resume
 from twcli.job import Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
@@ -111,7 +111,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
                     run.save_checkpoint(step, tensors, config.keep_checkpoints, job.provenance)
             yield metrics
             if stopping:
-                raise Interrupted(f"interrupted after step {step} of {job.steps}, which is stored")
+                raise Interrupted(f"interrupted after step {step} of {job.steps}, which is stored; {how_to_resume(config.overwrite)}")
     accelerator.wait_for_everyone()
 
 
@@ -263,6 +263,6 @@ def export(job: Job) -> None:
     with job.run.publishing_model() as folder:
         model.backbone.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         job.template.tokenizer.save_pretrained(folder)
-        (folder / "README.md").write_text(model_card(job.config, job.template, runtime.versions()), encoding="utf-8")
+        (folder / "README.md").write_text(model_card(job.config, job.template, runtime.versions(), job.steps), encoding="utf-8")
         if job.config.template != "tags":
             (folder / TEMPLATE).write_text(job.template.frame.text + "\n", encoding="utf-8")
