@@ -33,8 +33,8 @@ def check_head(model: PreTrainedModel, source: str) -> None:
     """
     ids = torch.arange(FEW_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
     own = model(input_ids=ids, use_cache=False).logits
-    apart = float((own - head_logits(model, hidden_states(model, ids))).float().norm() / own.float().norm())
-    if not apart <= HEAD_AGREEMENT[model.dtype]:  # NaN is no agreement
+    apart, size = (float(logits.float().norm()) for logits in (own - head_logits(model, hidden_states(model, ids)), own))
+    if not apart <= HEAD_AGREEMENT[model.dtype] * size:  # NaN is no agreement
         raise UserError(f"{source}: a {model.config.model_type} model does more between its last layer and its logits than twcli knows of; "
                         "it cannot be used")
 
