@@ -385,6 +385,7 @@ def test_unwritable_output(made):
     refused("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", "/proc/none/b.h5", says="/proc/none")
     refused("train", *train_flags(made), "--out", "/proc/none/run", says="/proc/none")
     refused("sample", "--model", made / "model", "--x", "w0", "--out", "/proc/none/g.jsonl", says="/proc/none")
+    refused("sample", "--model", made / "model", "--x", "w0", "--out", made, "--overwrite", says="is a folder; name a file")
 
 
 @pytest.mark.parametrize(("judge", "says"), [

@@ -304,6 +304,8 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     from twcli.sample import Sampler
     from twcli.sample import sample as run
 
+    if config.out and Path(config.out).is_dir():
+        raise UserError(f"{config.out}: is a folder; name a file")
     if config.out and Path(config.out).exists() and not config.overwrite:
         raise UserError(f"{config.out}: exists; --overwrite replaces it")
     if config.out and not os.access(Path(config.out).absolute().parent, os.W_OK):

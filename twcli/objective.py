@@ -59,7 +59,7 @@ def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B:
         if config.posterior_update != "learned":
             q_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BC, beta)
         elif log_q_BK is None:
-            # Held fixed: at its minimiser the objective's gradient through q is zero anyway.
+            # Held fixed: at its minimiser the objective's gradient through q is zero anyway, but for free bits, which it does not know.
             log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, beta).detach()
         used_BK = log_q_BK if q_BK is None else q_BK.log()
         loss_B = loss.objective(used_BK, log_p_BK, reff_BC, beta, free_bits=config.free_bits)

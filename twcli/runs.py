@@ -1,7 +1,8 @@
-"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/, adapter/, tensorboard/,
 checksums.json and report.html.
 
-The only module that writes there. A folder or file appears under its final name when it is complete.
+But for the report, which the command line puts there, this module alone writes in it. A folder or file appears under its final
+name when it is complete.
 """
 
 from __future__ import annotations
