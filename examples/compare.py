@@ -39,7 +39,8 @@ def main(arguments: list[str]) -> None:
 def read(file: str) -> dict:
     try:
         result = json.loads(Path(file).read_text(encoding="utf-8"))
-        list(rows_of(result)), mapping_line(result)
+        list(rows_of(result))
+        mapping_line(result)
     except OSError as error:
         fail(f"{file}: cannot be read: {error.strerror}")
     except (ValueError, LookupError, TypeError):

@@ -21,7 +21,7 @@ import click
 from twcli import __version__, signals
 from twcli.config import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
 from twcli.durable import write_durably
-from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
 from twcli.options import Config, check_characters, flag_of, read_yaml
 
 LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
@@ -173,7 +173,7 @@ class OneLineErrors(click.Group):
             return super().invoke(context)
         except KeyboardInterrupt as error:  # click would print an empty line for it
             resumes = context.invoked_subcommand in ("precompute", "train")
-            raise Interrupted("interrupted" + "; run the same command again to resume" * resumes) from error
+            raise Interrupted("interrupted" + f"; {how_to_resume()}" * resumes) from error
 
 
 def _fail(line: str, code: int) -> int:

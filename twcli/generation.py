@@ -42,13 +42,13 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
             going = []
             # One number of new tokens serves a batch: rows with more room than the least of it are gone on with afterwards.
             for batch, completions in _written(model, template, begun, room, temperature, batch_tokens):
-                for row, ids, more in zip(left[batch], completions, room[batch] > room[batch].min(), strict=True):
+                for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
                     ended[row] = not {template.y_close, template.eos}.isdisjoint(ids)
-                    if more and not ended[row]:
-                        going.append(row)
+                more = [row for row in left[batch[room[batch] > room[batch].min()]] if not ended[row]]
+                going += more
                 if progress:
-                    progress(len(batch) - len({*left[batch]}.intersection(going)))
+                    progress(len(batch) - len(more))
             left = np.asarray(going, np.int64)
     return [template.decode(ids) for ids in written], ended
 

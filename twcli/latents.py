@@ -244,13 +244,12 @@ class LatentModel(nn.Module):
         fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
         plain_first_B, latent_first_B = batch.plain_first_B - fork_B, batch.latent_first_B - fork_B
         length_G = fork_B[batch.leader_G]
-        prompt_GP = batch.plain_BT[batch.leader_G, : int(length_G.max())]
         # The posterior reads y's closing tag too, which predicts nothing.
         length_BC = torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1) + batch.active_BS.sum(1)[:, None]
-        Q, execution = int(length_BC.max()), self.execution
+        P, Q, real = torch.stack([length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]).tolist()  # a GPU is waited for once
+        prompt_GP, execution = batch.plain_BT[batch.leader_G, :P], self.execution
         kernels = execution in (AUTO, BRANCHES) and flash.usable(model)
         if execution == AUTO:
-            real = int(length_G.sum() + length_BC.sum())
             execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real, kernels)
         if execution == PLAIN:
             alone = None if ids_BCL is None else Read(
