@@ -9,12 +9,13 @@ from conftest import encode, in_double, make_model, make_records, make_tokenizer
 from twcli.baseline import score_flat
 from twcli.batches import collate, opening
 from twcli.config import TrainConfig
+from twcli.frame import read_frame
 from twcli.latents import LatentModel
 from twcli.loss import objective
 from twcli.new_rows import add_latent_rows, freeze_backbone
 from twcli.objective import step_loss
 from twcli.packing import BRANCHES, PLAIN, TREE
-from twcli.template import Template, read_frame
+from twcli.template import Template
 
 
 def build(template, latents=3, posterior="shared", dynamic=False, **sizes):

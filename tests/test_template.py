@@ -13,7 +13,8 @@ from conftest import encode, make_tokenizer
 from twcli.batches import collate
 from twcli.dataset import Example
 from twcli.errors import UserError
-from twcli.template import ENCODE_BLOCK, Template, add_tags, read_frame
+from twcli.frame import read_frame
+from twcli.template import ENCODE_BLOCK, Template, add_tags
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
 

@@ -13,8 +13,9 @@ from twcli.config import ATTENTION, PRECISIONS, TrainConfig
 from twcli.dataset import stream_examples
 from twcli.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
 from twcli.errors import UserError
+from twcli.frame import CHAT
 from twcli.runs import RunFolder
-from twcli.template import CHAT, Encoded, Template
+from twcli.template import Encoded, Template
 
 BLOCK_ROWS = 8192
 OPENING = (1, 3, 8)  # tokens of y whose share of all nats is told

@@ -24,7 +24,8 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from twcli.errors import UserError, first_line
-from twcli.template import SECTION_TAGS, Template, add_tags, read_frame
+from twcli.frame import read_frame
+from twcli.template import SECTION_TAGS, Template, add_tags
 
 MOST_WORKERS = 8  # what Python does between two operations cannot run at once
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h

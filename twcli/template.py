@@ -7,34 +7,29 @@ z_k is one vocabulary token, or P of them where one is too narrow a channel.
 x and y are tokenised apart from everything around them, so y's ids are the same in both.
 Supervised are the S tokens of y and its closing tag.
 
-A pretrained model has a frame of its own around x and y: its chat template, where the latent section comes last in the
-assistant's header, or a file with `{x}`, `{z}` and `{y}`. What is said above of the tags holds for any frame.
+A pretrained model has a frame of its own around x and y (see `frame`). What is said above of the tags holds for any frame.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from twcli.dataset import Example
 from twcli.errors import UserError
+from twcli.frame import Frame, specials
 from twcli.spool import Spool
 
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
-CHAT = "chat"
-# What chat templates get for the date, so that a frame is the same tomorrow: what Llama 3's takes where it is told none.
-TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 HASH = np.dtype("V16")
 SHOWN_IDS = 1000  # of a frame, up to which its fingerprint tells them: a cache holds no endless one
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
@@ -94,76 +89,6 @@ class Encoded:
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Frame:
-    """What stands around x, the latent section and y.
-
-    Attributes:
-        name: "tags", "chat" or "file".
-        text: the frame with `{x}`, `{z}` and `{y}`.
-        head, middle, lead: ids before x, between x and the section, between the section and y.
-        close: ids after y, at least one; the first is supervised, ends a completion and is nothing that text can hold.
-    """
-
-    name: str
-    text: str
-    head: list[int]
-    middle: list[int]
-    lead: list[int]
-    close: list[int]
-
-
-def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
-    """The frame that `--template` names: None for the tags, which `Template` knows.
-
-    Args:
-        name: "tags", "chat", or a text file with `{x}`, `{z}` and `{y}`, in this order.
-
-    Raises:
-        UserError: the tokenizer has no chat template, or one that hides the texts; the file is none or lacks a place.
-    """
-    if name == "tags":
-        return None
-    text = _chat_text(tokenizer, source) if name == CHAT else _file_text(name)
-    places = re.split(r"\{([xzy])\}", text)
-    if places[1::2] != ["x", "z", "y"]:
-        raise UserError(f"{name}: a template holds {{x}}, {{z}} and {{y}} once each, in this order")
-    head, middle, lead, close = (tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in places[::2])
-    if not close and tokenizer.eos_token_id is not None:
-        close = [tokenizer.eos_token_id]
-    if not head or not (middle or lead):
-        raise UserError(f"{name}: text must stand before {{x}} and between {{x}} and {{y}}, so that x and y are told apart")
-    if not close or close[0] not in _specials(tokenizer):
-        raise UserError(f"{name}: a special token such as {tokenizer.eos_token or '<eos>'} must follow {{y}}: it ends the completion")
-    return Frame(CHAT if name == CHAT else "file", text, head, middle, lead, close)
-
-
-def _chat_text(tokenizer: Any, source: str) -> str:
-    if not tokenizer.chat_template:
-        raise UserError(f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, {{z}} and {{y}}")
-    turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
-    try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template())
-    except Exception as error:  # a template is a program and fails as it likes
-        raise UserError(f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}") from error
-    if text.count("TWCLI-X") != 1 or text.count("TWCLI-Y") != 1:
-        raise UserError(f"{source}: its chat template does not show both turns as they are; give --template FILE")
-    return text.replace("TWCLI-X", "{x}").replace("TWCLI-Y", "{z}{y}")
-
-
-def _file_text(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, {{z}} and {{y}}") from error
-
-
-def _specials(tokenizer: Any) -> set[int]:
-    """Ids that no text becomes: special and added tokens, which text in `split_special_tokens` mode never gives."""
-    return {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
-
-
 def add_tags(tokenizer: Any, frame: Frame | None) -> list[str]:
     """Adds the tags that the frame needs and the vocabulary lacks; returns them."""
     vocabulary = tokenizer.get_vocab()
@@ -184,7 +109,7 @@ class Template:
 
     Args:
         latent_tokens: vocabulary tokens P that spell one latent.
-        frame: as `read_frame` gives it; None for the tags.
+        frame: as `frame.read_frame` gives it; None for the tags.
         added: tags that `add_tags` has added, of which the model knows nothing.
 
     Raises:
@@ -213,7 +138,7 @@ class Template:
         self.frame = frame
         fixed = {self.eos, self.z_open, self.z_close, frame.close[0]}
         around = {*frame.head, *frame.middle, *frame.lead, *frame.close}
-        self._reserved = frozenset(fixed | (around if frame.name == "tags" else around & _specials(tokenizer)))
+        self._reserved = frozenset(fixed | (around if frame.name == "tags" else around & specials(tokenizer)))
 
     @property
     def y_close(self) -> int:
