@@ -20,8 +20,11 @@ parser.add_argument("--x", required=True)
 parser.add_argument("--max-new-tokens", type=int, default=64)
 options = parser.parse_args()
 
-model = AutoModelForCausalLM.from_pretrained(options.model)
-tokenizer = AutoTokenizer.from_pretrained(options.model)
+try:
+    model = AutoModelForCausalLM.from_pretrained(options.model)
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+except (OSError, ValueError) as error:
+    parser.error(f"--model {options.model}: {str(error).splitlines()[0]}")
 file = Path(options.model) / "template.txt"
 frame = file.read_text(encoding="utf-8") if file.is_file() else f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}"
 latents: dict[int, dict[int, str]] = {}

@@ -470,6 +470,12 @@ def test_shards_train_a_learned_posterior_whatever_the_shapes_of_their_batches(t
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
 
+def test_one_process_of_a_job_tells_the_dry_run(made, tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = twcli("train", *train_flags(made), "--out", tmp_path / "run", "--dry-run")
+    assert result.exit_code == 0 and result.output == ""
+
+
 def test_a_dry_run_tells_and_writes_nothing(made, tmp_path):
     (tmp_path / "c.yaml").write_text("beta: 0.5\n")
     said = ok("train", *train_flags(made), "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run").stdout
@@ -535,6 +541,14 @@ def test_the_model_alone_is_enough(made):
     found = dict(re.findall(r"--- z(\d)\n(.*)\n", result.stdout))
     assert set(found) == {"0", "1", "2"}, result.stderr
     assert all(found[str(line["latent"])] == line["y"] for line in lines)
+
+
+def test_the_example_of_the_model_alone_wants_a_model(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["use_model.py", "--model", str(tmp_path), "--x", "w0"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(ROOT / "examples" / "use_model.py"))
+    assert ended.value.code == 2
+    assert f"error: --model {tmp_path}: " in capsys.readouterr().err
 
 
 def test_lora_trains_its_updates_the_new_rows_and_nothing_else(chat, tmp_path):

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 
 from twcli.config import EvalConfig, SampleConfig, TrainConfig
@@ -44,6 +46,12 @@ def test_yaml_round_trip(tmp_path):
 def test_bad_values_name_the_flag(values, message):
     with pytest.raises(UserError, match=message):
         TrainConfig.from_mapping({**NEEDED, **values}, "here")
+
+
+@pytest.mark.parametrize(("temperature", "right"), [(0, True), (1e-3, True), (1e-40, False)])
+def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(temperature, right):
+    with nullcontext() if right else pytest.raises(UserError, match="--temperature: 1e-40 is too small; give 0, which is greedy, or at le"):
+        SampleConfig(model="M", x="q", temperature=temperature)
 
 
 def test_missing_option_is_named():

@@ -103,6 +103,32 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
     assert same(weights(folder), weights(whole))
 
 
+def test_dropout_follows_from_the_seed_and_the_batch_alone(inputs, tmp_path, monkeypatch):
+    """Not from what was drawn before: a resumed process, or one of several, need not have drawn the same."""
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    model = make_model()
+    model.config.attention_dropout = 0.3
+    model.save_pretrained(tmp_path / "model")
+    whole, broken, other = (settings(inputs, tmp_path / name, model=str(tmp_path / "model"), accumulate=2, seed=seed, **DYNAMIC)
+                            for name, seed in (("whole", 0), ("broken", 0), ("other", 1)))
+    expected = run(whole)
+    assert expected.read_metrics() != run(other).read_metrics()
+    append = RunFolder.append_metrics
+    monkeypatch.setattr(RunFolder, "append_metrics", lambda folder, metrics: (torch.rand(5), append(folder, metrics)))
+    run(broken, 6)
+    folder = run(broken)
+    assert folder.read_metrics() == expected.read_metrics()
+    assert same(weights(folder), weights(expected))
+
+
+def test_no_two_batches_have_the_same_dropout(inputs, tmp_path, monkeypatch):
+    seeds = []
+    seeded = torch.manual_seed
+    monkeypatch.setattr(trainer.torch, "manual_seed", lambda seed: (seeds.append(seed), seeded(seed))[1])
+    run(settings(inputs, tmp_path / "r", accumulate=2, steps=5))
+    assert len({*seeds[-10:]}) == 10
+
+
 def use_at_most(count, monkeypatch):
     """Warm starts find so many alternatives: how many random records have would hang on the rounding of a processor."""
     monkeypatch.setattr("twcli.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, count))

@@ -209,8 +209,11 @@ def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any
 
 
 def _rehearse(config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None) -> None:
+    from twcli import runtime
     from twcli.rehearsal import rehearse
 
+    if not runtime.is_main_process():  # one process of a job says it for all
+        return
     for line in rehearse(config, origins(flags, config_file)):
         click.echo(line)
 

@@ -13,6 +13,7 @@ PRECISIONS = ("fp32", "bf16")
 NOT_IDENTITY = ("overwrite", "out", "device", "keep_checkpoints", "checkpoint_every", "shard", "tensorboard")
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 AUTO = "auto"
+LEAST_TEMPERATURE = 1e-3
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -234,6 +235,8 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             raise UserError("--template goes with --model; a run has its own")
         if self.data is None and self.x_field != "x":
             raise UserError("--x-field is of the records at --data; give --data or leave it out")
+        if 0 < self.temperature < LEAST_TEMPERATURE:  # logits over it would not be finite
+            raise UserError(f"--temperature: {self.temperature} is too small; give 0, which is greedy, or at least {LEAST_TEMPERATURE}")
         if self.interactive and (self.out is not None or self.latent not in (None, "all")):
             raise UserError("--interactive: shows all latents on the terminal; leave --out and --latent out")
         if self.model is not None and self.latent is not None:

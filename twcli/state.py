@@ -1,4 +1,5 @@
-"""What a run goes on from, as plain tensors by name, and back: weights, optimiser, latents found, random numbers."""
+"""What a run goes on from, as plain tensors by name, and back: weights, optimiser, latents found. Random
+numbers are not among it: `trainer.py` draws those of each batch from a seed of its own."""
 
 from __future__ import annotations
 
@@ -23,14 +24,11 @@ def snapshot(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, ke
             tensors[name] = full.clone()  # tied weights must not share their memory in the file
     if keep:
         tensors["latents"] = torch.from_numpy(latent_N.copy())
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
     return tensors
 
 
 def restore(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts back what `snapshot` took, into the model, the optimiser, `latent_N` and the generators of random numbers."""
+    """Puts back what `snapshot` took, into the model, the optimiser and `latent_N`."""
     latent_N[:] = tensors["latents"].numpy()
     model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()}, strict=False)
     trained = [p for group in optimizer.param_groups for p in group["params"]]
@@ -41,9 +39,6 @@ def restore(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensor
             moment = value.shape == trained[int(number)].shape  # the other entry is the number of steps
             state.setdefault(int(number), {})[name] = like(value, trained[int(number)]) if moment else value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    torch.set_rng_state(tensors["rng.cpu"])
-    if "rng.cuda" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["rng.cuda"])
 
 
 def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:

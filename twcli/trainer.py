@@ -162,6 +162,7 @@ def _backward(job: Job, model: Any, stage: str, batch: Batch, step: int, number:
             held_B, _understudied(held_B, job.used, config.latents, _draws(job, 5, step, number))))
     # How many passes are pruned away hangs on the batch: processes that share the weights would wait for one another for ever.
     prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
+    torch.manual_seed(int(_draws(job, 6, step, number).integers(2**63)))  # what the backbone's own dropout draws from
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle` teaches it the same latents.
         output = model(batch, written_B, read_posterior=stage != REFINE, read_divergence=stage == FREE and config.divergence > 0,
