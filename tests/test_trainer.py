@@ -191,7 +191,7 @@ def test_an_option_that_has_no_effect_is_told(inputs, tmp_path):
 @pytest.mark.parametrize(("adapt", "stored"), [("full", True), ("lora", False)])
 def test_a_checkpoint_holds_what_is_trained(inputs, tmp_path, adapt, stored):
     folder = run(settings(inputs, tmp_path / "r", steps=2, adapt=adapt))
-    tensors = load_file(folder.last_checkpoint / "state.safetensors")
+    tensors = load_file(folder.checkpoints.last / "state.safetensors")
     assert any(".up_proj." in name and "lora" not in name for name in tensors if name.startswith("model.")) == stored
     assert any("lora" in name for name in tensors) != stored and any(name.startswith("model.head.") for name in tensors)
 

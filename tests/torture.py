@@ -37,7 +37,7 @@ from safetensors.torch import load_file
 
 import twcli.evaluate
 import twcli.precompute  # noqa: F401  victims find everything imported
-from twcli import cache_format, cli, runs, runtime, trainer
+from twcli import cache_format, checkpoints, cli, runs, runtime, trainer
 from twcli.cache import Cache, CacheWriter
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
@@ -148,7 +148,7 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
     around(CacheWriter, "write", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
     around(CacheWriter, "publish", lambda *_: "publishing", lambda *_: "published")
     around(runs.RunFolder, "save_checkpoint", lambda _s, step, *_: f"saving {step}", lambda _r, _s, step, *_: f"saved {step}")
-    around(runs.RunFolder, "newest_checkpoint", nothing, lambda result, *_: f"resumed {result[0]}")
+    around(checkpoints.Checkpoints, "newest", nothing, lambda result, *_: f"resumed {result[0]}")
     around(trainer, "export", lambda *_: "exporting", nothing)
     around(trainer, "_step", lambda *_: "step", nothing)
 
@@ -773,8 +773,8 @@ def processes(bench: Bench, tally: Tally) -> None:
         slowest = 0.0
         run = runs.RunFolder(job / "broken")
         for rank in (1, 0, 1):
-            before, process = run.last_checkpoint, call(*LAUNCH, "-m", "twcli", *broken)
-            while run.last_checkpoint == before and process.poll() is None:
+            before, process = run.checkpoints.last, call(*LAUNCH, "-m", "twcli", *broken)
+            while run.checkpoints.last == before and process.poll() is None:
                 time.sleep(0.02)
             next(p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == str(rank)).kill()
             begin = time.monotonic()

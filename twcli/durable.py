@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -37,3 +39,15 @@ def write_durably(path: Path, data: bytes) -> None:
             temp.unlink()
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A folder beside it to fill, which takes its place when the block ends well. Raises OSError."""
+    staged = folder.with_name(f".{folder.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    yield staged
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(staged, folder)
+    sync_folder(folder.parent)

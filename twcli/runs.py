@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 
 from twcli.cache import first_difference
+from twcli.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.config import AUTO, TrainConfig
-from twcli.durable import sync_folder, write_all, write_durably
+from twcli.durable import replacing, sync_folder, write_all, write_durably
 from twcli.errors import Interrupted, UserError, WorkFailed, first_line, how_to_resume
 from twcli.options import read_yaml, to_yaml
 
@@ -40,7 +41,7 @@ class RunFolder:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
         self.metrics_file = self.path / "metrics.jsonl"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
         self.posterior_file = self.path / "posterior.safetensors"
         self.checksums_file = self.path / "checksums.json"
         self.model = self.path / "model"
@@ -159,7 +160,7 @@ class RunFolder:
         Raises:
             UserError: a line is damaged, or they are not those that the newest checkpoint was saved after.
         """
-        info = self._newest_info()  # before the file, which only grows
+        newest = self.checkpoints.newest_content()  # before the file, which only grows
         data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
         lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
         metrics: list[dict[str, Any]] = []
@@ -171,15 +172,15 @@ class RunFolder:
                 sound = False
             if not sound:
                 raise UserError(f"{self.metrics_file}:{number}: is damaged; move the file away to go on without it")
-        before = b"".join(lines[: sum(m["step"] <= info.get("step", 0) for m in metrics)])
-        if before and _sha256(before) != info["metrics_sha256"]:
-            raise UserError(f"{self.metrics_file}: is damaged: not what it was at step {info['step']}; move it away to go on without it")
+        before = b"".join(lines[: sum(m["step"] <= newest.get("step", 0) for m in metrics)])
+        if before and sha256(before) != newest["metrics_sha256"]:
+            raise UserError(f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; move it away to go on without it")
         return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
         with self.metrics_file.open("ab", buffering=0) as file:
-            write_all(file.fileno(), _line(metrics))
-        self._metrics_hash.update(_line(metrics))
+            write_all(file.fileno(), json_line(metrics))
+        self._metrics_hash.update(json_line(metrics))
         if self._events is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float) and name != "step":
@@ -194,74 +195,33 @@ class RunFolder:
             yield
         self._events = None
 
-    # checkpoints
+    # checkpoints, with the metrics up to them
 
     def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
-        """One folder a checkpoint, published by rename; older ones beyond `keep` are removed afterwards."""
-        with _replacing(self.checkpoints / f"step-{step:08d}") as staged:
-            sync_folder(self.path)
-            with self.metrics_file.open("rb") as file:
-                os.fsync(file.fileno())
-            data = save(_plain(tensors))
-            write_durably(staged / "state.safetensors", data)
-            write_durably(staged / "checkpoint.json", _sealed({
-                "step": step, "state_sha256": _sha256(data), "metrics_sha256": self._metrics_hash.hexdigest(), "provenance": provenance}))
-        for old in self._checkpoint_folders()[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Only the newest `keep` stay."""
+        self.checkpoints.path.mkdir(exist_ok=True)
+        sync_folder(self.path)
+        with self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+        self.checkpoints.save(step, tensors, keep, metrics_sha256=self._metrics_hash.hexdigest(), provenance=provenance)
 
-    def newest_checkpoint(self, provenance: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor], list[str]]:
-        """(step, tensors, notes): the newest undamaged checkpoint; step 0 and nothing where there is none.
-
-        Raises:
-            UserError: it was made from something other than `provenance`; the first field that differs is named.
-        """
-        notes = []
-        for folder in reversed(self._checkpoint_folders()):
-            try:
-                info, tensors = _load_checkpoint(folder)
-            except CHECKPOINT_ERRORS as error:
-                notes.append(f"{folder}: damaged ({error}); passed over")
-                continue
-            if different := first_difference(info["provenance"], json.loads(json.dumps(provenance))):
-                name, stored, wanted = different
-                raise UserError(f"{folder}: made with another {name}: the checkpoint has {stored}, this call has {wanted}; "
-                                "give another --out, or --overwrite to start anew")
-            return info["step"], tensors, notes
-        return 0, {}, notes
-
-    def cut_back(self, step: int) -> None:
-        """Leaves what there was at the checkpoint of `step`: later ones, which are damaged or unfinished, and later metrics go.
+    def cut_back(self, step: int) -> list[dict[str, Any]]:
+        """Leaves what there was at the checkpoint of `step`, later metrics gone; those that are left come back.
 
         Raises:
             UserError: the metrics are damaged.
         """
-        for folder in self._checkpoint_folders():
-            if folder.name > f"step-{step:08d}":
-                shutil.rmtree(folder)
-        for unfinished in self.checkpoints.glob(".step-*"):
-            shutil.rmtree(unfinished, ignore_errors=True)
-        kept = b"".join(_line(m) for m in self.read_metrics() if m["step"] <= step)
-        self._metrics_hash = hashlib.sha256(kept)
-        write_durably(self.metrics_file, kept)
-
-    @property
-    def last_checkpoint(self) -> Path | None:
-        return self._checkpoint_folders()[-1] if self._checkpoint_folders() else None
-
-    def _checkpoint_folders(self) -> list[Path]:
-        return sorted(self.checkpoints.glob("step-*")) if self.checkpoints.is_dir() else []
-
-    def _newest_info(self) -> dict[str, Any]:
-        """What the newest checkpoint says of itself; nothing where none does."""
-        for folder in reversed(self._checkpoint_folders()):
-            with suppress(*CHECKPOINT_ERRORS):
-                return _read_info(folder)
-        return {}
+        self.checkpoints.remove_after(step)
+        left = [m for m in self.read_metrics() if m["step"] <= step]
+        data = b"".join(map(json_line, left))
+        self._metrics_hash = hashlib.sha256(data)
+        write_durably(self.metrics_file, data)
+        return left
 
     # results
 
     def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
-        write_durably(self.posterior_file, save(_plain(tensors)))
+        write_durably(self.posterior_file, as_bytes(tensors))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
         """Raises UserError where the file is missing or damaged."""
@@ -272,16 +232,16 @@ class RunFolder:
 
     def save_adapter(self, adapter: Any) -> None:
         """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
-        with _replacing(self.adapter) as staged:
+        with replacing(self.adapter) as staged:
             adapter.save_pretrained(staged, save_embedding_layers=False)
             _synced_sums(staged, "adapter")
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
         """A folder to save the model in; it becomes `model/` when the block ends well, checksums of all results beside it."""
-        with _replacing(self.model) as staged:
+        with replacing(self.model) as staged:
             yield staged
-            sums = {file.name: _sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
+            sums = {file.name: sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
             if self.adapter.is_dir():
                 sums |= _synced_sums(self.adapter, "adapter")
             sums |= _synced_sums(staged, "model")
@@ -294,12 +254,7 @@ class RunFolder:
 
     def problems(self) -> list[str]:
         """One line for each checkpoint or result that is damaged; reads all of them."""
-        problems = []
-        for folder in self._checkpoint_folders():
-            try:
-                _load_checkpoint(folder)
-            except CHECKPOINT_ERRORS as error:
-                problems.append(f"{folder}: damaged ({error})")
+        problems = self.checkpoints.problems()
         if self.done:
             problems += self._damaged_results()
         try:
@@ -307,7 +262,7 @@ class RunFolder:
             settings = self.read_config().identity()
         except UserError as error:
             return [*problems, str(error)]
-        if different := first_difference(settings, self._newest_info().get("provenance", {"settings": settings})["settings"]):
+        if different := first_difference(settings, self.checkpoints.newest_content().get("provenance", {"settings": settings})["settings"]):
             name, stored, wanted = different
             problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
         return problems
@@ -329,18 +284,6 @@ class RunFolder:
         return problems
 
 
-@contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside it to fill, which takes its place when the block ends well."""
-    staged = folder.with_name(f".{folder.name}")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    yield staged
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(staged, folder)
-    sync_folder(folder.parent)
-
-
 def _synced_sums(folder: Path, name: str) -> dict[str, str]:
     """sha256 of each file below it, by its path under `name`; what other libraries wrote there is made durable."""
     sums = {}
@@ -352,38 +295,3 @@ def _synced_sums(folder: Path, name: str) -> dict[str, str]:
     for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(below)
     return sums
-
-
-CHECKPOINT_ERRORS = (OSError, ValueError, KeyError, TypeError, SafetensorError)
-
-
-def _load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    info = _read_info(folder)
-    data = (folder / "state.safetensors").read_bytes()
-    if _sha256(data) != info["state_sha256"]:
-        raise ValueError("checksum differs")
-    return info, load(data)
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    content, sha256 = (json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256"))
-    if _sha256(_line(content)) != sha256 or folder.name != f"step-{content['step']:08d}":
-        raise ValueError("its checkpoint.json has changed")
-    return content
-
-
-def _sealed(content: dict[str, Any]) -> bytes:
-    """JSON that tells whether it was changed."""
-    return _line({"content": content, "sha256": _sha256(_line(content))})
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-
-
-def _line(value: Any) -> bytes:
-    return json.dumps(value, allow_nan=False).encode() + b"\n"

@@ -76,7 +76,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     optimizer = torch.optim.AdamW((p for p in job.model.parameters() if p.requires_grad), lr=job.lr, weight_decay=0.0)
     model, optimizer = (job.model, optimizer) if sharded else accelerator.prepare(job.model, optimizer)
     held_rows = np.flatnonzero(job.latent_N >= 0)
-    step, tensors, notes = run.newest_checkpoint(job.provenance)
+    step, tensors, notes = run.checkpoints.newest(job.provenance)
     for note in notes:
         say(note)
     if step:
@@ -84,8 +84,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
         say(f"resuming after step {step} of {job.steps}")
     watch = diagnostics.Watch(job.steps, config.latents, config.uses_weights)
     if accelerator.is_main_process:
-        run.cut_back(step)
-        for seen in run.read_metrics():  # what was told before the interruption is not told again
+        for seen in run.cut_back(step):  # what was told before the interruption is not told again
             watch.see(seen)
     model.train()
     steps = batches(job.stages, step, partial(plan_of, config, job.encoded), held_rows, rank=accelerator.process_index,
@@ -218,7 +217,7 @@ def _understudied(latent_B: np.ndarray, used: int, latents: int, rng: np.random.
 
 
 def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
-    last = job.run.last_checkpoint or "none yet"
+    last = job.run.checkpoints.last or "none yet"
     return WorkFailed(f"step {step + 1}: {what}, on data lines {', '.join(str(r + 1) for r in rows[:8])} ...; "
                       f"last checkpoint: {last}; try a lower --lr")
 
