@@ -80,7 +80,7 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        return self._folders()[-1] if self._folders() else None
+        return next(reversed(self._folders()), None)
 
     def problems(self) -> list[str]:
         """One line for each that is damaged; reads all of them."""

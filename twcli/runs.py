@@ -178,9 +178,10 @@ class RunFolder:
         return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
+        line = json_line(metrics)
         with self.metrics_file.open("ab", buffering=0) as file:
-            write_all(file.fileno(), json_line(metrics))
-        self._metrics_hash.update(json_line(metrics))
+            write_all(file.fileno(), line)
+        self._metrics_hash.update(line)
         if self._events is not None:
             for name, value in metrics.items():
                 if isinstance(value, int | float) and name != "step":
@@ -200,7 +201,7 @@ class RunFolder:
     def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
         """Only the newest `keep` stay."""
         self.checkpoints.path.mkdir(exist_ok=True)
-        sync_folder(self.path)
+        sync_folder(self.path)  # this folder's entry and the metrics', before a checkpoint relies on them
         with self.metrics_file.open("rb") as file:
             os.fsync(file.fileno())
         self.checkpoints.save(step, tensors, keep, metrics_sha256=self._metrics_hash.hexdigest(), provenance=provenance)

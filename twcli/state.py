@@ -1,5 +1,7 @@
-"""What a run goes on from, as plain tensors by name, and back: weights, optimiser, latents found. Random
-numbers are not among it: `trainer.py` draws those of each batch from a seed of its own."""
+"""What a run goes on from, as plain tensors by name, and back: weights, optimiser, latents found.
+
+Random numbers are not among it: `trainer.py` draws those of each batch from a seed of its own.
+"""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ from twcli.state import restore, snapshot
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.1
 CLIP_NORM = 1.0
-# A run is short and its stages differ, so the second moment must forget sooner than over the usual 1,000 steps; as Brown et al. 2020.
+# Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the usual 1,000 steps would keep the last
+# updates small. As Brown et al. 2020.
 ADAM_BETAS = (0.9, 0.95)
 
 
