@@ -31,6 +31,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.make_data import Parser
+from examples.muon import Muon
 from twcli.dataset import Example, read_examples
 from twcli.errors import UserError
 from twcli.head import head_logits
@@ -197,7 +198,7 @@ def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Opti
     matrices = [p for name, p in parameters if p.ndim > 1 and ".layers." in name]
     tables = [p for name, p in parameters if p.ndim > 1 and ".layers." not in name]
     gains = [p for _, p in parameters if p.ndim == 1]
-    return [torch.optim.Muon(matrices, lr=lr, weight_decay=WEIGHT_DECAY),
+    return [Muon(matrices, lr=lr, weight_decay=WEIGHT_DECAY),
             torch.optim.AdamW([{"params": tables, "weight_decay": WEIGHT_DECAY},
                                {"params": gains, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98), fused=True)]
 
