@@ -45,8 +45,8 @@ def test_kernels_compute_what_is_written_out(size, heads, monkeypatch):
     N = int(prompt_G.sum() + piece_S.sum())
     pieces = {device: Pieces.of(prompt_G.to(device), piece_S.to(device), behind_G.to(device), prompt_tokens=271, longest_prompt=200,
                                 longest_piece=130, longest_behind=135, some_empty=False) for device in ("cpu", "cuda")}
-    tensors = [torch.randn(N, A, size).bfloat16() for A in (heads[0], heads[1], heads[1])]
-    gradient = torch.randn(N, heads[0], size).bfloat16()
+    tensors = [torch.randn(1, A, N, size).bfloat16() for A in (heads[0], heads[1], heads[1])]
+    gradient = torch.randn(1, N, heads[0], size).bfloat16()
 
     def both(device, dtype):
         inputs = [x.to(device, dtype).requires_grad_() for x in tensors]

@@ -125,9 +125,9 @@ def test_a_prompt_without_tokens_and_one_that_nothing_follows(kernels):
     torch.manual_seed(0)
     prompt_G, piece_S, behind_G = torch.tensor([0, 3, 2]), torch.tensor([2, 4]), torch.tensor([2, 4, 0])
     pieces = Pieces.of(prompt_G, piece_S, behind_G, prompt_tokens=5, longest_prompt=3, longest_piece=4, longest_behind=4, some_empty=True)
-    tensors = [torch.randn(11, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    output = pieces.attend(*tensors, 0.3)
-    query, key, value = tensors
+    tensors = [torch.randn(1, 2, 11, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    output = pieces.attend(*tensors, 0.3)[0]
+    query, key, value = (x[0].transpose(0, 1) for x in tensors)
     alone = kernel(query[5:7], key[5:7], value[5:7], torch.tensor([0, 2]), torch.tensor([0, 2]), 2, 2, True, 0.3)[0]
     assert torch.allclose(output[5:7], alone)
     assert torch.autograd.gradcheck(lambda *args: pieces.attend(*args, 0.3), tensors)

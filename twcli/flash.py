@@ -69,8 +69,8 @@ class Pieces:
                    max(longest_prompt, longest_piece), longest_prompt, longest_behind, some_empty)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention's output (N, A, D) from (N, A, D) in the precision of `value`."""
-        return _Attention.apply(query.to(value.dtype), key.to(value.dtype), value, self, scale)
+        """Attention's output (1, N, A, D) from (1, A, N, D) in the precision of `value`."""
+        return _Attention.apply(*(x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)), self, scale)[None]
 
 
 class _Attention(torch.autograd.Function):

@@ -176,9 +176,7 @@ class Packed:
         return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R."""
-        if self.kernels:
-            return self.pieces.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)[None]
+        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R; without the kernels."""
         query, key, value = with_all_heads(query, key, value)
         if self.padding is None:
             return self._attend(query, key, value, scale)
@@ -217,7 +215,7 @@ def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Te
 
 def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, *,
                scaling: float | None = None, dropout: float = 0.0, packed: Any, **others: Any) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer in place of its own attention; `packed` attends, a `Packed` or a `Varlen`."""
+    """What transformers calls in each layer in place of its own attention; `packed` attends: a `Packed`, or `Groups` or `Pieces`."""
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
     return packed.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
 
@@ -229,7 +227,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
     """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
     with attention_of(model, ATTENTION):
         hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
-                                  packed=packed).last_hidden_state[0]
+                                  packed=packed.pieces if packed.kernels else packed).last_hidden_state[0]
     if packed.padding is not None:
         hidden = packed.padding.put_in(hidden)
     return hidden[packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)

@@ -27,7 +27,7 @@ from twcli.flash import Pieces
 from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES, with_all_heads
 from twcli.padding import budget_batches
 
-GROUPS = 3  # at least so many of a batch's tokens attend one after another: little padding, and scores that stay in a CPU core's cache
+LEAST_GROUPS = 3  # of a batch attend one after another: little padding, and scores that stay in a CPU core's cache
 
 
 @dataclass(frozen=True)
@@ -46,38 +46,21 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Varlen:
-    """How G prompts and what follows them in R rows lie in one sequence, and who attends to whom.
+class Groups:
+    """Attention of N tokens, group by group.
 
     Attributes:
-        position_N: each row goes on counting where its prompt ends.
-        groups: every token is a query of at least one; none where there are `pieces`.
+        groups: every token is a query of at least one.
         place_N: where a token's output lies in that of all groups, padding included.
-        pieces: the tokens as the kernels of `flash` want them.
     """
 
-    position_N: torch.Tensor
     groups: list[Group]
-    place_N: torch.Tensor | None
-    pieces: Pieces | None = None
+    place_N: torch.Tensor
 
     @classmethod
-    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device, *, kernels: bool = False) -> Varlen:
-        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and the tokens that follow it.
-
-        Args:
-            kernels: whether `flash.usable` here.
-        """
-        G, lengths = len(prompt_G), np.concatenate([prompt_G, length_R])
-        starts = np.cumsum(lengths) - lengths
-        N, P_R = int(lengths.sum()), prompt_G[row_R]
-        position = np.arange(N) - np.repeat(starts, lengths) + np.repeat(np.concatenate([np.zeros(G, int), P_R]), lengths)
-        if kernels:
-            behind_G = np.bincount(row_R, length_R, G).astype(int)
-            pieces = Pieces.of(*(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)), prompt_tokens=int(prompt_G.sum()),
-                               longest_prompt=int(prompt_G.max()), longest_piece=int(length_R.max()), longest_behind=int(behind_G.max()),
-                               some_empty=not prompt_G.all())
-            return cls(torch.from_numpy(position).to(device), [], None, pieces)
+    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Groups:
+        G, P_R, lengths = len(prompt_G), prompt_G[row_R], np.concatenate([prompt_G, length_R])
+        starts, N = np.cumsum(lengths) - lengths, int(lengths.sum())
         whole_R = _whole(prompt_G, row_R, length_R)[row_R]
         whole, apart = np.flatnonzero(whole_R), np.flatnonzero(~whole_R)
         prompts = np.unique(row_R[apart])
@@ -89,17 +72,15 @@ class Varlen:
         groups, place, before = [], np.empty(N, np.int64), 0
         for *sequences, causal in kinds:
             tokens = sequences[1] + sequences[3]
-            for chosen in budget_batches(tokens, np.argsort(-tokens, kind="stable"), -(-N // GROUPS)):
+            for chosen in budget_batches(tokens, np.argsort(-tokens, kind="stable"), -(-N // LEAST_GROUPS)):
                 group, query, real = _group([values[chosen] for values in sequences], causal, device)
                 place[query[real]] = before + np.flatnonzero(real)
                 before += query.size
                 groups.append(group)
-        return cls(torch.from_numpy(position).to(device), groups, torch.from_numpy(place).to(device))
+        return cls(groups, torch.from_numpy(place).to(device))
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """Attention's output (1, N, A, D) from (1, A, N, D)."""
-        if self.pieces is not None:
-            return self.pieces.attend(*(x[0].transpose(0, 1) for x in (query, key, value)), scale)[None]
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
         def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -112,6 +93,38 @@ class Varlen:
                                                     attn_mask=mask, is_causal=mask is None, scale=scale)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.place_N)[None]
+
+
+@dataclass(frozen=True)
+class Varlen:
+    """How G prompts and what follows them in R rows lie in one sequence.
+
+    Attributes:
+        position_N: each row goes on counting where its prompt ends.
+        attention: who attends to whom.
+    """
+
+    position_N: torch.Tensor
+    attention: Groups | Pieces
+
+    @classmethod
+    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device, *, kernels: bool = False) -> Varlen:
+        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and the tokens that follow it.
+
+        Args:
+            kernels: whether `flash.usable` here.
+        """
+        lengths, first = np.concatenate([prompt_G, length_R]), np.concatenate([np.zeros(len(prompt_G), int), prompt_G[row_R]])
+        position = np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
+        attention = _pieces(prompt_G, row_R, length_R, device) if kernels else Groups.of(prompt_G, row_R, length_R, device)
+        return cls(torch.from_numpy(position).to(device), attention)
+
+
+def _pieces(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Pieces:
+    behind_G = np.bincount(row_R, length_R, len(prompt_G)).astype(int)
+    return Pieces.of(*(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)), prompt_tokens=int(prompt_G.sum()),
+                     longest_prompt=int(prompt_G.max()), longest_piece=int(length_R.max()), longest_behind=int(behind_G.max()),
+                     some_empty=not prompt_G.all())
 
 
 def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
@@ -146,6 +159,6 @@ def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layo
     """Last hidden states (N, H), each as its row would have it alone, or with `all_layers` the tuple of every layer's, embeddings
     first; the model's attention must be `packing.ATTENTION`.
     """
-    output = model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False, packed=layout,
+    output = model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False, packed=layout.attention,
                               output_hidden_states=all_layers)
     return tuple(layer[0] for layer in output.hidden_states) if all_layers else output.last_hidden_state[0]
