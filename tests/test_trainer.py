@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from twcli import trainer
+from twcli.adapters import rows_of
 from twcli.building import load_run
 from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
@@ -472,6 +473,22 @@ def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
 @pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
 def test_schedule(step, share):
     assert trainer.schedule(step, 400) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("adapt", ["full", "frozen", "lora"])
+def test_rows_of_the_latents_go_further_than_all_others(inputs, tmp_path, adapt):
+    """Adam's first step is as long for every number that has a gradient."""
+    config, folder = settings(inputs, tmp_path / "r", steps=1, adapt=adapt, hold=1.0), RunFolder(tmp_path / "r")
+    with folder.writer():
+        job = prepare(config, folder, silent, no_bar)
+        embeddings, latents = rows_of(job.model.backbone, job.model.latent_ids_KP.flatten())
+        before = embeddings.detach().clone()
+        folder.begin(config)
+        (metrics,) = trainer.fit(job, silent)
+    moved = (embeddings.detach() - before).abs().amax(1) / metrics["lr"]
+    assert torch.allclose(moved[latents], torch.tensor(trainer.LATENT_STEP), rtol=1e-2)
+    others = moved[[row for row in range(len(moved)) if row not in latents.tolist()]]
+    assert others.max() == pytest.approx(1.0, rel=1e-2)
 
 
 def test_each_step_logs_the_diagnostics(inputs, tmp_path):

@@ -1,4 +1,4 @@
-"""The embeddings of the latents' tokens: how they begin, and that they alone are trained where the backbone is frozen.
+"""The embeddings of the latents' tokens: how they begin, how far they go, and that they alone are trained where the backbone is frozen.
 
 Shapes: K latents of P tokens, H hidden size.
 """
@@ -6,6 +6,8 @@ Shapes: K latents of P tokens, H hidden size.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -40,6 +42,15 @@ def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tens
     if count <= size:
         return torch.linalg.qr(noise[:size].T).Q.T[:count]
     return noise[:count] / math.sqrt(size)
+
+
+@contextmanager
+def further(rows: torch.Tensor, places: torch.Tensor, times: float) -> Iterator[None]:
+    """What changes `rows` (.., H) within it changes those at `places` by so many times as much."""
+    before = rows.detach()[places]
+    yield
+    with torch.no_grad():
+        rows[places] = before + times * (rows[places] - before)
 
 
 def freeze_backbone(backbone: PreTrainedModel, trainable_ids: list[int]) -> None:
