@@ -1,8 +1,21 @@
 import pytest
 import torch
+from conftest import make_model
 from torch import nn
+from transformers import LlamaForCausalLM
 
-from twcli.new_rows import further
+from twcli.adapters import add_lora
+from twcli.new_rows import further, tied
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_whether_the_head_has_the_same_rows_is_seen_through_lora(tie):
+    config = make_model().config
+    config.tie_word_embeddings = tie
+    model = LlamaForCausalLM(config)
+    assert tied(model) == tie
+    add_lora(model, [1, 2], rank=2, alpha=4, targets="all-linear", seed=0)
+    assert tied(model) == tie
 
 
 def test_chosen_rows_go_so_many_times_as_far():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from twcli import trainer
 from twcli.adapters import rows_of
@@ -475,10 +475,17 @@ def test_schedule(step, share):
     assert trainer.schedule(step, 400) == pytest.approx(share)
 
 
+@pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("adapt", ["full", "frozen", "lora"])
-def test_rows_of_the_latents_go_further_than_all_others(inputs, tmp_path, adapt):
+def test_rows_of_the_latents_go_further_than_all_others_unless_they_are_the_routers(inputs, tmp_path, adapt, tie):
     """Adam's first step is as long for every number that has a gradient."""
-    config, folder = settings(inputs, tmp_path / "r", steps=1, adapt=adapt, hold=1.0), RunFolder(tmp_path / "r")
+    model = make_model()
+    model.config.tie_word_embeddings = tie
+    model = LlamaForCausalLM(model.config)
+    model.save_pretrained(tmp_path / "model")
+    make_tokenizer().save_pretrained(tmp_path / "model")
+    config, folder = settings(inputs, tmp_path / "r", model=str(tmp_path / "model"), **DYNAMIC, steps=1, adapt=adapt, hold=1.0), RunFolder(
+        tmp_path / "r")
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
         embeddings, latents = rows_of(job.model.backbone, job.model.latent_ids_KP.flatten())
@@ -486,7 +493,7 @@ def test_rows_of_the_latents_go_further_than_all_others(inputs, tmp_path, adapt)
         folder.begin(config)
         (metrics,) = trainer.fit(job, silent)
     moved = (embeddings.detach() - before).abs().amax(1) / metrics["lr"]
-    assert torch.allclose(moved[latents], torch.tensor(trainer.LATENT_STEP), rtol=1e-2)
+    assert torch.allclose(moved[latents], torch.tensor(1.0 if tie else trainer.LATENT_STEP), rtol=1e-2)
     others = moved[[row for row in range(len(moved)) if row not in latents.tolist()]]
     assert others.max() == pytest.approx(1.0, rel=1e-2)
 

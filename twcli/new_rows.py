@@ -31,7 +31,7 @@ def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], gene
         spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
         rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
         head = backbone.get_output_embeddings()
-        if head.weight is not rows:
+        if not tied(backbone):
             head.weight[ids] = head.weight[:used].mean(0)
             if getattr(head, "bias", None) is not None:
                 head.bias[ids] = head.bias[:used].mean()
@@ -42,6 +42,13 @@ def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tens
     if count <= size:
         return torch.linalg.qr(noise[:size].T).Q.T[:count]
     return noise[:count] / math.sqrt(size)
+
+
+def tied(backbone: PreTrainedModel) -> bool:
+    """Whether the embeddings are the head's rows as well."""
+    tables = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+    embeddings, head = (getattr(table, "original_module", table) for table in tables)  # which peft wraps
+    return embeddings.weight is head.weight
 
 
 @contextmanager

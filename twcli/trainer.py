@@ -26,7 +26,7 @@ from twcli.errors import Interrupted, WorkFailed, how_to_resume
 from twcli.job import Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
-from twcli.new_rows import further
+from twcli.new_rows import further, tied
 from twcli.objective import step_loss
 from twcli.packing import PLAIN
 from twcli.regularisers import annealed_beta
@@ -141,7 +141,8 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[Batch], s
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         rows = torch.cat([batch.rows_B for batch in read]).numpy()
         raise _diverged(job, step, rows, f"the loss is {metrics['loss']} and its gradient norm {norm}")
-    with further(*held_here(embeddings, latents), LATENT_STEP):
+    alone = not tied(job.model.backbone)  # rows that are the router's as well would make it certain of anything
+    with further(*held_here(embeddings, latents), LATENT_STEP) if alone else nullcontext():
         optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "stage": stage, **metrics, **norms, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
