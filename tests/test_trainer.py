@@ -11,10 +11,9 @@ import pytest
 import torch
 from conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 from twcli import trainer
-from twcli.adapters import rows_of
 from twcli.building import load_run
 from twcli.config import EvalConfig, PrecomputeConfig, TrainConfig
 from twcli.diagnostics import SUMMARY
@@ -473,29 +472,6 @@ def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
 @pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
 def test_schedule(step, share):
     assert trainer.schedule(step, 400) == pytest.approx(share)
-
-
-@pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("adapt", ["full", "frozen", "lora"])
-def test_rows_of_the_latents_go_further_than_all_others_unless_they_are_the_routers(inputs, tmp_path, adapt, tie):
-    """Adam's first step is as long for every number that has a gradient."""
-    model = make_model()
-    model.config.tie_word_embeddings = tie
-    model = LlamaForCausalLM(model.config)
-    model.save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    config, folder = settings(inputs, tmp_path / "r", model=str(tmp_path / "model"), **DYNAMIC, steps=1, adapt=adapt, hold=1.0), RunFolder(
-        tmp_path / "r")
-    with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
-        embeddings, latents = rows_of(job.model.backbone, job.model.latent_ids_KP.flatten())
-        before = embeddings.detach().clone()
-        folder.begin(config)
-        (metrics,) = trainer.fit(job, silent)
-    moved = (embeddings.detach() - before).abs().amax(1) / metrics["lr"]
-    assert torch.allclose(moved[latents], torch.tensor(1.0 if tie else trainer.LATENT_STEP), rtol=1e-2)
-    others = moved[[row for row in range(len(moved)) if row not in latents.tolist()]]
-    assert others.max() == pytest.approx(1.0, rel=1e-2)
 
 
 def test_each_step_logs_the_diagnostics(inputs, tmp_path):

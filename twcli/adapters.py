@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.errors import UserError, first_line
+from twcli.sharding import whole
 
 ADAPTER = "default"  # peft's name for the first adapter of a model
 
@@ -63,12 +64,12 @@ def _check_targets(backbone: PreTrainedModel, chosen: list[str], tables: Sequenc
             raise UserError(f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, and no others; leave it out")
 
 
-def rows_of(backbone: PreTrainedModel, token_ids: torch.Tensor) -> tuple[torch.nn.Parameter, torch.Tensor]:
-    """What is trained of the embeddings (rows, H), and where in it `token_ids` (...) have theirs, with LoRA or without."""
+def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """Gradients (..., H) of the embedding rows of `token_ids` (...), with LoRA or without."""
     embeddings = backbone.get_input_embeddings()
     adapter = getattr(embeddings, "token_adapter", None)
     if adapter is None:
-        return embeddings.weight, token_ids
+        return whole(embeddings.weight.grad)[token_ids]
     place = {token: row for row, token in enumerate(adapter.token_indices[ADAPTER])}
     rows = torch.tensor([place[token] for token in token_ids.flatten().tolist()], device=token_ids.device)
-    return adapter.trainable_tokens_delta[ADAPTER], rows.view(token_ids.shape)
+    return adapter.trainable_tokens_delta[ADAPTER].grad[rows.view(token_ids.shape)]

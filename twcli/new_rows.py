@@ -1,4 +1,4 @@
-"""The embeddings of the latents' tokens: how they begin, how far they go, and that they alone are trained where the backbone is frozen.
+"""The embeddings of the latents' tokens: how they begin, and that they alone are trained where the backbone is frozen.
 
 Shapes: K latents of P tokens, H hidden size.
 """
@@ -6,8 +6,6 @@ Shapes: K latents of P tokens, H hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedModel
@@ -31,7 +29,7 @@ def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], gene
         spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
         rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
         head = backbone.get_output_embeddings()
-        if not tied(backbone):
+        if head.weight is not rows:
             head.weight[ids] = head.weight[:used].mean(0)
             if getattr(head, "bias", None) is not None:
                 head.bias[ids] = head.bias[:used].mean()
@@ -42,22 +40,6 @@ def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tens
     if count <= size:
         return torch.linalg.qr(noise[:size].T).Q.T[:count]
     return noise[:count] / math.sqrt(size)
-
-
-def tied(backbone: PreTrainedModel) -> bool:
-    """Whether the embeddings are the head's rows as well."""
-    tables = backbone.get_input_embeddings(), backbone.get_output_embeddings()
-    embeddings, head = (getattr(table, "original_module", table) for table in tables)  # which peft wraps
-    return embeddings.weight is head.weight
-
-
-@contextmanager
-def further(rows: torch.Tensor, places: torch.Tensor, times: float) -> Iterator[None]:
-    """What changes `rows` (.., H) within it changes those at `places` by so many times as much."""
-    before = rows.detach()[places]
-    yield
-    with torch.no_grad():
-        rows[places] = before + times * (rows[places] - before)
 
 
 def freeze_backbone(backbone: PreTrainedModel, trainable_ids: list[int]) -> None:

@@ -32,16 +32,6 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def held_here(rows: torch.Tensor, places: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What this process holds of `rows`, and where in it those at `places` (N,) are, as far as it holds them."""
-    if not isinstance(rows, DTensor):
-        return rows, places
-    mesh = rows.device_mesh
-    first = mesh.get_local_rank() * -(-rows.shape[0] // mesh.size())  # as torch.chunk cuts
-    part = rows.to_local()
-    return part, places[(places >= first) & (places < first + len(part))] - first
-
-
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The plain `tensor`, which every process has, split as `other` is."""
     if not isinstance(other, DTensor):

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig
 
 from twcli import diagnostics, runtime, signals
-from twcli.adapters import rows_of
+from twcli.adapters import new_row_gradients
 from twcli.assignment import assign_rows
 from twcli.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.card import model_card
@@ -26,12 +26,11 @@ from twcli.errors import Interrupted, WorkFailed, how_to_resume
 from twcli.job import Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
-from twcli.new_rows import further, tied
 from twcli.objective import step_loss
 from twcli.packing import PLAIN
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE
-from twcli.sharding import held_here, shard, whole
+from twcli.sharding import shard, whole
 from twcli.stages import FREE, REFINE, batches, read_ahead
 from twcli.state import restore, snapshot
 
@@ -41,7 +40,6 @@ CLIP_NORM = 1.0
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the usual 1,000 steps would keep the last
 # updates small. As Brown et al. 2020.
 ADAM_BETAS = (0.9, 0.95)
-LATENT_STEP = 20.0  # times the others' steps: these rows begin at random, and prompts learn well at such rates (Lester et al. 2021)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -134,16 +132,13 @@ def _step(job: Job, model: Any, optimizer: Any, stage: str, read: list[Batch], s
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
     posterior = (p.grad for name, p in job.model.named_parameters() if not name.startswith("backbone.") and p.grad is not None)
-    embeddings, latents = rows_of(job.model.backbone, job.model.latent_ids_KP.flatten())
-    norms = diagnostics.gradient_norms(map(whole, posterior), whole(embeddings.grad)[latents])
+    norms = diagnostics.gradient_norms(map(whole, posterior), new_row_gradients(job.model.backbone, job.model.latent_ids_KP))
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)))
     metrics = diagnostics.pooled(seen)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
         rows = torch.cat([batch.rows_B for batch in read]).numpy()
         raise _diverged(job, step, rows, f"the loss is {metrics['loss']} and its gradient norm {norm}")
-    alone = not tied(job.model.backbone)  # rows that are the router's as well would make it certain of anything
-    with further(*held_here(embeddings, latents), LATENT_STEP) if alone else nullcontext():
-        optimizer.step()
+    optimizer.step()
     optimizer.zero_grad()
     return {"step": step + 1, "stage": stage, **metrics, **norms, "gradient_norm": norm, "lr": optimizer.param_groups[0]["lr"]}
 
