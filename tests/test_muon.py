@@ -1,4 +1,4 @@
-"""`examples/muon.py` against `torch.optim.Muon`, whose products are in bfloat16, and against the singular values it promises."""
+"""`examples/muon.py` against `torch.optim.Muon`, which computes in bfloat16, and against the singular values it promises."""
 
 import copy
 
@@ -8,8 +8,7 @@ from torch import nn
 from examples.muon import Muon, orthogonal
 
 
-def test_steps_are_those_of_torch_but_for_its_bfloat16():
-    """Which makes 0.02 here; another momentum, decay or scale makes 0.08 and more."""
+def test_steps_are_those_of_torch():
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False))
     theirs, before, inputs = copy.deepcopy(ours), copy.deepcopy(ours), torch.randn(64, 16)
@@ -20,19 +19,19 @@ def test_steps_are_those_of_torch_but_for_its_bfloat16():
             optimizer.step()
             optimizer.zero_grad()
     for own, other, start in zip(ours.parameters(), theirs.parameters(), before.parameters(), strict=True):
-        assert (own - other).norm() < 0.04 * (own - start).norm()
+        assert (own - other).norm() < 0.02 * (own - start).norm()
 
 
 def test_orthogonal_keeps_singular_vectors_and_levels_singular_values():
     torch.manual_seed(0)
     for rows, columns in ((8, 8), (8, 24), (24, 8)):
-        found = orthogonal(torch.randn(3, rows, columns, dtype=torch.float64))
+        found = orthogonal(torch.randn(3, rows, columns))
         values = torch.linalg.svdvals(found)
         assert found.shape == (3, rows, columns)
         assert 0.6 < values.min() and values.max() < 1.3
-    u, _, vh = torch.linalg.svd(torch.randn(1, 8, 8, dtype=torch.float64))
-    turned = u.mT @ orthogonal(u @ torch.diag(torch.linspace(1, 2, 8, dtype=torch.float64)) @ vh) @ vh.mT
-    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 1e-12
+    u, _, vh = torch.linalg.svd(torch.randn(1, 8, 8))
+    turned = u.mT @ orthogonal(u @ torch.diag(torch.linspace(1, 2, 8)) @ vh) @ vh.mT
+    assert (turned - torch.diag_embed(turned.diagonal(dim1=1, dim2=2))).abs().max() < 0.02
 
 
 def test_each_matrix_is_stepped_as_if_it_were_alone():
