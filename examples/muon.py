@@ -22,22 +22,23 @@ class Muon(torch.optim.Optimizer):
     """Of matrices that all have a gradient at every step; with Nesterov's momentum and decoupled weight decay."""
 
     def __init__(self, matrices: Iterable[torch.nn.Parameter], lr: float, *, weight_decay: float, momentum: float = 0.95) -> None:
-        super().__init__(matrices, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
+        for matrix in matrices:
+            alike.setdefault(matrix.shape, []).append(matrix)
+        super().__init__([{"params": group} for group in alike.values()], {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self) -> None:
-        for group in self.param_groups:
-            lr, momentum = group["lr"], group["momentum"]
-            alike: dict[torch.Size, list[torch.nn.Parameter]] = {}
-            for matrix in group["params"]:
-                alike.setdefault(matrix.shape, []).append(matrix)
-            for (rows, columns), matrices in alike.items():
-                gradient_NRC = torch.stack([matrix.grad for matrix in matrices])
-                state = self.state[matrices[0]]
-                average_NRC = state.setdefault("average", torch.zeros_like(gradient_NRC)).lerp_(gradient_NRC, 1 - momentum)
-                direction_NRC = orthogonal(gradient_NRC.lerp(average_NRC, momentum))
-                for matrix, direction_RC in zip(matrices, direction_NRC, strict=True):
-                    matrix.mul_(1 - lr * group["weight_decay"]).sub_(direction_RC, alpha=lr * math.sqrt(max(1, rows / columns)))
+        for group in self.param_groups:  # of one shape
+            matrices, lr, momentum = group["params"], group["lr"], group["momentum"]
+            gradient_NRC = torch.stack([matrix.grad for matrix in matrices])
+            state = self.state[matrices[0]]
+            if not state:
+                state["average"] = torch.zeros_like(gradient_NRC)
+            average_NRC = state["average"].lerp_(gradient_NRC, 1 - momentum)
+            rows, columns = matrices[0].shape
+            for matrix, direction_RC in zip(matrices, orthogonal(gradient_NRC.lerp(average_NRC, momentum)), strict=True):
+                matrix.mul_(1 - lr * group["weight_decay"]).sub_(direction_RC, alpha=lr * math.sqrt(max(1, rows / columns)))
 
 
 def orthogonal(matrix_NRC: torch.Tensor) -> torch.Tensor:

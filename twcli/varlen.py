@@ -59,6 +59,7 @@ class Groups:
 
     @classmethod
     def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Groups:
+        """Of prompts and rows as `Varlen.of` has them."""
         G, P_R, lengths = len(prompt_G), prompt_G[row_R], np.concatenate([prompt_G, length_R])
         starts, N = np.cumsum(lengths) - lengths, int(lengths.sum())
         whole_R = _whole(prompt_G, row_R, length_R)[row_R]
