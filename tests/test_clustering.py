@@ -51,7 +51,7 @@ def test_names_are_synchronised_across_prompts(strategies):
     points, sizes, truth = strategies
     rng = np.random.default_rng(1)
     starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(10)]
-    clusters, score, agreement = best_clustering(starts, points, sizes, 4, rng)
+    clusters, score, agreement = best_clustering(starts, [points], sizes, 4, rng)
     assert matched(clusters, truth, 4) > 0.98
     assert 0 < agreement <= 1 and 0.5 < score <= 1
     start = 0
@@ -65,7 +65,7 @@ def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):
     exchanged = truth.copy()
     some = np.repeat(np.random.default_rng(3).random(len(sizes)) < 0.5, sizes)
     exchanged[some & (truth == 0)], exchanged[some & (truth == 1)] = 1, 0
-    judge = CrossValidation(points, sizes, 4, np.random.default_rng(1))
+    judge = CrossValidation([points], sizes, 4, np.random.default_rng(1))
     score = judge.assign(exchanged)[1]
     assert matched(exchanged, truth, 4) < 0.8
     clusters, better = max(judge.search(exchanged, score), key=lambda result: result[1])
@@ -76,7 +76,7 @@ def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):
 def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
     points, sizes, truth = strategies
     rng = np.random.default_rng(2)
-    judge = CrossValidation(points, sizes, 4, rng)
+    judge = CrossValidation([points], sizes, 4, rng)
     scores = []
     for right in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0):
         prompts = np.repeat(rng.random(len(sizes)) < right, sizes)
@@ -90,7 +90,7 @@ def test_mending_moves_the_wrong_ones(strategies):
     rng = np.random.default_rng(3)
     start = np.where(rng.random(len(truth)) < 0.6, truth, rng.integers(4, size=len(truth)))
     assert matched(start, truth, 4) < 0.75
-    clusters, _ = CrossValidation(points, sizes, 4, rng).mend(start)
+    clusters, _ = CrossValidation([points], sizes, 4, rng).mend(start)
     assert matched(clusters, truth, 4) > 0.98
 
 
@@ -109,15 +109,45 @@ def test_both_kinds_of_features_have_the_same_say():
     space = Space.fit(kinds, 0)
     shares = [(np.square(kind * scale)).sum() for kind, scale in zip(kinds, space.scales, strict=True)]
     assert shares[0] == pytest.approx(shares[1], rel=0.05)
-    assert np.square(space(kinds)).sum() == pytest.approx(sum(shares), rel=1e-6)  # all directions are kept
+    assert np.square(space(kinds)[0]).sum() == pytest.approx(sum(shares), rel=1e-6)  # all directions are kept
 
 
 def test_features_without_variance_are_no_error():
     constant = (np.zeros((4, 3), np.float32), np.zeros((4, 2), np.float32))
-    points = Space.fit(constant, 0)(constant)
+    (points,) = Space.fit(constant, 0)(constant)
     assert points.shape == (4, 0)
-    clusters, score, _ = best_clustering([np.array([0, 1, 1, 0])], points, [2, 2], 2, np.random.default_rng(0))
+    clusters, score, _ = best_clustering([np.array([0, 1, 1, 0])], [points], [2, 2], 2, np.random.default_rng(0))
     assert sorted(clusters[:2]) == [0, 1] and score == 0
+
+
+def test_each_view_sees_its_kinds_alone():
+    rng = np.random.default_rng(0)
+    kinds = [rng.normal(size=(300, 5)).astype(np.float32) for _ in range(3)]
+    space = Space.fit(kinds, 0, views=((0, 1, 2), (1,)))
+    changed = [kinds[0] + 1, kinds[1], kinds[2] * 2]
+    (whole, one), (other_whole, other_one) = space(kinds), space(changed)
+    assert whole.shape == (300, 15) and one.shape == (300, 5)
+    assert np.array_equal(one, other_one) and not np.allclose(whole, other_whole)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(seed):
+    """Four strategies; of the last two one turns out long, which of them hangs on x. All of y tells that best, its beginning cannot."""
+    rng = np.random.default_rng(seed)
+    truth = np.concatenate([rng.permutation(4) for _ in range(300)])
+    turned = np.repeat(rng.integers(2, size=300), 4)
+    long = np.where((truth >= 2) & (turned == 1), 5 - truth, truth)
+    points = np.concatenate([2 * np.eye(4)[truth], 3 * np.eye(4)[long]], axis=1) + 0.4 * rng.normal(size=(1200, 8))
+    points -= np.repeat(points.reshape(300, 4, 8).mean(1), 4, axis=0)
+    beginning, sizes = points[:, :4], [4] * 300
+
+    def found(views):
+        draws = np.random.default_rng(seed)
+        starts = [constrained_kmeans(view, sizes, 4, draws) for view in views for _ in range(4)]
+        return best_clustering(starts, views, sizes, 4, draws)[0]
+
+    assert matched(found([points]), long, 4) > 0.98 and matched(long, truth, 4) < 0.8
+    assert matched(found([points, beginning]), truth, 4) > 0.98
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -132,8 +162,9 @@ def test_the_number_of_clusters_is_found(count):
         points[-1] -= points[-1].mean(0)
         sizes.append(len(chosen))
     features = np.split(np.concatenate(points).astype(np.float32), [12], axis=1)
-    steps = []
-    found, gains = best_count(tuple(features), Space.fit(features, 0), sizes, 0, steps.append)
+    space, steps = Space.fit(features, 0), []
+    kinds = [space.scaled(features, kinds) for kinds in ((0,), (1,), (0, 1))]
+    found, gains = best_count(space(features), kinds, sizes, 0, steps.append)
     assert found == count
     assert list(gains) == list(range(2, count + 4)) and steps == [1] * len(gains)
 
@@ -228,7 +259,7 @@ def centred(features, sizes, keep):
 def test_differences_of_pairs_leave_the_partners_name_as_good_as_ones_own(pairs):
     features, sizes, truth = pairs
     partners = truth.reshape(-1, 2)[:, ::-1].ravel()
-    scores = {keep: [CrossValidation(centred(features, sizes, keep), sizes, 4, np.random.default_rng(1)).assign(names)[1]
+    scores = {keep: [CrossValidation([centred(features, sizes, keep)], sizes, 4, np.random.default_rng(1)).assign(names)[1]
                      for names in (truth, partners)] for keep in (False, True)}
     assert scores[False][0] == pytest.approx(scores[False][1], abs=1e-5)
     assert scores[True][0] > scores[True][1] + 0.2
@@ -239,7 +270,7 @@ def test_names_of_pairs_are_synchronised(pairs, seed):
     features, sizes, truth = pairs
     points, rng = centred(features, sizes, True), np.random.default_rng(seed)
     starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(10)]
-    clusters, _, _ = best_clustering(starts, points, sizes, 4, rng)
+    clusters, _, _ = best_clustering(starts, [points], sizes, 4, rng)
     assert matched(clusters, truth, 4) > 0.97
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from conftest import encode, make_model, make_records
 
-from twcli.warmstart import LAGS, PROMPT_TOKENS, WINDOWS, groups_of, pooled_features, warm_start
+from twcli.warmstart import BEGINNING, FIRST_SIMILARITIES, LAGS, PROMPT_TOKENS, WHOLE, groups_of, pooled_features, warm_start
 
 
 def test_groups_hold_distinct_completions_only(template):
@@ -56,7 +56,7 @@ def test_similarities_are_those_of_a_plain_loop(template):
     records = [{"x": "w0 w1", "y": "w2 w3 w4"}, {"x": "w0 w1", "y": "w5"}]
     encoded = encode(template, records)
     model = make_model()
-    _, similar = pooled_features(model, template, encoded, groups_of(encoded), 4000)
+    similar = pooled_features(model, template, encoded, groups_of(encoded), 4000)[FIRST_SIMILARITIES]
     with torch.no_grad():
         states = [model(input_ids=torch.from_numpy(encoded.ids[a:b].astype(np.int64))[None], output_hidden_states=True).hidden_states[-1][0]
                   for a, b in zip(encoded.offsets, encoded.offsets[1:], strict=False)]
@@ -64,10 +64,23 @@ def test_similarities_are_those_of_a_plain_loop(template):
     # <bos> <x> w0 w1 </x> <y> y ... </y>: y begins at 6, w1 stands at 3; the last layer's block is the last one.
     first = [(u[6:8] @ u[3]).mean().item() / 32 for u in unit]
     lag = [(unit[0][8] @ unit[0][6] + unit[0][9] @ unit[0][7]).item() / 32 / 2, 0.0]
-    windows, width = len(WINDOWS), PROMPT_TOKENS + LAGS
+    windows, width = 4, PROMPT_TOKENS + LAGS
     block = similar[:, -windows * width :].reshape(2, windows, width)
     assert block[:, 0, 1] == pytest.approx(first, abs=1e-5)
     assert block[:, 1, PROMPT_TOKENS + 1] == pytest.approx(lag, abs=1e-5)
+
+
+def test_features_of_the_beginning_do_not_know_what_follows(template):
+    """Two completions a prompt, 12 tokens long: after the eighth one of them goes on otherwise."""
+    begun = " ".join(f"w{i}" for i in range(8))
+    pairs = [[{"x": "w0 w1", "y": f"{begun} {rest}"}, {"x": "w0 w1", "y": "w3 w4"}] for rest in ("w9 w9 w8 w7", "w1 w2 w3 w9")]
+    found = []
+    for records in pairs:
+        encoded = encode(template, records)
+        found.append(pooled_features(make_model(), template, encoded, groups_of(encoded), 4000))
+    for kind in WHOLE:
+        same = np.allclose(found[0][kind], found[1][kind], atol=1e-5)
+        assert same == (kind in BEGINNING)
 
 
 def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeypatch):
@@ -88,7 +101,7 @@ def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, se
     rng = np.random.default_rng(seed)
 
     def pooled(_model, _template, _encoded, groups, *_others, **_more):
-        return tuple(rng.normal(size=(sum(map(len, groups)), 6)).astype(np.float32) for _ in range(2))
+        return tuple(rng.normal(size=(sum(map(len, groups)), 6)).astype(np.float32) for _ in WHOLE)
 
     monkeypatch.setattr("twcli.warmstart.pooled_features", pooled)
     monkeypatch.setattr("twcli.warmstart.FINALISTS", 2)

@@ -2,9 +2,10 @@
 
 Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for every prompt can be told
 by a linear map from completions of other prompts; of many, the one that a cross-validated ridge regression tells best is
-kept, after the regression has mended it. What starts get wrong most often is a pair of clusters whose names are exchanged for
-some prompts, so the best ones are also searched pair by pair. Of namings that are told equally well, the one that explains
-most of the features' variance is taken.
+kept, after the regression has mended it. Several views of the completions may judge together, so that of namings which one of
+them tells alike another decides. What starts get wrong most often is a pair of clusters whose names are exchanged for some
+prompts, so the best ones are also searched pair by pair. Of namings that are told equally well, the one that explains most of
+the features' variance is taken.
 
 Shapes: N rows, P prompts, F features, D directions, K clusters.
 """
@@ -13,7 +14,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -22,7 +24,7 @@ from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
 from twcli.assignment import assign_groups
-from twcli.spaces import Space, whitened
+from twcli.spaces import whitened
 
 RIDGE = 1e-2  # of their mean variance
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
@@ -52,18 +54,16 @@ def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.nd
     return assign_groups(_squared_distance(points, centroids), sizes)
 
 
-def starts_of(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], latents: int,
-            rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Clusterings (N,) in whitened spaces of several sizes, of either kind of feature and of both."""
-    scaled = [f * s for f, s in zip(features, space.scales, strict=True)]
-    for kind in (*scaled, np.concatenate(scaled, axis=1)):
+def starts_of(kinds: Iterable[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Clusterings (N,) in whitened spaces of several sizes, of each kind of features (N, F)."""
+    for kind in kinds:
         leading = whitened(kind, max(DIMENSIONS), 0)
         for dimensions in DIMENSIONS:
             for _ in range(RESTARTS):
                 yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
 
 
-def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: list[int], seed: int,
+def best_count(views: Sequence[np.ndarray], kinds: Sequence[np.ndarray], sizes: list[int], seed: int,
                advance: Callable[[int], None] | None = None) -> tuple[int, dict[int, float]]:
     """How many clusters there are, without being told: (K, what speaks for each K that was tried).
 
@@ -72,13 +72,15 @@ def best_count(features: tuple[np.ndarray, np.ndarray], space: Space, sizes: lis
     further. The smallest K is taken that comes as near to the highest as `ENOUGH`.
 
     Args:
+        views: as in `CrossValidation`.
+        kinds: (N, F) each, of the features that clusterings start in.
         advance: called with 1 after each K.
     """
-    points, gains = space(features), {}
+    gains: dict[int, float] = {}
     for latents in range(2, MOST_CLUSTERS + 1):
         rng = np.random.default_rng([seed, 5, latents])
-        judge = CrossValidation(points, sizes, latents, rng)
-        gains[latents] = above_chance(max(judge.mend(start)[1] for start in starts_of(features, space, sizes, latents, rng)), latents)
+        judge = CrossValidation(views, sizes, latents, rng)
+        gains[latents] = above_chance(max(judge.mend(start)[1] for start in starts_of(kinds, sizes, latents, rng)), latents)
         if advance:
             advance(1)
         enough = min(K for K in gains if gains[K] >= ENOUGH * max(gains.values()))
@@ -125,10 +127,10 @@ def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: 
     """
     latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
     told_N, attainable_N = np.zeros(len(points)), np.zeros(len(points))
-    for fitted_N, maps, other_N, others, other_sizes in CrossValidation(points, sizes, latents, np.random.default_rng([seed, 6])).halves:
-        values = others @ (maps @ (soft_NK[fitted_N] - 1 / latents))
-        told_N[other_N] = (values * soft_NK[other_N]).sum(1)
-        attainable_N[other_N] = 1 - 1 / np.minimum(np.repeat(other_sizes, other_sizes), latents)
+    for half in CrossValidation([points], sizes, latents, np.random.default_rng([seed, 6])).halves:
+        (values,) = half.values(soft_NK[half.fitted_N] - 1 / latents)
+        told_N[half.told_N] = (values * soft_NK[half.told_N]).sum(1)
+        attainable_N[half.told_N] = 1 - 1 / np.minimum(np.repeat(half.sizes, half.sizes), latents)
     return told_N, attainable_N
 
 
@@ -145,18 +147,19 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
     return clusters
 
 
-def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator,
+def best_clustering(starts: Iterable[np.ndarray], views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator,
                     advance: Callable[[int], None] | None = None, *, finalists: int = FINALISTS) -> tuple[np.ndarray, float, float]:
     """Mends every start, searches around the best ones and keeps the clustering of highest score.
 
     Args:
-        advance: called with units of work, `clustering_work(finalists)` in all.
+        views: as in `CrossValidation`; by the first one ties are broken.
+        advance: called with units of work, `clustering_work` in all.
         finalists: mended starts, no two alike, whose pairs are searched.
 
     Returns:
         clusters (N,); their score; agreement of the starts with them.
     """
-    judge = CrossValidation(points, sizes, latents, rng)
+    judge = CrossValidation(views, sizes, latents, rng)
     mended = []
     for start in starts:
         mended.append(judge.mend(start))
@@ -169,13 +172,13 @@ def best_clustering(starts: Iterable[np.ndarray], points: np.ndarray, sizes: lis
             advance(SEARCH_WORK)
     highest = max(score for _, score in found)
     tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
-    clusters, score = max(tied, key=lambda result: _between(points, result[0], latents))
+    clusters, score = max(tied, key=lambda result: _between(views[0], result[0], latents))
     return clusters, score, float(np.mean([matched_share(clusters, other, latents) for other, _ in mended]))
 
 
-def clustering_work(finalists: int) -> int:
-    """Units of work of `best_clustering` over `starts_of`."""
-    return 3 * len(DIMENSIONS) * RESTARTS + finalists * SEARCH_WORK
+def clustering_work(kinds: int, finalists: int) -> int:
+    """Units of work of `best_clustering` over `starts_of` so many kinds."""
+    return kinds * len(DIMENSIONS) * RESTARTS + finalists * SEARCH_WORK
 
 
 def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
@@ -187,16 +190,38 @@ def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -
     return kept
 
 
+@dataclass(frozen=True)
+class Half:
+    """The prompts that are told by a regression of the others.
+
+    Attributes:
+        fitted_N, told_N: which rows are the others', and which are these prompts'.
+        sizes: rows of each of these prompts.
+        maps: for each view, from targets of the others to regression weights.
+        points: for each view, these prompts' rows.
+    """
+
+    fitted_N: np.ndarray
+    told_N: np.ndarray
+    sizes: np.ndarray
+    maps: list[np.ndarray]
+    points: list[np.ndarray]
+
+    def values(self, targets: np.ndarray) -> list[np.ndarray]:
+        """For each view (rows told, K): what the others' targets (rows fitted, K) let expect."""
+        return [points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)]
+
+
 class CrossValidation:
     """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
 
     Args:
-        points: (N, D), grouped by prompt.
+        views: (N, D) each, grouped by prompt. The first one assigns; the score is the mean of what they all give what it assigned.
         sizes: rows of each prompt.
     """
 
-    def __init__(self, points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> None:
-        self.points, self.latents = points, latents
+    def __init__(self, views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator) -> None:
+        self.views, self.latents = views, latents
         self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
         second = np.zeros(len(sizes), bool)
         second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
@@ -205,17 +230,18 @@ class CrossValidation:
         for fitted in (~second, second):
             fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
             if fitted_N.any() and told_N.any():
-                maps = ridge_map(points[fitted_N]).astype(np.float32)
-                self.halves.append((fitted_N, maps, told_N, np.asarray(points[told_N], np.float32), np.asarray(sizes)[~fitted]))
+                maps = [ridge_map(view[fitted_N]).astype(np.float32) for view in views]
+                points = [np.asarray(view[told_N], np.float32) for view in views]
+                self.halves.append(Half(fitted_N, told_N, np.asarray(sizes)[~fitted], maps, points))
 
     def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,) that the other half's regression assigns, their score)."""
         told, total = clusters.copy(), 0.0
-        for fitted_N, maps, told_N, points, sizes in self.halves:
-            values = points @ (maps @ one_hot(clusters[fitted_N], self.latents))
-            told[told_N] = assign_groups(-values, sizes)
-            total += float(values[np.arange(len(values)), told[told_N]].sum())
-        return told, total / len(clusters) / (1 - 1 / self.latents)
+        for half in self.halves:
+            values = half.values(one_hot(clusters[half.fitted_N], self.latents))
+            told[half.told_N] = chosen = assign_groups(-values[0], half.sizes)
+            total += sum(float(value[np.arange(len(chosen)), chosen].sum()) for value in values)
+        return told, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
 
     def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
@@ -237,7 +263,8 @@ class CrossValidation:
         waiting = list(pairs)
         while waiting:
             pair = waiting.pop(0)
-            screened = sorted((self.assign(new) for new in self._exchanges(clusters, *pair)), key=lambda result: -result[1])
+            exchanged = (new for view in self.views for new in self._exchanges(view, clusters, *pair))
+            screened = sorted(map(self.assign, exchanged), key=lambda result: -result[1])
             for told, _ in screened[:MENDED_EXCHANGES]:
                 mended, better = self.mend(told)
                 met.append((mended, better))
@@ -247,8 +274,8 @@ class CrossValidation:
                     break
         return met
 
-    def _exchanges(self, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
-        """Clusters with the two named anew in all prompts that have both, in the ways that can be told best.
+    def _exchanges(self, points: np.ndarray, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
+        """Clusters with the two named anew in all prompts that have both, in the ways that can be told best from a view's points.
 
         Where most rows of the two stand in prompts without the other, those also take the names that the same direction gives them.
 
@@ -266,7 +293,7 @@ class CrossValidation:
         if second.all() or not second.any():
             return []
         rows_one, rows_other = row_P[:, both]
-        apart = self.points[rows_one] - self.points[rows_other]
+        apart = points[rows_one] - points[rows_other]
         if not apart.any():
             return []
         _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
@@ -300,7 +327,7 @@ class CrossValidation:
         alone = np.isin(clusters, (one, other))
         alone[[rows_one, rows_other]] = False
         if alone.sum() > 2 * len(apart):
-            beside, ridge = self.points[alone] - self.points[alone].mean(0), ridge_map(apart)
+            beside, ridge = points[alone] - points[alone].mean(0), ridge_map(apart)
             for column, new in zip(chosen, exchanged.copy(), strict=True):
                 exchanged.append(new.copy())
                 exchanged[-1][alone] = np.where(beside @ (ridge @ signs[:, column]) >= 0, one, other)

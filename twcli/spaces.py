@@ -6,7 +6,7 @@ Shapes: N rows, P prompts, F features, D directions.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from sklearn.decomposition import PCA
@@ -67,25 +67,37 @@ def in_pairs(sizes: Sequence[int]) -> bool:
 
 @dataclass(frozen=True)
 class Space:
-    """The principal directions of both kinds of features, each scaled to the same total variance.
+    """The principal directions of features of several kinds, each kind scaled to the same total variance.
 
     Attributes:
         scales: for each kind (F,), what its features are multiplied by.
-        directions_FD: orthonormal, by falling variance.
+        views: the kinds that each view sees.
+        directions: for each view (F, D), orthonormal, by falling variance.
     """
 
     scales: tuple[np.ndarray, ...]
-    directions_FD: np.ndarray
+    views: tuple[Sequence[int], ...]
+    directions: tuple[np.ndarray, ...]
 
     @classmethod
-    def fit(cls, features: Sequence[np.ndarray], seed: int) -> Space:
+    def fit(cls, features: Sequence[np.ndarray], seed: int, views: Sequence[Sequence[int]] | None = None) -> Space:
+        """
+        Args:
+            features: (N, F) of each kind.
+            views: kinds by number; None for one view, which sees all.
+        """
+        views = tuple(views or [range(len(features))])
         scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
-        scaled = np.concatenate([f * s for f, s in zip(features, scales, strict=True)], axis=1)
-        return cls(scales, principal_directions(scaled, DIRECTIONS, seed))
+        space = cls(scales, views, ())
+        return replace(space, directions=tuple(principal_directions(space.scaled(features, view), DIRECTIONS, seed) for view in views))
 
-    def __call__(self, features: Sequence[np.ndarray]) -> np.ndarray:
-        """(N, D)."""
-        return np.concatenate([f * s for f, s in zip(features, self.scales, strict=True)], axis=1) @ self.directions_FD
+    def scaled(self, features: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:
+        """(N, F) of the kinds with these numbers, side by side."""
+        return np.concatenate([features[kind] * self.scales[kind] for kind in kinds], axis=1)
+
+    def __call__(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """(N, D) of each view."""
+        return [self.scaled(features, view) @ directions for view, directions in zip(self.views, self.directions, strict=True)]
 
 
 def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Prompt content dominates hidden states. Two things leave it behind: similarities instead of states (which earlier token
 of y, and which token of x, each part of y resembles), and subtracting, for each prompt, the mean over its completions.
-On such features completions are clustered (`clustering`). No label is read.
+On such features completions are clustered (`clustering`), by what all of y tells and by what its beginning does. No label is read.
 
 Shapes: N rows, F features, T tokens, S supervised tokens, H hidden size.
 """
@@ -50,6 +50,14 @@ COUNT_PROMPTS = 1500  # of them, in which the number of latents is looked for
 BLOCK_PROMPTS = 1024
 PROBE_PROMPTS = 1000  # by which a run is judged
 
+# Kinds of features, and which of them are read together. A strategy is chosen before it is written: names that y's beginning tells
+# are those that a generator can act on, and "the way that turns out short" is not one of them, though all of y tells it as well.
+STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES = range(4)
+WHOLE = (STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES)
+BEGINNING = (FIRST_STATES, FIRST_SIMILARITIES)
+STARTS = ((STATES, FIRST_STATES), (FIRST_SIMILARITIES, LATER_SIMILARITIES), WHOLE)
+
+Features = tuple[np.ndarray, ...]  # (N, F) of each kind
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
 
@@ -63,8 +71,8 @@ class WarmStart:
 
     Attributes:
         latent_N: (N,) int64, -1 for rows whose prompt has fewer than two distinct completions.
-        score: how well a linear map tells the clusters of prompts that it was not fitted on: mean fitted value of a row's
-            cluster, from 0 (chance) to 1; ranks clusterings as their alignment with strategies would.
+        score: how well linear maps tell the clusters of prompts that they were not fitted on: mean fitted value of a row's
+            cluster, from 0 (chance) to 1, and of that the mean over all of y and its beginning.
         agreement: mean share of fitted rows on which the starts agree with the kept one, names matched.
         prompts: prompts with at least two distinct completions.
         latents: K.
@@ -116,15 +124,15 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     pairs = in_pairs(sizes)
     centring = Centring.fit(features, sizes, keep=pairs)
     centring(features, sizes)
-    space = Space.fit(features, seed)
-    points = space(features)
+    space = Space.fit(features, seed, views=(WHOLE, BEGINNING))
+    views = space(features)
     finalists = PAIRED_FINALISTS if pairs else FINALISTS
 
     def clustered(count: int) -> tuple[np.ndarray, float, float]:
         draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
-        with progress("warm start: clustering", clustering_work(finalists)) as advance:
-            starts = starts_of(features, space, sizes, count, draws)
-            return best_clustering(starts, points, sizes, count, draws, advance, finalists=finalists)
+        with progress("warm start: clustering", clustering_work(len(STARTS) + 1, finalists)) as advance:
+            starts = starts_of((space.scaled(features, kinds) for kinds in (*STARTS, BEGINNING)), sizes, count, draws)
+            return best_clustering(starts, views, sizes, count, draws, advance, finalists=finalists)
 
     wanted, found = latents, clustered(latents)
     while (fewer := alternatives(found[0], sizes, wanted)) < wanted and fewer > 1:
@@ -135,7 +143,7 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     clusters, score, agreement = found
     names, clusters = np.unique(clusters, return_inverse=True)  # some may have lost all their rows
     used = len(names)
-    weights = ridge_map(points) @ one_hot(clusters, used)
+    weights = ridge_map(views[0]) @ one_hot(clusters, used)
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
@@ -144,18 +152,20 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
             features = pooled_features(model, template, encoded, block, batch_tokens, advance, varlen=varlen)
             sizes = [len(g) for g in block]
             centring(features, sizes)
-            latent[np.concatenate(block)] = assign_groups(-(space(features) @ weights), sizes)
+            latent[np.concatenate(block)] = assign_groups(-(space(features)[0] @ weights), sizes)
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
     return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, used, gains)
 
 
-def _counted(features: tuple[np.ndarray, np.ndarray], sizes: list[int], seed: int,
+def _counted(features: Features, sizes: list[int], seed: int,
              advance: Callable[[int], None]) -> tuple[int, dict[int, float]]:
     """`best_count` of the first prompts. Their means are left out: by them a strategy's completions could be told apart by x."""
     features = tuple(kind.copy() for kind in features)
     Centring.fit(features, sizes, keep=False)(features, sizes)
-    counted = sum(sizes[:COUNT_PROMPTS])
-    return best_count((features[0][:counted], features[1][:counted]), Space.fit(features, seed), sizes[:COUNT_PROMPTS], seed, advance)
+    space, counted = Space.fit(features, seed), sum(sizes[:COUNT_PROMPTS])
+    features = tuple(kind[:counted] for kind in features)
+    kinds = [space.scaled(features, kinds) for kinds in STARTS]
+    return best_count(space(features), kinds, sizes[:COUNT_PROMPTS], seed, advance)
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,8 @@ def probe_of(model: PreTrainedModel, template: Template, encoded: Encoded, *, se
         features = pooled_features(model, template, encoded, chosen, batch_tokens, advance, varlen=varlen)
     sizes = [len(g) for g in chosen]
     Centring.fit(features, sizes, keep=False)(features, sizes)
-    return Probe(np.concatenate(chosen), sizes, Space.fit(features, seed)(features))
+    points, = Space.fit(features, seed)(features)
+    return Probe(np.concatenate(chosen), sizes, points)
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
@@ -200,8 +211,8 @@ def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
 
 
 def pooled_features(model: PreTrainedModel, template: Template, encoded: Encoded, groups: list[np.ndarray],
-                    batch_tokens: int, progress: Any = None, *, varlen: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(states, similarities), (rows of all groups, F) float32 each, in the groups' order; no row is in two of them.
+                    batch_tokens: int, progress: Any = None, *, varlen: bool = False) -> Features:
+    """(rows of all groups, F) float32 of each kind, in the groups' order; no row is in two of them.
 
     Args:
         varlen: as in `reading.read_rows`.
@@ -216,12 +227,11 @@ def pooled_features(model: PreTrainedModel, template: Template, encoded: Encoded
             feature[places] = value
         if progress:
             progress(len(places))
-    return features[0], features[1]
+    return tuple(features)
 
 
 @torch.no_grad()
-def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
-            ) -> tuple[np.ndarray, np.ndarray]:
+def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool) -> Features:
     """(R, F) of a few layers: normalised states averaged over y and over its first tokens; similarities of y by windows."""
     prompts, targets, device = encoded.prompt_lengths[rows], encoded.target_lengths[rows], model.device
     layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
@@ -234,13 +244,15 @@ def _pooled(model: PreTrainedModel, template: Template, encoded: Encoded, rows: 
     y_RS = layout.places(prompts[:, None] + 1 + columns)
     x_RX = layout.places(np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS)))
     layers = layout.hidden(model, all_layers=True)
-    states, similarities = [], []
+    features: list[list[torch.Tensor]] = [[] for _ in WHOLE]
     for layer in np.unique(np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)).tolist():
         hidden = torch.nn.functional.layer_norm(layers[layer].float(), layers[layer].shape[-1:])
         y = hidden[y_RS] * active[..., None]
-        states += [y.sum(1) / active.sum(1, keepdim=True), (y * head[..., None]).sum(1) / head.sum(1, keepdim=True)]
-        similarities += _similarities(y, hidden[x_RX] * in_prompt[..., None], active)
-    return torch.cat(states, dim=1).cpu().numpy(), torch.cat(similarities, dim=1).cpu().numpy()
+        features[STATES].append(y.sum(1) / active.sum(1, keepdim=True))
+        features[FIRST_STATES].append((y * head[..., None]).sum(1) / head.sum(1, keepdim=True))
+        for (_, last), similar in zip(WINDOWS, _similarities(y, hidden[x_RX] * in_prompt[..., None], active), strict=True):
+            features[LATER_SIMILARITIES if last is None or last > FIRST_TOKENS else FIRST_SIMILARITIES].append(similar)
+    return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features)
 
 
 def _similarities(y_RSH: torch.Tensor, x_RXH: torch.Tensor, active_RS: torch.Tensor) -> list[torch.Tensor]:
