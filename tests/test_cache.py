@@ -22,8 +22,8 @@ import numpy as np
 import pytest
 
 from twcli import cache_format, cache_parts
-from twcli.cache import Cache, CacheWriter, first_difference
-from twcli.errors import UserError, WorkFailed
+from twcli.cache import Cache, CacheWriter
+from twcli.errors import UserError, WorkFailed, first_difference
 
 ROOT = Path(__file__).parent.parent
 PRINT = {"weights": "aa", "template": {"tags": ["<x>"], "version": 1}, "max_length": 128}

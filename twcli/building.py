@@ -61,10 +61,11 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
     if wanted == PLAIN:
         return
     rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
-    reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
     window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
-    if reason is None and wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
+    if wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
+    else:
+        reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
     if reason is None:
         model.execution = wanted
     else:

@@ -37,7 +37,7 @@ from twcli.cache_format import (
 )
 from twcli.cache_parts import Parts, reporting
 from twcli.durable import sync_folder
-from twcli.errors import UserError, WorkFailed
+from twcli.errors import UserError, WorkFailed, first_difference
 
 ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero
 REPORTED = 20  # damaged places that `verify` lists
@@ -380,20 +380,6 @@ class Cache:
         if content.hexdigest() != opened.content_sha256:
             problems.append("content_sha256 does not match what the file holds")
         return problems
-
-
-def first_difference(stored: dict[str, Any], wanted: dict[str, Any],
-                     prefix: str = "") -> tuple[str, str, str] | None:
-    """Dotted name and both values, as JSON, of the first field that differs; None where all are equal."""
-    for name in [*wanted, *(key for key in stored if key not in wanted)]:
-        if name in stored and name in wanted and stored[name] == wanted[name]:
-            continue
-        values = stored.get(name), wanted.get(name)
-        if all(isinstance(value, dict) for value in values):
-            return first_difference(*values, prefix=f"{prefix}{name}.")
-        texts = [json.dumps(side[name])[:100] if name in side else "nothing" for side in (stored, wanted)]
-        return f"{prefix}{name}", *texts
-    return None
 
 
 def _named(rows: range) -> str:

@@ -13,9 +13,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from twcli.cache import first_difference
 from twcli.durable import replacing, write_durably
-from twcli.errors import UserError
+from twcli.errors import UserError, first_difference
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 

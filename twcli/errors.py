@@ -3,6 +3,9 @@
 The library raises these; `cli.py` prints one line and turns them into exit codes.
 """
 
+import json
+from typing import Any
+
 
 class TwcliError(Exception):
     """Base of every error that is reported as one line, without a traceback."""
@@ -32,3 +35,17 @@ def how_to_resume(overwrite: bool = False) -> str:
 def first_line(error: Exception) -> str:
     """What another library's error says, in one short line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def first_difference(stored: dict[str, Any], wanted: dict[str, Any],
+                     prefix: str = "") -> tuple[str, str, str] | None:
+    """Dotted name and both values, as JSON, of the first field that differs; None where all are equal."""
+    for name in [*wanted, *(key for key in stored if key not in wanted)]:
+        if name in stored and name in wanted and stored[name] == wanted[name]:
+            continue
+        values = stored.get(name), wanted.get(name)
+        if all(isinstance(value, dict) for value in values):
+            return first_difference(*values, prefix=f"{prefix}{name}.")
+        texts = [json.dumps(side[name])[:100] if name in side else "nothing" for side in (stored, wanted)]
+        return f"{prefix}{name}", *texts
+    return None

@@ -23,11 +23,10 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 from safetensors.torch import load
 
-from twcli.cache import first_difference
 from twcli.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.config import AUTO, TrainConfig
 from twcli.durable import replacing, sync_folder, write_all, write_durably
-from twcli.errors import Interrupted, UserError, WorkFailed, first_line, how_to_resume
+from twcli.errors import Interrupted, UserError, WorkFailed, first_difference, first_line, how_to_resume
 from twcli.options import read_yaml, to_yaml
 
 LOCK = ".lock"
