@@ -150,6 +150,17 @@ def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(s
     assert matched(found([points, beginning]), truth, 4) > 0.98
 
 
+@pytest.mark.parametrize("prompts", [0, 1, 100])
+def test_strategies_that_begin_alike_are_told_by_what_follows(prompts, strategies):
+    """The beginning says nothing but in a few prompts, all of which may stand in one half."""
+    points, sizes, truth = strategies
+    beginning = np.where(np.repeat(np.arange(len(sizes)) < prompts, sizes)[:, None], 1e-3 * points, 0)
+    rng = np.random.default_rng(1)
+    starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(6)]
+    clusters, score, _ = best_clustering(starts, [points, beginning], sizes, 4, rng)
+    assert matched(clusters, truth, 4) > 0.98 and np.isfinite(score)
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_number_of_clusters_is_found(count):
     """A vector a strategy plus noise in the first half of the features; weaker noise in the other half."""

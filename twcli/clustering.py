@@ -294,7 +294,7 @@ class CrossValidation:
             return []
         rows_one, rows_other = row_P[:, both]
         apart = points[rows_one] - points[rows_other]
-        if not apart.any():
+        if np.abs(apart).max(initial=0) <= FLAT * np.abs(points).max(initial=0):  # two strategies that begin alike
             return []
         _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
         directions = directions[spreads > FLAT * spreads[0]]
@@ -345,7 +345,9 @@ def _independent_directions(whitened: np.ndarray) -> np.ndarray:
 
 
 def ridge_map(points: np.ndarray) -> np.ndarray:
-    """(D, N): maps targets of these points to regression weights."""
+    """(D, N): maps targets of these points to regression weights, to none where all points are zero."""
+    if not points.any():
+        return np.zeros(points.shape[::-1])
     covariance = points.T.astype(np.float64) @ points / len(points)
     penalty = RIDGE * np.trace(covariance) / max(len(covariance), 1)
     return np.linalg.solve(covariance + penalty * np.eye(len(covariance)), points.T / len(points))
