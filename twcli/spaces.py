@@ -95,9 +95,13 @@ class Space:
         """(N, F) of the kinds with these numbers, side by side."""
         return np.concatenate([features[kind] * self.scales[kind] for kind in kinds], axis=1)
 
+    def points(self, features: Sequence[np.ndarray], view: int) -> np.ndarray:
+        """(N, D) of one view."""
+        return self.scaled(features, self.views[view]) @ self.directions[view]
+
     def __call__(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
         """(N, D) of each view."""
-        return [self.scaled(features, view) @ directions for view, directions in zip(self.views, self.directions, strict=True)]
+        return [self.points(features, view) for view in range(len(self.views))]
 
 
 def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:

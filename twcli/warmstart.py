@@ -130,8 +130,9 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
 
     def clustered(count: int) -> tuple[np.ndarray, float, float]:
         draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
-        with progress("warm start: clustering", clustering_work(len(STARTS) + 1, finalists)) as advance:
-            starts = starts_of((space.scaled(features, kinds) for kinds in (*STARTS, BEGINNING)), sizes, count, draws)
+        begun_in = (*STARTS, BEGINNING)
+        with progress("warm start: clustering", clustering_work(len(begun_in), finalists)) as advance:
+            starts = starts_of((space.scaled(features, kinds) for kinds in begun_in), sizes, count, draws)
             return best_clustering(starts, views, sizes, count, draws, advance, finalists=finalists)
 
     wanted, found = latents, clustered(latents)
@@ -152,7 +153,7 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
             features = pooled_features(model, template, encoded, block, batch_tokens, advance, varlen=varlen)
             sizes = [len(g) for g in block]
             centring(features, sizes)
-            latent[np.concatenate(block)] = assign_groups(-(space(features)[0] @ weights), sizes)
+            latent[np.concatenate(block)] = assign_groups(-(space.points(features, 0) @ weights), sizes)
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
     return WarmStart(latent[first][inverse.reshape(-1)], score, agreement, len(groups), latents, used, gains)
 
@@ -198,8 +199,7 @@ def probe_of(model: PreTrainedModel, template: Template, encoded: Encoded, *, se
         features = pooled_features(model, template, encoded, chosen, batch_tokens, advance, varlen=varlen)
     sizes = [len(g) for g in chosen]
     Centring.fit(features, sizes, keep=False)(features, sizes)
-    points, = Space.fit(features, seed)(features)
-    return Probe(np.concatenate(chosen), sizes, points)
+    return Probe(np.concatenate(chosen), sizes, Space.fit(features, seed).points(features, 0))
 
 
 def _blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
