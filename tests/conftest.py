@@ -3,13 +3,16 @@
 import json
 import random
 
+import numpy as np
 import pytest
 import torch
+from scipy.optimize import linear_sum_assignment
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from twcli.runtime import quiet_transformers
+from twcli.spaces import Centring
 from twcli.template import TAGS, Template
 
 quiet_transformers()
@@ -101,3 +104,41 @@ def judge(x, y):
 
 def broken_judge(_x, _y):
     return 1 / 0
+
+
+def matched(clusters, truth, latents):
+    counts = np.zeros((latents, truth.max() + 1))
+    np.add.at(counts, (clusters, truth), 1)
+    return counts[linear_sum_assignment(-counts)].sum() / len(truth)
+
+
+def centred(features, sizes, keep):
+    features = features.copy()
+    Centring.fit((features,), sizes, keep=keep)((features,), sizes)
+    return features
+
+
+@pytest.fixture(scope="session")
+def strategies():
+    """(points, sizes, truth): a vector a strategy plus a prompt offset ten times its size and noise; 2 to 4 completions."""
+    rng = np.random.default_rng(0)
+    centroids = 2 * rng.normal(size=(4, 6))
+    sizes, truth, points = [], [], []
+    for _ in range(150):
+        chosen = rng.choice(4, rng.integers(2, 5), replace=False)
+        values = centroids[chosen] + 20 * rng.normal(size=6) + 0.4 * rng.normal(size=(len(chosen), 6))
+        points.append(values - values.mean(0))
+        sizes.append(len(chosen))
+        truth.append(chosen)
+    return np.concatenate(points), sizes, np.concatenate(truth)
+
+
+@pytest.fixture(scope="session")
+def pairs():
+    """(features of one kind, sizes, truth): a vector a strategy, and twelve dimensions of which half hold the prompt's content."""
+    rng = np.random.default_rng(11)
+    centroids = np.concatenate([2 * rng.normal(size=(4, 6)), np.zeros((4, 6))], axis=1)
+    truth = np.array([rng.choice(4, 2, replace=False) for _ in range(400)])
+    content = rng.normal(size=(400, 1, 12)) * np.repeat([0.5, 20], 6)
+    features = centroids[truth] + content + 0.4 * rng.normal(size=(400, 2, 12))
+    return features.reshape(800, 12).astype(np.float32), [2] * 400, truth.ravel()

@@ -26,17 +26,14 @@ from twcli.clustering import (
     FINALISTS,
     MOST_CLUSTERS,
     PAIRED_FINALISTS,
-    above_chance,
     alternatives,
     best_clustering,
     best_count,
     clustering_work,
-    one_hot,
-    ridge_map,
     starts_of,
-    told_apart,
 )
 from twcli.reading import Layout, fast_batch_tokens, read_rows
+from twcli.ridge import above_chance, one_hot, ridge_map, told_apart
 from twcli.spaces import Centring, Space, in_pairs
 from twcli.template import Encoded, Template
 
@@ -184,7 +181,7 @@ class Probe:
     points: np.ndarray
 
     def told_apart(self, soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """`clustering.told_apart` of each row's probability of each latent."""
+        """`ridge.told_apart` of each row's probability of each latent."""
         return told_apart(self.points, self.sizes, soft_NK, seed)
 
 
