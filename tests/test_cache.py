@@ -21,7 +21,7 @@ import h5py
 import numpy as np
 import pytest
 
-from twcli import cache_format, cache_parts
+from twcli import cache_format, parts
 from twcli.cache import Cache, CacheWriter
 from twcli.errors import UserError, WorkFailed, first_difference
 
@@ -312,7 +312,7 @@ def test_shards_of_something_else_are_discarded_and_told(path, change, why):
     truth = some_rows()
     truth.write(path, 3)
     with truth.writer(path, **change) as writer:
-        assert writer.notes == [f"{path}.parts: an unfinished cache was discarded: {why}"]
+        assert writer.notes == [f"{path}.parts: unfinished work was discarded: {why}"]
         assert len(writer.missing) == 6
     assert leftovers(path) == []
 
@@ -421,7 +421,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_can_be_resumed(path, limit, doi
 def test_any_single_write_may_fail(path, monkeypatch):
     """Every write, one after the other, is the first that finds the disk full; the next try succeeds."""
     truth = Truth([3000] * 30, shard_rows=10)
-    real, failures = cache_parts.write_all, 0
+    real, failures = parts.write_all, 0
     for number in range(1000):
         countdown = iter(range(number))
 
@@ -432,7 +432,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
             real(handle, data, position)
 
         with monkeypatch.context() as patch:
-            patch.setattr(cache_parts, "write_all", full)
+            patch.setattr(parts, "write_all", full)
             patch.setattr(cache_format, "write_all", full)
             try:
                 truth.write(path)
@@ -448,7 +448,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
 
 
 def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
-    truth, real = some_rows(), cache_parts.write_all
+    truth, real = some_rows(), parts.write_all
 
     def torn(handle, data):
         real(handle, data[:20])
@@ -456,7 +456,7 @@ def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
 
     with truth.writer(path) as writer:
         with monkeypatch.context() as patch, pytest.raises(WorkFailed):
-            patch.setattr(cache_parts, "write_all", torn)
+            patch.setattr(parts, "write_all", torn)
             writer.write(range(7), truth.part(range(7)))
         writer.write(range(7), truth.part(range(7)))
     assert truth.write(path) == 5
@@ -496,7 +496,7 @@ def test_shards_of_one_row(path):
 def test_a_published_cache_misses_nothing_and_its_folder_is_synced_after_the_rename(path, monkeypatch):
     truth = some_rows()
     synced = []
-    monkeypatch.setattr("twcli.cache.sync_folder", lambda folder: synced.append((folder, path.exists())))
+    monkeypatch.setattr("twcli.parts.sync_folder", lambda folder: synced.append((folder, path.exists())))
     with truth.writer(path) as writer:
         for rows in writer.missing:
             writer.write(rows, truth.part(rows))

@@ -7,7 +7,7 @@
     cache = Cache("F.h5")
     nll, lengths = cache.read(np.array([17, 3, 42]))
 
-What is inside the file: `cache_format.py`. What lies beside it while it is being made: `cache_parts.py`.
+What is inside the file: `cache_format.py`. What lies beside it while it is being made: `parts.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,11 +34,11 @@ from twcli.cache_format import (
     trailer_problem,
     write_file,
 )
-from twcli.cache_parts import Parts, reporting
-from twcli.durable import sync_folder
 from twcli.errors import UserError, WorkFailed, first_difference
+from twcli.parts import Parts, check_place, named, reporting
 
 ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero
+SUFFIX = ".f32"  # of a finished shard: little-endian float32 b_t in nats
 REPORTED = 20  # damaged places that `verify` lists
 
 __all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
@@ -73,13 +72,13 @@ class CacheWriter:
         self._fingerprint = to_json(fingerprint)
         self._published = False
         self._check_arguments()
-        _probe_folder(self.path)
+        check_place(self.path)
         if self.path.exists():
             if not may_be_replaced(str(self.path)):
                 raise UserError(f"{self.path}: is not a cache; name another --out")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._parts = Parts(self.path, self._header(), self.offsets)
+        self._parts = Parts(self.path, self._header(), len(self.row_hash), suffix=SUFFIX)
 
     @classmethod
     def already_complete(cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray) -> bool:
@@ -91,12 +90,12 @@ class CacheWriter:
         except UserError:
             return False
         if intact:
-            Parts(Path(path), {}, ()).remove_if_idle()
+            Parts(Path(path), {}, 0, suffix=SUFFIX).remove_if_idle()
         return intact
 
     def __enter__(self) -> CacheWriter:
         self._parts.open()
-        self.notes += self._notes()
+        self.notes += self._parts.notes()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,14 +104,7 @@ class CacheWriter:
     @property
     def missing(self) -> list[range]:
         """Row ranges of at most `shard_rows` that are still to be written, ascending."""
-        if self._published:
-            return []
-        gaps, reached = [], 0
-        for rows in [*self._parts.done, range(len(self.row_hash), len(self.row_hash))]:
-            starts = range(reached, rows.start, self.shard_rows)
-            gaps += [range(start, min(start + self.shard_rows, rows.start)) for start in starts]
-            reached = rows.stop
-        return gaps
+        return [] if self._published else self._parts.missing(self.shard_rows)
 
     def write(self, rows: range, nll: np.ndarray) -> None:
         """Stores b_t of `rows` for good.
@@ -129,14 +121,14 @@ class CacheWriter:
         nll = np.asarray(nll, np.float32)
         first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
         if nll.shape != (last - first,):
-            raise ValueError(f"{_named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}")
+            raise ValueError(f"{named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}")
         wrong = np.flatnonzero(~(np.isfinite(nll) & (nll >= -ROUNDING)))
         if len(wrong):
             row = int(np.searchsorted(self.offsets, first + wrong[0], side="right")) - 1
             token = first + int(wrong[0]) - int(self.offsets[row])
             raise WorkFailed(f"{self.path}: row {row} (line {row + 1} of the data): the NLL of token {token} "
                              f"of y is {nll[wrong[0]]:.4g}; the model is broken or its precision too low")
-        with reporting(self.path, f"store {_named(rows)}"):
+        with reporting(self.path, f"store {named(rows)}"):
             self._parts.add(rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes())
 
     def publish(self) -> None:
@@ -147,18 +139,11 @@ class CacheWriter:
             ValueError: rows are missing.
         """
         if self.missing:
-            raise ValueError(f"{_named(self.missing[0])} are missing")
-        temp = self._parts.folder / "publish.tmp"
-        with reporting(self.path, "write the cache"):
-            try:
-                handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-                write_file(handle, self._fingerprint, self.offsets, self.row_hash, self._shards())
-                os.replace(temp, self.path)
-            finally:
-                temp.unlink(missing_ok=True)
-            sync_folder(self.path.parent)
-            self._published = True
-            self._parts.remove()
+            raise ValueError(f"{named(self.missing[0])} are missing")
+        with self._parts.publishing("write the cache") as temp:
+            handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            write_file(handle, self._fingerprint, self.offsets, self.row_hash, self._parts.all())
+        self._published = True
 
     def _check_arguments(self) -> None:
         offsets, row_hash = self.offsets, self.row_hash
@@ -192,26 +177,6 @@ class CacheWriter:
         inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
         if not inside or any(rows.start < done.stop and done.start < rows.stop for done in self._parts.done):
             raise ValueError(f"{rows} is not a range of missing rows")
-
-    def _notes(self) -> list[str]:
-        folder, stale = self._parts.folder, self._parts.stale
-        notes = [f"{folder}: the finished shard of {_named(rows)} is damaged and is made again"
-                 for rows in self._parts.damaged]
-        if stale is not None:
-            before = stale.get("fingerprint")
-            now = json.loads(self._fingerprint)
-            changed = first_difference(before, now) if isinstance(before, dict) else None
-            why = f"{changed[0]} differs" if changed else "the rows differ"
-            notes.append(f"{folder}: an unfinished cache was discarded: {why}")
-        return notes
-
-    def _shards(self) -> Iterator[bytes]:
-        for rows in self._parts.done:
-            data = self._parts.read(rows)
-            if data is None:
-                raise WorkFailed(f"{self._parts.folder}: the finished shard of {_named(rows)} was damaged "
-                                 "meanwhile; run the same command again to make it anew")
-            yield data
 
 
 class Cache:
@@ -380,17 +345,3 @@ class Cache:
         if content.hexdigest() != opened.content_sha256:
             problems.append("content_sha256 does not match what the file holds")
         return problems
-
-
-def _named(rows: range) -> str:
-    return f"rows {rows.start} to {rows.stop - 1}"
-
-
-def _probe_folder(path: Path) -> None:
-    with reporting(path, "write there"):
-        if path.is_dir():
-            raise UserError(f"{path}: is a folder; name a file")
-        if not path.parent.is_dir():
-            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass  # asking for permission would not tell of a read-only or a special file system

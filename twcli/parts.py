@@ -1,9 +1,9 @@
-"""The finished shards of a cache in the making: what lets `twcli precompute` resume after a crash or a kill.
+"""The finished shards of a file in the making: what lets `precompute` and `sample --out` resume after a crash or a kill.
 
-Next to `F.h5` lie, while it is being made, `F.h5.lock` and the folder `F.h5.parts/`:
+Next to the file F lie, while it is being made, `F.lock` and the folder `F.parts/`:
 
     manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256
-    <start>-<stop>.f32   little-endian float32 b_t in nats of rows start to stop - 1, never changed once there
+    <start>-<stop>.*     the bytes of rows start to stop - 1, never changed once there
     owner.json           who holds the lock
     *.tmp                a write that was cut off; swept up by the next writer
 
@@ -19,6 +19,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,11 +28,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from twcli.durable import write_all, write_durably
-from twcli.errors import UserError, WorkFailed
+from twcli.durable import sync_folder, write_all, write_durably
+from twcli.errors import UserError, WorkFailed, first_difference
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
-OURS = re.compile(r"manifest\.jsonl|owner\.json|\d+-\d+\.f32|.*\.tmp")
 NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
                errno.ENAMETOOLONG, errno.EEXIST}  # nothing can be written there, so the user must name another place
@@ -50,24 +50,37 @@ def reporting(path: Path, doing: str) -> Iterator[None]:
                          "goes on from there") from error
 
 
+def check_place(path: Path) -> None:
+    """Raises UserError where no file can be made at `path`, WorkFailed where the disk is full."""
+    with reporting(path, "write there"):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # asking for permission would not tell of a read-only or a special file system
+
+
 class Parts:
     """The folder `<target>.parts/` and the lock that makes its holder the only writer.
 
     Args:
-        target: the cache file to be.
-        header: JSON-ready dict that says what shards belong to; those under another header are discarded.
-        offsets: list-like int64 (N + 1,): first token of each row.
+        target: the file to be.
+        header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those under another header are discarded.
+        rows: their number.
+        suffix: of a shard's name.
 
     Attributes:
         damaged: row ranges whose finished shard did not have its checksum and is to be made again.
         stale: the header of the shards that were discarded, None where there were none.
     """
 
-    def __init__(self, target: Path, header: dict[str, Any], offsets: Any) -> None:
-        self.target, self.header, self.offsets = target, header, offsets
+    def __init__(self, target: Path, header: dict[str, Any], rows: int, *, suffix: str) -> None:
+        self.target, self.header, self.rows, self.suffix = target, header, rows, suffix
         self.folder = Path(f"{target}.parts")
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
+        self._ours = re.compile(rf"manifest\.jsonl|owner\.json|\d+-\d+{re.escape(suffix)}|.*\.tmp")
         self._shards: dict[range, str] = {}
         self._lock = FileLock(f"{target}.lock")
 
@@ -101,6 +114,24 @@ class Parts:
         """Row ranges that are finished, ascending."""
         return sorted(self._shards, key=lambda rows: rows.start)
 
+    def missing(self, most: int) -> list[range]:
+        """Ranges of at most so many rows that are not finished, ascending."""
+        gaps, reached = [], 0
+        for rows in [*self.done, range(self.rows, self.rows)]:
+            gaps += [range(start, min(start + most, rows.start)) for start in range(reached, rows.start, most)]
+            reached = rows.stop
+        return gaps
+
+    def notes(self) -> list[str]:
+        """What the user should know about shards of an earlier call."""
+        notes = [f"{self.folder}: the finished shard of {named(rows)} is damaged and is made again" for rows in self.damaged]
+        if self.stale is not None:
+            before = self.stale.get("fingerprint")
+            changed = first_difference(before, self.header["fingerprint"]) if isinstance(before, dict) else None
+            why = f"{changed[0]} differs" if changed else "the rows differ"
+            notes.append(f"{self.folder}: unfinished work was discarded: {why}")
+        return notes
+
     def add(self, rows: range, data: bytes) -> None:
         """Stores one shard for good. Raises OSError."""
         # The line goes first: killed in between, the shard is just missing; one without a line is useless.
@@ -119,6 +150,32 @@ class Parts:
             if hashlib.sha256(data).hexdigest() == self._shards[rows]:
                 return data
         return None
+
+    def all(self) -> Iterator[bytes]:
+        """Every finished shard, by ascending rows. Raises WorkFailed where one is no longer what was written."""
+        for rows in self.done:
+            data = self.read(rows)
+            if data is None:
+                raise WorkFailed(f"{self.folder}: the finished shard of {named(rows)} was damaged meanwhile; "
+                                 "run the same command again to make it anew")
+            yield data
+
+    @contextmanager
+    def publishing(self, doing: str) -> Iterator[Path]:
+        """A file to fill and to sync, which becomes the target when the block ends well; then nothing of the parts stays.
+
+        Raises:
+            UserError, WorkFailed: as `reporting`.
+        """
+        temp = self.folder / "publish.tmp"
+        with reporting(self.target, doing):
+            try:
+                yield temp
+                os.replace(temp, self.target)
+            finally:
+                temp.unlink(missing_ok=True)
+            sync_folder(self.target.parent)
+            self.remove()
 
     def remove(self) -> None:
         """Removes our files and the folder. Raises OSError."""
@@ -172,8 +229,8 @@ class Parts:
     def _files(self) -> list[Path]:
         files = list(self.folder.iterdir())
         for file in files:
-            if not OURS.fullmatch(file.name) or not file.is_file():
-                raise UserError(f"{self.folder}: holds {file.name}, no part of a cache; move it away")
+            if not self._ours.fullmatch(file.name) or not file.is_file():
+                raise UserError(f"{self.folder}: holds {file.name}, no part of {self.target.name}; move it away")
         return files
 
     def _manifest(self) -> list[Any]:
@@ -192,18 +249,21 @@ class Parts:
                 newest[range(start, stop)] = str(entry["sha256"])
         reached = 0
         for rows, digest in sorted(newest.items(), key=lambda item: item[0].start):
-            if not (reached <= rows.start < rows.stop < len(self.offsets)) or not self._file(rows).exists():
+            if not (reached <= rows.start < rows.stop <= self.rows) or not self._file(rows).exists():
                 continue
             self._shards[rows] = digest
-            data = self.read(rows)
-            if data is None or len(data) != 4 * (self.offsets[rows.stop] - self.offsets[rows.start]):
+            if self.read(rows) is None:
                 del self._shards[rows]
                 self.damaged.append(rows)
             else:
                 reached = rows.stop
 
     def _file(self, rows: range) -> Path:
-        return self.folder / f"{rows.start}-{rows.stop}.f32"
+        return self.folder / f"{rows.start}-{rows.stop}{self.suffix}"
+
+
+def named(rows: range) -> str:
+    return f"rows {rows.start} to {rows.stop - 1}"
 
 
 def _alive(pid: int) -> bool:
