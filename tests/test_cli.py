@@ -1,5 +1,6 @@
 """The commands in-process on a tiny model: the pipeline, what a user can get wrong, and how the help reads."""
 
+import errno
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jso
 from safetensors.torch import load_file
 
 from twcli import __version__
+from twcli import sample as sampling
 from twcli.adapters import add_lora
 from twcli.card import model_card
 from twcli.cli import main
@@ -147,6 +149,54 @@ def test_sample_from_a_run(made):
     assert set(latents("--latent", 2, "-n", 3)) == {2}
     assert 1 <= len(latents("--latent", "router", "-n", 5)) <= 5
     assert latents("--latent", "all", "--seed", 3) == latents("--latent", "all", "--seed", 3)
+
+
+def test_draws_that_were_interrupted_go_on_and_give_the_same_file(made, tmp_path, monkeypatch):
+    real, calls, flags = sampling.generate, [], ("sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3,
+                                                      "--max-new-tokens", 4)
+    monkeypatch.setattr(sampling, "BLOCK", 12)
+    shown = ok(*flags).stdout
+    ok(*flags, "--out", tmp_path / "whole.jsonl")
+    assert shown == (tmp_path / "whole.jsonl").read_text() and len(shown.splitlines()) > 30
+
+    def dies(*arguments, **settings):
+        calls.append(len(arguments[2]))
+        if len(calls) in (3, 4):
+            raise KeyboardInterrupt if len(calls) == 3 else OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **settings)
+
+    monkeypatch.setattr(sampling, "generate", dies)
+    result = twcli(*flags, "--out", tmp_path / "cut.jsonl")
+    assert result.exit_code == 130 and "finished blocks of 4 prompts are kept; run the same command again" in result.stderr
+    assert not (tmp_path / "cut.jsonl").exists()
+    assert twcli(*flags, "--out", tmp_path / "cut.jsonl").exit_code == 1
+    said = ok(*flags, "--out", tmp_path / "cut.jsonl").stderr
+    assert "resuming: 8 of 20 prompts are done" in said and len(calls) == 3 + 1 + 3  # five blocks, and the two that died
+    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["cut.jsonl", "whole.jsonl"]
+
+
+@pytest.mark.parametrize("change", [("--seed", 1), ("-n", 2), ("--latent", 0), ("--temperature", 0.5)])
+def test_draws_of_another_call_are_not_gone_on_with(made, tmp_path, monkeypatch, change):
+    flags = ["sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3, "--max-new-tokens", 4, "--out", tmp_path / "g.jsonl"]
+    monkeypatch.setattr(sampling, "BLOCK", 12)
+    with monkeypatch.context() as patch:
+        real, blocks = sampling.generate, iter(range(9))
+        patch.setattr(sampling, "generate", lambda *a, **s: real(*a, **s) if next(blocks) < 2 else dies())
+        assert twcli(*flags).exit_code == 130
+    said = ok(*flags, *change).stderr
+    assert f"unfinished work was discarded: {change[0].strip('-')} differs" in said and "resuming" not in said
+
+
+def dies():
+    raise KeyboardInterrupt
+
+
+def test_a_prompt_that_fills_the_context_is_told_before_any_is_completed(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(sampling, "generate", lambda *_: pytest.fail("completed"))
+    data = write_jsonl(tmp_path / "p.jsonl", [{"x": "w0"}] * 3 + [{"x": "w1 " * 400}])
+    result = twcli("sample", "--run", made / "run", "--data", data, "--out", tmp_path / "g.jsonl")
+    assert result.exit_code == 2 and "fills the context" in result.stderr and not list(tmp_path.glob("g*"))
 
 
 def test_latents_compared_interactively(made):

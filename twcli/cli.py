@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any, NoReturn
 
 import click
@@ -43,6 +42,15 @@ class Screen:
                 tqdm.write(text, file=sys.stderr)
             else:
                 click.echo(text, err=True)
+
+    def show(self, result: str) -> None:
+        """A result, with its end of line, while a bar may be there."""
+        if self.live:
+            from tqdm import tqdm
+
+            tqdm.write(result, file=sys.stdout, end="")
+        else:
+            click.echo(result, nl=False)
 
     @contextmanager
     def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[[int], None]]:
@@ -307,22 +315,10 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     from twcli.sample import Sampler
     from twcli.sample import sample as run
 
-    if config.out and Path(config.out).is_dir():
-        raise UserError(f"{config.out}: is a folder; name a file")
-    if config.out and Path(config.out).exists() and not config.overwrite:
-        raise UserError(f"{config.out}: exists; --overwrite replaces it")
-    if config.out and not os.access(Path(config.out).absolute().parent, os.W_OK):
-        raise UserError(f"{config.out}: its folder does not exist or cannot be written")
     runtime.quiet_transformers()
     if config.interactive:
         return _converse(Sampler.load(config))
-    lines = run(config, screen.say, screen.progress)
-    if config.out:
-        write_durably(Path(config.out), "".join(line + "\n" for line in lines).encode())
-        screen.say(f"{config.out}: {len(lines):,} completions")
-    else:
-        for line in lines:
-            click.echo(line)
+    run(config, screen.say, screen.progress, screen.show)
 
 
 def _converse(sampler: Any) -> None:

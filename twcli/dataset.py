@@ -14,7 +14,7 @@ import math
 import re
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ import numpy as np
 
 from twcli.errors import UserError, first_line
 from twcli.options import check_characters
+from twcli.spool import Spool
 
 DIGEST_BYTES = 16
 MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
@@ -54,6 +55,43 @@ def stream_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
         UserError: names the file, the line, the field and the mend; also where there is no record at all.
     """
     return _examples(path, _records(path), x_field, y_field, strategy_field)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The distinct prompts of records, in the order in which they first appear; their texts lie on disk (`Spool`).
+
+    Attributes:
+        digests: (P, 16) uint8, of their content.
+    """
+
+    digests: np.ndarray
+    _text: np.ndarray
+    _starts: np.ndarray
+    _stops: np.ndarray
+
+    @classmethod
+    def of(cls, examples: Iterable[Example]) -> Prompts:
+        digests = bytearray()  # no object a record
+        with Spool(np.uint8) as text, Spool(np.int64) as ends:
+            stop = 0
+            for example in examples:
+                data = example.x.encode()
+                digests += hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+                text.append(np.frombuffer(data, np.uint8))
+                stop += len(data)
+                ends.append([stop])
+            _, first = np.unique(np.frombuffer(digests, f"V{DIGEST_BYTES}"), return_index=True)
+            first.sort()
+            stops = ends.array()
+            return cls(np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)[first], text.array(),
+                       np.where(first > 0, stops[first - 1], 0), stops[first])
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    def __getitem__(self, rows: range) -> list[str]:
+        return [self._text[self._starts[row] : self._stops[row]].tobytes().decode() for row in rows]
 
 
 def _examples(path: str, records: Iterator[tuple[str, dict[str, Any]]], x_field: str, y_field: str | None,
