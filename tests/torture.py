@@ -36,8 +36,9 @@ from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jso
 from safetensors.torch import load_file
 
 import twcli.evaluate
-import twcli.precompute  # noqa: F401  victims find everything imported
-from twcli import cache_format, checkpoints, cli, runs, runtime, trainer
+import twcli.precompute
+import twcli.sample
+from twcli import cache_format, checkpoints, cli, parts, runs, runtime, trainer
 from twcli.cache import Cache, CacheWriter
 from twcli.config import TrainConfig
 from twcli.dataset import read_examples
@@ -47,10 +48,10 @@ from twcli.template import Template
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
-FULL = {"precompute_kills": 300, "train_kills": 100, "flips": 1000, "part_flips": 60, "cut": 4096, "changes": 20, "long_line": GIB,
-        "fuzz_seconds": 600, "rounds": 100, "fault_share": 1.0, "disk_steps": 64, "launches": True}
-SHORT = {"precompute_kills": 6, "train_kills": 3, "flips": 60, "part_flips": 1, "cut": 2**16, "changes": 1, "long_line": 2**26,
-         "fuzz_seconds": 1, "rounds": 3, "fault_share": 0.02, "disk_steps": 5, "launches": False}
+FULL = {"precompute_kills": 300, "train_kills": 100, "sample_kills": 100, "flips": 1000, "part_flips": 60, "cut": 4096, "changes": 20,
+        "long_line": GIB, "fuzz_seconds": 600, "rounds": 100, "fault_share": 1.0, "disk_steps": 64, "launches": True}
+SHORT = {"precompute_kills": 6, "train_kills": 3, "sample_kills": 3, "flips": 60, "part_flips": 1, "cut": 2**16, "changes": 1,
+         "long_line": 2**26, "fuzz_seconds": 1, "rounds": 3, "fault_share": 0.02, "disk_steps": 5, "launches": False}
 
 
 @dataclass
@@ -92,6 +93,7 @@ class Victim:
             tell_of_progress(lambda event: os.write(writing, event.encode() + b"\n"))
             if before:
                 before()
+            twcli.sample.BLOCK = 12
             cli.main(arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
@@ -145,8 +147,8 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
     def nothing(*_: Any) -> None:
         return None
 
-    around(CacheWriter, "write", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
-    around(CacheWriter, "publish", lambda *_: "publishing", lambda *_: "published")
+    around(parts.Parts, "add", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
+    around(parts.Parts, "publishing", lambda *_: "publishing", nothing)
     around(runs.RunFolder, "save_checkpoint", lambda _s, step, *_: f"saving {step}", lambda _r, _s, step, *_: f"saved {step}")
     around(checkpoints.Checkpoints, "newest", nothing, lambda result, *_: f"resumed {result[0]}")
     around(trainer, "export", lambda *_: "exporting", nothing)
@@ -184,7 +186,9 @@ class Bench:
         self.undisturbed(self.precompute(self.whole))
         self.precompute_seconds, begin = time.monotonic() - begin, time.monotonic()
         self.undisturbed(self.train(self.whole))
-        self.train_seconds = time.monotonic() - begin
+        self.train_seconds, begin = time.monotonic() - begin, time.monotonic()
+        self.undisturbed(self.sample(self.whole))
+        self.sample_seconds = time.monotonic() - begin
         self.cache = self.whole / "b.h5"
 
     def job(self, name: str = "") -> Path:
@@ -202,10 +206,15 @@ class Bench:
             "model": self.model, "data": self.data, "baseline": self.whole / "b.h5", "latents": 3, "out": job / "run", "steps": 8,
             "batch-tokens": 200, "checkpoint-every": 2, "device": "cpu"}, changes)
 
+    def sample(self, job: Path, **changes: Any) -> list[Any]:
+        return self._flags("sample", {
+            "run": self.whole / "run", "data": self.data, "n": 3, "max-new-tokens": 4, "out": job / "drawn.jsonl",
+            "device": "cpu"}, changes)
+
     @staticmethod
     def _flags(command: str, flags: dict[str, Any], changes: dict[str, Any]) -> list[Any]:
         flags |= {name.replace("_", "-"): value for name, value in changes.items()}
-        return [command, *(part for name, value in flags.items() for part in (f"--{name}", value))]
+        return [command, *(part for name, value in flags.items() for part in (f"--{name}" if len(name) > 1 else f"-{name}", value))]
 
     def undisturbed(self, arguments: list[Any]) -> Ended:
         ended = Victim(arguments).wait()
@@ -215,8 +224,8 @@ class Bench:
 
     def result(self, job: Path, command: str) -> dict[str, bytes]:
         """The bytes that must be those of the undisturbed run."""
-        names = ["b.h5"] if command == "precompute" else [
-            "run/metrics.jsonl", "run/posterior.safetensors", "run/model/model.safetensors", "run/checksums.json"]
+        names = {"precompute": ["b.h5"], "sample": ["drawn.jsonl"], "train": [
+            "run/metrics.jsonl", "run/posterior.safetensors", "run/model/model.safetensors", "run/checksums.json"]}[command]
         return {name: (job / name).read_bytes() if (job / name).is_file() else b"" for name in names}
 
     def same(self, job: Path, command: str) -> bool:
@@ -236,7 +245,8 @@ def kills(bench: Bench, tally: Tally) -> None:
     """kill -9 at random moments of the whole duration, every second one aimed at what publishes; resumed each time."""
     for command, wanted, seconds, aims in (
             ("precompute", bench.sizes["precompute_kills"], bench.precompute_seconds, ("stored", "publishing")),
-            ("train", bench.sizes["train_kills"], bench.train_seconds, ("saving", "exporting", "step"))):
+            ("train", bench.sizes["train_kills"], bench.train_seconds, ("saving", "exporting", "step")),
+            ("sample", bench.sizes["sample_kills"], bench.sample_seconds, ("stored", "publishing"))):
         killed, phases = 0, Counter()
         while killed < wanted:
             with bench.scratch() as job:
@@ -273,7 +283,8 @@ def kills(bench: Bench, tally: Tally) -> None:
 
 def interrupts(bench: Bench, tally: Tally) -> None:
     """Ctrl-C and SIGTERM at random moments: one line, exit code 130 or 143, and resumed to the same bits."""
-    for command, aims in (("precompute", ("stored", "publishing")), ("train", ("step", "saving", "exporting"))):
+    for command, aims in (("precompute", ("stored", "publishing")), ("train", ("step", "saving", "exporting")),
+                          ("sample", ("stored", "publishing"))):
         for _ in range(max(1, bench.sizes["changes"])):
             for number in (signal.SIGINT, signal.SIGTERM):
                 with bench.scratch() as job:
@@ -359,7 +370,7 @@ class Faults:
 
 def faults(bench: Bench, tally: Tally) -> None:
     """Each write, fsync and rename fails in turn, before it, half done and after it: as an error and as a kill."""
-    for command in ("precompute", "train"):
+    for command in ("precompute", "train", "sample"):
         with bench.scratch() as job:
             listing = bench.folder / f"operations-{command}"
             Victim(getattr(bench, command)(job), Faults(job, -1, "", False, listing).install).wait()

@@ -77,12 +77,16 @@ class Parts:
 
     def __init__(self, target: Path, header: dict[str, Any], rows: int, *, suffix: str) -> None:
         self.target, self.header, self.rows, self.suffix = target, header, rows, suffix
-        self.folder = Path(f"{target}.parts")
+        self.folder = self.folder_of(target)
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
         self._ours = re.compile(rf"manifest\.jsonl|owner\.json|\d+-\d+{re.escape(suffix)}|.*\.tmp")
         self._shards: dict[range, str] = {}
         self._lock = FileLock(f"{target}.lock")
+
+    @staticmethod
+    def folder_of(target: Path) -> Path:
+        return Path(f"{target}.parts")
 
     def open(self) -> None:
         """Takes the lock and keeps the valid shards, those of something else aside.

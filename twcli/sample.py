@@ -167,8 +167,7 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
     out = None if config.out is None else Path(config.out)
     if out is not None:
         check_place(out)
-        if out.exists() and not config.overwrite:
-            raise UserError(f"{out}: exists; --overwrite replaces it")
+        _refuse_existing(out, config, not Parts.folder_of(out).exists())
     examples = [Example(config.x, "")] if config.x is not None else stream_examples(config.data, x_field=config.x_field, y_field=None)
     drawing = Drawing(Sampler.load(config), Prompts.of(examples))
     drawing.check()
@@ -189,6 +188,11 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are left out")
 
 
+def _refuse_existing(out: Path, config: SampleConfig, unfinished: bool) -> None:
+    if unfinished and out.exists() and not config.overwrite:
+        raise UserError(f"{out}: exists; --overwrite replaces it")
+
+
 def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
     parts, count = Parts(out, {"fingerprint": drawing.fingerprint()}, len(drawing.prompts), suffix=".jsonl"), 0
     parts.open()
@@ -196,6 +200,7 @@ def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Ca
         for note in parts.notes():
             say(note)
         missing = parts.missing(drawing.block)
+        _refuse_existing(out, drawing.sampler.config, bool(missing))  # with none, it was killed after the file was there
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
             say(f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts are done")
