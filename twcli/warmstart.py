@@ -49,10 +49,13 @@ PROBE_PROMPTS = 1000  # by which a run is judged
 
 # Kinds of features, and which of them are read together. A strategy is chosen before it is written: names that y's beginning tells
 # are those that a generator can act on, and "the way that turns out short" is not one of them, though all of y tells it as well.
+# And it is a way of going on from x: "the way whose second number is odd", which the states tell as well, is none, so the beginning
+# has a say by what it resembles and not by what it is.
 STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES = range(4)
 WHOLE = (STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES)
-BEGINNING = (FIRST_STATES, FIRST_SIMILARITIES)
-STARTS = ((STATES, FIRST_STATES), (FIRST_SIMILARITIES, LATER_SIMILARITIES), WHOLE)
+VIEWS = (WHOLE, (FIRST_SIMILARITIES,))
+STARTS = ((STATES, FIRST_STATES), (FIRST_SIMILARITIES, LATER_SIMILARITIES), WHOLE)  # from which their number is found
+MORE_STARTS = (*STARTS, (FIRST_STATES, FIRST_SIMILARITIES))
 
 Features = tuple[np.ndarray, ...]  # (N, F) of each kind
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
@@ -121,15 +124,14 @@ def warm_start(model: PreTrainedModel, template: Template, encoded: Encoded, lat
     pairs = in_pairs(sizes)
     centring = Centring.fit(features, sizes, keep=pairs)
     centring(features, sizes)
-    space = Space.fit(features, seed, views=(WHOLE, BEGINNING))
+    space = Space.fit(features, seed, views=VIEWS)
     views = space(features)
     finalists = PAIRED_FINALISTS if pairs else FINALISTS
 
     def clustered(count: int) -> tuple[np.ndarray, float, float]:
         draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
-        begun_in = (*STARTS, BEGINNING)
-        with progress("warm start: clustering", clustering_work(len(begun_in), finalists)) as advance:
-            starts = starts_of((space.scaled(features, kinds) for kinds in begun_in), sizes, count, draws)
+        with progress("warm start: clustering", clustering_work(len(MORE_STARTS), finalists)) as advance:
+            starts = starts_of((space.scaled(features, kinds) for kinds in MORE_STARTS), sizes, count, draws)
             return best_clustering(starts, views, sizes, count, draws, advance, finalists=finalists)
 
     wanted, found = latents, clustered(latents)
