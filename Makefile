@@ -76,7 +76,7 @@ bench: $(INSTALLED)
 	$(BIN)/python examples/bench.py --out build/bench.json --table docs/benchmarks.md
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
-demo: $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
+demo: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO)/eval.json $(DEMO)/eval-uniform.json
 	@$(BIN)/python examples/compare.py uniform=$(DEMO)/eval-uniform.json ours=$(DEMO)/eval.json
 
