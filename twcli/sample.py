@@ -58,7 +58,7 @@ class Sampler:
                                     batch_tokens=self.config.batch_tokens)
 
     @property
-    def many(self) -> int:
+    def per_prompt(self) -> int:
         """Completions of a prompt."""
         return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
 
@@ -122,7 +122,7 @@ class Drawing:
     @property
     def block(self) -> int:
         """Prompts at a time."""
-        return max(1, BLOCK // self.sampler.many)
+        return max(1, BLOCK // self.sampler.per_prompt)
 
     def check(self) -> None:
         """Raises UserError where a prompt leaves no room, before any is completed."""
@@ -169,10 +169,11 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         check_place(out)
         _refuse_existing(out, config, not Parts.folder_of(out).exists())
     examples = [Example(config.x, "")] if config.x is not None else stream_examples(config.data, x_field=config.x_field, y_field=None)
-    drawing = Drawing(Sampler.load(config), Prompts.of(examples))
+    prompts = Prompts.of(examples)  # first, so that what is wrong with them is told before a model is loaded
+    drawing = Drawing(Sampler.load(config), prompts)
     drawing.check()
     if out is None:
-        with progress("sampling", len(drawing.prompts) * drawing.sampler.many) as advance:
+        with progress("sampling", len(drawing.prompts) * drawing.sampler.per_prompt) as advance:
             for start in range(0, len(drawing.prompts), drawing.block):
                 for line in drawing.lines(range(start, min(start + drawing.block, len(drawing.prompts))), advance):
                     show(line)
@@ -204,7 +205,7 @@ def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Ca
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
             say(f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts are done")
-        with progress("sampling", left * drawing.sampler.many) as advance:
+        with progress("sampling", left * drawing.sampler.per_prompt) as advance:
             for rows in missing:
                 data = "".join(drawing.lines(rows, advance)).encode()
                 with reporting(out, "store completions"):
