@@ -435,6 +435,7 @@ def flips(bench: Bench, tally: Tally) -> None:
     with bench.scratch() as job:
         shutil.copytree(bench.whole, job, dirs_exist_ok=True)
         run = runs.RunFolder(job / "run")
+        (job / "drawn.jsonl").unlink()  # plain records, which hold no checksum
         inspected = [f for f in sorted(job.rglob("*")) if f.suffix in (".h5", ".safetensors", ".json", ".jsonl") and f.stat().st_size]
 
         def noticed(file: Path) -> bool:
@@ -461,7 +462,8 @@ def flips(bench: Bench, tally: Tally) -> None:
                 tally.check("truncation noticed", noticed(file), f"{file} at {size}")
             file.write_bytes(data)
     for _ in range(bench.sizes["part_flips"]):
-        for command, aim, pattern in (("precompute", "stored 24", "b.h5.parts/*"), ("train", "saved 6", "run/checkpoints/*/*")):
+        for command, aim, pattern in (("precompute", "stored 24", "b.h5.parts/*"), ("train", "saved 6", "run/checkpoints/*/*"),
+                                      ("sample", "stored 8", "drawn.jsonl.parts/*")):
             with bench.scratch() as job:
                 victim = Victim(getattr(bench, command)(job))
                 victim.listen(60, aim)
