@@ -295,6 +295,20 @@ def test_a_shard_that_overlaps_another_is_dropped(path):
     assert truth.matches(path)
 
 
+def test_a_shard_of_another_size_is_made_again_though_its_checksum_is_right(path):
+    truth = some_rows()
+    truth.write(path, 2)
+    parts = path.parent / "F.h5.parts"
+    data = truth.part(range(7, 14)).tobytes()[:-4]
+    (parts / "7-14.f32").write_bytes(data)
+    with open(parts / "manifest.jsonl", "a") as file:
+        file.write(json.dumps({"rows": [7, 14], "sha256": hashlib.sha256(data).hexdigest()}))
+    with truth.writer(path) as writer:
+        assert writer.missing[0] == range(7, 14) and "rows 7 to 13 is damaged" in writer.notes[0]
+    assert truth.write(path) == 5
+    assert truth.matches(path)
+
+
 @pytest.mark.parametrize("first_line", ["[]", "{}", '{"fingerprint": 3}', "\0\0\0", ""])
 def test_a_nonsense_manifest_is_begun_anew(path, first_line):
     truth = some_rows()
@@ -312,7 +326,7 @@ def test_shards_of_something_else_are_discarded_and_told(path, change, why):
     truth = some_rows()
     truth.write(path, 3)
     with truth.writer(path, **change) as writer:
-        assert writer.notes == [f"{path}.parts: unfinished work was discarded: {why}"]
+        assert writer.notes == [f"{path}.parts: an unfinished cache was discarded: {why}"]
         assert len(writer.missing) == 6
     assert leftovers(path) == []
 

@@ -185,7 +185,7 @@ def test_draws_of_another_call_are_not_gone_on_with(made, tmp_path, monkeypatch,
         patch.setattr(sampling, "generate", lambda *a, **s: real(*a, **s) if next(blocks) < 2 else dies())
         assert twcli(*flags).exit_code == 130
     said = ok(*flags, *change).stderr
-    assert f"unfinished work was discarded: {change[0].strip('-')} differs" in said and "resuming" not in said
+    assert f"an unfinished sample was discarded: {change[0].strip('-')} differs" in said and "resuming" not in said
 
 
 def dies():

@@ -38,7 +38,6 @@ from twcli.errors import UserError, WorkFailed, first_difference
 from twcli.parts import Parts, check_place, named, reporting
 
 ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero
-SUFFIX = ".f32"  # of a finished shard: little-endian float32 b_t in nats
 REPORTED = 20  # damaged places that `verify` lists
 
 __all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
@@ -78,7 +77,7 @@ class CacheWriter:
                 raise UserError(f"{self.path}: is not a cache; name another --out")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._parts = Parts(self.path, self._header(), len(self.row_hash), suffix=SUFFIX)
+        self._parts = _parts(self.path, self._header(), self.offsets)
 
     @classmethod
     def already_complete(cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray) -> bool:
@@ -90,7 +89,7 @@ class CacheWriter:
         except UserError:
             return False
         if intact:
-            Parts(Path(path), {}, 0, suffix=SUFFIX).remove_if_idle()
+            _parts(Path(path), {}, np.zeros(1, np.int64)).remove_if_idle()
         return intact
 
     def __enter__(self) -> CacheWriter:
@@ -345,3 +344,8 @@ class Cache:
         if content.hexdigest() != opened.content_sha256:
             problems.append("content_sha256 does not match what the file holds")
         return problems
+
+
+def _parts(path: Path, header: dict[str, Any], offsets: np.ndarray) -> Parts:
+    return Parts(path, header, len(offsets) - 1, what="cache", suffix=".f32",
+                 size=lambda rows: 4 * (offsets[rows.stop] - offsets[rows.start]))

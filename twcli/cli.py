@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -36,21 +36,19 @@ class Screen:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            if self.live:
-                from tqdm import tqdm
-
-                tqdm.write(text, file=sys.stderr)
-            else:
-                click.echo(text, err=True)
+            self._write(text + "\n", sys.stderr)
 
     def show(self, result: str) -> None:
         """A result, with its end of line, while a bar may be there."""
+        self._write(result, sys.stdout)
+
+    def _write(self, text: str, stream: TextIO) -> None:
         if self.live:
             from tqdm import tqdm
 
-            tqdm.write(result, file=sys.stdout, end="")
+            tqdm.write(text, file=stream, end="")
         else:
-            click.echo(result, nl=False)
+            click.echo(text, file=stream, nl=False)
 
     @contextmanager
     def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[[int], None]]:

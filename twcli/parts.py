@@ -21,7 +21,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,15 +68,18 @@ class Parts:
         target: the file to be.
         header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those under another header are discarded.
         rows: their number.
+        what: a word for the file, in messages.
         suffix: of a shard's name.
+        size: bytes that a shard of these rows has, where that is known; one of another size is damaged.
 
     Attributes:
         damaged: row ranges whose finished shard did not have its checksum and is to be made again.
         stale: the header of the shards that were discarded, None where there were none.
     """
 
-    def __init__(self, target: Path, header: dict[str, Any], rows: int, *, suffix: str) -> None:
-        self.target, self.header, self.rows, self.suffix = target, header, rows, suffix
+    def __init__(self, target: Path, header: dict[str, Any], rows: int, *, what: str, suffix: str,
+                 size: Callable[[range], int] | None = None) -> None:
+        self.target, self.header, self.rows, self.what, self.suffix, self.size = target, header, rows, what, suffix, size
         self.folder = self.folder_of(target)
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
@@ -122,7 +125,7 @@ class Parts:
         """Ranges of at most so many rows that are not finished, ascending."""
         gaps, reached = [], 0
         for rows in [*self.done, range(self.rows, self.rows)]:
-            gaps += [range(start, min(start + most, rows.start)) for start in range(reached, rows.start, most)]
+            gaps += blocks(range(reached, rows.start), most)
             reached = rows.stop
         return gaps
 
@@ -133,7 +136,7 @@ class Parts:
             before = self.stale.get("fingerprint")
             changed = first_difference(before, self.header["fingerprint"]) if isinstance(before, dict) else None
             why = f"{changed[0]} differs" if changed else "the rows differ"
-            notes.append(f"{self.folder}: unfinished work was discarded: {why}")
+            notes.append(f"{self.folder}: an unfinished {self.what} was discarded: {why}")
         return notes
 
     def add(self, rows: range, data: bytes) -> None:
@@ -234,7 +237,7 @@ class Parts:
         files = list(self.folder.iterdir())
         for file in files:
             if not self._ours.fullmatch(file.name) or not file.is_file():
-                raise UserError(f"{self.folder}: holds {file.name}, no part of {self.target.name}; move it away")
+                raise UserError(f"{self.folder}: holds {file.name}, no part of a {self.what}; move it away")
         return files
 
     def _manifest(self) -> list[Any]:
@@ -256,7 +259,8 @@ class Parts:
             if not (reached <= rows.start < rows.stop <= self.rows) or not self._file(rows).exists():
                 continue
             self._shards[rows] = digest
-            if self.read(rows) is None:
+            data = self.read(rows)
+            if data is None or (self.size is not None and len(data) != self.size(rows)):
                 del self._shards[rows]
                 self.damaged.append(rows)
             else:
@@ -264,6 +268,11 @@ class Parts:
 
     def _file(self, rows: range) -> Path:
         return self.folder / f"{rows.start}-{rows.stop}{self.suffix}"
+
+
+def blocks(rows: range, most: int) -> list[range]:
+    """Consecutive ranges of at most so many rows."""
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
 
 
 def named(rows: range) -> str:

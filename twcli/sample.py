@@ -23,7 +23,7 @@ from twcli.config import SampleConfig
 from twcli.dataset import Example, Prompts, stream_examples
 from twcli.errors import Interrupted, UserError, how_to_resume
 from twcli.generation import generate, router_probabilities
-from twcli.parts import Parts, check_place, reporting
+from twcli.parts import Parts, blocks, check_place, reporting
 from twcli.runs import RunFolder
 from twcli.template import Template
 
@@ -127,8 +127,8 @@ class Drawing:
     def check(self) -> None:
         """Raises UserError where a prompt leaves no room, before any is completed."""
         latent = 0 if self.sampler.latent_ids else None
-        for start in range(0, len(self.prompts), BLOCK):
-            xs = self.prompts[range(start, min(start + BLOCK, len(self.prompts)))]
+        for rows in blocks(range(len(self.prompts)), BLOCK):
+            xs = self.prompts[rows]
             self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
 
     def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
@@ -167,15 +167,16 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
     out = None if config.out is None else Path(config.out)
     if out is not None:
         check_place(out)
-        _refuse_existing(out, config, not Parts.folder_of(out).exists())
+        if not Parts.folder_of(out).exists():
+            _refuse_existing(out, config)
     examples = [Example(config.x, "")] if config.x is not None else stream_examples(config.data, x_field=config.x_field, y_field=None)
     prompts = Prompts.of(examples)  # first, so that what is wrong with them is told before a model is loaded
     drawing = Drawing(Sampler.load(config), prompts)
     drawing.check()
     if out is None:
         with progress("sampling", len(drawing.prompts) * drawing.sampler.per_prompt) as advance:
-            for start in range(0, len(drawing.prompts), drawing.block):
-                for line in drawing.lines(range(start, min(start + drawing.block, len(drawing.prompts))), advance):
+            for rows in blocks(range(len(drawing.prompts)), drawing.block):
+                for line in drawing.lines(rows, advance):
                     show(line)
     else:
         try:
@@ -189,19 +190,20 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are left out")
 
 
-def _refuse_existing(out: Path, config: SampleConfig, unfinished: bool) -> None:
-    if unfinished and out.exists() and not config.overwrite:
+def _refuse_existing(out: Path, config: SampleConfig) -> None:
+    if out.exists() and not config.overwrite:
         raise UserError(f"{out}: exists; --overwrite replaces it")
 
 
 def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
-    parts, count = Parts(out, {"fingerprint": drawing.fingerprint()}, len(drawing.prompts), suffix=".jsonl"), 0
+    parts, count = Parts(out, {"fingerprint": drawing.fingerprint()}, len(drawing.prompts), what="sample", suffix=".jsonl"), 0
     parts.open()
     try:
         for note in parts.notes():
             say(note)
         missing = parts.missing(drawing.block)
-        _refuse_existing(out, drawing.sampler.config, bool(missing))  # with none, it was killed after the file was there
+        if missing:  # with none, it was killed after the file was there
+            _refuse_existing(out, drawing.sampler.config)
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
             say(f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts are done")
