@@ -176,6 +176,24 @@ def test_draws_that_were_interrupted_go_on_and_give_the_same_file(made, tmp_path
     assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["cut.jsonl", "whole.jsonl"]
 
 
+def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, monkeypatch):
+    flags = ("sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3, "--max-new-tokens", 4, "--out", tmp_path / "g.jsonl")
+    monkeypatch.setattr(sampling, "BLOCK", 12)
+
+    def killed(parts):
+        next(parts.folder.glob("*.jsonl")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampling.Parts, "remove", killed)
+        assert twcli(*flags).exit_code == 130
+    drawn = (tmp_path / "g.jsonl").read_bytes()
+    monkeypatch.setattr(sampling, "generate", lambda *_, **__: pytest.fail("drew again"))
+    assert "already complete" in ok(*flags).stderr
+    assert (tmp_path / "g.jsonl").read_bytes() == drawn and not (tmp_path / "g.jsonl.parts").exists()
+    assert twcli(*flags).exit_code == 2  # as any file that is there
+
+
 @pytest.mark.parametrize("change", [("--seed", 1), ("-n", 2), ("--latent", 0), ("--temperature", 0.5)])
 def test_draws_of_another_call_are_not_gone_on_with(made, tmp_path, monkeypatch, change):
     flags = ["sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3, "--max-new-tokens", 4, "--out", tmp_path / "g.jsonl"]

@@ -2,7 +2,7 @@
 
 Next to the file F lie, while it is being made, `F.lock` and the folder `F.parts/`:
 
-    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256
+    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256; at last that F is there
     <start>-<stop>.*     the bytes of rows start to stop - 1, never changed once there
     owner.json           who holds the lock
     *.tmp                a write that was cut off; swept up by the next writer
@@ -32,6 +32,7 @@ from twcli.durable import sync_folder, write_all, write_durably
 from twcli.errors import UserError, WorkFailed, first_difference
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
+PUBLISHED = {"published": True}
 NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
 WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
                errno.ENAMETOOLONG, errno.EEXIST}  # nothing can be written there, so the user must name another place
@@ -75,6 +76,7 @@ class Parts:
     Attributes:
         damaged: row ranges whose finished shard did not have its checksum and is to be made again.
         stale: the header of the shards that were discarded, None where there were none.
+        published: whether the file was put there by an earlier call that did not come to tidy up.
     """
 
     def __init__(self, target: Path, header: dict[str, Any], rows: int, *, what: str, suffix: str,
@@ -83,6 +85,7 @@ class Parts:
         self.folder = self.folder_of(target)
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
+        self.published = False
         self._ours = re.compile(rf"manifest\.jsonl|owner\.json|\d+-\d+{re.escape(suffix)}|.*\.tmp")
         self._shards: dict[range, str] = {}
         self._lock = FileLock(f"{target}.lock")
@@ -142,11 +145,8 @@ class Parts:
     def add(self, rows: range, data: bytes) -> None:
         """Stores one shard for good. Raises OSError."""
         # The line goes first: killed in between, the shard is just missing; one without a line is useless.
-        # A leading newline, since an earlier append may have been cut off by a full disk.
         digest = hashlib.sha256(data).hexdigest()
-        with open(self.folder / MANIFEST, "ab", buffering=0) as file:
-            write_all(file.fileno(), b"\n" + _line({"rows": [rows.start, rows.stop], "sha256": digest}))
-            os.fsync(file.fileno())
+        self._note({"rows": [rows.start, rows.stop], "sha256": digest})
         write_durably(self._file(rows), data)
         self._shards[rows] = digest
 
@@ -182,13 +182,15 @@ class Parts:
             finally:
                 temp.unlink(missing_ok=True)
             sync_folder(self.target.parent)
+            with suppress(OSError):  # it only serves a call after a kill, and the file is there
+                self._note(PUBLISHED)
             self.remove()
 
     def remove(self) -> None:
         """Removes our files and the folder. Raises OSError."""
         if not self.folder.is_dir():
             return
-        for file in self._files():
+        for file in sorted(self._files(), key=lambda file: file.name == MANIFEST):  # the last one tells that the others may be gone
             file.unlink()
         self.folder.rmdir()
         self._shards.clear()
@@ -225,13 +227,20 @@ class Parts:
         if lines and lines[0] != self.header:
             self.stale = lines[0] if isinstance(lines[0], dict) else {}
         elif lines:
+            self.published = PUBLISHED in lines and self.target.exists()
             self._keep_valid(lines[1:])
         keep = {self._file(rows).name for rows in self._shards} | {OWNER, MANIFEST}
-        kept = [{"rows": [rows.start, rows.stop], "sha256": digest} for rows, digest in self._shards.items()]
+        kept = [{"rows": [rows.start, rows.stop], "sha256": digest} for rows, digest in self._shards.items()] + [PUBLISHED] * self.published
         write_durably(self.folder / MANIFEST, b"".join(_line(entry) for entry in [self.header, *kept]))
         for file in files:
             if file.name not in keep:
                 file.unlink(missing_ok=True)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        with open(self.folder / MANIFEST, "ab", buffering=0) as file:
+            # A leading newline, since an earlier append may have been cut off by a full disk.
+            write_all(file.fileno(), b"\n" + _line(entry))
+            os.fsync(file.fileno())
 
     def _files(self) -> list[Path]:
         files = list(self.folder.iterdir())

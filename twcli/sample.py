@@ -201,8 +201,11 @@ def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Ca
     try:
         for note in parts.notes():
             say(note)
+        if parts.published:
+            parts.remove()
+            return say(f"{out}: already complete")
         missing = parts.missing(drawing.block)
-        if missing:  # with none, it was killed after the file was there
+        if missing:  # with none, it was killed just before or after the file was put there
             _refuse_existing(out, drawing.sampler.config)
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
