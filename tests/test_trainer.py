@@ -312,6 +312,15 @@ def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
     assert RunFolder(tmp_path / "r").read_config().beta == 0.2
 
 
+@pytest.mark.parametrize(("default", "value", "field"), [
+    ("PEAK_LR", 1.0, "optimiser.peak_lr"), ("ADAM_BETAS", (0.9, 0.9), "optimiser.betas")])
+def test_a_run_under_other_defaults_is_not_gone_on_with(inputs, tmp_path, monkeypatch, default, value, field):
+    run(settings(inputs, tmp_path / "r"), stop_after=5)
+    monkeypatch.setattr(f"twcli.job.{default}", value)
+    with pytest.raises(UserError, match=f"made with another {field}"):
+        run(settings(inputs, tmp_path / "r"))
+
+
 def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "thesis.tex").write_text("x")

@@ -29,6 +29,9 @@ from twcli.warmstart import Probe, probe_of, warm_start
 
 DEFAULT_STEPS = 2000
 PEAK_LR = 2e-3
+# Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the usual 1,000 steps would keep the last
+# updates small. As Brown et al. 2020.
+ADAM_BETAS = (0.9, 0.95)
 RESCORED_ROWS = 64
 RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}  # nats; a stale cache is off by whole nats, another kernel by 1e-5
 
@@ -115,8 +118,11 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
     if config.free_only and FREE not in {stage.name for stage in stages}:
         say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
-    return Job(config, run, model, template, encoded, cache, latents, used, stages, steps, _learning_rate(config, backbone), accelerator,
-               provenance={**fingerprint, "settings": config.identity()}, adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
+    lr = _learning_rate(config, backbone)
+    # What the options leave to this package goes with the settings: another version's run is not gone on with otherwise than it began.
+    provenance = {**fingerprint, "settings": config.identity(), "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS}}
+    return Job(config, run, model, template, encoded, cache, latents, used, stages, steps, lr, accelerator, provenance,
+               adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
 
 
 def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,

@@ -23,7 +23,7 @@ from twcli.assignment import assign_rows
 from twcli.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.card import model_card
 from twcli.errors import Interrupted, WorkFailed, how_to_resume
-from twcli.job import Job, Say, plan_of
+from twcli.job import ADAM_BETAS, Job, Say, plan_of
 from twcli.loss import responsibilities
 from twcli.metrics import Naming, run_score
 from twcli.objective import step_loss
@@ -37,9 +37,6 @@ from twcli.state import restore, snapshot
 WARMUP_SHARE = 0.05
 FINAL_LR_SHARE = 0.1
 CLIP_NORM = 1.0
-# Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the usual 1,000 steps would keep the last
-# updates small. As Brown et al. 2020.
-ADAM_BETAS = (0.9, 0.95)
 
 
 def schedule(step: int, steps: int) -> float:
