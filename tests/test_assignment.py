@@ -4,12 +4,18 @@ import numpy as np
 import pytest
 from scipy.optimize import linear_sum_assignment
 
-from twcli.assignment import assign_groups, assign_rows
+from twcli.assignment import anchored, assign_groups, assign_rows
 
 
 def test_distinct_completions_of_a_prompt_take_distinct_latents():
     cost = np.array([[1.0, 2.0], [0.0, 5.0], [3.0, 1.0]])
     assert assign_groups(cost, [2, 1]).tolist() == [1, 0, 1]
+
+
+def test_a_cluster_costs_less_than_other_latents():
+    cost = np.array([[1.0, 2.0], [0.0, 5.0], [3.0, 1.0]])
+    assert anchored(cost, np.array([0, 1, -1]), 2.0).tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 1.0]]
+    assert cost[1].tolist() == [0.0, 5.0]
 
 
 def test_more_completions_than_latents():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from twcli.batches import Plan
-from twcli.stages import Stage, batches, read_ahead, stages_of
+from twcli.stages import Stage, ahead, batches, read_ahead, stages_of
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
 HELD = np.arange(30)
@@ -27,6 +27,10 @@ def test_stages_by_hand():
     assert stages_of(20, hold=0.25, release=0.1, warm=False) == [Stage("free", 0, 20)]
     assert stages_of(1, hold=0.15, release=0.0, warm=True) == [Stage("refine", 0, 1)]
     assert stages_of(10, hold=1.0, release=0.0, warm=True) == [Stage("hold", 0, 10)]
+
+
+def test_what_lies_ahead_of_a_stage():
+    assert [ahead(STAGES, step, "refine") for step in (5, 11, 17)] == [1, 7 / 13, 1 / 13]
 
 
 def test_each_stage_reads_its_own_rows():

@@ -89,7 +89,7 @@ def same(one, other):
     (3, {}), (4, {}), (6, {}), (11, {}),
     (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
     (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
-    (6, {"adapt": "lora", "lora_rank": 2}), (6, {"adapt": "frozen"}),
+    (6, {"adapt": "lora", "lora_rank": 2, "trust": 2.0}), (6, {"adapt": "frozen"}),
     (6, {"warm_start": "none", "beta_warmup": 0.5, "beta_cycles": 2, "posterior_update": "balanced", "divergence": 0.1, "normalise": True,
          "free_bits": 0.1}),
 ])
@@ -182,10 +182,12 @@ def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, ch
     assert math.isfinite(metrics["gradient_norm"]) and ("divergence" in metrics) == ("divergence" in change)
 
 
-def test_an_option_that_has_no_effect_is_told(inputs, tmp_path):
+@pytest.mark.parametrize(("flag", "changes"), [
+    ("--free-bits", {"free_bits": 0.5}), ("--trust", {"trust": 1.0, "warm_start": "none"}), ("--trust", {"trust": 1.0, "hold": 1.0})])
+def test_an_option_that_has_no_effect_is_told(inputs, tmp_path, flag, changes):
     said = []
-    prepare(settings(inputs, tmp_path / "r", free_bits=0.5), RunFolder(tmp_path / "r"), said.append, no_bar)
-    assert any("--free-bits has no effect" in line for line in said)
+    prepare(settings(inputs, tmp_path / "r", **changes), RunFolder(tmp_path / "r"), said.append, no_bar)
+    assert any(f"{flag} has no effect" in line for line in said)
 
 
 @pytest.mark.parametrize(("adapt", "stored"), [("full", True), ("lora", False)])
@@ -406,7 +408,7 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     found = {}
     for share in (0.0, 0.4):
         job.config = dataclasses.replace(config, prune=share)
-        job.latent_N[:] = -1
+        job.latent_N[:] = job.cluster_N[:] = -1
         nll_BKS, pruned = trainer._refine(job, batch, rows, 0)
         assert nll_BKS.shape == (12, 3, batch.targets_BS.shape[1]) and pruned == 0
         found[share] = job.latent_N.copy()
@@ -420,7 +422,8 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
         folder, tokens = RunFolder(config.out), []
         with folder.writer():
             job = prepare(config, folder, silent, no_bar)
-            job.latent_N[:], job.used = np.arange(len(job.latent_N)) % 3, 3  # random records have no clusters but those of rounding
+            job.latent_N[:] = job.cluster_N[:] = np.arange(len(job.latent_N)) % 3
+            job.used = 3  # random records have no clusters but those of rounding
             assert job.model.execution == execution
             folder.begin(config)
             job.model.backbone.base_model.register_forward_pre_hook(
@@ -444,7 +447,8 @@ def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs
     assert [line for line in said if "execution: plain" in line and "dropout" in line]
 
 
-def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
+@pytest.mark.parametrize("trust", [0.0, 4.0])
+def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
     """Strategies that are functions of x; a third of the held latents is right, the generator's assignment finds the rest."""
     rng = random.Random(0)
     records = []
@@ -457,18 +461,45 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path):
     data, base = write_jsonl(tmp_path / "d.jsonl", records), str(tmp_path / "b.h5")
     precompute(PrecomputeConfig(model=str(tmp_path / "model"), data=data, out=base, device="cpu"), silent, no_bar)
     config = TrainConfig(model=str(tmp_path / "model"), data=data, baseline=base, latents=3, out=str(tmp_path / "r"), steps=300,
-                         batch_tokens=1000, device="cpu", lr=5e-3, hold=0.2)
+                         batch_tokens=1000, device="cpu", lr=5e-3, hold=0.2, trust=trust)
     names = ["copy", "reverse", "last"]
     truth = np.array([names.index(r["strategy"]) for r in records])
     noisy = np.where(np.random.default_rng(0).random(len(truth)) < 0.5, truth, np.random.default_rng(1).integers(3, size=len(truth)))
     folder = RunFolder(config.out)
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
-        job.latent_N[:] = noisy
+        job.latent_N[:] = job.cluster_N[:] = noisy
         folder.begin(config)
         list(trainer.fit(job, silent))
     assert (noisy == truth).mean() < 0.75
     assert (job.latent_N == truth).mean() > 0.98
+
+
+def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(inputs, tmp_path):
+    trust, few = 4.0, 0.01
+    config = settings(inputs, tmp_path / "r", hold=0.25, trust=trust)
+    folder = RunFolder(config.out)
+    with folder.writer():
+        job = prepare(config, folder, silent, no_bar)
+    rows = np.arange(12)
+    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
+    job.cluster_N[:], job.used = np.arange(len(job.cluster_N)) % 3, 3
+    other = (job.cluster_N[rows] + 1) % 3
+    costs = torch.ones(12, 3, batch.targets_BS.shape[1])
+
+    def assigned(margin, step):
+        nll = costs.clone()
+        nll[rows, other, 0] -= margin
+        job.model.read_branches = lambda *_: (nll, None)
+        trainer._refine(job, batch, rows, step)
+        return job.latent_N[rows]
+
+    first, last = job.stages[1].first, job.stages[1].last - 1
+    assert (first, last) == (3, 11)
+    assert (assigned(trust - few, first) == job.cluster_N[rows]).all()
+    assert (assigned(trust + few, first) == other).all()
+    assert (assigned(trust / 9 - few, last) == job.cluster_N[rows]).all()
+    assert (assigned(trust / 9 + few, last) == other).all()
 
 
 def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):

@@ -48,6 +48,12 @@ def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     return latents
 
 
+def anchored(cost_NK: np.ndarray, cluster_N: np.ndarray, nats: float) -> np.ndarray:
+    """`cost_NK` with so much more for every latent but the row's cluster; as it is where that is -1."""
+    elsewhere_NK = cluster_N[:, None] != np.arange(cost_NK.shape[1])
+    return cost_NK + nats * (elsewhere_NK & (cluster_N >= 0)[:, None])
+
+
 def assign_rows(cost_NK: np.ndarray, prompt_N: np.ndarray, hash_NH: np.ndarray) -> np.ndarray:
     """Latents (N,) of rows in any order, equal completions of a prompt together.
 

@@ -23,7 +23,7 @@ from twcli.errors import UserError
 from twcli.latents import LatentModel
 from twcli.packing import PLAIN
 from twcli.runs import RunFolder
-from twcli.stages import FREE, Stage, stages_of
+from twcli.stages import FREE, REFINE, Stage, stages_of
 from twcli.template import Encoded, Template
 from twcli.warmstart import Probe, probe_of, warm_start
 
@@ -45,6 +45,7 @@ class Job:
     Attributes:
         cache: b_t of the frozen model; None where b_t is the current backbone's.
         latent_N: the latent at which each row's posterior is held, -1 for none; the stage `refine` rewrites it.
+        cluster_N: what `latent_N` is at first, the warm start's.
         used: latents that rows are held at, the first of the K; each other one is an understudy of one of them.
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
@@ -61,6 +62,7 @@ class Job:
     encoded: Encoded
     cache: Cache | None
     latent_N: np.ndarray
+    cluster_N: np.ndarray
     used: int
     stages: list[Stage]
     steps: int
@@ -116,12 +118,15 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         choose_execution(model, execution_of(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
-    if config.free_only and FREE not in {stage.name for stage in stages}:
+    names = {stage.name for stage in stages}
+    if config.trust and REFINE not in names:
+        say("--trust has no effect: it acts between --hold and --release, where there is a warm start")
+    if config.free_only and FREE not in names:
         say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
     lr = _learning_rate(config, backbone)
     # What the options leave to this package goes with the settings: another version's run is not gone on with otherwise than it began.
     provenance = {**fingerprint, "settings": config.identity(), "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS}}
-    return Job(config, run, model, template, encoded, cache, latents, used, stages, steps, lr, accelerator, provenance,
+    return Job(config, run, model, template, encoded, cache, latents, latents.copy(), used, stages, steps, lr, accelerator, provenance,
                adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
 
 

@@ -48,6 +48,12 @@ def stages_of(steps: int, *, hold: float, release: float, warm: bool) -> list[St
     return [Stage(name, first, last) for name, first, last in cuts if first < last]
 
 
+def ahead(stages: list[Stage], step: int, name: str) -> float:
+    """Share of the stage `name` that lies ahead at `step`: 1 at its first step, 0 behind it."""
+    stage = next(stage for stage in stages if stage.name == name)
+    return (stage.last - step) / (stage.last - stage.first)
+
+
 def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarray, *, rank: int = 0,
             processes: int = 1, accumulate: int = 1) -> Iterator[tuple[str, list[np.ndarray]]]:
     """What this process does at each step from `step` on, to the last one, and on the rows of which batches.

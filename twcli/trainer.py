@@ -19,7 +19,7 @@ from transformers import GenerationConfig
 
 from twcli import diagnostics, runtime, signals
 from twcli.adapters import new_row_gradients
-from twcli.assignment import assign_rows
+from twcli.assignment import anchored, assign_rows
 from twcli.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.card import model_card
 from twcli.errors import Interrupted, WorkFailed, how_to_resume
@@ -31,7 +31,7 @@ from twcli.packing import PLAIN
 from twcli.regularisers import annealed_beta
 from twcli.runs import TEMPLATE
 from twcli.sharding import shard, whole
-from twcli.stages import FREE, REFINE, batches, read_ahead
+from twcli.stages import FREE, REFINE, ahead, batches, read_ahead
 from twcli.state import restore, snapshot
 
 WARMUP_SHARE = 0.05
@@ -76,7 +76,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     trained = (p for p in job.model.parameters() if p.requires_grad)
     optimizer = torch.optim.AdamW(trained, lr=job.lr, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
     model, optimizer = (job.model, optimizer) if sharded else accelerator.prepare(job.model, optimizer)
-    held_rows = np.flatnonzero(job.latent_N >= 0)
+    held_rows = np.flatnonzero(job.cluster_N >= 0)
     step, tensors, notes = run.checkpoints.newest(job.provenance)
     for note in notes:
         say(note)
@@ -183,7 +183,8 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     """NLL (B, C, S) of the C latents that are used, after it has assigned the batch's completions to those that make them likeliest.
 
     Distinct completions of a prompt take distinct latents. In eval mode and from summed log-likelihood, as
-    responsibilities are; the router has no say, or frequent latents would take what rare ones explain better.
+    responsibilities are; the router has no say, or frequent latents would take what rare ones explain better. Under
+    `--trust` the warm start's clusters have a say at first: a generator that hardly reads z yet would name strategies anew.
 
     Under `--prune` the branches are read to the last token that b_t needs. The NLL of later ones is 0, as if no latent
     differed there; the share of b_t that they hold comes back too. The step's loss is exact for the latents assigned.
@@ -197,6 +198,7 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     cost_BC = nll_BCS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BC).all():
         raise _diverged(job, step, rows, "the generator's NLL is not finite")
+    cost_BC = anchored(cost_BC, job.cluster_N[rows], job.config.trust * ahead(job.stages, step, REFINE))
     found = [(rows, assign_rows(cost_BC, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))]
     for where, latents in gather_object(found):  # every process keeps all that were found: it may meet them in `settle`
         job.latent_N[where] = latents
