@@ -111,7 +111,7 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         "assignment of a prompt's completions to latents takes its place.", minimum=0.0, maximum=1.0)
     trust: float = option(
         0.0, help="Nats by which another latent must be likelier than the warm start's cluster for a completion to take it; fades to 0 "
-        "between the end of --hold and the last such step.", minimum=0.0)
+        "between --hold and --release.", minimum=0.0)
     release: float = option(
         0.0, help="Share of the last steps in which the learned posterior takes over.", minimum=0.0, maximum=1.0)
     latent_tokens: int = option(
