@@ -212,7 +212,7 @@ class Bench:
             "device": "cpu"}, changes)
 
     def drawn(self, job: Path) -> bool:
-        """Whether a victim came to its end before the signal did: a next call would refuse the file that is there."""
+        """Whether a `sample` came to its end before the signal or the fault: a next call would refuse the file that is there."""
         return (job / "drawn.jsonl").exists() and not (job / "drawn.jsonl.parts").exists()
 
     @staticmethod
@@ -269,7 +269,7 @@ def kills(bench: Bench, tally: Tally) -> None:
                     ended = victim.wait()
                     if ended.code == -signal.SIGKILL:
                         killed += 1
-                        if command == "sample" and bench.drawn(job):
+                        if bench.drawn(job):
                             break
                         phases[ended.events[-1].split()[0] if ended.events else "starting"] += 1
                     elif ended.code:
@@ -300,7 +300,7 @@ def interrupts(bench: Bench, tally: Tally) -> None:
                     with suppress(ProcessLookupError):
                         os.kill(victim.pid, number)
                     ended = victim.wait()
-                    if (aimed and ended.code == 0) or (command == "sample" and bench.drawn(job)):  # it came after the work
+                    if (aimed and ended.code == 0) or bench.drawn(job):  # it came after the work
                         continue
                     last = ended.text.strip().splitlines()[-1]
                     tally.check(f"{command}: {number.name}", ended.code == 128 + number and last.endswith("to resume") and ended.clean,
@@ -396,7 +396,7 @@ def faults(bench: Bench, tally: Tally) -> None:
                 else:  # a failing clean-up is no failure
                     told = not ended.code or ended.text.splitlines()[-1].startswith("twcli: ")
                     tally.check(what, ended.code in (0, 1) and ended.clean and told, where)
-                if command == "sample" and bench.drawn(job):
+                if bench.drawn(job):
                     tally.check(f"{command}: ends with the same bits", bench.same(job, command), where)
                     continue
                 again = Victim(arguments).wait()
