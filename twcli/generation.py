@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli.head import head_logits
+from twcli.linear import fast_linear
 from twcli.padding import budget_batches, gather_padded
 from twcli.reading import hidden_states
 from twcli.template import Template
@@ -34,7 +35,7 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     left = np.arange(len(prompts))
-    with torch.random.fork_rng(devices=_cuda_devices(model)), _own_settings(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), _own_settings(model), fast_linear(model):
         torch.manual_seed(seed)
         while len(left):
             begun = [prompts[row] + written[row] for row in left]

@@ -13,6 +13,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+from twcli.linear import linear
+
 HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
 BLOCK_TOKENS, BLOCK_WORDS = 1024, 512  # 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
 LOG2_E = 1 / math.log(2)  # exp(x) = exp2(x LOG2_E), which torch computes in little more than half the time on a CPU
@@ -82,7 +84,7 @@ def _nll_by_blocks(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.
     log_sums, of_target = [], torch.empty(0)
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
-        block = at_least_float32(_scaled(model, F.linear(hidden, head.weight[words], None if head.bias is None else head.bias[words])))
+        block = at_least_float32(_scaled(model, linear(hidden, head.weight[words], None if head.bias is None else head.bias[words])))
         inside = targets - first
         found = block.gather(1, inside.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         of_target = torch.where(inside >= 0, found, of_target) if first else found

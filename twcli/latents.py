@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from transformers import PreTrainedModel
 from twcli import flash
 from twcli.batches import Batch, leading, opening
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
+from twcli.linear import fast_linear
 from twcli.packing import AUTO, BRANCHES, PLAIN, Packed, cheapest, packed_hidden_states
 from twcli.reading import hidden_states
 
@@ -251,13 +253,15 @@ class LatentModel(nn.Module):
         kernels = execution in (AUTO, BRANCHES) and flash.usable(model)
         if execution == AUTO:
             execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real, kernels)
-        if execution == PLAIN:
-            alone = None if ids_BCL is None else Read(
-                hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
-            return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
-        wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
-        branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
-        hidden_BCQH = packed_hidden_states(model, Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, kernels))
+        with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
+            if execution == PLAIN:
+                alone = None if ids_BCL is None else Read(
+                    hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
+                return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
+            wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
+            branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
+            packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, kernels)
+            hidden_BCQH = packed_hidden_states(model, packed)
         branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), latent_first_B.repeat_interleave(C)) if C else None
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
