@@ -54,18 +54,43 @@ def test_with_a_gradient_and_in_other_precisions_torch_computes(counted):
 
 
 @needs_onednn
+@pytest.mark.parametrize("pack", [False, True])
 @torch.no_grad()
-def test_layers_are_as_before_once_it_ends(counted):
+def test_layers_are_as_before_once_it_ends(pack, counted):
     model = make_model()
     ids = torch.arange(10)[None]
     plain = model(ids).logits
-    with fast_linear(model):
-        with fast_linear(model), pytest.raises(ValueError, match="within"):
+    with fast_linear(model, pack=pack):
+        with fast_linear(model, pack=not pack), pytest.raises(ValueError, match="within"):
             raise ValueError("within")
         assert torch.allclose(model(ids).logits, plain, atol=1e-4)
     assert len(counted) == 2 * 7 + 1  # every product of two layers and the head
     assert torch.equal(model(ids).logits, plain) and len(counted) == 2 * 7 + 1
     assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@needs_onednn
+@torch.no_grad()
+def test_weights_are_copied_where_there_are_few(counted, monkeypatch):
+    packed, call = [], module._packed
+    monkeypatch.setattr(module, "_packed", lambda weight: packed.append(weight) or call(weight))
+    model = make_model()
+    ids = torch.arange(10)[None]
+    plain, layers = model(ids).logits, 2 * 7 + 1
+    weights = sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    for most, copies in ((weights, layers), (weights - 1, 0)):
+        monkeypatch.setattr(module, "MOST_PACKED", most)
+        with fast_linear(model, pack=True):
+            assert torch.allclose(model(ids).logits, plain, atol=1e-4)
+        assert len(packed) == copies and len(counted) == layers
+        packed.clear(), counted.clear()
+    half = make_model().bfloat16()
+    monkeypatch.setattr(module, "MOST_PACKED", weights)
+    with fast_linear(half, pack=True):
+        half(ids)
+    with fast_linear(model):
+        model(ids)
+    assert not packed
 
 
 @needs_onednn

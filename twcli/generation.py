@@ -35,7 +35,7 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     left = np.arange(len(prompts))
-    with torch.random.fork_rng(devices=_cuda_devices(model)), _own_settings(model), fast_linear(model):
+    with torch.random.fork_rng(devices=_cuda_devices(model)), _own_settings(model), fast_linear(model, pack=True):
         torch.manual_seed(seed)
         while len(left):
             begun = [prompts[row] + written[row] for row in left]

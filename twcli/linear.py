@@ -19,23 +19,35 @@ from torch import nn
 
 X86 = ("x86_64", "AMD64")
 TOLERANCE = 1e-5
+MOST_PACKED = 2**28  # weights, 1 GiB of them: a copy of more may not fit
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """(.., O) from (.., I), (O, I) and (O,): what `F.linear` gives but for rounding."""
-    if (torch.is_grad_enabled() or not x.numel() or any(t.dtype != torch.float32 or t.device.type != "cpu" for t in (x, weight))
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packed: torch.Tensor | None = None
+           ) -> torch.Tensor:
+    """(.., O) from (.., I), (O, I) and (O,): what `F.linear` gives but for rounding.
+
+    Args:
+        packed: the weight in the order in which oneDNN reads it, where that has been made.
+    """
+    if (torch.is_grad_enabled() or not x.numel() or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu"
             or torch.is_autocast_enabled("cpu") or not _usable()):
         return F.linear(x, weight, bias)
-    return _by_onednn(x, weight, bias)
+    return _by_onednn(x, weight if packed is None else packed, bias)
 
 
 @contextmanager
-def fast_linear(model: nn.Module) -> Iterator[None]:
-    """While it lasts, layers of `model` that are weights on a CPU and nothing else compute by `linear`; a compiled model's do not."""
+def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
+    """While it lasts, layers of `model` that are weights on a CPU and nothing else compute by `linear`; a compiled model's do not.
+
+    Args:
+        pack: whether weights that stay as they are will be read often: they are then copied in oneDNN's order, if there are not too
+            many, which it otherwise does in every call.
+    """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     layers = [] if compiled else [module for module in model.modules() if _is_plain(module)]
+    pack = pack and _usable() and sum(layer.weight.numel() for layer in layers) <= MOST_PACKED
     for layer in layers:
-        layer.forward = partial(_forward, layer)
+        layer.forward = partial(_forward, layer, _packed(layer.weight) if pack and layer.weight.dtype == torch.float32 else None)
     try:
         yield
     finally:
@@ -49,12 +61,16 @@ def _is_plain(module: nn.Module) -> bool:
             and "forward" not in vars(module))
 
 
-def _forward(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    return linear(x, layer.weight, layer.bias)
+def _forward(layer: nn.Linear, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    return linear(x, layer.weight, layer.bias, packed=packed)
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def _packed(weight: torch.Tensor) -> torch.Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 
 @cache
@@ -65,6 +81,6 @@ def _usable() -> bool:
     x, weight, bias = (torch.arange(float(n)).cos() for n in (6, 12, 4))
     x, weight = x.view(1, 2, 3), weight.view(4, 3)
     try:
-        return torch.allclose(_by_onednn(x, weight, bias), F.linear(x, weight, bias), atol=TOLERANCE)
+        return all(torch.allclose(_by_onednn(x, w, bias), F.linear(x, weight, bias), atol=TOLERANCE) for w in (weight, _packed(weight)))
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # whatever another version makes of it
         return False
