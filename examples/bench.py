@@ -133,7 +133,7 @@ def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
 
     def step(read: Batch, prune: float) -> torch.Tensor:
         output = model(read, prune=prune)
-        return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch.weights_BS)
+        return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, read)
 
     calls = {"plain": partial(fine_tuning, model, batch), "ours": partial(step, batch, 1e-3), "whole": partial(step, blind, 1e-3),
              "exact": partial(step, batch, 0.0)}

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from twcli import baseline, reading
+from twcli import baseline, loss, reading
 from twcli.batches import Batch, collate, opening
 from twcli.config import TrainConfig
 from twcli.latents import LatentModel
@@ -27,6 +27,7 @@ from twcli.packing import AUTO, PLAIN, linear_weights
 from twcli.template import Encoded
 
 SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
+BETA = 0.1
 RESERVED = 16  # ids below are tags
 TEMPLATE = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
 
@@ -141,13 +142,12 @@ def speed_rows(label: str, P: int, K: int, S: int, seconds: dict[str, float], no
     return found
 
 
-def token_weight(weights_BS: torch.Tensor) -> torch.Tensor:
-    return 1 / weights_BS.shape[1] + 2 * weights_BS / weights_BS.sum(-1, keepdim=True)
+def total(nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return loss.objective(log_q_BK, log_p_BK, reconstruction(nll_BKS, batch), BETA).sum()
 
 
-def total(nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, weights_BS: torch.Tensor) -> torch.Tensor:
-    reff_BK = (nll_BKS * token_weight(weights_BS)[:, None]).sum(-1)
-    return (log_q_BK.exp() * (reff_BK + 0.1 * (log_q_BK - log_p_BK))).sum()
+def reconstruction(nll_BKS: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return loss.reconstruction(nll_BKS, batch.active_BS, batch.weights_BS, uniform_weight=1.0, token_weight=2.0, tau=1e-4)
 
 
 def whole(model: LatentModel, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -186,8 +186,8 @@ def separate_passes(model: LatentModel, batch: Batch, extra: bool) -> torch.Tens
     """K + 1 passes one by one, all positions through the head; with `extra` the one more for b_t."""
     branches = [branch(model, batch, k) for k in range(model.latents)]
     log_q = posterior(model, batch)
-    loss = total(torch.stack([nll for nll, _ in branches], 1), log_q, branches[0][1], batch.weights_BS)
-    return loss + for_b_t(model, batch) if extra else loss
+    value = total(torch.stack([nll for nll, _ in branches], 1), log_q, branches[0][1], batch)
+    return value + for_b_t(model, batch) if extra else value
 
 
 def one_after_another(model: LatentModel, batch: Batch) -> None:
@@ -196,19 +196,19 @@ def one_after_another(model: LatentModel, batch: Batch) -> None:
     q, reff = log_q.exp().detach(), []
     for k in range(model.latents):
         nll, log_p = branch(model, batch, k)
-        reff.append((nll * token_weight(batch.weights_BS)).sum(-1))
-        loss = (q[:, k] * reff[-1]).sum()
+        reff.append(reconstruction(nll[:, None], batch)[:, 0])
+        value = (q[:, k] * reff[-1]).sum()
         if k == 0:
-            loss, router = loss - 0.1 * (q * log_p).sum(), log_p.detach()
-        loss.backward()
-    (log_q.exp() * (torch.stack(reff, 1).detach() + 0.1 * (log_q - router))).sum().backward()
+            value, router = value - BETA * (q * log_p).sum(), log_p.detach()
+        value.backward()
+    (log_q.exp() * (torch.stack(reff, 1).detach() + BETA * (log_q - router))).sum().backward()
     for_b_t(model, batch).backward()
 
 
 def through(model: LatentModel, batch: Batch, execution: str) -> torch.Tensor:
     model.execution = execution
     output = model(batch)
-    return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch.weights_BS)
+    return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch)
 
 
 

@@ -152,6 +152,37 @@ def test_result_is_a_mean_of_active_losses(case):
     assert (result[~some] == 0).all()
 
 
+@pytest.mark.parametrize("tokens", [8, 500])
+@pytest.mark.parametrize("level", [0.0, 9.0, 1e4])
+def test_the_posterior_is_told_small_differences_of_large_losses(tokens, level):
+    """In float32 R of 30 nats holds six digits, and so would the gradient of latents that differ by a hundredth."""
+    generator = torch.Generator().manual_seed(tokens)
+    nll = 3 * level + 0.01 * torch.rand(5, 8, tokens, generator=generator)
+    weights, logits = torch.rand(5, tokens, generator=generator), torch.randn(5, 8, generator=generator)
+    active = torch.ones(5, tokens, dtype=torch.bool)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaf = logits.to(dtype, copy=True).requires_grad_()
+        reff = reconstruction(nll.to(dtype), active, weights.to(dtype), uniform_weight=1.0, token_weight=2.0, tau=1e-4)
+        objective(torch.log_softmax(leaf, -1), torch.full((5, 8), 1 / 8, dtype=dtype).log(), reff, 0.0).sum().backward()
+        found.append(leaf.grad.double())
+    assert (found[0] - found[1]).norm() <= 1e-6 * found[1].norm()
+
+
+@pytest.mark.parametrize("common", [0.0, 5.0, -1e3])
+def test_what_latents_have_in_common_is_in_the_objective_and_not_in_the_posteriors_gradient(common):
+    generator = torch.Generator().manual_seed(0)
+    log_p, logits = torch.randn(3, 4, generator=generator).double().log_softmax(-1), torch.randn(3, 4, generator=generator).double()
+    reff = torch.rand(3, 4, generator=generator).double().requires_grad_()
+    logits.requires_grad_()
+    log_q = logits.log_softmax(-1)
+    value = objective(log_q, log_p, reff + common, 0.3)
+    assert torch.allclose(value, (log_q.exp() * (reff + common + 0.3 * (log_q - log_p))).sum(-1))
+    of_logits, of_reff = torch.autograd.grad(value.sum(), (logits, reff))
+    expected = log_q.exp() * (reff + 0.3 * (log_q - log_p))
+    assert torch.allclose(of_logits, expected - log_q.exp() * expected.sum(-1, keepdim=True)) and torch.allclose(of_reff, log_q.exp())
+
+
 def posterior_gradient(nll_BKS, active_BS, weights_BS, logits_BK, *, uniform_weight, token_weight, ablation="none"):
     """Gradient of sum_z q(z) R(z) with respect to the posterior's logits."""
     logits = logits_BK.clone().requires_grad_()

@@ -168,7 +168,7 @@ def test_divergence_is_rewarded(model_and_batch):
     output = model(batch, read_divergence=True)
     with_it, parts = step_loss(output, batch, options(divergence=2.0), None)
     without, _ = step_loss(replace(output, divergence_BS=None), batch, options(), None)
-    mean = (output.divergence_BS * batch.weights_BS).sum(1) / batch.weights_BS.sum(1)
+    mean = (output.divergence_BS * batch.weights_BS).double().sum(1) / batch.weights_BS.sum(1)
     assert torch.allclose(without - with_it, 2.0 * mean, atol=1e-5)
     assert parts["divergence"] == pytest.approx(mean.mean().item(), rel=1e-5)
 
@@ -192,7 +192,7 @@ def test_the_posterior_is_taught_the_update(model_and_batch, update):
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
     target = {"hard": hard_posterior, "balanced": balanced_posterior}[update](output.log_router_BK, reff, 0.1)
-    assert torch.allclose(gradient, torch.softmax(logits, -1) - target, atol=1e-5)
+    assert torch.allclose(gradient.double(), torch.softmax(logits, -1) - target, atol=1e-5)
 
 
 def test_the_options_are_off_by_default(model_and_batch):

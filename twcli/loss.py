@@ -61,6 +61,8 @@ def reconstruction(nll_BCS: torch.Tensor, active_BS: torch.Tensor, weights_BS: t
                    uniform_weight: float, token_weight: float, tau: float, ablation: str = "none") -> torch.Tensor:
     """Reff (B, C) in nats per token: uniform_weight x R + token_weight x Rw.
 
+    In float64 where the device has it: what tells latents apart is a small difference of their sums.
+
     Args:
         weights_BS: b_t in nats; may be None where `token_weight` is 0.
         ablation: "none", or what stands in Rw's place: R with the baseline subtracted ("scalar-baseline",
@@ -70,6 +72,8 @@ def reconstruction(nll_BCS: torch.Tensor, active_BS: torch.Tensor, weights_BS: t
         ValueError: `token_weight` without weights, or a weight that is NaN, infinite or negative.
     """
     active_BCS = active_BS[:, None, :]
+    if nll_BCS.device.type != "mps":
+        nll_BCS = nll_BCS.double()
     total = nll_BCS.new_zeros(nll_BCS.shape[:2])
     if uniform_weight:
         total = total + uniform_weight * masked_token_nll_per_example(nll_BCS, active_BCS)
@@ -109,7 +113,9 @@ def objective(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, reff_BK: torch.Ten
         free_bits: nats of KL that cost an example nothing (Kingma et al. 2016, inverse autoregressive flow).
     """
     kl_B = categorical_kl(log_q_BK, log_p_BK)
-    return (log_q_BK.exp() * reff_BK).sum(-1) + beta * (kl_B.clamp(min=free_bits) if free_bits else kl_B)
+    # What all latents have in common has no part in q's gradient, but in float32 its rounding would.
+    common_B1 = reff_BK.detach().mean(-1, keepdim=True)
+    return (log_q_BK.exp() * (reff_BK - common_B1)).sum(-1) + common_B1[:, 0] + beta * (kl_B.clamp(min=free_bits) if free_bits else kl_B)
 
 
 def closed_form_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:

@@ -66,7 +66,7 @@ def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B:
         parts["reconstruction"] = (used_BK.exp() * reff_BC).sum(-1).mean().item()
         parts["kl"] = loss.categorical_kl(used_BK, log_p_BK).mean().item()
         if q_BK is not None and log_q_BK is not None:
-            teaching_B = torch.nn.functional.cross_entropy(log_q_BK, q_BK, reduction="none")
+            teaching_B = torch.nn.functional.cross_entropy(log_q_BK, q_BK.to(log_q_BK), reduction="none")
             loss_B = loss_B + teaching_B
             parts["posterior_cross_entropy"] = teaching_B.mean().item()
         log_q_BK = used_BK if log_q_BK is None else log_q_BK
