@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from functools import partial
@@ -133,7 +133,7 @@ def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
 
     def step(read: Batch, prune: float) -> torch.Tensor:
         output = model(read, prune=prune)
-        return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, read)
+        return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch)
 
     calls = {"plain": partial(fine_tuning, model, batch), "ours": partial(step, batch, 1e-3), "whole": partial(step, blind, 1e-3),
              "exact": partial(step, batch, 0.0)}
@@ -144,11 +144,12 @@ def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
                f"the first {early} tokens")
 
 
-def shapes(repeats: int) -> list[Row]:
-    rows = []
+def shapes(repeats: int) -> Iterator[Row]:
     for P, K, S in SHAPES:
-        rows += shape_rows("10 M Llama", llama, P, K, S, max(1, 256 // (P + S)), repeats)
-    return [*rows, *shape_rows("SmolLM2-135M shape", smollm2, 64, 8, 64, 1, repeats), mixed(repeats), decided(16, 8, 48, 20, 16, repeats)]
+        yield from shape_rows("10 M Llama", llama, P, K, S, max(1, 256 // (P + S)), repeats)
+    yield from shape_rows("SmolLM2-135M shape", smollm2, 64, 8, 64, 1, repeats)
+    yield mixed(repeats)
+    yield decided(16, 8, 48, 20, 16, repeats)
 
 
 # The default recipe

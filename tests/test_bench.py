@@ -97,3 +97,9 @@ def test_the_table_says_whether_there_was_a_gpu():
     kept["rows"] = [row, {**row, "section": "gpu", "name": "there"}]
     one, two = bench.table(kept).split("## On a GPU\n")
     assert "| here |" in one and "| there |" not in one and "| there |" in two
+
+
+def test_a_posterior_that_has_decided_costs_less(monkeypatch):
+    monkeypatch.setattr(bench, "llama", tiny)
+    row = bench.decided(4, 3, 6, 2, 8, 1)
+    assert row.figure > 0 and "8 records" in row.note
