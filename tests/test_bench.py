@@ -100,6 +100,7 @@ def test_the_table_says_whether_there_was_a_gpu():
 
 
 def test_a_posterior_that_has_decided_costs_less(monkeypatch):
-    monkeypatch.setattr(bench, "llama", tiny)
+    small = tiny()
+    monkeypatch.setattr(bench, "llama", lambda: small)
     row = bench.decided(4, 3, 6, 2, 8, 1)
     assert row.figure > 0 and "8 records" in row.note
