@@ -466,12 +466,12 @@ the sorting task have a real model's b_t. Completions that share a prompt, as tr
 
 A section is one process (`--only SECTION`), and TRL has one of its own, without what this package sets; the sections of one table may
 come from calls at different times. For the check of the gradients the latents' embeddings are made 8 times longer: with nearly equal
-losses of all latents the posterior's gradient cancels, and what is left is rounding. So it is with the bar of 1e-5 where it is missed: in
-float64 the executions agree, and in float32 the one with less error against float64 is ours. Which shapes miss it depends on the
-machine. The pass for b_t counts with a gradient in *K + 2 passes*; cached K + 1 is the closer comparison.
+losses of all latents the posterior's gradient cancels, and what is left is rounding. The pass for b_t counts with a gradient in *K + 2
+passes*; cached K + 1 is the closer comparison.
 
-Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores: rows a second are on the clock. Of one
-core's time matrix products take two thirds, attention 13 %, element by element work 11 %, gathering rows for attention 2 %.
+Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores: rows a second are on the clock. Products
+of `precompute` are oneDNN's, those of TRL and of the bound torch's own. oneDNN makes a product for each new number of tokens, about a
+millisecond; the first turn has that and is not counted.
 
 """
 
