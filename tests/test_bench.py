@@ -99,7 +99,7 @@ def test_the_table_says_whether_there_was_a_gpu():
     assert "| here |" in one and "| there |" not in one and "| there |" in two
 
 
-def test_a_posterior_that_has_decided_costs_less(monkeypatch):
+def test_a_step_of_a_posterior_that_has_decided_is_timed(monkeypatch):
     small = tiny()
     monkeypatch.setattr(bench, "llama", lambda: small)
     row = bench.decided(4, 3, 6, 2, 8, 1)

@@ -9,11 +9,10 @@ import math
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from twcli.linear import linear
+from twcli.linear import is_its_weights, linear
 
 HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
 BLOCK_TOKENS, BLOCK_WORDS = 1024, 512  # 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
@@ -73,10 +72,9 @@ def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) ->
 
 
 def _is_a_matrix(model: PreTrainedModel) -> bool:
-    """Whether the head is its weights on a CPU and nothing else: no adapter, no hook, no shards of another process."""
+    """Whether the head is its weights on a CPU and nothing else, hooks included."""
     head = model.get_output_embeddings()
-    return (type(head) is nn.Linear and type(head.weight) is nn.Parameter and head.weight.device.type == "cpu"
-            and not head._forward_hooks and not head._forward_pre_hooks)
+    return is_its_weights(head) and not head._forward_hooks and not head._forward_pre_hooks
 
 
 def _nll_by_blocks(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

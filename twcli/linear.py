@@ -3,7 +3,7 @@
 torch hands products in float32 to MKL, which uses less of a processor that is not of its maker than oneDNN does. oneDNN comes with torch
 as well, which takes it for other precisions only. With a gradient layers stay as they are.
 
-Shapes: N tokens, I inputs, O outputs.
+Shapes: I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
             many, which it otherwise does in every call.
     """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    layers = [] if compiled else [module for module in model.modules() if _is_plain(module)]
+    # A pass that has been replaced stays, be it by another of this.
+    layers = [] if compiled else [m for m in model.modules() if is_its_weights(m) and "forward" not in vars(m)]
     pack = pack and _usable() and sum(layer.weight.numel() for layer in layers) <= MOST_PACKED
     for layer in layers:
         layer.forward = partial(_forward, layer, _packed(layer.weight) if pack and layer.weight.dtype == torch.float32 else None)
@@ -55,10 +56,9 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
             del layer.forward
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """A linear layer with whole weights, whose pass nobody has replaced, another `fast_linear` included."""
-    return (type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.device.type == "cpu"
-            and "forward" not in vars(module))
+def is_its_weights(module: nn.Module) -> bool:
+    """A linear layer on a CPU and nothing else: no adapter, no shards of another process."""
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.device.type == "cpu"
 
 
 def _forward(layer: nn.Linear, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:

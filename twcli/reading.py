@@ -65,12 +65,14 @@ def read_rows(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray, read: 
     model.eval()
     order = np.argsort(rows)
     padded = ~(varlen & within_window(model, encoded.lengths[rows]))
-    for packed, cut, those in ((False, _by_length, rows[padded]), (True, _by_prompt, rows[~padded])):
-        batches = _evenly(partial(cut, encoded, those), batch_tokens) if model.device.type == "cpu" else cut(encoded, those, batch_tokens)
-        with fast_linear(model, pack=True), attention_of(model, ATTENTION) if packed else nullcontext():
-            read_those = core_by_core(partial(read, varlen=packed), batches, model.device, alone=_keeps_state(model))
-            for batch, found in zip(batches, read_those, strict=True):
-                yield order[np.searchsorted(rows, batch, sorter=order)], found
+    on_cpu = model.device.type == "cpu"
+    with fast_linear(model, pack=True):
+        for packed, cut, those in ((False, _by_length, rows[padded]), (True, _by_prompt, rows[~padded])):
+            batches = _evenly(partial(cut, encoded, those), batch_tokens) if on_cpu else cut(encoded, those, batch_tokens)
+            with attention_of(model, ATTENTION) if packed else nullcontext():
+                read_those = core_by_core(partial(read, varlen=packed), batches, model.device, alone=_keeps_state(model))
+                for batch, found in zip(batches, read_those, strict=True):
+                    yield order[np.searchsorted(rows, batch, sorter=order)], found
 
 
 def within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
