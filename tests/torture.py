@@ -213,7 +213,8 @@ class Bench:
 
     def drawn(self, job: Path) -> bool:
         """Whether a `sample` came to its end before the signal or the fault: a next call would refuse the file that is there."""
-        return (job / "drawn.jsonl").exists() and not (job / "drawn.jsonl.parts").exists()
+        parts = job / "drawn.jsonl.parts"  # its files go before the folder does: empty, it tells nothing any more
+        return (job / "drawn.jsonl").exists() and not (parts.is_dir() and any(parts.iterdir()))
 
     @staticmethod
     def _flags(command: str, flags: dict[str, Any], changes: dict[str, Any]) -> list[Any]:
