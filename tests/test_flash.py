@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from twcli import baseline, flash, packing
 from twcli.batches import drop_history
 from twcli.flash import Pieces
-from twcli.packing import BRANCHES, PLAIN
+from twcli.packing import BRANCHES, KERNELS, PLAIN
 from twcli.template import Template
 
 
@@ -95,12 +95,12 @@ def test_kernels_read_no_padding_and_no_prompt_twice(kernels):
     assert kernels == [real, real - batch.plain_first_B[batch.leader_G].sum()] * layers
 
 
-def test_auto_is_the_kernels_but_beyond_a_window():
+def test_auto_is_the_kernels_but_beyond_a_window(kernels):
     llama = model_of(LlamaConfig(**SIZES, sliding_window=None))
-    assert packing.cheapest(llama, (4, 16), (4, 1, 48), 256, kernels=True) == BRANCHES
+    assert packing.cheapest(llama, (4, 16), (4, 1, 48), 256) == KERNELS
     mistral = model_of(LlamaConfig(**SIZES))
     mistral.config.sliding_window, mistral.config.layer_types = 32, ["sliding_attention"] * 2
-    assert packing.cheapest(mistral, (4, 16), (4, 1, 48), 256, kernels=True) == PLAIN
+    assert packing.cheapest(mistral, (4, 16), (4, 1, 48), 256) == PLAIN
 
 
 @pytest.mark.parametrize("completions", [1, 3])

@@ -14,7 +14,7 @@ from twcli.latents import LatentModel
 from twcli.loss import objective
 from twcli.new_rows import add_latent_rows, freeze_backbone
 from twcli.objective import step_loss
-from twcli.packing import BRANCHES, PLAIN, TREE
+from twcli.packing import BLOCKWISE, BRANCHES, PLAIN, TREE
 from twcli.template import Template
 
 
@@ -41,7 +41,7 @@ FRAMES = {  # how many tokens stand between the latent section and y
     "3": "<bos> <x> {x} </x>{z}<y> w1 w2{y} </y> <eos>", "nothing before the section": "<bos> <x> {x}{z}</x> <y>{y} </y> <eos>"}
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize("frame", FRAMES)
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, tmp_path):
@@ -179,7 +179,7 @@ def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
     assert not torch.equal(model.head.outer.weight, before["head.outer.weight"])
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 def test_an_opening_has_the_losses_of_the_whole(template, rows, execution):
     model = build(template)
     model.execution = execution
@@ -213,7 +213,7 @@ def loss_and_gradients(model, batch, prune):
 
 
 @pytest.mark.parametrize("posterior", ["shared", "separate"])
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution, posterior):
     model, batch = prunable(template, execution, posterior)
     whole, loss, exact = loss_and_gradients(model, batch, 0.0)
@@ -226,7 +226,7 @@ def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution,
     assert 0 < apart < 0.02 * torch.cat([g.flatten() for g in exact.values()]).norm()
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, monkeypatch):
     model, batch = prunable(template, execution, "shared")
     weights = torch.full(batch.active_BS.shape, 1e-5).double()

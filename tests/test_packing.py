@@ -19,12 +19,12 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from twcli import packing
+from twcli import blockwise, packing
 from twcli.batches import collate, drop_history
 from twcli.building import check_packing, choose_execution
 from twcli.latents import LatentModel
 from twcli.new_rows import add_latent_rows
-from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, cheapest, why_not_packed
+from twcli.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, cheapest, why_not_packed
 from twcli.template import Template
 
 VOCABULARY = len(SPECIALS) + len(WORDS)
@@ -66,7 +66,7 @@ def everything(model, batch, latent_B=None, read_posterior=True):
     return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize(("posterior", "dynamic", "tokens", "one", "read"), [
     ("shared", False, 1, False, True), ("shared", True, 2, False, True), ("separate", True, 1, False, True),
     ("exact", True, 1, False, True), ("shared", False, 1, True, True), ("shared", False, 2, True, False),
@@ -89,7 +89,7 @@ def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tok
         assert torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10), name
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize("rows", [(6, 0, 4, 2), (8, 6, 4, 2, 0), (7, 6, 1, 0), (0, 2, 4), (5,)])
 def test_rows_may_stand_in_any_order(execution, rows):
     """Also where each has a prompt of its own, but not in the order in which prompts are numbered."""
@@ -104,7 +104,7 @@ def test_rows_may_stand_in_any_order(execution, rows):
     assert all(torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in gradients.items())
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
 def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):
     model, template = build(in_double(make_model()), posterior, dynamic=True)
@@ -132,7 +132,7 @@ def test_a_chunk_at_a_time_is_in_memory():
     assert kept[1] < 1.1 * kept[0] + 16 * batch.active_BS.numel() * 4
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 def test_single_precision_agrees_to_1e_5(execution):
     model, template = build(model_of(LlamaConfig(**SIZES)))  # grouped heads too
     batch = batch_of(template, range(12))
@@ -164,7 +164,7 @@ def test_a_branch_sees_neither_its_neighbours_nor_padding():
     encoded = encode(template, make_records(8, 2))
     model.execution = TREE
     together = model(collate(np.arange(16), encoded, template, None))
-    for execution in (PLAIN, BRANCHES, TREE):
+    for execution in (PLAIN, BRANCHES, TREE, BLOCKWISE):
         model.execution = execution
         for row in (0, 5, 15):
             alone = model(collate(np.array([row]), encoded, template, None))
@@ -223,12 +223,15 @@ def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
     assert check_packing(model, batch_of(template)) == "its branches execution fails: unexpected keyword"
 
 
-def test_the_cheapest_execution_by_shape():
+def test_the_cheapest_execution_by_shape(monkeypatch):
     llama = make_model(hidden=256, layers=1)
 
     def chosen(model, prompts, branches, share=1.0):
-        return cheapest(model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches))), kernels=False)
+        return cheapest(model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches))))
 
+    assert chosen(llama, (1, 512), (1, 9, 32)) == BLOCKWISE  # much that a mask would hide
+    assert chosen(llama, (4, 16), (4, 5, 50)) == BRANCHES  # little to copy
+    monkeypatch.setattr(blockwise, "usable", lambda _device: False)
     assert chosen(llama, (1, 512), (1, 9, 32)) == TREE  # little to mask, much to copy
     assert chosen(llama, (1, 128), (1, 9, 256)) == BRANCHES
     assert chosen(llama, (4, 16), (4, 1, 48)) == PLAIN  # nothing is shared
@@ -259,7 +262,7 @@ def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
         assert model.execution == PLAIN and "window holds 16 tokens, the longest sequence has" in said[0]
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
     model, template = build(in_double(make_model()))
     model.double()

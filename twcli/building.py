@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli import flash, runtime
+from twcli import blockwise, flash, runtime
 from twcli.adapters import add_lora
 from twcli.batches import Batch, collate
 from twcli.config import TrainConfig
 from twcli.errors import UserError, first_line
 from twcli.latents import LatentModel, LatentOutput
 from twcli.new_rows import add_latent_rows, freeze_backbone
-from twcli.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
+from twcli.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed, window_of
 from twcli.runs import RunFolder
 from twcli.template import Encoded, Template
 
@@ -73,7 +73,7 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
 
 
 def check_packing(model: LatentModel, batch: Batch) -> str | None:
-    """Reads `batch` plainly and in both packed executions: why the model must be read plainly, or None where all agree.
+    """Reads `batch` plainly and in each packed execution: why the model must be read plainly, or None where all agree.
 
     Compares a loss in which every branch has a weight of its own, and its gradient where gradients are on.
     """
@@ -82,8 +82,9 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
         return reason
     parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
     before, seen = model.execution, {}
+    forms = [PLAIN, BRANCHES, TREE] + [BLOCKWISE] * blockwise.usable(model.backbone.device)
     try:
-        for model.execution in (PLAIN, BRANCHES, TREE):
+        for model.execution in forms:
             loss = _probe(model(batch))
             seen[model.execution] = loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
             if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[flash.dtype_of(model.backbone)]:  # NaN is no agreement

@@ -127,7 +127,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     lora_targets: str = option("all-linear", help="Layers that --adapt lora updates: names separated by commas, or all-linear.")
     execution: str = option(
         "auto", help="How the sequences of one prompt are read: plain, each by itself; branches or tree, the prompt once and "
-        "attention in one of two forms, branches on a GPU in bf16 without padding; auto, what is cheapest for the shape of each batch.",
+        "attention in one of two forms, branches on a GPU in bf16 without padding; auto, what is cheapest for the shape of each batch, "
+        "on a CPU in a third form too.",
         choices=("auto", "plain", "branches", "tree"))
     latent_chunk: int | None = option(
         None, help="Latents whose branches are in memory together; default: all. The same gradient, from a third more arithmetic.",

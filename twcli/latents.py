@@ -20,7 +20,7 @@ from twcli import flash
 from twcli.batches import Batch, leading, opening
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.linear import fast_linear
-from twcli.packing import AUTO, BRANCHES, PLAIN, Packed, cheapest, packed_hidden_states
+from twcli.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, cheapest, packed_hidden_states
 from twcli.reading import hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
@@ -250,9 +250,10 @@ class LatentModel(nn.Module):
         length_BC = torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1) + batch.active_BS.sum(1)[:, None]
         P, Q, real = torch.stack([length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]).tolist()  # a GPU is waited for once
         prompt_GP, execution = batch.plain_BT[batch.leader_G, :P], self.execution
-        kernels = execution in (AUTO, BRANCHES) and flash.usable(model)
         if execution == AUTO:
-            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real, kernels)
+            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real)
+        elif execution == BRANCHES and flash.usable(model):
+            execution = KERNELS
         with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
             if execution == PLAIN:
                 alone = None if ids_BCL is None else Read(
@@ -260,7 +261,7 @@ class LatentModel(nn.Module):
                 return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
             wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
             branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
-            packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, kernels)
+            packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution)
             hidden_BCQH = packed_hidden_states(model, packed)
         branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), latent_first_B.repeat_interleave(C)) if C else None
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None

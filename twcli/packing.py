@@ -5,11 +5,12 @@ All tokens of a batch lie in one row, so that whatever works token by token sees
     | prompt 1 | prompt 2 | .. | branch 1 of row 1 | branch 2 of row 1 | .. | branch 1 of row 2 | ..
 
 Only attention must know what follows what. It works on prompts and on branches of equal length, so padding is put between them before
-it and taken out after it, and it takes one of two forms, whichever is cheaper for the shape:
+it and taken out after it, and it takes one of these forms, whichever is cheapest for the shape:
 
     branches   each branch attends to a copy of its prompt's keys and values, then causally to itself
     tree       the branches of a record attend in one piece under a dense mask that keeps them apart: no copy a branch,
                but C times the scores
+    blockwise  on a CPU, a few queries at a time: hardly a copy, and few scores that a mask hides (see `blockwise`)
 
 Where a GPU's kernels can do it (see `flash`), branches attend without copy, mask or padding.
 
@@ -30,15 +31,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from twcli import flash
+from twcli import blockwise, flash
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
+BLOCKWISE, KERNELS = "blockwise", "kernels"  # where `blockwise` and `flash` are usable; the second is what "branches" are there
 ATTENTION = "twcli_packed"
 
 # What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal scores, one under a mask,
-# and copying one key or value. A call takes as long as if each of its rows had more queries than it has. Measured in
-# float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
-CAUSAL_SCORE, MASKED_SCORE, COPY, MORE_QUERIES = 3.0, 1.6, 10.0, 20
+# copying one key or value, and starting one of many calls. A call takes as long as if each of its rows had more queries than
+# it has. Measured in float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
+CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
 
 DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
 
@@ -94,8 +96,7 @@ class Packed:
         prompt_GP: ids, padded on the right; `length_G` are real.
         row_B: the prompt of each row.
         branch_BCQ: ids that follow the prompt, padded on the right; `length_BC` are real.
-        execution: "branches" or "tree".
-        kernels: whether branches attend in those of `flash`.
+        execution: "branches", "tree", "blockwise" or "kernels".
     """
 
     prompt_GP: torch.Tensor
@@ -104,7 +105,6 @@ class Packed:
     branch_BCQ: torch.Tensor
     length_BC: torch.Tensor
     execution: str
-    kernels: bool = False
 
     @cached_property
     def padding(self) -> Padding | None:
@@ -112,7 +112,7 @@ class Packed:
         parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
         real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
         real_R = real_N.nonzero()[:, 0]
-        if self.kernels:
+        if self.execution == KERNELS:
             prompts, branches = torch.arange(len(real_N), device=real_N.device).split([self.prompt_GP.numel(), self.branch_BCQ.numel()])
             order_N = torch.cat([prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()])
             real_R = order_N[real_N[order_N]]
@@ -129,6 +129,13 @@ class Packed:
         tokens, shortest, longest = torch.stack([self.length_G.sum(), self.length_G.min(), behind_G.max()]).tolist()
         return flash.Pieces.of(self.length_G, lengths_S, behind_G, prompt_tokens=tokens, longest_prompt=self.prompt_GP.shape[1],
                                longest_piece=self.branch_BCQ.shape[2], longest_behind=longest, some_empty=shortest == 0)
+
+    @cached_property
+    def fork(self) -> blockwise.Fork:
+        """All tokens, padding included, as `blockwise` wants them."""
+        P = self.prompt_GP.shape[1]
+        return blockwise.Fork(tuple(self.prompt_GP.shape), tuple(self.branch_BCQ.shape), None if self.one_to_one else self.row_B,
+                           None if bool((self.length_G == P).all()) else self.length_G)
 
     @cached_property
     def order_B(self) -> torch.Tensor:
@@ -176,12 +183,15 @@ class Packed:
         return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R; without the kernels."""
-        query, key, value = with_all_heads(query, key, value)
-        if self.padding is None:
-            return self._attend(query, key, value, scale)
-        query, key, value = (self.padding.put_in(x[0].transpose(0, 1)).transpose(0, 1)[None] for x in (query, key, value))
-        return self.padding.taken_out(self._attend(query, key, value, scale)[0])[None]
+        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R; not in `flash`."""
+        query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
+        if self.padding is not None:
+            query, key, value = (self.padding.put_in(x) for x in (query, key, value))
+        if self.execution == BLOCKWISE and query.shape[-1] == value.shape[-1]:
+            output = self.fork.attend(query, key, value, scale)
+        else:
+            output = self._attend(*(x.transpose(0, 1)[None] for x in (query, key, value)), scale)[0]
+        return (output if self.padding is None else self.padding.taken_out(output))[None]
 
     def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
@@ -195,7 +205,7 @@ class Packed:
         def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
             if not self.one_to_one:
                 prompts = prompts.index_select(0, self.row_B)
-            if self.execution == BRANCHES:
+            if self.execution != TREE:
                 prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
             return torch.cat([prompts, branches], dim=2)
 
@@ -227,7 +237,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
     """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
     with attention_of(model, ATTENTION):
         hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
-                                  packed=packed.pieces if packed.kernels else packed).last_hidden_state[0]
+                                  packed=packed.pieces if packed.execution == KERNELS else packed).last_hidden_state[0]
     if packed.padding is not None:
         hidden = packed.padding.put_in(hidden)
     return hidden[packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
@@ -292,16 +302,19 @@ class Costs:
         linear: weights that each token is multiplied with.
         width: of scores and mixing, or of keys and values, over all layers.
         window: tokens of a sliding window, beyond which only the plain execution is right; None for no window.
+        layers: in which blocks attend, 0 where that form is not to be had.
     """
 
     linear: int
     width: int
     window: int | None
+    layers: int
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Costs:
         config = model.config.get_text_config()
-        return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model))
+        return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model),
+                   config.num_hidden_layers if blockwise.usable(model.device) else 0)
 
     def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> dict[str, float]:
         """Execution -> multiply-adds of a linear layer, for the executions that are right.
@@ -314,15 +327,25 @@ class Costs:
         (G, P), (B, C, Q) = prompts, branches
         costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2}
         if self.window is None or P + Q <= self.window:
-            packed = tokens_read(real, G * P + B * C * Q) * self.linear + self.width * CAUSAL_SCORE * G * P * P / 2
-            costs[BRANCHES] = packed + self.width * B * C * (P + Q) * (MASKED_SCORE * (Q + MORE_QUERIES) + COPY)
-            costs[TREE] = packed + self.width * B * (P + C * Q) * (MASKED_SCORE * (C * Q + MORE_QUERIES) + COPY)
+            linear, on_prompts = tokens_read(real, G * P + B * C * Q) * self.linear, CAUSAL_SCORE * G * P * P / 2
+            of_form = {BRANCHES: on_prompts + B * C * _masked(Q, P + Q, COPY), TREE: on_prompts + B * _masked(C * Q, P + C * Q, COPY)}
+            if self.layers:
+                of_blocks, of_groups = blockwise.reads(P, C, Q)
+                calls = CALL * self.layers * (len(of_blocks) + sum(map(len, of_groups)))
+                of_form[BLOCKWISE] = calls / self.width + G * sum(_masked(*block, 0) for block in of_blocks) + B * sum(
+                    _masked(*block, COPY * (block is group[-1])) for group in of_groups for block in group)
+            costs |= {form: linear + self.width * cost for form, cost in of_form.items()}
         return costs
 
 
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int, kernels: bool) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; with `kernels` none is less than those of `flash`."""
+def _masked(queries: int, keys: int, copy: float) -> float:
+    """What a call under a mask costs, in scores of a linear layer's price, with the copying of its keys."""
+    return keys * (MASKED_SCORE * (queries + MORE_QUERIES) + copy)
+
+
+def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
+    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is less than that of `flash`."""
     costs = Costs.of(model)(prompts, branches, real)
-    if kernels and BRANCHES in costs:
-        return BRANCHES
+    if BRANCHES in costs and flash.usable(model):
+        return KERNELS
     return min(costs, key=costs.__getitem__)
