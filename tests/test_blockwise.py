@@ -1,11 +1,14 @@
 """Attention a block of queries at a time: what it gives is attention by its definition, and little that is hidden is computed."""
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from twcli import blockwise
 from twcli.blockwise import BLOCK, STEP, Fork, cut, grouped, reads
 from twcli.packing import BLOCKWISE, BRANCHES, Packed
+from twcli.varlen import Varlen
 
 A, D = 3, 8
 CASES = {  # prompts, branches, row_B, length_G
@@ -91,6 +94,22 @@ def test_the_kernel_is_called_as_it_is_told_and_computes_little_that_is_hidden(n
     assert hidden <= P * (BLOCK + 2 * STEP) / 2
     hidden = sum(q * k for group in of_groups for q, k in group) - C * Q * (P + (Q + 1) / 2)
     assert hidden <= C * Q * blockwise.TOGETHER
+
+
+def test_long_rows_that_are_read_without_a_gradient_attend_in_blocks(monkeypatch):
+    torch.manual_seed(0)
+    prompt_G, row_R, length_R = np.array([150, 3]), np.array([0, 1, 1]), np.array([90, 200, 5])
+    groups = Varlen.of(prompt_G, row_R, length_R, torch.device("cpu")).attention
+    query, key, value = tensors = [torch.randn(1, A, 448, D, dtype=torch.float64) for _ in range(3)]
+    calls, kernel = [], blockwise.kernel
+    monkeypatch.setattr(blockwise, "kernel", lambda q, *others: calls.append(q.shape[2]) or kernel(q, *others))
+    found = groups.attend(*tensors, 0.4)[0].transpose(0, 1)
+    assert len(calls) > 4 and max(calls) < BLOCK + 2 * STEP
+    for first, prompt, start, length in ((0, 150, 153, 90), (150, 3, 243, 200), (150, 3, 443, 5)):
+        places = torch.cat([torch.arange(first, first + prompt), torch.arange(start, start + length)])
+        alone = (x[0, :, places] for x in (query, key, value))
+        expected = F.scaled_dot_product_attention(*alone, is_causal=True, scale=0.4)
+        assert torch.allclose(found[:, places], expected, atol=1e-12)
 
 
 def test_values_of_another_size_than_the_keys_attend_over_copies():

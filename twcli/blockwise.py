@@ -119,10 +119,7 @@ class Fork:
 
     @cached_property
     def prompt_masks(self) -> list[torch.Tensor | None]:
-        """For each block of a prompt what is added to its scores (1, 1, T, stop); None for the first, which is plainly causal."""
-        P, most = self.prompts[1], BLOCK + 2 * STEP
-        strip = _added(torch.arange(P + most) <= P + torch.arange(most)[:, None])  # its first query stands at column P
-        return [strip[None, None, : b.stop - b.start, P - b.start : P - b.start + b.stop] if b.start else None for b in self.prompt_blocks]
+        return causal_masks(self.prompt_blocks)
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -138,6 +135,23 @@ class Fork:
         counts = grouped(C, Q)
         masks, stops = {n: mask(n) for n in set(counts)}, Q * np.cumsum(counts)
         return [Group(slice(stop - n * Q, stop), cut_group(n, Q), masks[n]) for n, stop in zip(counts, stops.tolist(), strict=True)]
+
+
+def causal_masks(blocks: Sequence[slice]) -> list[torch.Tensor | None]:
+    """For each block of a sequence what is added to its scores (1, 1, n, stop); None for the first, which is plainly causal."""
+    last = blocks[-1].start if blocks else 0
+    longest = max((block.stop - block.start for block in blocks), default=0)
+    strip = _added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])  # its first query stands at column `last`
+    return [strip[None, None, : b.stop - b.start, last - b.start : last - b.start + b.stop] if b.start else None for b in blocks]
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[slice], masks: Sequence[torch.Tensor | None],
+           scale: float) -> torch.Tensor:
+    """What each of T tokens sees of itself and those before (M, A, T, D), without a gradient; `masks` are `causal_masks`."""
+    output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+    for block, keys, mask in _with_keys(query, key, blocks, masks):
+        output[:, :, block], _ = kernel(query[:, :, block], key[:, :, keys], value[:, :, keys], mask, scale)
+    return output
 
 
 def _added(seen: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ one of two forms, prompt by prompt whichever costs less:
     whole   each row attends causally from its prompt's first token on; the prompt's scores are computed for each row
     apart   the prompt attends once, and each y under a mask to its prompt and to itself
 
-Where a GPU's kernels can do it (see `flash`), nothing is gathered or padded.
+On a CPU long sequences attend in the blocks of `blockwise`. Where a GPU's kernels can do it (see `flash`), nothing is gathered or padded.
 
 Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A attention heads of size D.
 """
@@ -16,6 +16,7 @@ Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PreTrainedModel
 
+from twcli import blockwise
 from twcli.flash import Pieces
 from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES, with_all_heads
 from twcli.padding import budget_batches
@@ -43,6 +45,16 @@ class Group:
     query_BQ: torch.Tensor
     key_BT: torch.Tensor
     mask: torch.Tensor | None
+
+    @cached_property
+    def blocks(self) -> list[slice]:
+        """Those of `blockwise` where it is usable and there are several, to attend causally in."""
+        blocks = blockwise.cut(self.query_BQ.shape[1]) if self.mask is None and blockwise.usable(self.query_BQ.device) else []
+        return blocks if len(blocks) > 1 else []
+
+    @cached_property
+    def masks(self) -> list[torch.Tensor | None]:
+        return blockwise.causal_masks(self.blocks)
 
 
 @dataclass(frozen=True)
@@ -89,9 +101,12 @@ class Groups:
 
         outputs = []
         for group in self.groups:
-            mask = None if group.mask is None else group.mask.to(query.dtype)
-            output = F.scaled_dot_product_attention(taken(query, group.query_BQ), taken(key, group.key_BT), taken(value, group.key_BT),
-                                                    attn_mask=mask, is_causal=mask is None, scale=scale)
+            tensors = taken(query, group.query_BQ), taken(key, group.key_BT), taken(value, group.key_BT)
+            if group.blocks and query.shape[-1] == value.shape[-1]:
+                output = blockwise.causal(*tensors, group.blocks, group.masks, scale)
+            else:
+                mask = None if group.mask is None else group.mask.to(query.dtype)
+                output = F.scaled_dot_product_attention(*tensors, attn_mask=mask, is_causal=mask is None, scale=scale)
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.place_N)[None]
 
