@@ -1,19 +1,14 @@
-"""The command line: options become a config, a config becomes one call; the only place that prints.
+"""The command line: options become a config, a config becomes one call; nothing below it prints but `screen`.
 
     twcli precompute | train | eval | sample | inspect
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect as inspection
 import os
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any, NoReturn, TextIO
+from contextlib import nullcontext
+from typing import Any, NoReturn
 
 import click
 
@@ -21,121 +16,9 @@ from twcli import __version__, signals
 from twcli.config import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
 from twcli.durable import write_durably
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
-from twcli.options import Config, check_characters, flag_of, read_yaml
-
-LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
-TRAIN_LINES = 20  # lines a training run prints
-
-
-class Screen:
-    """Everything for people goes to stderr; results go to stdout."""
-
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
-
-    def say(self, text: str) -> None:
-        if not self.quiet:
-            self._write(text + "\n", sys.stderr)
-
-    def show(self, result: str) -> None:
-        """A result, with its end of line, while a bar may be there."""
-        self._write(result, sys.stdout)
-
-    def _write(self, text: str, stream: TextIO) -> None:
-        if self.live:
-            from tqdm import tqdm
-
-            tqdm.write(text, file=stream, end="")
-        else:
-            click.echo(text, file=stream, nl=False)
-
-    @contextmanager
-    def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[[int], None]]:
-        """A bar with ETA on a terminal, elsewhere a line every few seconds unless `lines` is off."""
-        if self.live:
-            from tqdm import tqdm
-
-            with tqdm(total=total, desc=label, file=sys.stderr, unit_scale=True, dynamic_ncols=True, leave=False) as bar:
-                yield bar.update
-            return
-        done, start, last = 0, time.monotonic(), time.monotonic()
-
-        def advance(count: int) -> None:
-            nonlocal done, last
-            done += count
-            now = time.monotonic()
-            if lines and now - last >= LOG_SECONDS:
-                last = now
-                left = (now - start) / done * (total - done)
-                self.say(f"{label}: {done / total:.0%}, about {left:.0f} s left")
-
-        yield advance
-
-
-def config_options(kind: type[Config]) -> Callable[[Any], Any]:
-    """Click options from a config's fields, required and own ones first; values are checked by the config itself."""
-    own = inspection.get_annotations(kind)
-    fields = sorted(dataclasses.fields(kind), key=lambda f: (f.default is not dataclasses.MISSING, f.name not in own))
-
-    def decorate(function: Any) -> Any:
-        function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
-        function = click.option("--config", "config_file", metavar="FILE",
-                                help="YAML file with the names of the options above; a flag wins over it.")(function)
-        for field in reversed(fields):
-            function = _option(kind, field)(function)
-        return function
-
-    return decorate
-
-
-class NumberOrWord(click.ParamType):
-    """A whole number, or one of a few words."""
-
-    name = "integer"
-
-    def __init__(self, words: Sequence[str]) -> None:
-        self.words = words
-
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
-        return value if value in self.words else click.INT.convert(value, parameter, context)
-
-
-def _option(kind: type[Config], field: dataclasses.Field) -> Any:
-    required = field.default is dataclasses.MISSING
-    plain = kind.kind(field.name)
-    settings: dict[str, Any] = {"help": field.metadata["help"] + ("  [required]" if required else "")}
-    if plain is bool:
-        return click.option(flag_of(field.name), is_flag=True, default=None, **settings)
-    if "choices" in field.metadata:
-        settings["type"] = click.Choice(field.metadata["choices"])
-    else:
-        path = field.metadata.get("path")  # of click's type, so that the shell completes it
-        words = field.metadata.get("words", ())
-        settings["type"] = click.Path() if path else NumberOrWord(words) if words else plain
-        settings["metavar"] = "|".join([{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words])
-    if not required and field.default is not None:
-        settings["help"] += f"  [default: {field.default}]"
-    return click.option(flag_of(field.name), field.name, default=None, **settings)
-
-
-def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) -> Any:
-    """Defaults, then the file, then the flags that were given."""
-    return kind.from_mapping({**_in_file(config_file), **_given(flags)}, config_file or "options")
-
-
-def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
-    """Where each setting that is no default came from, by name."""
-    return dict.fromkeys(_in_file(config_file), config_file) | dict.fromkeys(_given(flags), "given")
-
-
-def _in_file(config_file: str | None) -> dict[str, Any]:
-    return {} if config_file is None else {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
-
-
-def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
-
+from twcli.flags import config_options, origins, resolve
+from twcli.options import check_characters
+from twcli.screen import Screen
 
 dry_run_option = click.option("--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost.")
 
@@ -247,31 +130,13 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         job = prepare(config, run, screen.say, screen.progress)
         trainer.begin(job)
         screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
-        _follow(trainer.fit(job, screen.say), job.steps, screen)
+        screen.follow(trainer.fit(job, screen.say), job.steps)
         score = trainer.score(job, screen.progress)  # by all processes: each may hold a part of the model
         trainer.export(job)
         runtime.leave(job.accelerator)
     if score is not None:
         screen.say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
     screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
-
-
-def _follow(metrics: Iterator[dict[str, Any]], steps: int, screen: Screen) -> None:
-    from twcli.diagnostics import pooled_information
-
-    every, begin, first = max(1, steps // TRAIN_LINES), time.monotonic(), None
-    recent: deque[dict[str, Any]] = deque(maxlen=every)
-    with screen.progress("training", steps, lines=False) as advance:
-        for m in metrics:
-            step = m["step"]
-            advance(step if first is None else 1)
-            first = step - 1 if first is None else first
-            recent.append(m)
-            if step % every == 0 or step == steps:
-                left = (time.monotonic() - begin) / (step - first) * (steps - step)
-                information, usage = pooled_information(recent)
-                screen.say(f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries {information:.3f} nats, "
-                           f"{usage:.2f} latents in use  about {left:.0f} s left")
 
 
 @main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
