@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -55,24 +55,18 @@ def reads(P: int, C: int, Q: int) -> tuple[list[tuple[int, int]], list[list[tupl
     return sizes(cut(P), 0) if P else [], [sizes(cut_group(n, Q), P) for n in grouped(C, Q)]
 
 
-@dataclass(frozen=True)
-class Group:
-    """Branches of a row that are given keys together, those of their prompt first.
+class Block(NamedTuple):
+    """Queries of a sequence, and what is added to their scores (M or 1, 1, n, keys); None where they are plainly causal."""
 
-    Attributes:
-        tokens: T of the row's C Q.
-        blocks: of those T.
-        mask: added to the scores (B or 1, 1, T, P + T).
-    """
+    queries: slice
+    mask: torch.Tensor | None
+
+
+class Group(NamedTuple):
+    """Branches of a row that are given keys together, those of their prompt first: T tokens of the row's C Q, and the blocks of those T."""
 
     tokens: slice
-    blocks: list[slice]
-    mask: torch.Tensor
-
-    @property
-    def masks(self) -> list[torch.Tensor]:
-        before = self.mask.shape[3] - self.mask.shape[2]
-        return [self.mask[:, :, block, : before + block.stop] for block in self.blocks]
+    blocks: list[Block]
 
 
 @dataclass(frozen=True)
@@ -113,65 +107,73 @@ class Fork:
         return x if self.row_B is None else x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
 
     @cached_property
-    def prompt_blocks(self) -> list[slice]:
-        P = self.prompts[1]
-        return cut(P) if P else []
-
-    @cached_property
-    def prompt_masks(self) -> list[torch.Tensor | None]:
-        return causal_masks(self.prompt_blocks)
+    def prompt_blocks(self) -> list[Block]:
+        return causal_blocks(self.prompts[1])
 
     @cached_property
     def groups(self) -> list[Group]:
         (_, P), (_, C, Q) = self.prompts, self.branches
-        prompt = torch.ones(1, P, dtype=torch.bool)
+        prompt_BP = torch.ones(1, P, dtype=torch.bool)
         if self.length_G is not None:
-            prompt = torch.arange(P) < self.to_rows(self.length_G)[:, None]
+            prompt_BP = torch.arange(P) < self.to_rows(self.length_G)[:, None]
 
-        def mask(branches: int) -> torch.Tensor:
-            own = torch.block_diag(*[torch.ones(Q, Q, dtype=torch.bool).tril()] * branches)
-            return _added(torch.cat([prompt[:, None].expand(-1, len(own), -1), own.expand(len(prompt), -1, -1)], dim=2))[:, None]
+        def blocks(branches: int) -> list[Block]:
+            mask = tree_mask(prompt_BP, branches, Q)
+            return [Block(queries, mask[:, :, queries, : P + queries.stop]) for queries in cut_group(branches, Q)]
 
         counts = grouped(C, Q)
-        masks, stops = {n: mask(n) for n in set(counts)}, Q * np.cumsum(counts)
-        return [Group(slice(stop - n * Q, stop), cut_group(n, Q), masks[n]) for n, stop in zip(counts, stops.tolist(), strict=True)]
+        of_count, stops = {n: blocks(n) for n in set(counts)}, Q * np.cumsum(counts)
+        return [Group(slice(stop - n * Q, stop), of_count[n]) for n, stop in zip(counts, stops.tolist(), strict=True)]
 
 
-def causal_masks(blocks: Sequence[slice]) -> list[torch.Tensor | None]:
-    """For each block of a sequence what is added to its scores (1, 1, n, stop); None for the first, which is plainly causal."""
-    last = blocks[-1].start if blocks else 0
-    longest = max((block.stop - block.start for block in blocks), default=0)
-    strip = _added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])  # its first query stands at column `last`
-    return [strip[None, None, : b.stop - b.start, last - b.start : last - b.start + b.stop] if b.start else None for b in blocks]
+def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tensor:
+    """(B, 1, n, P + n) added to the scores of n = branches * tokens queries, of which each sees those before it in its own branch, and of
+    the prompt what is true in `prompt_BP`.
+    """
+    own = torch.block_diag(*[torch.ones(tokens, tokens, dtype=torch.bool, device=prompt_BP.device).tril()] * branches)
+    seen = [prompt_BP[:, None].expand(-1, len(own), -1), own.expand(len(prompt_BP), -1, -1)]
+    return added(torch.cat(seen, dim=2))[:, None]
 
 
-def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[slice], masks: Sequence[torch.Tensor | None],
-           scale: float) -> torch.Tensor:
-    """What each of T tokens sees of itself and those before (M, A, T, D), without a gradient; `masks` are `causal_masks`."""
-    output = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
-    for block, keys, mask in _with_keys(query, key, blocks, masks):
-        output[:, :, block], _ = kernel(query[:, :, block], key[:, :, keys], value[:, :, keys], mask, scale)
+def added(seen: torch.Tensor) -> torch.Tensor:
+    """What is added to scores so that only what is seen counts, float32."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+
+
+def causal_blocks(tokens: int) -> list[Block]:
+    """Those of a causal sequence of so many tokens."""
+    queries = cut(tokens) if tokens else []
+    last, longest = queries[-1].start if queries else 0, max((q.stop - q.start for q in queries), default=0)
+    strip = added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])  # its first query stands at column `last`
+    return [Block(q, strip[None, None, : q.stop - q.start, last - q.start : last - q.start + q.stop] if q.start else None) for q in queries]
+
+
+def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block], scale: float) -> torch.Tensor:
+    """What each of T tokens sees of itself and those before (M, A, T, D), without a gradient."""
+    output, sums = _empty(query.transpose(1, 2))
+    output, sums = output.transpose(1, 2), sums.transpose(1, 2)
+    _see(query, key, value, output, sums, blocks, scale)
     return output
 
 
-def _added(seen: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+def _empty(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """For output (.., A, D) and sums (.., A)."""
+    sums = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
+    return torch.empty_like(query, memory_format=torch.contiguous_format), sums
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, fork: Fork, scale: float) -> torch.Tensor:
-        output = torch.empty_like(query, memory_format=torch.contiguous_format)
-        sums = output.new_empty(output.shape[:2], dtype=torch.promote_types(output.dtype, torch.float32))
-        tensors = query, key, value, output, sums
-        _see(*map(fork.of_prompts, tensors), fork.prompt_blocks, fork.prompt_masks, scale)
+        tensors = query, key, value, *_empty(query)
+        _see(*map(fork.of_prompts, tensors), fork.prompt_blocks, scale)
         shared, branches = [fork.to_rows(fork.of_prompts(x)) for x in (key, value)], [fork.of_branches(x) for x in tensors]
         for group in fork.groups:
             q, *own, o, s = (x[:, :, group.tokens] for x in branches)
-            _see(q, *_behind(shared, own), o, s, group.blocks, group.masks, scale)
+            _see(q, *_behind(shared, own), o, s, group.blocks, scale)
         ctx.save_for_backward(*tensors)
         ctx.fork, ctx.scale = fork, scale
-        return output
+        return tensors[3]
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -179,7 +181,7 @@ class _Attention(torch.autograd.Function):
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[1:4]]
         of_prompts, of_branches = list(map(fork.of_prompts, found)), [fork.of_branches(x) for x in found]
         if fork.prompt_blocks:
-            shares = _see_backward(*map(fork.of_prompts, tensors), of_prompts[0], fork.prompt_blocks, fork.prompt_masks, ctx.scale)
+            shares = _see_backward(*map(fork.of_prompts, tensors), of_prompts[0], fork.prompt_blocks, ctx.scale)
             for whole, share in zip(of_prompts[1:], shares, strict=True):
                 whole.copy_(share)
         shared, branches = [fork.to_rows(fork.of_prompts(x)) for x in tensors[2:4]], [fork.of_branches(x) for x in tensors]
@@ -187,7 +189,7 @@ class _Attention(torch.autograd.Function):
         for group in fork.groups:
             g, q, *own, o, s = (x[:, :, group.tokens] for x in branches)
             of_query, *of_own = (x[:, :, group.tokens] for x in of_branches)
-            shares = _see_backward(g, q, *_behind(shared, own), o, s, of_query, group.blocks, group.masks, ctx.scale)
+            shares = _see_backward(g, q, *_behind(shared, own), o, s, of_query, group.blocks, ctx.scale)
             for prompt, branch, share in zip(of_prompts[1:], of_own, shares, strict=True):
                 prompt += fork.from_rows(share[:, :, :P])
                 branch.copy_(share[:, :, P:])
@@ -199,19 +201,18 @@ def _behind(shared: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list
     return [torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True)]
 
 
-def _see(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, sums: torch.Tensor, blocks: Sequence[slice],
-         masks: Sequence[torch.Tensor | None], scale: float) -> None:
+def _see(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, sums: torch.Tensor, blocks: Sequence[Block],
+         scale: float) -> None:
     """Puts into `output` (M, A, T, D) what the last T of (M, A, .., D) tokens see, and into `sums` (M, A, T) their logs of sums."""
-    for block, keys, mask in _with_keys(query, key, blocks, masks):
+    for block, keys, mask in _with_keys(query, key, blocks):
         output[:, :, block], sums[:, :, block] = kernel(query[:, :, block], key[:, :, keys], value[:, :, keys], mask, scale)
 
 
 def _see_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor,
-                  sums: torch.Tensor, of_query: torch.Tensor, blocks: Sequence[slice], masks: Sequence[torch.Tensor | None],
-                  scale: float) -> list[torch.Tensor]:
+                  sums: torch.Tensor, of_query: torch.Tensor, blocks: Sequence[Block], scale: float) -> list[torch.Tensor]:
     """Puts the gradient of the query into `of_query` (M, A, T, D), and gives those of key and value."""
     of_keys: list[torch.Tensor] = []
-    for block, keys, mask in reversed(list(_with_keys(query, key, blocks, masks))):  # the last block is given all keys
+    for block, keys, mask in reversed(list(_with_keys(query, key, blocks))):  # the last block is given all keys
         of_query[:, :, block], *shares = kernel_backward(gradient[:, :, block], query[:, :, block], key[:, :, keys], value[:, :, keys],
                                                          output[:, :, block], sums[:, :, block], mask, scale)
         of_keys = of_keys or shares
@@ -221,11 +222,11 @@ def _see_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     return of_keys
 
 
-def _with_keys(query: torch.Tensor, key: torch.Tensor, blocks: Sequence[slice], masks: Sequence[torch.Tensor | None]
-               ) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+def _with_keys(query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+    """The queries of each block, the keys that they are given and their mask."""
     before = key.shape[2] - query.shape[2]
-    for block, mask in zip(blocks, masks, strict=True):
-        yield block, slice(before + block.stop), mask
+    for block in blocks:
+        yield block.queries, slice(before + block.queries.stop), block.mask
 
 
 def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float

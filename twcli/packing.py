@@ -169,18 +169,13 @@ class Packed:
     @cached_property
     def mask(self) -> torch.Tensor:
         """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the tree (B, 1, C Q, P + C Q)."""
-        (P, (C, Q)), device = (self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]), self.prompt_GP.device
-        own = torch.ones(Q, Q, dtype=torch.bool, device=device).tril()
-        prompt_BP = torch.arange(P, device=device) < self.length_G[self.row_B][:, None]
+        P, (C, Q) = self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]
+        prompt_BP = torch.arange(P, device=self.prompt_GP.device) < self.length_G[self.row_B][:, None]
         if bool(prompt_BP.all()):
             prompt_BP = prompt_BP[:1]  # one mask serves all rows
         if self.execution == TREE:
-            own = torch.block_diag(*[own] * C)
-        elif len(prompt_BP) > 1:
-            prompt_BP = prompt_BP.repeat_interleave(C, dim=0)
-        n = len(prompt_BP)
-        seen = torch.cat([prompt_BP[:, None].expand(-1, len(own), -1), own.expand(n, -1, -1)], dim=-1)
-        return torch.zeros(seen.shape, device=device).masked_fill(~seen, float("-inf"))[:, None]
+            return blockwise.tree_mask(prompt_BP, C, Q)
+        return blockwise.tree_mask(prompt_BP if len(prompt_BP) == 1 else prompt_BP.repeat_interleave(C, dim=0), 1, Q)
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
         """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R; not in `flash`."""

@@ -47,14 +47,9 @@ class Group:
     mask: torch.Tensor | None
 
     @cached_property
-    def blocks(self) -> list[slice]:
-        """Those of `blockwise` where it is usable and there are several, to attend causally in."""
-        blocks = blockwise.cut(self.query_BQ.shape[1]) if self.mask is None and blockwise.usable(self.query_BQ.device) else []
-        return blocks if len(blocks) > 1 else []
-
-    @cached_property
-    def masks(self) -> list[torch.Tensor | None]:
-        return blockwise.causal_masks(self.blocks)
+    def blocks(self) -> list[blockwise.Block]:
+        """Where it attends causally and `blockwise` is usable, those in which it does."""
+        return blockwise.causal_blocks(self.query_BQ.shape[1]) if self.mask is None and blockwise.usable(self.query_BQ.device) else []
 
 
 @dataclass(frozen=True)
@@ -102,8 +97,8 @@ class Groups:
         outputs = []
         for group in self.groups:
             tensors = taken(query, group.query_BQ), taken(key, group.key_BT), taken(value, group.key_BT)
-            if group.blocks and query.shape[-1] == value.shape[-1]:
-                output = blockwise.causal(*tensors, group.blocks, group.masks, scale)
+            if len(group.blocks) > 1 and query.shape[-1] == value.shape[-1]:
+                output = blockwise.causal(*tensors, group.blocks, scale)
             else:
                 mask = None if group.mask is None else group.mask.to(query.dtype)
                 output = F.scaled_dot_product_attention(*tensors, attn_mask=mask, is_causal=mask is None, scale=scale)
@@ -167,7 +162,7 @@ def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> t
     own = np.arange(int(length_B.max()))
     query, real = index(prompt_B + own)
     seen = np.arange(key.shape[1]) <= (prompt_B + own)[:, :, None]
-    mask = torch.zeros(seen.shape).masked_fill(~torch.from_numpy(seen), float("-inf"))[:, None]
+    mask = blockwise.added(torch.from_numpy(seen))[:, None]
     return Group(torch.from_numpy(query).to(device), key_BT, mask.to(device)), query, real
 
 
