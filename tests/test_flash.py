@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from twcli import baseline, flash, packing
 from twcli.batches import drop_history
+from twcli.costs import cheapest
 from twcli.flash import Pieces
 from twcli.packing import BRANCHES, KERNELS, PLAIN
 from twcli.template import Template
@@ -97,10 +98,10 @@ def test_kernels_read_no_padding_and_no_prompt_twice(kernels):
 
 def test_auto_is_the_kernels_but_beyond_a_window(kernels):
     llama = model_of(LlamaConfig(**SIZES, sliding_window=None))
-    assert packing.cheapest(llama, (4, 16), (4, 1, 48), 256) == KERNELS
+    assert cheapest(llama, (4, 16), (4, 1, 48), 256) == KERNELS
     mistral = model_of(LlamaConfig(**SIZES))
     mistral.config.sliding_window, mistral.config.layer_types = 32, ["sliding_attention"] * 2
-    assert packing.cheapest(mistral, (4, 16), (4, 1, 48), 256) == PLAIN
+    assert cheapest(mistral, (4, 16), (4, 1, 48), 256) == PLAIN
 
 
 @pytest.mark.parametrize("completions", [1, 3])

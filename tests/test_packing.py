@@ -22,9 +22,10 @@ from transformers import (
 from twcli import blockwise, packing
 from twcli.batches import collate, drop_history
 from twcli.building import check_packing, choose_execution
+from twcli.costs import cheapest
 from twcli.latents import LatentModel
 from twcli.new_rows import add_latent_rows
-from twcli.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, cheapest, why_not_packed
+from twcli.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed
 from twcli.template import Template
 
 VOCABULARY = len(SPECIALS) + len(WORDS)

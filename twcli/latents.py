@@ -18,9 +18,10 @@ from transformers import PreTrainedModel
 
 from twcli import flash
 from twcli.batches import Batch, leading, opening
+from twcli.costs import cheapest
 from twcli.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.linear import fast_linear
-from twcli.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, cheapest, packed_hidden_states
+from twcli.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
 from twcli.reading import hidden_states
 
 PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth

@@ -37,11 +37,6 @@ AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
 BLOCKWISE, KERNELS = "blockwise", "kernels"  # where `blockwise` and `flash` are usable; the second is what "branches" are there
 ATTENTION = "twcli_packed"
 
-# What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal scores, one under a mask,
-# copying one key or value, and starting one of many calls. A call takes as long as if each of its rows had more queries than
-# it has. Measured in float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
-CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
-
 DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
 
 
@@ -287,60 +282,3 @@ def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
     """The matrices that every token is multiplied with below the head: no embedding tables."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """What the executions cost by the model of costs above, which knows shapes only: the same run, the same choice.
-
-    Attributes:
-        linear: weights that each token is multiplied with.
-        width: of scores and mixing, or of keys and values, over all layers.
-        window: tokens of a sliding window, beyond which only the plain execution is right; None for no window.
-        layers: in which blocks attend, 0 where that form is not to be had.
-    """
-
-    linear: int
-    width: int
-    window: int | None
-    layers: int
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> Costs:
-        config = model.config.get_text_config()
-        return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model),
-                   config.num_hidden_layers if blockwise.usable(model.device) else 0)
-
-    def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> dict[str, float]:
-        """Execution -> multiply-adds of a linear layer, for the executions that are right.
-
-        Args:
-            prompts: (G, P).
-            branches: (B, C, Q).
-            real: tokens of prompts and branches that are no padding.
-        """
-        (G, P), (B, C, Q) = prompts, branches
-        costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * CAUSAL_SCORE * B * C * (P + Q) ** 2 / 2}
-        if self.window is None or P + Q <= self.window:
-            linear, on_prompts = tokens_read(real, G * P + B * C * Q) * self.linear, CAUSAL_SCORE * G * P * P / 2
-            of_form = {BRANCHES: on_prompts + B * C * _masked(Q, P + Q, COPY), TREE: on_prompts + B * _masked(C * Q, P + C * Q, COPY)}
-            if self.layers:
-                of_blocks, of_groups = blockwise.reads(P, C, Q)
-                calls = CALL * self.layers * (len(of_blocks) + sum(map(len, of_groups)))
-                of_form[BLOCKWISE] = calls / self.width + G * sum(_masked(*block, 0) for block in of_blocks) + B * sum(
-                    _masked(*block, COPY * (block is group[-1])) for group in of_groups for block in group)
-            costs |= {form: linear + self.width * cost for form, cost in of_form.items()}
-        return costs
-
-
-def _masked(queries: int, keys: int, copy: float) -> float:
-    """What a call under a mask costs, in scores of a linear layer's price, with the copying of its keys."""
-    return keys * (MASKED_SCORE * (queries + MORE_QUERIES) + copy)
-
-
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is less than that of `flash`."""
-    costs = Costs.of(model)(prompts, branches, real)
-    if BRANCHES in costs and flash.usable(model):
-        return KERNELS
-    return min(costs, key=costs.__getitem__)

@@ -25,8 +25,9 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from twcli import blockwise
+from twcli.costs import COPY, causal_cost, masked_cost
 from twcli.flash import Pieces
-from twcli.packing import CAUSAL_SCORE, COPY, MASKED_SCORE, MORE_QUERIES, with_all_heads
+from twcli.packing import with_all_heads
 from twcli.padding import budget_batches
 
 LEAST_GROUPS = 3  # of a batch attend one after another: little padding, and scores that stay in a CPU core's cache
@@ -139,11 +140,11 @@ def _pieces(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, devic
 
 
 def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
-    """(G,) whether the rows of a prompt attend as wholes, by the costs of `packing`."""
+    """(G,) whether the rows of a prompt attend as wholes, by `costs`."""
     all_R = prompt_G[row_R] + length_R
-    together_R = all_R * (MASKED_SCORE * (length_R + MORE_QUERIES) + COPY)
-    whole_G, apart_G = (np.bincount(row_R, cost_R, len(prompt_G)) for cost_R in (CAUSAL_SCORE * all_R**2 / 2, together_R))
-    return whole_G <= apart_G + CAUSAL_SCORE * prompt_G**2 / 2
+    costs = causal_cost(all_R), masked_cost(length_R, all_R, COPY)
+    whole_G, apart_G = (np.bincount(row_R, cost_R, len(prompt_G)) for cost_R in costs)
+    return whole_G <= apart_G + causal_cost(prompt_G)
 
 
 def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> tuple[Group, np.ndarray, np.ndarray]:
