@@ -42,7 +42,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 torture: $(INSTALLED)
-	OMP_NUM_THREADS=1 HDF5_USE_FILE_LOCKING=FALSE PYTHONPATH=. $(BIN)/python tests/torture.py --out build/torture.json
+	OMP_NUM_THREADS=1 HDF5_USE_FILE_LOCKING=FALSE $(BIN)/python -m tests.torture --out build/torture.json
 
 coverage: $(INSTALLED)
 	$(BIN)/coverage run --branch --source=twcli -m pytest -q
@@ -50,12 +50,12 @@ coverage: $(INSTALLED)
 
 # Tests that start other processes would run the module as it is.
 mutants: $(INSTALLED)
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py twcli/loss.py tests/test_loss.py
-	OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python tests/mutants.py twcli/cache.py tests/test_cache.py \
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants twcli/training/loss.py tests/training/test_loss.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.mutants twcli/storage/cache.py tests/storage/test_cache.py \
 	  -k 'not killed_at_any and not cannot_grow and not other_processes and not second_writer_is and not 9000 and not flipped_bit'
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check twcli tests examples docs
+	$(BIN)/ruff check twcli tests examples benchmarks docs
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_commands.py
@@ -64,16 +64,16 @@ clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
 
 figures: $(INSTALLED)
-	$(BIN)/python examples/dilution.py --out build/figures
+	$(BIN)/python benchmarks/dilution.py --out build/figures
 
 quality: $(INSTALLED)
-	$(BIN)/python examples/quality.py --out build/quality --table docs/quality.md
+	$(BIN)/python benchmarks/quality.py --out build/quality --table docs/quality.md
 
 # One thread: in processor seconds, threads that wait for each other would count as work.
 bench: export OMP_NUM_THREADS := 1
 bench: $(INSTALLED)
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]' || echo 'TRL cannot be installed; its row is left open'
-	$(BIN)/python examples/bench.py --out build/bench.json --table docs/benchmarks.md
+	$(BIN)/python benchmarks/bench.py --out build/bench.json --table docs/benchmarks.md
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl

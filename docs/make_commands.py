@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from twcli.cli import main
+from twcli.cli.main import main
 
 PAGE = Path(__file__).parent / "commands.md"
 HEAD = """# Commands

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from twcli.cache import Cache
+from twcli.storage.cache import Cache
 
 
 def main() -> None:

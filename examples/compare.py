@@ -13,7 +13,7 @@ from typing import NoReturn
 from rich.console import Console
 from rich.table import Table
 
-from twcli.report import mapping_line, rows_of
+from twcli.evaluation.report import mapping_line, rows_of
 
 
 def main(arguments: list[str]) -> None:

@@ -32,13 +32,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.make_data import Parser
 from examples.muon import Muon
-from twcli.dataset import Example, read_examples
+from twcli.data.dataset import Example, read_examples
+from twcli.data.padding import gather_padded
+from twcli.data.template import TAGS, Encoded, Template
 from twcli.errors import UserError
-from twcli.head import head_logits
-from twcli.padding import gather_padded
-from twcli.reading import hidden_states
-from twcli.runtime import quiet_transformers
-from twcli.template import TAGS, Encoded, Template
+from twcli.kernels.head import head_logits
+from twcli.models.reading import hidden_states
+from twcli.models.runtime import quiet_transformers
 
 HELD_OUT = 0.05  # share of the prompts
 FORWARD_TOKENS = 2**15  # padded tokens in one forward pass; a batch of long lines goes through in several

@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from twcli.runtime import quiet_transformers
-from twcli.spaces import Centring
-from twcli.template import TAGS, Template
+from twcli.data.template import TAGS, Template
+from twcli.discovery.spaces import Centring
+from twcli.models.runtime import quiet_transformers
 
 quiet_transformers()
 torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where others use the cores
@@ -90,7 +90,7 @@ def data_file(tmp_path):
 
 
 def encode(template, records, max_length=128):
-    from twcli.dataset import Example
+    from twcli.data.dataset import Example
 
     return template.encode([Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl")
 

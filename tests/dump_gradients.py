@@ -1,7 +1,7 @@
 """Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to compare one process with two.
 
-    python tests/dump_gradients.py FILE.safetensors train ... --accumulate 2
-    accelerate launch --multi_gpu --num_processes 2 tests/dump_gradients.py FILE.safetensors train ...
+    python -m tests.dump_gradients FILE.safetensors train ... --accumulate 2
+    accelerate launch --multi_gpu --num_processes 2 -m tests.dump_gradients FILE.safetensors train ...
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from accelerate import Accelerator
 from safetensors.torch import save_file
 
-from twcli.cli import main
+from twcli.cli.main import main
 
 clip = Accelerator.clip_grad_norm_
 

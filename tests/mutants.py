@@ -1,6 +1,6 @@
 """`make mutants`: small wrong changes to a module, one at a time; those that its tests do not notice are listed.
 
-    python tests/mutants.py twcli/loss.py tests/test_loss.py
+    python -m tests.mutants twcli/training/loss.py tests/training/test_loss.py
 
 Each mutant lives in a process forked from this one, which has imported everything but the module.
 """

@@ -13,22 +13,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
+from tests.conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from twcli import __version__
-from twcli import sample as sampling
-from twcli.adapters import add_lora
-from twcli.card import model_card
-from twcli.cli import main
-from twcli.config import TrainConfig
-from twcli.diagnostics import SUMMARY
+from twcli.cli.main import main
+from twcli.commands import sample as sampling
+from twcli.config.commands import TrainConfig
+from twcli.data.template import Template
 from twcli.errors import UserError
-from twcli.template import Template
+from twcli.models.adapters import add_lora
+from twcli.models.card import model_card
+from twcli.training.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = ("precompute", "train", "eval", "sample", "inspect")
-JUDGE = "conftest:judge"
+JUDGE = "tests.conftest:judge"
 
 
 def twcli(*arguments):
@@ -457,8 +457,8 @@ def test_unwritable_output(made):
 
 
 @pytest.mark.parametrize(("judge", "says"), [
-    ("nothing", "MODULE:FUNCTION"), ("no_such_module:judge", "cannot be imported"), ("conftest:none", "cannot be imported"),
-    ("conftest:WORDS", "is not a function"), ("conftest:broken_judge", "raised ZeroDivisionError")])
+    ("nothing", "MODULE:FUNCTION"), ("no_such_module:judge", "cannot be imported"), ("tests.conftest:none", "cannot be imported"),
+    ("tests.conftest:WORDS", "is not a function"), ("tests.conftest:broken_judge", "raised ZeroDivisionError")])
 def test_bad_judges(made, judge, says):
     refused("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", judge, "--quiet", says=says)
 
@@ -484,7 +484,7 @@ def test_version():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, twcli.cli; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = "import sys, twcli.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
@@ -685,15 +685,15 @@ def test_memory_that_runs_out_is_one_line(made, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
 
-    monkeypatch.setattr("twcli.precompute.precompute", full)
+    monkeypatch.setattr("twcli.commands.precompute.precompute", full)
     result = twcli("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
     assert result.exit_code == 1
     assert result.stderr == "twcli: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; lower --batch-tokens\n"
 
 
 @pytest.mark.parametrize(("command", "place", "says"), [
-    ("precompute", "precompute.precompute", "interrupted; run the same command again to resume"),
-    ("eval", "evaluate.evaluate", "interrupted")])
+    ("precompute", "commands.precompute.precompute", "interrupted; run the same command again to resume"),
+    ("eval", "evaluation.evaluate.evaluate", "interrupted")])
 def test_an_interruption_is_one_line(made, tmp_path, monkeypatch, command, place, says):
     def interrupted(*_):
         raise KeyboardInterrupt

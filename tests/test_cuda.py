@@ -5,22 +5,23 @@ from functools import partial
 
 import numpy as np
 import pytest
-import test_cli
-import test_flash
-import test_trainer
 import torch
 from accelerate.state import AcceleratorState
-from conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
-from test_packing import SIZES, batch_of, build, everything, model_of
-from test_trainer import run, same, weights
 from transformers import LlamaConfig
 
-from twcli import baseline, flash
-from twcli.building import check_packing
-from twcli.cache import Cache
-from twcli.flash import Pieces
-from twcli.packing import AUTO, BRANCHES, PLAIN
-from twcli.template import Template
+from tests import test_cli
+from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
+from tests.kernels import test_flash
+from tests.kernels.test_packing import SIZES, batch_of, build, everything, model_of
+from tests.training import test_trainer
+from tests.training.test_trainer import run, same, weights
+from twcli.data.template import Template
+from twcli.kernels import flash
+from twcli.kernels.flash import Pieces
+from twcli.kernels.packing import AUTO, BRANCHES, PLAIN
+from twcli.models import baseline
+from twcli.models.building import check_packing
+from twcli.storage.cache import Cache
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 

@@ -8,9 +8,9 @@ import shutil
 from pathlib import Path
 
 from click.testing import CliRunner
-from conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
 
-from twcli.cli import main
+from tests.conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
+from twcli.cli.main import main
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -104,11 +104,13 @@ def test_the_shell_completes_commands_and_options():
 
 
 def test_the_file_tree_is_the_real_one():
+    assert set(_listed()) == {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / "twcli").rglob("[!_]*.py")}
     tree = README.split("## What is where", 1)[1]
-    named = set(re.findall(r"\b(\w+\.py)\b", tree.split("tests/", 1)[0]))
-    assert named == {p.name for p in (ROOT / "twcli").glob("*.py")} - {"__init__.py", "__main__.py"}
-    for name in re.findall(r"\b(\w+\.py)\b", tree.split("examples/", 1)[1]):
-        assert (ROOT / "examples" / name).is_file()
+    examples, benchmarks = tree.split("    examples/", 1)[1].split("    benchmarks/", 1)
+    for folder, text in (("examples", examples), ("benchmarks", benchmarks)):
+        for name in re.findall(r"\b(\w+\.py)\b", text):
+            assert (ROOT / folder / name).is_file()
 
 
 def test_every_make_target_is_in_the_makefile():
@@ -118,12 +120,22 @@ def test_every_make_target_is_in_the_makefile():
 
 
 def test_modules_import_only_from_those_that_the_readme_lists_above_them():
-    listed = README.partition("    twcli/\n")[2].partition("    docs/")[0].splitlines()
-    place = {module: number for number, line in enumerate(listed) for module in re.findall(r"(\w+)\.py", line)}
-    modules = {file.stem: ast.parse(file.read_text()) for file in (ROOT / "twcli").glob("[!_]*.py")}
-    assert set(place) == set(modules)
-    for module, tree in modules.items():
+    place = {module: number for number, module in enumerate(_listed())}
+    for module in place:
+        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "twcli":
-                for name in [node.module.removeprefix("twcli.")] if "." in node.module else [alias.name for alias in node.names]:
+                for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
                     assert name not in place or place[name] <= place[module], f"{module} imports {name}"
+
+
+def _listed():
+    """The package's modules in the order of the README."""
+    folder, modules = "", []
+    tree = README.partition("    twcli/\n")[2].partition("    docs/")[0]
+    for indent, name, end in re.findall(r"^( {6,8})(\w+)(/|\.py) ", tree, re.MULTILINE):
+        if end == "/":
+            folder = f"{name}."
+        else:
+            modules.append(f"twcli.{folder if len(indent) == 8 else ''}{name}")
+    return modules

@@ -17,7 +17,7 @@ SECTIONS = {"kills": 9, "interrupts": 4, "faults": 14, "disk": 4, "flips": 80,
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("torture") / "t.json"
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, ROOT / "tests" / "torture.py", "--short", "--out", out], cwd=ROOT, env=env, text=True,
+    ended = subprocess.run([sys.executable, "-m", "tests.torture", "--short", "--out", out], cwd=ROOT, env=env, text=True,
                            capture_output=True)
     assert out.is_file(), ended.stderr
     return json.loads(out.read_text())["sections"]

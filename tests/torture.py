@@ -1,6 +1,6 @@
 """`make torture`: kills, failing disks, flipped bits, stale and hostile inputs, rival writers; a table of what went wrong.
 
-    OMP_NUM_THREADS=1 python tests/torture.py [--only kills faults ...] [--short] [--seed S] [--out build/torture.json]
+    OMP_NUM_THREADS=1 python -m tests.torture [--only kills faults ...] [--short] [--seed S] [--out build/torture.json]
 
 Every victim is the real command, forked from this process, which has imported torch and started no thread. Whatever is
 done to it, the same command run again must end with the bits of an undisturbed run.
@@ -32,19 +32,22 @@ import h5py
 import numpy as np
 import psutil
 import torch
-from conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from safetensors.torch import load_file
 
-import twcli.evaluate
-import twcli.precompute
-import twcli.sample
-from twcli import cache_format, checkpoints, cli, parts, runs, runtime, trainer
-from twcli.cache import Cache, CacheWriter
-from twcli.config import TrainConfig
-from twcli.dataset import read_examples
+import twcli.commands.precompute
+import twcli.commands.sample
+import twcli.evaluation.evaluate
+from tests.conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
+from twcli.cli import main as cli
+from twcli.config.commands import TrainConfig
+from twcli.config.options import read_yaml
+from twcli.data.dataset import read_examples
+from twcli.data.template import Template
 from twcli.errors import UserError
-from twcli.options import read_yaml
-from twcli.template import Template
+from twcli.models import runtime
+from twcli.storage import cache_format, checkpoints, parts, run_folder
+from twcli.storage.cache import Cache, CacheWriter
+from twcli.training import trainer
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -93,7 +96,7 @@ class Victim:
             tell_of_progress(lambda event: os.write(writing, event.encode() + b"\n"))
             if before:
                 before()
-            twcli.sample.BLOCK = 12
+            twcli.commands.sample.BLOCK = 12
             cli.main(arguments)
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 0
@@ -149,7 +152,7 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
 
     around(parts.Parts, "add", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
     around(parts.Parts, "publishing", lambda *_: "publishing", nothing)
-    around(runs.RunFolder, "save_checkpoint", lambda _s, step, *_: f"saving {step}", lambda _r, _s, step, *_: f"saved {step}")
+    around(run_folder.RunFolder, "save_checkpoint", lambda _s, step, *_: f"saving {step}", lambda _r, _s, step, *_: f"saved {step}")
     around(checkpoints.Checkpoints, "newest", nothing, lambda result, *_: f"resumed {result[0]}")
     around(trainer, "export", lambda *_: "exporting", nothing)
     around(trainer, "_step", lambda *_: "step", nothing)
@@ -444,7 +447,7 @@ def flips(bench: Bench, tally: Tally) -> None:
     """Bits flipped and files cut in the cache, checkpoints and results: `inspect --verify` must notice each."""
     with bench.scratch() as job:
         shutil.copytree(bench.whole, job, dirs_exist_ok=True)
-        run = runs.RunFolder(job / "run")
+        run = run_folder.RunFolder(job / "run")
         (job / "drawn.jsonl").unlink()  # plain records, which hold no checksum
         inspected = [f for f in sorted(job.rglob("*")) if f.suffix in (".h5", ".safetensors", ".json", ".jsonl") and f.stat().st_size]
 
@@ -583,7 +586,7 @@ HOSTILE_YAML = {
 
 
 def _hostile_caches() -> dict[str, tuple[Callable[[Any], Any], str]]:
-    from test_cache import HOSTILE
+    from tests.storage.test_cache import HOSTILE
 
     names = ("external link", "soft link", "external storage", "virtual dataset", "4 TB", "a bomb", "strings", "offsets below 0")
     return {name: HOSTILE[name] for name in names}
@@ -591,7 +594,7 @@ def _hostile_caches() -> dict[str, tuple[Callable[[Any], Any], str]]:
 
 def hostile(bench: Bench, tally: Tally) -> None:
     """Inputs made to harm: one clear line, exit code 2, less than 1 GiB of memory."""
-    from test_cache import forge
+    from tests.storage.test_cache import forge
 
     memory = 0
 
@@ -783,8 +786,8 @@ def processes(bench: Bench, tally: Tally) -> None:
         for name, changes in (("hold", {"hold": 1.0}), ("refine", {"hold": 0.0}), ("free", {"warm-start": "none"})):
             flags = bench.train(job, out=job / f"run-{name}", steps=2, **changes)
             other = bench.train(job, out=job / f"run-{name}-2", steps=2, **changes)
-            done(call("tests/dump_gradients.py", job / name, *flags, "--accumulate", 2))  # the batches of two
-            done(call(*LAUNCH, "tests/dump_gradients.py", job / f"{name}-2", *other))
+            done(call("-m", "tests.dump_gradients", job / name, *flags, "--accumulate", 2))  # the batches of two
+            done(call(*LAUNCH, "-m", "tests.dump_gradients", job / f"{name}-2", *other))
             one, two = load_file(job / name), load_file(job / f"{name}-2")
             difference = max(float((one[key] - two[key]).abs().max()) for key in one)
             size = max(float(one[key].abs().max()) for key in one)
@@ -794,7 +797,7 @@ def processes(bench: Bench, tally: Tally) -> None:
         whole, broken = (bench.train(job, out=job / name, steps=300, checkpoint_every=20) for name in ("whole", "broken"))
         done(call(*LAUNCH, "-m", "twcli", *whole))
         slowest = 0.0
-        run = runs.RunFolder(job / "broken")
+        run = run_folder.RunFolder(job / "broken")
         for rank in (1, 0, 1):
             before, process = run.checkpoints.last, call(*LAUNCH, "-m", "twcli", *broken)
             while run.checkpoints.last == before and process.poll() is None:

@@ -1,3 +1,3 @@
-from twcli.cli import main
+from twcli.cli.main import main
 
 main(prog_name="twcli")

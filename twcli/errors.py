@@ -1,6 +1,6 @@
 """What a user can get wrong, and what can fail while working.
 
-The library raises these; `cli.py` prints one line and turns them into exit codes.
+The library raises these; `cli` prints one line and turns them into exit codes.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end work where it can be taken up again: `cli.py` installs this, long loops hold signals back.
+"""Ctrl-C and SIGTERM end work where it can be taken up again: `cli/main.py` installs this, long loops hold signals back.
 
 Elsewhere a signal interrupts at once, as KeyboardInterrupt. Inside `held` the first one only makes `pending()` true, so
 that a loop can finish its step and store it; a second one interrupts there too.

@@ -1,0 +1,218 @@
+import gzip
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import zstandard
+
+from twcli.data.dataset import MAX_LINE_BYTES, Example, read_examples
+from twcli.errors import UserError
+
+
+def write(path, content):
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+def test_reads_records_in_order_with_unicode(tmp_path):
+    lines = [{"x": "é 😀", "y": "a\nb", "strategy": "s", "id": 3, "answer": [1]}, {"x": "x", "y": "नमस्ते"}]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    path = write(tmp_path / "d.jsonl", text.encode())
+    assert read_examples(path, strategy_field="strategy") == [Example("é 😀", "a\nb", "s"), Example("x", "नमस्ते")]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b'\xef\xbb\xbf{"x": "a", "y": "b"}\n', "d.jsonl:1: begins with a byte order mark; save"),
+    (b'{"x": "a", "y": "b"}\n{"x": "a", "y": "c"}\r\n', "d.jsonl:2: ends with CR LF; save")])
+def test_marks_of_other_systems_are_named(tmp_path, content, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        read_examples(write(tmp_path / "d.jsonl", content))
+
+
+def test_training_never_sees_labels(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": 7}')
+    assert read_examples(path) == [Example("a", "b", None)]
+    with pytest.raises(UserError, match="field 'strategy' must be text or null, found int"):
+        read_examples(path, strategy_field="strategy")
+
+
+def test_a_label_without_a_name_is_none(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": ""}')
+    assert read_examples(path, strategy_field="strategy") == [Example("a", "b", None)]
+
+
+def test_field_names_can_be_mapped(tmp_path):
+    path = write(tmp_path / "d.jsonl", '{"q": "a", "a": "b", "k": "c"}')
+    assert read_examples(path, x_field="q", y_field="a", strategy_field="k") == [Example("a", "b", "c")]
+
+
+BROKEN = {
+    "not JSON": ('{"x": "a", "y": "b"}\n{"x": ', r"d.jsonl:2: not valid JSON at column \d+"),
+    "missing": ('{"x": "a"}', r"d.jsonl:1: field 'y' is missing; it has: x"),
+    "type": ('{"x": "a", "y": 3}', r"d.jsonl:1: field 'y' must be text, found int"),
+    "empty y": ('{"x": "a", "y": " "}', r"d.jsonl:1: field 'y' is empty"),
+    "list": ("[1]", r"d.jsonl:1: expected a JSON object .* found list"),
+    "blank line": ('{"x": "a", "y": "b"}\n\n', r"d.jsonl:2: line is empty"),
+    "empty file": ("", r"d.jsonl: holds no records"),
+    "NaN": ('{"x": "a", "y": "b", "answer": NaN}', r"d.jsonl:1: not valid JSON: NaN"),
+    "1e999": ('{"x": "a", "y": "b", "answer": 1e999}', r"d.jsonl:1: not valid JSON: 1e999 is too large"),
+    "surrogate": ('{"x": "a", "y": "\\ud800"}', r"d.jsonl:1: field 'y' holds half of a surrogate pair"),
+    "NUL": ('{"x": "a", "y": "b\\u0000"}', r"d.jsonl:1: field 'y' holds a NUL"),
+    "UTF-16": ('{"x": "a"}'.encode("utf-16"), r"d.jsonl:1: byte 1 is not UTF-8"),
+    "deep": ("[" * 100_000, r"d.jsonl:1: (JSON is nested too deeply|not valid JSON)"),
+    "key twice": ('{"x": "a", "y": "b", "x": "c"}', r"d.jsonl:1: not valid JSON: key 'x' is given twice; leave one out"),
+    "huge line": (b"x" * (MAX_LINE_BYTES + 2), r"d.jsonl:1: line is longer than 16 MiB"),
+    "huge integer": ('{"x": "a", "y": ' + "9" * 5000 + "}", r"d.jsonl:1: not valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_input_is_one_line_that_names_file_and_line(tmp_path, case):
+    content, message = BROKEN[case]
+    with pytest.raises(UserError, match=message) as caught:
+        read_examples(write(tmp_path / "d.jsonl", content))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        read_examples(str(tmp_path / "none.jsonl"))
+
+
+IDS = {
+    "twice": ('{"x": "a", "y": "b", "id": 7}\n{"x": "a", "y": "c", "id": 7}', r"d.jsonl:2: field 'id' is the same as on line 1"),
+    "a way out": ('{"x": "a", "y": "b", "id": "../../etc/passwd"}', r"d.jsonl:1: field 'id' is a path that leads elsewhere"),
+    "another root": ('{"x": "a", "y": "b", "id": "/etc/passwd"}', r"d.jsonl:1: field 'id' is a path"),
+    "a list": ('{"x": "a", "y": "b", "id": [1]}', r"d.jsonl:1: field 'id' must be text or a whole number, found list"),
+    "NUL": ('{"x": "a", "y": "b", "id": "\\u0000"}', r"d.jsonl:1: field 'id' holds a NUL"),
+}
+
+
+@pytest.mark.parametrize("case", IDS)
+def test_an_id_names_one_record_and_no_place(tmp_path, case):
+    content, message = IDS[case]
+    path = write(tmp_path / "d.jsonl", content)
+    with pytest.raises(UserError, match=message):
+        read_examples(path)
+    records = len(content.splitlines())
+    assert len(read_examples(write(tmp_path / "d.jsonl", content.replace('"id"', '"name"')))) == records
+
+
+def test_ids_that_only_look_alike_are_fine(tmp_path):
+    ids = [1, "1", "a/b", "a..b", "..."]
+    lines = [json.dumps({"x": "a", "y": "b", "id": i}) for i in ids] + ['{"x": "a", "y": "b", "id": null}'] * 2
+    assert len(read_examples(write(tmp_path / "d.jsonl", "\n".join(lines)))) == 7
+
+
+# `datasets` folders and hub names: the library itself is an extra
+
+
+class Library(ModuleType):
+    """Stands for `datasets`: one table on disk and on the hub, one folder of splits, one that cannot be loaded."""
+
+    table = ({"x": "a", "y": "b", "strategy": None}, {"x": "c", "y": "d", "strategy": "s"})
+
+    def load_from_disk(self, path):
+        if path.endswith("broken"):
+            raise FileNotFoundError("no dataset_info.json\nthere")
+        return {"train": self.table, "test": self.table} if path.endswith("splits") else self.table
+
+    def load_dataset(self, name, split):
+        assert (name, split) == ("user/name", "train")
+        return self.table
+
+
+@pytest.fixture
+def library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", Library("datasets"))
+
+
+def test_a_datasets_folder_and_a_hub_name_are_read(library, tmp_path):
+    expected = [Example("a", "b"), Example("c", "d", "s")]
+    assert read_examples(str(tmp_path), strategy_field="strategy") == expected
+    assert read_examples("user/name", strategy_field="strategy") == expected
+
+
+def test_a_datasets_folder_that_is_not_one_is_refused(library, tmp_path):
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "splits").mkdir()
+    with pytest.raises(UserError, match=r"broken: `datasets` cannot load it: no dataset_info\.json$"):
+        read_examples(str(tmp_path / "broken"))
+    with pytest.raises(UserError, match="holds the splits train, test; give the folder of one of them"):
+        read_examples(str(tmp_path / "splits"))
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'twcli-cvae\[datasets\]'"):
+        read_examples("user/name")
+
+
+def test_a_file_that_cannot_be_read_is_one_line(tmp_path, monkeypatch):
+    path = write(tmp_path / "d.jsonl", '{"x": "a", "y": "b"}')
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"d\.jsonl: cannot be read: Permission denied"):
+        patch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        read_examples(path)
+
+
+def test_a_label_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(UserError, match="field 'strategy' holds a NUL"):
+        read_examples(write(tmp_path / "d.jsonl", '{"x": "a", "y": "b", "strategy": "s\\u0000"}'), strategy_field="strategy")
+
+
+PACKERS = {".gz": gzip.compress, ".zst": lambda data: zstandard.compress(data[:40]) + zstandard.compress(data[40:])}
+
+
+@pytest.mark.parametrize("suffix", PACKERS)
+def test_packed_files(tmp_path, suffix):
+    data = "".join(json.dumps({"x": f"w{i}", "y": "w1 \u00e9"}) + "\n" for i in range(1000)).encode()
+    file = tmp_path / f"d.jsonl{suffix}"
+    file.write_bytes(PACKERS[suffix](data))
+    assert [e.x for e in read_examples(str(file))] == [f"w{i}" for i in range(1000)]
+    file.write_bytes(PACKERS[suffix](data + b"{\n"))
+    with pytest.raises(UserError, match=rf"d\.jsonl{suffix}:1001: not valid JSON"):
+        read_examples(str(file))
+    file.write_bytes(data)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_examples(str(file))
+
+
+def test_a_packed_file_that_was_cut_off(tmp_path):
+    file = tmp_path / "d.jsonl.gz"
+    file.write_bytes(gzip.compress(b'{"x": "w0", "y": "w1"}\n' * 1000)[:-20])
+    with pytest.raises(UserError, match="cannot be read"):
+        read_examples(str(file))
+
+
+def turns(*pairs):
+    return {"messages": [{"role": role, "content": content} for role, content in pairs], "strategy": "s"}
+
+
+def test_messages_are_x_and_y(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(turns(("user", "q"), ("assistant", "a"))) + "\n")
+    (example,) = read_examples(str(file), strategy_field="strategy")
+    assert (example.x, example.y, example.strategy) == ("q", "a", "s")
+    assert read_examples(str(file), x_field="question", y_field="answer")[0].y == "a"
+    file.write_text(json.dumps(turns(("user", "q"))) + "\n")
+    assert read_examples(str(file), y_field=None)[0].x == "q"
+
+
+@pytest.mark.parametrize("record", [
+    turns(("user", "q")), turns(("system", "s"), ("user", "q"), ("assistant", "a")), {"messages": "text"}, {"messages": [1, 2]},
+    turns(("user", "q"), ("assistant", "a"), ("user", "q"), ("assistant", "a"))])
+def test_conversations_that_are_no_x_and_y(tmp_path, record):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=r"d\.jsonl:1: 'messages' must be one turn"):
+        read_examples(str(file))
+
+
+def test_a_turn_without_text(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(turns(("user", "q"), ("assistant", None))) + "\n")
+    with pytest.raises(UserError, match="'y' must be text"):
+        read_examples(str(file))

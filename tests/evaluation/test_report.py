@@ -1,0 +1,57 @@
+import json
+
+import pytest
+from rich.console import Console
+
+from tests.evaluation.test_metrics import perfect
+from twcli.evaluation.metrics import summarise
+from twcli.evaluation.report import coloured, mapping_line, render_table, rows_of, to_json
+
+
+@pytest.fixture(scope="module")
+def result():
+    return summarise(**perfect())
+
+
+def test_json_is_one_line_and_reads_back(result):
+    assert "\n" not in to_json(result)
+    assert json.loads(to_json(result)) == result
+
+
+def test_a_null_says_why():
+    notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect(judge=False))) if value == "-"}
+    assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge, so nothing was judged"
+    bare = summarise(**{**perfect(judge=False), "labels": None, "frozen_nll": None})
+    notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
+    assert notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
+    assert notes["gain"] == "frozen model not found; give --model"
+    assert notes["score"] == "frozen model not found; give --model"
+    notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect())) if value == "-"}
+    assert notes["score"] == "no two prompts with two completions"
+    assert mapping_line(bare) == ""
+
+
+def test_the_table_names_every_figure(result):
+    table = render_table(result)
+    assert table.row_count > len(list(rows_of(result)))  # sections stand apart
+    assert "z0 = c" in table.caption
+
+
+def test_a_strategy_may_be_called_like_markup(result):
+    named = {**result, "alignment": {**result["alignment"], "mapping": {"0": "[/a]", "1": "[red]", "2": ":smile:"}}}
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(render_table(named))
+    assert "z0 = [/a], z1 = [red], z2 = :smile:" in captured.get()
+
+
+def test_what_is_left_over_is_told(result):
+    changed = {**result, "posterior": {**result["posterior"], "unused": [3, 5]}, "alignment": {
+        **result["alignment"], "mapping": {"0": "a", "1": None}, "spare": {"1": "a"}, "merged": {"b": 0}}}
+    assert mapping_line(changed).splitlines() == [
+        "", "z0 = a, z1 = none", "z1 writes a as well", "b has no latent of its own: z0 takes most of it", "unused: z3, z5"]
+
+
+def test_tokens_that_were_not_expected_stand_out():
+    text = coloured([("a", 0.0), (" b", 0.5), (" c", 3.0)])
+    assert text == "a\x1b[33m b\x1b[0m\x1b[33m\x1b[2m[0.5]\x1b[0m\x1b[31m c\x1b[0m\x1b[31m\x1b[2m[3.0]\x1b[0m"

@@ -1,0 +1,150 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.conftest import encode, make_model, make_records
+from twcli.kernels import linear as module
+from twcli.kernels.linear import fast_linear, linear
+from twcli.models.baseline import score_flat
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Shapes of the inputs that oneDNN was given."""
+    seen, call = [], module._by_onednn
+    assert module._usable() or module.platform.machine() not in module.X86
+    monkeypatch.setattr(module, "_by_onednn", lambda x, weight, bias: seen.append(tuple(x.shape)) or call(x, weight, bias))
+    return seen
+
+
+needs_onednn = pytest.mark.skipif(not module._usable(), reason="no x86 processor")
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(1, 1), (7, 64), (1, 300, 64), (2, 3, 5, 64), (1000, 257)])
+@pytest.mark.parametrize("biased", [False, True])
+@torch.no_grad()
+def test_products_are_those_of_torch(shape, biased, counted):
+    torch.manual_seed(0)
+    x, weight = torch.randn(shape), torch.randn(33, shape[-1])
+    bias = torch.randn(33) if biased else None
+    exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
+    strided = x.transpose(0, -2).contiguous().transpose(0, -2)
+    for given, matrix in ((x, weight), (strided, weight.t().contiguous().t()), (x, weight.repeat(2, 1)[33:])):
+        found = linear(given, matrix, bias)
+        assert found.shape == exact.shape and found.dtype == torch.float32
+        assert (found - exact).abs().max() <= 4 * (F.linear(x, weight, bias) - exact).abs().max() + 1e-6
+    assert len(counted) == 3
+
+
+def test_with_a_gradient_and_in_other_precisions_torch_computes(counted):
+    x, weight = torch.randn(3, 8), torch.randn(5, 8, requires_grad=True)
+    linear(x, weight).sum().backward()
+    assert torch.allclose(weight.grad, x.sum(0).expand(5, 8), atol=1e-5)
+    with torch.no_grad():
+        assert linear(x.double(), weight.double()).dtype == torch.float64
+        assert linear(x.bfloat16(), weight.bfloat16()).dtype == torch.bfloat16
+        assert linear(x[:0], weight).shape == (0, 5)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert linear(x, weight).dtype == torch.bfloat16
+    assert not counted
+
+
+@needs_onednn
+@pytest.mark.parametrize("pack", [False, True])
+@torch.no_grad()
+def test_layers_are_as_before_once_it_ends(pack, counted):
+    model = make_model()
+    ids = torch.arange(10)[None]
+    plain = model(ids).logits
+    with fast_linear(model, pack=pack):
+        with fast_linear(model, pack=not pack), pytest.raises(ValueError, match="within"):
+            raise ValueError("within")
+        assert torch.allclose(model(ids).logits, plain, atol=1e-4)
+    assert len(counted) == 2 * 7 + 1  # every product of two layers and the head
+    assert torch.equal(model(ids).logits, plain) and len(counted) == 2 * 7 + 1
+    assert not any("forward" in vars(layer) for layer in model.modules())
+
+
+@needs_onednn
+@torch.no_grad()
+def test_weights_are_copied_where_there_are_few(counted, monkeypatch):
+    packed, call = [], module._packed
+    monkeypatch.setattr(module, "_packed", lambda weight: packed.append(weight) or call(weight))
+    model = make_model()
+    ids = torch.arange(10)[None]
+    plain, layers = model(ids).logits, 2 * 7 + 1
+    weights = sum(m.weight.numel() for m in model.modules() if type(m) is torch.nn.Linear)
+    for most, copies in ((weights, layers), (weights - 1, 0)):
+        monkeypatch.setattr(module, "MOST_PACKED", most)
+        with fast_linear(model, pack=True):
+            assert torch.allclose(model(ids).logits, plain, atol=1e-4)
+        assert len(packed) == copies and len(counted) == layers
+        packed.clear(), counted.clear()
+    half = make_model().bfloat16()
+    monkeypatch.setattr(module, "MOST_PACKED", weights)
+    with fast_linear(half, pack=True):
+        half(ids)
+    with fast_linear(model):
+        model(ids)
+    assert not packed
+
+
+@needs_onednn
+@torch.no_grad()
+def test_layers_that_are_more_than_their_weights_stay(counted):
+    class Twice(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    model = make_model()
+    model.lm_head.__class__ = Twice
+    own = model.model.layers[0].mlp.up_proj.forward = lambda x: torch.zeros(*x.shape[:-1], 64)
+    ids = torch.arange(10)[None]
+    plain = model(ids).logits
+    with fast_linear(model):
+        assert torch.allclose(model(ids).logits, plain, atol=1e-4)
+    assert len(counted) == 2 * 7 - 1 and model.model.layers[0].mlp.up_proj.forward is own
+
+
+def test_a_compiled_model_stays(counted):
+    model = make_model()
+    model.model._compiled_call_impl = model.model._call_impl
+    with torch.no_grad(), fast_linear(model):
+        model(torch.arange(10)[None])
+    assert not counted
+
+
+@needs_onednn
+def test_b_t_is_read_by_onednn_and_gradients_are_not(template, counted, monkeypatch):
+    model, encoded, packed = make_model(), encode(template, make_records()), []
+    monkeypatch.setattr(module, "_packed", lambda weight: packed.append(weight) or weight)
+    rows = np.arange(len(encoded))
+    fast = score_flat(model, template, encoded, rows, batch_tokens=64, varlen=True)
+    assert counted and len(packed) == 2 * 7 + 1  # each once
+    exact = copy.deepcopy(model).double()
+    assert np.allclose(fast, score_flat(exact, template, encoded, rows, batch_tokens=64, varlen=True), atol=1e-4)
+    counted.clear()
+    model(torch.arange(10)[None]).logits.sum().backward()
+    assert not counted
+
+
+def test_a_torch_without_it_computes_as_ever(monkeypatch):
+    def gone(*_inputs):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(module, "_by_onednn", gone)
+    module._usable.cache_clear()
+    try:
+        x, weight = torch.randn(3, 8), torch.randn(5, 8)
+        with torch.no_grad():
+            assert torch.equal(linear(x, weight), F.linear(x, weight))
+        monkeypatch.setattr(module, "_by_onednn", lambda x, weight, bias: F.linear(x, weight, bias) + 1)
+        module._usable.cache_clear()
+        assert not module._usable()
+    finally:
+        monkeypatch.undo()
+        module._usable.cache_clear()

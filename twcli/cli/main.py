@@ -1,0 +1,231 @@
+"""The command line: options become a config, a config becomes one call; nothing below it prints but `screen`.
+
+    twcli precompute | train | eval | sample | inspect
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import nullcontext
+from typing import Any, NoReturn
+
+import click
+
+from twcli import __version__, signals
+from twcli.cli.flags import config_options, origins, resolve
+from twcli.cli.screen import Screen
+from twcli.config.commands import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
+from twcli.config.options import check_characters
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
+from twcli.storage.durable import write_durably
+
+dry_run_option = click.option("--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost.")
+
+
+class OneLineErrors(click.Group):
+    """Turns every error that a user can meet into one line on stderr and an exit code."""
+
+    def list_commands(self, _context: click.Context) -> list[str]:
+        return list(self.commands)  # in the order of use
+
+    def main(self, *args: Any, **settings: Any) -> NoReturn:
+        settings["standalone_mode"] = False
+        for name in ("stdin", "stdout", "stderr"):  # None where the caller closed it; the next file opened would get its number
+            if getattr(sys, name) is None:
+                setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        try:
+            code = super().main(*args, **settings)
+        except click.exceptions.NoArgsIsHelpError as error:
+            click.echo(error.ctx.get_help(), err=True)
+            code = 2
+        except click.ClickException as error:
+            place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "twcli"
+            code = _fail(f"{place}: {error.format_message()}", 2)
+        except (KeyboardInterrupt, click.Abort, Interrupted) as error:
+            code = _fail(f"twcli: {str(error) or 'interrupted'}", signals.exit_code())
+        except TwcliError as error:
+            code = _fail(f"twcli: {error}", error.exit_code)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = 1
+        except OSError as error:
+            code = _fail(f"twcli: {error.filename or 'input or output'}: {error.strerror or error}", 1)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it would take seconds
+                raise
+            code = _fail(f"twcli: out of memory: {first_line(error)}; lower --batch-tokens", 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as error:  # click would print an empty line for it
+            resumes = context.invoked_subcommand in ("precompute", "train")
+            raise Interrupted("interrupted" + f"; {how_to_resume()}" * resumes) from error
+
+
+def _fail(line: str, code: int) -> int:
+    click.echo(" ".join(line.split()), err=True)
+    return code
+
+
+@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.version_option(__version__, prog_name="twcli", message="%(prog)s %(version)s")
+def main() -> None:
+    """Turn an entangled language model into one with K discrete latent strategies.
+
+    Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong,
+    130 and 143 stopped by Ctrl-C and by SIGTERM.
+    """
+    signals.install()
+
+
+@main.command(short_help="Frozen model, once over the data: per-token NLL b_t.")
+@config_options(PrecomputeConfig)
+@dry_run_option
+def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
+    """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
+    config = resolve(PrecomputeConfig, flags, config_file)
+    from twcli.commands.precompute import precompute as run
+    from twcli.models import runtime
+
+    runtime.quiet_transformers()
+    if dry_run:
+        return _rehearse(config, flags, config_file)
+    screen = Screen(quiet or not runtime.is_main_process())
+    run(config, screen.say, screen.progress)
+
+
+def _rehearse(config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None) -> None:
+    from twcli.commands.rehearsal import rehearse
+    from twcli.models import runtime
+
+    if not runtime.is_main_process():  # one process of a job says it for all
+        return
+    for line in rehearse(config, origins(flags, config_file)):
+        click.echo(line)
+
+
+@main.command(short_help="Entangled model, data and b_t: a run folder.")
+@config_options(TrainConfig)
+@dry_run_option
+def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
+    """Train router, generator and posterior with the exact sum over z."""
+    config = resolve(TrainConfig, flags, config_file)
+    from twcli.models import runtime
+    from twcli.storage.run_folder import RunFolder
+    from twcli.training import trainer
+    from twcli.training.job import prepare
+
+    runtime.quiet_transformers()
+    if dry_run:
+        return _rehearse(config, flags, config_file)
+    leads = runtime.is_main_process()  # under `accelerate launch` one process writes and prints for all
+    run, screen = RunFolder(config.out), Screen(quiet or not leads)
+    with run.writer() if leads else nullcontext():
+        run.check(config)
+        if run.done and not config.overwrite:
+            screen.say(f"{config.out}: already trained; --overwrite starts anew")
+            return
+        job = prepare(config, run, screen.say, screen.progress)
+        trainer.begin(job)
+        screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
+        screen.follow(trainer.fit(job, screen.say), job.steps)
+        score = trainer.score(job, screen.progress)  # by all processes: each may hold a part of the model
+        trainer.export(job)
+        runtime.leave(job.accelerator)
+    if score is not None:
+        screen.say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
+    screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
+
+
+@main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
+@config_options(EvalConfig)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
+    """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
+    config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
+    from twcli.evaluation import page, report
+    from twcli.evaluation.evaluate import evaluate as run
+    from twcli.models import runtime
+    from twcli.storage.run_folder import RunFolder
+
+    runtime.quiet_transformers()
+    result, evidence = run(config, screen.say, screen.progress)
+    folder = RunFolder(config.run)
+    html = page.render_html(result, folder.read_metrics(), folder.read_config().to_mapping(), evidence)
+    try:
+        write_durably(folder.report, html.encode())
+    except OSError as error:  # evaluating a run that one may only read is fine
+        screen.say(f"{folder.report}: not written: {error.strerror}")
+    if as_json:
+        click.echo(report.to_json(result))
+    else:
+        _print_table(report.render_table(result))
+
+
+def _print_table(table: Any) -> None:
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 80).print(table)
+
+
+@main.command(short_help="Completions by the frozen model, or by latent.")
+@config_options(SampleConfig)
+def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
+    """Draw completions: from the frozen model (to build data) or from a run."""
+    config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
+    from twcli.commands.sample import Sampler
+    from twcli.commands.sample import sample as run
+    from twcli.models import runtime
+
+    runtime.quiet_transformers()
+    if config.interactive:
+        return _converse(Sampler.load(config))
+    run(config, screen.say, screen.progress, screen.show)
+
+
+def _converse(sampler: Any) -> None:
+    """Prompts from standard input until it ends or a line is empty; one that is no prompt is told and passed over."""
+    stream = click.get_binary_stream("stdin")
+    while True:
+        if stream.isatty():
+            click.echo("x> ", nl=False, err=True)
+        line = stream.readline().strip()
+        if not line:
+            return
+        try:
+            x = line.decode("utf-8")
+            check_characters(x, "x")
+            click.echo("\n".join(sampler.compare(x)))
+        except UnicodeDecodeError as error:
+            click.echo(f"x: byte {error.start + 1} is not UTF-8", err=True)
+        except UserError as error:
+            click.echo(str(error), err=True)
+
+
+@main.command(short_help="What a cache or a run holds; is it intact?")
+@click.argument("path", metavar="F.h5|RUN")
+@click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
+@click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.")
+@click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
+@click.option("--x-field", metavar="TEXT", default="x", help="Field of --data that holds the prompt.  [default: x]")
+@click.option("--y-field", metavar="TEXT", default="y", help="Field of --data that holds the completion.  [default: y]")
+@click.option("--template", metavar="FILE", help="The --template FILE that the cache was made with.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def inspect(path: str, verify: bool, model: str | None, data: str | None, x_field: str, y_field: str, template: str | None,
+            as_json: bool) -> None:
+    """What a cache or a run folder holds, its provenance and its b_t profile."""
+    from twcli.commands.inspection import inspect as run
+    from twcli.evaluation import report
+    from twcli.models import runtime
+
+    if data is None and (x_field, y_field) != ("x", "y"):
+        raise UserError("--x-field and --y-field are of the records at --data; give --data or leave them out")
+    runtime.quiet_transformers()
+    found = run(path, verify=verify, model=model, data=data, x_field=x_field, y_field=y_field, template=template)
+    click.echo(report.to_json(found) if as_json else report.render_inspection(found),
+               color=False if os.environ.get("NO_COLOR") else None)  # else a terminal decides; click does not look
+    if found["problems"]:
+        raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")

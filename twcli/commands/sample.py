@@ -1,0 +1,226 @@
+"""`twcli sample`: completions of the frozen model, or of a run under one latent, all of them or the router's choice.
+
+Prompts are completed block by block. With `--out` each block is stored when it is done, and an interrupted call goes on from there;
+its draws hang on the seed and on the block alone, so the file is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from twcli.config.commands import SampleConfig
+from twcli.data.dataset import Example, Prompts, stream_examples
+from twcli.data.template import Template
+from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.models import baseline, runtime
+from twcli.models.building import load_run
+from twcli.models.generation import generate, router_probabilities
+from twcli.storage.parts import Parts, blocks, check_place, reporting
+from twcli.storage.run_folder import RunFolder
+
+BLOCK = 512  # completions that are drawn, and lost by a kill, at a time
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A model that was loaded to complete prompts; `latent_ids` is empty for the frozen model."""
+
+    config: SampleConfig
+    model: PreTrainedModel
+    template: Template
+    latent_ids: list[list[int]]
+
+    @classmethod
+    def load(cls, config: SampleConfig) -> Sampler:
+        """Raises UserError: the model, the run or the latent is wrong."""
+        if config.run is not None:
+            latent_model, template, trained = load_run(RunFolder(config.run), device=config.device,
+                                                       precision=config.precision, attention=config.attention)
+            if (config.latent or "").isdecimal() and int(config.latent) >= trained.latents:
+                raise UserError(f"--latent {config.latent}: the run has the latents 0 to {trained.latents - 1}")
+            return cls(config, latent_model.backbone, template, template.latent_ids(trained.latents))
+        model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention,
+                                              template=config.template)
+        return cls(config, model.to(runtime.pick_device(config.device)), template, [])
+
+    def router(self, xs: Sequence[str]) -> np.ndarray:
+        """p(z|x) (G, K)."""
+        return router_probabilities(self.model, self.template, [self.template.router_prompt(x) for x in xs], self.latent_ids,
+                                    batch_tokens=self.config.batch_tokens)
+
+    @property
+    def per_prompt(self) -> int:
+        """Completions of a prompt."""
+        return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
+
+    def ids_and_room(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]]) -> tuple[list[list[int]], np.ndarray]:
+        """Prompts of (number of x, latent) as ids, and how many tokens each leaves in the context.
+
+        Raises:
+            UserError: a prompt fills the context, or holds a tag.
+        """
+        prompts = [self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent]) for row, latent in jobs]
+        context = runtime.context_length(self.model, self.config.max_length)
+        room = context - np.asarray([len(prompt) for prompt in prompts])
+        if room.min() < 1:
+            x = xs[jobs[int(room.argmin())][0]]
+            raise UserError(f"{self.config.data or '--x'}: the prompt {x[:60]!r} fills the context of {context} tokens")
+        return prompts, room
+
+    def complete(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]], seed: int,
+                 progress: Callable[[int], None] | None = None) -> tuple[list[str], list[bool]]:
+        """The texts of (number of x, latent), empty where there was nothing but white space, and whether each came to its end.
+
+        Raises:
+            UserError: as `ids_and_room`.
+        """
+        config, (prompts, room) = self.config, self.ids_and_room(xs, jobs)
+        most = room if config.max_new_tokens is None else np.minimum(config.max_new_tokens, room)
+        return generate(self.model, self.template, prompts, max_new_tokens=most, temperature=config.temperature, seed=seed,
+                        batch_tokens=4 * config.batch_tokens, progress=progress)
+
+    def compare(self, x: str) -> list[str]:
+        """A line for each latent (of each of n completions): its probability under the router, and the text."""
+        (router,) = self.router([x]) if self.latent_ids else ([1.0],)
+        chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
+        jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
+        return [text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
+                for (_, latent), text in zip(jobs, self.complete([x], jobs, self.config.seed)[0], strict=True)]
+
+    def latents(self, xs: Sequence[str], seed: int) -> list[list[int | None]]:
+        """For each prompt the latents of its completions; [None] x n for the frozen model."""
+        n, latent = self.config.n, self.config.latent
+        if not self.latent_ids:
+            return [[None] * n] * len(xs)
+        if latent == "all":
+            return [[k for k in range(len(self.latent_ids)) for _ in range(n)]] * len(xs)
+        if latent in (None, "router"):
+            rng = np.random.default_rng([seed, 3])
+            return [rng.choice(len(self.latent_ids), n, p=p / p.sum()).tolist() for p in self.router(xs).astype(np.float64)]
+        return [[int(latent)] * n] * len(xs)
+
+
+@dataclass
+class Drawing:
+    """Blocks of prompts become JSON lines, and what is to be said of them is counted."""
+
+    sampler: Sampler
+    prompts: Prompts
+    drawn: int = 0
+    cut: int = 0
+    empty: int = 0
+
+    @property
+    def block(self) -> int:
+        """Prompts at a time."""
+        return max(1, BLOCK // self.sampler.per_prompt)
+
+    def check(self) -> None:
+        """Raises UserError where a prompt leaves no room, before any is completed."""
+        latent = 0 if self.sampler.latent_ids else None
+        for rows in blocks(range(len(self.prompts)), BLOCK):
+            xs = self.prompts[rows]
+            self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
+
+    def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
+        xs = self.prompts[rows]
+        seed = int(np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0])
+        jobs = [(row, latent) for row, latents in enumerate(self.sampler.latents(xs, seed)) for latent in latents]
+        texts, ended = self.sampler.complete(xs, jobs, seed, progress)
+        self.drawn += len(texts)
+        self.cut += len(ended) - sum(ended)
+        self.empty += sum(not text for text in texts)
+        for (row, latent), text in zip(jobs, texts, strict=True):
+            if text:
+                yield json.dumps({"x": xs[row], "y": text} | ({} if latent is None else {"latent": latent}), ensure_ascii=False) + "\n"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the lines depend on."""
+        config, model, template = self.sampler.config, self.sampler.model, self.sampler.template
+        names = ("n", "latent", "temperature", "seed", "max_new_tokens", "max_length", "batch_tokens", "precision", "attention")
+        return {name: getattr(config, name) for name in names} | {
+            "device": model.device.type, "block": self.block, "weights": baseline.weights_hash(model),
+            "tokenizer": template.tokenizer_hash(), "template": template.fingerprint(),
+            "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest()}
+
+
+def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[[str, int], Any], show: Callable[[str], None]) -> None:
+    """JSON lines with x, y and, from a run, the latent; each distinct prompt once, times n (times the latents).
+
+    Args:
+        show: is given each line as soon as its block is done, where there is no `config.out`.
+
+    Raises:
+        UserError: the model, the run, the latent, the data or the output is wrong, or a prompt fills the context.
+        WorkFailed: the disk is full; finished blocks stay.
+        Interrupted: a signal came; finished blocks stay.
+    """
+    out = None if config.out is None else Path(config.out)
+    if out is not None:
+        check_place(out)
+        if not Parts.folder_of(out).exists():
+            _refuse_existing(out, config)
+    examples = [Example(config.x, "")] if config.x is not None else stream_examples(config.data, x_field=config.x_field, y_field=None)
+    prompts = Prompts.of(examples)  # first, so that what is wrong with them is told before a model is loaded
+    drawing = Drawing(Sampler.load(config), prompts)
+    drawing.check()
+    if out is None:
+        with progress("sampling", len(drawing.prompts) * drawing.sampler.per_prompt) as advance:
+            for rows in blocks(range(len(drawing.prompts)), drawing.block):
+                for line in drawing.lines(rows, advance):
+                    show(line)
+    else:
+        try:
+            _store(out, drawing, say, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; finished blocks of {drawing.block:,} prompts are kept; {how_to_resume()}") from None
+    if drawing.cut:
+        say(f"{drawing.cut:,} of {drawing.drawn:,} completions have no end within the tokens that they may have "
+            "(--max-new-tokens, or the context)")
+    if drawing.empty:
+        say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are left out")
+
+
+def _refuse_existing(out: Path, config: SampleConfig) -> None:
+    if out.exists() and not config.overwrite:
+        raise UserError(f"{out}: exists; --overwrite replaces it")
+
+
+def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
+    parts, count = Parts(out, {"fingerprint": drawing.fingerprint()}, len(drawing.prompts), what="sample", suffix=".jsonl"), 0
+    parts.open()
+    try:
+        for note in parts.notes():
+            say(note)
+        if parts.published:
+            parts.remove()
+            return say(f"{out}: already complete")
+        missing = parts.missing(drawing.block)
+        if missing:  # with none, it was killed just before or after the file was put there
+            _refuse_existing(out, drawing.sampler.config)
+        left = sum(map(len, missing))
+        if left < len(drawing.prompts):
+            say(f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts are done")
+        with progress("sampling", left * drawing.sampler.per_prompt) as advance:
+            for rows in missing:
+                data = "".join(drawing.lines(rows, advance)).encode()
+                with reporting(out, "store completions"):
+                    parts.add(rows, data)
+        with parts.publishing("write the completions") as temp, open(temp, "wb") as file:
+            for data in parts.all():
+                file.write(data)
+                count += data.count(b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        parts.close()
+    say(f"{out}: {count:,} completions")

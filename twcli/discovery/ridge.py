@@ -1,0 +1,122 @@
+"""How well clusters of some prompts' completions are told by a linear map that was fitted on other prompts: ridge regression.
+
+Names that mean the same for every prompt are told well; names that are exchanged from prompt to prompt are not.
+
+Shapes: N rows, D directions, K clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from twcli.discovery.assignment import assign_groups
+
+RIDGE = 1e-2  # of their mean variance
+MENDINGS = 12
+ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
+
+
+@dataclass(frozen=True)
+class Half:
+    """The prompts that are told by a regression of the others.
+
+    Attributes:
+        fitted_N, told_N: which rows are the others', and which are these prompts'.
+        sizes: rows of each of these prompts.
+        maps: for each view, from targets of the others to regression weights.
+        points: for each view, these prompts' rows.
+    """
+
+    fitted_N: np.ndarray
+    told_N: np.ndarray
+    sizes: np.ndarray
+    maps: list[np.ndarray]
+    points: list[np.ndarray]
+
+    def values(self, targets: np.ndarray) -> list[np.ndarray]:
+        """For each view (rows told, K): what the others' targets (rows fitted, K) let expect."""
+        return [points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)]
+
+
+class CrossValidation:
+    """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
+
+    Args:
+        views: (N, D) each, grouped by prompt. The first one assigns; the score is the mean of what they all give what it assigned.
+        sizes: rows of each prompt.
+    """
+
+    def __init__(self, views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator) -> None:
+        self.views, self.latents = views, latents
+        self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
+        second = np.zeros(len(sizes), bool)
+        second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
+        self.second_P = second
+        self.halves = []
+        for fitted in (~second, second):
+            fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
+            if fitted_N.any() and told_N.any():
+                maps = [ridge_map(view[fitted_N]).astype(np.float32) for view in views]
+                points = [np.asarray(view[told_N], np.float32) for view in views]
+                self.halves.append(Half(fitted_N, told_N, np.asarray(sizes)[~fitted], maps, points))
+
+    def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,) that the other half's regression assigns, their score)."""
+        told, total = clusters.copy(), 0.0
+        for half in self.halves:
+            values = half.values(one_hot(clusters[half.fitted_N], self.latents))
+            told[half.told_N] = chosen = assign_groups(-values[0], half.sizes)
+            total += sum(float(value[np.arange(len(chosen)), chosen].sum()) for value in values)
+        return told, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
+
+    def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+        """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
+        score = 0.0
+        for _ in range(MENDINGS):
+            told, score = self.assign(clusters)
+            if np.array_equal(told, clusters):
+                break
+            clusters = told
+        return clusters, score
+
+
+def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be (N,)), to be summed and divided.
+
+    A linear map from the completions of one half of the prompts tells those of the other half. The share is 1 where each
+    completion of a prompt has a latent of its own with certainty and the map tells which; it is 0 where latents are used alike,
+    or change their meaning from prompt to prompt.
+
+    Args:
+        points: (N, D) prompt-centred, directions by falling variance; only as many are read as the rows can bear.
+        soft_NK: probability of each latent for each row.
+    """
+    latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
+    told_N, attainable_N = np.zeros(len(points)), np.zeros(len(points))
+    for half in CrossValidation([points], sizes, latents, np.random.default_rng([seed, 6])).halves:
+        (values,) = half.values(soft_NK[half.fitted_N] - 1 / latents)
+        told_N[half.told_N] = (values * soft_NK[half.told_N]).sum(1)
+        attainable_N[half.told_N] = 1 - 1 / np.minimum(np.repeat(half.sizes, half.sizes), latents)
+    return told_N, attainable_N
+
+
+def above_chance(score: float, latents: int) -> float:
+    """The mean value that the other half's regression gives a row's own cluster, above 1 / K: comparable between numbers of clusters."""
+    return score * (1 - 1 / latents)
+
+
+def ridge_map(points: np.ndarray) -> np.ndarray:
+    """(D, N): maps targets of these points to regression weights, to none where all points are zero."""
+    if not points.any():
+        return np.zeros(points.shape[::-1])
+    covariance = points.T.astype(np.float64) @ points / len(points)
+    penalty = RIDGE * np.trace(covariance) / max(len(covariance), 1)
+    return np.linalg.solve(covariance + penalty * np.eye(len(covariance)), points.T / len(points))
+
+
+def one_hot(clusters: np.ndarray, latents: int) -> np.ndarray:
+    """(N, K) one-hot, minus its mean under chance."""
+    return np.eye(latents, dtype=np.float32)[clusters] - np.float32(1 / latents)

@@ -1,0 +1,101 @@
+"""The language-model head: hidden states -> the NLL of the tokens that follow, without logits where none are needed.
+
+Shapes: R rows, T tokens, S supervised tokens, N supervised tokens of all rows, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from twcli.kernels.linear import is_its_weights, linear
+
+HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
+BLOCK_TOKENS, BLOCK_WORDS = 1024, 512  # 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
+LOG2_E = 1 / math.log(2)  # exp(x) = exp2(x LOG2_E), which torch computes in little more than half the time on a CPU
+
+
+def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """Next-token logits (..., V) of hidden states (..., H), with the scalings some families put behind the head."""
+    return _scaled(model, model.get_output_embeddings()(hidden))
+
+
+def _scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    config = model.config.get_text_config()
+    if multiplier := getattr(config, "lm_head_multiplier", None):  # Falcon H1
+        logits = logits * multiplier
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scaling
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
+        logits = cap * torch.tanh(logits / cap)
+    return logits
+
+
+def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.Tensor, targets_RS: torch.Tensor,
+               active_RS: torch.Tensor) -> torch.Tensor:
+    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active; the head sees active positions only.
+
+    Args:
+        first_R: column that predicts the first target, i.e. that of `<y>`.
+    """
+    rows, columns = active_RS.nonzero(as_tuple=True)
+    nll = token_nll(model, hidden_RTH[rows, first_R[rows] + columns], targets_RS[rows, columns])
+    return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
+
+
+def token_nll(model: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+    """NLL (N,) in nats, float32 or float64, of each target after the token whose last hidden state is given.
+
+    Never more than `HEAD_LOGITS` logits at a time. Where those of all targets are more and a gradient is wanted, the backward
+    pass computes each piece's again. Without a gradient a CPU goes over the vocabulary block by block and keeps no logits.
+    """
+    if not torch.is_grad_enabled() and _is_a_matrix(model):
+        return torch.cat([_nll_by_blocks(model, *piece) for piece in _pieces(BLOCK_TOKENS, hidden_NH, targets_N)])
+    pieces = _pieces(max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]), hidden_NH, targets_N)
+    if len(pieces) > 1 and torch.is_grad_enabled():
+        return torch.cat([checkpoint(_nll, model, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+    return torch.cat([_nll(model, *piece) for piece in pieces])
+
+
+def _pieces(size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    return list(zip(*(t.split(size) for t in tensors), strict=True))
+
+
+def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(at_least_float32(head_logits(model, hidden)), targets, reduction="none")
+
+
+def _is_a_matrix(model: PreTrainedModel) -> bool:
+    """Whether the head is its weights on a CPU and nothing else, hooks included."""
+    head = model.get_output_embeddings()
+    return is_its_weights(head) and not head._forward_hooks and not head._forward_pre_hooks
+
+
+def _nll_by_blocks(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    head = model.get_output_embeddings()
+    log_sums, of_target = [], torch.empty(0)
+    for first in range(0, len(head.weight), BLOCK_WORDS):
+        words = slice(first, first + BLOCK_WORDS)
+        block = at_least_float32(_scaled(model, linear(hidden, head.weight[words], None if head.bias is None else head.bias[words])))
+        inside = targets - first
+        found = block.gather(1, inside.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
+        of_target = torch.where(inside >= 0, found, of_target) if first else found
+        log_sums.append(_logsumexp_in_place(block))
+    return torch.logsumexp(torch.stack(log_sums), dim=0) - of_target
+
+
+def _logsumexp_in_place(block: torch.Tensor) -> torch.Tensor:
+    """torch.logsumexp (N,) of (N, V), which makes copies: half of its time, and nothing of the block is left."""
+    largest = block.amax(-1).clamp(min=torch.finfo(block.dtype).min)  # where all are -inf, so is their sum, and not NaN
+    return block.sub_(largest[:, None]).mul_(LOG2_E).exp2_().sum(-1).log_().add_(largest)
+
+
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Losses are taken in float32, or in float64 where the model has it; never in bf16."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,75 @@
+"""LoRA by peft: low-rank updates of the linear layers and whole rows of the new tokens; everything else stays frozen.
+
+The adapter is injected into the backbone in place, so that all that reads the backbone goes on working. Needs the extra
+`lora`. Shapes: K latents of P tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from twcli.errors import UserError, first_line
+from twcli.models.sharding import whole
+
+ADAPTER = "default"  # peft's name for the first adapter of a model
+
+
+def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, alpha: float, targets: str, seed: int) -> Any:
+    """Injects LoRA and returns the `peft.PeftModel` that `save` and `merge` need.
+
+    Args:
+        token_ids: tokens whose embedding and, where it is another matrix, head rows are trained.
+        targets: names of linear layers, separated by commas, or "all-linear".
+
+    Raises:
+        UserError: peft is not installed, or the model has no such layer.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise UserError("--adapt lora: needs pip install 'twcli-cvae[lora]'") from error
+    tables = (backbone.get_input_embeddings(), backbone.get_output_embeddings())
+    names = [name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if module in tables]
+    tied = tables[0].weight is tables[1].weight  # peft follows the tie by itself
+    chosen = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
+    if chosen != targets:
+        _check_targets(backbone, chosen, tables, targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, task_type="CAUSAL_LM",
+                        trainable_token_indices=list(token_ids) if tied else {name: list(token_ids) for name in names})
+    torch.manual_seed(seed)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is about to go
+            return get_peft_model(backbone, config)
+    except ValueError as error:  # no layer of that name
+        raise UserError(f"--lora-targets {targets}: {first_line(error)}") from error
+
+
+def _check_targets(backbone: PreTrainedModel, chosen: list[str], tables: Sequence[Any], targets: str) -> None:
+    """peft is content where one of several names is a layer's."""
+    for name in chosen:
+        if not name:
+            raise UserError(f"--lora-targets {targets}: holds an empty name; write names separated by single commas")
+        found = [module for path, module in backbone.named_modules() if f".{path}".endswith(f".{name}")]
+        if not found:
+            linear = {path.rsplit(".", 1)[-1] for path, module in backbone.named_modules()
+                      if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables}
+            raise UserError(f"--lora-targets {targets}: the model has no layer {name}; it has {', '.join(sorted(linear))}")
+        if any(module in tables for module in found):
+            raise UserError(f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, and no others; leave it out")
+
+
+def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
+    """Gradients (..., H) of the embedding rows of `token_ids` (...), with LoRA or without."""
+    embeddings = backbone.get_input_embeddings()
+    adapter = getattr(embeddings, "token_adapter", None)
+    if adapter is None:
+        return whole(embeddings.weight.grad)[token_ids]
+    place = {token: row for row, token in enumerate(adapter.token_indices[ADAPTER])}
+    rows = torch.tensor([place[token] for token in token_ids.flatten().tolist()], device=token_ids.device)
+    return adapter.trainable_tokens_delta[ADAPTER].grad[rows.view(token_ids.shape)]

@@ -1,0 +1,39 @@
+"""FSDP2 by torch: weights, gradients and optimiser state split over the processes of a job, gathered where they are used.
+
+What is split is a `DTensor`; `whole` and `like` go between it and a plain tensor. All processes must call them together.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from twcli.models.latents import LatentModel
+
+
+def shard(model: LatentModel, processes: int) -> None:
+    """Splits the model in place, each block of its backbones by itself, and what is left together."""
+    # It warns of in-place changes of what a forward pass returns; none is made here.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
+    mesh = init_device_mesh(model.latent_ids_KP.device.type, (processes,))
+    blocks = set(model.backbone._no_split_modules or ())
+    for module in [m for m in model.modules() if type(m).__name__ in blocks]:
+        fully_shard(module, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "read_branches")
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The plain tensor, gathered from all processes where it is split."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """The plain `tensor`, which every process has, split as `other` is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)

@@ -1,0 +1,351 @@
+"""The cache of b_t, the frozen model's per-token NLL: `twcli precompute` writes it, other commands read it.
+
+    with CacheWriter("F.h5", fingerprint=..., offsets=..., row_hash=...) as writer:
+        for rows in writer.missing:
+            writer.write(rows, nll_of(rows))
+        writer.publish()
+    cache = Cache("F.h5")
+    nll, lengths = cache.read(np.array([17, 3, 42]))
+
+What is inside the file: `cache_format.py`. What lies beside it while it is being made: `parts.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twcli.errors import UserError, WorkFailed, first_difference
+from twcli.storage.cache_format import (
+    ANEW,
+    BLOCK,
+    FORMAT_VERSION,
+    Opened,
+    check_offsets,
+    content_digest,
+    may_be_replaced,
+    open_file,
+    to_json,
+    trailer_problem,
+    write_file,
+)
+from twcli.storage.parts import Parts, check_place, named, reporting
+
+ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero
+REPORTED = 20  # damaged places that `verify` lists
+
+__all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
+
+
+class CacheWriter:
+    """Makes one cache file, shard by shard; killed at any moment, the next writer goes on from there.
+
+    Args:
+        path: the file to be; its folder must exist. `<path>.lock` and `<path>.parts/` lie beside it.
+        fingerprint: JSON-ready dict of everything that b_t depends on.
+        offsets: (N + 1,) int64, first token of each row, from 0 to the number of tokens.
+        row_hash: (N, 16) uint8.
+        shard_rows: rows that are stored, and lost by a kill, at a time.
+        overwrite: replaces the cache that is at `path` when the new file is complete; shards of the very same cache are kept.
+
+    Attributes:
+        notes: what the user should know about shards of an earlier run; filled on entering.
+
+    Raises:
+        UserError: N is 0, the place is not writable, or `path` holds something that is no cache, or a cache and
+            `overwrite` is off; on entering also where another process is writing.
+        ValueError: an argument has the wrong shape, type or size.
+    """
+
+    def __init__(self, path: str | Path, *, fingerprint: dict[str, Any], offsets: np.ndarray,
+                 row_hash: np.ndarray, shard_rows: int = 4096, overwrite: bool = False) -> None:
+        self.path, self.shard_rows, self.overwrite = Path(path), shard_rows, overwrite
+        self.offsets, self.row_hash = np.ascontiguousarray(offsets, "<i8"), np.ascontiguousarray(row_hash)
+        self.notes: list[str] = []
+        self._fingerprint = to_json(fingerprint)
+        self._published = False
+        self._check_arguments()
+        check_place(self.path)
+        if self.path.exists():
+            if not may_be_replaced(str(self.path)):
+                raise UserError(f"{self.path}: is not a cache; name another --out")
+            if not overwrite:
+                self._refuse_existing(fingerprint)
+        self._parts = _parts(self.path, self._header(), self.offsets)
+
+    @classmethod
+    def already_complete(cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray) -> bool:
+        """Whether `path` holds an intact cache of exactly this; if so it was read and verified as a whole."""
+        try:
+            with Cache(path) as cache:
+                cache.check(fingerprint, row_hash)
+                intact = not cache.verify()
+        except UserError:
+            return False
+        if intact:
+            _parts(Path(path), {}, np.zeros(1, np.int64)).remove_if_idle()
+        return intact
+
+    def __enter__(self) -> CacheWriter:
+        self._parts.open()
+        self.notes += self._parts.notes()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._parts.close()
+
+    @property
+    def missing(self) -> list[range]:
+        """Row ranges of at most `shard_rows` that are still to be written, ascending."""
+        return [] if self._published else self._parts.missing(self.shard_rows)
+
+    def write(self, rows: range, nll: np.ndarray) -> None:
+        """Stores b_t of `rows` for good.
+
+        Args:
+            rows: consecutive rows, none of them stored yet.
+            nll: (tokens of these rows,) float32, nats, row after row. From -1e-4 to 0 a value is stored as 0.
+
+        Raises:
+            WorkFailed: a value is not finite or negative, or the disk is full.
+            ValueError: the length or the rows are wrong.
+        """
+        self._check_rows(rows)
+        nll = np.asarray(nll, np.float32)
+        first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
+        if nll.shape != (last - first,):
+            raise ValueError(f"{named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}")
+        wrong = np.flatnonzero(~(np.isfinite(nll) & (nll >= -ROUNDING)))
+        if len(wrong):
+            row = int(np.searchsorted(self.offsets, first + wrong[0], side="right")) - 1
+            token = first + int(wrong[0]) - int(self.offsets[row])
+            raise WorkFailed(f"{self.path}: row {row} (line {row + 1} of the data): the NLL of token {token} "
+                             f"of y is {nll[wrong[0]]:.4g}; the model is broken or its precision too low")
+        with reporting(self.path, f"store {named(rows)}"):
+            self._parts.add(rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes())
+
+    def publish(self) -> None:
+        """Puts the complete file at `path` and removes the shards; memory does not grow with N.
+
+        Raises:
+            WorkFailed: the disk is full, or a shard is no longer what was written.
+            ValueError: rows are missing.
+        """
+        if self.missing:
+            raise ValueError(f"{named(self.missing[0])} are missing")
+        with self._parts.publishing("write the cache") as temp:
+            handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            write_file(handle, self._fingerprint, self.offsets, self.row_hash, self._parts.all())
+        self._published = True
+
+    def _check_arguments(self) -> None:
+        offsets, row_hash = self.offsets, self.row_hash
+        if len(row_hash) == 0:
+            raise UserError(f"{self.path}: there are no rows to make a cache of")
+        if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
+            raise ValueError(f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}")
+        if offsets.shape != (len(row_hash) + 1,) or offsets[0] != 0 or np.diff(offsets).min() < 0:
+            raise ValueError("offsets must be (N + 1,), begin at 0 and never fall")
+        if self.shard_rows < 1:
+            raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")
+
+    def _refuse_existing(self, fingerprint: dict[str, Any]) -> None:
+        try:
+            with Cache(self.path) as cache:
+                cache.check(fingerprint, self.row_hash)
+                problems = cache.verify()
+        except UserError as error:
+            raise UserError(str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it") from None
+        state = problems[0] if problems else "already complete"
+        raise UserError(f"{self.path}: {state}; pass --overwrite to begin anew")
+
+    def _header(self) -> dict[str, Any]:
+        key = hashlib.sha256(self._fingerprint)
+        key.update(self.offsets)
+        key.update(self.row_hash)
+        return {"format_version": FORMAT_VERSION, "key": key.hexdigest(),
+                "fingerprint": json.loads(self._fingerprint)}
+
+    def _check_rows(self, rows: range) -> None:
+        inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
+        if not inside or any(rows.start < done.stop and done.start < rows.stop for done in self._parts.done):
+            raise ValueError(f"{rows} is not a range of missing rows")
+
+
+class Cache:
+    """A cache file for reading; nothing in it is believed before it was checked.
+
+    Opening checks the structure and the offsets; a chunk's checksum is checked when a process first reads
+    from it; `verify` checks everything. Handles belong to one process and are opened again after a fork or
+    unpickling.
+
+    Raises:
+        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data; where a handle
+            is opened again, also if the file was changed or replaced since.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        self._opened: Opened | None = None
+        self._identity: tuple[int, ...] | None = None
+        self._touched: dict[str, np.ndarray] = {}
+        self._open()
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What b_t was computed from."""
+        return self._open().fingerprint
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self._open().columns["row_hash"].length
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of y in all rows."""
+        return self._open().columns["nll"].length
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """b_t of `rows` (B,) int64, in any order, also repeated.
+
+        Returns:
+            (tokens of these rows,) float32, nats, row after row in the order given; and lengths (B,) int64.
+
+        Raises:
+            IndexError: a row does not exist.
+            UserError: a checksum does not match.
+        """
+        rows = np.asarray(rows, np.int64)
+        if rows.size == 0:
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        if rows.min() < 0 or rows.max() >= self.rows:
+            raise IndexError(f"{self.path}: rows must lie in 0 to {self.rows - 1}")
+        ordered, back = np.unique(rows, return_inverse=True)
+        flat, lengths = self._read_ordered(ordered)
+        if np.array_equal(rows, ordered):
+            return flat, lengths
+        sources, lengths = (np.cumsum(lengths) - lengths)[back], lengths[back]
+        targets = np.cumsum(lengths) - lengths
+        return flat[np.repeat(sources - targets, lengths) + np.arange(lengths.sum())], lengths
+
+    def row_hashes(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, 16) uint8: content hashes of consecutive rows."""
+        return self._open().columns["row_hash"].block(start, stop)
+
+    def stream(self, block: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
+        """All rows in order, `block` at a time: the rows, then b_t and lengths as `read` gives them."""
+        for start in range(0, self.rows, block):
+            rows = range(start, min(start + block, self.rows))
+            yield (rows, *self.read(np.arange(rows.start, rows.stop)))
+
+    def check(self, expected: dict[str, Any], row_hash: np.ndarray) -> None:
+        """Raises UserError unless the cache was made from exactly this.
+
+        Args:
+            expected: the fingerprint of this call; the first field that differs is named, nested by dots.
+            row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
+        """
+        different = first_difference(self.fingerprint, json.loads(to_json(expected)))
+        row = self._first_other_row(row_hash)
+        where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
+        if different:
+            name, stored, wanted = different
+            raise UserError(f"{self.path}: made with another {name}: the cache has {stored}, "
+                            f"this call has {wanted}{where}")
+        if len(row_hash) != self.rows:
+            raise UserError(f"{self.path}: made from {self.rows} rows, the data have {len(row_hash)}{where}")
+        if where:
+            raise UserError(f"{self.path}: made from other data{where}")
+
+    def verify(self) -> list[str]:
+        """Reads all of the file and checks every checksum.
+
+        Returns:
+            One line a problem; none where every bit is as it was published.
+        """
+        opened = self._open()
+        problems = [problem] if (problem := trailer_problem(opened.source)) else []
+        damaged = [line for column in opened.columns.values() for line in column.damaged()]
+        if damaged:
+            more = [f"and {len(damaged) - REPORTED} more damaged places"] if len(damaged) > REPORTED else []
+            return problems + damaged[:REPORTED] + more
+        return problems + self._content_problems(opened)
+
+    def close(self) -> None:
+        """Closes this process's handles; a later use opens them again."""
+        if self._opened:
+            self._opened.close()
+            self._opened = None
+
+    def __enter__(self) -> Cache:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Neither handles nor what this process has checked: the other one opens and checks for itself.
+        return {"path": self.path, "_identity": self._identity, "_opened": None, "_touched": {}}
+
+    def _open(self) -> Opened:
+        if self._opened and self._opened.process == os.getpid():
+            return self._opened
+        opened = open_file(self.path)
+        try:
+            if self._identity not in (None, opened.identity):
+                raise UserError(f"{self.path}: was changed or replaced while in use; start the command again")
+            for name, column in opened.columns.items():  # what was checked before a fork stays checked
+                column.touched = self._touched.setdefault(name, column.touched)
+            if not opened.columns["offsets"].touched.all():
+                check_offsets(opened.columns, self.path)
+        except BaseException:
+            opened.close()
+            raise
+        self._identity, self._opened = opened.identity, opened
+        return opened
+
+    def _read_ordered(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`read` of ascending distinct rows: neighbours are read in one piece."""
+        columns = self._open().columns
+        after_gap = np.concatenate([[True], np.diff(rows) != 1])
+        first = np.flatnonzero(after_gap)
+        last = np.append(first[1:], len(rows)) - 1
+        bounds = columns["offsets"].gather(rows[first], last - first + 2)
+        place = np.arange(len(rows)) + np.cumsum(after_gap) - 1  # a run has one offset more than it has rows
+        starts, stops = bounds[place], bounds[place + 1]
+        flat = columns["nll"].gather(starts[first], stops[last] - starts[first])
+        return flat.astype(np.float32, copy=False), stops - starts
+
+    def _first_other_row(self, row_hash: np.ndarray) -> int | None:
+        common = min(self.rows, len(row_hash))
+        for start in range(0, common, BLOCK):
+            stop = min(start + BLOCK, common)
+            other = np.flatnonzero((self.row_hashes(start, stop) != row_hash[start:stop]).any(axis=1))
+            if len(other):
+                return start + int(other[0])
+        return None
+
+    def _content_problems(self, opened: Opened) -> list[str]:
+        content = content_digest(to_json(opened.fingerprint), self.rows, self.tokens)
+        wrong = 0
+        for name in ("offsets", "row_hash", "nll"):
+            for block in opened.columns[name].blocks():
+                content.update(block)
+                if name == "nll":
+                    wrong += int((~(np.isfinite(block) & (block >= 0))).sum())
+        problems = [f"{wrong} values of /nll are negative or not finite"] if wrong else []
+        if content.hexdigest() != opened.content_sha256:
+            problems.append("content_sha256 does not match what the file holds")
+        return problems
+
+
+def _parts(path: Path, header: dict[str, Any], offsets: np.ndarray) -> Parts:
+    return Parts(path, header, len(offsets) - 1, what="cache", suffix=".f32",
+                 size=lambda rows: 4 * (offsets[rows.stop] - offsets[rows.start]))

@@ -1,0 +1,422 @@
+"""The HDF5 side of `cache.py`: lays the file out, writes it to a disk that may fail, reads it without trust.
+
+N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher32 filter:
+
+    /nll       (M,) float32       b_t in nats, row after row
+    /offsets   (N + 1,) int64     row i is nll[offsets[i] : offsets[i + 1]]; line i of the data
+    /row_hash  (N, 16) uint8      content hash of the row's x and y token ids
+    attributes `format_version` (int), `fingerprint` (JSON), `content_sha256` (all of the above)
+
+After the end of the HDF5 data comes one line with the sha256 of everything before it, which HDF5 readers
+skip: HDF5's own checksums leave gaps, and any flipped bit must be found. The only module that uses h5py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import h5py
+import numpy as np
+
+from twcli.errors import UserError
+from twcli.storage.durable import write_all
+
+FORMAT_VERSION = 1
+COLUMNS = {"offsets": (np.dtype("<i8"), (), 4096), "row_hash": (np.dtype("u1"), (16,), 4096),
+           "nll": (np.dtype("<f4"), (), 16384)}  # dtype, shape of one entry, entries a chunk
+SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5
+CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
+FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
+TRAILER = b"\ntwcli cache, sha256 of all bytes before this line: %s\n"
+TRAILER_BYTES = len(TRAILER % (b"0" * 64))
+BLOCK = 1 << 16  # entries handled at a time wherever memory must not grow with the file
+ANEW = "make it again with `twcli precompute --overwrite`"
+
+
+def to_json(fingerprint: dict[str, Any]) -> bytes:
+    """The one way to write a fingerprint. Raises ValueError where it is too large or not JSON."""
+    text = json.dumps(fingerprint, allow_nan=False).encode()
+    if len(text) > FINGERPRINT_BYTES:
+        raise ValueError(f"the fingerprint takes {len(text)} bytes, more than {FINGERPRINT_BYTES}")
+    return text
+
+
+def content_digest(fingerprint: bytes, rows: int, tokens: int) -> Any:
+    """The sha256 to which offsets, row hashes and NLL are to be added, in this order."""
+    return hashlib.sha256(b"%d %d %d " % (len(fingerprint), rows, tokens) + fingerprint)
+
+
+class Source(io.RawIOBase):
+    """The file that HDF5 reads, by `pread`: no file locks, and no warning when it is dropped unclosed."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
+
+    def close(self) -> None:
+        if not self.closed:
+            os.close(self.handle)
+        super().close()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        return self.position
+
+    def tell(self) -> int:
+        return self.position
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        view[:] = os.pread(self.handle, len(view), self.position).ljust(len(view), b"\0")
+        self.position += len(view)
+        return len(view)
+
+    def sha256(self, size: int) -> bytes:
+        """Hex sha256 of the first `size` bytes."""
+        digest = hashlib.sha256()
+        for start in range(0, size, 1 << 20):
+            digest.update(os.pread(self.handle, min(1 << 20, size - start), start))
+        return digest.hexdigest().encode()
+
+
+class Sink(Source):
+    """The file that HDF5 writes, which never fails in front of it.
+
+    On a full disk h5py raises an error without errno, cannot close the file and crashes the process at exit.
+    So the first failure is kept in `error` for the caller, who stops soon after, and HDF5 is told that all
+    went well until it has closed its file. (It reads nothing back meanwhile.)
+    """
+
+    def __init__(self, handle: int) -> None:
+        super().__init__(handle)
+        self.error: BaseException | None = None
+
+    def write(self, data: Any) -> int:
+        start, count = self.position, memoryview(data).nbytes
+        self._attempt(lambda: write_all(self.handle, data, start))
+        self.position += count
+        self.size = max(self.size, self.position)
+        return count
+
+    def truncate(self, size: int | None = None) -> int:
+        self.size = self.position if size is None else size
+        self._attempt(lambda: os.ftruncate(self.handle, self.size))
+        return self.size
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        if self.error:
+            return
+        try:
+            action()
+        except BaseException as error:  # an interrupt that arrives inside HDF5 waits as well
+            self.error = error
+
+
+def write_file(handle: int, fingerprint: bytes, offsets: np.ndarray, row_hash: np.ndarray,
+               shards: Iterable[bytes]) -> None:
+    """Writes a complete cache to the empty file `handle`, which is closed, and syncs it.
+
+    Args:
+        offsets: (N + 1,) int64.
+        row_hash: (N, 16) uint8.
+        shards: little-endian float32 bytes of /nll, in order; one is in memory at a time.
+
+    Raises:
+        OSError: as the disk gave it.
+    """
+    with Sink(handle) as sink:
+        # v110: its metadata carries checksums, so damage there is an error and not a crash or a wrong shape.
+        try:
+            with h5py.File(sink, "w", libver=("v110", "v110")) as file:
+                _fill(file, sink, fingerprint, offsets, row_hash, shards)
+        finally:
+            if sink.error:
+                raise sink.error
+        end = os.fstat(handle).st_size
+        write_all(handle, TRAILER % sink.sha256(end), end)
+        os.fsync(handle)
+
+
+def _fill(file: h5py.File, sink: Sink, fingerprint: bytes, offsets: np.ndarray, row_hash: np.ndarray,
+          shards: Iterable[bytes]) -> None:
+    sizes = {"offsets": len(offsets), "row_hash": len(row_hash), "nll": int(offsets[-1])}
+    content = content_digest(fingerprint, sizes["row_hash"], sizes["nll"])
+    for name, (dtype, width, chunk) in COLUMNS.items():
+        file.create_dataset(name, (sizes[name], *width), dtype, chunks=(chunk, *width),
+                            maxshape=(None, *width), fletcher32=True)
+    for name, array in (("offsets", offsets), ("row_hash", row_hash)):
+        for start in range(0, len(array), BLOCK):
+            file[name][start : start + BLOCK] = array[start : start + BLOCK]
+        content.update(array)
+    reached = 0
+    for shard in shards:
+        content.update(shard)
+        for block in np.split(np.frombuffer(shard, "<f4"), range(BLOCK, len(shard) // 4, BLOCK)):
+            if sink.error:
+                return
+            file["nll"][reached : reached + len(block)] = block
+            reached += len(block)
+    file.attrs["format_version"] = FORMAT_VERSION
+    file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size: can be refused unread
+    file.attrs["content_sha256"] = np.bytes_(content.hexdigest())
+
+
+@dataclass
+class Opened:
+    """What one process holds of one file; `identity` tells whether the path still leads to it."""
+
+    process: int
+    identity: tuple[int, ...]
+    source: Source
+    file: h5py.File
+    columns: dict[str, Column]
+    fingerprint: dict[str, Any]
+    content_sha256: str
+
+    def close(self) -> None:
+        self.file.close()
+        self.source.close()
+
+
+def open_file(path: str) -> Opened:
+    """Opens a cache and checks its structure: all that can be known without reading the datasets.
+
+    Raises:
+        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data in this file.
+    """
+    source = _open_source(path)
+    try:
+        # No chunk cache: every chunk is read once through HDF5, to be summed.
+        file = h5py.File(source, "r", rdcc_nbytes=0)
+        fingerprint, content = _read_attributes(file)
+        datasets = _datasets(file, source.size)
+        columns = {name: Column(name, dataset, source, path) for name, dataset in datasets.items()}
+    except Exception as error:  # h5py raises nearly everything on a file that is damaged or made to harm
+        source.close()
+        raise UserError(f"{path}: is not an intact cache: {_reason(error)}; {ANEW}") from None
+    except BaseException:
+        source.close()
+        raise
+    status = os.fstat(source.handle)
+    identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+    return Opened(os.getpid(), identity, source, file, columns, fingerprint, content)
+
+
+class Column:
+    """One dataset, read without HDF5 once its chunks are known to be intact.
+
+    A slice through HDF5 reads and sums the 64 KiB chunk around a row of some hundred bytes: 25 to 45 us a
+    row. The chunks are not compressed, so a row is a `pread` of 1 us at an address that HDF5 tells. HDF5
+    still reads each chunk when it is first touched, to check its fletcher32 sum. No memory map: a file that
+    is cut short while in use would kill the process.
+
+    Attributes:
+        length: entries.
+        touched: (chunks,) bool, which chunks are known to be intact.
+    """
+
+    def __init__(self, name: str, dataset: h5py.Dataset, source: Source, path: str) -> None:
+        self.name, self.path, self._dataset, self._source = name, path, dataset, source
+        self.dtype, self.width, self.chunk = COLUMNS[name]
+        self.length = dataset.shape[0]
+        self._item = self.dtype.itemsize * math.prod(self.width)  # bytes an entry
+        self._addresses = self._find_chunks()
+        self.touched = np.zeros(len(self._addresses), bool)
+
+    def gather(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1, ascending and disjoint in i.
+
+        Raises UserError where a checksum does not match.
+        """
+        starts, counts = starts[counts > 0], counts[counts > 0]
+        stops = starts + counts
+        first = starts // self.chunk
+        pieces = (stops - 1) // self.chunk - first + 1  # a run is cut at the borders of chunks
+        run = np.repeat(np.arange(len(starts)), pieces)
+        chunk = first[run] + np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]
+        low = np.maximum(starts[run], chunk * self.chunk)
+        sizes = (np.minimum(stops[run], (chunk + 1) * self.chunk) - low) * self._item
+        self._touch(chunk)
+        return self._read(self._addresses[chunk] + (low - chunk * self.chunk) * self._item, sizes)
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, *width): consecutive entries."""
+        return self.gather(np.array([start]), np.array([stop - start]))
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        """All entries in order, a bounded number at a time."""
+        for start in range(0, self.length, BLOCK):
+            yield self.block(start, min(start + BLOCK, self.length))
+
+    def damaged(self) -> Iterator[str]:
+        """One line for each chunk whose checksum does not match; reads all of them."""
+        for chunk in range(len(self._addresses)):
+            if not self._intact(chunk):
+                yield self._damage(chunk)
+
+    def _read(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        ends = np.cumsum(sizes)
+        data = np.empty(int(sizes.sum()), np.uint8)
+        view, handle = memoryview(data), self._source.handle
+        for place, begin, end in zip(places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True):
+            if os.preadv(handle, [view[begin:end]], place) != end - begin:
+                raise UserError(f"{self.path}: was cut short while in use")
+        return data.view(self.dtype).reshape(-1, *self.width)
+
+    def _touch(self, chunks: np.ndarray) -> None:
+        for chunk in np.unique(chunks[~self.touched[chunks]]).tolist():
+            if not self._intact(chunk):
+                raise UserError(f"{self.path}: {self._damage(chunk)}; {ANEW}")
+            self.touched[chunk] = True
+
+    def _intact(self, chunk: int) -> bool:
+        try:
+            self._dataset[chunk * self.chunk : (chunk + 1) * self.chunk]
+        except OSError:
+            return False
+        return True
+
+    def _damage(self, chunk: int) -> str:
+        last = min((chunk + 1) * self.chunk, self.length) - 1
+        return f"/{self.name} is damaged in entries {chunk * self.chunk} to {last} (checksum)"
+
+    def _find_chunks(self) -> np.ndarray:
+        addresses = np.full(-(-self.length // self.chunk), -1, np.int64)
+        stored = self.chunk * self._item + CHECKSUM_BYTES
+
+        def note(chunk: Any) -> None:
+            if chunk.size != stored or chunk.filter_mask:
+                raise ValueError(f"a chunk of /{self.name} has the wrong size or no checksum")
+            addresses[chunk.chunk_offset[0] // self.chunk] = chunk.byte_offset
+
+        if self.length:
+            self._dataset.id.chunk_iter(note)
+        if (addresses < 0).any() or (addresses > self._source.size - stored).any():
+            raise ValueError(f"/{self.name} is not completely there")
+        return addresses
+
+
+def check_offsets(columns: dict[str, Column], path: str) -> None:
+    """Raises UserError unless the offsets begin at 0, never fall and end at the number of tokens.
+
+    Done at opening, since every read relies on it: 0.1 s for 10 million rows, in blocks to keep memory flat.
+    """
+    before = 0
+    for number, block in enumerate(columns["offsets"].blocks()):
+        if (number == 0 and block[0] != 0) or block[0] < before or np.diff(block).min(initial=0) < 0:
+            raise UserError(f"{path}: is not an intact cache: its offsets fall or do not begin at 0; {ANEW}")
+        before = block[-1]
+    if before != columns["nll"].length:
+        raise UserError(f"{path}: is not an intact cache: its offsets do not end with the tokens; {ANEW}")
+
+
+def trailer_problem(source: Source) -> str | None:
+    """Reads the whole file: what is wrong with the checksum at its end, None where it matches."""
+    end = source.size - TRAILER_BYTES
+    found = os.pread(source.handle, TRAILER_BYTES, max(end, 0))
+    if found[:20] != TRAILER[:20]:
+        return "its last line, the checksum of the file, is damaged or missing"
+    if found != TRAILER % source.sha256(end):
+        return "the checksum of the whole file does not match: a byte has changed since it was written"
+    return None
+
+
+def may_be_replaced(path: str) -> bool:
+    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError where it cannot be opened."""
+    with _open_any(path) as source:
+        return _signature(source) in (SIGNATURE, b"")
+
+
+def _open_source(path: str) -> Source:
+    source = _open_any(path)
+    if _signature(source) != SIGNATURE:
+        source.close()
+        raise UserError(f"{path}: is not an HDF5 file, so not a cache; {ANEW}")
+    return source
+
+
+def _open_any(path: str) -> Source:
+    try:
+        # Without waiting for the other end, where somebody names a pipe.
+        return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot open the cache: {_reason(error)}") from None
+
+
+def _signature(source: Source) -> bytes | None:
+    """The first bytes of a regular file; None for a pipe or a device."""
+    regular = stat.S_ISREG(os.fstat(source.handle).st_mode)
+    return os.pread(source.handle, len(SIGNATURE), 0) if regular else None
+
+
+def _reason(error: Exception) -> str:
+    """One line of bounded length."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno).lower()
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
+    version = _attribute(file, "format_version", "iu", 8)
+    if version != FORMAT_VERSION:
+        raise ValueError(f"it has format version {version}, this twcli reads {FORMAT_VERSION}")
+    try:
+        fingerprint = json.loads(_attribute(file, "fingerprint", "S", FINGERPRINT_BYTES))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        raise ValueError("its fingerprint is not JSON") from None
+    if not isinstance(fingerprint, dict):
+        raise ValueError("its fingerprint is not a JSON object")
+    to_json(fingerprint)  # refuses NaN, and what only fits in another spelling
+    return fingerprint, _attribute(file, "content_sha256", "S", 64).decode()
+
+
+def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
+    """A scalar attribute, read only if it has a fixed size of at most `limit` bytes."""
+    if name not in file.attrs:
+        raise ValueError(f"it has no attribute {name}")
+    attribute = file.attrs.get_id(name)
+    if attribute.dtype.kind not in kinds or attribute.shape != () or attribute.dtype.itemsize > limit:
+        raise ValueError(f"its attribute {name} has the wrong type or size")
+    return file.attrs[name]
+
+
+def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
+    names = list(islice(file, len(COLUMNS) + 1))
+    strange, absent = set(names) - set(COLUMNS), set(COLUMNS) - set(names)
+    if strange:
+        raise ValueError(f"it holds /{min(strange)}, which is no part of one")
+    if absent:
+        raise ValueError(f"it has no /{min(absent)}")
+    datasets = {name: _plain_dataset(file, name) for name in COLUMNS}
+    shapes = {name: dataset.shape for name, dataset in datasets.items()}
+    if not 0 < shapes["row_hash"][0] == shapes["offsets"][0] - 1:
+        raise ValueError(f"its shapes do not fit together: {shapes}")
+    # Nothing is compressed, so what is declared must be there; this bounds every allocation that follows.
+    if sum(COLUMNS[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
+        raise ValueError("it declares more data than the file has bytes")
+    return datasets
+
+
+def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """The dataset, if its data can only be in this file: some links and layouts read other files silently."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
+        raise ValueError(f"/{name} is a link to somewhere else")
+    if file.get(name, getclass=True) is not h5py.Dataset:
+        raise ValueError(f"/{name} is not a dataset")
+    dataset = file[name]
+    settings = dataset.id.get_create_plist()
+    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
+    dtype, width, chunk = COLUMNS[name]
+    if settings.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_FLETCHER32]:
+        raise ValueError(f"/{name} is not stored in plain chunks with checksums")
+    if dataset.dtype != dtype or dataset.shape[1:] != width or dataset.chunks != (chunk, *width):
+        raise ValueError(f"/{name} has the wrong type or shape: {dataset.dtype} {dataset.shape}")
+    return dataset

@@ -1,0 +1,128 @@
+"""A run's checkpoints: one folder each, which appears when it is complete and tells whether it was changed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from twcli.errors import UserError, first_difference
+from twcli.storage.durable import replacing, write_durably
+
+DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
+
+
+class Checkpoints:
+    """The folder of them.
+
+    Attributes:
+        path: holds one folder a checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def save(self, step: int, tensors: dict[str, torch.Tensor], keep: int, **content: Any) -> None:
+        """Older ones beyond `keep` are removed afterwards.
+
+        Args:
+            content: JSON that `newest_content` gives back; `provenance` is among it.
+        """
+        with replacing(self.path / f"step-{step:08d}") as staged:
+            data = as_bytes(tensors)
+            write_durably(staged / "state.safetensors", data)
+            write_durably(staged / "checkpoint.json", _sealed({"step": step, "state_sha256": sha256(data), **content}))
+        for old in self._folders()[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def newest(self, provenance: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor], list[str]]:
+        """(step, tensors, notes): the newest undamaged one; step 0 and nothing where there is none.
+
+        Raises:
+            UserError: it was made from something other than `provenance`; the first field that differs is named.
+        """
+        notes = []
+        for folder in reversed(self._folders()):
+            try:
+                content, tensors = _load(folder)
+            except DAMAGED as error:
+                notes.append(f"{folder}: damaged ({error}); passed over")
+                continue
+            if different := first_difference(content["provenance"], json.loads(json.dumps(provenance))):
+                name, stored, wanted = different
+                raise UserError(f"{folder}: made with another {name}: the checkpoint has {stored}, this call has {wanted}; "
+                                "give another --out, or --overwrite to start anew")
+            return content["step"], tensors, notes
+        return 0, {}, notes
+
+    def newest_content(self) -> dict[str, Any]:
+        """What the newest one says of itself, its tensors unread; nothing where none does."""
+        for folder in reversed(self._folders()):
+            with suppress(*DAMAGED):
+                return _content(folder)
+        return {}
+
+    def remove_after(self, step: int) -> None:
+        """Those of later steps, which are damaged, and what a kill left unfinished."""
+        for folder in self._folders():
+            if folder.name > f"step-{step:08d}":
+                shutil.rmtree(folder)
+        for unfinished in self.path.glob(".step-*"):
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+    @property
+    def last(self) -> Path | None:
+        return next(reversed(self._folders()), None)
+
+    def problems(self) -> list[str]:
+        """One line for each that is damaged; reads all of them."""
+        problems = []
+        for folder in self._folders():
+            try:
+                _load(folder)
+            except DAMAGED as error:
+                problems.append(f"{folder}: damaged ({error})")
+        return problems
+
+    def _folders(self) -> list[Path]:
+        return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
+
+
+def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    content = _content(folder)
+    data = (folder / "state.safetensors").read_bytes()
+    if sha256(data) != content["state_sha256"]:
+        raise ValueError("checksum differs")
+    return content, load(data)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    content, checksum = (json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256"))
+    if sha256(json_line(content)) != checksum or folder.name != f"step-{content['step']:08d}":
+        raise ValueError("its checkpoint.json has changed")
+    return content
+
+
+def _sealed(content: dict[str, Any]) -> bytes:
+    """JSON that tells whether it was changed."""
+    return json_line({"content": content, "sha256": sha256(json_line(content))})
+
+
+def as_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
+    """A safetensors file."""
+    return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def json_line(value: Any) -> bytes:
+    return json.dumps(value, allow_nan=False).encode() + b"\n"

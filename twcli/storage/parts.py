@@ -1,0 +1,300 @@
+"""The finished shards of a file in the making: what lets `precompute` and `sample --out` resume after a crash or a kill.
+
+Next to the file F lie, while it is being made, `F.lock` and the folder `F.parts/`:
+
+    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256; at last that F is there
+    <start>-<stop>.*     the bytes of rows start to stop - 1, never changed once there
+    owner.json           who holds the lock
+    *.tmp                a write that was cut off; swept up by the next writer
+
+A file appears under its name only when its bytes are on the disk. No HDF5 here: a file that HDF5 has open for
+writing is lost when the process is killed, and a full disk must surface as a plain OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from twcli.errors import UserError, WorkFailed, first_difference
+from twcli.storage.durable import sync_folder, write_all, write_durably
+
+MANIFEST, OWNER = "manifest.jsonl", "owner.json"
+PUBLISHED = {"published": True}
+NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
+WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
+               errno.ENAMETOOLONG, errno.EEXIST}  # nothing can be written there, so the user must name another place
+
+
+@contextmanager
+def reporting(path: Path, doing: str) -> Iterator[None]:
+    """Turns an OSError into one line: UserError if the place is wrong, WorkFailed if the disk failed."""
+    try:
+        yield
+    except OSError as error:
+        reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
+        if error.errno in WRONG_PLACE:
+            raise UserError(f"{path}: cannot {doing}: {reason}") from error
+        raise WorkFailed(f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
+                         "goes on from there") from error
+
+
+def check_place(path: Path) -> None:
+    """Raises UserError where no file can be made at `path`, WorkFailed where the disk is full."""
+    with reporting(path, "write there"):
+        if path.is_dir():
+            raise UserError(f"{path}: is a folder; name a file")
+        if not path.parent.is_dir():
+            raise UserError(f"{path}: there is no folder {path.parent}; make it first")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass  # asking for permission would not tell of a read-only or a special file system
+
+
+class Parts:
+    """The folder `<target>.parts/` and the lock that makes its holder the only writer.
+
+    Args:
+        target: the file to be.
+        header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those under another header are discarded.
+        rows: their number.
+        what: a word for the file, in messages.
+        suffix: of a shard's name.
+        size: bytes that a shard of these rows has, where that is known; one of another size is damaged.
+
+    Attributes:
+        damaged: row ranges whose finished shard did not have its checksum and is to be made again.
+        stale: the header of the shards that were discarded, None where there were none.
+        published: whether the file was put there by an earlier call that did not come to tidy up.
+    """
+
+    def __init__(self, target: Path, header: dict[str, Any], rows: int, *, what: str, suffix: str,
+                 size: Callable[[range], int] | None = None) -> None:
+        self.target, self.header, self.rows, self.what, self.suffix, self.size = target, header, rows, what, suffix, size
+        self.folder = self.folder_of(target)
+        self.damaged: list[range] = []
+        self.stale: dict[str, Any] | None = None
+        self.published = False
+        self._ours = re.compile(rf"manifest\.jsonl|owner\.json|\d+-\d+{re.escape(suffix)}|.*\.tmp")
+        self._shards: dict[range, str] = {}
+        self._lock = FileLock(f"{target}.lock")
+
+    @staticmethod
+    def folder_of(target: Path) -> Path:
+        return Path(f"{target}.parts")
+
+    def open(self) -> None:
+        """Takes the lock and keeps the valid shards, those of something else aside.
+
+        Raises:
+            UserError: another process is writing, the place is not writable, or the folder is not ours.
+            WorkFailed: the disk is full.
+        """
+        with reporting(self.target, "write there"):
+            self._acquire()
+            try:
+                self._load()
+            except BaseException:
+                self._lock.release()
+                raise
+
+    def close(self) -> None:
+        """Gives the lock back; finished shards stay, an empty folder does not."""
+        try:
+            with suppress(OSError):
+                (self.folder / OWNER).unlink(missing_ok=True)
+                if not self._shards:
+                    self.remove()
+        finally:
+            self._lock.release()
+
+    @property
+    def done(self) -> list[range]:
+        """Row ranges that are finished, ascending."""
+        return sorted(self._shards, key=lambda rows: rows.start)
+
+    def missing(self, most: int) -> list[range]:
+        """Ranges of at most so many rows that are not finished, ascending."""
+        gaps, reached = [], 0
+        for rows in [*self.done, range(self.rows, self.rows)]:
+            gaps += blocks(range(reached, rows.start), most)
+            reached = rows.stop
+        return gaps
+
+    def notes(self) -> list[str]:
+        """What the user should know about shards of an earlier call."""
+        notes = [f"{self.folder}: the finished shard of {named(rows)} is damaged and is made again" for rows in self.damaged]
+        if self.stale is not None:
+            before = self.stale.get("fingerprint")
+            changed = first_difference(before, self.header["fingerprint"]) if isinstance(before, dict) else None
+            why = f"{changed[0]} differs" if changed else "the rows differ"
+            notes.append(f"{self.folder}: an unfinished {self.what} was discarded: {why}")
+        return notes
+
+    def add(self, rows: range, data: bytes) -> None:
+        """Stores one shard for good. Raises OSError."""
+        # The line goes first: killed in between, the shard is just missing; one without a line is useless.
+        digest = hashlib.sha256(data).hexdigest()
+        self._note({"rows": [rows.start, rows.stop], "sha256": digest})
+        write_durably(self._file(rows), data)
+        self._shards[rows] = digest
+
+    def read(self, rows: range) -> bytes | None:
+        """One finished shard's bytes; None where the disk no longer gives what was written."""
+        with suppress(FileNotFoundError):
+            data = self._file(rows).read_bytes()
+            if hashlib.sha256(data).hexdigest() == self._shards[rows]:
+                return data
+        return None
+
+    def all(self) -> Iterator[bytes]:
+        """Every finished shard, by ascending rows. Raises WorkFailed where one is no longer what was written."""
+        for rows in self.done:
+            data = self.read(rows)
+            if data is None:
+                raise WorkFailed(f"{self.folder}: the finished shard of {named(rows)} was damaged meanwhile; "
+                                 "run the same command again to make it anew")
+            yield data
+
+    @contextmanager
+    def publishing(self, doing: str) -> Iterator[Path]:
+        """A file to fill and to sync, which becomes the target when the block ends well; then nothing of the parts stays.
+
+        Raises:
+            UserError, WorkFailed: as `reporting`.
+        """
+        temp = self.folder / "publish.tmp"
+        with reporting(self.target, doing):
+            try:
+                yield temp
+                os.replace(temp, self.target)
+            finally:
+                temp.unlink(missing_ok=True)
+            sync_folder(self.target.parent)
+            with suppress(OSError):  # it only serves a call after a kill, and the file is there
+                self._note(PUBLISHED)
+            self.remove()
+
+    def remove(self) -> None:
+        """Removes our files and the folder. Raises OSError."""
+        if not self.folder.is_dir():
+            return
+        for file in sorted(self._files(), key=lambda file: file.name == MANIFEST):  # the last one tells that the others may be gone
+            file.unlink()
+        self.folder.rmdir()
+        self._shards.clear()
+
+    def remove_if_idle(self) -> None:
+        """Removes what a run left that was killed between publishing the cache and tidying up."""
+        if self.folder.is_dir():
+            with suppress(OSError, Timeout, UserError), self._lock.acquire(blocking=False):
+                self.remove()
+
+    def _acquire(self) -> None:
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            raise UserError(f"{self.target}: {self._holder()} is writing it; wait for it or end it") from None
+
+    def _holder(self) -> str:
+        deadline = time.monotonic() + NAME_SECONDS
+        while time.monotonic() < deadline:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                owner = json.loads((self.folder / OWNER).read_text())
+                pid, host = int(owner["pid"]), str(owner["host"])[:100]
+                if host != socket.gethostname() or _alive(pid):
+                    return f"process {pid} on {host}"
+            time.sleep(0.02)  # it has the lock but has not got as far as its name, or a dead one's name is still there
+        return "another process"
+
+    def _load(self) -> None:
+        with reporting(self.folder, "make this folder"):
+            self.folder.mkdir(exist_ok=True)
+        files = self._files()
+        write_durably(self.folder / OWNER, _line({"pid": os.getpid(), "host": socket.gethostname()}))
+        lines = self._manifest()
+        if lines and lines[0] != self.header:
+            self.stale = lines[0] if isinstance(lines[0], dict) else {}
+        elif lines:
+            self.published = PUBLISHED in lines and self.target.exists()
+            self._keep_valid(lines[1:])
+        keep = {self._file(rows).name for rows in self._shards} | {OWNER, MANIFEST}
+        kept = [{"rows": [rows.start, rows.stop], "sha256": digest} for rows, digest in self._shards.items()] + [PUBLISHED] * self.published
+        write_durably(self.folder / MANIFEST, b"".join(_line(entry) for entry in [self.header, *kept]))
+        for file in files:
+            if file.name not in keep:
+                file.unlink(missing_ok=True)
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        with open(self.folder / MANIFEST, "ab", buffering=0) as file:
+            # A leading newline, since an earlier append may have been cut off by a full disk.
+            write_all(file.fileno(), b"\n" + _line(entry))
+            os.fsync(file.fileno())
+
+    def _files(self) -> list[Path]:
+        files = list(self.folder.iterdir())
+        for file in files:
+            if not self._ours.fullmatch(file.name) or not file.is_file():
+                raise UserError(f"{self.folder}: holds {file.name}, no part of a {self.what}; move it away")
+        return files
+
+    def _manifest(self) -> list[Any]:
+        lines = []
+        with suppress(FileNotFoundError):
+            for text in (self.folder / MANIFEST).read_bytes().splitlines():
+                with suppress(ValueError, RecursionError):  # a line that was cut off
+                    lines.append(json.loads(text))
+        return lines
+
+    def _keep_valid(self, entries: list[Any]) -> None:
+        newest = {}
+        for entry in entries:
+            with suppress(KeyError, TypeError, ValueError):
+                start, stop = map(int, entry["rows"])
+                newest[range(start, stop)] = str(entry["sha256"])
+        reached = 0
+        for rows, digest in sorted(newest.items(), key=lambda item: item[0].start):
+            if not (reached <= rows.start < rows.stop <= self.rows) or not self._file(rows).exists():
+                continue
+            self._shards[rows] = digest
+            data = self.read(rows)
+            if data is None or (self.size is not None and len(data) != self.size(rows)):
+                del self._shards[rows]
+                self.damaged.append(rows)
+            else:
+                reached = rows.stop
+
+    def _file(self, rows: range) -> Path:
+        return self.folder / f"{rows.start}-{rows.stop}{self.suffix}"
+
+
+def blocks(rows: range, most: int) -> list[range]:
+    """Consecutive ranges of at most so many rows."""
+    return [rows[start : start + most] for start in range(0, len(rows), most)]
+
+
+def named(rows: range) -> str:
+    return f"rows {rows.start} to {rows.stop - 1}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return error.errno == errno.EPERM
+    return True
+
+
+def _line(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry, sort_keys=True).encode() + b"\n"

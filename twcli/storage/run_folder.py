@@ -1,0 +1,297 @@
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/, adapter/, tensorboard/,
+checksums.json and report.html.
+
+But for the report, which the command line puts there, this module alone writes in it. A folder or file appears under its final
+name when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from twcli.config.commands import AUTO, TrainConfig
+from twcli.config.options import read_yaml, to_yaml
+from twcli.errors import Interrupted, UserError, WorkFailed, first_difference, first_line, how_to_resume
+from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
+from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
+
+LOCK = ".lock"
+TEMPLATE = "template.txt"  # in model/: the frame, where it is not the tags
+
+
+class RunFolder:
+    """Paths of one run and what is written there."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.checkpoints = Checkpoints(self.path / "checkpoints")
+        self.posterior_file = self.path / "posterior.safetensors"
+        self.checksums_file = self.path / "checksums.json"
+        self.model = self.path / "model"
+        self.adapter = self.path / "adapter"
+        self.report = self.path / "report.html"
+        self.tensorboard = self.path / "tensorboard"
+        self._metrics_hash = hashlib.sha256()
+        self._events: Any = None
+        self._mend = how_to_resume()
+
+    @property
+    def template(self) -> str:
+        """What `--template` takes for the model of this run: the frame that it was trained in."""
+        file = self.model / TEMPLATE
+        return str(file) if file.is_file() else "tags"
+
+    @property
+    def done(self) -> bool:
+        return self.config_file.is_file() and self.model.is_dir()  # `--overwrite` that was killed leaves a model without settings
+
+    @contextmanager
+    def writer(self) -> Iterator[None]:
+        """Holds the run's lock; the system releases a dead holder's. A folder made here in which no run was begun goes again.
+
+        Raises:
+            UserError: another process trains here, or the folder cannot be written.
+            WorkFailed: the disk failed meanwhile.
+            Interrupted: a signal came that was not held back.
+        """
+        there = self.path.is_dir()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(self.path / LOCK, blocking=False)
+            lock.acquire()
+        except Timeout as error:
+            raise UserError(f"{self.path}: another process is training here; wait for it or give another --out") from error
+        except OSError as error:
+            raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror or error}") from error
+        try:
+            yield
+        except OSError as error:
+            raise WorkFailed(f"{error.filename or self.path}: {error.strerror or first_line(error)}; {self._mend}") from error
+        except SafetensorError as error:  # what safetensors makes of a full disk
+            raise WorkFailed(f"{self.path}: {first_line(error)}; {self._mend}") from error
+        except KeyboardInterrupt:
+            raise Interrupted(f"interrupted; {self._mend}") from None
+        finally:
+            with suppress(OSError):  # a mount point, a folder in use: what went wrong before is what the user is told
+                if [p.name for p in self.path.iterdir()] == [LOCK]:
+                    (self.path / LOCK).unlink()
+                    if not there:
+                        self.path.rmdir()
+            lock.release()
+
+    def check(self, config: TrainConfig) -> None:
+        """Writes nothing; `--overwrite` allows any run.
+
+        Raises:
+            UserError: it holds a run with other settings (the first one is named), or files of something else; or a package
+                that the settings need is missing.
+        """
+        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
+            raise UserError("--tensorboard: needs pip install 'twcli-cvae[tensorboard]'")
+        if self.config_file.is_file():
+            if not config.overwrite:
+                self._check_same(config)
+            return
+        strangers = [p.name for p in (self.path.iterdir() if self.path.is_dir() else ()) if p.name != LOCK and p.name not in self._own()]
+        if strangers:
+            raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
+
+    def settled(self, config: TrainConfig) -> TrainConfig:
+        """`config` with the number of latents that the run here has found, where `--latents auto` left it open."""
+        if config.latents == AUTO and self.config_file.is_file() and not config.overwrite:
+            return dataclasses.replace(config, latents=self.read_config().latents)
+        return config
+
+    def begin(self, config: TrainConfig) -> None:
+        """Puts down the settings, once everything else is known to be right; `--overwrite` first removes the old run."""
+        if config.overwrite:
+            self._clear()
+        if not self.config_file.is_file():
+            write_durably(self.config_file, to_yaml(config).encode())
+        self._mend = how_to_resume(config.overwrite)
+
+    def _own(self) -> set[str]:
+        """Names that a run makes, those of writes that were cut off included."""
+        files = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file)
+        folders = {"checkpoints", "model", ".model", "adapter", ".adapter", "tensorboard"}
+        return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
+
+    def _clear(self) -> None:
+        self.config_file.unlink(missing_ok=True)  # first: what is left of the rest belongs to no run any more
+        for path in self.path.iterdir():
+            if path.name in self._own():
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+    def _check_same(self, config: TrainConfig) -> None:
+        there = self.read_config().identity()
+        for key, value in self.settled(config).identity().items():
+            if there[key] != value:
+                raise UserError(f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
+                                "give another --out, or --overwrite to start anew")
+
+    def read_config(self) -> TrainConfig:
+        """Raises UserError where there is no run."""
+        if not self.config_file.is_file():
+            raise UserError(f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train --out`")
+        return TrainConfig.from_mapping(read_yaml(str(self.config_file)), str(self.config_file))
+
+    # metrics
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """All complete lines; a line torn by a kill is left out.
+
+        Raises:
+            UserError: a line is damaged, or they are not those that the newest checkpoint was saved after.
+        """
+        newest = self.checkpoints.newest_content()  # before the file, which only grows
+        data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
+        lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
+        metrics: list[dict[str, Any]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                metrics.append(json.loads(line))
+                sound = metrics[-1]["step"] == metrics[0]["step"] + number - 1
+            except (ValueError, TypeError, KeyError):
+                sound = False
+            if not sound:
+                raise UserError(f"{self.metrics_file}:{number}: is damaged; move the file away to go on without it")
+        before = b"".join(lines[: sum(m["step"] <= newest.get("step", 0) for m in metrics)])
+        if before and sha256(before) != newest["metrics_sha256"]:
+            raise UserError(f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; move it away to go on without it")
+        return metrics
+
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
+        line = json_line(metrics)
+        with self.metrics_file.open("ab", buffering=0) as file:
+            write_all(file.fileno(), line)
+        self._metrics_hash.update(line)
+        if self._events is not None:
+            for name, value in metrics.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._events.add_scalar(name, value, metrics["step"])
+
+    @contextmanager
+    def events(self, step: int) -> Iterator[None]:
+        """Inside it `append_metrics` writes for TensorBoard too; what it had of steps after `step` is struck out."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        with SummaryWriter(self.tensorboard, purge_step=step + 1) as self._events:
+            yield
+        self._events = None
+
+    # checkpoints, with the metrics up to them
+
+    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
+        """Only the newest `keep` stay."""
+        self.checkpoints.path.mkdir(exist_ok=True)
+        sync_folder(self.path)  # this folder's entry and the metrics', before a checkpoint relies on them
+        with self.metrics_file.open("rb") as file:
+            os.fsync(file.fileno())
+        self.checkpoints.save(step, tensors, keep, metrics_sha256=self._metrics_hash.hexdigest(), provenance=provenance)
+
+    def cut_back(self, step: int) -> list[dict[str, Any]]:
+        """Leaves what there was at the checkpoint of `step`, later metrics gone; those that are left come back.
+
+        Raises:
+            UserError: the metrics are damaged.
+        """
+        self.checkpoints.remove_after(step)
+        left = [m for m in self.read_metrics() if m["step"] <= step]
+        data = b"".join(map(json_line, left))
+        self._metrics_hash = hashlib.sha256(data)
+        write_durably(self.metrics_file, data)
+        return left
+
+    # results
+
+    def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
+        write_durably(self.posterior_file, as_bytes(tensors))
+
+    def load_posterior(self) -> dict[str, torch.Tensor]:
+        """Raises UserError where the file is missing or damaged."""
+        try:
+            return load(self.posterior_file.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{self.posterior_file}: cannot be read: {error}") from error
+
+    def save_adapter(self, adapter: Any) -> None:
+        """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
+        with replacing(self.adapter) as staged:
+            adapter.save_pretrained(staged, save_embedding_layers=False)
+            _synced_sums(staged, "adapter")
+
+    @contextmanager
+    def publishing_model(self) -> Iterator[Path]:
+        """A folder to save the model in; it becomes `model/` when the block ends well, checksums of all results beside it."""
+        with replacing(self.model) as staged:
+            yield staged
+            sums = {file.name: sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
+            if self.adapter.is_dir():
+                sums |= _synced_sums(self.adapter, "adapter")
+            sums |= _synced_sums(staged, "model")
+            write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
+
+    def check_results(self) -> None:
+        """Raises UserError where a file of the finished run is not what training wrote."""
+        if problems := self._damaged_results():
+            raise UserError(f"{problems[0]}; run its `twcli train` command again with --overwrite")
+
+    def problems(self) -> list[str]:
+        """One line for each checkpoint or result that is damaged; reads all of them."""
+        problems = self.checkpoints.problems()
+        if self.done:
+            problems += self._damaged_results()
+        try:
+            self.read_metrics()
+            settings = self.read_config().identity()
+        except UserError as error:
+            return [*problems, str(error)]
+        if different := first_difference(settings, self.checkpoints.newest_content().get("provenance", {"settings": settings})["settings"]):
+            name, stored, wanted = different
+            problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
+        return problems
+
+    def _damaged_results(self) -> list[str]:
+        try:
+            sums = json.loads(self.checksums_file.read_bytes())
+            files = [(self.path / name, wanted) for name, wanted in sums.items()]
+        except (OSError, ValueError, AttributeError) as error:
+            return [f"{self.checksums_file}: cannot be read ({error})"]
+        problems = []
+        for file, wanted in files:
+            try:
+                with file.open("rb") as stream:
+                    if hashlib.file_digest(stream, "sha256").hexdigest() != wanted:
+                        problems.append(f"{file}: its checksum differs")
+            except OSError as error:
+                problems.append(f"{file}: cannot be read: {error.strerror}")
+        return problems
+
+
+def _synced_sums(folder: Path, name: str) -> dict[str, str]:
+    """sha256 of each file below it, by its path under `name`; what other libraries wrote there is made durable."""
+    sums = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file():
+            with file.open("rb") as stream:
+                sums[f"{name}/{file.relative_to(folder)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                os.fsync(stream.fileno())
+    for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(below)
+    return sums
