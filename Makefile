@@ -6,7 +6,8 @@
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
-# make lint     the linter
+# make lint     the linter, and whether the layout is the formatter's
+# make format   the layout, and what the linter can mend by itself
 # make docs     the command reference, from the commands
 # make clean    removes what the others made, the virtual environment included
 
@@ -17,12 +18,13 @@ INSTALLED := .venv/.installed
 DEMO := build/demo
 LATENTS := 4
 STEPS := 1000
+SOURCES := twcli tests examples benchmarks docs
 JUDGE := examples.tasks.sorting_algorithms:judge
 
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality bench test torture coverage mutants lint docs clean
+.PHONY: demo figures quality bench test torture coverage mutants lint format docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -55,7 +57,12 @@ mutants: $(INSTALLED)
 	  -k 'not killed_at_any and not cannot_grow and not other_processes and not second_writer_is and not 9000 and not flipped_bit'
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check twcli tests examples benchmarks docs
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_commands.py

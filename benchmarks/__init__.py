@@ -1,1 +1,3 @@
-"""Speed and quality, measured: each script writes a table. Run from the repository's root: `python benchmarks/bench.py`."""
+"""Speed and quality, measured: each script writes a table. Run from the repository's root:
+`python benchmarks/bench.py`.
+"""

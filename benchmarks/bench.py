@@ -1,11 +1,12 @@
 """What a step, a precompute and a cache cost, beside what they are measured against.
 
-    python benchmarks/bench.py --out build/bench.json --table docs/benchmarks.md [--only SECTION ...] [--repeats R]
+    python benchmarks/bench.py --out build/bench.json --table docs/benchmarks.md
+                               [--only SECTION ...] [--repeats R]
 
-Everything compared is measured in this one process, by turns, and the median of `--repeats` rounds is taken after one
-that is not counted. Time is processor time of this process, which other programs on the machine disturb least, but for what two
-cores do at once.
-The file keeps the rows of the sections that a call leaves out. TRL is optional: pip install 'twcli-cvae[bench]'.
+Everything compared is measured in this one process, by turns, and the median of `--repeats` rounds
+is taken after one that is not counted. Time is processor time of this process, which other programs
+on the machine disturb least, but for what two cores do at once. The file keeps the rows of the
+sections that a call leaves out. TRL is optional: pip install 'twcli-cvae[bench]'.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ CORES = min(2, os.cpu_count() or 1)  # of the comparison with TRL: both may use 
 # A training step on one shape
 
 
-def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, rows: int, repeats: int) -> list[Row]:
+def shape_rows(
+    name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, rows: int, repeats: int
+) -> list[Row]:
     backbone = make()
     vocabulary = backbone.config.vocab_size
     model = latent_model(backbone, K)
@@ -98,14 +101,32 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     seconds["ours default"] /= 2
     columns = ", ".join(f"{label} {value:.3f}" for label, value in seconds.items())
     label = f"{name} ({P}, {K}, {S})"
-    exact = gradient(model.double(), partial(separate_passes, model, replace(batch, weights_BS=batch.weights_BS.double()), False))
-    rounding = f"both differ from K + 1 passes in float64: ours by {apart(ours_once, exact):.1e}, they by {apart(separate, exact):.1e}"
-    return [Row(f"{label}: largest relative difference of loss and gradients", apart(ours_once, separate), 1e-5, "<=", rounding),
-            *speed_rows(label, P, K, S, seconds, f"{rows} records; seconds: {columns}")]
+    exact = gradient(
+        model.double(),
+        partial(
+            separate_passes, model, replace(batch, weights_BS=batch.weights_BS.double()), False
+        ),
+    )
+    rounding = (
+        f"both differ from K + 1 passes in float64: ours by {apart(ours_once, exact):.1e}, "
+        f"they by {apart(separate, exact):.1e}"
+    )
+    return [
+        Row(
+            f"{label}: largest relative difference of loss and gradients",
+            apart(ours_once, separate),
+            1e-5,
+            "<=",
+            rounding,
+        ),
+        *speed_rows(label, P, K, S, seconds, f"{rows} records; seconds: {columns}"),
+    ]
 
 
 def mixed(repeats: int) -> Row:
-    """A step on completions of very different lengths, four a prompt, with padding in the linear layers and without."""
+    """A step on completions of very different lengths, four a prompt, with padding in the
+    linear layers and without.
+    """
     model, encoded = latent_model(llama(), 4), rows_to_score(1024, 4)
     model.execution = AUTO
     plan = Plan(encoded.lengths, encoded.prompt_index, batch_tokens=2048, seed=[0])
@@ -117,9 +138,15 @@ def mixed(repeats: int) -> Row:
             gradient(model, partial(through, model, batch, AUTO))
 
     seconds = timed({"padded": partial(step, 0.0), "real": partial(step, packing.DENSE)}, repeats)
-    return Row("10 M Llama, four completions a prompt of log-normal lengths, K = 4: a step without padding, times the same padded",
-               seconds["padded"].processor / seconds["real"].processor,
-               note=f"{batch.active_BS.float().mean():.0%} of the places of y hold a token; {len(batch.rows_B)} records")
+    return Row(
+        "10 M Llama, four completions a prompt of log-normal lengths, K = 4: "
+        "a step without padding, times the same padded",
+        seconds["padded"].processor / seconds["real"].processor,
+        note=(
+            f"{batch.active_BS.float().mean():.0%} of the places of y hold a token; "
+            f"{len(batch.rows_B)} records"
+        ),
+    )
 
 
 def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
@@ -136,13 +163,25 @@ def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
         output = model(read, prune=prune)
         return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch)
 
-    calls = {"plain": partial(fine_tuning, model, batch), "ours": partial(step, batch, 1e-3), "whole": partial(step, blind, 1e-3),
-             "exact": partial(step, batch, 0.0)}
+    calls = {
+        "plain": partial(fine_tuning, model, batch),
+        "ours": partial(step, batch, 1e-3),
+        "whole": partial(step, blind, 1e-3),
+        "exact": partial(step, batch, 0.0),
+    }
     taken = timed({label: partial(gradient, model, call) for label, call in calls.items()}, repeats)
-    whole, exact, ours = (taken[label].processor / taken["plain"].processor for label in ("whole", "exact", "ours"))
-    return Row(f"10 M Llama ({P}, {K}, {S}), a learned posterior that has decided: step in plain fine-tuning steps", ours,
-               note=f"{whole:.2f} where latents without mass are read to the end, {exact:.2f} with all gradients; {rows} records, b_t in "
-               f"the first {early} tokens")
+    whole, exact, ours = (
+        taken[label].processor / taken["plain"].processor for label in ("whole", "exact", "ours")
+    )
+    return Row(
+        f"10 M Llama ({P}, {K}, {S}), a learned posterior that has decided: "
+        "step in plain fine-tuning steps",
+        ours,
+        note=(
+            f"{whole:.2f} where latents without mass are read to the end, {exact:.2f} with all "
+            f"gradients; {rows} records, b_t in the first {early} tokens"
+        ),
+    )
 
 
 def shapes(repeats: int) -> Iterator[Row]:
@@ -166,29 +205,75 @@ def silent(_text: str) -> None:
 
 
 def default(repeats: int) -> list[Row]:
-    """Steps of a run with K = 8 on the sorting task after `hold`, each beside a plain fine-tuning step on its records."""
+    """Steps of a run with K = 8 on the sorting task after `hold`, each beside a plain
+    fine-tuning step on its records.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data, model = folder / "train.jsonl", folder / "entangled"
-        for arguments in (["make_data.py", "sorting_algorithms", "--records", "4000", "--completions", "4", "--out", data],
-                          ["entangle.py", "--data", data, "--out", model]):  # trained to its end: b_t decides what `--prune` may leave out
-            subprocess.run([sys.executable, ROOT / "examples" / arguments[0], *map(str, arguments[1:])], check=True, capture_output=True)
+        for arguments in (
+            [
+                "make_data.py",
+                "sorting_algorithms",
+                "--records",
+                "4000",
+                "--completions",
+                "4",
+                "--out",
+                data,
+            ],
+            # trained to its end: b_t decides what `--prune` may leave out
+            ["entangle.py", "--data", data, "--out", model],
+        ):
+            subprocess.run(
+                [sys.executable, ROOT / "examples" / arguments[0], *map(str, arguments[1:])],
+                check=True,
+                capture_output=True,
+            )
         common = {"model": str(model), "data": str(data), "device": "cpu"}
         precompute(PrecomputeConfig(out=str(folder / "b.h5"), **common), silent, no_bar)
-        config = TrainConfig(baseline=str(folder / "b.h5"), latents=8, out=str(folder / "run"), steps=20 + 8 * repeats, hold=0.05, **common)
+        config = TrainConfig(
+            baseline=str(folder / "b.h5"),
+            latents=8,
+            out=str(folder / "run"),
+            steps=20 + 8 * repeats,
+            hold=0.05,
+            **common,
+        )
         given = steps_beside_plain_ones(config)
         every = steps_beside_plain_ones(replace(config, out=str(folder / "every")), used=8)
-    return [Row("default recipe, sorting, K = 8, after the warm start: a step in plain fine-tuning steps", given.step, 2.5, "<=",
-                f"refine {given.refine:.2f}, settle {given.settle:.2f}; {given.used} of the latents are used; an entangled model as "
-                "examples/entangle.py makes it, all of a step: collating, optimiser, metrics"),
-            Row("default recipe, the same where all 8 latents are used", every.step, 2.5, "<=",
-                f"refine {every.refine:.2f}, settle {every.settle:.2f}"),
-            Row("default recipe: reading b_t of a batch from the cache, share of a training step", given.reading, 0.01, "<=")]
+    return [
+        Row(
+            "default recipe, sorting, K = 8, after the warm start: a step in plain fine-tuning "
+            "steps",
+            given.step,
+            2.5,
+            "<=",
+            f"refine {given.refine:.2f}, settle {given.settle:.2f}; {given.used} of the latents "
+            "are used; an entangled model as examples/entangle.py makes it, all of a step: "
+            "collating, optimiser, metrics",
+        ),
+        Row(
+            "default recipe, the same where all 8 latents are used",
+            every.step,
+            2.5,
+            "<=",
+            f"refine {every.refine:.2f}, settle {every.settle:.2f}",
+        ),
+        Row(
+            "default recipe: reading b_t of a batch from the cache, share of a training step",
+            given.reading,
+            0.01,
+            "<=",
+        ),
+    ]
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Medians: of the steps of a stage, in plain fine-tuning steps on the same records; of reading b_t, a share of a step."""
+    """Medians: of the steps of a stage, in plain fine-tuning steps on the same records; of
+    reading b_t, a share of a step.
+    """
 
     refine: float
     settle: float
@@ -208,8 +293,11 @@ def steps_beside_plain_ones(config: TrainConfig, used: int | None = None) -> Cos
         job.used = used or job.used
         run.begin(config)
         tuned = copy.deepcopy(job.model.backbone)
-        optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4, fused=True)  # as `trainer` has it
-        stream = batches(job.stages, 0, partial(plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0))
+        # as `trainer` has it
+        optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4, fused=True)
+        stream = batches(
+            job.stages, 0, partial(plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0)
+        )
         steps = trainer.fit(job, silent)
         ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
         reading = []
@@ -248,7 +336,14 @@ def high_water() -> float:
     """MiB of memory that this process has held at most."""
     status = Path("/proc/self/status")
     if status.exists():  # Linux starts a child's ru_maxrss at what its parent held
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")) / 1024
+        return (
+            next(
+                int(line.split()[1])
+                for line in status.read_text().splitlines()
+                if line.startswith("VmHWM:")
+            )
+            / 1024
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
@@ -258,8 +353,16 @@ def memory(_repeats: int) -> list[Row]:
         return float(subprocess.run(call, check=True, capture_output=True, text=True).stdout)
 
     small, large = measured(2), measured(16)
-    return [Row("--latent-chunk 1: memory of a step, K = 16 over K = 2", large / small, 1.1, "<=",
-                f"{small:.0f} and {large:.0f} MiB above the loaded model; 10 M Llama, 16 records, P = S = 64")]
+    return [
+        Row(
+            "--latent-chunk 1: memory of a step, K = 16 over K = 2",
+            large / small,
+            1.1,
+            "<=",
+            f"{small:.0f} and {large:.0f} MiB above the loaded model; 10 M Llama, 16 records, "
+            "P = S = 64",
+        )
+    ]
 
 
 # Precompute
@@ -279,8 +382,13 @@ def precompute_rows(repeats: int) -> list[Row]:
     rows = len(encoded)
     rates: list[float] = []
     long = prompts_of(np.random.default_rng(1), np.full(64, 256), np.full(64, 64), 4)
-    alone = {"ours": partial(score, model, encoded), "padded": partial(score, model, encoded, varlen=False),
-             "bound": lambda: rates.append(rate()), "once": partial(score, model, long), "each": partial(score, model, long, varlen=False)}
+    alone = {
+        "ours": partial(score, model, encoded),
+        "padded": partial(score, model, encoded, varlen=False),
+        "bound": lambda: rates.append(rate()),
+        "once": partial(score, model, long),
+        "each": partial(score, model, long, varlen=False),
+    }
     calls = {name: partial(on_cores, 1, call) for name, call in alone.items()}
     calls["ours, all cores"] = partial(on_cores, CORES, alone["ours"])
     with Process(["--serve-trl"], CORES) as theirs:
@@ -293,15 +401,39 @@ def precompute_rows(repeats: int) -> list[Row]:
     if theirs:
         trl = seconds["TRL"]
         times = trl.wall / every.wall
-        note = (f"{rows / every.wall:.0f} rows a second; TRL {rows / trl.wall:.1f}; "
-                f"in processor seconds, with what threads wait for each other, {trl.processor / every.processor:.2f} times")
-    return [Row(f"precompute on {CORES} cores: rows a second, times TRL's precompute_ref_log_probs", times, 7.0, note=note),
-            Row("precompute: share of the bound, multiply-adds of real tokens at the rate of a large matrix product",
-                share, 0.6, note="" if times is None else f"at 7 times TRL it would be {7 * share / times:.2f}"),
-            Row("precompute: rows without padding and prompts once, times the same rows padded", seconds["padded"].processor / ours),
-            Row(f"precompute: rows a second on {CORES} cores, times one", seconds["ours"].wall / every.wall),
-            Row("precompute: four completions of 64 tokens a prompt of 256, the prompt read once, times each with its own",
-                seconds["each"].processor / seconds["once"].processor)]
+        note = (
+            f"{rows / every.wall:.0f} rows a second; TRL {rows / trl.wall:.1f}; "
+            "in processor seconds, with what threads wait for each other, "
+            f"{trl.processor / every.processor:.2f} times"
+        )
+    return [
+        Row(
+            f"precompute on {CORES} cores: rows a second, times TRL's precompute_ref_log_probs",
+            times,
+            7.0,
+            note=note,
+        ),
+        Row(
+            "precompute: share of the bound, multiply-adds of real tokens at the rate of a large "
+            "matrix product",
+            share,
+            0.6,
+            note="" if times is None else f"at 7 times TRL it would be {7 * share / times:.2f}",
+        ),
+        Row(
+            "precompute: rows without padding and prompts once, times the same rows padded",
+            seconds["padded"].processor / ours,
+        ),
+        Row(
+            f"precompute: rows a second on {CORES} cores, times one",
+            seconds["ours"].wall / every.wall,
+        ),
+        Row(
+            "precompute: four completions of 64 tokens a prompt of 256, the prompt read once, "
+            "times each with its own",
+            seconds["each"].processor / seconds["once"].processor,
+        ),
+    ]
 
 
 def on_cores(cores: int, call: Callable[[], Any]) -> None:
@@ -313,14 +445,21 @@ def on_cores(cores: int, call: Callable[[], Any]) -> None:
 
 @dataclass
 class Process:
-    """A pass that another process makes when told to, so that nothing set in this one speeds it up or slows it down."""
+    """A pass that another process makes when told to, so that nothing set in this one
+    speeds it up or slows it down.
+    """
 
     arguments: list[str]
     threads: int
 
     def __enter__(self) -> Process | None:
-        call, environment = [sys.executable, __file__, *self.arguments], os.environ | {"OMP_NUM_THREADS": str(self.threads)}
-        self._process = subprocess.Popen(call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        call, environment = (
+            [sys.executable, __file__, *self.arguments],
+            os.environ | {"OMP_NUM_THREADS": str(self.threads)},
+        )
+        self._process = subprocess.Popen(
+            call, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
         return self if self._process.stdout.readline() else None  # says so once it is ready
 
     def __exit__(self, *_raised: object) -> None:
@@ -361,20 +500,38 @@ def cache(_repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "large.h5"
         subprocess.run([sys.executable, __file__, "--make-cache", str(path)], check=True)
-        result = subprocess.run([sys.executable, __file__, "--read-cache", str(path)], check=True, capture_output=True, text=True)
+        result = subprocess.run(
+            [sys.executable, __file__, "--read-cache", str(path)],
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         figures = json.loads(result.stdout)
     label = f"cache of {CACHE_ROWS:,} rows"
-    return [Row(f"{label}: seconds to open", figures["open"], 1.0, "<="),
-            Row(f"{label}: random rows a second", figures["random"], 50_000, ">=", "in batches of 256"),
-            Row(f"{label}: MiB above the imports while an epoch streams", figures["memory"], 300, "<=",
-                f"{figures['stream']:.0f} s for all rows, 256 at a time")]
+    return [
+        Row(f"{label}: seconds to open", figures["open"], 1.0, "<="),
+        Row(f"{label}: random rows a second", figures["random"], 50_000, ">=", "in batches of 256"),
+        Row(
+            f"{label}: MiB above the imports while an epoch streams",
+            figures["memory"],
+            300,
+            "<=",
+            f"{figures['stream']:.0f} s for all rows, 256 at a time",
+        ),
+    ]
 
 
 def make_cache(path: str) -> None:
     offsets = np.arange(CACHE_ROWS + 1, dtype=np.int64) * CACHE_TOKENS
     hashes = np.arange(2 * CACHE_ROWS, dtype=np.uint64).view(np.uint8).reshape(-1, 16)
     rng = np.random.default_rng(0)
-    with CacheWriter(path, fingerprint={"made": "by bench.py"}, offsets=offsets, row_hash=hashes, shard_rows=2**20) as writer:
+    with CacheWriter(
+        path,
+        fingerprint={"made": "by bench.py"},
+        offsets=offsets,
+        row_hash=hashes,
+        shard_rows=2**20,
+    ) as writer:
         for rows in writer.missing:
             writer.write(rows, rng.exponential(size=len(rows) * CACHE_TOKENS).astype(np.float32))
         writer.publish()
@@ -396,7 +553,16 @@ def read_cache(path: str) -> None:
     for rows, _, _ in stored.stream(256):
         if rows.start % (256 * 1000) == 0:
             most = max(most, resident())
-    print(json.dumps({"open": opened, "random": random, "stream": time.perf_counter() - start, "memory": most - before}))
+    print(
+        json.dumps(
+            {
+                "open": opened,
+                "random": random,
+                "stream": time.perf_counter() - start,
+                "memory": most - before,
+            }
+        )
+    )
 
 
 # Start-up
@@ -406,18 +572,29 @@ def start(repeats: int) -> list[Row]:
     seconds = []
     for _ in range(repeats + 1):
         begun = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "twcli", "--help"], check=True, capture_output=True, cwd=ROOT)
+        subprocess.run(
+            [sys.executable, "-m", "twcli", "--help"], check=True, capture_output=True, cwd=ROOT
+        )
         ended = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(ended.ru_utime + ended.ru_stime - begun.ru_utime - begun.ru_stime)
     return [Row("twcli --help: seconds", median(seconds[1:]), 0.3, "<=")]
 
 
-SECTIONS = {"shapes": shapes, "default": default, "memory": memory, "precompute": precompute_rows, "cache": cache, "start": start,
-            "gpu": bench_gpu.rows}
+SECTIONS = {
+    "shapes": shapes,
+    "default": default,
+    "memory": memory,
+    "precompute": precompute_rows,
+    "cache": cache,
+    "start": start,
+    "gpu": bench_gpu.rows,
+}
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="bench.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     parser.add_argument("--table", type=Path)
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=list(SECTIONS))
@@ -438,7 +615,10 @@ def main(argv: list[str] | None = None) -> None:
         print(section, file=sys.stderr, flush=True)
         rows, others = [], [r for r in kept["rows"] if r["section"] != section]
         if section != "gpu" or "machine" not in kept:
-            kept["machine"], kept["threads"] = f"torch {torch.__version__} on a CPU, float32", torch.get_num_threads()
+            kept["machine"], kept["threads"] = (
+                f"torch {torch.__version__} on a CPU, float32",
+                torch.get_num_threads(),
+            )
         for row in SECTIONS[section](options.repeats):  # what is measured is kept, whatever comes
             print(f"  {row.name}: {row.figure}", file=sys.stderr, flush=True)
             rows.append({"section": section, **asdict(row), "met": row.met})
@@ -455,37 +635,45 @@ def main(argv: list[str] | None = None) -> None:
 
 HEADING = """# Benchmarks
 
-{date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work.
-What is compared is measured by turns and the median taken; steps of the shapes are the loss and its gradient, without the optimiser.
-All in processor seconds, but for rows a second on several cores, which are on the clock. {gpu}
+{date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work. What is
+compared is measured by turns and the median taken; steps of the shapes are the loss and its
+gradient, without the optimiser. All in processor seconds, but for rows a second on several cores,
+which are on the clock. {gpu}
 
-A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt of its own. *K + 2 passes* reads the K
-branches, the posterior's sequence and the one for b_t one after another, all with gradients and with logits at every position;
-*cached K + 1* reads K + 1 whole sequences at once, logits at y only; *ours exact* reads the prompt once. *Ours default* is the mean of
-`refine` and `settle`, the default recipe's steps after the warm start, with b_t all over y, so that `--prune` cuts nothing; the rows of
-the sorting task have a real model's b_t. Completions that share a prompt, as training data have them, are not in these rows and save more.
+A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt
+of its own. *K + 2 passes* reads the K branches, the posterior's sequence and the one for b_t one
+after another, all with gradients and with logits at every position; *cached K + 1* reads K + 1
+whole sequences at once, logits at y only; *ours exact* reads the prompt once. *Ours default* is the
+mean of `refine` and `settle`, the default recipe's steps after the warm start, with b_t all over y,
+so that `--prune` cuts nothing; the rows of the sorting task have a real model's b_t. Completions
+that share a prompt, as training data have them, are not in these rows and save more.
 
-A section is one process (`--only SECTION`), and TRL has one of its own, without what this package sets; the sections of one table may
-come from calls at different times. For the check of the gradients the latents' embeddings are made 8 times longer: with nearly equal
-losses of all latents the posterior's gradient cancels, and what is left is rounding. The pass for b_t counts with a gradient in *K + 2
-passes*; cached K + 1 is the closer comparison.
+A section is one process (`--only SECTION`), and TRL has one of its own, without what this package
+sets; the sections of one table may come from calls at different times. For the check of the
+gradients the latents' embeddings are made 8 times longer: with nearly equal losses of all latents
+the posterior's gradient cancels, and what is left is rounding. The pass for b_t counts with a
+gradient in *K + 2 passes*; cached K + 1 is the closer comparison.
 
-Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores: rows a second are on the clock. Products
-of `precompute` are oneDNN's, those of TRL and of the bound torch's own. oneDNN makes a product for each new number of tokens, about a
-millisecond; the first turn has that and is not counted.
+Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores:
+rows a second are on the clock. Products of `precompute` are oneDNN's, those of TRL and of the bound
+torch's own. oneDNN makes a product for each new number of tokens, about a millisecond; the first
+turn has that and is not counted.
 
 """
 
 ON_A_GPU = """
 ## On a GPU
 
-bf16 as `twcli train --precision bf16` has it, autocast over float32 weights; sums repeat exactly; all on the clock. Batches are as large
-as the activations of cached K + 1 leave room for; *K + 2 passes* go backward after each pass. Brackets hold the utilisation: multiply-adds
-with weights, attention left out, at the rate of a large matrix product in the same call. The model's own modules start many small kernels,
-so that models of this width are far from that rate in every column, the plain step included.
+bf16 as `twcli train --precision bf16` has it, autocast over float32 weights; sums repeat exactly;
+all on the clock. Batches are as large as the activations of cached K + 1 leave room for; *K + 2
+passes* go backward after each pass. Brackets hold the utilisation: multiply-adds with weights,
+attention left out, at the rate of a large matrix product in the same call. The model's own modules
+start many small kernels, so that models of this width are far from that rate in every column, the
+plain step included.
 
-Rounding is the relative difference of all gradients together from K + 1 passes in float32, ours over that of K + 1 passes in bf16. Random
-weights make latents nearly alike, so that gradients cancel and both are large for deep models.
+Rounding is the relative difference of all gradients together from K + 1 passes in float32, ours
+over that of K + 1 passes in bf16. Random weights make latents nearly alike, so that gradients
+cancel and both are large for deep models.
 
 """
 
@@ -497,7 +685,9 @@ COLUMNS = """| what | figure | bar | met |
 def table(kept: dict[str, Any]) -> str:
     on_gpu = [row for row in kept["rows"] if row["section"] == "gpu"]
     gpu = "[On a GPU](#on-a-gpu) below." if on_gpu else "No GPU was at hand."
-    text = HEADING.format(date=date.today(), machine=kept["machine"], threads=kept["threads"], gpu=gpu)
+    text = HEADING.format(
+        date=date.today(), machine=kept["machine"], threads=kept["threads"], gpu=gpu
+    )
     text += COLUMNS + lines([row for row in kept["rows"] if row["section"] != "gpu"])
     return text + ON_A_GPU + COLUMNS + lines(on_gpu) if on_gpu else text
 
@@ -505,10 +695,23 @@ def table(kept: dict[str, Any]) -> str:
 def lines(rows: list[dict[str, Any]]) -> str:
     text = ""
     for row in rows:
-        figure = "not measured" if row["figure"] is None else f"{row['figure']:.3g}" if row["figure"] < 1e4 else f"{row['figure']:,.0f}"
-        bar = "" if row["bar"] is None else f"{'at least' if row['sign'] == '>=' else 'at most'} {row['bar']:g}"
+        figure = (
+            "not measured"
+            if row["figure"] is None
+            else f"{row['figure']:.3g}"
+            if row["figure"] < 1e4
+            else f"{row['figure']:,.0f}"
+        )
+        bar = (
+            ""
+            if row["bar"] is None
+            else f"{'at least' if row['sign'] == '>=' else 'at most'} {row['bar']:g}"
+        )
         met = {True: "yes", False: "**no**", None: ""}[row["met"]]
-        text += f"| {row['name']}{'. ' + row['note'] if row['note'] else ''} | {figure} | {bar} | {met} |\n"
+        text += (
+            f"| {row['name']}{'. ' + row['note'] if row['note'] else ''} | {figure} | {bar} | "
+            f"{met} |\n"
+        )
     return text
 
 

@@ -1,4 +1,6 @@
-"""The shapes, precompute and memory of `bench.py` on a GPU in bf16; large batches, all on the clock."""
+"""The shapes, precompute and memory of `bench.py` on a GPU in bf16; large
+batches, all on the clock.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ from twcli.models.latents import LatentModel
 from twcli.models.runtime import repeat_exactly
 
 DEVICE, PRECISION = "cuda", torch.bfloat16
-SIDE, PRODUCTS = 8192, 10  # of the matrices whose product's rate is what a model's is measured against
+# of the matrices whose product's rate is what a model's is measured against
+SIDE, PRODUCTS = 8192, 10
 PAIRS = 2048, 2  # rows to score and completions a prompt
 COMPARED = 512  # of those rows in float32 too
 TRL_BATCHES = 8, 32  # pairs a batch, of which the faster counts
@@ -52,7 +55,8 @@ def large() -> LlamaForCausalLM:
     return llama(hidden=2048, layers=22, heads=32, key_heads=4, inner=5632, vocabulary=32000)
 
 
-# Name, model, shapes, tokens of all K + 1 sequences: what the activations of cached K + 1 leave room for.
+# Name, model, shapes, tokens of all K + 1 sequences: what the activations of
+# cached K + 1 leave room for.
 MODELS: list[tuple[str, Callable[[], LlamaForCausalLM], list[tuple[int, int, int]], int]] = [
     ("10 M Llama", llama, SHAPES, 294912),
     ("SmolLM2-135M shape", smollm2, [(64, 8, 64), (512, 8, 32)], 65536),
@@ -66,11 +70,16 @@ def rows(repeats: int) -> Iterator[Row]:
         return
     repeat_exactly(torch.device(DEVICE))  # as `twcli train` does
     peak = rate()
-    yield Row("GPU: TFLOP a second of a large matrix product in bf16, which utilisation is of", peak / 1e12,
-              note=f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    yield Row(
+        "GPU: TFLOP a second of a large matrix product in bf16, which utilisation is of",
+        peak / 1e12,
+        note=f"{torch.cuda.get_device_name()}, torch {torch.__version__}",
+    )
     for name, make, shapes, tokens in MODELS:
         for P, K, S in shapes:
-            yield from shape_rows(f"GPU, {name}", make, P, K, S, max(1, tokens // (K + 1) // (P + S)), repeats, peak)
+            yield from shape_rows(
+                f"GPU, {name}", make, P, K, S, max(1, tokens // (K + 1) // (P + S)), repeats, peak
+            )
     yield from precompute_rows(repeats, peak)
     yield from kernel_rows(repeats)
     yield from memory_rows()
@@ -79,7 +88,9 @@ def rows(repeats: int) -> Iterator[Row]:
 def rate() -> float:
     """FLOP a second."""
     a, b = (torch.randn(SIDE, SIDE, device=DEVICE, dtype=PRECISION) for _ in range(2))
-    seconds = timed({"product": lambda: waited(lambda: [a @ b for _ in range(PRODUCTS)])}, 5)["product"].wall
+    seconds = timed({"product": lambda: waited(lambda: [a @ b for _ in range(PRODUCTS)])}, 5)[
+        "product"
+    ].wall
     return PRODUCTS * 2 * SIDE**3 / seconds
 
 
@@ -96,7 +107,9 @@ def on_device(make: Callable[[], LlamaForCausalLM]) -> LlamaForCausalLM:
 
 @contextmanager
 def counted(model: LatentModel) -> Iterator[dict[str, int]]:
-    """Tokens that pass through the layers and positions that pass through the head while it lasts."""
+    """Tokens that pass through the layers and positions that pass
+    through the head while it lasts.
+    """
     seen = {"tokens": 0, "positions": 0}
 
     def layers(_module: Any, _args: Any, inputs: dict[str, Any]) -> None:
@@ -105,8 +118,10 @@ def counted(model: LatentModel) -> Iterator[dict[str, int]]:
     def head(_module: Any, args: tuple[torch.Tensor, ...]) -> None:
         seen["positions"] += args[0].shape[:-1].numel()
 
-    hooks = [model.backbone.base_model.register_forward_pre_hook(layers, with_kwargs=True),
-             model.backbone.lm_head.register_forward_pre_hook(head)]
+    hooks = [
+        model.backbone.base_model.register_forward_pre_hook(layers, with_kwargs=True),
+        model.backbone.lm_head.register_forward_pre_hook(head),
+    ]
     try:
         yield seen
     finally:
@@ -115,7 +130,9 @@ def counted(model: LatentModel) -> Iterator[dict[str, int]]:
 
 
 def work(model: LatentModel, call: Callable[[], torch.Tensor]) -> float:
-    """FLOP of matrix products with weights, forward and backward; attention and what is computed again are not counted."""
+    """FLOP of matrix products with weights, forward and backward; attention and what is
+    computed again are not counted.
+    """
     with counted(model) as seen, torch.no_grad(), torch.autocast(DEVICE, PRECISION):
         call()
     linear = sum(w.numel() for w in linear_weights(model.backbone))
@@ -132,8 +149,16 @@ def in_bf16(model: LatentModel, call: Callable[[], Any]) -> Any:
         return call()
 
 
-def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, S: int, records: int, repeats: int,
-               peak: float) -> list[Row]:
+def shape_rows(
+    name: str,
+    make: Callable[[], LlamaForCausalLM],
+    P: int,
+    K: int,
+    S: int,
+    records: int,
+    repeats: int,
+    peak: float,
+) -> list[Row]:
     backbone = on_device(make)
     vocabulary = backbone.config.vocab_size
     model = latent_model(backbone, K).to(DEVICE)
@@ -142,36 +167,73 @@ def shape_rows(name: str, make: Callable[[], LlamaForCausalLM], P: int, K: int, 
     calls = steps_of_a_shape(model, batch)
     flop = {label: work(model, call) for label, call in calls.items()}
     steps = {label: partial(waited, partial(step, model, call)) for label, call in calls.items()}
-    steps["K + 2 passes"] = partial(waited, partial(in_bf16, model, partial(one_after_another, model, batch)))
-    steps["ours default"] = partial(waited, partial(in_bf16, model, partial(default_recipe, model, batch)))
+    steps["K + 2 passes"] = partial(
+        waited, partial(in_bf16, model, partial(one_after_another, model, batch))
+    )
+    steps["ours default"] = partial(
+        waited, partial(in_bf16, model, partial(default_recipe, model, batch))
+    )
     seconds = {label: each.wall for label, each in timed(steps, repeats).items()}
     seconds["ours default"] /= 2
-    columns = ", ".join(f"{label} {1000 * value:.1f} ms" + (f" ({flop[label] / value / peak:.0%})" if label in flop else "")
-                        for label, value in seconds.items())
+    columns = ", ".join(
+        f"{label} {1000 * value:.1f} ms"
+        + (f" ({flop[label] / value / peak:.0%})" if label in flop else "")
+        for label, value in seconds.items()
+    )
     label = f"{name} ({P}, {K}, {S})"
     del steps, calls, model, backbone
     torch.cuda.empty_cache()
-    return [Row(f"{label}: rounding of loss and gradients in bf16, times that of separate passes", error, 1.5, "<=", rounding),
-            *speed_rows(label, P, K, S, seconds, f"{records} records; a step and its utilisation: {columns}", records * (P + S))]
+    return [
+        Row(
+            f"{label}: rounding of loss and gradients in bf16, times that of separate passes",
+            error,
+            1.5,
+            "<=",
+            rounding,
+        ),
+        *speed_rows(
+            label,
+            P,
+            K,
+            S,
+            seconds,
+            f"{records} records; a step and its utilisation: {columns}",
+            records * (P + S),
+        ),
+    ]
 
 
 def errors(model: LatentModel, batch: Any) -> tuple[float, str]:
-    """How much more ours in bf16 is off from K + 1 passes in float32 than those passes are in bf16, over all gradients."""
-    def taken(call: Callable[[], torch.Tensor], dtype: torch.dtype) -> tuple[float, list[torch.Tensor]]:
+    """How much more ours in bf16 is off from K + 1 passes in float32 than those passes are in
+    bf16, over all gradients.
+    """
+
+    def taken(
+        call: Callable[[], torch.Tensor], dtype: torch.dtype
+    ) -> tuple[float, list[torch.Tensor]]:
         with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             loss, gradients = gradient(model, call)
         return loss, [torch.cat([g.flatten() for g in gradients])]
 
-    separate, ours = partial(separate_passes, model, batch, False), partial(through, model, batch, AUTO)
+    separate, ours = (
+        partial(separate_passes, model, batch, False),
+        partial(through, model, batch, AUTO),
+    )
     exact = taken(separate, torch.float32)
     by_ours, by_them = (apart(taken(call, PRECISION), exact) for call in (ours, separate))
-    return by_ours / by_them, f"from K + 1 passes in float32 ours differ by {by_ours:.1e}, they by {by_them:.1e}"
+    return (
+        by_ours / by_them,
+        f"from K + 1 passes in float32 ours differ by {by_ours:.1e}, they by {by_them:.1e}",
+    )
 
 
 def kernel_rows(repeats: int) -> list[Row]:
     """What the kernels save beside attention over copies of the prompts under a mask."""
     found = []
-    for name, make, (P, K, S), tokens in (("10 M Llama", llama, (512, 8, 32), 16384), ("SmolLM2-135M shape", smollm2, (512, 8, 32), 6528)):
+    for name, make, (P, K, S), tokens in (
+        ("10 M Llama", llama, (512, 8, 32), 16384),
+        ("SmolLM2-135M shape", smollm2, (512, 8, 32), 6528),
+    ):
         model = latent_model(on_device(make), K).to(DEVICE)
         batch = batch_of(P, S, tokens // (P + S), model.backbone.config.vocab_size - K).to(DEVICE)
         with_kernels = partial(waited, partial(step, model, partial(through, model, batch, AUTO)))
@@ -186,10 +248,20 @@ def kernel_rows(repeats: int) -> list[Row]:
             repeat_exactly(torch.device(DEVICE))
 
         seconds = timed({"with": with_kernels, "without": without, "any order": any_order}, repeats)
-        found.append(Row(f"GPU, {name} ({P}, {K}, {S}): a step that repeats exactly, in steps that add up in any order",
-                         seconds["with"].wall / seconds["any order"].wall))
-        found.append(Row(f"GPU, {name} ({P}, {K}, {S}): attention in flash kernels, a step times the same over copied prompts and a mask",
-                         seconds["without"].wall / seconds["with"].wall))
+        found.append(
+            Row(
+                f"GPU, {name} ({P}, {K}, {S}): a step that repeats exactly, "
+                "in steps that add up in any order",
+                seconds["with"].wall / seconds["any order"].wall,
+            )
+        )
+        found.append(
+            Row(
+                f"GPU, {name} ({P}, {K}, {S}): attention in flash kernels, a step times the same "
+                "over copied prompts and a mask",
+                seconds["without"].wall / seconds["with"].wall,
+            )
+        )
     return found
 
 
@@ -199,31 +271,75 @@ def precompute_rows(repeats: int, peak: float) -> list[Row]:
     exact = score(small, encoded, varlen=False, rows=COMPARED)
     theirs = [call for size in TRL_BATCHES if (call := trl_pass(small, encoded, batch=size))]
     small.to(PRECISION)
-    error, padded_error = (np.abs(score(small, encoded, varlen=varlen, rows=COMPARED) - exact) for varlen in (True, False))
-    seconds = timed({"ours": lambda: score(small, encoded), "padded": lambda: score(small, encoded, varlen=False)}
-                    | {f"TRL {place}": partial(waited, call) for place, call in enumerate(theirs)}, repeats)
+    error, padded_error = (
+        np.abs(score(small, encoded, varlen=varlen, rows=COMPARED) - exact)
+        for varlen in (True, False)
+    )
+    seconds = timed(
+        {
+            "ours": lambda: score(small, encoded),
+            "padded": lambda: score(small, encoded, varlen=False),
+        }
+        | {f"TRL {place}": partial(waited, call) for place, call in enumerate(theirs)},
+        repeats,
+    )
     ours = seconds["ours"].wall
     best = min((seconds[f"TRL {place}"].wall for place in range(len(theirs))), default=None)
     rows = len(encoded)
     note = f"{rows / ours:,.0f} rows and {tokens_of(encoded) / ours:,.0f} tokens a second; "
-    note += "TRL is not installed" if best is None else f"TRL in bf16 {rows / best:,.0f} rows, the faster of {TRL_BATCHES} pairs a batch"
+    note += (
+        "TRL is not installed"
+        if best is None
+        else f"TRL in bf16 {rows / best:,.0f} rows, the faster of {TRL_BATCHES} pairs a batch"
+    )
     label = "GPU, precompute, 10 M Llama in bf16"
-    found.append(Row(f"{label}: rows a second, times TRL's precompute_ref_log_probs", None if best is None else best / ours, 7.0,
-                     note=note))
+    found.append(
+        Row(
+            f"{label}: rows a second, times TRL's precompute_ref_log_probs",
+            None if best is None else best / ours,
+            7.0,
+            note=note,
+        )
+    )
     found.append(Row(f"{label}: utilisation", 2 * scoring_work(small, encoded) / ours / peak))
-    found.append(Row(f"{label}: rows without padding and prompts once, times the same rows padded", seconds["padded"].wall / ours))
-    found.append(Row(f"{label}: mean error of b_t from float32, times that of padded rows in bf16",
-                     float(error.mean() / padded_error.mean()), 1.5, "<=",
-                     f"{error.mean():.1e} and {padded_error.mean():.1e} nats a token"))
-    for name, make, (P, S), count in (("SmolLM2-135M shape", smollm2, (64, 64), 4096), ("1.1 B Llama", large, (256, 64), 512)):
+    found.append(
+        Row(
+            f"{label}: rows without padding and prompts once, times the same rows padded",
+            seconds["padded"].wall / ours,
+        )
+    )
+    found.append(
+        Row(
+            f"{label}: mean error of b_t from float32, times that of padded rows in bf16",
+            float(error.mean() / padded_error.mean()),
+            1.5,
+            "<=",
+            f"{error.mean():.1e} and {padded_error.mean():.1e} nats a token",
+        )
+    )
+    for name, make, (P, S), count in (
+        ("SmolLM2-135M shape", smollm2, (64, 64), 4096),
+        ("1.1 B Llama", large, (256, 64), 512),
+    ):
         model = on_device(make).to(PRECISION)
         data = prompts_of(np.random.default_rng(1), np.full(count, P), np.full(count, S), 4)
-        taken = {"ours": partial(score, model, data), "padded": partial(score, model, data, varlen=False)}
+        taken = {
+            "ours": partial(score, model, data),
+            "padded": partial(score, model, data, varlen=False),
+        }
         seconds = timed(taken, repeats)
         ours = seconds["ours"].wall
-        found.append(Row(f"GPU, precompute, {name}, four completions of {S} tokens a prompt of {P}: times each padded with its own",
-                         seconds["padded"].wall / ours, note=f"{count / ours:,.0f} rows and {tokens_of(data) / ours:,.0f} tokens a second, "
-                         f"utilisation {2 * scoring_work(model, data) / ours / peak:.0%}"))
+        found.append(
+            Row(
+                f"GPU, precompute, {name}, four completions of {S} tokens a prompt of {P}: "
+                "times each padded with its own",
+                seconds["padded"].wall / ours,
+                note=(
+                    f"{count / ours:,.0f} rows and {tokens_of(data) / ours:,.0f} tokens a second, "
+                    f"utilisation {2 * scoring_work(model, data) / ours / peak:.0%}"
+                ),
+            )
+        )
     return found
 
 
@@ -239,6 +355,13 @@ def memory_rows() -> list[Row]:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     small, large = peak(2), peak(16)
-    return [Row("GPU, --latent-chunk 1: memory of a step, K = 16 over K = 2", large / small, 1.1, "<=",
-                f"{small:.0f} and {large:.0f} MiB above the loaded model; 10 M Llama, 128 records, P = S = 64")]
-
+    return [
+        Row(
+            "GPU, --latent-chunk 1: memory of a step, K = 16 over K = 2",
+            large / small,
+            1.1,
+            "<=",
+            f"{small:.0f} and {large:.0f} MiB above the loaded model; 10 M Llama, 128 records, "
+            "P = S = 64",
+        )
+    ]

@@ -1,14 +1,19 @@
-"""Draws what weighting with b_t is about, and what it does, from scratch: data, entangled models, training runs.
+"""Draws what weighting with b_t is about, and what it does, from scratch: data,
+entangled models, training runs.
 
     python benchmarks/dilution.py --out build/figures
 
 Writes three figures and the numbers behind them:
 
-    profile.png   where b_t lies along y in three tasks, with the boundary t0 before which nine tenths of it lie
-    gradient.png  the posterior's gradient against T at fixed t0: uniform, weighted, and both subtractions
-    training.png  mutual information and likelihood gain during training, each weighting under both policies for b_t
+    profile.png   where b_t lies along y in three tasks, with the boundary t0 before which nine
+                  tenths of it lie
+    gradient.png  the posterior's gradient against T at fixed t0: uniform, weighted, and both
+                  subtractions
+    training.png  mutual information and likelihood gain during training, each weighting under
+                  both policies for b_t
     table.md      the gain at the end, as a table
-    dilution.json every number drawn; with `--redraw` the figures are made from it again, without training
+    dilution.json every number drawn; with `--redraw` the figures are made from it again,
+                  without training
 """
 
 from __future__ import annotations
@@ -49,9 +54,11 @@ BOUNDARY = 0.9  # share of all b_t that lies in the first t0 tokens
 COVERED_ROWS = 0.2  # a position is drawn where at least this share of the rows reaches it
 PROFILED_TASKS = ("multidigit_addition", "sorting_algorithms", "grid_pathfinding")
 TRAINED_TASK = "multidigit_addition"
-# Okabe and Ito's colours, told apart by the colour-blind; each series has a dash or marker of its own besides.
+# Okabe and Ito's colours, told apart by the colour-blind; each series has a dash or
+# marker of its own besides.
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#000000"
-RUNS = {  # name: (weighting, policy, colour, dash); uniform weights read no b_t, so both policies are one run
+# name: (weighting, policy, colour, dash); uniform weights read no b_t, so both policies are one run
+RUNS = {
     "uniform (either policy)": ("uniform", "frozen", BLACK, ":"),
     "token, frozen": ("token", "frozen", ORANGE, "-"),
     "token, dynamic": ("token", "dynamic", ORANGE, "--"),
@@ -73,15 +80,46 @@ class Plan:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="dilution.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/figures"), metavar="DIR", help="default build/figures")
-    parser.add_argument("--entangle-steps", type=at_least(1), default=Plan.entangle_steps, metavar="N", help="default %(default)s")
-    parser.add_argument("--steps", type=at_least(MEASURE_EVERY), default=Plan.steps, metavar="N",
-                        help="training steps of each run; default %(default)s")
-    parser.add_argument("--seeds", type=at_least(1), default=Plan.seeds, metavar="N", help="default %(default)s")
-    parser.add_argument("--jobs", type=at_least(1), default=2, metavar="N", help="processes of one thread each; default %(default)s")
-    parser.add_argument("--redraw", action="store_true", help="only draw again from the numbers in DIR")
+    parser = Parser(
+        prog="dilution.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("build/figures"),
+        metavar="DIR",
+        help="default build/figures",
+    )
+    parser.add_argument(
+        "--entangle-steps",
+        type=at_least(1),
+        default=Plan.entangle_steps,
+        metavar="N",
+        help="default %(default)s",
+    )
+    parser.add_argument(
+        "--steps",
+        type=at_least(MEASURE_EVERY),
+        default=Plan.steps,
+        metavar="N",
+        help="training steps of each run; default %(default)s",
+    )
+    parser.add_argument(
+        "--seeds", type=at_least(1), default=Plan.seeds, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        default=2,
+        metavar="N",
+        help="processes of one thread each; default %(default)s",
+    )
+    parser.add_argument(
+        "--redraw", action="store_true", help="only draw again from the numbers in DIR"
+    )
     arguments = parser.parse_args(argv)
     numbers = arguments.out / "dilution.json"
     runtime.quiet_transformers()
@@ -89,7 +127,10 @@ def main(argv: list[str] | None = None) -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         if not arguments.redraw:
             plan = Plan(arguments.entangle_steps, arguments.steps, arguments.seeds)
-            numbers.write_text(json.dumps(measure(arguments.out / "work", plan, arguments.jobs), indent=1), encoding="utf-8")
+            numbers.write_text(
+                json.dumps(measure(arguments.out / "work", plan, arguments.jobs), indent=1),
+                encoding="utf-8",
+            )
         draw(json.loads(numbers.read_text(encoding="utf-8")), arguments.out)
     except OSError as error:
         parser.error(f"{error.filename or arguments.out}: {error.strerror}")
@@ -110,15 +151,24 @@ def no_bar(_label: str, _total: int):
 
 def measure(work: Path, plan: Plan, jobs: int) -> dict[str, Any]:
     work.mkdir(exist_ok=True)
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+    with ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=one_thread
+    ) as pool:
         profiled = [(task, pool.submit(profile, work, task, plan)) for task in PROFILED_TASKS]
         profiles = {task: job.result() for task, job in profiled}
-        started = [(name, seed, pool.submit(curve, work, TRAINED_TASK, name, seed, plan)) for seed in range(plan.seeds) for name in RUNS]
+        started = [
+            (name, seed, pool.submit(curve, work, TRAINED_TASK, name, seed, plan))
+            for seed in range(plan.seeds)
+            for name in RUNS
+        ]
         runs: dict[str, list[Any]] = {name: [] for name in RUNS}
         for name, seed, job in started:
             runs[name].append(job.result())
-            say(f"{name}, seed {seed}: mutual information {job.result()['mutual_information'][-1]:.3f} nats, "
-                f"gain {job.result()['gain'][-1]:.2f} nats an example")
+            say(
+                f"{name}, seed {seed}: mutual information "
+                f"{job.result()['mutual_information'][-1]:.3f} nats, gain "
+                f"{job.result()['gain'][-1]:.2f} nats an example"
+            )
     return {"plan": asdict(plan), "profile": profiles, "gradient": gradients(), "training": runs}
 
 
@@ -130,78 +180,148 @@ def one_thread() -> None:
 
 def files(work: Path, task: str, plan: Plan) -> tuple[Path, Path, Path, Path]:
     """Training and test data, entangled model, cache."""
-    return tuple(work / f"{task}{end}" for end in (".jsonl", "-test.jsonl", f"-{plan.entangle_steps}-steps", ".h5"))
+    return tuple(
+        work / f"{task}{end}"
+        for end in (".jsonl", "-test.jsonl", f"-{plan.entangle_steps}-steps", ".h5")
+    )
 
 
 def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
-    """Data, an entangled model and its b_t: mean by position, the boundary t0, mean effective t0 and mean T in tokens."""
+    """Data, an entangled model and its b_t: mean by position, the boundary t0, mean
+    effective t0 and mean T in tokens.
+    """
     data, test, model, cache = files(work, task, plan)
     for file, number, seed in ((data, TRAIN_RECORDS, 0), (test, TEST_RECORDS, 1)):
         write(file, records(TASKS[task], number, COMPLETIONS, seed, set()))
-    if not (model / "config.json").exists():  # an interrupted call goes on with the models that it has
-        entangle(str(data), model, Settings(steps=plan.entangle_steps), lambda text: say(f"{task}: {text}"))
-    precompute(PrecomputeConfig(model=str(model), data=str(data), out=str(cache), overwrite=True, device="cpu"), say, no_bar)
+    # an interrupted call goes on with the models that it has
+    if not (model / "config.json").exists():
+        entangle(
+            str(data),
+            model,
+            Settings(steps=plan.entangle_steps),
+            lambda text: say(f"{task}: {text}"),
+        )
+    precompute(
+        PrecomputeConfig(
+            model=str(model), data=str(data), out=str(cache), overwrite=True, device="cpu"
+        ),
+        say,
+        no_bar,
+    )
     encoded, flat = frozen_nll(model, test)
     lengths = encoded.target_lengths
     nll = gather_padded(flat, encoded.target_offsets[:-1], lengths, np.nan)
     kept = np.isfinite(nll).mean(0) >= COVERED_ROWS
     mass, squares = np.nansum(nll, 1), np.nansum(nll**2, 1)
     before = np.cumsum(np.nansum(nll, 0)) / mass.sum()
-    return {"mean": np.nanmean(nll[:, kept], 0).tolist(), "t0": int((before < BOUNDARY).sum()) + 1,
-            "effective": float((mass**2 / squares).mean()), "T": float(lengths.mean())}
+    return {
+        "mean": np.nanmean(nll[:, kept], 0).tolist(),
+        "t0": int((before < BOUNDARY).sum()) + 1,
+        "effective": float((mass**2 / squares).mean()),
+        "T": float(lengths.mean()),
+    }
 
 
 def frozen_nll(model: Path, data: Path) -> tuple[Any, np.ndarray]:
     template, frozen = runtime.load_template(str(model)), runtime.load_model(str(model))
-    encoded = template.encode(read_examples(str(data)), max_length=runtime.context_length(frozen, None), source=str(data))
-    return encoded, baseline.score_flat(frozen, template, encoded, np.arange(len(encoded)), batch_tokens=4096)
+    encoded = template.encode(
+        read_examples(str(data)), max_length=runtime.context_length(frozen, None), source=str(data)
+    )
+    return encoded, baseline.score_flat(
+        frozen, template, encoded, np.arange(len(encoded)), batch_tokens=4096
+    )
 
 
-def gradients(first: int = 2, totals: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)) -> dict[str, Any]:
-    """Norm of the gradient of sum_z q(z) Reff(z) in q's logits: l_t(z) depends on z, and b_t > 0, in the first t0 tokens only."""
-    kinds = {"uniform": (1.0, 0.0, "none"), "weighted with b_t": (0.0, 1.0, "none"),
-             "mean b_t subtracted": (0.0, 1.0, "scalar-baseline"), "b_t subtracted": (0.0, 1.0, "token-baseline")}
+def gradients(
+    first: int = 2, totals: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256, 512)
+) -> dict[str, Any]:
+    """Norm of the gradient of sum_z q(z) Reff(z) in q's logits: l_t(z) depends on z, and b_t > 0,
+    in the first t0 tokens only.
+    """
+    kinds = {
+        "uniform": (1.0, 0.0, "none"),
+        "weighted with b_t": (0.0, 1.0, "none"),
+        "mean b_t subtracted": (0.0, 1.0, "scalar-baseline"),
+        "b_t subtracted": (0.0, 1.0, "token-baseline"),
+    }
     result: dict[str, Any] = {"t0": first, "T": list(totals), "norm": {name: [] for name in kinds}}
     generator = torch.Generator().manual_seed(0)
     opening, rest = torch.rand(64, 4, first, dtype=torch.float64, generator=generator), 0.05
     start = torch.randn(64, 4, dtype=torch.float64, generator=generator)
     for total in totals:
-        nll, weights = torch.full((64, 4, total), rest, dtype=torch.float64), torch.zeros(64, total, dtype=torch.float64)
+        nll, weights = (
+            torch.full((64, 4, total), rest, dtype=torch.float64),
+            torch.zeros(64, total, dtype=torch.float64),
+        )
         nll[..., :first], weights[:, :first] = opening, opening.mean(1)
         for name, (uniform_weight, token_weight, ablation) in kinds.items():
             logits = start.clone().requires_grad_()
-            reff = reconstruction(nll, torch.ones(64, total, dtype=torch.bool), weights, uniform_weight=uniform_weight,
-                                  token_weight=token_weight, tau=1e-4, ablation=ablation)
+            reff = reconstruction(
+                nll,
+                torch.ones(64, total, dtype=torch.bool),
+                weights,
+                uniform_weight=uniform_weight,
+                token_weight=token_weight,
+                tau=1e-4,
+                ablation=ablation,
+            )
             (logits.softmax(-1) * reff).sum(-1).mean().backward()
             result["norm"][name].append(logits.grad.norm().item())
-    result["slope"] = {name: float(np.polyfit(np.log(totals), np.log(norms), 1)[0]) for name, norms in result["norm"].items()}
+    result["slope"] = {
+        name: float(np.polyfit(np.log(totals), np.log(norms), 1)[0])
+        for name, norms in result["norm"].items()
+    }
     return result
 
 
 def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, list[float]]:
     """One run without warm start, measured on held-out records as it goes.
 
-    A batch is sorted by length and so holds few strategies: mutual information is taken over the whole test file.
+    A batch is sorted by length and so holds few strategies: mutual information is taken
+    over the whole test file.
     """
     data, test, model, cache = files(work, task, plan)
     weighting, policy, _, _ = RUNS[name]
     out = work / f"run-{weighting}-{policy}-{seed}"
     shutil.rmtree(out, ignore_errors=True)
     config = TrainConfig(
-        model=str(model), data=str(data), baseline=str(cache) if policy == "frozen" else None, baseline_policy=policy,
-        latents=4, out=str(out), weighting=weighting, warm_start="none", steps=plan.steps, batch_tokens=plan.batch_tokens,
-        lr=plan.lr, beta=plan.beta, seed=seed, device="cpu", checkpoint_every=plan.steps)
+        model=str(model),
+        data=str(data),
+        baseline=str(cache) if policy == "frozen" else None,
+        baseline_policy=policy,
+        latents=4,
+        out=str(out),
+        weighting=weighting,
+        warm_start="none",
+        steps=plan.steps,
+        batch_tokens=plan.batch_tokens,
+        lr=plan.lr,
+        beta=plan.beta,
+        seed=seed,
+        device="cpu",
+        checkpoint_every=plan.steps,
+    )
     run = RunFolder(out)
     with run.writer():
         job = prepare(config, run, lambda _text: None, no_bar)
         run.begin(config)
         encoded, flat = frozen_nll(model, test)
         frozen = np.add.reduceat(flat, encoded.target_offsets[:-1], dtype=np.float64).mean()
-        result: dict[str, list[float]] = {key: [] for key in ("step", "mutual_information", "gain", "amplification")}
+        result: dict[str, list[float]] = {
+            key: [] for key in ("step", "mutual_information", "gain", "amplification")
+        }
         for metrics in trainer.fit(job, lambda _text: None):
             if metrics["step"] % MEASURE_EVERY == 0:
                 job.model.eval()
-                passes = read_all(job.model, job.template, encoded, config, flat, batch_tokens=4096, progress=lambda _count: None)
+                passes = read_all(
+                    job.model,
+                    job.template,
+                    encoded,
+                    config,
+                    flat,
+                    batch_tokens=4096,
+                    progress=lambda _count: None,
+                )
                 job.model.train()
                 q = torch.from_numpy(passes.posterior)
                 result["step"].append(metrics["step"])
@@ -220,8 +340,14 @@ def draw(numbers: dict[str, Any], out: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    pyplot.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150})
-    for name, paint in (("profile", draw_profile), ("gradient", draw_gradient), ("training", draw_training)):
+    pyplot.rcParams.update(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "savefig.dpi": 150}
+    )
+    for name, paint in (
+        ("profile", draw_profile),
+        ("gradient", draw_gradient),
+        ("training", draw_training),
+    ):
         figure = paint(pyplot, numbers[name])
         figure.savefig(out / f"{name}.png", bbox_inches="tight")
         pyplot.close(figure)
@@ -236,10 +362,20 @@ def draw_profile(pyplot: Any, profiles: dict[str, Any]) -> Any:
         position = np.arange(1, len(found["mean"]) + 1)
         axis.bar(position, found["mean"], width=1.0, color=BLUE)
         axis.axvline(found["t0"] + 0.5, color=RED, linestyle="--", linewidth=1.5)
-        text = (f"{BOUNDARY:.0%} of $b_t$ up to $t_0$ = {found['t0']}\nof T = {found['T']:.1f} tokens;\n"
-                f"effective tokens {found['effective']:.1f}")
-        axis.annotate(text, (found["t0"] + 0.5, 0.97), xycoords=("data", "axes fraction"), xytext=(6, 0), textcoords="offset points",
-                      va="top", color=RED)
+        text = (
+            f"{BOUNDARY:.0%} of $b_t$ up to $t_0$ = {found['t0']}\nof T = {found['T']:.1f} "
+            "tokens;\n"
+            f"effective tokens {found['effective']:.1f}"
+        )
+        axis.annotate(
+            text,
+            (found["t0"] + 0.5, 0.97),
+            xycoords=("data", "axes fraction"),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="top",
+            color=RED,
+        )
         axis.set(title=task.replace("_", " "), xlabel="token of y")
     axes[0].set_ylabel("mean $b_t$ (nats)")
     return figure
@@ -248,13 +384,27 @@ def draw_profile(pyplot: Any, profiles: dict[str, Any]) -> Any:
 def draw_gradient(pyplot: Any, found: dict[str, Any]) -> Any:
     figure, axis = pyplot.subplots(figsize=(6, 4))
     # The subtractions lie on the uniform line: open markers of other sizes keep all three in sight.
-    looks = {"uniform": (BLACK, "o", 5, "-"), "weighted with b_t": (BLUE, "s", 6, "-"), "mean b_t subtracted": (ORANGE, "^", 10, "none"),
-             "b_t subtracted": (GREEN, "D", 14, "none")}
+    looks = {
+        "uniform": (BLACK, "o", 5, "-"),
+        "weighted with b_t": (BLUE, "s", 6, "-"),
+        "mean b_t subtracted": (ORANGE, "^", 10, "none"),
+        "b_t subtracted": (GREEN, "D", 14, "none"),
+    }
     for name, norms in found["norm"].items():
         colour, marker, size, line = looks[name]
-        axis.loglog(found["T"], norms, color=colour, marker=marker, markersize=size, linestyle=line,
-                    markerfacecolor="none" if line == "none" else colour, markeredgewidth=1.5,
-                    label=f"{name.replace('b_t', '$b_t$')} (slope {round(found['slope'][name], 2) + 0.0:g})")
+        axis.loglog(
+            found["T"],
+            norms,
+            color=colour,
+            marker=marker,
+            markersize=size,
+            linestyle=line,
+            markerfacecolor="none" if line == "none" else colour,
+            markeredgewidth=1.5,
+            label=(
+                f"{name.replace('b_t', '$b_t$')} (slope {round(found['slope'][name], 2) + 0.0:g})"
+            ),
+        )
     axis.set(xlabel=f"T (tokens), $t_0$ = {found['t0']}", ylabel="norm of the posterior's gradient")
     axis.set_xticks(found["T"], [str(t) for t in found["T"]])
     axis.minorticks_off()
@@ -267,30 +417,53 @@ def draw_training(pyplot: Any, runs: dict[str, Any]) -> Any:
     for name, curves in runs.items():
         _, _, colour, dash = RUNS[name]
         for axis, key in zip(axes, ("mutual_information", "gain"), strict=True):
-            # One line a seed: seeds either find z or do not, so that their mean is a run that none of them was.
+            # One line a seed: seeds either find z or do not, so that their mean is a
+            # run that none of them was.
             for seed, found in enumerate(curves):
-                axis.plot(found["step"], found[key], color=colour, linestyle=dash, linewidth=1.5, label=None if seed else name)
+                axis.plot(
+                    found["step"],
+                    found[key],
+                    color=colour,
+                    linestyle=dash,
+                    linewidth=1.5,
+                    label=None if seed else name,
+                )
     axes[0].axhline(np.log(4), color="0.6", linewidth=1)
-    axes[0].annotate("log K", (axes[0].get_xlim()[0], np.log(4)), xytext=(4, -12), textcoords="offset points", color="0.4")
+    axes[0].annotate(
+        "log K",
+        (axes[0].get_xlim()[0], np.log(4)),
+        xytext=(4, -12),
+        textcoords="offset points",
+        color="0.4",
+    )
     axes[0].set(xlabel="step", ylabel="mutual information of y and z (nats)")
     axes[1].axhline(0, color="0.6", linewidth=1)
     axes[1].set_yscale("symlog", linthresh=1)
     ticks = [2, 1, 0, -1, -2, -5, -10, -20, -50, -100]
     low, high = axes[1].get_ylim()
-    axes[1].set_yticks([t for t in ticks if low <= t <= high], [str(t) for t in ticks if low <= t <= high])
+    axes[1].set_yticks(
+        [t for t in ticks if low <= t <= high], [str(t) for t in ticks if low <= t <= high]
+    )
     axes[1].minorticks_off()
     axes[1].set(xlabel="step", ylabel="likelihood.gain (nats an example)")
     figure.tight_layout(rect=(0, 0.08, 1, 1))
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(runs), frameon=False)
+    figure.legend(
+        *axes[0].get_legend_handles_labels(), loc="lower center", ncols=len(runs), frameon=False
+    )
     return figure
 
 
 def table_of(runs: dict[str, Any]) -> str:
     """Mean and range over the seeds at the last step, as Markdown."""
-    lines = ["| loss | likelihood.gain, nats an example | mutual information, nats | amplification |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| loss | likelihood.gain, nats an example | mutual information, nats | amplification |",
+        "| --- | ---: | ---: | ---: |",
+    ]
     for name, curves in runs.items():
-        cells = [span([c[key][-1] for c in curves], digits) for key, digits in
-                 (("gain", 2), ("mutual_information", 3), ("amplification", 1))]
+        cells = [
+            span([c[key][-1] for c in curves], digits)
+            for key, digits in (("gain", 2), ("mutual_information", 3), ("amplification", 1))
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 

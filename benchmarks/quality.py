@@ -1,13 +1,16 @@
 """Tasks x seeds x losses, from the data to the evaluation, and a table of what came out.
 
-    python benchmarks/quality.py --out build/quality --table docs/quality.md [--tasks T ...] [--seeds S ...] [--variants V ...] [--jobs J]
+    python benchmarks/quality.py --out build/quality --table docs/quality.md [--tasks T ...]
+                                 [--seeds S ...] [--variants V ...] [--jobs J]
 
-Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds or variants adds to the
-tables; what is written above them stays. `ours` is `twcli train` with its defaults, the same for every task; `uniform` and
-`token` are the published losses without a warm start, on the same model, data, steps and optimiser. `exact` is ours with
-nothing left out of a step; `twice`, `less` and `auto` have twice as many latents as strategies, one fewer, and as many as
-they find; `pairs` has two completions a prompt, the others four. `steps60` to `steps600` are ours stopped early on a part
-of the records, so that there are runs of every quality for the score to rank.
+Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds
+or variants adds to the tables; what is written above them stays. `ours` is `twcli train` with its
+defaults, the same for every task; `uniform` and `token` are the published losses without a warm
+start, on the same model, data, steps and optimiser. `exact` is ours with nothing left out of a
+step; `twice`, `less` and `auto` have twice as many latents as strategies, one fewer, and as many as
+they find; `pairs` has two completions a prompt, the others four. `steps60` to `steps600` are ours
+stopped early on a part of the records, so that there are runs of every quality for the score to
+rank.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ TABLES = "\n## Tables\n"  # what stands above is not written by this program
 
 @dataclass(frozen=True)
 class Variant:
-    """Flags of `train`, K of the number of strategies, and what it trains on: completions a prompt, and the first records of them."""
+    """Flags of `train`, K of the number of strategies, and what it trains on: completions a prompt,
+    and the first records of them.
+    """
 
     flags: tuple[str, ...] = ()
     latents: Callable[[int], int | str] = lambda count: count
@@ -56,13 +61,21 @@ VARIANTS = {
     "less": Variant(latents=lambda count: count - 1),
     "auto": Variant(latents=lambda _count: "auto"),
     "pairs": Variant(completions=2),
-    **{f"steps{steps}": Variant(("--steps", str(steps)), records=FEWER) for steps in (60, 150, 300, 600)},
+    **{
+        f"steps{steps}": Variant(("--steps", str(steps)), records=FEWER)
+        for steps in (60, 150, 300, 600)
+    },
 }
 DEFAULT_VARIANTS = ("ours", "uniform", "token")
 FIGURES = {  # column -> where it stands in the JSON of `twcli eval`
-    "K": ("latents",), "generation 1:1": ("alignment", "generation_one_to_one"), "posterior 1:1": ("alignment", "posterior_one_to_one"),
-    "generation n:1": ("alignment", "generation_many_to_one"), "coverage": ("alignment", "coverage_mean"),
-    "answers": ("answer_accuracy",), "gain (nats)": ("likelihood", "gain"), "z carries (nats)": ("posterior", "mutual_information"),
+    "K": ("latents",),
+    "generation 1:1": ("alignment", "generation_one_to_one"),
+    "posterior 1:1": ("alignment", "posterior_one_to_one"),
+    "generation n:1": ("alignment", "generation_many_to_one"),
+    "coverage": ("alignment", "coverage_mean"),
+    "answers": ("answer_accuracy",),
+    "gain (nats)": ("likelihood", "gain"),
+    "z carries (nats)": ("posterior", "mutual_information"),
     "score": ("score",),
 }
 
@@ -91,14 +104,44 @@ class Case:
                 continue
             out, how = self.folder / variant, VARIANTS[variant]
             name = "train" if how.completions == 4 else f"train-by-{how.completions}"
-            data = self._first(self._made(name, RECORDS, how.completions, 2 * self.seed), how.records)
+            data = self._first(
+                self._made(name, RECORDS, how.completions, 2 * self.seed), how.records
+            )
             cache = data.with_suffix(".bt.h5")
             if not cache.exists():  # it appears when it is complete
-                self._call("-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache)
-            self._call("-m", "twcli", "train", "--model", model, "--data", data, "--baseline", cache, "--out", out,
-                       "--latents", how.latents(len(TASKS[self.task].strategies)), "--seed", self.seed, *how.flags)
-            result = self._call("-m", "twcli", "eval", "--run", out, "--data", test, "--json",
-                                "--judge", f"examples.tasks.{self.task}:judge")
+                self._call(
+                    "-m", "twcli", "precompute", "--model", model, "--data", data, "--out", cache
+                )
+            self._call(
+                "-m",
+                "twcli",
+                "train",
+                "--model",
+                model,
+                "--data",
+                data,
+                "--baseline",
+                cache,
+                "--out",
+                out,
+                "--latents",
+                how.latents(len(TASKS[self.task].strategies)),
+                "--seed",
+                self.seed,
+                *how.flags,
+            )
+            result = self._call(
+                "-m",
+                "twcli",
+                "eval",
+                "--run",
+                out,
+                "--data",
+                test,
+                "--json",
+                "--judge",
+                f"examples.tasks.{self.task}:judge",
+            )
             staged = self.folder / f".{variant}.json"
             staged.write_text(result)
             staged.replace(self.folder / f"{variant}.json")
@@ -107,8 +150,18 @@ class Case:
         """A file of the task's records."""
         file = self.folder / f"{name}.jsonl"
         if not file.exists():
-            self._call("examples/make_data.py", self.task, "--records", records, "--completions", completions, "--seed", seed,
-                       "--out", file)
+            self._call(
+                "examples/make_data.py",
+                self.task,
+                "--records",
+                records,
+                "--completions",
+                completions,
+                "--seed",
+                seed,
+                "--out",
+                file,
+            )
         return file
 
     def _first(self, train: Path, records: int) -> Path:
@@ -121,23 +174,40 @@ class Case:
         return part
 
     def _call(self, *arguments: object) -> str:
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # cases run side by side; a small model gains little from more
+        # cases run side by side; a small model gains little from more
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         with (self.folder / "log").open("a") as log:
-            return subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment, check=True, text=True,
-                                  stdout=subprocess.PIPE, stderr=log).stdout
+            return subprocess.run(
+                [sys.executable, *map(str, arguments)],
+                cwd=ROOT,
+                env=environment,
+                check=True,
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=log,
+            ).stdout
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="quality.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="quality.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
     parser.add_argument("--table", type=Path, default=Path("docs/quality.md"))
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=[name for name in TASKS if name not in HELD_ASIDE])
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        choices=list(TASKS),
+        default=[name for name in TASKS if name not in HELD_ASIDE],
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT_VARIANTS)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
     options = parser.parse_args(argv)
     out = options.out.resolve()
-    cases = [Case(task, seed, out / f"{task}-{seed}") for seed in options.seeds for task in options.tasks]
+    cases = [
+        Case(task, seed, out / f"{task}-{seed}") for seed in options.seeds for task in options.tasks
+    ]
     failed = []
 
     def run(case: Case) -> None:
@@ -146,48 +216,91 @@ def main(argv: list[str] | None = None) -> None:
             print(f"{case.task}, seed {case.seed}: done", file=sys.stderr, flush=True)
         except (subprocess.CalledProcessError, OSError) as error:
             failed.append(case)
-            print(f"{case.task}, seed {case.seed}: {error}; see {case.folder / 'log'}", file=sys.stderr, flush=True)
+            print(
+                f"{case.task}, seed {case.seed}: {error}; see {case.folder / 'log'}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, cases))
     options.table.parent.mkdir(parents=True, exist_ok=True)
-    written = options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Quality\n"
+    written = (
+        options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Quality\n"
+    )
     options.table.write_text(f"{written}{TABLES}{tables(out)}")
     print(options.table.read_text())
     sys.exit(1 if failed else 0)
 
 
 def tables(out: Path) -> str:
-    """Markdown of all results below `out`: mean over seeds, and the range where there are several."""
+    """Markdown of all results below `out`: mean over seeds, and the
+    range where there are several.
+    """
     rows: dict[tuple[str, str], list[dict]] = {}
     for file in sorted(out.glob("*/*.json")):
         if file.stem in VARIANTS:
-            rows.setdefault((file.stem, file.parent.name.rpartition("-")[0]), []).append(json.loads(file.read_text()))
-    lines = [f"\n{date.today()}, `make quality`: mean over seeds (lowest to highest); 300 held-out prompts a seed.", "", *ranking(rows)]
+            rows.setdefault((file.stem, file.parent.name.rpartition("-")[0]), []).append(
+                json.loads(file.read_text())
+            )
+    lines = [
+        f"\n{date.today()}, `make quality`: mean over seeds (lowest to highest); "
+        "300 held-out prompts a seed.",
+        "",
+        *ranking(rows),
+    ]
     for aside, title in ((False, "Six tasks"), (True, "Held aside: nothing was tuned on these")):
         for variant in VARIANTS:
-            chosen = {task: results for (name, task), results in rows.items() if name == variant and (task in HELD_ASIDE) == aside}
+            chosen = {
+                task: results
+                for (name, task), results in rows.items()
+                if name == variant and (task in HELD_ASIDE) == aside
+            }
             if not chosen:
                 continue
-            lines += [f"\n### {title}: {variant}\n", "| task | seeds | " + " | ".join(FIGURES) + " |", "| --- " * (2 + len(FIGURES)) + "|"]
+            lines += [
+                f"\n### {title}: {variant}\n",
+                "| task | seeds | " + " | ".join(FIGURES) + " |",
+                "| --- " * (2 + len(FIGURES)) + "|",
+            ]
             for task, results in chosen.items():
-                lines.append(f"| {task} | {len(results)} | " + " | ".join(cell(results, path) for path in FIGURES.values()) + " |")
+                lines.append(
+                    f"| {task} | {len(results)} | "
+                    + " | ".join(cell(results, path) for path in FIGURES.values())
+                    + " |"
+                )
             if len(chosen) > 1:
                 every = [result for results in chosen.values() for result in results]
-                lines.append(f"| all | {len(every)} | " + " | ".join(cell(every, path) for path in FIGURES.values()) + " |")
+                lines.append(
+                    f"| all | {len(every)} | "
+                    + " | ".join(cell(every, path) for path in FIGURES.values())
+                    + " |"
+                )
     return "\n".join(lines) + "\n"
 
 
 def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
-    """Does the score rank runs as their alignment does? Of runs with as many latents as strategies, which alone can reach 1."""
-    runs = [run for (variant, _), results in rows.items() if VARIANTS[variant].latents(4) == 4
-            for run in results if run.get("score") is not None]
+    """Does the score rank runs as their alignment does? Of runs with as many latents as
+    strategies, which alone can reach 1.
+    """
+    runs = [
+        run
+        for (variant, _), results in rows.items()
+        if VARIANTS[variant].latents(4) == 4
+        for run in results
+        if run.get("score") is not None
+    ]
     if len(runs) < 3:
         return []
-    figures = [f"{column} {spearmanr([run['score'] for run in runs], [figure(run, FIGURES[column]) for run in runs]).statistic:.2f}"
-               for column in ("generation 1:1", "posterior 1:1")]
-    return [f"Rank correlation (Spearman) of the label-free score over the {len(runs)} runs with as many latents as strategies: "
-            f"with {', with '.join(figures)}."]
+    scores = [run["score"] for run in runs]
+    figures = [
+        f"{column} {spearmanr(scores, [figure(r, FIGURES[column]) for r in runs]).statistic:.2f}"
+        for column in ("generation 1:1", "posterior 1:1")
+    ]
+    return [
+        f"Rank correlation (Spearman) of the label-free score over the {len(runs)} runs with as "
+        f"many latents as strategies: with {', with '.join(figures)}."
+    ]
 
 
 def cell(results: list[dict], path: tuple[str, ...]) -> str:
@@ -195,7 +308,9 @@ def cell(results: list[dict], path: tuple[str, ...]) -> str:
     if not values:
         return "-"
     text = f"{mean(values):.3f}" if path != ("latents",) else f"{mean(values):g}"
-    return text if min(values) == max(values) else f"{text} ({min(values):.3g} to {max(values):.3g})"
+    return (
+        text if min(values) == max(values) else f"{text} ({min(values):.3g} to {max(values):.3g})"
+    )
 
 
 def figure(result: dict, path: tuple[str, ...]) -> float | None:

@@ -1,10 +1,12 @@
-"""How well an entangled model carries out each strategy once it has begun it: what its latents can reach at best.
+"""How well an entangled model carries out each strategy once it has begun it: what its
+latents can reach at best.
 
     python benchmarks/skill.py linear_equations --model entangled --data test.jsonl
 
-For each distinct prompt and each strategy the model reads the strategy's trace up to where no other strategy's goes on alike, and
-writes the rest (greedy). Printed is the share of prompts for which the judge still sees the strategy, and the mean over strategies.
-`alignment.generation_one_to_one` of a run that was trained from this model is not expected to be much above that mean.
+For each distinct prompt and each strategy the model reads the strategy's trace up to where no other
+strategy's goes on alike, and writes the rest (greedy). Printed is the share of prompts for which
+the judge still sees the strategy, and the mean over strategies. `alignment.generation_one_to_one`
+of a run that was trained from this model is not expected to be much above that mean.
 """
 
 from __future__ import annotations
@@ -31,14 +33,24 @@ BATCH_TOKENS = 16384
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="skill.py", description=__doc__, allow_abbrev=False, formatter_class=RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="skill.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=RawDescriptionHelpFormatter,
+    )
     parser.add_argument("task", choices=list(TASKS))
     parser.add_argument("--model", required=True, metavar="DIR")
     parser.add_argument("--data", required=True, metavar="F.jsonl")
     options = parser.parse_args(argv)
     try:
-        shares = skill(TASKS[options.task], options.model, list(dict.fromkeys(e.x for e in read_examples(options.data))))
-    except (UserError, ValueError) as error:  # the latter from a task that is given another one's prompts
+        shares = skill(
+            TASKS[options.task],
+            options.model,
+            list(dict.fromkeys(e.x for e in read_examples(options.data))),
+        )
+    except (UserError, ValueError) as error:
+        # the latter from a task that is given another one's prompts
         parser.error(str(error))
     for name, share in shares.items():
         print(f"{name} {share:.3f}")
@@ -46,14 +58,26 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
-    """Strategy -> share of the prompts on which the model, made to begin it, writes it to its end."""
+    """Strategy -> share of the prompts on which the model, made to begin
+    it, writes it to its end.
+    """
     runtime.quiet_transformers()
     model, template = runtime.load_frozen(model_path)
     begun = [(x, name, beginning) for x in xs for name, beginning in beginnings(task, x).items()]
     traces = [trace.split() for x in xs for trace in task.traces(x).values()]
-    prompts = [template.prompt(x) + template.tokenizer(y, add_special_tokens=False)["input_ids"] for x, _, y in begun]
-    texts, _ = generate(model, template, prompts, max_new_tokens=max(map(len, traces)) + SPARE_TOKENS, temperature=0.0, seed=0,
-                        batch_tokens=BATCH_TOKENS)
+    prompts = [
+        template.prompt(x) + template.tokenizer(y, add_special_tokens=False)["input_ids"]
+        for x, _, y in begun
+    ]
+    texts, _ = generate(
+        model,
+        template,
+        prompts,
+        max_new_tokens=max(map(len, traces)) + SPARE_TOKENS,
+        temperature=0.0,
+        seed=0,
+        batch_tokens=BATCH_TOKENS,
+    )
     right: dict[str, list[bool]] = {name: [] for name in task.strategies}
     for (x, name, beginning), text in zip(begun, texts, strict=True):
         right[name].append(task.judge(x, f"{beginning} {text}")[0] == name)
@@ -61,10 +85,16 @@ def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
 
 
 def beginnings(task: Task, x: str) -> dict[str, str]:
-    """Strategy -> its trace up to the token that tells it from all others; the whole trace where another one only goes on longer."""
+    """Strategy -> its trace up to the token that tells it from all others; the whole trace where
+    another one only goes on longer.
+    """
     traces = {name: trace.split() for name, trace in task.traces(x).items()}
-    return {name: " ".join(trace[: 1 + max(_alike(trace, other) for key, other in traces.items() if key != name)])
-            for name, trace in traces.items()}
+    return {
+        name: " ".join(
+            trace[: 1 + max(_alike(trace, other) for key, other in traces.items() if key != name)]
+        )
+        for name, trace in traces.items()
+    }
 
 
 def _alike(one: list[str], other: list[str]) -> int:

@@ -1,4 +1,6 @@
-"""What the benchmarks measure: models, batches, the losses that are compared, rows to score, TRL's pass over them, and the clock."""
+"""What the benchmarks measure: models, batches, the losses that are compared, rows to score, TRL's
+pass over them, and the clock.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +29,20 @@ from twcli.models.new_rows import add_latent_rows
 from twcli.training import loss
 from twcli.training.objective import step_loss
 
-SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]  # P of the prompt, K latents, S of y
+# P of the prompt, K latents, S of y
+SHAPES = [(16, 4, 48), (64, 8, 64), (512, 8, 32), (128, 8, 256), (32, 16, 128)]
 BETA = 0.1
 RESERVED = 16  # ids below are tags
-TEMPLATE = SimpleNamespace(pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0)
+TEMPLATE = SimpleNamespace(
+    pad=0, z_open=8, z_close=9, latent_tokens=1, latent_section=3, section_shift=0
+)
 
 
 @dataclass
 class Row:
-    """One figure; `bar` is what it must reach from the side that `sign` names, None where there is nothing to reach."""
+    """One figure; `bar` is what it must reach from the side that `sign` names, None where
+    there is nothing to reach.
+    """
 
     name: str
     figure: float | None
@@ -50,21 +57,37 @@ class Row:
         return self.figure >= self.bar if self.sign == ">=" else self.figure <= self.bar
 
 
-
-def llama(*, hidden: int = 256, layers: int = 10, heads: int = 8, key_heads: int = 8, inner: int = 704,
-          vocabulary: int = 8192) -> LlamaForCausalLM:
+def llama(
+    *,
+    hidden: int = 256,
+    layers: int = 10,
+    heads: int = 8,
+    key_heads: int = 8,
+    inner: int = 704,
+    vocabulary: int = 8192,
+) -> LlamaForCausalLM:
     """10 M parameters unless told otherwise."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        num_key_value_heads=key_heads, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.05,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
-
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocabulary,
+            hidden_size=hidden,
+            intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=key_heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            initializer_range=0.05,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+    ).eval()
 
 
 def smollm2() -> LlamaForCausalLM:
     return llama(hidden=576, layers=30, heads=9, key_heads=3, inner=1536, vocabulary=49152)
-
 
 
 @dataclass(frozen=True)
@@ -82,7 +105,6 @@ class Seconds:
         return Seconds(self.processor - other.processor, self.wall - other.wall)
 
 
-
 def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds]:
     """Medians of each, by turns; a call that returns `Seconds` of its own has taken those."""
     seconds: dict[str, list[Seconds]] = {name: [] for name in work}
@@ -92,8 +114,10 @@ def timed(work: dict[str, Callable[[], Any]], repeats: int) -> dict[str, Seconds
             own = call()
             if turn:
                 seconds[name].append(own if isinstance(own, Seconds) else Seconds.now() - start)
-    return {name: Seconds(median(s.processor for s in taken), median(s.wall for s in taken)) for name, taken in seconds.items()}
-
+    return {
+        name: Seconds(median(s.processor for s in taken), median(s.wall for s in taken))
+        for name, taken in seconds.items()
+    }
 
 
 def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
@@ -101,17 +125,23 @@ def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
     rng = np.random.default_rng(0)
     lengths = np.full(rows, P + S + 2)  # `<y>` before and `<eos>` after what is supervised
     encoded = Encoded(
-        ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32), offsets=np.concatenate([[0], np.cumsum(lengths)]),
-        prompt_lengths=np.full(rows, P), target_lengths=np.full(rows, S), row_hash=np.zeros((rows, 16), np.uint8),
-        prompt_index=np.arange(rows), unknown_rows=0)
+        ids=rng.integers(RESERVED, vocabulary, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        prompt_lengths=np.full(rows, P),
+        target_lengths=np.full(rows, S),
+        row_hash=np.zeros((rows, 16), np.uint8),
+        prompt_index=np.arange(rows),
+        unknown_rows=0,
+    )
     batch = collate(np.arange(rows), encoded, TEMPLATE, None)
     weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
     return Batch(**{**vars(batch), "weights_BS": weights})
 
 
-
 def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
-    """With latents that differ: where all R(z) are equal, the posterior's gradient is nothing but rounding."""
+    """With latents that differ: where all R(z) are equal, the posterior's
+    gradient is nothing but rounding.
+    """
     first = backbone.config.vocab_size
     ids = [[first + k] for k in range(K)]
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(0))
@@ -123,32 +153,64 @@ def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
     return model
 
 
-
 def steps_of_a_shape(model: LatentModel, batch: Batch) -> dict[str, Callable[[], torch.Tensor]]:
     """The losses that are compared; their gradients are what is measured."""
-    return {"plain fine-tuning": partial(fine_tuning, model, batch), "K + 2 passes": partial(separate_passes, model, batch, True),
-            "cached K + 1": partial(through, model, batch, PLAIN), "ours exact": partial(through, model, batch, AUTO)}
+    return {
+        "plain fine-tuning": partial(fine_tuning, model, batch),
+        "K + 2 passes": partial(separate_passes, model, batch, True),
+        "cached K + 1": partial(through, model, batch, PLAIN),
+        "ours exact": partial(through, model, batch, AUTO),
+    }
 
 
-def speed_rows(label: str, P: int, K: int, S: int, seconds: dict[str, float], note: str, data: int | None = None) -> list[Row]:
-    """From the seconds of `steps_of_a_shape` and of "ours default"; `data` is the batch's tokens where their rate is told."""
-    ours, plain, ideal = seconds["ours exact"], seconds["plain fine-tuning"], (K + 2) * (P + S) / (P + (K + 1) * S)
-    found = [Row(f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}", seconds["K + 2 passes"] / ours / ideal, 0.95,
-                 note=note),
-             Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0)]
+def speed_rows(
+    label: str,
+    P: int,
+    K: int,
+    S: int,
+    seconds: dict[str, float],
+    note: str,
+    data: int | None = None,
+) -> list[Row]:
+    """From the seconds of `steps_of_a_shape` and of "ours default"; `data` is the batch's tokens
+    where their rate is told.
+    """
+    ours, plain, ideal = (
+        seconds["ours exact"],
+        seconds["plain fine-tuning"],
+        (K + 2) * (P + S) / (P + (K + 1) * S),
+    )
+    found = [
+        Row(
+            f"{label}: times faster than K + 2 passes, share of the ideal {ideal:.2f}",
+            seconds["K + 2 passes"] / ours / ideal,
+            0.95,
+            note=note,
+        ),
+        Row(f"{label}: times faster than cached K + 1", seconds["cached K + 1"] / ours, 1.0),
+    ]
     for kind in ("exact", "default"):
         step = seconds[f"ours {kind}"]
-        found.append(Row(f"{label}: {kind} step in plain fine-tuning steps", step / plain,
-                         note="" if data is None else f"{data / step:,.0f} tokens of data a second"))
+        found.append(
+            Row(
+                f"{label}: {kind} step in plain fine-tuning steps",
+                step / plain,
+                note="" if data is None else f"{data / step:,.0f} tokens of data a second",
+            )
+        )
     return found
 
 
-def total(nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, batch: Batch) -> torch.Tensor:
+def total(
+    nll_BKS: torch.Tensor, log_q_BK: torch.Tensor, log_p_BK: torch.Tensor, batch: Batch
+) -> torch.Tensor:
     return loss.objective(log_q_BK, log_p_BK, reconstruction(nll_BKS, batch), BETA).sum()
 
 
 def reconstruction(nll_BKS: torch.Tensor, batch: Batch) -> torch.Tensor:
-    return loss.reconstruction(nll_BKS, batch.active_BS, batch.weights_BS, uniform_weight=1.0, token_weight=2.0, tau=1e-4)
+    return loss.reconstruction(
+        nll_BKS, batch.active_BS, batch.weights_BS, uniform_weight=1.0, token_weight=2.0, tau=1e-4
+    )
 
 
 def whole(model: LatentModel, ids_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,7 +232,9 @@ def branch(model: LatentModel, batch: Batch, k: int) -> tuple[torch.Tensor, torc
     ids = batch.latent_BL.clone()
     ids[rows, batch.slot_B] = model.latent_ids_KP[k, 0]
     _, logits = whole(model, ids)
-    return nll_of(batch, logits, batch.latent_first_B), logits[rows, batch.slot_B - 1][:, model.latent_ids_KP[:, 0]].log_softmax(-1)
+    return nll_of(batch, logits, batch.latent_first_B), logits[rows, batch.slot_B - 1][
+        :, model.latent_ids_KP[:, 0]
+    ].log_softmax(-1)
 
 
 def posterior(model: LatentModel, batch: Batch) -> torch.Tensor:
@@ -184,7 +248,9 @@ def for_b_t(model: LatentModel, batch: Batch) -> torch.Tensor:
 
 
 def separate_passes(model: LatentModel, batch: Batch, extra: bool) -> torch.Tensor:
-    """K + 1 passes one by one, all positions through the head; with `extra` the one more for b_t."""
+    """K + 1 passes one by one, all positions through the head; with
+    `extra` the one more for b_t.
+    """
     branches = [branch(model, batch, k) for k in range(model.latents)]
     log_q = posterior(model, batch)
     value = total(torch.stack([nll for nll, _ in branches], 1), log_q, branches[0][1], batch)
@@ -192,7 +258,9 @@ def separate_passes(model: LatentModel, batch: Batch, extra: bool) -> torch.Tens
 
 
 def one_after_another(model: LatentModel, batch: Batch) -> None:
-    """The gradient of `separate_passes`, a backward pass after each of the K + 2: activations of one pass in memory."""
+    """The gradient of `separate_passes`, a backward pass after each of the K + 2:
+    activations of one pass in memory.
+    """
     log_q = posterior(model, batch)
     q, reff = log_q.exp().detach(), []
     for k in range(model.latents):
@@ -212,9 +280,10 @@ def through(model: LatentModel, batch: Batch, execution: str) -> torch.Tensor:
     return total(output.nll_BCS, output.log_posterior_BK, output.log_router_BK, batch)
 
 
-
 def default_recipe(model: LatentModel, batch: Batch) -> None:
-    """Gradients of two steps, `refine` and `settle`: their mean is what the default recipe costs after the warm start."""
+    """Gradients of two steps, `refine` and `settle`: their mean is what the default recipe
+    costs after the warm start.
+    """
     model.execution = AUTO
     config = TrainConfig(model="", data="", out="", baseline="-", latents=model.latents)
     with torch.no_grad():
@@ -222,9 +291,10 @@ def default_recipe(model: LatentModel, batch: Batch) -> None:
     latent_B = nll_BCS.sum(-1).argmin(1)
     for settles in (False, True):
         model.zero_grad()
-        loss_B, _ = step_loss(model(batch, latent_B, read_posterior=settles), batch, config, latent_B)
+        loss_B, _ = step_loss(
+            model(batch, latent_B, read_posterior=settles), batch, config, latent_B
+        )
         loss_B.sum().backward()
-
 
 
 def fine_tuning(model: LatentModel, batch: Batch) -> torch.Tensor:
@@ -233,63 +303,94 @@ def fine_tuning(model: LatentModel, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch.plain_BT[:, 1:].flatten())
 
 
-
-def gradient(model: LatentModel, loss: Callable[[], torch.Tensor]) -> tuple[float, list[torch.Tensor]]:
+def gradient(
+    model: LatentModel, loss: Callable[[], torch.Tensor]
+) -> tuple[float, list[torch.Tensor]]:
     model.zero_grad()
     value = loss()
     value.backward()
     return value.item(), [p.grad for p in model.parameters() if p.grad is not None]
 
 
-
 def apart(one: tuple[float, list[torch.Tensor]], other: tuple[float, list[torch.Tensor]]) -> float:
     """Largest relative difference of a loss and of each parameter's gradient."""
     pairs = [(a.double(), b.double()) for a, b in zip(one[1], other[1], strict=True)]
-    return max(abs(one[0] - other[0]) / abs(other[0]), *(float((a - b).norm() / b.norm()) for a, b in pairs))
-
+    return max(
+        abs(one[0] - other[0]) / abs(other[0]),
+        *(float((a - b).norm() / b.norm()) for a, b in pairs),
+    )
 
 
 def rows_to_score(rows: int, completions: int) -> Encoded:
     """Rows whose completions' lengths are log-normal, so many completions a prompt."""
     rng = np.random.default_rng(0)
     S = np.clip(np.exp(rng.normal(np.log(55), 0.7, rows)).astype(int), 16, 512)
-    return prompts_of(rng, np.repeat(rng.integers(8, 25, rows // completions), completions), S, completions)
-
+    return prompts_of(
+        rng, np.repeat(rng.integers(8, 25, rows // completions), completions), S, completions
+    )
 
 
 def prompts_of(rng: np.random.Generator, P: np.ndarray, S: np.ndarray, completions: int) -> Encoded:
-    """Random rows of P tokens before `<y>` and S supervised ones, every so many of them with one prompt."""
+    """Random rows of P tokens before `<y>` and S supervised ones, every so
+    many of them with one prompt.
+    """
     lengths, prompt = P + S + 2, np.arange(len(P)) // completions
-    ids, offsets = rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32), np.concatenate([[0], np.cumsum(lengths)])
+    ids, offsets = (
+        rng.integers(RESERVED, 8192, lengths.sum()).astype(np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+    )
     for row in range(len(P)):
         first = offsets[row - row % completions]
         ids[offsets[row] : offsets[row] + P[row]] = ids[first : first + P[row]]
-    return Encoded(ids=ids, offsets=offsets, prompt_lengths=P, target_lengths=S, row_hash=np.zeros((len(P), 16), np.uint8),
-                   prompt_index=prompt, unknown_rows=0)
-
+    return Encoded(
+        ids=ids,
+        offsets=offsets,
+        prompt_lengths=P,
+        target_lengths=S,
+        row_hash=np.zeros((len(P), 16), np.uint8),
+        prompt_index=prompt,
+        unknown_rows=0,
+    )
 
 
 def tokens_of(encoded: Encoded) -> int:
     """Tokens that must be read: a prompt counts once."""
     _, firsts = np.unique(encoded.prompt_index, return_index=True)
-    return int((encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum())
+    return int(
+        (encoded.lengths - encoded.prompt_lengths).sum() + encoded.prompt_lengths[firsts].sum()
+    )
 
 
 def scoring_work(model: LlamaForCausalLM, encoded: Encoded) -> int:
-    """Multiply-adds with weights: of the layers on tokens that must be read, of the head on those that are scored."""
+    """Multiply-adds with weights: of the layers on tokens that must be read, of the head
+    on those that are scored.
+    """
     linear = sum(w.numel() for w in linear_weights(model))
-    return linear * tokens_of(encoded) + model.lm_head.weight.numel() * int(encoded.target_lengths.sum())
+    return linear * tokens_of(encoded) + model.lm_head.weight.numel() * int(
+        encoded.target_lengths.sum()
+    )
 
 
-def score(model: LlamaForCausalLM, encoded: Encoded, *, varlen: bool = True, rows: int | None = None) -> np.ndarray:
+def score(
+    model: LlamaForCausalLM, encoded: Encoded, *, varlen: bool = True, rows: int | None = None
+) -> np.ndarray:
     """b_t of the first `rows`, or of all."""
-    return baseline.score_flat(model, TEMPLATE, encoded, np.arange(rows or len(encoded)), varlen=varlen,
-                               batch_tokens=reading.fast_batch_tokens(model))
+    return baseline.score_flat(
+        model,
+        TEMPLATE,
+        encoded,
+        np.arange(rows or len(encoded)),
+        varlen=varlen,
+        batch_tokens=reading.fast_batch_tokens(model),
+    )
 
 
-
-def trl_pass(model: LlamaForCausalLM, encoded: Encoded, *, batch: int = 8) -> Callable[[], Any] | None:
-    """TRL's own pass over the same rows, two completions a record as it wants them, in bf16 on a GPU; None where TRL is not installed."""
+def trl_pass(
+    model: LlamaForCausalLM, encoded: Encoded, *, batch: int = 8
+) -> Callable[[], Any] | None:
+    """TRL's own pass over the same rows, two completions a record as it wants them, in bf16 on a
+    GPU; None where TRL is not installed.
+    """
     try:
         from datasets import Dataset
         from trl import DPOConfig, DPOTrainer
@@ -300,22 +401,44 @@ def trl_pass(model: LlamaForCausalLM, encoded: Encoded, *, batch: int = 8) -> Ca
 
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(8192)}, unk_token="t3"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="t1", eos_token="t2", pad_token="t0", unk_token="t3")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="t1", eos_token="t2", pad_token="t0", unk_token="t3"
+    )
 
     def text(start: int, stop: int) -> str:
         return " ".join(f"t{i}" for i in encoded.ids[start:stop].tolist())
 
     def record(one: int, other: int) -> dict[str, str]:
         starts, prompts, ends = encoded.offsets, encoded.prompt_lengths, encoded.offsets[1:] - 1
-        return {"prompt": text(starts[one], starts[one] + prompts[one]) + " ",
-                "chosen": text(starts[one] + prompts[one], ends[one]), "rejected": text(starts[other] + prompts[other], ends[other])}
+        return {
+            "prompt": text(starts[one], starts[one] + prompts[one]) + " ",
+            "chosen": text(starts[one] + prompts[one], ends[one]),
+            "rejected": text(starts[other] + prompts[other], ends[other]),
+        }
 
     data = Dataset.from_list([record(row, row + 1) for row in range(0, len(encoded) - 1, 2)])
     folder = tempfile.mkdtemp()
     on_cpu = model.device.type == "cpu"
-    config = DPOConfig(output_dir=folder, precompute_ref_log_probs=False, max_length=None, use_cpu=on_cpu, report_to=[], bf16=not on_cpu,
-                       per_device_train_batch_size=batch, disable_tqdm=True, gradient_checkpointing=False)
-    dpo = DPOTrainer(model=copy.deepcopy(model), ref_model=copy.deepcopy(model), args=config, train_dataset=data,
-                     processing_class=tokenizer)
-    dpo._precompute_model_hash = "bench"  # names a file of results; data in memory have none, so every call computes
-    return partial(dpo._precompute_ref_logps, dpo.train_dataset, "train", config.per_device_train_batch_size)
+    config = DPOConfig(
+        output_dir=folder,
+        precompute_ref_log_probs=False,
+        max_length=None,
+        use_cpu=on_cpu,
+        report_to=[],
+        bf16=not on_cpu,
+        per_device_train_batch_size=batch,
+        disable_tqdm=True,
+        gradient_checkpointing=False,
+    )
+    dpo = DPOTrainer(
+        model=copy.deepcopy(model),
+        ref_model=copy.deepcopy(model),
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+    )
+    # names a file of results; data in memory have none, so every call computes
+    dpo._precompute_model_hash = "bench"
+    return partial(
+        dpo._precompute_ref_logps, dpo.train_dataset, "train", config.per_device_train_batch_size
+    )

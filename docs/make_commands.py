@@ -1,7 +1,7 @@
 """Writes docs/commands.md from the commands themselves.
 
-    python docs/make_commands.py            writes it
-    python docs/make_commands.py --check    exits with 1 where it is out of date
+python docs/make_commands.py            writes it
+python docs/make_commands.py --check    exits with 1 where it is out of date
 """
 
 from __future__ import annotations
@@ -16,11 +16,13 @@ from twcli.cli.main import main
 PAGE = Path(__file__).parent / "commands.md"
 HEAD = """# Commands
 
-Made by `python docs/make_commands.py` from the commands themselves; `twcli COMMAND --help` says the same.
+Made by `python docs/make_commands.py` from the commands themselves; `twcli COMMAND --help` says the
+same.
 
-Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong. Results go to standard output, all else to standard
-error, which `--quiet` silences where it is taken, but for errors. `NO_COLOR` is obeyed. Where a `--config FILE.yaml` is taken, its
-keys are the names of the options above it, without the dashes before them; a flag wins over the file.
+Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong. Results go to standard
+output, all else to standard error, which `--quiet` silences where it is taken, but for errors.
+`NO_COLOR` is obeyed. Where a `--config FILE.yaml` is taken, its keys are the names of the options
+above it, without the dashes before them; a flag wins over the file.
 """
 
 
@@ -30,8 +32,13 @@ def reference() -> str:
     context = click.Context(main, info_name="twcli")
     for name in main.list_commands(context):
         command = main.get_command(context, name)
-        arguments = [p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)]
-        parts.append(f"\n## twcli {' '.join([name, *arguments])}\n\n{command.help}\n\n| option | what it does |\n| --- | --- |\n")
+        arguments = [
+            p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)
+        ]
+        parts.append(
+            f"\n## twcli {' '.join([name, *arguments])}\n\n{command.help}\n\n| option | what it "
+            "does |\n| --- | --- |\n"
+        )
         for option in command.params:
             if isinstance(option, click.Option):
                 parts.append(_row(option, context))

@@ -1,6 +1,6 @@
 """Prints several results of `twcli eval --json` side by side.
 
-    python examples/compare.py uniform=eval-uniform.json ours=eval.json
+python examples/compare.py uniform=eval-uniform.json ours=eval.json
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def main(arguments: list[str]) -> None:
     for rows in zip(*map(rows_of, results.values()), strict=True):
         if rows[0][0] == "diagnostics":  # about the weights, which say little about the result
             continue
-        table.add_row(rows[0][1], *(f"{value}  [{interval}]" if interval else value for _, _, value, interval, _ in rows))
+        table.add_row(
+            rows[0][1],
+            *(f"{value}  [{interval}]" if interval else value for _, _, value, interval, _ in rows),
+        )
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table, markup=False)
     for name, result in results.items():

@@ -1,13 +1,15 @@
-"""Trains a small causal LM from scratch on a mixture of strategies: the entangled model for `twcli train`.
+"""Trains a small causal LM from scratch on a mixture of strategies: the
+entangled model for `twcli train`.
 
     python examples/entangle.py --data train.jsonl --out entangled
 
-The data is JSONL with the fields x and y, texts of space-separated tokens, and optionally strategy, which is
-read for the report only. The model learns `<bos> <x> x </x> <y> y </y> <eos>`, with loss from y on. The
-folder written is plain Hugging Face: a Llama, a word-level tokenizer and generation settings.
+The data is JSONL with the fields x and y, texts of space-separated tokens, and optionally
+strategy, which is read for the report only. The model learns `<bos> <x> x </x> <y> y </y>
+<eos>`, with loss from y on. The folder written is plain Hugging Face: a Llama, a word-level
+tokenizer and generation settings.
 
-At the end it reports nats per example on prompts kept out of training, and the floor below which no model can
-get: the entropy of the mixture.
+At the end it reports nats per example on prompts kept out of training, and the floor below which no
+model can get: the entropy of the mixture.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ from twcli.models.reading import hidden_states
 from twcli.models.runtime import quiet_transformers
 
 HELD_OUT = 0.05  # share of the prompts
-FORWARD_TOKENS = 2**15  # padded tokens in one forward pass; a batch of long lines goes through in several
+# padded tokens in one forward pass; a batch of long lines goes through in several
+FORWARD_TOKENS = 2**15
 GROUP = 32  # batches within which rows are sorted by length, so that little is spent on padding
 CLIP = 1.0
 WARMUP = 0.05  # share of the steps
@@ -62,13 +65,22 @@ class Settings:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="entangle.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="entangle.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--data", required=True, metavar="F.jsonl")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     for field in fields(Settings):
-        parser.add_argument(f"--{field.name}", type=CHECKS[field.name], default=field.default,
-                            metavar=field.name[0].upper(), help=f"default {field.default}")
+        parser.add_argument(
+            f"--{field.name}",
+            type=CHECKS[field.name],
+            default=field.default,
+            metavar=field.name[0].upper(),
+            help=f"default {field.default}",
+        )
     arguments = vars(parser.parse_args(argv))
     data, out = arguments.pop("data"), arguments.pop("out")
     quiet_transformers()
@@ -95,7 +107,9 @@ def checked(kind: type, holds: Callable[[float], bool], wish: str) -> Callable[[
 
 COUNT = checked(int, lambda number: number > 0, "above 0")
 CHECKS: dict[str, Callable[[str], float]] = {
-    "steps": COUNT, "layers": COUNT, "batch": COUNT,
+    "steps": COUNT,
+    "layers": COUNT,
+    "batch": COUNT,
     # Rotary positions turn a head's channels in pairs.
     "hidden": checked(int, lambda n: n > 0 and n % (2 * HEADS) == 0, f"a multiple of {2 * HEADS}"),
     "lr": checked(float, lambda number: 0 < number < math.inf, "a finite number above 0"),
@@ -103,21 +117,29 @@ CHECKS: dict[str, Callable[[str], float]] = {
 }
 
 
-def entangle(data: str, out: Path, settings: Settings, say: Callable[[str], None]) -> dict[str, float | None]:
+def entangle(
+    data: str, out: Path, settings: Settings, say: Callable[[str], None]
+) -> dict[str, float | None]:
     """Trains and saves the model; returns the report's figures."""
     examples = read_examples(data, strategy_field="strategy")
     template = Template(make_tokenizer(examples), data)
     encoded = template.encode(examples, max_length=sys.maxsize, source=data)
     train, held = split_by_prompt(encoded.prompt_index, settings.seed)
     model = make_model(template, settings, longest=int(encoded.lengths.max()))
-    out.mkdir(parents=True, exist_ok=True)  # before the minutes of training: a wrong --out shows at once
-    say(f"{len(train)} records to train on, {len(held)} held out, "
-        f"{len(template.tokenizer)} tokens in the vocabulary, {model.num_parameters():,} parameters")
+    # before the minutes of training: a wrong --out shows at once
+    out.mkdir(parents=True, exist_ok=True)
+    say(
+        f"{len(train)} records to train on, {len(held)} held out, "
+        f"{len(template.tokenizer)} tokens in the vocabulary, {model.num_parameters():,} parameters"
+    )
     fit(model, encoded, train, settings, template.pad, say)
     nats = nats_per_example(model, encoded, held if len(held) else train, template.pad)
     floor, how = entropy_floor(examples, encoded)
-    say(f"{'held-out' if len(held) else 'training'} loss {nats:.4f} nats per example; floor "
-        + (f"{floor:.4f}: " if floor is not None else "unknown: ") + how)
+    say(
+        f"{'held-out' if len(held) else 'training'} loss {nats:.4f} nats per example; floor "
+        + (f"{floor:.4f}: " if floor is not None else "unknown: ")
+        + how
+    )
     save(model, template, out)
     say(f"{out}: saved")
     return {"nats": nats, "floor": floor}
@@ -128,43 +150,73 @@ def make_tokenizer(examples: Sequence[Example]) -> PreTrainedTokenizerFast:
     specials = ["<pad>", "<bos>", "<eos>", "<unk>", *TAGS]
     backend = Tokenizer(models.WordLevel(unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.WordLevelTrainer(vocab_size=2**31 - 1, min_frequency=0, special_tokens=specials,
-                                        show_progress=False)
+    trainer = trainers.WordLevelTrainer(
+        vocab_size=2**31 - 1, min_frequency=0, special_tokens=specials, show_progress=False
+    )
     backend.train_from_iterator((text for e in examples for text in (e.x, e.y)), trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
-        additional_special_tokens=list(TAGS), clean_up_tokenization_spaces=False)
+        tokenizer_object=backend,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(TAGS),
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def make_model(template: Template, settings: Settings, longest: int) -> LlamaForCausalLM:
-    """A Llama with random weights and room for a latent and for completions longer than any seen."""
+    """A Llama with random weights and room for a latent and for
+    completions longer than any seen.
+    """
     positions = max(256, 2 * longest + 64)
     template.tokenizer.model_max_length = positions
     torch.manual_seed(settings.seed)
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(template.tokenizer), num_hidden_layers=settings.layers,
-        hidden_size=settings.hidden, intermediate_size=2 * settings.hidden,
-        num_attention_heads=HEADS, num_key_value_heads=HEADS,
-        max_position_embeddings=positions, tie_word_embeddings=False,
-        bos_token_id=template.bos, eos_token_id=template.eos, pad_token_id=template.pad))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(template.tokenizer),
+            num_hidden_layers=settings.layers,
+            hidden_size=settings.hidden,
+            intermediate_size=2 * settings.hidden,
+            num_attention_heads=HEADS,
+            num_key_value_heads=HEADS,
+            max_position_embeddings=positions,
+            tie_word_embeddings=False,
+            bos_token_id=template.bos,
+            eos_token_id=template.eos,
+            pad_token_id=template.pad,
+        )
+    )
 
 
 def split_by_prompt(prompts: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows to train on and rows held out; a prompt's rows stay together, a single prompt is trained on."""
+    """Rows to train on and rows held out; a prompt's rows stay together, a
+    single prompt is trained on.
+    """
     number = int(prompts.max()) + 1
     chosen = np.zeros(number, bool)
     if number > 1:
-        chosen[np.random.default_rng(seed).permutation(number)[: max(1, round(HELD_OUT * number))]] = True
+        chosen[
+            np.random.default_rng(seed).permutation(number)[: max(1, round(HELD_OUT * number))]
+        ] = True
     return np.flatnonzero(~chosen[prompts]), np.flatnonzero(chosen[prompts])
 
 
-def fit(model: LlamaForCausalLM, encoded: Encoded, rows: np.ndarray, settings: Settings, pad: int,
-        say: Callable[[str], None]) -> None:
+def fit(
+    model: LlamaForCausalLM,
+    encoded: Encoded,
+    rows: np.ndarray,
+    settings: Settings,
+    pad: int,
+    say: Callable[[str], None],
+) -> None:
     """Warm-up, then cosine decay; the loss is the mean over a batch's supervised tokens."""
     model.train()
     optimizers = make_optimizers(model, settings.lr)
-    schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, steps=settings.steps))
-                 for optimizer in optimizers]
+    schedules = [
+        torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rate, steps=settings.steps))
+        for optimizer in optimizers
+    ]
     batches = endless_batches(encoded.lengths, rows, settings.batch, settings.seed)
     started, summed, counted = time.monotonic(), torch.zeros(()), 0
     bar = tqdm(total=settings.steps, unit="step", disable=not sys.stderr.isatty())
@@ -193,14 +245,25 @@ def fit(model: LlamaForCausalLM, encoded: Encoded, rows: np.ndarray, settings: S
 
 
 def make_optimizers(model: LlamaForCausalLM, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the layers' matrices: two thirds of the steps that AdamW needs. AdamW for the rest."""
+    """Muon for the layers' matrices: two thirds of the steps that AdamW
+    needs. AdamW for the rest.
+    """
     parameters = list(model.named_parameters())
     matrices = [p for name, p in parameters if p.ndim > 1 and ".layers." in name]
     tables = [p for name, p in parameters if p.ndim > 1 and ".layers." not in name]
     gains = [p for _, p in parameters if p.ndim == 1]
-    return [Muon(matrices, lr=lr, weight_decay=WEIGHT_DECAY),
-            torch.optim.AdamW([{"params": tables, "weight_decay": WEIGHT_DECAY},
-                               {"params": gains, "weight_decay": 0.0}], lr=lr, betas=(0.9, 0.98), fused=True)]
+    return [
+        Muon(matrices, lr=lr, weight_decay=WEIGHT_DECAY),
+        torch.optim.AdamW(
+            [
+                {"params": tables, "weight_decay": WEIGHT_DECAY},
+                {"params": gains, "weight_decay": 0.0},
+            ],
+            lr=lr,
+            betas=(0.9, 0.98),
+            fused=True,
+        ),
+    ]
 
 
 def rate(step: int, steps: int) -> float:
@@ -211,14 +274,18 @@ def rate(step: int, steps: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / max(1, steps - warmup))
 
 
-def endless_batches(lengths: np.ndarray, rows: np.ndarray, size: int, seed: int) -> Iterator[np.ndarray]:
+def endless_batches(
+    lengths: np.ndarray, rows: np.ndarray, size: int, seed: int
+) -> Iterator[np.ndarray]:
     """Rows in a seeded order, each once an epoch, neighbours in length together."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(rows)
         groups = np.split(order, range(size * GROUP, len(order), size * GROUP))
         ordered = [group[np.argsort(lengths[group], kind="stable")] for group in groups]
-        batches = [batch for group in ordered for batch in np.split(group, range(size, len(group), size))]
+        batches = [
+            batch for group in ordered for batch in np.split(group, range(size, len(group), size))
+        ]
         yield from (batches[i] for i in rng.permutation(len(batches)))
 
 
@@ -242,11 +309,15 @@ def nll_sum(model: LlamaForCausalLM, encoded: Encoded, rows: np.ndarray, pad: in
 
 
 @torch.no_grad()
-def nats_per_example(model: LlamaForCausalLM, encoded: Encoded, rows: np.ndarray, pad: int) -> float:
+def nats_per_example(
+    model: LlamaForCausalLM, encoded: Encoded, rows: np.ndarray, pad: int
+) -> float:
     ordered = rows[np.argsort(encoded.lengths[rows], kind="stable")]
-    total = sum(nll_sum(model, encoded, piece, pad).item()
-                for start in range(0, len(ordered), 256)
-                for piece in forward_pieces(encoded.lengths, ordered[start : start + 256]))
+    total = sum(
+        nll_sum(model, encoded, piece, pad).item()
+        for start in range(0, len(ordered), 256)
+        for piece in forward_pieces(encoded.lengths, ordered[start : start + 256])
+    )
     return total / len(rows)
 
 
@@ -255,17 +326,25 @@ def entropy_floor(examples: Sequence[Example], encoded: Encoded) -> tuple[float 
     labels = [e.strategy for e in examples]
     if all(labels):
         shares = np.unique(labels, return_counts=True)[1] / len(labels)
-        return float(-(shares * np.log(shares)).sum()), "entropy of the strategy labels over all records"
+        return float(
+            -(shares * np.log(shares)).sum()
+        ), "entropy of the strategy labels over all records"
     agreements = agreement_rate(encoded.prompt_index, [e.y for e in examples])
     if not agreements:
         return None, "no labels, and no two completions of a prompt that agree"
-    return -math.log(agreements), ("no labels; -log of the rate at which two completions of a prompt agree, "
-                                   "the entropy of an even mixture and less than that of an uneven one")
+    return -math.log(agreements), (
+        "no labels; -log of the rate at which two completions of a prompt agree, "
+        "the entropy of an even mixture and less than that of an uneven one"
+    )
 
 
 def agreement_rate(prompts: np.ndarray, completions: Sequence[str]) -> float | None:
-    """Share of the pairs of a prompt's completions that are equal: unbiased however few there are."""
-    copies = np.fromiter(Counter(zip(prompts.tolist(), completions, strict=True)).values(), np.int64)
+    """Share of the pairs of a prompt's completions that are equal:
+    unbiased however few there are.
+    """
+    copies = np.fromiter(
+        Counter(zip(prompts.tolist(), completions, strict=True)).values(), np.int64
+    )
     rows = np.bincount(prompts)
     pairs = int((rows * (rows - 1)).sum())
     return int((copies * (copies - 1)).sum()) / pairs if pairs else None
@@ -273,7 +352,10 @@ def agreement_rate(prompts: np.ndarray, completions: Sequence[str]) -> float | N
 
 def save(model: LlamaForCausalLM, template: Template, out: Path) -> None:
     model.generation_config = GenerationConfig(
-        bos_token_id=template.bos, eos_token_id=[template.y_close, template.eos], pad_token_id=template.pad)
+        bos_token_id=template.bos,
+        eos_token_id=[template.y_close, template.eos],
+        pad_token_id=template.pad,
+    )
     model.save_pretrained(out)
     template.tokenizer.save_pretrained(out)
 

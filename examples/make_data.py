@@ -1,10 +1,13 @@
-"""Writes records of a synthetic task: prompts, each with completions drawn from a mixture of strategies.
+"""Writes records of a synthetic task: prompts, each with completions drawn
+from a mixture of strategies.
 
-    python examples/make_data.py sorting_algorithms --records 40000 --completions 4 --seed 0 --out train.jsonl
-    python examples/make_data.py sorting_algorithms --records 1200 --completions 4 --seed 1 --out test.jsonl
+    python examples/make_data.py sorting_algorithms --records 40000 --completions 4 --seed 0 \\
+      --out train.jsonl
+    python examples/make_data.py sorting_algorithms --records 1200 --completions 4 --seed 1 \\
+      --out test.jsonl
 
-A prompt's hash puts it into one of 61 buckets and a seed draws from bucket `seed mod 61` only, so files of
-seeds that differ modulo 61 share no prompt.
+A prompt's hash puts it into one of 61 buckets and a seed draws from bucket `seed mod 61` only, so
+files of seeds that differ modulo 61 share no prompt.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from examples.tasks import TASKS
 from examples.tasks.task import Task
 
 BUCKETS = 61
-PATIENCE = 2000 * BUCKETS  # draws in a row without a new prompt after which the bucket counts as used up
+# draws in a row without a new prompt after which the bucket counts as used up
+PATIENCE = 2000 * BUCKETS
 
 
 class Parser(argparse.ArgumentParser):
@@ -38,16 +42,33 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = Parser(prog="make_data.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        prog="make_data.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("task", choices=sorted(TASKS))
-    parser.add_argument("--records", type=at_least(1), required=True, metavar="N", help="lines to write")
-    parser.add_argument("--completions", type=at_least(1), default=4, metavar="M",
-                        help="completions of each prompt, drawn independently, so some are equal (default 4)")
+    parser.add_argument(
+        "--records", type=at_least(1), required=True, metavar="N", help="lines to write"
+    )
+    parser.add_argument(
+        "--completions",
+        type=at_least(1),
+        default=4,
+        metavar="M",
+        help="completions of each prompt, drawn independently, so some are equal (default 4)",
+    )
     parser.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="default 0")
     parser.add_argument("--out", type=Path, required=True, metavar="F.jsonl")
-    parser.add_argument("--exclude", type=Path, action="append", default=[], metavar="F.jsonl",
-                        help="draw no prompt of this file; may be repeated")
+    parser.add_argument(
+        "--exclude",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="F.jsonl",
+        help="draw no prompt of this file; may be repeated",
+    )
     args = parser.parse_args(argv)
     try:
         excluded = {x for file in args.exclude for x in read_prompts(file)}
@@ -57,8 +78,11 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(str(error))
     except OSError as error:
         parser.error(f"{args.out}: cannot be written: {error.strerror}")
-    print(f"{args.out}: {args.records} records of {prompts} prompts, {args.task}, "
-          f"{args.completions} completions each, seed {args.seed}", file=sys.stderr)
+    print(
+        f"{args.out}: {args.records} records of {prompts} prompts, {args.task}, "
+        f"{args.completions} completions each, seed {args.seed}",
+        file=sys.stderr,
+    )
 
 
 def at_least(least: int):
@@ -79,7 +103,9 @@ def read_prompts(file: Path) -> set[str]:
     """
     try:
         with file.open(encoding="utf-8") as stream:
-            return {read_prompt(line, f"{file}:{number}") for number, line in enumerate(stream, start=1)}
+            return {
+                read_prompt(line, f"{file}:{number}") for number, line in enumerate(stream, start=1)
+            }
     except OSError as error:
         raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -100,7 +126,9 @@ def bucket(x: str) -> int:
     return int.from_bytes(hashlib.sha256(x.encode()).digest()[:8], "big") % BUCKETS
 
 
-def prompts(task: Task, rng: random.Random, wanted_bucket: int, excluded: set[str]) -> Iterator[str]:
+def prompts(
+    task: Task, rng: random.Random, wanted_bucket: int, excluded: set[str]
+) -> Iterator[str]:
     """Different usable prompts of a bucket until no more are found."""
     seen, idle = set(excluded), 0
     while idle < PATIENCE:
@@ -114,8 +142,9 @@ def prompts(task: Task, rng: random.Random, wanted_bucket: int, excluded: set[st
                 yield x
 
 
-def records(task: Task, number: int, completions: int, seed: int,
-            excluded: set[str]) -> Iterator[dict[str, str]]:
+def records(
+    task: Task, number: int, completions: int, seed: int, excluded: set[str]
+) -> Iterator[dict[str, str]]:
     """Exactly `number` records, those of a prompt one after another.
 
     Raises:
@@ -128,14 +157,21 @@ def records(task: Task, number: int, completions: int, seed: int,
             return
         x = next(source, None)
         if x is None:
-            raise ValueError(f"{task.name} has only {i} prompts for seed {seed} beside the excluded ones, "
-                             f"enough for {number - left} records; ask for fewer or for more completions")
+            raise ValueError(
+                f"{task.name} has only {i} prompts for seed {seed} beside the excluded ones, "
+                f"enough for {number - left} records; ask for fewer or for more completions"
+            )
         names, traces, answer = list(task.strategies), task.traces(x), task.answer(x)
         drawn = rng.choices(names, weights=task.mixture(x), k=min(completions, left))
         left -= len(drawn)
         for j, strategy in enumerate(drawn):
-            yield {"x": x, "y": traces[strategy], "strategy": strategy, "id": f"{task.name}-{seed}-{i}-{j}",
-                   "answer": answer}
+            yield {
+                "x": x,
+                "y": traces[strategy],
+                "strategy": strategy,
+                "id": f"{task.name}-{seed}-{i}-{j}",
+                "answer": answer,
+            }
 
 
 def write(out: Path, lines: Iterable[dict[str, str]]) -> int:
@@ -147,7 +183,8 @@ def write(out: Path, lines: Iterable[dict[str, str]]) -> int:
             for record in lines:
                 seen.add(record["x"])
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        os.chmod(name, 0o666 & ~current_umask())  # mkstemp makes files that only their owner can read
+        # mkstemp makes files that only their owner can read
+        os.chmod(name, 0o666 & ~current_umask())
         os.replace(name, out)
     except BaseException:
         os.unlink(name)

@@ -2,8 +2,8 @@
 
     python examples/use_model.py --model RUN/model --x "14 3 9 0 7"
 
-Nothing of twcli is imported. The latents are tokens of the vocabulary; the frame around x is the tags' or the one in
-`RUN/model/template.txt`.
+Nothing of twcli is imported. The latents are tokens of the vocabulary; the frame around x is the
+tags' or the one in `RUN/model/template.txt`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from pathlib import Path
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+)
 parser.add_argument("--model", required=True)
 parser.add_argument("--x", required=True)
 parser.add_argument("--max-new-tokens", type=int, default=64)
@@ -26,7 +28,11 @@ try:
 except (OSError, ValueError) as error:
     parser.error(f"--model {options.model}: {str(error).splitlines()[0]}")
 file = Path(options.model) / "template.txt"
-frame = file.read_text(encoding="utf-8") if file.is_file() else f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}"
+frame = (
+    file.read_text(encoding="utf-8")
+    if file.is_file()
+    else f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}"
+)
 latents: dict[int, dict[int, str]] = {}
 for token in tokenizer.get_added_vocab():
     if match := re.fullmatch(r"<z(\d+)(?:\.(\d+))?>", token):
@@ -36,6 +42,11 @@ for k in sorted(latents):
     section = f"<z>{''.join(token for _, token in sorted(latents[k].items()))}</z>"
     text = frame.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
     prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
-    output = model.generate(input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], do_sample=False,
-                            max_new_tokens=options.max_new_tokens)
-    print(f"--- z{k}\n{tokenizer.decode(output[0, prompt['input_ids'].shape[1]:], skip_special_tokens=True)}")
+    output = model.generate(
+        input_ids=prompt["input_ids"],
+        attention_mask=prompt["attention_mask"],
+        do_sample=False,
+        max_new_tokens=options.max_new_tokens,
+    )
+    answer = output[0, prompt["input_ids"].shape[1] :]
+    print(f"--- z{k}\n{tokenizer.decode(answer, skip_special_tokens=True)}")

@@ -1,4 +1,6 @@
-"""A tiny word-level tokenizer and tiny models with non-trivial weights, made in a second and never downloaded."""
+"""A tiny word-level tokenizer and tiny models with non-trivial weights, made in a
+second and never downloaded.
+"""
 
 import json
 import random
@@ -16,12 +18,27 @@ from twcli.discovery.spaces import Centring
 from twcli.models.runtime import quiet_transformers
 
 quiet_transformers()
-torch.set_num_threads(1)  # tiny models gain nothing from more, and lose much where others use the cores
+# tiny models gain nothing from more, and lose much where others use the cores
+torch.set_num_threads(1)
 
 WORDS = [f"w{i}" for i in range(20)]
-# Two processes over gloo; with --cpu it would start one, unless there is MPI. A port of its own lets several jobs run side by side.
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no",
-          "--dynamo_backend", "no", "--main_process_port", "0"]
+# Two processes over gloo; with --cpu it would start one, unless there is MPI. A port of its own
+# lets several jobs run side by side.
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]
 SPECIALS = ["<pad>", "<bos>", "<eos>", "<unk>", *TAGS]
 
 
@@ -30,21 +47,39 @@ def make_tokenizer():
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", unk_token="<unk>",
-        additional_special_tokens=list(TAGS))
+        tokenizer_object=tokenizer,
+        bos_token="<bos>",
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        additional_special_tokens=list(TAGS),
+    )
 
 
 def make_model(seed=0, hidden=32, layers=2, positions=128, initializer=0.3, **settings):
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=len(SPECIALS) + len(WORDS), hidden_size=hidden, intermediate_size=2 * hidden, num_hidden_layers=layers,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=positions, tie_word_embeddings=False,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=initializer, **settings)
+        vocab_size=len(SPECIALS) + len(WORDS),
+        hidden_size=hidden,
+        intermediate_size=2 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=positions,
+        tie_word_embeddings=False,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=initializer,
+        **settings,
+    )
     return LlamaForCausalLM(config).eval()
 
 
 def in_double(model):
-    """The model in float64 throughout: a Llama's own norm works in float32 whatever its weights are."""
+    """The model in float64 throughout: a Llama's own norm works in float32
+    whatever its weights are.
+    """
     for layer in model.modules():
         for name, child in list(layer.named_children()):
             if isinstance(child, LlamaRMSNorm):
@@ -55,7 +90,9 @@ def in_double(model):
 
 
 def make_records(prompts=6, completions=2, seed=0):
-    """Prompts of one to six words with `completions` distinct completions of one to nine words each."""
+    """Prompts of one to six words with `completions` distinct completions
+    of one to nine words each.
+    """
     rng = random.Random(seed)
     records = []
     for p in range(prompts):
@@ -92,7 +129,9 @@ def data_file(tmp_path):
 def encode(template, records, max_length=128):
     from twcli.data.dataset import Example
 
-    return template.encode([Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl")
+    return template.encode(
+        [Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl"
+    )
 
 
 def judge(x, y):
@@ -120,13 +159,17 @@ def centred(features, sizes, keep):
 
 @pytest.fixture(scope="session")
 def strategies():
-    """(points, sizes, truth): a vector a strategy plus a prompt offset ten times its size and noise; 2 to 4 completions."""
+    """(points, sizes, truth): a vector a strategy plus a prompt offset ten times its size and
+    noise; 2 to 4 completions.
+    """
     rng = np.random.default_rng(0)
     centroids = 2 * rng.normal(size=(4, 6))
     sizes, truth, points = [], [], []
     for _ in range(150):
         chosen = rng.choice(4, rng.integers(2, 5), replace=False)
-        values = centroids[chosen] + 20 * rng.normal(size=6) + 0.4 * rng.normal(size=(len(chosen), 6))
+        values = (
+            centroids[chosen] + 20 * rng.normal(size=6) + 0.4 * rng.normal(size=(len(chosen), 6))
+        )
         points.append(values - values.mean(0))
         sizes.append(len(chosen))
         truth.append(chosen)
@@ -135,7 +178,9 @@ def strategies():
 
 @pytest.fixture(scope="session")
 def pairs():
-    """(features of one kind, sizes, truth): a vector a strategy, and twelve dimensions of which half hold the prompt's content."""
+    """(features of one kind, sizes, truth): a vector a strategy, and twelve dimensions of which
+    half hold the prompt's content.
+    """
     rng = np.random.default_rng(11)
     centroids = np.concatenate([2 * rng.normal(size=(4, 6)), np.zeros((4, 6))], axis=1)
     truth = np.array([rng.choice(4, 2, replace=False) for _ in range(400)])

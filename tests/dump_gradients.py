@@ -1,7 +1,8 @@
-"""Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to compare one process with two.
+"""Runs `twcli train ...` and stores the gradients of its first step, for `torture.py` to
+compare one process with two.
 
-    python -m tests.dump_gradients FILE.safetensors train ... --accumulate 2
-    accelerate launch --multi_gpu --num_processes 2 -m tests.dump_gradients FILE.safetensors train ...
+python -m tests.dump_gradients FILE.safetensors train ... --accumulate 2
+accelerate launch --multi_gpu --num_processes 2 -m tests.dump_gradients FILE.safetensors train ...
 """
 
 import os
@@ -18,7 +19,10 @@ clip = Accelerator.clip_grad_norm_
 def dumping(accelerator, parameters, limit):
     parameters = list(parameters)
     if accelerator.is_main_process and not os.path.exists(sys.argv[1]):
-        save_file({str(i): p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None}, sys.argv[1])
+        save_file(
+            {str(i): p.grad.clone() for i, p in enumerate(parameters) if p.grad is not None},
+            sys.argv[1],
+        )
     return clip(accelerator, parameters, limit)
 
 

@@ -1,4 +1,5 @@
-"""`make mutants`: small wrong changes to a module, one at a time; those that its tests do not notice are listed.
+"""`make mutants`: small wrong changes to a module, one at a time; those that its tests
+do not notice are listed.
 
     python -m tests.mutants twcli/training/loss.py tests/training/test_loss.py
 
@@ -19,16 +20,38 @@ import pytest
 import torch  # noqa: F401  so that no child has to
 from hypothesis import Phase, settings
 
-OTHER = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.Is: ast.IsNot,
-         ast.IsNot: ast.Is, ast.In: ast.NotIn, ast.NotIn: ast.In, ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult,
-         ast.FloorDiv: ast.Mult, ast.And: ast.Or, ast.Or: ast.And, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd, ast.Pow: ast.Mult}
-PATIENCE = 20  # times that the tests of the module as it is take: a mutant that takes longer never ends
+OTHER = {
+    ast.Lt: ast.LtE,
+    ast.LtE: ast.Lt,
+    ast.Gt: ast.GtE,
+    ast.GtE: ast.Gt,
+    ast.Eq: ast.NotEq,
+    ast.NotEq: ast.Eq,
+    ast.Is: ast.IsNot,
+    ast.IsNot: ast.Is,
+    ast.In: ast.NotIn,
+    ast.NotIn: ast.In,
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Mult,
+    ast.And: ast.Or,
+    ast.Or: ast.And,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+    ast.Pow: ast.Mult,
+}
+# times that the tests of the module as it is take: a mutant that takes longer never ends
+PATIENCE = 20
 
 
 def changes(node: ast.AST) -> Iterator[ast.AST]:
     """What may stand in a node's place."""
     match node:
-        case ast.Compare(ops=[kind]) | ast.BinOp(op=kind) | ast.BoolOp(op=kind) if type(kind) in OTHER:
+        case ast.Compare(ops=[kind]) | ast.BinOp(op=kind) | ast.BoolOp(op=kind) if (
+            type(kind) in OTHER
+        ):
             other = copy.deepcopy(node)
             if isinstance(node, ast.Compare):
                 other.ops = [OTHER[type(kind)]()]
@@ -56,14 +79,23 @@ def mutants(tree: ast.Module) -> Iterator[tuple[int, str, str, ast.Module]]:
             whole = copy.deepcopy(tree)
             target = next(n for i, n in enumerate(ast.walk(whole)) if i == number)
             parent, name, index = next(
-                (p, field, i) for p in ast.walk(whole) for field, value in ast.iter_fields(p)
-                for i, child in enumerate(value if isinstance(value, list) else [value]) if child is target)
+                (p, field, i)
+                for p in ast.walk(whole)
+                for field, value in ast.iter_fields(p)
+                for i, child in enumerate(value if isinstance(value, list) else [value])
+                if child is target
+            )
             other = ast.copy_location(other, node)
             if isinstance(getattr(parent, name), list):
                 getattr(parent, name)[index] = other
             else:
                 setattr(parent, name, other)
-            yield node.lineno, ast.unparse(node), ast.unparse(other), ast.fix_missing_locations(whole)
+            yield (
+                node.lineno,
+                ast.unparse(node),
+                ast.unparse(other),
+                ast.fix_missing_locations(whole),
+            )
 
 
 def survives(module: str, tree: ast.Module, tests: list[str], seconds: float = 600) -> bool:
@@ -81,7 +113,17 @@ def survives(module: str, tree: ast.Module, tests: list[str], seconds: float = 6
             sys.modules[module] = made
             setattr(sys.modules[module.rpartition(".")[0]], module.rpartition(".")[2], made)
             exec(compile(tree, spec.origin, "exec"), made.__dict__)
-            code = pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning", *tests])
+            code = pytest.main(
+                [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "-W",
+                    "ignore::pytest.PytestAssertRewriteWarning",
+                    *tests,
+                ]
+            )
         os._exit(int(code))
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:

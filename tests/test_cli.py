@@ -1,4 +1,6 @@
-"""The commands in-process on a tiny model: the pipeline, what a user can get wrong, and how the help reads."""
+"""The commands in-process on a tiny model: the pipeline, what a user can get
+wrong, and how the help reads.
+"""
 
 import errno
 import json
@@ -59,35 +61,86 @@ def made(tmp_path_factory):
     make_model().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     write_jsonl(folder / "data.jsonl", make_records(20, 3))
-    ok("precompute", "--model", folder / "model", "--data", folder / "data.jsonl", "--out", folder / "b.h5", "--device", "cpu")
+    ok(
+        "precompute",
+        "--model",
+        folder / "model",
+        "--data",
+        folder / "data.jsonl",
+        "--out",
+        folder / "b.h5",
+        "--device",
+        "cpu",
+    )
     ok("train", *train_flags(folder), "--out", folder / "run")
     return folder
 
 
 def train_flags(made):
-    return ("--model", made / "model", "--data", made / "data.jsonl", "--baseline", made / "b.h5", "--latents", 3,
-            "--steps", 4, "--batch-tokens", 200, "--device", "cpu")
+    return (
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--baseline",
+        made / "b.h5",
+        "--latents",
+        3,
+        "--steps",
+        4,
+        "--batch-tokens",
+        200,
+        "--device",
+        "cpu",
+    )
 
 
 # The pipeline
 
 
 def test_eval_prints_one_json_object_and_writes_the_report(made):
-    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20, "--json")
+    result = ok(
+        "eval",
+        "--run",
+        made / "run",
+        "--data",
+        made / "data.jsonl",
+        "--judge",
+        JUDGE,
+        "--bootstrap",
+        20,
+        "--json",
+    )
     figures = json.loads(result.stdout)
-    assert set(figures["posterior"]) == {f"{key}{suffix}" for key in ("usage", "active", "mutual_information", "kl", "entropy")
-                                         for suffix in ("", "_ci")} | {"collapsed", "unused"}
-    assert {"posterior_one_to_one", "generation_one_to_one", "nmi", "ari", "mapping", "coverage_mean",
-            "full_coverage_rate"} <= set(figures["alignment"])
-    assert set(figures["likelihood"]) == {f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")}
+    assert set(figures["posterior"]) == {
+        f"{key}{suffix}"
+        for key in ("usage", "active", "mutual_information", "kl", "entropy")
+        for suffix in ("", "_ci")
+    } | {"collapsed", "unused"}
+    assert {
+        "posterior_one_to_one",
+        "generation_one_to_one",
+        "nmi",
+        "ari",
+        "mapping",
+        "coverage_mean",
+        "full_coverage_rate",
+    } <= set(figures["alignment"])
+    assert set(figures["likelihood"]) == {
+        f"{key}{suffix}" for key in ("frozen_nll", "marginal_nll", "gain") for suffix in ("", "_ci")
+    }
     assert figures["strategy_accuracy"] == figures["alignment"]["generation_one_to_one"]
     assert 0 <= figures["answer_accuracy"] <= 1
     assert figures["score_ci"][0] <= figures["score"] <= figures["score_ci"][1]
     diagnostics = figures["diagnostics"]
     assert {key for key in diagnostics if not key.endswith("_ci")} == set(SUMMARY)
-    assert all(diagnostics[key] is not None and len(diagnostics[f"{key}_ci"]) == 2 for key in SUMMARY)
+    assert all(
+        diagnostics[key] is not None and len(diagnostics[f"{key}_ci"]) == 2 for key in SUMMARY
+    )
     page = (made / "run" / "report.html").read_text()
-    assert page.startswith("<!doctype html>") and "http" not in page and "mutual_information" in page
+    assert (
+        page.startswith("<!doctype html>") and "http" not in page and "mutual_information" in page
+    )
 
 
 def test_eval_prints_a_table_within_80_columns(made):
@@ -98,26 +151,84 @@ def test_eval_prints_a_table_within_80_columns(made):
 
 def test_eval_without_labels_says_so(made, tmp_path):
     records = [{"x": r["x"], "y": r["y"]} for r in make_records(20, 3)]
-    result = ok("eval", "--run", made / "run", "--data", write_jsonl(tmp_path / "d.jsonl", records), "--bootstrap", 20)
+    result = ok(
+        "eval",
+        "--run",
+        made / "run",
+        "--data",
+        write_jsonl(tmp_path / "d.jsonl", records),
+        "--bootstrap",
+        20,
+    )
     assert "no strategy labels in the data" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize("posterior", ["shared", "exact"])
 def test_a_run_without_a_cache_and_with_two_tokens_a_latent(made, tmp_path, posterior):
     flags = [flag for flag in train_flags(made) if flag not in ("--baseline", made / "b.h5")]
-    ok("train", *flags, "--out", tmp_path / "run", "--baseline-policy", "dynamic", "--latent-tokens", 2, "--history-dropout", 0.2,
-       "--posterior", posterior)
-    figures = json.loads(ok("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20,
-                            "--json").stdout)
-    assert 0 < figures["diagnostics"]["informative"] <= 1 and figures["likelihood"]["gain"] is not None
-    drawn = ok("sample", "--run", tmp_path / "run", "--x", "w0 w1", "--max-new-tokens", 5, "--latent", "router", "-n", 3).stdout
+    ok(
+        "train",
+        *flags,
+        "--out",
+        tmp_path / "run",
+        "--baseline-policy",
+        "dynamic",
+        "--latent-tokens",
+        2,
+        "--history-dropout",
+        0.2,
+        "--posterior",
+        posterior,
+    )
+    figures = json.loads(
+        ok(
+            "eval",
+            "--run",
+            tmp_path / "run",
+            "--data",
+            made / "data.jsonl",
+            "--judge",
+            JUDGE,
+            "--bootstrap",
+            20,
+            "--json",
+        ).stdout
+    )
+    assert (
+        0 < figures["diagnostics"]["informative"] <= 1 and figures["likelihood"]["gain"] is not None
+    )
+    drawn = ok(
+        "sample",
+        "--run",
+        tmp_path / "run",
+        "--x",
+        "w0 w1",
+        "--max-new-tokens",
+        5,
+        "--latent",
+        "router",
+        "-n",
+        3,
+    ).stdout
     assert all(json.loads(line)["latent"] in (0, 1, 2) for line in drawn.splitlines())
     # Without the frozen model the run's own b_t is left.
     config = tmp_path / "run" / "config.yaml"
     config.write_text(config.read_text().replace(str(made / "model"), str(tmp_path / "moved")))
-    again = json.loads(ok("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--bootstrap", 20, "--json").stdout)
-    assert again["likelihood"]["gain"] is None and again["diagnostics"]["informative"] == pytest.approx(
-        figures["diagnostics"]["informative"])
+    again = json.loads(
+        ok(
+            "eval",
+            "--run",
+            tmp_path / "run",
+            "--data",
+            made / "data.jsonl",
+            "--bootstrap",
+            20,
+            "--json",
+        ).stdout
+    )
+    assert again["likelihood"]["gain"] is None and again["diagnostics"][
+        "informative"
+    ] == pytest.approx(figures["diagnostics"]["informative"])
 
 
 def test_without_the_frozen_model_the_figures_of_b_t_are_null_and_say_why(made, tmp_path):
@@ -131,18 +242,44 @@ def test_without_the_frozen_model_the_figures_of_b_t_are_null_and_say_why(made, 
 
 
 def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
-    ok("sample", "--model", made / "model", "--data", made / "data.jsonl", "-n", 2, "--max-new-tokens", 8, "--out", tmp_path / "g.jsonl")
+    ok(
+        "sample",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "-n",
+        2,
+        "--max-new-tokens",
+        8,
+        "--out",
+        tmp_path / "g.jsonl",
+    )
     lines = [json.loads(line) for line in (tmp_path / "g.jsonl").read_text().splitlines()]
     assert {line["x"] for line in lines} <= {r["x"] for r in make_records(20, 3)}
     assert 20 < len(lines) <= 40 and set(lines[0]) == {"x", "y"}
-    assert "completions have no end within the tokens" in ok("sample", "--model", made / "model", "--x", "w0", "-n", 30, "--max-new-tokens",
-                                                            1).stderr
-    ok("precompute", "--model", made / "model", "--data", tmp_path / "g.jsonl", "--out", tmp_path / "g.h5")
+    assert (
+        "completions have no end within the tokens"
+        in ok(
+            "sample", "--model", made / "model", "--x", "w0", "-n", 30, "--max-new-tokens", 1
+        ).stderr
+    )
+    ok(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        tmp_path / "g.jsonl",
+        "--out",
+        tmp_path / "g.h5",
+    )
 
 
 def test_sample_from_a_run(made):
     def latents(*flags):
-        lines = ok("sample", "--run", made / "run", "--x", "w0 w1", "--max-new-tokens", 5, *flags).stdout.splitlines()
+        lines = ok(
+            "sample", "--run", made / "run", "--x", "w0 w1", "--max-new-tokens", 5, *flags
+        ).stdout.splitlines()
         return [json.loads(line)["latent"] for line in lines]
 
     assert set(latents("--latent", "all", "-n", 4)) <= {0, 1, 2}
@@ -152,8 +289,21 @@ def test_sample_from_a_run(made):
 
 
 def test_draws_that_were_interrupted_go_on_and_give_the_same_file(made, tmp_path, monkeypatch):
-    real, calls, flags = sampling.generate, [], ("sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3,
-                                                      "--max-new-tokens", 4)
+    real, calls, flags = (
+        sampling.generate,
+        [],
+        (
+            "sample",
+            "--run",
+            made / "run",
+            "--data",
+            made / "data.jsonl",
+            "-n",
+            3,
+            "--max-new-tokens",
+            4,
+        ),
+    )
     monkeypatch.setattr(sampling, "BLOCK", 12)
     shown = ok(*flags).stdout
     ok(*flags, "--out", tmp_path / "whole.jsonl")
@@ -162,22 +312,45 @@ def test_draws_that_were_interrupted_go_on_and_give_the_same_file(made, tmp_path
     def dies(*arguments, **settings):
         calls.append(len(arguments[2]))
         if len(calls) in (3, 4):
-            raise KeyboardInterrupt if len(calls) == 3 else OSError(errno.ENOSPC, "No space left on device")
+            raise (
+                KeyboardInterrupt
+                if len(calls) == 3
+                else OSError(errno.ENOSPC, "No space left on device")
+            )
         return real(*arguments, **settings)
 
     monkeypatch.setattr(sampling, "generate", dies)
     result = twcli(*flags, "--out", tmp_path / "cut.jsonl")
-    assert result.exit_code == 130 and "finished blocks of 4 prompts are kept; run the same command again" in result.stderr
+    assert (
+        result.exit_code == 130
+        and "finished blocks of 4 prompts are kept; run the same command again" in result.stderr
+    )
     assert not (tmp_path / "cut.jsonl").exists()
     assert twcli(*flags, "--out", tmp_path / "cut.jsonl").exit_code == 1
     said = ok(*flags, "--out", tmp_path / "cut.jsonl").stderr
-    assert "resuming: 8 of 20 prompts are done" in said and len(calls) == 3 + 1 + 3  # five blocks, and the two that died
+    # five blocks, and the two that died
+    assert "resuming: 8 of 20 prompts are done" in said and len(calls) == 3 + 1 + 3
     assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == ["cut.jsonl", "whole.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir() if not p.name.endswith(".lock")) == [
+        "cut.jsonl",
+        "whole.jsonl",
+    ]
 
 
 def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, monkeypatch):
-    flags = ("sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3, "--max-new-tokens", 4, "--out", tmp_path / "g.jsonl")
+    flags = (
+        "sample",
+        "--run",
+        made / "run",
+        "--data",
+        made / "data.jsonl",
+        "-n",
+        3,
+        "--max-new-tokens",
+        4,
+        "--out",
+        tmp_path / "g.jsonl",
+    )
     monkeypatch.setattr(sampling, "BLOCK", 12)
 
     def killed(parts):
@@ -190,54 +363,123 @@ def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, m
     drawn = (tmp_path / "g.jsonl").read_bytes()
     monkeypatch.setattr(sampling, "generate", lambda *_, **__: pytest.fail("drew again"))
     assert "already complete" in ok(*flags).stderr
-    assert (tmp_path / "g.jsonl").read_bytes() == drawn and not (tmp_path / "g.jsonl.parts").exists()
+    assert (tmp_path / "g.jsonl").read_bytes() == drawn and not (
+        tmp_path / "g.jsonl.parts"
+    ).exists()
     assert twcli(*flags).exit_code == 2  # as any file that is there
 
 
-@pytest.mark.parametrize("change", [("--seed", 1), ("-n", 2), ("--latent", 0), ("--temperature", 0.5)])
+@pytest.mark.parametrize(
+    "change", [("--seed", 1), ("-n", 2), ("--latent", 0), ("--temperature", 0.5)]
+)
 def test_draws_of_another_call_are_not_gone_on_with(made, tmp_path, monkeypatch, change):
-    flags = ["sample", "--run", made / "run", "--data", made / "data.jsonl", "-n", 3, "--max-new-tokens", 4, "--out", tmp_path / "g.jsonl"]
+    flags = [
+        "sample",
+        "--run",
+        made / "run",
+        "--data",
+        made / "data.jsonl",
+        "-n",
+        3,
+        "--max-new-tokens",
+        4,
+        "--out",
+        tmp_path / "g.jsonl",
+    ]
     monkeypatch.setattr(sampling, "BLOCK", 12)
     with monkeypatch.context() as patch:
         real, blocks = sampling.generate, iter(range(9))
-        patch.setattr(sampling, "generate", lambda *a, **s: real(*a, **s) if next(blocks) < 2 else dies())
+        patch.setattr(
+            sampling, "generate", lambda *a, **s: real(*a, **s) if next(blocks) < 2 else dies()
+        )
         assert twcli(*flags).exit_code == 130
     said = ok(*flags, *change).stderr
-    assert f"an unfinished sample was discarded: {change[0].strip('-')} differs" in said and "resuming" not in said
+    assert (
+        f"an unfinished sample was discarded: {change[0].strip('-')} differs" in said
+        and "resuming" not in said
+    )
 
 
 def dies():
     raise KeyboardInterrupt
 
 
-def test_a_prompt_that_fills_the_context_is_told_before_any_is_completed(made, tmp_path, monkeypatch):
+def test_a_prompt_that_fills_the_context_is_told_before_any_is_completed(
+    made, tmp_path, monkeypatch
+):
     monkeypatch.setattr(sampling, "generate", lambda *_: pytest.fail("completed"))
     data = write_jsonl(tmp_path / "p.jsonl", [{"x": "w0"}] * 3 + [{"x": "w1 " * 400}])
     result = twcli("sample", "--run", made / "run", "--data", data, "--out", tmp_path / "g.jsonl")
-    assert result.exit_code == 2 and "fills the context" in result.stderr and not list(tmp_path.glob("g*"))
+    assert (
+        result.exit_code == 2
+        and "fills the context" in result.stderr
+        and not list(tmp_path.glob("g*"))
+    )
 
 
 def test_latents_compared_interactively(made):
-    flags = ["sample", "--run", str(made / "run"), "--interactive", "--max-new-tokens", "4", "--temperature", "0"]
+    flags = [
+        "sample",
+        "--run",
+        str(made / "run"),
+        "--interactive",
+        "--max-new-tokens",
+        "4",
+        "--temperature",
+        "0",
+    ]
     result = CliRunner().invoke(main, flags, input="w0 w1\n" + "w2 " * 200 + "\nw3\n\nw4\n")
     assert result.exit_code == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert len(lines) == 6  # two prompts by three latents; the third filled the context, the empty line ended it
-    assert all(re.fullmatch(r"z\d  [01]\.\d\d  .*", line) for line in lines) and [line[1] for line in lines] == list("012012")
+    # two prompts by three latents; the third filled the context, the empty line ended it
+    assert len(lines) == 6
+    assert all(re.fullmatch(r"z\d  [01]\.\d\d  .*", line) for line in lines) and [
+        line[1] for line in lines
+    ] == list("012012")
     assert "fills the context" in result.stderr
-    alone = [json.loads(line) for line in ok("sample", "--run", made / "run", "--x", "w3", "--latent", "all", "--temperature", 0,
-                                             "--max-new-tokens", 4).stdout.splitlines()]
-    assert {f"z{one['latent']}": one["y"] for one in alone}.items() <= {line[:2]: line[10:] for line in lines[3:]}.items()
-    result = CliRunner().invoke(main, ["sample", "--model", str(made / "model"), "--interactive", "--max-new-tokens", "4"], input="w0\n")
+    alone = [
+        json.loads(line)
+        for line in ok(
+            "sample",
+            "--run",
+            made / "run",
+            "--x",
+            "w3",
+            "--latent",
+            "all",
+            "--temperature",
+            0,
+            "--max-new-tokens",
+            4,
+        ).stdout.splitlines()
+    ]
+    assert {f"z{one['latent']}": one["y"] for one in alone}.items() <= {
+        line[:2]: line[10:] for line in lines[3:]
+    }.items()
+    result = CliRunner().invoke(
+        main,
+        ["sample", "--model", str(made / "model"), "--interactive", "--max-new-tokens", "4"],
+        input="w0\n",
+    )
     assert result.exit_code == 0 and len(result.stdout.splitlines()) == 1
-    refused("sample", "--run", made / "run", "--interactive", "--x", "w0", says="give one of --data")
+    refused(
+        "sample", "--run", made / "run", "--interactive", "--x", "w0", says="give one of --data"
+    )
 
 
 def test_commands_run_again_say_that_they_are_done(made):
     before = (made / "run" / "metrics.jsonl").read_text()
     assert "already trained" in ok("train", *train_flags(made), "--out", made / "run").stderr
     assert (made / "run" / "metrics.jsonl").read_text() == before
-    again = ok("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", made / "b.h5")
+    again = ok(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--out",
+        made / "b.h5",
+    )
     assert "already complete" in again.stderr
 
 
@@ -248,7 +490,9 @@ def test_inspect_a_cache(made):
     text = ok("inspect", made / "b.h5", "--verify").stdout
     assert "60 rows" in text and "every checksum matches" in text and "can weighting help? " in text
     histogram = found["profile"]["histogram"]
-    assert [sum(part[key] for part in histogram) for key in ("tokens", "nats")] == pytest.approx([1, 1])
+    assert [sum(part[key] for part in histogram) for key in ("tokens", "nats")] == pytest.approx(
+        [1, 1]
+    )
 
 
 def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
@@ -256,35 +500,82 @@ def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
     shown = ok(*flags, "--data", made / "data.jsonl").stdout
     records = make_records(20, 3)
     (line,) = [line for line in shown.splitlines() if line.startswith("line 60: <bos> <x> ")]
-    assert re.sub(r"\[\d+\.\d\]", "", line).endswith(records[-1]["y"]) and re.search(r"\w\[\d\.\d\]", line)
+    assert re.sub(r"\[\d+\.\d\]", "", line).endswith(records[-1]["y"]) and re.search(
+        r"\w\[\d\.\d\]", line
+    )
     records[4]["y"] += " w1"
     other = twcli(*flags, "--data", write_jsonl(tmp_path / "d.jsonl", records))
-    assert other.exit_code == 1 and "another data" in other.stderr and "line 5 of the data" in other.stderr
+    assert (
+        other.exit_code == 1
+        and "another data" in other.stderr
+        and "line 5 of the data" in other.stderr
+    )
     make_model(seed=3).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    other = twcli("inspect", made / "b.h5", "--verify", "--model", tmp_path / "model", "--data", made / "data.jsonl")
+    other = twcli(
+        "inspect",
+        made / "b.h5",
+        "--verify",
+        "--model",
+        tmp_path / "model",
+        "--data",
+        made / "data.jsonl",
+    )
     assert other.exit_code == 1 and "another weights" in other.stderr
     renamed = [{"q": r["x"], "a": r["y"]} for r in make_records(20, 3)]
-    ok(*flags, "--data", write_jsonl(tmp_path / "renamed.jsonl", renamed), "--x-field", "q", "--y-field", "a")
+    ok(
+        *flags,
+        "--data",
+        write_jsonl(tmp_path / "renamed.jsonl", renamed),
+        "--x-field",
+        "q",
+        "--y-field",
+        "a",
+    )
     refused(*flags, says="go together")
-    refused("inspect", made / "run", "--verify", "--model", made / "model", "--data", made / "data.jsonl", says="go together")
+    refused(
+        "inspect",
+        made / "run",
+        "--verify",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        says="go together",
+    )
 
 
 def test_inspect_a_run(made):
     found = json.loads(ok("inspect", made / "run", "--verify", "--json").stdout)
     assert (found["kind"], found["done"], found["steps"], found["problems"]) == ("run", True, 4, [])
     text = ok("inspect", made / "run").stdout
-    for part in ("finished, 4 steps", "z-sensitivity: ", "effective t0 / T", "T / t0", "gradient norms: posterior"):
+    for part in (
+        "finished, 4 steps",
+        "z-sensitivity: ",
+        "effective t0 / T",
+        "T / t0",
+        "gradient norms: posterior",
+    ):
         assert part in text
 
 
-@pytest.mark.parametrize("name", ["model/model.safetensors", "model/tokenizer.json", "posterior.safetensors", "metrics.jsonl"])
+@pytest.mark.parametrize(
+    "name",
+    ["model/model.safetensors", "model/tokenizer.json", "posterior.safetensors", "metrics.jsonl"],
+)
 def test_a_damaged_run_is_neither_evaluated_nor_sampled(made, tmp_path, name):
     shutil.copytree(made / "run", tmp_path / "run")
     data = bytearray((tmp_path / "run" / name).read_bytes())
     data[len(data) // 2] ^= 1
     (tmp_path / "run" / name).write_bytes(data)
-    refused("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", says=[name, "its checksum differs"])
+    refused(
+        "eval",
+        "--run",
+        tmp_path / "run",
+        "--data",
+        made / "data.jsonl",
+        says=[name, "its checksum differs"],
+    )
     refused("sample", "--run", tmp_path / "run", "--x", "w0", says=[name, "its checksum differs"])
 
 
@@ -296,7 +587,9 @@ def test_a_changed_setting_of_a_finished_run_is_found(made, tmp_path):
     assert result.exit_code == 1 and "beta is 0.3, but was 0.1 in training" in result.stderr
 
 
-@pytest.mark.parametrize("name", ["b.h5", "run/model/model.safetensors", "run/posterior.safetensors", "run/checkpoints"])
+@pytest.mark.parametrize(
+    "name", ["b.h5", "run/model/model.safetensors", "run/posterior.safetensors", "run/checkpoints"]
+)
 def test_inspect_finds_a_flipped_bit(made, tmp_path, name):
     shutil.copytree(made / "run", tmp_path / "run")
     shutil.copy(made / "b.h5", tmp_path / "b.h5")
@@ -327,38 +620,98 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     again = ok("train", *flags, "--out", tmp_path / "run").stderr
     assert "where clusters" not in again and "resuming after step" in again
     flags[flags.index("auto")] = found + 1
-    refused("train", *flags, "--out", tmp_path / "run", says=f"holds a run with latents: {found}, this one has {found + 1}")
+    refused(
+        "train",
+        *flags,
+        "--out",
+        tmp_path / "run",
+        says=f"holds a run with latents: {found}, this one has {found + 1}",
+    )
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--latents", "many"], "'many' is not a valid integer"),
-    (["--latents", "auto", "--warm-start", "none"], "--latents auto: counts the clusters of the warm start")])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--latents", "many"], "'many' is not a valid integer"),
+        (
+            ["--latents", "auto", "--warm-start", "none"],
+            "--latents auto: counts the clusters of the warm start",
+        ),
+    ],
+)
 def test_what_is_no_number_of_latents(made, tmp_path, flags, says):
-    refused("train", "--model", made / "model", "--data", made / "data.jsonl", "--baseline", made / "b.h5", *flags,
-            "--out", tmp_path / "run", says=says)
+    refused(
+        "train",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--baseline",
+        made / "b.h5",
+        *flags,
+        "--out",
+        tmp_path / "run",
+        says=says,
+    )
 
 
 def test_latents_cannot_be_counted_from_one_completion_a_prompt(made, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_records(20, 1))
     ok("precompute", "--model", made / "model", "--data", data, "--out", tmp_path / "b.h5")
-    refused("train", "--model", made / "model", "--data", data, "--baseline", tmp_path / "b.h5", "--latents", "auto",
-            "--out", tmp_path / "run", "--quiet", says=["--latents auto", "one completion a prompt"])
+    refused(
+        "train",
+        "--model",
+        made / "model",
+        "--data",
+        data,
+        "--baseline",
+        tmp_path / "b.h5",
+        "--latents",
+        "auto",
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+        says=["--latents auto", "one completion a prompt"],
+    )
 
 
 # Configuration
 
 
 def test_a_flag_wins_over_the_file_also_where_it_is_the_default(made, tmp_path):
-    (tmp_path / "c.yaml").write_text(f"data: {made / 'data.jsonl'}\nlatents: 3\nsteps: 2\nbeta: 0.5\nbatch-tokens: 200\n")
-    ok("train", "--config", tmp_path / "c.yaml", "--model", made / "model", "--baseline", made / "b.h5", "--out", tmp_path / "run",
-       "--beta", 0.1, "--device", "cpu")
+    (tmp_path / "c.yaml").write_text(
+        f"data: {made / 'data.jsonl'}\nlatents: 3\nsteps: 2\nbeta: 0.5\nbatch-tokens: 200\n"
+    )
+    ok(
+        "train",
+        "--config",
+        tmp_path / "c.yaml",
+        "--model",
+        made / "model",
+        "--baseline",
+        made / "b.h5",
+        "--out",
+        tmp_path / "run",
+        "--beta",
+        0.1,
+        "--device",
+        "cpu",
+    )
     settings = json.loads(ok("inspect", tmp_path / "run", "--json").stdout)["settings"]
     assert (settings["beta"], settings["steps"], settings["batch_tokens"]) == (0.1, 2, 200)
 
 
 def test_unknown_keys_in_the_file_are_refused(made, tmp_path):
     (tmp_path / "c.yaml").write_text("latentz: 3\n")
-    refused("train", "--config", tmp_path / "c.yaml", *train_flags(made), "--out", tmp_path / "run", says=["c.yaml", "'latentz'"])
+    refused(
+        "train",
+        "--config",
+        tmp_path / "c.yaml",
+        *train_flags(made),
+        "--out",
+        tmp_path / "run",
+        says=["c.yaml", "'latentz'"],
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -370,7 +723,10 @@ BAD_DATA = {
     "missing field": ('{"x": "w0", "y": "w1"}\n{"x": "w0"}\n', ["d.jsonl:2", "'y' is missing"]),
     "wrong type": ('{"x": "w0", "y": 3}\n', ["d.jsonl:1", "'y' must be text"]),
     "empty y": ('{"x": "w0", "y": " "}\n', ["d.jsonl:1", "'y' is empty"]),
-    "too long": (json.dumps({"x": "w0", "y": "w1 " * 200}) + "\n", ["d.jsonl:1", "more than the limit of 128"]),
+    "too long": (
+        json.dumps({"x": "w0", "y": "w1 " * 200}) + "\n",
+        ["d.jsonl:1", "more than the limit of 128"],
+    ),
     "no records": ("", ["d.jsonl", "no records"]),
 }
 
@@ -382,16 +738,52 @@ def test_bad_data(made, tmp_path, case):
     files = {"--data": tmp_path / "d.jsonl", "--model": made / "model"}
     flags = [part for pair in files.items() for part in pair]
     refused("precompute", *flags, "--out", tmp_path / "b.h5", says=says)
-    refused("train", *flags, "--baseline", made / "b.h5", "--latents", 2, "--out", tmp_path / "run", says=says)
+    refused(
+        "train",
+        *flags,
+        "--baseline",
+        made / "b.h5",
+        "--latents",
+        2,
+        "--out",
+        tmp_path / "run",
+        says=says,
+    )
     refused("eval", "--run", made / "run", "--data", tmp_path / "d.jsonl", says=says)
     assert not list(tmp_path.glob("b.h5*"))
     assert not (tmp_path / "run").exists()
 
 
 def test_missing_files(made, tmp_path):
-    refused("precompute", "--model", made / "model", "--data", tmp_path / "no.jsonl", "--out", tmp_path / "b.h5", says="no.jsonl")
-    refused("precompute", "--model", tmp_path / "none", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5", says="none")
-    refused("train", *train_flags(made), "--out", tmp_path / "run", "--baseline", tmp_path / "no.h5", says="no.h5")
+    refused(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        tmp_path / "no.jsonl",
+        "--out",
+        tmp_path / "b.h5",
+        says="no.jsonl",
+    )
+    refused(
+        "precompute",
+        "--model",
+        tmp_path / "none",
+        "--data",
+        made / "data.jsonl",
+        "--out",
+        tmp_path / "b.h5",
+        says="none",
+    )
+    refused(
+        "train",
+        *train_flags(made),
+        "--out",
+        tmp_path / "run",
+        "--baseline",
+        tmp_path / "no.h5",
+        says="no.h5",
+    )
     refused("eval", "--run", tmp_path / "none", "--data", made / "data.jsonl", says="holds no run")
     refused("inspect", tmp_path / "none", says="no such file or folder")
     refused("sample", "--model", tmp_path / "none", "--x", "w0", says="none")
@@ -402,10 +794,16 @@ def test_a_model_without_tags_or_with_another_tokenizer(made, tmp_path):
     tokenizer = json.loads((tmp_path / "model" / "tokenizer.json").read_text())
     renamed = json.dumps(tokenizer).replace("<z>", "<latent>").replace("</z>", "</latent>")
     (tmp_path / "model" / "tokenizer.json").write_text(renamed)
-    settings = (tmp_path / "model" / "tokenizer_config.json").read_text().replace("<z>", "<latent>").replace("</z>", "</latent>")
+    settings = (
+        (tmp_path / "model" / "tokenizer_config.json")
+        .read_text()
+        .replace("<z>", "<latent>")
+        .replace("</z>", "</latent>")
+    )
     (tmp_path / "model" / "tokenizer_config.json").write_text(settings)
     flags = ("--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
-    ok("precompute", "--model", tmp_path / "model", *flags)  # a latent section is not in the z-free sequence
+    # a latent section is not in the z-free sequence
+    ok("precompute", "--model", tmp_path / "model", *flags)
     renamed = renamed.replace("<x>", "<question>")
     (tmp_path / "model" / "tokenizer.json").write_text(renamed)
     (tmp_path / "model" / "tokenizer_config.json").write_text(settings.replace("<x>", "<question>"))
@@ -422,19 +820,53 @@ def test_a_model_without_tags_or_with_another_tokenizer(made, tmp_path):
 def test_a_cache_of_something_else(made, tmp_path):
     make_model(seed=3).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    refused("train", *train_flags(made), "--out", tmp_path / "run", "--model", tmp_path / "model", says=["b.h5", "weights"])
+    refused(
+        "train",
+        *train_flags(made),
+        "--out",
+        tmp_path / "run",
+        "--model",
+        tmp_path / "model",
+        says=["b.h5", "weights"],
+    )
     records = make_records(20, 3)
     records[7]["y"] = "w9"
     data = write_jsonl(tmp_path / "d.jsonl", records)
-    refused("train", *train_flags(made), "--out", tmp_path / "run", "--data", data, says=["b.h5", "line 8"])
+    refused(
+        "train",
+        *train_flags(made),
+        "--out",
+        tmp_path / "run",
+        "--data",
+        data,
+        says=["b.h5", "line 8"],
+    )
     (tmp_path / "b.h5").write_text("no HDF5")
-    refused("train", *train_flags(made), "--out", tmp_path / "run", "--baseline", tmp_path / "b.h5", says="is not an HDF5 file")
+    refused(
+        "train",
+        *train_flags(made),
+        "--out",
+        tmp_path / "run",
+        "--baseline",
+        tmp_path / "b.h5",
+        says="is not an HDF5 file",
+    )
 
 
-@pytest.mark.parametrize(("flags", "says"), [
-    (["--latents", "1"], "--latents: 1 is too small"), (["--latents", "x"], "--latents"), (["--steps", "0"], "--steps"),
-    (["--steps", "2", "--epochs", "2"], "exclude each other"), (["--weighting", "none"], "--weighting"), (["--beta", "nan"], "--beta"),
-    (["--nonsense"], "--nonsense"), (["--max-length", "1000"], "context holds 128"), (["--device", "cuda"], "--device cuda")])
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--latents", "1"], "--latents: 1 is too small"),
+        (["--latents", "x"], "--latents"),
+        (["--steps", "0"], "--steps"),
+        (["--steps", "2", "--epochs", "2"], "exclude each other"),
+        (["--weighting", "none"], "--weighting"),
+        (["--beta", "nan"], "--beta"),
+        (["--nonsense"], "--nonsense"),
+        (["--max-length", "1000"], "context holds 128"),
+        (["--device", "cuda"], "--device cuda"),
+    ],
+)
 def test_bad_flags(made, tmp_path, flags, says):
 
     if flags == ["--device", "cuda"] and torch.cuda.is_available():
@@ -450,17 +882,62 @@ def test_required_options_are_named():
 
 
 def test_unwritable_output(made):
-    refused("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", "/proc/none/b.h5", says="/proc/none")
+    refused(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--out",
+        "/proc/none/b.h5",
+        says="/proc/none",
+    )
     refused("train", *train_flags(made), "--out", "/proc/none/run", says="/proc/none")
-    refused("sample", "--model", made / "model", "--x", "w0", "--out", "/proc/none/g.jsonl", says="/proc/none")
-    refused("sample", "--model", made / "model", "--x", "w0", "--out", made, "--overwrite", says="is a folder; name a file")
+    refused(
+        "sample",
+        "--model",
+        made / "model",
+        "--x",
+        "w0",
+        "--out",
+        "/proc/none/g.jsonl",
+        says="/proc/none",
+    )
+    refused(
+        "sample",
+        "--model",
+        made / "model",
+        "--x",
+        "w0",
+        "--out",
+        made,
+        "--overwrite",
+        says="is a folder; name a file",
+    )
 
 
-@pytest.mark.parametrize(("judge", "says"), [
-    ("nothing", "MODULE:FUNCTION"), ("no_such_module:judge", "cannot be imported"), ("tests.conftest:none", "cannot be imported"),
-    ("tests.conftest:WORDS", "is not a function"), ("tests.conftest:broken_judge", "raised ZeroDivisionError")])
+@pytest.mark.parametrize(
+    ("judge", "says"),
+    [
+        ("nothing", "MODULE:FUNCTION"),
+        ("no_such_module:judge", "cannot be imported"),
+        ("tests.conftest:none", "cannot be imported"),
+        ("tests.conftest:WORDS", "is not a function"),
+        ("tests.conftest:broken_judge", "raised ZeroDivisionError"),
+    ],
+)
 def test_bad_judges(made, judge, says):
-    refused("eval", "--run", made / "run", "--data", made / "data.jsonl", "--judge", judge, "--quiet", says=says)
+    refused(
+        "eval",
+        "--run",
+        made / "run",
+        "--data",
+        made / "data.jsonl",
+        "--judge",
+        judge,
+        "--quiet",
+        says=says,
+    )
 
 
 def test_a_run_that_is_not_finished_cannot_be_evaluated(made, tmp_path):
@@ -484,56 +961,126 @@ def test_version():
 
 
 def test_help_does_not_import_torch():
-    code = "import sys, twcli.cli.main; sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
+    code = (
+        "import sys, twcli.cli.main; sys.exit('torch' in sys.modules or 'transformers' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def test_quiet_is_quiet(made):
-    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20, "--quiet", "--json")
+    result = ok(
+        "eval",
+        "--run",
+        made / "run",
+        "--data",
+        made / "data.jsonl",
+        "--bootstrap",
+        20,
+        "--quiet",
+        "--json",
+    )
     assert result.stderr == ""
 
 
 def test_a_closed_pipe_is_no_traceback(made):
-    command = f"{sys.executable} -m twcli sample --run {made / 'run'} --data {made / 'data.jsonl'} --latent all -n 40 --max-new-tokens 3"
-    result = subprocess.run(f"{command} | head -c 1", shell=True, cwd=ROOT, capture_output=True, text=True)
+    command = (
+        f"{sys.executable} -m twcli sample --run {made / 'run'} --data {made / 'data.jsonl'} "
+        "--latent all -n 40 --max-new-tokens 3"
+    )
+    result = subprocess.run(
+        f"{command} | head -c 1", shell=True, cwd=ROOT, capture_output=True, text=True
+    )
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
 @pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["copies", "shards"])
 def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
     flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10", *shard]
-    launch = [sys.executable, *LAUNCH, "-m", "twcli", "train", *flags, "--out", str(tmp_path / "run")]
+    launch = [
+        sys.executable,
+        *LAUNCH,
+        "-m",
+        "twcli",
+        "train",
+        *flags,
+        "--out",
+        str(tmp_path / "run"),
+    ]
     first = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert first.returncode == 0, first.stderr[-2000:]
     assert first.stderr.count("done: ") == 1  # one process prints
     metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
     ok("train", *flags, "--accumulate", 2, "--out", tmp_path / "alone")
-    together, alone = ([json.loads(line) for line in text.splitlines()]
-                       for text in (metrics, (tmp_path / "alone" / "metrics.jsonl").read_text()))
+    together, alone = (
+        [json.loads(line) for line in text.splitlines()]
+        for text in (metrics, (tmp_path / "alone" / "metrics.jsonl").read_text())
+    )
     assert [m["stage"] for m in together] == [m["stage"] for m in alone] and len(together) == 20
     for one, two in zip(together, alone, strict=True):
         assert one["records"] == two["records"]
         for name in ("loss", "mutual_information", "gradient_norm"):
             assert one[name] == pytest.approx(two[name], abs=1e-5, rel=1e-5)
-    two, one = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "alone"))
-    assert two.keys() == one.keys() and all(torch.allclose(two[name], one[name], atol=1e-4) for name in one)
+    two, one = (
+        load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "alone")
+    )
+    assert two.keys() == one.keys() and all(
+        torch.allclose(two[name], one[name], atol=1e-4) for name in one
+    )
     shutil.rmtree(tmp_path / "run" / "model")  # as if killed before the export
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000020")
-    assert "resuming after step 10" in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
+    assert (
+        "resuming after step 10"
+        in subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=200).stderr
+    )
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == metrics
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
 def test_shards_train_a_learned_posterior_whatever_the_shapes_of_their_batches(tmp_path):
-    records = [{"x": " ".join([f"w{p}", *["w1"] * (59 if p % 2 else 0)]), "y": " ".join([f"w{c}", *["w2"] * (1 if p % 2 else 39)])}
-               for p in range(16) for c in range(2)]
+    records = [
+        {
+            "x": " ".join([f"w{p}", *["w1"] * (59 if p % 2 else 0)]),
+            "y": " ".join([f"w{c}", *["w2"] * (1 if p % 2 else 39)]),
+        }
+        for p in range(16)
+        for c in range(2)
+    ]
     make_model().save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
-    common = ["--model", tmp_path / "model", "--data", write_jsonl(tmp_path / "d.jsonl", records), "--device", "cpu"]
+    common = [
+        "--model",
+        tmp_path / "model",
+        "--data",
+        write_jsonl(tmp_path / "d.jsonl", records),
+        "--device",
+        "cpu",
+    ]
     ok("precompute", *common, "--out", tmp_path / "b.h5")
-    train = ["train", *map(str, common), "--baseline", str(tmp_path / "b.h5"), "--latents", "4", "--steps", "4", "--batch-tokens", "150",
-             "--warm-start", "none", "--shard", "--out", str(tmp_path / "run")]
-    result = subprocess.run([sys.executable, *LAUNCH, "-m", "twcli", *train], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    train = [
+        "train",
+        *map(str, common),
+        "--baseline",
+        str(tmp_path / "b.h5"),
+        "--latents",
+        "4",
+        "--steps",
+        "4",
+        "--batch-tokens",
+        "150",
+        "--warm-start",
+        "none",
+        "--shard",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    result = subprocess.run(
+        [sys.executable, *LAUNCH, "-m", "twcli", *train],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert result.returncode == 0, result.stderr[-2000:]
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -546,11 +1093,37 @@ def test_one_process_of_a_job_tells_the_dry_run(made, tmp_path, monkeypatch):
 
 def test_a_dry_run_tells_and_writes_nothing(made, tmp_path):
     (tmp_path / "c.yaml").write_text("beta: 0.5\n")
-    said = ok("train", *train_flags(made), "--config", tmp_path / "c.yaml", "--out", tmp_path / "run", "--dry-run").stdout
-    for part in ("records: 60 of 20 prompts", "supervised part in [[ ]]: '<bos> <x> w0", "</x> <y>[[w0", "</y>]]<eos>'", "cost, roughly",
-                 "--latents: 3  (given)", f"--beta: 0.5  ({tmp_path / 'c.yaml'})", "--seed: 0  (default)", "; 4 steps"):
+    said = ok(
+        "train",
+        *train_flags(made),
+        "--config",
+        tmp_path / "c.yaml",
+        "--out",
+        tmp_path / "run",
+        "--dry-run",
+    ).stdout
+    for part in (
+        "records: 60 of 20 prompts",
+        "supervised part in [[ ]]: '<bos> <x> w0",
+        "</x> <y>[[w0",
+        "</y>]]<eos>'",
+        "cost, roughly",
+        "--latents: 3  (given)",
+        f"--beta: 0.5  ({tmp_path / 'c.yaml'})",
+        "--seed: 0  (default)",
+        "; 4 steps",
+    ):
         assert part in said, said
-    said = ok("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5", "--dry-run").stdout
+    said = ok(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--out",
+        tmp_path / "b.h5",
+        "--dry-run",
+    ).stdout
     assert "375 of them supervised" in said
     assert [p.name for p in tmp_path.iterdir()] == ["c.yaml"]
 
@@ -564,10 +1137,22 @@ def chat(tmp_path_factory):
     folder = tmp_path_factory.mktemp("chat")
     make_model().save_pretrained(folder / "model")
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    )
     tokenizer.save_pretrained(folder / "model")
     write_jsonl(folder / "data.jsonl", make_records(20, 3))
-    ok("precompute", "--model", folder / "model", "--data", folder / "data.jsonl", "--out", folder / "b.h5", "--template", "chat")
+    ok(
+        "precompute",
+        "--model",
+        folder / "model",
+        "--data",
+        folder / "data.jsonl",
+        "--out",
+        folder / "b.h5",
+        "--template",
+        "chat",
+    )
     return folder
 
 
@@ -577,35 +1162,99 @@ def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = tmp_path / "run"
-    ok("train", *train_flags(chat), "--template", "chat", "--adapt", "lora", "--lora-rank", 4, "--lora-targets", "q_proj,up_proj",
-       "--out", run)
-    figures = json.loads(ok("eval", "--run", run, "--data", chat / "data.jsonl", "--judge", JUDGE, "--bootstrap", 20, "--json").stdout)
+    ok(
+        "train",
+        *train_flags(chat),
+        "--template",
+        "chat",
+        "--adapt",
+        "lora",
+        "--lora-rank",
+        4,
+        "--lora-targets",
+        "q_proj,up_proj",
+        "--out",
+        run,
+    )
+    figures = json.loads(
+        ok(
+            "eval",
+            "--run",
+            run,
+            "--data",
+            chat / "data.jsonl",
+            "--judge",
+            JUDGE,
+            "--bootstrap",
+            20,
+            "--json",
+        ).stdout
+    )
     assert figures["likelihood"]["gain"] is not None and figures["answer_accuracy"] is not None
-    drawn = ok("sample", "--run", run, "--x", "w0 w1", "--max-new-tokens", 5, "--latent", "all", "-n", 2).stdout
+    drawn = ok(
+        "sample", "--run", run, "--x", "w0 w1", "--max-new-tokens", 5, "--latent", "all", "-n", 2
+    ).stdout
     assert {json.loads(line)["latent"] for line in drawn.splitlines()} <= {0, 1, 2}
     merged = AutoModelForCausalLM.from_pretrained(run / "model")
     tokenizer = AutoTokenizer.from_pretrained(run / "model")
     base = AutoModelForCausalLM.from_pretrained(chat / "model")
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
-    ids = tokenizer("<bos> w19 w0 w1 <eos> w19 <z> <z1> </z>", add_special_tokens=False, return_tensors="pt").input_ids
+    ids = tokenizer(
+        "<bos> w19 w0 w1 <eos> w19 <z> <z1> </z>", add_special_tokens=False, return_tensors="pt"
+    ).input_ids
     assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
     assert (run / "model" / "template.txt").read_text() == "<bos> w19 {x} <eos> w19 {z}{y} <eos> \n"
     card = (run / "model" / "README.md").read_text()
-    assert "Made from `model`" in card and "data | `data.jsonl`" in card and str(tmp_path) not in card
-    assert "3 latent strategies" in card and "<bos> w19 {x} <eos> w19 <z><z0></z>" in card and "`<z1>`, `<z2>`" in card
+    assert (
+        "Made from `model`" in card and "data | `data.jsonl`" in card and str(tmp_path) not in card
+    )
+    assert (
+        "3 latent strategies" in card
+        and "<bos> w19 {x} <eos> w19 <z><z0></z>" in card
+        and "`<z1>`, `<z2>`" in card
+    )
     ok("inspect", run, "--verify")
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     result = twcli("inspect", run, "--verify")
-    assert result.exit_code == 1 and "adapter_model.safetensors: its checksum differs" in result.stderr
+    assert (
+        result.exit_code == 1 and "adapter_model.safetensors: its checksum differs" in result.stderr
+    )
 
 
 def test_the_model_alone_is_enough(made):
-    lines = [json.loads(line) for line in ok("sample", "--run", made / "run", "--x", "w0 w1", "--latent", "all", "--temperature", 0,
-                                             "--max-new-tokens", 8).stdout.splitlines()]
-    result = subprocess.run([sys.executable, ROOT / "examples" / "use_model.py", "--model", made / "run" / "model", "--x", "w0 w1",
-                             "--max-new-tokens", "8"], cwd="/", capture_output=True, text=True)
+    lines = [
+        json.loads(line)
+        for line in ok(
+            "sample",
+            "--run",
+            made / "run",
+            "--x",
+            "w0 w1",
+            "--latent",
+            "all",
+            "--temperature",
+            0,
+            "--max-new-tokens",
+            8,
+        ).stdout.splitlines()
+    ]
+    result = subprocess.run(
+        [
+            sys.executable,
+            ROOT / "examples" / "use_model.py",
+            "--model",
+            made / "run" / "model",
+            "--x",
+            "w0 w1",
+            "--max-new-tokens",
+            "8",
+        ],
+        cwd="/",
+        capture_output=True,
+        text=True,
+    )
     found = dict(re.findall(r"--- z(\d)\n(.*)\n", result.stdout))
     assert set(found) == {"0", "1", "2"}, result.stderr
     assert all(found[str(line["latent"])] == line["y"] for line in lines)
@@ -621,32 +1270,101 @@ def test_the_example_of_the_model_alone_wants_a_model(tmp_path, monkeypatch, cap
 
 def test_lora_trains_its_updates_the_new_rows_and_nothing_else(chat, tmp_path):
 
-    ok("train", *train_flags(chat), "--template", "chat", "--adapt", "lora", "--lora-targets", "q_proj", "--out", tmp_path / "run")
-    before, after = (load_file(folder / "model" / "model.safetensors") for folder in (chat, tmp_path / "run"))
+    ok(
+        "train",
+        *train_flags(chat),
+        "--template",
+        "chat",
+        "--adapt",
+        "lora",
+        "--lora-targets",
+        "q_proj",
+        "--out",
+        tmp_path / "run",
+    )
+    before, after = (
+        load_file(folder / "model" / "model.safetensors") for folder in (chat, tmp_path / "run")
+    )
     changed = {name for name in before if not before[name].equal(after[name][: len(before[name])])}
     tables = {"model.embed_tokens.weight", "lm_head.weight"}
     assert {name for name in changed if "q_proj" not in name} == tables
     for name in tables:
-        assert (before[name] != after[name][: len(before[name])]).any(1).nonzero().flatten().tolist() == [8, 9]  # <z> and </z>
+        # <z> and </z>
+        assert (before[name] != after[name][: len(before[name])]).any(
+            1
+        ).nonzero().flatten().tolist() == [8, 9]
 
 
 def test_a_cache_in_another_frame_is_refused(chat, tmp_path):
-    ok("inspect", chat / "b.h5", "--verify", "--model", chat / "model", "--data", chat / "data.jsonl")
-    refused("train", *train_flags(chat), "--out", tmp_path / "run", says=["b.h5", "made with another template"])
+    ok(
+        "inspect",
+        chat / "b.h5",
+        "--verify",
+        "--model",
+        chat / "model",
+        "--data",
+        chat / "data.jsonl",
+    )
+    refused(
+        "train",
+        *train_flags(chat),
+        "--out",
+        tmp_path / "run",
+        says=["b.h5", "made with another template"],
+    )
 
 
 def test_bad_templates_and_lora_settings(chat, made, tmp_path):
     flags = ("--out", tmp_path / "run")
-    refused("train", *train_flags(made), *flags, "--template", "chat", says="no chat template; give --template FILE")
-    refused("train", *train_flags(made), *flags, "--template", tmp_path / "none", says=["--template", "No such file"])
-    refused("train", *train_flags(made), *flags, "--adapt", "lora", "--lora-targets", "nonesuch", "--quiet", says="--lora-targets nonesuch")
-    refused("train", *train_flags(made), *flags, "--adapt", "lora", "--posterior", "separate", says="--posterior separate")
+    refused(
+        "train",
+        *train_flags(made),
+        *flags,
+        "--template",
+        "chat",
+        says="no chat template; give --template FILE",
+    )
+    refused(
+        "train",
+        *train_flags(made),
+        *flags,
+        "--template",
+        tmp_path / "none",
+        says=["--template", "No such file"],
+    )
+    refused(
+        "train",
+        *train_flags(made),
+        *flags,
+        "--adapt",
+        "lora",
+        "--lora-targets",
+        "nonesuch",
+        "--quiet",
+        says="--lora-targets nonesuch",
+    )
+    refused(
+        "train",
+        *train_flags(made),
+        *flags,
+        "--adapt",
+        "lora",
+        "--posterior",
+        "separate",
+        says="--posterior separate",
+    )
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(("targets", "says"), [
-    ("q_proj,nonesuch", "has no layer nonesuch; it has down_proj, gate_proj, k_proj"), ("q_proj,", "holds an empty name"),
-    ("lm_head", "of lm_head the latent tokens' rows are trained"), ("q_proj,embed_tokens", "of embed_tokens the latent tokens' rows")])
+@pytest.mark.parametrize(
+    ("targets", "says"),
+    [
+        ("q_proj,nonesuch", "has no layer nonesuch; it has down_proj, gate_proj, k_proj"),
+        ("q_proj,", "holds an empty name"),
+        ("lm_head", "of lm_head the latent tokens' rows are trained"),
+        ("q_proj,embed_tokens", "of embed_tokens the latent tokens' rows"),
+    ],
+)
 def test_every_lora_target_is_a_layer_that_can_be_updated(targets, says):
     with pytest.raises(UserError, match=says):
         add_lora(make_model(), [8, 9], rank=2, alpha=2.0, targets=targets, seed=0)
@@ -669,15 +1387,21 @@ def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatc
             return "y"
 
     monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda _: Tokenizer())
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained",
-                        lambda _: SimpleNamespace(generate=lambda input_ids, **_settings: input_ids))
+    monkeypatch.setattr(
+        "transformers.AutoModelForCausalLM.from_pretrained",
+        lambda _: SimpleNamespace(generate=lambda input_ids, **_settings: input_ids),
+    )
     monkeypatch.setattr(sys, "argv", ["use_model.py", "--model", "none", "--x", "w0 w1"])
     runpy.run_path(str(ROOT / "examples" / "use_model.py"))
     assert capsys.readouterr().out == "--- z0\ny\n--- z1\ny\n"
     config = TrainConfig(model="M", data="D", baseline="B", latents=2, out="R", latent_tokens=11)
     (shown,) = re.findall(r"```text\n(.*)\n```", model_card(config, template, {}, 4))
     assert asked[0] == shown.replace("{x}", "w0 w1") and len(asked) == 2
-    frame = template.frame.text.split("{y}")[0].replace("{x}", "14 3 9 0 7").replace("{z}", "<z><z2></z>")
+    frame = (
+        template.frame.text.split("{y}")[0]
+        .replace("{x}", "14 3 9 0 7")
+        .replace("{z}", "<z><z2></z>")
+    )
     assert f'tokenizer("{frame}", ' in (ROOT / "README.md").read_text()
 
 
@@ -686,29 +1410,60 @@ def test_memory_that_runs_out_is_one_line(made, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore of it.")
 
     monkeypatch.setattr("twcli.commands.precompute.precompute", full)
-    result = twcli("precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", tmp_path / "b.h5")
+    result = twcli(
+        "precompute",
+        "--model",
+        made / "model",
+        "--data",
+        made / "data.jsonl",
+        "--out",
+        tmp_path / "b.h5",
+    )
     assert result.exit_code == 1
-    assert result.stderr == "twcli: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; lower --batch-tokens\n"
+    assert result.stderr == (
+        "twcli: out of memory: CUDA out of memory. Tried to allocate 2 GiB.; lower --batch-tokens\n"
+    )
 
 
-@pytest.mark.parametrize(("command", "place", "says"), [
-    ("precompute", "commands.precompute.precompute", "interrupted; run the same command again to resume"),
-    ("eval", "evaluation.evaluate.evaluate", "interrupted")])
+@pytest.mark.parametrize(
+    ("command", "place", "says"),
+    [
+        (
+            "precompute",
+            "commands.precompute.precompute",
+            "interrupted; run the same command again to resume",
+        ),
+        ("eval", "evaluation.evaluate.evaluate", "interrupted"),
+    ],
+)
 def test_an_interruption_is_one_line(made, tmp_path, monkeypatch, command, place, says):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(f"twcli.{place}", interrupted)
-    flags = {"precompute": ("--model", made / "model", "--out", tmp_path / "b.h5"), "eval": ("--run", made / "run")}[command]
+    flags = {
+        "precompute": ("--model", made / "model", "--out", tmp_path / "b.h5"),
+        "eval": ("--run", made / "run"),
+    }[command]
     result = twcli(command, *flags, "--data", made / "data.jsonl")
     assert (result.exit_code, result.stderr) == (130, f"twcli: {says}\n")
 
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
 def test_a_closed_stream_is_no_traceback(made, monkeypatch, name):
-    flags = {"stdin": ["sample", "--run", made / "run", "--interactive"],
-             "stdout": ["eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 10],
-             "stderr": ["precompute", "--model", made / "model", "--data", made / "data.jsonl", "--out", made / "b.h5"]}[name]
+    flags = {
+        "stdin": ["sample", "--run", made / "run", "--interactive"],
+        "stdout": ["eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 10],
+        "stderr": [
+            "precompute",
+            "--model",
+            made / "model",
+            "--data",
+            made / "data.jsonl",
+            "--out",
+            made / "b.h5",
+        ],
+    }[name]
     monkeypatch.setattr(sys, name, None)
     with pytest.raises(SystemExit) as ended:
         main([str(flag) for flag in flags])
@@ -725,10 +1480,27 @@ def test_a_typed_prompt_that_is_not_utf_8_is_passed_over(made):
 
 @pytest.mark.parametrize("wish", ["", "1"])
 def test_no_color_is_obeyed(made, wish):
-    flags = [str(flag) for flag in ("inspect", made / "b.h5", "--verify", "--model", made / "model", "--data", made / "data.jsonl")]
+    flags = [
+        str(flag)
+        for flag in (
+            "inspect",
+            made / "b.h5",
+            "--verify",
+            "--model",
+            made / "model",
+            "--data",
+            made / "data.jsonl",
+        )
+    ]
     result = CliRunner().invoke(main, flags, color=True, env={"NO_COLOR": wish})
     assert result.exit_code == 0 and ("\x1b" in result.stdout) == (not wish)
 
 
 def test_inspect_has_no_fields_without_data(made):
-    refused("inspect", made / "b.h5", "--x-field", "q", says="--x-field and --y-field are of the records at --data")
+    refused(
+        "inspect",
+        made / "b.h5",
+        "--x-field",
+        "q",
+        says="--x-field and --y-field are of the records at --data",
+    )

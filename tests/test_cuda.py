@@ -1,4 +1,6 @@
-"""On a GPU: the kernels give what their definition does, and every command what it gives elsewhere. Without one these are skipped."""
+"""On a GPU: the kernels give what their definition does, and every command what it gives elsewhere.
+Without one these are skipped.
+"""
 
 import json
 from functools import partial
@@ -42,10 +44,25 @@ def relative(found, expected):
 @pytest.mark.parametrize("size", [8, 32, 64, 128])
 def test_kernels_compute_what_is_written_out(size, heads, monkeypatch):
     torch.manual_seed(0)
-    prompt_G, piece_S, behind_G = torch.tensor([70, 1, 200]), torch.tensor([5, 130, 9, 33]), torch.tensor([135, 42, 0])
+    prompt_G, piece_S, behind_G = (
+        torch.tensor([70, 1, 200]),
+        torch.tensor([5, 130, 9, 33]),
+        torch.tensor([135, 42, 0]),
+    )
     N = int(prompt_G.sum() + piece_S.sum())
-    pieces = {device: Pieces.of(prompt_G.to(device), piece_S.to(device), behind_G.to(device), prompt_tokens=271, longest_prompt=200,
-                                longest_piece=130, longest_behind=135, some_empty=False) for device in ("cpu", "cuda")}
+    pieces = {
+        device: Pieces.of(
+            prompt_G.to(device),
+            piece_S.to(device),
+            behind_G.to(device),
+            prompt_tokens=271,
+            longest_prompt=200,
+            longest_piece=130,
+            longest_behind=135,
+            some_empty=False,
+        )
+        for device in ("cpu", "cuda")
+    }
     tensors = [torch.randn(1, A, N, size).bfloat16() for A in (heads[0], heads[1], heads[1])]
     gradient = torch.randn(1, N, heads[0], size).bfloat16()
 
@@ -73,7 +90,9 @@ def test_bf16_with_kernels_is_off_from_float32_no_more_than_without(posterior):
         with torch.autocast("cuda", torch.bfloat16):
             assert flash.usable(model.backbone)
             _, gradients = everything(model, batch)
-        found[model.execution] = relative(*(torch.cat([g[name].flatten() for name in exact]) for g in (gradients, exact)))
+        found[model.execution] = relative(
+            *(torch.cat([g[name].flatten() for name in exact]) for g in (gradients, exact))
+        )
     assert found[BRANCHES] < 1.5 * found[PLAIN] < 0.2
 
 
@@ -96,11 +115,16 @@ def test_b_t_depends_on_neither_device_nor_batches_nor_kernels(precision, tolera
     expected = baseline.score_flat(model, template, encoded, rows, batch_tokens=300)
     model.to("cuda", precision)
     assert baseline.why_not_varlen(model, template, encoded) is None
-    found = [baseline.score_flat(model, template, encoded, rows, batch_tokens=tokens, varlen=varlen)
-             for tokens in (1, 300, 10**6) for varlen in (False, True)]
+    found = [
+        baseline.score_flat(model, template, encoded, rows, batch_tokens=tokens, varlen=varlen)
+        for tokens in (1, 300, 10**6)
+        for varlen in (False, True)
+    ]
     errors = [np.abs(f - expected).mean() for f in found]  # of every other one without kernels
     assert max(errors) < tolerance and max(errors[1::2]) < 1.5 * max(errors[::2]) + 1e-6
-    assert np.array_equal(baseline.score_flat(model, template, encoded, rows, batch_tokens=300, varlen=True), found[3])
+    assert np.array_equal(
+        baseline.score_flat(model, template, encoded, rows, batch_tokens=300, varlen=True), found[3]
+    )
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +133,17 @@ def inputs(tmp_path_factory):
     make_model().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     write_jsonl(folder / "data.jsonl", make_records(20, 3))
-    ok("precompute", "--model", folder / "model", "--data", folder / "data.jsonl", "--out", folder / "b.h5", "--device", "cuda")
+    ok(
+        "precompute",
+        "--model",
+        folder / "model",
+        "--data",
+        folder / "data.jsonl",
+        "--out",
+        folder / "b.h5",
+        "--device",
+        "cuda",
+    )
     return folder
 
 
@@ -121,9 +155,22 @@ def ok(*arguments):
 settings = partial(test_trainer.settings, device="cuda")
 
 
-@pytest.mark.parametrize("changes", [
-    {}, {"precision": "bf16"}, {"precision": "bf16", "warm_start": "none"}, {"warm_start": "none", "latent_chunk": 1},
-    {"precision": "bf16", "posterior": "separate", "baseline": None, "baseline_policy": "dynamic"}, {"execution": PLAIN}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "bf16"},
+        {"precision": "bf16", "warm_start": "none"},
+        {"warm_start": "none", "latent_chunk": 1},
+        {
+            "precision": "bf16",
+            "posterior": "separate",
+            "baseline": None,
+            "baseline_policy": "dynamic",
+        },
+        {"execution": PLAIN},
+    ],
+)
 def test_the_same_seed_gives_the_same_numbers_also_after_a_kill(inputs, tmp_path, changes):
     whole = run(settings(inputs, tmp_path / "whole", **changes))
     again = run(settings(inputs, tmp_path / "again", **changes))
@@ -149,13 +196,51 @@ def test_every_command_runs(inputs, tmp_path):
     for precision in ("fp32", "bf16"):
         cache, out = tmp_path / f"{precision}.h5", tmp_path / precision
         common = ["--device", "cuda", "--precision", precision]
-        ok("precompute", "--model", inputs / "model", "--data", inputs / "data.jsonl", "--out", cache, *common)
+        ok(
+            "precompute",
+            "--model",
+            inputs / "model",
+            "--data",
+            inputs / "data.jsonl",
+            "--out",
+            cache,
+            *common,
+        )
         assert Cache(str(cache)).rows == 60
-        ok("train", "--model", inputs / "model", "--data", inputs / "data.jsonl", "--baseline", cache, "--latents", 3, "--steps", 6,
-           "--out", out, "--baseline-precision", precision, *common)
-        figures = json.loads(ok("eval", "--run", out, "--data", inputs / "data.jsonl", "--json", *common).stdout)
+        ok(
+            "train",
+            "--model",
+            inputs / "model",
+            "--data",
+            inputs / "data.jsonl",
+            "--baseline",
+            cache,
+            "--latents",
+            3,
+            "--steps",
+            6,
+            "--out",
+            out,
+            "--baseline-precision",
+            precision,
+            *common,
+        )
+        figures = json.loads(
+            ok("eval", "--run", out, "--data", inputs / "data.jsonl", "--json", *common).stdout
+        )
         assert 1 <= figures["posterior"]["usage"] <= 3.001
-        ok("sample", "--run", out, "--data", inputs / "data.jsonl", "--out", tmp_path / f"{precision}.jsonl", "-n", 2, *common)
+        ok(
+            "sample",
+            "--run",
+            out,
+            "--data",
+            inputs / "data.jsonl",
+            "--out",
+            tmp_path / f"{precision}.jsonl",
+            "-n",
+            2,
+            *common,
+        )
         assert len((tmp_path / f"{precision}.jsonl").read_text().splitlines()) >= 20
 
 

@@ -23,7 +23,9 @@ def blocks(language):
 def prepare(folder):
     make_model().save_pretrained(folder / "model")
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    )
     tokenizer.save_pretrained(folder / "model")
     write_jsonl(folder / "train.jsonl", make_records(20, 4))
     write_jsonl(folder / "test.jsonl", make_records(5, 4, seed=1))
@@ -67,7 +69,9 @@ def test_every_shell_block_of_the_documents_runs_or_says_why_not(tmp_path, monke
         text = page.read_text()
         fences = re.findall(r"^```(\w*)\n", text, re.MULTILINE)
         assert set(fences) <= {"sh", "text", ""}, page
-        for reason, script in re.findall(r"(<!-- not run: [^>]+ -->\n\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        for reason, script in re.findall(
+            r"(<!-- not run: [^>]+ -->\n\n)?^```sh\n(.*?)^```", text, re.DOTALL | re.MULTILINE
+        ):
             if not reason:
                 for line in script.splitlines():
                     call(line)
@@ -82,7 +86,8 @@ def test_the_command_reference_is_what_the_commands_say():
 
 def test_every_option_in_the_documents_exists():
     known = set(re.findall(r"`(-[\w-]+)", (ROOT / "docs" / "commands.md").read_text())) | {"--help"}
-    others = {"--num_processes", "--multi_gpu", "--check", "--only", "--short"}  # of accelerate, a page's own script and the torture
+    # of accelerate, a page's own script and the torture
+    others = {"--num_processes", "--multi_gpu", "--check", "--only", "--short"}
     for page in [ROOT / "README.md", *PAGES]:
         text = re.sub(r"python examples/.*|pip (install|download).*", "", page.read_text())
         named = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", text))
@@ -96,16 +101,28 @@ def test_links_between_the_documents_lead_somewhere():
 
 
 def test_the_shell_completes_commands_and_options():
-    for words, wanted in (("twcli pre", "precompute"), ("twcli train --gradient", "--gradient-checkpointing"),
-                          ("twcli train --adapt l", "lora")):
-        result = CliRunner().invoke(main, prog_name="twcli", env={
-            "_TWCLI_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": str(len(words.split()) - 1)})
+    for words, wanted in (
+        ("twcli pre", "precompute"),
+        ("twcli train --gradient", "--gradient-checkpointing"),
+        ("twcli train --adapt l", "lora"),
+    ):
+        result = CliRunner().invoke(
+            main,
+            prog_name="twcli",
+            env={
+                "_TWCLI_COMPLETE": "bash_complete",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(len(words.split()) - 1),
+            },
+        )
         assert wanted in result.output, (words, result.output)
 
 
 def test_the_file_tree_is_the_real_one():
     assert set(_listed()) == {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts) for file in (ROOT / "twcli").rglob("[!_]*.py")}
+        ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        for file in (ROOT / "twcli").rglob("[!_]*.py")
+    }
     tree = README.split("## What is where", 1)[1]
     examples, benchmarks = tree.split("    examples/", 1)[1].split("    benchmarks/", 1)
     for folder, text in (("examples", examples), ("benchmarks", benchmarks)):
@@ -124,9 +141,15 @@ def test_modules_import_only_from_those_that_the_readme_lists_above_them():
     for module in place:
         tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
         for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "twcli":
+            if (
+                isinstance(node, ast.ImportFrom)
+                and node.module
+                and node.module.partition(".")[0] == "twcli"
+            ):
                 for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                    assert name not in place or place[name] <= place[module], f"{module} imports {name}"
+                    assert name not in place or place[name] <= place[module], (
+                        f"{module} imports {name}"
+                    )
 
 
 def _listed():

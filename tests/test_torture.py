@@ -1,4 +1,6 @@
-"""The short version of `make torture`; a process of its own, since victims are forked from one without threads."""
+"""The short version of `make torture`; a process of its own, since victims are forked
+from one without threads.
+"""
 
 import json
 import os
@@ -9,16 +11,36 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SECTIONS = {"kills": 9, "interrupts": 4, "faults": 14, "disk": 4, "flips": 80,
-            "provenance": 10, "hostile": 45, "fuzz": 50, "writers": 9, "processes": 1}
+SECTIONS = {
+    "kills": 9,
+    "interrupts": 4,
+    "faults": 14,
+    "disk": 4,
+    "flips": 80,
+    "provenance": 10,
+    "hostile": 45,
+    "fuzz": 50,
+    "writers": 9,
+    "processes": 1,
+}
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     out = tmp_path_factory.mktemp("torture") / "t.json"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "HDF5_USE_FILE_LOCKING": "FALSE", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run([sys.executable, "-m", "tests.torture", "--short", "--out", out], cwd=ROOT, env=env, text=True,
-                           capture_output=True)
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "HDF5_USE_FILE_LOCKING": "FALSE",
+        "PYTHONPATH": str(ROOT),
+    }
+    ended = subprocess.run(
+        [sys.executable, "-m", "tests.torture", "--short", "--out", out],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        capture_output=True,
+    )
     assert out.is_file(), ended.stderr
     return json.loads(out.read_text())["sections"]
 

@@ -1,9 +1,12 @@
-"""`make torture`: kills, failing disks, flipped bits, stale and hostile inputs, rival writers; a table of what went wrong.
+"""`make torture`: kills, failing disks, flipped bits, stale and hostile inputs, rival writers; a
+table of what went wrong.
 
-    OMP_NUM_THREADS=1 python -m tests.torture [--only kills faults ...] [--short] [--seed S] [--out build/torture.json]
+    OMP_NUM_THREADS=1 python -m tests.torture [--only kills faults ...] [--short] [--seed S]
+                                              [--out build/torture.json]
 
-Every victim is the real command, forked from this process, which has imported torch and started no thread. Whatever is
-done to it, the same command run again must end with the bits of an undisturbed run.
+Every victim is the real command, forked from this process, which has imported torch and
+started no thread. Whatever is done to it, the same command run again must end with the
+bits of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -51,15 +54,43 @@ from twcli.training import trainer
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
-FULL = {"precompute_kills": 300, "train_kills": 100, "sample_kills": 100, "flips": 1000, "part_flips": 60, "cut": 4096, "changes": 20,
-        "long_line": GIB, "fuzz_seconds": 600, "rounds": 100, "fault_share": 1.0, "disk_steps": 64, "launches": True}
-SHORT = {"precompute_kills": 6, "train_kills": 3, "sample_kills": 3, "flips": 60, "part_flips": 1, "cut": 2**16, "changes": 1,
-         "long_line": 2**26, "fuzz_seconds": 1, "rounds": 3, "fault_share": 0.02, "disk_steps": 5, "launches": False}
+FULL = {
+    "precompute_kills": 300,
+    "train_kills": 100,
+    "sample_kills": 100,
+    "flips": 1000,
+    "part_flips": 60,
+    "cut": 4096,
+    "changes": 20,
+    "long_line": GIB,
+    "fuzz_seconds": 600,
+    "rounds": 100,
+    "fault_share": 1.0,
+    "disk_steps": 64,
+    "launches": True,
+}
+SHORT = {
+    "precompute_kills": 6,
+    "train_kills": 3,
+    "sample_kills": 3,
+    "flips": 60,
+    "part_flips": 1,
+    "cut": 2**16,
+    "changes": 1,
+    "long_line": 2**26,
+    "fuzz_seconds": 1,
+    "rounds": 3,
+    "fault_share": 0.02,
+    "disk_steps": 5,
+    "launches": False,
+}
 
 
 @dataclass
 class Ended:
-    """How a victim ended: exit code, or minus the signal; what it printed; the most memory it had, in bytes."""
+    """How a victim ended: exit code, or minus the signal; what it printed; the
+    most memory it had, in bytes.
+    """
 
     code: int
     text: str
@@ -108,7 +139,9 @@ class Victim:
             os._exit(code)
 
     def listen(self, seconds: float, until: str | None = None) -> bool:
-        """Waits so long or until the event; whether it came. False at once where the victim has ended."""
+        """Waits so long or until the event; whether it came. False at once
+        where the victim has ended.
+        """
         deadline = time.monotonic() + seconds
         while self._open and (left := deadline - time.monotonic()) > 0:
             if not select.select([self.pipe], [], [], left)[0]:
@@ -132,9 +165,13 @@ class Victim:
 
 
 def tell_of_progress(tell: Callable[[str], None]) -> None:
-    """What is acknowledged: each shard when its writer says that it is stored, each checkpoint, and what is resumed."""
+    """What is acknowledged: each shard when its writer says that it is stored, each
+    checkpoint, and what is resumed.
+    """
 
-    def around(owner: Any, name: str, before: Callable[..., str | None], after: Callable[..., str | None]) -> None:
+    def around(
+        owner: Any, name: str, before: Callable[..., str | None], after: Callable[..., str | None]
+    ) -> None:
         real = getattr(owner, name)
 
         def told(*arguments: Any, **named: Any) -> Any:
@@ -152,7 +189,12 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
 
     around(parts.Parts, "add", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
     around(parts.Parts, "publishing", lambda *_: "publishing", nothing)
-    around(run_folder.RunFolder, "save_checkpoint", lambda _s, step, *_: f"saving {step}", lambda _r, _s, step, *_: f"saved {step}")
+    around(
+        run_folder.RunFolder,
+        "save_checkpoint",
+        lambda _s, step, *_: f"saving {step}",
+        lambda _r, _s, step, *_: f"saved {step}",
+    )
     around(checkpoints.Checkpoints, "newest", nothing, lambda result, *_: f"resumed {result[0]}")
     around(trainer, "export", lambda *_: "exporting", nothing)
     around(trainer, "_step", lambda *_: "step", nothing)
@@ -201,28 +243,69 @@ class Bench:
         return folder
 
     def precompute(self, job: Path, **changes: Any) -> list[Any]:
-        return self._flags("precompute", {
-            "model": self.model, "data": self.data, "out": job / "b.h5", "shard-rows": 12, "batch-tokens": 100, "device": "cpu"}, changes)
+        return self._flags(
+            "precompute",
+            {
+                "model": self.model,
+                "data": self.data,
+                "out": job / "b.h5",
+                "shard-rows": 12,
+                "batch-tokens": 100,
+                "device": "cpu",
+            },
+            changes,
+        )
 
     def train(self, job: Path, **changes: Any) -> list[Any]:
-        return self._flags("train", {
-            "model": self.model, "data": self.data, "baseline": self.whole / "b.h5", "latents": 3, "out": job / "run", "steps": 8,
-            "batch-tokens": 200, "checkpoint-every": 2, "device": "cpu"}, changes)
+        return self._flags(
+            "train",
+            {
+                "model": self.model,
+                "data": self.data,
+                "baseline": self.whole / "b.h5",
+                "latents": 3,
+                "out": job / "run",
+                "steps": 8,
+                "batch-tokens": 200,
+                "checkpoint-every": 2,
+                "device": "cpu",
+            },
+            changes,
+        )
 
     def sample(self, job: Path, **changes: Any) -> list[Any]:
-        return self._flags("sample", {
-            "run": self.whole / "run", "data": self.data, "n": 3, "max-new-tokens": 4, "out": job / "drawn.jsonl",
-            "device": "cpu"}, changes)
+        return self._flags(
+            "sample",
+            {
+                "run": self.whole / "run",
+                "data": self.data,
+                "n": 3,
+                "max-new-tokens": 4,
+                "out": job / "drawn.jsonl",
+                "device": "cpu",
+            },
+            changes,
+        )
 
     def drawn(self, job: Path) -> bool:
-        """Whether a `sample` came to its end before the signal or the fault: a next call would refuse the file that is there."""
-        parts = job / "drawn.jsonl.parts"  # its files go before the folder does: empty, it tells nothing any more
+        """Whether a `sample` came to its end before the signal or the fault: a next call would
+        refuse the file that is there.
+        """
+        # its files go before the folder does: empty, it tells nothing any more
+        parts = job / "drawn.jsonl.parts"
         return (job / "drawn.jsonl").exists() and not (parts.is_dir() and any(parts.iterdir()))
 
     @staticmethod
     def _flags(command: str, flags: dict[str, Any], changes: dict[str, Any]) -> list[Any]:
         flags |= {name.replace("_", "-"): value for name, value in changes.items()}
-        return [command, *(part for name, value in flags.items() for part in (f"--{name}" if len(name) > 1 else f"-{name}", value))]
+        return [
+            command,
+            *(
+                part
+                for name, value in flags.items()
+                for part in (f"--{name}" if len(name) > 1 else f"-{name}", value)
+            ),
+        ]
 
     def undisturbed(self, arguments: list[Any]) -> Ended:
         ended = Victim(arguments).wait()
@@ -232,9 +315,19 @@ class Bench:
 
     def result(self, job: Path, command: str) -> dict[str, bytes]:
         """The bytes that must be those of the undisturbed run."""
-        names = {"precompute": ["b.h5"], "sample": ["drawn.jsonl"], "train": [
-            "run/metrics.jsonl", "run/posterior.safetensors", "run/model/model.safetensors", "run/checksums.json"]}[command]
-        return {name: (job / name).read_bytes() if (job / name).is_file() else b"" for name in names}
+        names = {
+            "precompute": ["b.h5"],
+            "sample": ["drawn.jsonl"],
+            "train": [
+                "run/metrics.jsonl",
+                "run/posterior.safetensors",
+                "run/model/model.safetensors",
+                "run/checksums.json",
+            ],
+        }[command]
+        return {
+            name: (job / name).read_bytes() if (job / name).is_file() else b"" for name in names
+        }
 
     def same(self, job: Path, command: str) -> bool:
         return self.result(job, command) == self.result(self.whole, command)
@@ -250,11 +343,19 @@ class Bench:
 
 
 def kills(bench: Bench, tally: Tally) -> None:
-    """kill -9 at random moments of the whole duration, every second one aimed at what publishes; resumed each time."""
+    """kill -9 at random moments of the whole duration, every second one aimed at what
+    publishes; resumed each time.
+    """
     for command, wanted, seconds, aims in (
-            ("precompute", bench.sizes["precompute_kills"], bench.precompute_seconds, ("stored", "publishing")),
-            ("train", bench.sizes["train_kills"], bench.train_seconds, ("saving", "exporting", "step")),
-            ("sample", bench.sizes["sample_kills"], bench.sample_seconds, ("stored", "publishing"))):
+        (
+            "precompute",
+            bench.sizes["precompute_kills"],
+            bench.precompute_seconds,
+            ("stored", "publishing"),
+        ),
+        ("train", bench.sizes["train_kills"], bench.train_seconds, ("saving", "exporting", "step")),
+        ("sample", bench.sizes["sample_kills"], bench.sample_seconds, ("stored", "publishing")),
+    ):
         killed, phases = 0, Counter()
         while killed < wanted:
             with bench.scratch() as job:
@@ -282,19 +383,37 @@ def kills(bench: Bench, tally: Tally) -> None:
                     stored += [event for event in ended.events if event.startswith("stored")]
                     resumed = [int(e.split()[1]) for e in ended.events if e.startswith("resumed")]
                     if resumed:
-                        tally.check("acknowledged checkpoint kept", resumed[0] >= checkpoint, f"{resumed[0]} < {checkpoint}")
-                    checkpoint = max([checkpoint, *(int(e.split()[1]) for e in ended.events if e.startswith("saved"))])
+                        tally.check(
+                            "acknowledged checkpoint kept",
+                            resumed[0] >= checkpoint,
+                            f"{resumed[0]} < {checkpoint}",
+                        )
+                    checkpoint = max(
+                        [
+                            checkpoint,
+                            *(int(e.split()[1]) for e in ended.events if e.startswith("saved")),
+                        ]
+                    )
                 if stored:
-                    tally.check("acknowledged shards kept", len(stored) == len(set(stored)), str(stored))
-                tally.check(f"{command}: ends with the same bits", bench.same(job, command), ended.text)
+                    tally.check(
+                        "acknowledged shards kept", len(stored) == len(set(stored)), str(stored)
+                    )
+                tally.check(
+                    f"{command}: ends with the same bits", bench.same(job, command), ended.text
+                )
         tally.tried[f"{command}: kill -9"] += killed
         tally.notes[f"{command}: killed after"] = dict(phases)
 
 
 def interrupts(bench: Bench, tally: Tally) -> None:
-    """Ctrl-C and SIGTERM at random moments: one line, exit code 130 or 143, and resumed to the same bits."""
-    for command, aims in (("precompute", ("stored", "publishing")), ("train", ("step", "saving", "exporting")),
-                          ("sample", ("stored", "publishing"))):
+    """Ctrl-C and SIGTERM at random moments: one line, exit code 130 or 143, and
+    resumed to the same bits.
+    """
+    for command, aims in (
+        ("precompute", ("stored", "publishing")),
+        ("train", ("step", "saving", "exporting")),
+        ("sample", ("stored", "publishing")),
+    ):
         for _ in range(max(1, bench.sizes["changes"])):
             for number in (signal.SIGINT, signal.SIGTERM):
                 with bench.scratch() as job:
@@ -307,10 +426,17 @@ def interrupts(bench: Bench, tally: Tally) -> None:
                     if (aimed and ended.code == 0) or bench.drawn(job):  # it came after the work
                         continue
                     last = ended.text.strip().splitlines()[-1]
-                    tally.check(f"{command}: {number.name}", ended.code == 128 + number and last.endswith("to resume") and ended.clean,
-                                f"{ended.code} {ended.text}")
+                    tally.check(
+                        f"{command}: {number.name}",
+                        ended.code == 128 + number and last.endswith("to resume") and ended.clean,
+                        f"{ended.code} {ended.text}",
+                    )
                     if "step" in ended.events and "exporting" not in ended.events:
-                        tally.check("train: the step is stored", "which is stored" in last or "saved 8" in ended.events, ended.text)
+                        tally.check(
+                            "train: the step is stored",
+                            "which is stored" in last or "saved 8" in ended.events,
+                            ended.text,
+                        )
                     bench.undisturbed(getattr(bench, command)(job))
                     tally.check(f"{command}: ends with the same bits", bench.same(job, command))
 
@@ -324,16 +450,33 @@ class Faults:
         kill: SIGKILL instead of an error.
     """
 
-    def __init__(self, folder: Path, at: int, mode: str, kill: bool, list_to: Path | None = None) -> None:
-        self.folder, self.at, self.mode, self.kill, self.list_to, self.count = str(folder), at, mode, kill, list_to, 0
+    def __init__(
+        self, folder: Path, at: int, mode: str, kill: bool, list_to: Path | None = None
+    ) -> None:
+        self.folder, self.at, self.mode, self.kill, self.list_to, self.count = (
+            str(folder),
+            at,
+            mode,
+            kill,
+            list_to,
+            0,
+        )
 
     def install(self) -> None:
         write, pwrite, fsync, replace = os.write, os.pwrite, os.fsync, os.replace
         self._write = write
         os.write = lambda fd, data: self.run(
-            "write", self._path(fd), lambda: write(fd, data), lambda: write(fd, memoryview(data)[: len(data) // 2]))
+            "write",
+            self._path(fd),
+            lambda: write(fd, data),
+            lambda: write(fd, memoryview(data)[: len(data) // 2]),
+        )
         os.pwrite = lambda fd, data, at: self.run(
-            "write", self._path(fd), lambda: pwrite(fd, data, at), lambda: pwrite(fd, memoryview(data)[: len(data) // 2], at))
+            "write",
+            self._path(fd),
+            lambda: pwrite(fd, data, at),
+            lambda: pwrite(fd, memoryview(data)[: len(data) // 2], at),
+        )
         os.fsync = lambda fd: self.run("fsync", self._path(fd), lambda: fsync(fd))
         os.replace = lambda old, new: self.run("rename", str(new), lambda: replace(old, new))
         from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -350,7 +493,9 @@ class Faults:
                 largest = max(Path(folder).iterdir(), key=lambda p: p.stat().st_size)
                 os.truncate(largest, largest.stat().st_size // 2)
 
-            return self.run("write", str(folder), lambda: real(one, folder, *arguments, **named), torn)
+            return self.run(
+                "write", str(folder), lambda: real(one, folder, *arguments, **named), torn
+            )
 
         kind.save_pretrained = save
 
@@ -360,7 +505,9 @@ class Faults:
             return os.readlink(f"/proc/self/fd/{fd}")
         return ""
 
-    def run(self, kind: str, path: str, action: Callable[[], Any], torn: Callable[[], Any] | None = None) -> Any:
+    def run(
+        self, kind: str, path: str, action: Callable[[], Any], torn: Callable[[], Any] | None = None
+    ) -> Any:
         if not path.startswith(self.folder):
             return action()
         number, self.count = self.count, self.count + 1
@@ -379,21 +526,35 @@ class Faults:
 
 
 def faults(bench: Bench, tally: Tally) -> None:
-    """Each write, fsync and rename fails in turn, before it, half done and after it: as an error and as a kill."""
+    """Each write, fsync and rename fails in turn, before it, half done and after it:
+    as an error and as a kill.
+    """
     for command in ("precompute", "train", "sample"):
         with bench.scratch() as job:
             listing = bench.folder / f"operations-{command}"
             Victim(getattr(bench, command)(job), Faults(job, -1, "", False, listing).install).wait()
             tally.check(f"{command}: counting changes nothing", bench.same(job, command))
         operations = listing.read_text().splitlines()
-        tally.notes[f"{command}: operations"] = dict(Counter(line.split()[0] for line in operations))
-        cases = [(number, mode, kill) for number, line in enumerate(operations) for mode in ("before", "torn", "after")
-                 for kill in (False, True) if mode != "torn" or line.startswith("write")]
-        for number, mode, kill in sorted(bench.rng.sample(cases, round(bench.sizes["fault_share"] * len(cases)))):
+        tally.notes[f"{command}: operations"] = dict(
+            Counter(line.split()[0] for line in operations)
+        )
+        cases = [
+            (number, mode, kill)
+            for number, line in enumerate(operations)
+            for mode in ("before", "torn", "after")
+            for kill in (False, True)
+            if mode != "torn" or line.startswith("write")
+        ]
+        for number, mode, kill in sorted(
+            bench.rng.sample(cases, round(bench.sizes["fault_share"] * len(cases)))
+        ):
             with bench.scratch() as job:
                 arguments = getattr(bench, command)(job)
                 ended = Victim(arguments, Faults(job, number, mode, kill).install).wait()
-                what = f"{command}: {operations[number].split()[0]} {'killed' if kill else 'failed'} {mode}"
+                what = (
+                    f"{command}: {operations[number].split()[0]} {'killed' if kill else 'failed'} "
+                    f"{mode}"
+                )
                 where = f"{number} {operations[number]} {ended.code} {ended.text}"
                 if kill:
                     tally.check(what, ended.code == -signal.SIGKILL, where)
@@ -401,35 +562,65 @@ def faults(bench: Bench, tally: Tally) -> None:
                     told = not ended.code or ended.text.splitlines()[-1].startswith("twcli: ")
                     tally.check(what, ended.code in (0, 1) and ended.clean and told, where)
                 if bench.drawn(job):
-                    tally.check(f"{command}: ends with the same bits", bench.same(job, command), where)
+                    tally.check(
+                        f"{command}: ends with the same bits", bench.same(job, command), where
+                    )
                     continue
                 again = Victim(arguments).wait()
                 right = again.code == 0 and bench.same(job, command)
-                tally.check(f"{command}: ends with the same bits", right, f"{where}\nthen {again.text}")
+                tally.check(
+                    f"{command}: ends with the same bits", right, f"{where}\nthen {again.text}"
+                )
 
 
 def disk(bench: Bench, tally: Tally) -> None:
     """A small file system that is enlarged in steps until all fits."""
     with bench.scratch() as job:
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(job)], capture_output=True).returncode == 0
+        mounted = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", "size=4k", "tmpfs", str(job)], capture_output=True
+            ).returncode
+            == 0
+        )
         tally.notes["disk"] = "tmpfs" if mounted else "RLIMIT_FSIZE: a tmpfs cannot be mounted here"
         try:
             for command in ("precompute", "train"):
-                size = sum(f.stat().st_size for f in bench.whole.rglob("*") if f.is_file() and ("run" in f.parts) == (command == "train"))
+                size = sum(
+                    f.stat().st_size
+                    for f in bench.whole.rglob("*")
+                    if f.is_file() and ("run" in f.parts) == (command == "train")
+                )
                 step = max(4096, 2 * size // bench.sizes["disk_steps"])
                 for limit in range(4096, 6 * size + 10**6, step):
                     if mounted:
                         kept = 0 if command == "precompute" else 2 * bench.cache.stat().st_size
-                        subprocess.run(["mount", "-o", f"remount,size={limit + kept}", str(job)], check=True)
-                    bound = None if mounted else lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+                        subprocess.run(
+                            ["mount", "-o", f"remount,size={limit + kept}", str(job)], check=True
+                        )
+                    bound = (
+                        None
+                        if mounted
+                        else lambda limit=limit: resource.setrlimit(
+                            resource.RLIMIT_FSIZE, (limit, limit)
+                        )
+                    )
                     ended = Victim(getattr(bench, command)(job), bound).wait()
                     if ended.code == 0:
                         break
                     last = (ended.text.strip().splitlines() or [""])[-1]
-                    clear = last.startswith("twcli: ") and ("no space left" in last.lower() or "too large" in last.lower())
-                    tally.check(f"{command}: full disk is one line and exit 1", ended.code == 1 and clear and ended.clean,
-                                f"at {limit} bytes: {ended.code} {ended.text}")
-                tally.check(f"{command}: ends with the same bits", bench.same(job, command), f"{ended.code} {ended.text}")
+                    clear = last.startswith("twcli: ") and (
+                        "no space left" in last.lower() or "too large" in last.lower()
+                    )
+                    tally.check(
+                        f"{command}: full disk is one line and exit 1",
+                        ended.code == 1 and clear and ended.clean,
+                        f"at {limit} bytes: {ended.code} {ended.text}",
+                    )
+                tally.check(
+                    f"{command}: ends with the same bits",
+                    bench.same(job, command),
+                    f"{ended.code} {ended.text}",
+                )
         finally:
             if mounted:
                 subprocess.run(["umount", str(job)], check=True)
@@ -444,12 +635,18 @@ def flip(file: Path, place: int, bit: int) -> None:
 
 
 def flips(bench: Bench, tally: Tally) -> None:
-    """Bits flipped and files cut in the cache, checkpoints and results: `inspect --verify` must notice each."""
+    """Bits flipped and files cut in the cache, checkpoints and results: `inspect
+    --verify` must notice each.
+    """
     with bench.scratch() as job:
         shutil.copytree(bench.whole, job, dirs_exist_ok=True)
         run = run_folder.RunFolder(job / "run")
         (job / "drawn.jsonl").unlink()  # plain records, which hold no checksum
-        inspected = [f for f in sorted(job.rglob("*")) if f.suffix in (".h5", ".safetensors", ".json", ".jsonl") and f.stat().st_size]
+        inspected = [
+            f
+            for f in sorted(job.rglob("*"))
+            if f.suffix in (".h5", ".safetensors", ".json", ".jsonl") and f.stat().st_size
+        ]
 
         def noticed(file: Path) -> bool:
             try:
@@ -466,7 +663,9 @@ def flips(bench: Bench, tally: Tally) -> None:
             place, bit = bench.rng.randrange(file.stat().st_size), bench.rng.randrange(8)
             flip(file, place, bit)
             where = "the cache" if file.suffix == ".h5" else "the run"
-            tally.check(f"flip in {where} noticed", noticed(file), f"bit {bit} of byte {place} of {file}")
+            tally.check(
+                f"flip in {where} noticed", noticed(file), f"bit {bit} of byte {place} of {file}"
+            )
             flip(file, place, bit)
         for file in inspected:
             data = file.read_bytes()
@@ -475,22 +674,33 @@ def flips(bench: Bench, tally: Tally) -> None:
                 tally.check("truncation noticed", noticed(file), f"{file} at {size}")
             file.write_bytes(data)
     for _ in range(bench.sizes["part_flips"]):
-        for command, aim, pattern in (("precompute", "stored 24", "b.h5.parts/*"), ("train", "saved 6", "run/checkpoints/*/*"),
-                                      ("sample", "stored 8", "drawn.jsonl.parts/*")):
+        for command, aim, pattern in (
+            ("precompute", "stored 24", "b.h5.parts/*"),
+            ("train", "saved 6", "run/checkpoints/*/*"),
+            ("sample", "stored 8", "drawn.jsonl.parts/*"),
+        ):
             with bench.scratch() as job:
                 victim = Victim(getattr(bench, command)(job))
                 victim.listen(60, aim)
                 os.kill(victim.pid, signal.SIGKILL)
                 victim.wait()
-                file = bench.rng.choice([f for f in sorted(job.glob(pattern)) if f.is_file() and f.stat().st_size])
+                file = bench.rng.choice(
+                    [f for f in sorted(job.glob(pattern)) if f.is_file() and f.stat().st_size]
+                )
                 flip(file, bench.rng.randrange(file.stat().st_size), bench.rng.randrange(8))
                 ended = Victim(getattr(bench, command)(job)).wait()
                 right = ended.code == 0 and bench.same(job, command)
-                tally.check(f"{command}: a flip while unfinished does no harm", right, f"{file} {ended.text}")
+                tally.check(
+                    f"{command}: a flip while unfinished does no harm",
+                    right,
+                    f"{file} {ended.text}",
+                )
 
 
 def provenance(bench: Bench, tally: Tally) -> None:
-    """One thing that b_t depends on is changed: training refuses the cache, and resuming refuses the checkpoint."""
+    """One thing that b_t depends on is changed: training refuses the cache, and
+    resuming refuses the checkpoint.
+    """
     rng = bench.rng
     for _ in range(bench.sizes["changes"]):
         with bench.scratch() as job:
@@ -499,7 +709,11 @@ def provenance(bench: Bench, tally: Tally) -> None:
                 shutil.copytree(bench.model, copy)
             weights = other_model / "model.safetensors"
             header = 8 + int.from_bytes(weights.read_bytes()[:8], "little")
-            flip(weights, header + 4 * rng.randrange((weights.stat().st_size - header) // 4), rng.randrange(8))
+            flip(
+                weights,
+                header + 4 * rng.randrange((weights.stat().st_size - header) // 4),
+                rng.randrange(8),
+            )
             words = json.loads((other_tokenizer / "tokenizer.json").read_text())
             vocabulary = words["model"]["vocab"]
             one, two = rng.sample([word for word in vocabulary if word.startswith("w")], 2)
@@ -521,24 +735,69 @@ def provenance(bench: Bench, tally: Tally) -> None:
                 Template.fingerprint = lambda self: {**real(self), "version": 2}
 
             for name, changes, said, before in (
-                    ("weights", {"model": other_model}, "another weights", None),
-                    ("tokenizer", {"model": other_tokenizer}, "another tokenizer", None),
-                    ("template", {}, "another template.version: the cache has 1, this call has 2", other_template),
-                    ("data order", {"data": write_jsonl(job / "order.jsonl", order)}, f"line {min(i, j) + 1} of the data", None),
-                    ("one y", {"data": write_jsonl(job / "y.jsonl", edited)}, f"another data: .*line {i + 1} of the data", None),
-                    ("max length", {"max_length": 100}, "another max_length: the cache has 128, this call has 100", None),
-                    ("dtype", {"baseline_precision": "bf16"}, 'another dtype: the cache has "fp32", this call has "bf16"', None),
-                    ("attention", {"attention": "eager"}, 'another attention: the cache has "sdpa", this call has "eager"', None),
-                    ("format version", {"baseline": newer}, "format version 2, this twcli reads 1", None)):
+                ("weights", {"model": other_model}, "another weights", None),
+                ("tokenizer", {"model": other_tokenizer}, "another tokenizer", None),
+                (
+                    "template",
+                    {},
+                    "another template.version: the cache has 1, this call has 2",
+                    other_template,
+                ),
+                (
+                    "data order",
+                    {"data": write_jsonl(job / "order.jsonl", order)},
+                    f"line {min(i, j) + 1} of the data",
+                    None,
+                ),
+                (
+                    "one y",
+                    {"data": write_jsonl(job / "y.jsonl", edited)},
+                    f"another data: .*line {i + 1} of the data",
+                    None,
+                ),
+                (
+                    "max length",
+                    {"max_length": 100},
+                    "another max_length: the cache has 128, this call has 100",
+                    None,
+                ),
+                (
+                    "dtype",
+                    {"baseline_precision": "bf16"},
+                    'another dtype: the cache has "fp32", this call has "bf16"',
+                    None,
+                ),
+                (
+                    "attention",
+                    {"attention": "eager"},
+                    'another attention: the cache has "sdpa", this call has "eager"',
+                    None,
+                ),
+                (
+                    "format version",
+                    {"baseline": newer},
+                    "format version 2, this twcli reads 1",
+                    None,
+                ),
+            ):
                 ended = Victim([*bench.train(job, **changes), "--quiet"], before).wait()
                 named = all(part in ended.text for part in said.split(".*"))
-                tally.check(f"{name} refused and named", ended.code == 2 and ended.one_line and named, ended.text)
+                tally.check(
+                    f"{name} refused and named",
+                    ended.code == 2 and ended.one_line and named,
+                    ended.text,
+                )
                 assert not (job / "run").exists()
     with bench.scratch() as job:  # the same files under the same names, but with other content
         data = job / "data.jsonl"
         for policy in ("frozen", "dynamic"):
             write_jsonl(data, bench.records)
-            files = {"data": data, "baseline": job / "b.h5", "baseline_policy": policy, "out": job / policy}
+            files = {
+                "data": data,
+                "baseline": job / "b.h5",
+                "baseline_policy": policy,
+                "out": job / policy,
+            }
             bench.undisturbed([*bench.precompute(job, data=data), "--overwrite"])
             victim = Victim(bench.train(job, **files))
             victim.listen(60, "saved 4")
@@ -547,7 +806,11 @@ def provenance(bench: Bench, tally: Tally) -> None:
             write_jsonl(data, bench.records[::-1])
             bench.undisturbed([*bench.precompute(job, data=data), "--overwrite"])
             ended = Victim([*bench.train(job, **files), "--quiet"]).wait()
-            tally.check("resuming on other data refused", ended.code == 2 and ended.one_line and "another data" in ended.text, ended.text)
+            tally.check(
+                "resuming on other data refused",
+                ended.code == 2 and ended.one_line and "another data" in ended.text,
+                ended.text,
+            )
 
 
 def _record(**changes: Any) -> bytes:
@@ -557,11 +820,15 @@ def _record(**changes: Any) -> bytes:
 def _hostile_data(long_line: int) -> dict[str, tuple[bytes | None, str]]:
     deep = b'{"x": "w0", "y": "w1", "answer": ' + b"[" * 100_000
     return {
-        f"a line of {long_line >> 20} MiB": (None, "longer than 16 MiB"), "NaN": (_record(answer=float("nan")), "NaN is not JSON"),
+        f"a line of {long_line >> 20} MiB": (None, "longer than 16 MiB"),
+        "NaN": (_record(answer=float("nan")), "NaN is not JSON"),
         "1e999": (b'{"x": "w0", "y": "w1", "answer": 1e999}\n', "too large for a number"),
-        "lone surrogate": (_record(y="w1 \ud800"), "surrogate"), "NUL": (_record(x="w0\0"), "NUL"),
-        "raw NUL": (b'{"x": "w0\0", "y": "w1"}\n', "not valid JSON"), "100,000 deep": (deep, "nested too deeply"),
-        "deep and closed": (deep + b"]" * 100_000 + b"}", "nested too deeply"), "id ../": (_record(id="../../x"), "leads elsewhere"),
+        "lone surrogate": (_record(y="w1 \ud800"), "surrogate"),
+        "NUL": (_record(x="w0\0"), "NUL"),
+        "raw NUL": (b'{"x": "w0\0", "y": "w1"}\n', "not valid JSON"),
+        "100,000 deep": (deep, "nested too deeply"),
+        "deep and closed": (deep + b"]" * 100_000 + b"}", "nested too deeply"),
+        "id ../": (_record(id="../../x"), "leads elsewhere"),
         "duplicate ids": (_record(id="a") + _record(id="a"), "same as on line 1"),
         "not UTF-8": (b'{"x": "\xff", "y": "w1"}\n', "not UTF-8"),
         "BOM": (b"\xef\xbb\xbf" + _record(), ":1: begins with a byte order mark"),
@@ -569,26 +836,54 @@ def _hostile_data(long_line: int) -> dict[str, tuple[bytes | None, str]]:
         "BOM inside": (_record() + b"\xef\xbb\xbf" + _record(), ":2: not valid JSON"),
         "UTF-16 with BOM": ('{"x": "w0"}'.encode("utf-16"), "not UTF-8"),
         "CR alone": (_record().replace(b"\n", b"\r") * 2, "not valid JSON"),
-        "a tag in y": (_record(y="w1 </y> w2"), "uses as a tag"), "empty": (b"", "no records"),
-        "huge integer": (b'{"x": "w0", "y": "w1", "answer": ' + b"9" * 10_000 + b"}\n", "not valid JSON"),
+        "a tag in y": (_record(y="w1 </y> w2"), "uses as a tag"),
+        "empty": (b"", "no records"),
+        "huge integer": (
+            b'{"x": "w0", "y": "w1", "answer": ' + b"9" * 10_000 + b"}\n",
+            "not valid JSON",
+        ),
     }
 
 
-BOMB = ", ".join(["&a [x, x]", *(f"&{name} [{f'*{before}, ' * 9}]" for before, name in zip("abcdefghij", "bcdefghijk", strict=True))])
+BOMB = ", ".join(
+    [
+        "&a [x, x]",
+        *(
+            f"&{name} [{f'*{before}, ' * 9}]"
+            for before, name in zip("abcdefghij", "bcdefghijk", strict=True)
+        ),
+    ]
+)
 HOSTILE_YAML = {
     "object tag": ("data: !!python/object/apply:os.system ['touch pwned']\n", "not valid YAML"),
-    "name tag": ("data: !!python/name:os.system\n", "not valid YAML"), "100,000 deep": ("data: " + "[" * 100_000, "not valid YAML"),
-    "NaN": ("latents: .nan\n", "not of type int"), "1e999": ("beta: 1.0e+999\n", "not a finite number"),
-    "infinity": ("batch_tokens: .inf\n", "--batch-tokens"), "NUL": ('data: "a\\0b"\n', "NUL"), "surrogate": ('data: "\\ud800"\n', "--data"),
-    "bomb": (f"seed: [{BOMB}]\n", "--seed"), "huge number": ("seed: 0x" + "f" * 20_000 + "\n", "too large"),
-    "list": ("- 1\n", "mapping"), "unhashable key": ("? [a]\n: 1\n", "not valid YAML"), "large": ("#" * 2**20, "larger than"),
+    "name tag": ("data: !!python/name:os.system\n", "not valid YAML"),
+    "100,000 deep": ("data: " + "[" * 100_000, "not valid YAML"),
+    "NaN": ("latents: .nan\n", "not of type int"),
+    "1e999": ("beta: 1.0e+999\n", "not a finite number"),
+    "infinity": ("batch_tokens: .inf\n", "--batch-tokens"),
+    "NUL": ('data: "a\\0b"\n', "NUL"),
+    "surrogate": ('data: "\\ud800"\n', "--data"),
+    "bomb": (f"seed: [{BOMB}]\n", "--seed"),
+    "huge number": ("seed: 0x" + "f" * 20_000 + "\n", "too large"),
+    "list": ("- 1\n", "mapping"),
+    "unhashable key": ("? [a]\n: 1\n", "not valid YAML"),
+    "large": ("#" * 2**20, "larger than"),
 }
 
 
 def _hostile_caches() -> dict[str, tuple[Callable[[Any], Any], str]]:
     from tests.storage.test_cache import HOSTILE
 
-    names = ("external link", "soft link", "external storage", "virtual dataset", "4 TB", "a bomb", "strings", "offsets below 0")
+    names = (
+        "external link",
+        "soft link",
+        "external storage",
+        "virtual dataset",
+        "4 TB",
+        "a bomb",
+        "strings",
+        "offsets below 0",
+    )
     return {name: HOSTILE[name] for name in names}
 
 
@@ -603,8 +898,11 @@ def hostile(bench: Bench, tally: Tally) -> None:
         ended = Victim([*arguments, "--quiet"] if arguments[0] != "inspect" else arguments).wait()
         memory = max(memory, ended.memory)
         clear = ended.one_line and says in ended.text and len(ended.text) < 1000
-        tally.check(name.split(":")[0], ended.code == 2 and clear and ended.memory < GIB,
-                    f"{name}: exit {ended.code}, {ended.memory >> 20} MiB: {ended.text[:500]}")
+        tally.check(
+            name.split(":")[0],
+            ended.code == 2 and clear and ended.memory < GIB,
+            f"{name}: exit {ended.code}, {ended.memory >> 20} MiB: {ended.text[:500]}",
+        )
 
     with bench.scratch() as job:
         for name, (content, says) in _hostile_data(bench.sizes["long_line"]).items():
@@ -621,7 +919,8 @@ def hostile(bench: Bench, tally: Tally) -> None:
         for name, (content, says) in HOSTILE_YAML.items():
             (job / "c.yaml").write_text(content)
             bare = bench.train(job)
-            if (flag := f"--{content.split(':')[0].replace('_', '-')}") in bare:  # it would win over the file
+            # it would win over the file
+            if (flag := f"--{content.split(':')[0].replace('_', '-')}") in bare:
                 del bare[bare.index(flag) : bare.index(flag) + 2]
             refused(f"config: {name}", [*bare, "--config", job / "c.yaml"], says)
         assert not Path("pwned").exists()
@@ -635,11 +934,16 @@ def hostile(bench: Bench, tally: Tally) -> None:
         pickled = job / "pickled"
         shutil.copytree(bench.model, pickled)
         (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-        refused("model: pickle", bench.precompute(job, model=pickled), "is a pickle and is not loaded")
+        refused(
+            "model: pickle", bench.precompute(job, model=pickled), "is a pickle and is not loaded"
+        )
         remote = job / "remote"
         shutil.copytree(bench.model, remote)
         settings = json.loads((remote / "config.json").read_text())
-        settings |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"}}
+        settings |= {
+            "model_type": "evil",
+            "auto_map": {"AutoConfig": "evil.EvilConfig", "AutoModelForCausalLM": "evil.Evil"},
+        }
         (remote / "config.json").write_text(json.dumps(settings))
         (remote / "evil.py").write_text(f"open({str(job / 'pwned')!r}, 'w')")
         refused("model: remote code", bench.precompute(job, model=remote), "remote")
@@ -649,11 +953,41 @@ def hostile(bench: Bench, tally: Tally) -> None:
 
 def fuzz(bench: Bench, tally: Tally) -> None:
     """Mutated bytes for each reader, in a process of its own: only UserError may come out."""
-    words = [b'"x"', b'"y"', b'"id"', b"{", b"}", b"[" * 50, b"\\ud800", b"\0", b"1e999", b"NaN", b"\xff\xfe", b"\xef\xbb\xbf", b"\n",
-             b"\r\n", b": ", b"- ", b"&a ", b"*a", b"!!python/name:os.system", b"? ", b"|", b"'", b"0x", b".inf", b"latents", b"9" * 30,
-             b"\x7f\xff\xff\xff", b"\x89HDF\r\n\x1a\n"]
-    yaml = (b"data: d.jsonl\nmodel: m\nbaseline: b.h5\nout: run\nlatents: 3\nbeta: 0.5\nweighting: mixed\nlr: 1.0e-3\noverwrite: true\n"
-            b"steps: null\n")
+    words = [
+        b'"x"',
+        b'"y"',
+        b'"id"',
+        b"{",
+        b"}",
+        b"[" * 50,
+        b"\\ud800",
+        b"\0",
+        b"1e999",
+        b"NaN",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\n",
+        b"\r\n",
+        b": ",
+        b"- ",
+        b"&a ",
+        b"*a",
+        b"!!python/name:os.system",
+        b"? ",
+        b"|",
+        b"'",
+        b"0x",
+        b".inf",
+        b"latents",
+        b"9" * 30,
+        b"\x7f\xff\xff\xff",
+        b"\x89HDF\r\n\x1a\n",
+    ]
+    yaml = (
+        b"data: d.jsonl\nmodel: m\nbaseline: b.h5\nout: run\nlatents: 3\nbeta: 0.5\nweighting: "
+        b"mixed\nlr: 1.0e-3\noverwrite: true\n"
+        b"steps: null\n"
+    )
 
     def read_config(path: Path) -> None:
         TrainConfig.from_mapping(read_yaml(str(path)), str(path))
@@ -666,24 +1000,46 @@ def fuzz(bench: Bench, tally: Tally) -> None:
     def read_data(path: Path) -> None:
         read_examples(str(path), strategy_field="strategy")
 
-    readers = {"JSONL": (b"".join(bench.data.read_bytes().splitlines(keepends=True)[:12]), read_data),
-               "config": (yaml, read_config), "cache": (bench.cache.read_bytes(), read_cache)}
+    readers = {
+        "JSONL": (b"".join(bench.data.read_bytes().splitlines(keepends=True)[:12]), read_data),
+        "config": (yaml, read_config),
+        "cache": (bench.cache.read_bytes(), read_cache),
+    }
     for name, (good, read) in readers.items():
         file = bench.folder / f"fuzzed-{name}"
         report = bench.folder / f"report-{name}"
         pid = os.fork()
         if pid == 0:
-            _fuzz(file, report, good, read, words, random.Random(bench.rng.random()), bench.sizes["fuzz_seconds"])
+            _fuzz(
+                file,
+                report,
+                good,
+                read,
+                words,
+                random.Random(bench.rng.random()),
+                bench.sizes["fuzz_seconds"],
+            )
         _, status = os.waitpid(pid, 0)
         found = json.loads(report.read_text()) if report.exists() else {}
-        tally.check(f"{name}: no crash", status == 0 and not found["wrong"], f"status {status}, {found.get('wrong')}, the input is {file}")
+        tally.check(
+            f"{name}: no crash",
+            status == 0 and not found["wrong"],
+            f"status {status}, {found.get('wrong')}, the input is {file}",
+        )
         tally.tried[f"{name}: inputs"] += found.get("tried", 0)
         tally.notes[f"{name}: refused"] = found.get("refused")
         bench.rng.random()
 
 
-def _fuzz(file: Path, report: Path, good: bytes, read: Callable[[Path], Any], words: list[bytes], rng: random.Random,
-          seconds: float) -> None:
+def _fuzz(
+    file: Path,
+    report: Path,
+    good: bytes,
+    read: Callable[[Path], Any],
+    words: list[bytes],
+    rng: random.Random,
+    seconds: float,
+) -> None:
     try:
         resource.setrlimit(resource.RLIMIT_AS, (16 * GIB, 16 * GIB))
         tried, refused, wrong, end = 0, 0, [], time.monotonic() + seconds
@@ -710,15 +1066,28 @@ def _fuzz(file: Path, report: Path, good: bytes, read: Callable[[Path], Any], wo
 def _mutated(good: bytes, words: list[bytes], rng: random.Random) -> bytes:
     data = bytearray(good)
     for _ in range(rng.choice((1, 1, 2, 4, 16))):
-        place, size, start = rng.randrange(len(data) + 1), rng.choice((1, 1, 4, 30)), rng.randrange(len(data) + 1)
-        new = rng.choice((b"", bytes([rng.randrange(256)]), rng.choice(words), bytes(data[start : start + size]),
-                          bytes(byte ^ 1 << rng.randrange(8) for byte in data[place : place + 1])))
+        place, size, start = (
+            rng.randrange(len(data) + 1),
+            rng.choice((1, 1, 4, 30)),
+            rng.randrange(len(data) + 1),
+        )
+        new = rng.choice(
+            (
+                b"",
+                bytes([rng.randrange(256)]),
+                rng.choice(words),
+                bytes(data[start : start + size]),
+                bytes(byte ^ 1 << rng.randrange(8) for byte in data[place : place + 1]),
+            )
+        )
         data[place : place + rng.choice((0, size, len(new)))] = new
     return bytes(data[: rng.randrange(len(data) + 1)] if rng.random() < 0.05 else data)
 
 
 def writers(bench: Bench, tally: Tally) -> None:
-    """Eight writers want one cache: one gets it, the others say who has it; every third holder is killed."""
+    """Eight writers want one cache: one gets it, the others say who has it;
+    every third holder is killed.
+    """
     offsets, hashes = np.arange(5), np.zeros((4, 16), np.uint8)
     for number in range(bench.sizes["rounds"]):
         with bench.scratch() as job:
@@ -731,7 +1100,9 @@ def writers(bench: Bench, tally: Tally) -> None:
                     os.read(go[0], 1)
                     text = "crashed"
                     try:
-                        with CacheWriter(path, fingerprint={}, offsets=offsets, row_hash=hashes) as writer:
+                        with CacheWriter(
+                            path, fingerprint={}, offsets=offsets, row_hash=hashes
+                        ) as writer:
                             os.write(told[1], f"{os.getpid()} won\n".encode())
                             os.read(done[0], 1)
                             writer.write(range(4), np.ones(4, np.float32))
@@ -748,7 +1119,11 @@ def writers(bench: Bench, tally: Tally) -> None:
                 lines = [stream.readline().strip() for _ in range(8)]
                 winners = [line.split()[0] for line in lines if line.endswith(" won")]
                 if tally.check("one wins", len(winners) == 1, str(lines)):
-                    right = all(f"process {winners[0]} on " in line for line in lines if not line.endswith(" won"))
+                    right = all(
+                        f"process {winners[0]} on " in line
+                        for line in lines
+                        if not line.endswith(" won")
+                    )
                     tally.check("the others say who holds it", right, str(lines))
                     if number % 3 == 0:
                         os.kill(int(winners[0]), signal.SIGKILL)
@@ -760,17 +1135,27 @@ def writers(bench: Bench, tally: Tally) -> None:
                     writer.write(range(4), np.ones(4, np.float32))
                     writer.publish()
             with Cache(path) as cache:
-                tally.check("the cache is right", not cache.verify() and cache.read(np.arange(4))[0].tolist() == [1] * 4)
+                tally.check(
+                    "the cache is right",
+                    not cache.verify() and cache.read(np.arange(4))[0].tolist() == [1] * 4,
+                )
             for end in (*go, told[1], *done):
                 os.close(end)
 
 
 def processes(bench: Bench, tally: Tally) -> None:
-    """Two processes over gloo: the same cache, the same gradients; a killed rank ends the job, which resumes."""
+    """Two processes over gloo: the same cache, the same gradients; a killed rank
+    ends the job, which resumes.
+    """
 
     def call(*arguments: Any) -> subprocess.Popen:
-        return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, text=True, stdout=subprocess.DEVNULL,
-                                stderr=subprocess.PIPE)
+        return subprocess.Popen(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
 
     def done(process: subprocess.Popen) -> str:
         text = process.communicate(timeout=300)[1]
@@ -783,18 +1168,30 @@ def processes(bench: Bench, tally: Tally) -> None:
         tally.check("precompute: the same bits as one process", bench.same(job, "precompute"), text)
         if not bench.sizes["launches"]:
             return
-        for name, changes in (("hold", {"hold": 1.0}), ("refine", {"hold": 0.0}), ("free", {"warm-start": "none"})):
+        for name, changes in (
+            ("hold", {"hold": 1.0}),
+            ("refine", {"hold": 0.0}),
+            ("free", {"warm-start": "none"}),
+        ):
             flags = bench.train(job, out=job / f"run-{name}", steps=2, **changes)
             other = bench.train(job, out=job / f"run-{name}-2", steps=2, **changes)
-            done(call("-m", "tests.dump_gradients", job / name, *flags, "--accumulate", 2))  # the batches of two
+            # the batches of two
+            done(call("-m", "tests.dump_gradients", job / name, *flags, "--accumulate", 2))
             done(call(*LAUNCH, "-m", "tests.dump_gradients", job / f"{name}-2", *other))
             one, two = load_file(job / name), load_file(job / f"{name}-2")
             difference = max(float((one[key] - two[key]).abs().max()) for key in one)
             size = max(float(one[key].abs().max()) for key in one)
-            tally.notes[f"{name}: largest difference of a gradient, largest gradient"] = f"{difference:.1e}, {size:.1f}"
+            tally.notes[f"{name}: largest difference of a gradient, largest gradient"] = (
+                f"{difference:.1e}, {size:.1f}"
+            )
             right = one.keys() == two.keys() and difference <= 1e-6 * max(1, size)
-            tally.check("gradients within 1e-6 of the largest", right, f"{name}: {difference} of {size}")
-        whole, broken = (bench.train(job, out=job / name, steps=300, checkpoint_every=20) for name in ("whole", "broken"))
+            tally.check(
+                "gradients within 1e-6 of the largest", right, f"{name}: {difference} of {size}"
+            )
+        whole, broken = (
+            bench.train(job, out=job / name, steps=300, checkpoint_every=20)
+            for name in ("whole", "broken")
+        )
         done(call(*LAUNCH, "-m", "twcli", *whole))
         slowest = 0.0
         run = run_folder.RunFolder(job / "broken")
@@ -802,19 +1199,33 @@ def processes(bench: Bench, tally: Tally) -> None:
             before, process = run.checkpoints.last, call(*LAUNCH, "-m", "twcli", *broken)
             while run.checkpoints.last == before and process.poll() is None:
                 time.sleep(0.02)
-            next(p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == str(rank)).kill()
+            next(
+                p
+                for p in psutil.Process(process.pid).children(recursive=True)
+                if p.environ().get("RANK") == str(rank)
+            ).kill()
             begin = time.monotonic()
             process.communicate(timeout=120)
             slowest = max(slowest, time.monotonic() - begin)
-            tally.check("a killed rank ends the job within 60 s", process.returncode != 0 and time.monotonic() - begin < 60)
+            tally.check(
+                "a killed rank ends the job within 60 s",
+                process.returncode != 0 and time.monotonic() - begin < 60,
+            )
         tally.notes["slowest end after a killed rank"] = f"{slowest:.1f} s"
         text = done(call(*LAUNCH, "-m", "twcli", *broken))
-        same = all((job / "whole" / name).read_bytes() == (job / "broken" / name).read_bytes()
-                   for name in ("metrics.jsonl", "model/model.safetensors", "posterior.safetensors"))
-        tally.check("the job resumes to the same bits", same and "resuming after step" in text, text)
+        same = all(
+            (job / "whole" / name).read_bytes() == (job / "broken" / name).read_bytes()
+            for name in ("metrics.jsonl", "model/model.safetensors", "posterior.safetensors")
+        )
+        tally.check(
+            "the job resumes to the same bits", same and "resuming after step" in text, text
+        )
 
 
-SECTIONS = {s.__name__: s for s in (kills, interrupts, faults, disk, flips, provenance, hostile, fuzz, writers, processes)}
+SECTIONS = {
+    s.__name__: s
+    for s in (kills, interrupts, faults, disk, flips, provenance, hostile, fuzz, writers, processes)
+}
 
 
 def main() -> int:
@@ -826,7 +1237,8 @@ def main() -> int:
     options = parser.parse_args()
     runtime.quiet_transformers()
     torch.set_num_threads(1)
-    # After a fork torch makes its thread pool anew at the first call, and not safely: threads that load weights would race for it.
+    # After a fork torch makes its thread pool anew at the first call, and not safely: threads that
+    # load weights would race for it.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     sizes, results = SHORT if options.short else FULL, {}
     with tempfile.TemporaryDirectory(prefix="torture") as folder:
@@ -835,11 +1247,20 @@ def main() -> int:
             tally, begin = Tally(name), time.monotonic()
             bench.rng = random.Random(f"{options.seed} {name}")
             SECTIONS[name](bench, tally)
-            results[name] = {"tried": dict(tally.tried), "wrong": tally.wrong, "notes": tally.notes,
-                             "seconds": round(time.monotonic() - begin, 1)}
+            results[name] = {
+                "tried": dict(tally.tried),
+                "wrong": tally.wrong,
+                "notes": tally.notes,
+                "seconds": round(time.monotonic() - begin, 1),
+            }
             show(name, results[name])
             options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps({"seed": options.seed, "short": options.short, "sections": results}, indent=1) + "\n")
+            options.out.write_text(
+                json.dumps(
+                    {"seed": options.seed, "short": options.short, "sections": results}, indent=1
+                )
+                + "\n"
+            )
     return int(any(result["wrong"] for result in results.values()))
 
 

@@ -1,3 +1,5 @@
-"""twcli: discrete latent strategies for language models by token-weighted variational post-training."""
+"""twcli: discrete latent strategies for language models by token-weighted
+variational post-training.
+"""
 
 __version__ = "0.1.0"

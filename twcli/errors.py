@@ -14,7 +14,9 @@ class TwcliError(Exception):
 
 
 class UserError(TwcliError):
-    """The call or an input is wrong: names the file, the line or field, and the mend (exit code 2)."""
+    """The call or an input is wrong: names the file, the line or field,
+    and the mend (exit code 2).
+    """
 
     exit_code = 2
 
@@ -24,11 +26,15 @@ class WorkFailed(TwcliError):
 
 
 class Interrupted(TwcliError):
-    """A signal ended the work after what was done had been stored, and says how to go on; the exit code tells which signal."""
+    """A signal ended the work after what was done had been stored, and says how to go on; the
+    exit code tells which signal.
+    """
 
 
 def how_to_resume(overwrite: bool = False) -> str:
-    """What every message says of work that was stored; `overwrite`: the same command would delete it."""
+    """What every message says of work that was stored; `overwrite`: the
+    same command would delete it.
+    """
     return f"{'without --overwrite, ' if overwrite else ''}run the same command again to resume"
 
 
@@ -37,15 +43,20 @@ def first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def first_difference(stored: dict[str, Any], wanted: dict[str, Any],
-                     prefix: str = "") -> tuple[str, str, str] | None:
-    """Dotted name and both values, as JSON, of the first field that differs; None where all are equal."""
+def first_difference(
+    stored: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
+) -> tuple[str, str, str] | None:
+    """Dotted name and both values, as JSON, of the first field that differs;
+    None where all are equal.
+    """
     for name in [*wanted, *(key for key in stored if key not in wanted)]:
         if name in stored and name in wanted and stored[name] == wanted[name]:
             continue
         values = stored.get(name), wanted.get(name)
         if all(isinstance(value, dict) for value in values):
             return first_difference(*values, prefix=f"{prefix}{name}.")
-        texts = [json.dumps(side[name])[:100] if name in side else "nothing" for side in (stored, wanted)]
+        texts = [
+            json.dumps(side[name])[:100] if name in side else "nothing" for side in (stored, wanted)
+        ]
         return f"{prefix}{name}", *texts
     return None

@@ -1,7 +1,9 @@
-"""Ctrl-C and SIGTERM end work where it can be taken up again: `cli/main.py` installs this, long loops hold signals back.
+"""Ctrl-C and SIGTERM end work where it can be taken up again: `cli/main.py` installs this,
+long loops hold signals back.
 
-Elsewhere a signal interrupts at once, as KeyboardInterrupt. Inside `held` the first one only makes `pending()` true, so
-that a loop can finish its step and store it; a second one interrupts there too.
+Elsewhere a signal interrupts at once, as KeyboardInterrupt. Inside `held` the first one
+only makes `pending()` true, so that a loop can finish its step and store it; a second
+one interrupts there too.
 """
 
 from __future__ import annotations
@@ -49,5 +51,7 @@ def pending() -> bool:
 
 
 def exit_code() -> int:
-    """128 plus the signal's number, as shells count; that of Ctrl-C where another process of the job received it."""
+    """128 plus the signal's number, as shells count; that of Ctrl-C where another
+    process of the job received it.
+    """
     return 128 + (_received or signal.SIGINT)

@@ -35,7 +35,7 @@ def parse(x: str, size: int = GROUP) -> list[list[int]]:
     if not PROMPT.fullmatch(text):
         raise ValueError(f"not {GROUP * DIGITS} binary digits: {x!r}")
     bits = list(map(int, text.split()))
-    return [bits[i: i + size] for i in range(0, len(bits), size)]
+    return [bits[i : i + size] for i in range(0, len(bits), size)]
 
 
 def prefixes(bits: list[int]) -> list[int]:
@@ -70,6 +70,11 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
     return last_part(tokens) == answer(x)
 
 
-TASK = Task(name="base_conversion", sample_prompt=sample_prompt, answer=answer, answer_is_right=answer_is_right,
-            strategies={f.__name__: f for f in (groups, doubling, base_four)})
+TASK = Task(
+    name="base_conversion",
+    sample_prompt=sample_prompt,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    strategies={f.__name__: f for f in (groups, doubling, base_four)},
+)
 judge = TASK.judge

@@ -57,13 +57,17 @@ def second_row(x: str) -> str:
 def strike(x: str) -> str:
     """What only the first row has, what only the second has, and the rest."""
     one, other = map(set, parse(x))
-    return " | ".join(" ".join(sorted(letters)) for letters in (one - other, other - one, one & other))
+    return " | ".join(
+        " ".join(sorted(letters)) for letters in (one - other, other - one, one & other)
+    )
 
 
 def alphabet(x: str) -> str:
     """All letters in alphabetical order with the rows that have them: 1, 2, or 3 for both."""
     one, other = parse(x)
-    marks = (f"{letter} {(letter in one) + 2 * (letter in other)}" for letter in sorted({*one, *other}))
+    marks = (
+        f"{letter} {(letter in one) + 2 * (letter in other)}" for letter in sorted({*one, *other})
+    )
     return f"{' '.join(marks)} | {answer(x)}"
 
 
@@ -76,6 +80,17 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
     return last_part(tokens) == answer(x)
 
 
-STRATEGIES = {"first_row": first_row, "second_row": second_row, "strike": strike, "alphabet": alphabet}
-TASK = Task(name="common_letters", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer, answer_is_right=answer_is_right)
+STRATEGIES = {
+    "first_row": first_row,
+    "second_row": second_row,
+    "strike": strike,
+    "alphabet": alphabet,
+}
+TASK = Task(
+    name="common_letters",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+)
 judge = TASK.judge

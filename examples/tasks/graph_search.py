@@ -1,12 +1,14 @@
-"""Search a tree of two branches a node; the frontier after each step shows which node is looked at next.
+"""Search a tree of two branches a node; the frontier after each step shows
+which node is looked at next.
 
     x   from a to f : c > e f , a > c d , e > i j , d > g h
     y   a | c d | e f d | i j f d | j f d | f d | f c a                     depth_left
         a | c d | d e f | e f g h | f g h i j | f c a                       breadth_left
         c > e f | a > c d | f c a                                           climbing
 
-depth_right and breadth_right take the branches from the right. The first node of a frontier gives way to its
-branches until it is the goal. Every y ends in the path from the goal up. Judge: examples.tasks.graph_search:judge
+depth_right and breadth_right take the branches from the right. The first node of a frontier gives
+way to its branches until it is the goal. Every y ends in the path from the goal up. Judge:
+examples.tasks.graph_search:judge
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ Tree = dict[str, list[str]]  # node -> its branches
 
 
 def sample_prompt(rng: random.Random) -> str:
-    """Both branches of the root divide, then one of the four below; the goal lies below the root's branches."""
+    """Both branches of the root divide, then one of the four below; the goal lies
+    below the root's branches.
+    """
     a, b, c, *below = nodes = rng.sample(LETTERS, 9)
     d, e, f, g, h, i = below
     edges = [(a, b, c), (b, d, e), (c, f, g), (below[rng.randrange(4)], h, i)]
@@ -100,5 +104,11 @@ STRATEGIES = {
     "breadth_right": frontiers(depth_first=False, from_right=True),
     "climbing": climbing,
 }
-TASK = Task(name="graph_search", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer, answer_is_right=answer_is_right)
+TASK = Task(
+    name="graph_search",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+)
 judge = TASK.judge

@@ -1,4 +1,5 @@
-"""Walk from start to goal on a grid; four orders of the row and column steps, all of them shortest paths.
+"""Walk from start to goal on a grid; four orders of the row and column steps,
+all of them shortest paths.
 
     x   start r2 c5 goal r4 c3 blocked r0 c7 r6 c1
     y   r2 c5 r3 c5 r4 c5 r4 c4 r4 c3                            rows_first
@@ -28,7 +29,9 @@ def show(*cells: Cell) -> str:
 
 
 def sample_prompt(rng: random.Random) -> str:
-    """Start and goal far enough apart; whether the blocked cells lie off the paths is for `admits` to say."""
+    """Start and goal far enough apart; whether the blocked cells lie off the
+    paths is for `admits` to say.
+    """
     while True:
         start, goal, *blocked = (divmod(rng.randrange(SIZE * SIZE), SIZE) for _ in range(4))
         if abs(start[0] - goal[0]) >= APART and abs(start[1] - goal[1]) >= APART:
@@ -75,7 +78,9 @@ STRATEGIES = {
 def admits(x: str) -> bool:
     """Two different blocked cells, none on a strategy's path."""
     blocked = parse(x)[2]
-    return len(blocked) == 2 and all(blocked.isdisjoint(cells(s(x).split())) for s in STRATEGIES.values())
+    return len(blocked) == 2 and all(
+        blocked.isdisjoint(cells(s(x).split())) for s in STRATEGIES.values()
+    )
 
 
 def cells(tokens: list[str]) -> list[Cell]:
@@ -92,14 +97,27 @@ def answer(x: str) -> str:
 
 
 def answer_is_right(x: str, tokens: list[str]) -> bool:
-    """Unit steps from start to goal that enter no blocked cell; any such path, not only a strategy's."""
+    """Unit steps from start to goal that enter no blocked cell; any such
+    path, not only a strategy's.
+    """
     start, goal, blocked = parse(x)
     walk = cells(tokens)
     steps = pairwise(walk)
-    return bool(walk) and walk[0] == start and walk[-1] == goal and blocked.isdisjoint(walk) and all(
-        abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a, b in steps)
+    return (
+        bool(walk)
+        and walk[0] == start
+        and walk[-1] == goal
+        and blocked.isdisjoint(walk)
+        and all(abs(a[0] - b[0]) + abs(a[1] - b[1]) == 1 for a, b in steps)
+    )
 
 
-TASK = Task(name="grid_pathfinding", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer,
-            answer_is_right=answer_is_right, admits=admits)
+TASK = Task(
+    name="grid_pathfinding",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    admits=admits,
+)
 judge = TASK.judge

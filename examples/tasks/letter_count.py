@@ -41,7 +41,10 @@ def count_above_one(x: str) -> bool:
 def tally(x: str) -> str:
     """Each letter with the count so far."""
     letter, row = parse(x)
-    return " ".join(f"{seen} {row[: place + 1].count(letter)}" for place, seen in enumerate(row)) + f" | {answer(x)}"
+    return (
+        " ".join(f"{seen} {row[: place + 1].count(letter)}" for place, seen in enumerate(row))
+        + f" | {answer(x)}"
+    )
 
 
 def pick(x: str) -> str:
@@ -53,7 +56,9 @@ def pick(x: str) -> str:
 def places(x: str) -> str:
     """Where it stands, counted from one."""
     letter, row = parse(x)
-    return " | ".join([" ".join(str(place) for place, seen in enumerate(row, 1) if seen == letter), answer(x)])
+    return " | ".join(
+        [" ".join(str(place) for place, seen in enumerate(row, 1) if seen == letter), answer(x)]
+    )
 
 
 def halves(x: str) -> str:
@@ -75,6 +80,13 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
 
 
 STRATEGIES = {"tally": tally, "pick": pick, "places": places, "halves": halves}
-TASK = Task(name="letter_count", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer, answer_is_right=answer_is_right,
-            admits=count_above_one, weights=lambda x: WEIGHTS)
+TASK = Task(
+    name="letter_count",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    admits=count_above_one,
+    weights=lambda x: WEIGHTS,
+)
 judge = TASK.judge

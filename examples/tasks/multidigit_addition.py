@@ -61,7 +61,9 @@ def places(x: str) -> str:
 
 
 def running_total(first: list[int], second: list[int]) -> str:
-    """The first number, then each digit of the second, hundreds first, and the total with it added."""
+    """The first number, then each digit of the second, hundreds first,
+    and the total with it added.
+    """
     total, parts = value(first), [show(value(first), 3)]
     for digit, place in zip(second, PLACES, strict=True):
         total += digit * place
@@ -89,6 +91,10 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
 
 
 TASK = Task(
-    name="multidigit_addition", sample_prompt=sample_prompt, answer=answer, answer_is_right=answer_is_right,
-    strategies={f.__name__: f for f in (columns, places, running, running_swapped)})
+    name="multidigit_addition",
+    sample_prompt=sample_prompt,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    strategies={f.__name__: f for f in (columns, places, running, running_swapped)},
+)
 judge = TASK.judge

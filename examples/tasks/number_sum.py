@@ -70,6 +70,12 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
 
 
 TASK = Task(
-    name="number_sum", sample_prompt=sample_prompt, answer=answer, answer_is_right=answer_is_right,
-    strategies={f.__name__: f for f in (from_left, from_right, largest_first, smallest_first, pairs)})
+    name="number_sum",
+    sample_prompt=sample_prompt,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    strategies={
+        f.__name__: f for f in (from_left, from_right, largest_first, smallest_first, pairs)
+    },
+)
 judge = TASK.judge

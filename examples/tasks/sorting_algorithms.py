@@ -78,6 +78,10 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
 
 
 TASK = Task(
-    name="sorting_algorithms", sample_prompt=sample_prompt, answer=answer, answer_is_right=answer_is_right,
-    strategies={f.__name__: traced(f) for f in (selection_min, selection_max, insertion, bubble)})
+    name="sorting_algorithms",
+    sample_prompt=sample_prompt,
+    answer=answer,
+    answer_is_right=answer_is_right,
+    strategies={f.__name__: traced(f) for f in (selection_min, selection_max, insertion, bubble)},
+)
 judge = TASK.judge

@@ -6,7 +6,8 @@
         f : f | a : e | k : k | c : c d | h : | b : b | f e k c d b         from_left
         b : b | h : | c : c d | k : k | a : e | f : f | f e k c d b         from_right
 
-No two edits touch the same letter, so their order changes nothing. Judge: examples.tasks.string_editing:judge
+No two edits touch the same letter, so their order changes nothing. Judge:
+examples.tasks.string_editing:judge
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ LETTERS = "abcdefghijkl"
 LENGTH = 6
 ORDERS = list(permutations(range(3)))
 PROMPT = re.compile(r"([a-l](?: [a-l])*) : (.+)")
-DROP, BECOMES, AFTER = (re.compile(p) for p in (r"drop ([a-l])", r"([a-l]) becomes ([a-l])", r"([a-l]) after ([a-l])"))
+DROP, BECOMES, AFTER = (
+    re.compile(p) for p in (r"drop ([a-l])", r"([a-l]) becomes ([a-l])", r"([a-l]) after ([a-l])")
+)
 
 
 def sample_prompt(rng: random.Random) -> str:
@@ -64,6 +67,7 @@ def edited(letters: Iterable[str], images: dict[str, list[str]]) -> list[str]:
 
 def edit_by_edit(order: Callable[[Iterable], Iterable]) -> Callable[[str], str]:
     """All letters after each edit."""
+
     def strategy(x: str) -> str:
         letters, images = parse(x)
         parts = []
@@ -77,9 +81,15 @@ def edit_by_edit(order: Callable[[Iterable], Iterable]) -> Callable[[str], str]:
 
 def letter_by_letter(order: Callable[[Iterable], Iterable]) -> Callable[[str], str]:
     """Each letter and what it turns into."""
+
     def strategy(x: str) -> str:
         letters, images = parse(x)
-        return " | ".join([*(" ".join([letter, ":", *edited([letter], images)]) for letter in order(letters)), answer(x)])
+        return " | ".join(
+            [
+                *(" ".join([letter, ":", *edited([letter], images)]) for letter in order(letters)),
+                answer(x),
+            ]
+        )
 
     return strategy
 
@@ -98,5 +108,11 @@ STRATEGIES = {
     "from_left": letter_by_letter(iter),
     "from_right": letter_by_letter(reversed),
 }
-TASK = Task(name="string_editing", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer, answer_is_right=answer_is_right)
+TASK = Task(
+    name="string_editing",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+)
 judge = TASK.judge

@@ -55,7 +55,9 @@ def to_front(x: str) -> str:
 
 
 def halves(x: str) -> str:
-    """Both halves are reversed, then they change places; a letter in the middle belongs to the right one."""
+    """Both halves are reversed, then they change places; a letter in the middle
+    belongs to the right one.
+    """
     letters = parse(x)
     left, right = letters[: len(letters) // 2][::-1], letters[len(letters) // 2 :][::-1]
     return " | ".join(map(" ".join, (left, right, right + left)))
@@ -70,5 +72,11 @@ def answer_is_right(x: str, tokens: list[str]) -> bool:
 
 
 STRATEGIES = {"swap": swap, "from_back": from_back, "to_front": to_front, "halves": halves}
-TASK = Task(name="string_reversal", sample_prompt=sample_prompt, strategies=STRATEGIES, answer=answer, answer_is_right=answer_is_right)
+TASK = Task(
+    name="string_reversal",
+    sample_prompt=sample_prompt,
+    strategies=STRATEGIES,
+    answer=answer,
+    answer_is_right=answer_is_right,
+)
 judge = TASK.judge

@@ -1,4 +1,6 @@
-"""What a synthetic task is: prompts, strategies that each give one trace, a judge that tells them apart."""
+"""What a synthetic task is: prompts, strategies that each give one trace, a
+judge that tells them apart.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Task:
         sample_prompt: draws one prompt x.
         strategies: name -> function from x to its trace y, in a fixed order.
         answer: x -> its right final answer.
-        answer_is_right: (x, tokens of y) -> whether y ends in it; may raise only for an x that is no prompt.
+        answer_is_right: (x, tokens of y) -> whether y ends in it; may raise only
+            for an x that is no prompt.
         admits: prompts it refuses are drawn again.
         weights: x -> the mixture's weights in the order of `strategies`; they need not sum to one.
     """
@@ -46,7 +49,9 @@ class Task:
         return self.weights(x) if self.weights else [1.0] * len(self.strategies)
 
     def judge(self, x: str, y: str) -> tuple[str | None, bool | None]:
-        """(strategy whose trace is y, whether its answer is right); (None, None) where x is no prompt."""
+        """(strategy whose trace is y, whether its answer is right); (None,
+        None) where x is no prompt.
+        """
         try:
             tokens = y.split() if isinstance(y, str) else []
             traces = self.traces(x)

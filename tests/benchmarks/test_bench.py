@@ -1,4 +1,6 @@
-"""The benchmark's own arithmetic, on a model small enough for a test; its figures are not judged here."""
+"""The benchmark's own arithmetic, on a model small enough for a test; its
+figures are not judged here.
+"""
 
 import json
 import subprocess
@@ -23,7 +25,9 @@ def test_every_column_of_a_shape_is_the_same_loss():
     for execution in ("plain", "branches", "tree", "auto"):
         loss, others = bench.gradient(model, partial(bench.through, model, batch, execution))
         assert abs(loss - separate) <= 1e-5 * abs(separate)
-        assert all((a - b).norm() <= 1e-5 * b.norm() for a, b in zip(others, gradients, strict=True))
+        assert all(
+            (a - b).norm() <= 1e-5 * b.norm() for a, b in zip(others, gradients, strict=True)
+        )
 
 
 def test_passes_one_after_another_have_the_gradient_of_all_at_once():
@@ -39,22 +43,41 @@ def test_passes_one_after_another_have_the_gradient_of_all_at_once():
 
 def test_the_default_recipes_columns_are_two_steps():
     model, read = bench.latent_model(tiny(), 3), []
-    model.backbone.base_model.register_forward_pre_hook(lambda *_: read.append(torch.is_grad_enabled()))
+    model.backbone.base_model.register_forward_pre_hook(
+        lambda *_: read.append(torch.is_grad_enabled())
+    )
     bench.default_recipe(model, bench.batch_of(6, 5, 2, 64))
     assert read[0] is False and all(read[1:]) and read[1:]
     assert model.head.outer.weight.grad is not None
 
 
 def test_rows_and_table(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "SECTIONS", {
-        "shapes": lambda repeats: bench.shape_rows("tiny", tiny, 8, 2, 6, 2, repeats),
-        "start": lambda _: [bench.Row("late", 0.4, 0.3, "<=")]})
+    monkeypatch.setattr(
+        bench,
+        "SECTIONS",
+        {
+            "shapes": lambda repeats: bench.shape_rows("tiny", tiny, 8, 2, 6, 2, repeats),
+            "start": lambda _: [bench.Row("late", 0.4, 0.3, "<=")],
+        },
+    )
     out = tmp_path / "build" / "bench.json"
     for section in ("start", "shapes"):  # a section at a time adds up
-        bench.main(["--out", str(out), "--table", str(tmp_path / "table.md"), "--only", section, "--repeats", "1"])
+        bench.main(
+            [
+                "--out",
+                str(out),
+                "--table",
+                str(tmp_path / "table.md"),
+                "--only",
+                section,
+                "--repeats",
+                "1",
+            ]
+        )
     found = json.loads(out.read_text())
     assert [row["section"] for row in found["rows"]] == ["shapes"] * 5 + ["start"]
-    assert found["rows"][0]["figure"] < 1e-3  # float32, where the gradients of so small a model all but cancel
+    # float32, where the gradients of so small a model all but cancel
+    assert found["rows"][0]["figure"] < 1e-3
     assert found["rows"][-1]["met"] is False and found["all_bars_met"] is False
     assert all(row["met"] is None and row["figure"] > 0 for row in found["rows"][3:5])
     assert "| late | 0.4 | at most 0.3 | **no** |" in (tmp_path / "table.md").read_text()
@@ -77,21 +100,45 @@ def test_a_call_that_timed_itself_is_believed():
 
 
 def test_another_process_makes_a_pass_when_told():
-    call = [sys.executable, "-c", "from benchmarks import bench; bench.serve(lambda: print('chatter', sum(range(10**6))))"]
-    answers = subprocess.run(call, input="\n\n", capture_output=True, text=True, check=True, cwd=bench.ROOT).stdout.split()
-    assert answers[0] == "ready" and len(answers) == 5 and all(float(seconds) > 0 for seconds in answers[1:])
+    call = [
+        sys.executable,
+        "-c",
+        "from benchmarks import bench; bench.serve(lambda: print('chatter', sum(range(10**6))))",
+    ]
+    answers = subprocess.run(
+        call, input="\n\n", capture_output=True, text=True, check=True, cwd=bench.ROOT
+    ).stdout.split()
+    assert (
+        answers[0] == "ready"
+        and len(answers) == 5
+        and all(float(seconds) > 0 for seconds in answers[1:])
+    )
 
 
 def test_a_large_parent_is_not_counted_as_its_childs_memory():
     held = b"x" * 2**30
-    call = [sys.executable, "-c", "from benchmarks.bench import high_water; before = high_water(); "
-            "held = b'x' * (64 * 2**20); print(before, high_water() - before)"]
-    before, more = map(float, subprocess.run(call, check=True, capture_output=True, text=True).stdout.split())
+    call = [
+        sys.executable,
+        "-c",
+        "from benchmarks.bench import high_water; before = high_water(); "
+        "held = b'x' * (64 * 2**20); print(before, high_water() - before)",
+    ]
+    before, more = map(
+        float, subprocess.run(call, check=True, capture_output=True, text=True).stdout.split()
+    )
     assert before < len(held) / 2**20 and more > 32
 
 
 def test_the_table_says_whether_there_was_a_gpu():
-    row = {"section": "start", "name": "here", "figure": 1.0, "bar": None, "sign": ">=", "note": "", "met": None}
+    row = {
+        "section": "start",
+        "name": "here",
+        "figure": 1.0,
+        "bar": None,
+        "sign": ">=",
+        "note": "",
+        "met": None,
+    }
     kept = {"machine": "m", "threads": 1, "rows": [row]}
     assert "No GPU was at hand" in bench.table(kept) and "## On a GPU" not in bench.table(kept)
     kept["rows"] = [row, {**row, "section": "gpu", "name": "there"}]

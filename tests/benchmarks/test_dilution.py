@@ -16,9 +16,20 @@ def test_slopes_of_the_posteriors_gradient_against_T():
 
 
 def numbers():
-    curve = {"step": [50, 100], "mutual_information": [0.1, 0.5], "gain": [-20.0, -0.5], "amplification": [2.0, None]}
-    return {"profile": {task: {"mean": [1.0, 0.2, 0.0], "t0": 2, "effective": 1.3, "T": 3.0} for task in dilution.PROFILED_TASKS},
-            "gradient": dilution.gradients(totals=(4, 8)), "training": {name: [curve, curve] for name in dilution.RUNS}}
+    curve = {
+        "step": [50, 100],
+        "mutual_information": [0.1, 0.5],
+        "gain": [-20.0, -0.5],
+        "amplification": [2.0, None],
+    }
+    return {
+        "profile": {
+            task: {"mean": [1.0, 0.2, 0.0], "t0": 2, "effective": 1.3, "T": 3.0}
+            for task in dilution.PROFILED_TASKS
+        },
+        "gradient": dilution.gradients(totals=(4, 8)),
+        "training": {name: [curve, curve] for name in dilution.RUNS},
+    }
 
 
 def test_figures_are_drawn_again_from_the_numbers(tmp_path, capsys):
@@ -31,16 +42,26 @@ def test_figures_are_drawn_again_from_the_numbers(tmp_path, capsys):
 
 def test_the_table_gives_mean_and_range():
     runs = numbers()["training"]
-    runs["mixed, frozen"] = [{"gain": [g], "mutual_information": [math.log(2)], "amplification": [4.0]} for g in (-1.0, -3.0)]
-    line = next(line for line in dilution.table_of(runs).splitlines() if line.startswith("| mixed, frozen"))
-    assert line == "| mixed, frozen | -2.00 (-3.00 to -1.00) | 0.693 (0.693 to 0.693) | 4.0 (4.0 to 4.0) |"
+    runs["mixed, frozen"] = [
+        {"gain": [g], "mutual_information": [math.log(2)], "amplification": [4.0]}
+        for g in (-1.0, -3.0)
+    ]
+    line = next(
+        line for line in dilution.table_of(runs).splitlines() if line.startswith("| mixed, frozen")
+    )
+    assert (
+        line
+        == "| mixed, frozen | -2.00 (-3.00 to -1.00) | 0.693 (0.693 to 0.693) | 4.0 (4.0 to 4.0) |"
+    )
 
 
 def test_without_numbers_there_is_nothing_to_redraw(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         dilution.main(["--out", str(tmp_path / "none"), "--redraw"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.splitlines() == [f"dilution.py: {tmp_path / 'none' / 'dilution.json'}: No such file or directory"]
+    assert capsys.readouterr().err.splitlines() == [
+        f"dilution.py: {tmp_path / 'none' / 'dilution.json'}: No such file or directory"
+    ]
 
 
 def test_a_small_run_is_measured_as_it_goes(tmp_path, monkeypatch):

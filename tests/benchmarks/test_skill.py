@@ -16,12 +16,15 @@ def test_a_beginning_ends_where_no_other_strategy_goes_on_alike():
         "unknowns_first": "8 x + 12 = 1 x + 40 | 7",
         "constants_first": "8 x + 12 = 1 x + 40 | 8",
         "both_at_once": "8 x -",
-        "one_by_one": "3"}
+        "one_by_one": "3",
+    }
 
 
 @pytest.mark.parametrize("failing", list(TASK.strategies))
 def test_only_what_the_judge_still_sees_counts(monkeypatch, failing):
-    """A model that goes on as each trace does, but for one strategy, which it ends with another answer."""
+    """A model that goes on as each trace does, but for one strategy, which it
+    ends with another answer.
+    """
 
     def generate(_model, template, prompts, **_how):
         texts = []
@@ -32,7 +35,9 @@ def test_only_what_the_judge_still_sees_counts(monkeypatch, failing):
         assert len(texts) == len(prompts)
         return texts, [True] * len(texts)
 
-    template = SimpleNamespace(prompt=lambda _x: [1], tokenizer=lambda text, **_how: {"input_ids": [2] * len(text.split())})
+    template = SimpleNamespace(
+        prompt=lambda _x: [1], tokenizer=lambda text, **_how: {"input_ids": [2] * len(text.split())}
+    )
     monkeypatch.setattr(skill.runtime, "load_frozen", lambda _path: (None, template))
     monkeypatch.setattr(skill, "generate", generate)
     shares = skill.skill(TASK, "model", [EQUATION, "4 x + 5 + 5 x + 7 = 1 x + 44"])
@@ -44,7 +49,11 @@ def test_a_model_that_knows_nothing_can_do_nothing(tmp_path, capsys):
     make_tokenizer().save_pretrained(tmp_path / "model")
     data = write_jsonl(tmp_path / "d.jsonl", [{"x": EQUATION, "y": "8"}])
     skill.main(["linear_equations", "--model", str(tmp_path / "model"), "--data", data])
-    assert capsys.readouterr().out.split() == [*(w for name in TASK.strategies for w in (name, "0.000")), "mean", "0.000"]
+    assert capsys.readouterr().out.split() == [
+        *(w for name in TASK.strategies for w in (name, "0.000")),
+        "mean",
+        "0.000",
+    ]
 
 
 def test_prompts_of_another_task_are_told_in_one_line(tmp_path, capsys):
@@ -52,6 +61,14 @@ def test_prompts_of_another_task_are_told_in_one_line(tmp_path, capsys):
     make_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "d.jsonl").write_text(json.dumps({"x": "w1", "y": "w2"}) + "\n")
     with pytest.raises(SystemExit) as stopped:
-        skill.main(["linear_equations", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "d.jsonl")])
+        skill.main(
+            [
+                "linear_equations",
+                "--model",
+                str(tmp_path / "model"),
+                "--data",
+                str(tmp_path / "d.jsonl"),
+            ]
+        )
     told = capsys.readouterr().err
     assert stopped.value.code == 2 and "not an equation: 'w1'" in told and told.count("\n") == 1

@@ -28,8 +28,14 @@ def no_bar(_label, _total, _lines=True):
 
 def cached(model_dir, folder, said=lambda _line: None, records=RECORDS, **changes):
     """All of /nll of a cache made by the command."""
-    config = PrecomputeConfig(model=model_dir, data=write_jsonl(folder / "d.jsonl", records), out=str(folder / "b.h5"), device="cpu",
-                              overwrite=True, **changes)
+    config = PrecomputeConfig(
+        model=model_dir,
+        data=write_jsonl(folder / "d.jsonl", records),
+        out=str(folder / "b.h5"),
+        device="cpu",
+        overwrite=True,
+        **changes,
+    )
     precompute(config, said, no_bar)
     with Cache(folder / "b.h5") as cache:
         assert not cache.verify()
@@ -37,9 +43,13 @@ def cached(model_dir, folder, said=lambda _line: None, records=RECORDS, **change
 
 
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
-def test_every_value_in_the_file_equals_plain_transformers(model_dir, template, tmp_path, rows_a_batch):
+def test_every_value_in_the_file_equals_plain_transformers(
+    model_dir, template, tmp_path, rows_a_batch
+):
     encoded = encode(template, RECORDS)
-    nll, lengths = cached(model_dir, tmp_path, batch_tokens=rows_a_batch * int(encoded.lengths.max()))
+    nll, lengths = cached(
+        model_dir, tmp_path, batch_tokens=rows_a_batch * int(encoded.lengths.max())
+    )
     expected = reference(make_model(), encoded)
     assert lengths.tolist() == encoded.target_lengths.tolist()
     assert np.abs(nll - expected).max() <= 1e-5
@@ -55,19 +65,30 @@ def test_shards_do_not_show_and_the_global_rng_is_left_alone(model_dir, tmp_path
 
 def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
     said = []
-    exact, rounded = (cached(model_dir, tmp_path, said=said.append, precision=precision)[0] for precision in ("fp32", "bf16"))
-    line, = (line for line in said if "from float32" in line)  # all rows are compared: there are fewer than 16
+    exact, rounded = (
+        cached(model_dir, tmp_path, said=said.append, precision=precision)[0]
+        for precision in ("fp32", "bf16")
+    )
+    # all rows are compared: there are fewer than 16
+    (line,) = (line for line in said if "from float32" in line)
     error = np.abs(rounded - exact)
     told = [float(figure) for figure in re.findall(r"\d\.\de-\d\d", line)]
-    assert told == pytest.approx([error.mean(), error.max()], rel=0.1) and 0 < told[0] < told[1] < 0.5
+    assert (
+        told == pytest.approx([error.mean(), error.max()], rel=0.1) and 0 < told[0] < told[1] < 0.5
+    )
 
 
-def test_with_overwrite_an_interrupted_call_goes_on_and_replaces_at_the_end(model_dir, tmp_path, monkeypatch):
+def test_with_overwrite_an_interrupted_call_goes_on_and_replaces_at_the_end(
+    model_dir, tmp_path, monkeypatch
+):
     whole, _ = cached(model_dir, tmp_path, shard_rows=5)
     old = (tmp_path / "b.h5").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("twcli.signals.pending", lambda: True)
-        with pytest.raises(Interrupted, match=r"^interrupted; finished shards are kept; run the same command again to resume$"):
+        with pytest.raises(
+            Interrupted,
+            match=r"^interrupted; finished shards are kept; run the same command again to resume$",
+        ):
             cached(model_dir, tmp_path, shard_rows=5)
     assert (tmp_path / "b.h5").read_bytes() == old
     said = []
@@ -89,11 +110,19 @@ def test_the_bar_counts_what_all_processes_score(model_dir, tmp_path, monkeypatc
         totals.append(total)
         yield counts.append
 
-    first = SimpleNamespace(is_main_process=True, num_processes=2, process_index=0, device=torch.device("cpu"))
+    first = SimpleNamespace(
+        is_main_process=True, num_processes=2, process_index=0, device=torch.device("cpu")
+    )
     monkeypatch.setattr("twcli.models.runtime.accelerator_for", lambda *_: first)
     records = [{"x": "w1", "y": "w2 w3"}] * 12  # shards of one size
-    config = PrecomputeConfig(model=model_dir, data=write_jsonl(tmp_path / "d.jsonl", records), out=str(tmp_path / "b.h5"), shard_rows=4)
-    with pytest.raises(ValueError, match="rows 4 to 7 are missing"):  # those of the process that there is not
+    config = PrecomputeConfig(
+        model=model_dir,
+        data=write_jsonl(tmp_path / "d.jsonl", records),
+        out=str(tmp_path / "b.h5"),
+        shard_rows=4,
+    )
+    # those of the process that there is not
+    with pytest.raises(ValueError, match="rows 4 to 7 are missing"):
         precompute(config, lambda _line: None, bar)
     assert [sum(counts)] == totals
 
@@ -110,9 +139,15 @@ def test_a_cache_in_a_frame_from_a_file_is_compared_with_that_file(model_dir, tm
     frame, asked = made_from_a_file(model_dir, tmp_path)
     found = inspect(str(tmp_path / "b.h5"), **asked, template=frame)
     assert found["problems"] == [] and len(found["texts"]) == 3
-    with pytest.raises(UserError, match=r"b\.h5: was made with --template FILE; give the same --template to compare it"):
+    with pytest.raises(
+        UserError,
+        match=r"b\.h5: was made with --template FILE; give the same --template to compare it",
+    ):
         inspect(str(tmp_path / "b.h5"), **asked)
-    assert "another template" in inspect(str(tmp_path / "b.h5"), **asked, template="tags")["problems"][0]
+    assert (
+        "another template"
+        in inspect(str(tmp_path / "b.h5"), **asked, template="tags")["problems"][0]
+    )
     with pytest.raises(UserError, match="--template: goes with --model and --data"):
         inspect(str(tmp_path / "b.h5"), verify=True, template=frame)
 
@@ -124,11 +159,15 @@ def test_a_file_of_right_checksums_and_wrong_values_is_refused(tmp_path, value):
     write_file(handle, b"{}", np.array([0, 2]), np.zeros((1, 16), np.uint8), [shard])
     with pytest.raises(UserError, match="values of /nll are negative or not finite"):
         inspect(str(tmp_path / "b.h5"), verify=False)
-    assert inspect(str(tmp_path / "b.h5"), verify=True)["problems"] == ["1 values of /nll are negative or not finite"]
+    assert inspect(str(tmp_path / "b.h5"), verify=True)["problems"] == [
+        "1 values of /nll are negative or not finite"
+    ]
 
 
 @pytest.mark.parametrize("execution", ["plain", "auto"])
-def test_a_prompt_is_read_once_unless_it_is_to_be_read_plainly(model_dir, template, tmp_path, execution, monkeypatch):
+def test_a_prompt_is_read_once_unless_it_is_to_be_read_plainly(
+    model_dir, template, tmp_path, execution, monkeypatch
+):
     read, rows_read = baseline._read, {False: 0, True: 0}
 
     def watched(*inputs, varlen):

@@ -15,34 +15,46 @@ def test_yaml_round_trip(tmp_path):
     assert TrainConfig.from_mapping(read_yaml(str(tmp_path / "c.yaml")), "c.yaml") == config
 
 
-@pytest.mark.parametrize(("values", "message"), [
-    ({"latents": 1}, "--latents: 1 is too small; give at least 2"),
-    ({"beta": 0.0}, "--beta: 0.0 is too small; give more than 0.0"),
-    ({"beta": float("nan")}, "--beta: nan is not a finite number"),
-    ({"posterior": "none"}, "--posterior: 'none' is not one of shared, separate, exact"),
-    ({"steps": 3, "epochs": 1}, "--steps and --epochs exclude each other"),
-    ({"steps": True}, "--steps: True is not of type int"),
-    ({"lr": "fast"}, "--lr: 'fast' is not of type float"),
-    ({"uniform_weight": 0.0, "token_weight": 0.0}, "both 0"),
-    ({"baseline": None}, "--baseline is required"),
-    ({"baseline_policy": "warm"}, "--baseline-policy: 'warm' is not one of frozen, dynamic"),
-    ({"ablation": "token-baseline", "weighting": "uniform"}, "--ablation token-baseline: .* give --weighting token or mixed"),
-    ({"latent_tokens": 0}, "--latent-tokens: 0 is too small"),
-    ({"history_dropout": 1.0}, "--history-dropout: 1.0 is too large"),
-    ({"betta": 1.0}, "here: unknown key 'betta'"),
-    ({"x" * 10_000: 1.0}, "here: unknown key 'x{100}'"),
-    ({"steps": 10**400}, "--steps: the number is too large"),
-    ({"beta": 10**400}, "--beta: the number is too large"),
-    ({"seed": [16**5000]}, "--seed: a huge list is not of type int"),
-    ({"out": "a\0b"}, "--out holds a NUL"),
-    ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
-    ({"model": None}, "--model: is empty; give a value or leave the key out"),
-    ({"hold": None}, "--hold: is empty; give a value or leave the key out"),
-    ({"lr": "1e999"}, "--lr: inf is not a finite number"),
-    ({"model": True}, "--model: True is not of type str"),
-    ({"execution": "tree", "gradient_checkpointing": True}, "--execution tree: prompts are read plainly with --gradient-checkpointing"),
-    ({"execution": "branches", "compile": True}, "--execution branches: prompts are read plainly with --compile; leave one out"),
-])
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"latents": 1}, "--latents: 1 is too small; give at least 2"),
+        ({"beta": 0.0}, "--beta: 0.0 is too small; give more than 0.0"),
+        ({"beta": float("nan")}, "--beta: nan is not a finite number"),
+        ({"posterior": "none"}, "--posterior: 'none' is not one of shared, separate, exact"),
+        ({"steps": 3, "epochs": 1}, "--steps and --epochs exclude each other"),
+        ({"steps": True}, "--steps: True is not of type int"),
+        ({"lr": "fast"}, "--lr: 'fast' is not of type float"),
+        ({"uniform_weight": 0.0, "token_weight": 0.0}, "both 0"),
+        ({"baseline": None}, "--baseline is required"),
+        ({"baseline_policy": "warm"}, "--baseline-policy: 'warm' is not one of frozen, dynamic"),
+        (
+            {"ablation": "token-baseline", "weighting": "uniform"},
+            "--ablation token-baseline: .* give --weighting token or mixed",
+        ),
+        ({"latent_tokens": 0}, "--latent-tokens: 0 is too small"),
+        ({"history_dropout": 1.0}, "--history-dropout: 1.0 is too large"),
+        ({"betta": 1.0}, "here: unknown key 'betta'"),
+        ({"x" * 10_000: 1.0}, "here: unknown key 'x{100}'"),
+        ({"steps": 10**400}, "--steps: the number is too large"),
+        ({"beta": 10**400}, "--beta: the number is too large"),
+        ({"seed": [16**5000]}, "--seed: a huge list is not of type int"),
+        ({"out": "a\0b"}, "--out holds a NUL"),
+        ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
+        ({"model": None}, "--model: is empty; give a value or leave the key out"),
+        ({"hold": None}, "--hold: is empty; give a value or leave the key out"),
+        ({"lr": "1e999"}, "--lr: inf is not a finite number"),
+        ({"model": True}, "--model: True is not of type str"),
+        (
+            {"execution": "tree", "gradient_checkpointing": True},
+            "--execution tree: prompts are read plainly with --gradient-checkpointing",
+        ),
+        (
+            {"execution": "branches", "compile": True},
+            "--execution branches: prompts are read plainly with --compile; leave one out",
+        ),
+    ],
+)
 def test_bad_values_name_the_flag(values, message):
     with pytest.raises(UserError, match=message):
         TrainConfig.from_mapping({**NEEDED, **values}, "here")
@@ -50,13 +62,21 @@ def test_bad_values_name_the_flag(values, message):
 
 @pytest.mark.parametrize(("temperature", "right"), [(0, True), (1e-3, True), (1e-40, False)])
 def test_a_temperature_that_logits_cannot_be_divided_by_is_refused(temperature, right):
-    with nullcontext() if right else pytest.raises(UserError, match="--temperature: 1e-40 is too small; give 0, which is greedy, or at le"):
+    with (
+        nullcontext()
+        if right
+        else pytest.raises(
+            UserError, match="--temperature: 1e-40 is too small; give 0, which is greedy, or at le"
+        )
+    ):
         SampleConfig(model="M", x="q", temperature=temperature)
 
 
 def test_missing_option_is_named():
     with pytest.raises(UserError, match="--baseline is required"):
-        TrainConfig.from_mapping({k: v for k, v in NEEDED.items() if k != "baseline"}, "command line")
+        TrainConfig.from_mapping(
+            {k: v for k, v in NEEDED.items() if k != "baseline"}, "command line"
+        )
 
 
 def test_a_dynamic_baseline_needs_no_file():
@@ -80,15 +100,26 @@ def test_term_weights():
     assert TrainConfig(**NEEDED, token_weight=3.0).term_weights() == (1.0, 3.0)
 
 
-@pytest.mark.parametrize("values", [{}, {"model": "M", "run": "R", "x": "q"}, {"model": "M"}, {"model": "M", "x": "q", "latent": "1"},
-                                    {"run": "R", "x": "q", "latent": "-1"}, {"run": "R", "x": "q", "template": "chat"},
-                                    {"run": "R", "x": "q", "x_field": "question"}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"model": "M", "run": "R", "x": "q"},
+        {"model": "M"},
+        {"model": "M", "x": "q", "latent": "1"},
+        {"run": "R", "x": "q", "latent": "-1"},
+        {"run": "R", "x": "q", "template": "chat"},
+        {"run": "R", "x": "q", "x_field": "question"},
+    ],
+)
 def test_sample_refuses_calls_that_contradict_themselves(values):
     with pytest.raises(UserError):
         SampleConfig(**values)
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", "a: !!python/object/apply:os.system ['true']", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["a: [", "- 1", "a: !!python/object/apply:os.system ['true']", "\x00"]
+)
 def test_yaml_that_is_not_a_plain_mapping_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
     with pytest.raises(UserError, match=r"c\.yaml"):
@@ -100,19 +131,28 @@ def test_a_file_takes_what_a_flag_takes(tmp_path):
     config = TrainConfig.from_mapping({**NEEDED, **read_yaml(str(tmp_path / "c.yaml"))}, "c.yaml")
     assert (config.lr, config.beta, config.out, config.steps) == (0.001, 2, "7", None)
     (tmp_path / "c.yaml").write_text("<<: {beta: 2, seed: 3}\nbeta: 1\n")
-    assert read_yaml(str(tmp_path / "c.yaml")) == {"beta": 1, "seed": 3}  # a merge is no key given twice
+    # a merge is no key given twice
+    assert read_yaml(str(tmp_path / "c.yaml")) == {"beta": 1, "seed": 3}
 
 
-@pytest.mark.parametrize("text", ["seed: 1\nbeta: 1\nbeta: 2\n", "seed: 1\nbatch-tokens: 7\nbatch_tokens: 8\n"])
+@pytest.mark.parametrize(
+    "text", ["seed: 1\nbeta: 1\nbeta: 2\n", "seed: 1\nbatch-tokens: 7\nbatch_tokens: 8\n"]
+)
 def test_a_key_given_twice_is_refused(tmp_path, text):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(UserError, match=r"c\.yaml:[23]: '(beta|batch_tokens)' is given twice; leave one out"):
+    with pytest.raises(
+        UserError, match=r"c\.yaml:[23]: '(beta|batch_tokens)' is given twice; leave one out"
+    ):
         read_yaml(str(tmp_path / "c.yaml"))
 
 
 def test_a_bomb_of_aliases_is_one_short_line(tmp_path):
     levels = [f"l{n}: &l{n} [{', '.join([f'*l{n - 1}'] * 9 if n else ['lol'])}]" for n in range(12)]
-    (tmp_path / "c.yaml").write_text("seed: [{}]\n".format(", ".join(["&l0 [lol]", *(level.split(": ")[1] for level in levels[1:])])))
+    (tmp_path / "c.yaml").write_text(
+        "seed: [{}]\n".format(
+            ", ".join(["&l0 [lol]", *(level.split(": ")[1] for level in levels[1:])])
+        )
+    )
     with pytest.raises(UserError) as caught:
         TrainConfig.from_mapping({**NEEDED, **read_yaml(str(tmp_path / "c.yaml"))}, "c.yaml")
     assert len(str(caught.value)) < 300

@@ -9,7 +9,8 @@ from twcli.data.batches import Plan, batches_to_read, collate, drop_history, ope
 from twcli.data.padding import gather_padded, prompt_by_prompt
 from twcli.data.template import Template
 
-# Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
+# Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7
+# <z>=8 </z>=9 w0=10 w1=11 ...
 
 
 class FlatCache:
@@ -20,14 +21,22 @@ class FlatCache:
 
     def read(self, rows):
         lengths = self.lengths[rows]
-        return np.concatenate([10 * r + np.arange(n) for r, n in zip(rows, lengths, strict=True)]).astype(np.float32), lengths
+        return np.concatenate(
+            [10 * r + np.arange(n) for r, n in zip(rows, lengths, strict=True)]
+        ).astype(np.float32), lengths
 
 
 def test_batch_by_hand(template):
     encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
     batch = collate(np.array([1, 0]), encoded, template, FlatCache(encoded.target_lengths))
-    assert batch.plain_BT.tolist() == [[1, 4, 13, 5, 6, 14, 15, 16, 7, 2], [1, 4, 10, 11, 5, 6, 12, 7, 2, 0]]
-    assert batch.latent_BL.tolist() == [[1, 4, 13, 5, 8, 0, 9, 6, 14, 15, 16, 7, 2], [1, 4, 10, 11, 5, 8, 0, 9, 6, 12, 7, 2, 0]]
+    assert batch.plain_BT.tolist() == [
+        [1, 4, 13, 5, 6, 14, 15, 16, 7, 2],
+        [1, 4, 10, 11, 5, 6, 12, 7, 2, 0],
+    ]
+    assert batch.latent_BL.tolist() == [
+        [1, 4, 13, 5, 8, 0, 9, 6, 14, 15, 16, 7, 2],
+        [1, 4, 10, 11, 5, 8, 0, 9, 6, 12, 7, 2, 0],
+    ]
     assert batch.slot_B.tolist() == [5, 6]
     assert batch.plain_first_B.tolist() == [4, 5] and batch.latent_first_B.tolist() == [7, 8]
     assert batch.targets_BS.tolist() == [[14, 15, 16, 7], [12, 7, 0, 0]]
@@ -39,7 +48,10 @@ def test_batch_with_two_tokens_a_latent_by_hand():
     template = Template(make_tokenizer(), "tiny", latent_tokens=2)
     encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4"}])
     batch = collate(np.array([0, 1]), encoded, template, None)
-    assert batch.latent_BL.tolist() == [[1, 4, 10, 11, 5, 8, 0, 0, 9, 6, 12, 7, 2], [1, 4, 13, 5, 8, 0, 0, 9, 6, 14, 7, 2, 0]]
+    assert batch.latent_BL.tolist() == [
+        [1, 4, 10, 11, 5, 8, 0, 0, 9, 6, 12, 7, 2],
+        [1, 4, 13, 5, 8, 0, 0, 9, 6, 14, 7, 2, 0],
+    ]
     assert batch.slot_B.tolist() == [6, 5] and batch.latent_first_B.tolist() == [9, 8]
 
 
@@ -48,27 +60,42 @@ def test_dropped_history_by_hand(template):
     whole = collate(np.array([1, 0]), encoded, template, FlatCache(encoded.target_lengths))
     # All of y goes; prompt, tags and what follows y stay.
     bare = drop_history(whole, 1.0, np.random.default_rng(0), pad=0)
-    assert bare.latent_BL.tolist() == [[1, 4, 13, 5, 8, 0, 9, 6, 0, 0, 0, 7, 2], [1, 4, 10, 11, 5, 8, 0, 9, 6, 0, 7, 2, 0]]
+    assert bare.latent_BL.tolist() == [
+        [1, 4, 13, 5, 8, 0, 9, 6, 0, 0, 0, 7, 2],
+        [1, 4, 10, 11, 5, 8, 0, 9, 6, 0, 7, 2, 0],
+    ]
     for name in ("plain_BT", "targets_BS", "active_BS", "weights_BS"):
         assert getattr(bare, name) is getattr(whole, name)
     assert whole.latent_BL[0, 8] == 14  # the batch itself is left as it was
-    assert drop_history(whole, 0.0, np.random.default_rng(0), pad=0).latent_BL.tolist() == whole.latent_BL.tolist()
+    assert (
+        drop_history(whole, 0.0, np.random.default_rng(0), pad=0).latent_BL.tolist()
+        == whole.latent_BL.tolist()
+    )
 
 
 def test_history_is_dropped_at_the_rate(template):
     encoded = encode(template, [{"x": "w0", "y": " ".join(["w1"] * 80)}] * 50)
-    batch = drop_history(collate(np.arange(50), encoded, template, None), 0.3, np.random.default_rng(0), pad=0)
-    assert (batch.latent_BL == 0).sum().item() - 50 == pytest.approx(0.3 * 50 * 80, rel=0.1)  # 50 slots are pads too
+    batch = drop_history(
+        collate(np.arange(50), encoded, template, None), 0.3, np.random.default_rng(0), pad=0
+    )
+    # 50 slots are pads too
+    assert (batch.latent_BL == 0).sum().item() - 50 == pytest.approx(0.3 * 50 * 80, rel=0.1)
 
 
 def test_targets_are_the_same_ids_in_both_sequences(template):
     encoded = encode(template, make_records(9, 2))
     batch = collate(np.arange(18), encoded, template, None)
-    for ids, first in ((batch.plain_BT, batch.plain_first_B), (batch.latent_BL, batch.latent_first_B)):
+    for ids, first in (
+        (batch.plain_BT, batch.plain_first_B),
+        (batch.latent_BL, batch.latent_first_B),
+    ):
         for row in range(18):
             n = int(batch.active_BS[row].sum())
             assert ids[row, first[row]] == template.frame.lead[-1]
-            assert ids[row, first[row] + 1 : first[row] + 1 + n].tolist() == batch.targets_BS[row, :n].tolist()
+            assert (
+                ids[row, first[row] + 1 : first[row] + 1 + n].tolist()
+                == batch.targets_BS[row, :n].tolist()
+            )
     assert batch.weights_BS is None
 
 
@@ -84,10 +111,16 @@ def test_an_opening_by_hand(template):
     assert whole is batch and lost == 0
     cut, lost = opening(batch, 0.1)
     assert lost == pytest.approx(0.1) and cut.targets_BS.tolist() == [[12, 13], [14, 15]]
-    assert cut.active_BS.tolist() == [[True, True]] * 2 and cut.weights_BS.tolist() == [[2, 1], [4, 2]]
+    assert cut.active_BS.tolist() == [[True, True]] * 2 and cut.weights_BS.tolist() == [
+        [2, 1],
+        [4, 2],
+    ]
     # the longest prompt's `<y>` and one input token
     assert cut.plain_BT.tolist() == [[1, 4, 10, 11, 5, 6, 12], [1, 4, 13, 5, 6, 14, 15]]
-    assert cut.latent_BL.tolist() == [[1, 4, 10, 11, 5, 8, 0, 9, 6, 12], [1, 4, 13, 5, 8, 0, 9, 6, 14, 15]]
+    assert cut.latent_BL.tolist() == [
+        [1, 4, 10, 11, 5, 8, 0, 9, 6, 12],
+        [1, 4, 13, 5, 8, 0, 9, 6, 14, 15],
+    ]
 
 
 def test_an_opening_needs_weights(template):
@@ -113,7 +146,8 @@ def test_an_epoch_holds_every_row_once_within_budget(lengths, prompts):
     batches = Plan(lengths, prompts, batch_tokens=800, seed=[1]).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 800 for b in batches)
-    assert all(sum(prompt in prompts[b] for b in batches) == 1 for prompt in np.unique(prompts))  # a prompt is in one batch
+    # a prompt is in one batch
+    assert all(sum(prompt in prompts[b] for b in batches) == 1 for prompt in np.unique(prompts))
 
 
 def test_single_rows_leave_little_padding(lengths):
@@ -122,7 +156,9 @@ def test_single_rows_leave_little_padding(lengths):
 
 
 def test_a_prompt_beyond_the_budget_is_cut(lengths):
-    batches = Plan(lengths, np.r_[np.zeros(200, int), np.arange(1, 101)], batch_tokens=400, seed=[1]).epoch(0)
+    batches = Plan(
+        lengths, np.r_[np.zeros(200, int), np.arange(1, 101)], batch_tokens=400, seed=[1]
+    ).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 400 for b in batches)
 
@@ -136,10 +172,16 @@ def test_a_plan_goes_through_the_rows_it_is_given(lengths, prompts):
 
 def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
     def flat(seed, epoch):
-        return np.concatenate(Plan(lengths, prompts, batch_tokens=400, seed=seed).epoch(epoch)).tolist()
+        return np.concatenate(
+            Plan(lengths, prompts, batch_tokens=400, seed=seed).epoch(epoch)
+        ).tolist()
 
     assert flat([1], 0) == flat([1], 0)
-    assert flat([1], 0) != flat([1], 1) and flat([1], 0) != flat([2], 0) and flat([1], 0) != flat([1, 5], 0)
+    assert (
+        flat([1], 0) != flat([1], 1)
+        and flat([1], 0) != flat([2], 0)
+        and flat([1], 0) != flat([1, 5], 0)
+    )
 
 
 @pytest.mark.parametrize("skip", [0, 1, 30, 100])
@@ -153,22 +195,37 @@ def test_a_resumed_stream_goes_on_where_it_stopped(lengths, prompts, skip):
 
 def test_gather_padded_by_hand():
     flat = np.arange(10)
-    assert gather_padded(flat, np.array([2, 8]), np.array([3, 2]), -1).tolist() == [[2, 3, 4], [8, 9, -1]]
+    assert gather_padded(flat, np.array([2, 8]), np.array([3, 2]), -1).tolist() == [
+        [2, 3, 4],
+        [8, 9, -1],
+    ]
 
 
 def test_prompt_by_prompt_by_hand():
-    assert prompt_by_prompt(np.array([3, 9, 4, 8, 9]), np.array([7, 2, 7, 5, 2])).tolist() == [1, 4, 3, 2, 0]
+    assert prompt_by_prompt(np.array([3, 9, 4, 8, 9]), np.array([7, 2, 7, 5, 2])).tolist() == [
+        1,
+        4,
+        3,
+        2,
+        0,
+    ]
     assert prompt_by_prompt(np.empty(0, int), np.empty(0, int)).tolist() == []
 
 
 def records_with(x_words, y_words):
     """Five prompts, four completions each, that of the same number equally long for all."""
-    return [{"x": f"w{p} " * x_words, "y": "w1 " * (y_words + c)} for c in range(4) for p in range(5)]
+    return [
+        {"x": f"w{p} " * x_words, "y": "w1 " * (y_words + c)} for c in range(4) for p in range(5)
+    ]
 
 
-@pytest.mark.parametrize(("x_words", "y_words", "shared", "together"), [
-    (40, 3, True, True), (40, 3, False, False), (1, 3, True, False)])
-def test_prompts_stand_together_in_reading_where_that_reads_less(template, x_words, y_words, shared, together):
+@pytest.mark.parametrize(
+    ("x_words", "y_words", "shared", "together"),
+    [(40, 3, True, True), (40, 3, False, False), (1, 3, True, False)],
+)
+def test_prompts_stand_together_in_reading_where_that_reads_less(
+    template, x_words, y_words, shared, together
+):
     encoded = encode(template, records_with(x_words, y_words))
     rows = np.arange(len(encoded))[::-1]
     batches = batches_to_read(encoded, rows, batch_tokens=220, branches=4, shared=shared)

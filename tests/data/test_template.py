@@ -16,7 +16,8 @@ from twcli.data.frame import read_frame
 from twcli.data.template import ENCODE_BLOCK, Template, add_tags
 from twcli.errors import UserError
 
-# Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7 <z>=8 </z>=9 w0=10 w1=11 ...
+# Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7
+# <z>=8 </z>=9 w0=10 w1=11 ...
 
 
 def test_z_free_sequence_by_hand(template):
@@ -40,7 +41,12 @@ def test_a_latent_of_two_tokens_by_hand():
     template = Template(make_tokenizer(), "tiny", latent_tokens=2)
     template.add_latents(2)
     assert template.latent_ids(2) == [[30, 31], [32, 33]]
-    assert template.tokenizer.convert_ids_to_tokens([30, 31, 32, 33]) == ["<z0.0>", "<z0.1>", "<z1.0>", "<z1.1>"]
+    assert template.tokenizer.convert_ids_to_tokens([30, 31, 32, 33]) == [
+        "<z0.0>",
+        "<z0.1>",
+        "<z1.0>",
+        "<z1.1>",
+    ]
     assert template.prompt("w0", [32, 33]) == [1, 4, 10, 5, 8, 32, 33, 9, 6]
     with pytest.raises(UserError, match=r"data.jsonl:1: 12 tokens .* more than the limit of 11"):
         encode(template, [{"x": "w0", "y": "w1"}], max_length=11)
@@ -52,7 +58,9 @@ def test_tags_inside_text_never_open_a_section(template):
 
 
 def test_unknown_words_are_counted(template):
-    assert encode(template, [{"x": "w0 never", "y": "w1"}, {"x": "w0", "y": "w1"}]).unknown_rows == 1
+    assert (
+        encode(template, [{"x": "w0 never", "y": "w1"}, {"x": "w0", "y": "w1"}]).unknown_rows == 1
+    )
 
 
 def test_row_hash_depends_on_x_and_y_and_their_border(template):
@@ -76,7 +84,9 @@ def test_limit_counts_the_latent_section(template):
 
 def test_missing_tags_are_named():
     tokenizer = make_tokenizer()
-    bare = type(tokenizer)(tokenizer_object=_without(tokenizer, "</y>"), bos_token="<bos>", eos_token="<eos>")
+    bare = type(tokenizer)(
+        tokenizer_object=_without(tokenizer, "</y>"), bos_token="<bos>", eos_token="<eos>"
+    )
     with pytest.raises(UserError, match="has no </y>"):
         Template(bare, "DIR")
 
@@ -105,32 +115,78 @@ def test_encode_is_the_same_in_one_block_and_in_many(template, monkeypatch):
 
 # Other frames: a chat template, or a file
 
-CHAT_TEMPLATE = ("{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | trim + '<|im_end|>\n' }}"
-                 "{% endfor %}")
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | "
+    "trim + '<|im_end|>\n' }}"
+    "{% endfor %}"
+)
 FRAME_FILE = "### Question\n{x}\n\n### Answer {z}\n{y}<|im_end|>\n"
-CORPUS = ["def add(a, b):\n    return a + b\n\n", "Hello there,  how\n\n\n  are   you? I'm fine. 123 + 456",
-          "user\n assistant\n  \n\nuser\n\n"]
+CORPUS = [
+    "def add(a, b):\n    return a + b\n\n",
+    "Hello there,  how\n\n\n  are   you? I'm fine. 123 + 456",
+    "user\n assistant\n  \n\nuser\n\n",
+]
 ADVERSARIAL = [
-    "plain", " leading space", "  two", "\nnewline first", "\n\n\n", "trailing space ", "trailing newline\n", "\t\ttabs", "\r\n crlf",
-    "    return a + b\n", "emoji \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467", "\U0001f600", "e\u0301 combining",
-    "\u0301starts with a mark", "\u00a0no-break", "\u202eright to left \u05d0", "\ufeffmark", "assistant", "user\n", "'s", "123",
-    "<z><z1></z>", "<|im_end|>", "<|im_start|>user", "</y> <eos> {x}{y}", "a" * 50]
+    "plain",
+    " leading space",
+    "  two",
+    "\nnewline first",
+    "\n\n\n",
+    "trailing space ",
+    "trailing newline\n",
+    "\t\ttabs",
+    "\r\n crlf",
+    "    return a + b\n",
+    "emoji \U0001f600\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "\U0001f600",
+    "e\u0301 combining",
+    "\u0301starts with a mark",
+    "\u00a0no-break",
+    "\u202eright to left \u05d0",
+    "\ufeffmark",
+    "assistant",
+    "user\n",
+    "'s",
+    "123",
+    "<z><z1></z>",
+    "<|im_end|>",
+    "<|im_start|>user",
+    "</y> <eos> {x}{y}",
+    "a" * 50,
+]
 
 
 def byte_level(split_digits):
-    """A BPE tokenizer over bytes, as GPT-2's, or as SmolLM2's, which keeps digits apart; merges cross white space."""
+    """A BPE tokenizer over bytes, as GPT-2's, or as SmolLM2's, which keeps digits apart;
+    merges cross white space.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level]) if split_digits else level
+    tokenizer.pre_tokenizer = (
+        pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
+        if split_digits
+        else level
+    )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=500, special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"], show_progress=False,
-                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), min_frequency=1)
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        min_frequency=1,
+    )
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|endoftext|>", eos_token="<|im_end|>", pad_token="<|im_end|>",
-                                   additional_special_tokens=["<|im_start|>"], chat_template=CHAT_TEMPLATE)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        pad_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        chat_template=CHAT_TEMPLATE,
+    )
 
 
 @functools.cache
@@ -146,7 +202,11 @@ def smollm2():
     return AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
 
 
-TOKENIZERS = {"gpt2": lambda: byte_level(False), "digits": lambda: byte_level(True), "smollm2": smollm2}
+TOKENIZERS = {
+    "gpt2": lambda: byte_level(False),
+    "digits": lambda: byte_level(True),
+    "smollm2": smollm2,
+}
 
 
 def framed(tokenizer, name, latent_tokens=1):
@@ -161,7 +221,10 @@ def framed(tokenizer, name, latent_tokens=1):
 def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tmp_path):
     (tmp_path / "file").write_text(FRAME_FILE)
     tokenizer = copy.deepcopy(TOKENIZERS[kind]())
-    alone = {text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"] for text in ADVERSARIAL}
+    alone = {
+        text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for text in ADVERSARIAL
+    }
     template = framed(tokenizer, tmp_path / "file" if name == "file" else name, latent_tokens=2)
     pairs = [(x, y) for x in ADVERSARIAL for y in ADVERSARIAL]
     encoded = template.encode([Example(x, y) for x, y in pairs], max_length=1000, source="d")
@@ -170,11 +233,18 @@ def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tm
     for row, (x, y) in enumerate(pairs):
         wanted = [*alone[y], template.y_close]
         plain, latent = batch.plain_BT[row].tolist(), batch.latent_BL[row].tolist()
-        first, after, slot = int(batch.plain_first_B[row]) + 1, int(batch.latent_first_B[row]) + 1, int(batch.slot_B[row])
+        first, after, slot = (
+            int(batch.plain_first_B[row]) + 1,
+            int(batch.latent_first_B[row]) + 1,
+            int(batch.slot_B[row]),
+        )
         assert plain[first : first + len(wanted)] == latent[after : after + len(wanted)] == wanted
-        assert batch.targets_BS[row, : len(wanted)].tolist() == wanted and int(batch.active_BS[row].sum()) == len(wanted)
-        assert latent[slot - 1 : slot + 3] == section and latent[: slot - 1] + latent[slot + 3 :] == plain + [template.pad] * (
-            len(latent) - 4 - len(plain))
+        assert batch.targets_BS[row, : len(wanted)].tolist() == wanted and int(
+            batch.active_BS[row].sum()
+        ) == len(wanted)
+        assert latent[slot - 1 : slot + 3] == section and latent[: slot - 1] + latent[
+            slot + 3 :
+        ] == plain + [template.pad] * (len(latent) - 4 - len(plain))
         assert template.prompt(x) == plain[:first]
         assert template.prompt(x, [template.pad] * 2) == latent[:after]
         assert template.router_prompt(x) == latent[:slot]
@@ -187,7 +257,10 @@ def test_chat_by_text():
     text = tokenizer.decode(template.prompt("Hi", template.latent_ids(3)[1]))
     assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<z><z1></z>"
     assert template.y_close == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert template.frame.text == "<|endoftext|><|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n{z}{y}<|im_end|>\n"
+    assert (
+        template.frame.text
+        == "<|endoftext|><|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n{z}{y}<|im_end|>\n"
+    )
     assert template.added == ["<z>", "</z>"]
 
 
@@ -196,39 +269,62 @@ def test_the_text_of_a_chat_frame_is_a_frame_file(tmp_path):
     chat = read_frame("chat", tokenizer, "DIR")
     (tmp_path / "t.txt").write_text(chat.text + "\n")
     again = read_frame(str(tmp_path / "t.txt"), tokenizer, "DIR")
-    assert (again.head, again.middle, again.lead, again.close) == (chat.head, chat.middle, chat.lead, chat.close)
+    assert (again.head, again.middle, again.lead, again.close) == (
+        chat.head,
+        chat.middle,
+        chat.lead,
+        chat.close,
+    )
 
 
 def test_each_frame_has_a_fingerprint_of_its_own(tmp_path):
     (tmp_path / "file").write_text(FRAME_FILE)
-    prints = [framed(byte_level(False), name).fingerprint() for name in ("tags", "chat", tmp_path / "file")]
+    prints = [
+        framed(byte_level(False), name).fingerprint()
+        for name in ("tags", "chat", tmp_path / "file")
+    ]
     assert len({str(p) for p in prints}) == 3
 
 
 def test_a_frame_of_any_length_has_a_short_fingerprint(tmp_path):
     (tmp_path / "long").write_text("a few shots " * 2000 + FRAME_FILE)
     (tmp_path / "other").write_text("a few shoes " * 2000 + FRAME_FILE)
-    prints = [json.dumps(framed(byte_level(False), tmp_path / name).fingerprint()) for name in ("long", "other")]
+    prints = [
+        json.dumps(framed(byte_level(False), tmp_path / name).fingerprint())
+        for name in ("long", "other")
+    ]
     assert prints[0] != prints[1] and max(map(len, prints)) < 200
 
 
 def test_a_frame_that_tells_the_date_is_the_same_tomorrow():
     tokenizer = byte_level(False)
-    tokenizer.chat_template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT_TEMPLATE
+    tokenizer.chat_template = (
+        "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT_TEMPLATE
+    )
     assert read_frame("chat", tokenizer, "DIR").text.startswith("26 Jul 2024<|endoftext|>")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_frame(tmp_path):
     (tmp_path / "plain").write_text(FRAME_FILE)
     (tmp_path / "marked").write_text("\ufeff" + FRAME_FILE, encoding="utf-8")
-    one, two = (read_frame(str(tmp_path / name), byte_level(False), "DIR") for name in ("plain", "marked"))
+    one, two = (
+        read_frame(str(tmp_path / name), byte_level(False), "DIR") for name in ("plain", "marked")
+    )
     assert one == two
 
 
-@pytest.mark.parametrize(("text", "says"), [
-    ("Q {x} {y}<|im_end|>", "once each"), ("Q {x} A {y} {z}<|im_end|>", "in this order"), ("Q {x} {x} {z}{y}<|im_end|>", "once each"),
-    ("{x} A {z}{y}<|im_end|>", "before {x}"), ("Q {x}{z}{y}<|im_end|>", "between {x} and {y}"), ("Q {x} A {z}{y}\nbye", "special token"),
-    (None, "No such file")])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("Q {x} {y}<|im_end|>", "once each"),
+        ("Q {x} A {y} {z}<|im_end|>", "in this order"),
+        ("Q {x} {x} {z}{y}<|im_end|>", "once each"),
+        ("{x} A {z}{y}<|im_end|>", "before {x}"),
+        ("Q {x}{z}{y}<|im_end|>", "between {x} and {y}"),
+        ("Q {x} A {z}{y}\nbye", "special token"),
+        (None, "No such file"),
+    ],
+)
 def test_bad_frame_files(tmp_path, text, says):
     if text is not None:
         (tmp_path / "t").write_text(text)
@@ -236,9 +332,17 @@ def test_bad_frame_files(tmp_path, text, says):
         read_frame(str(tmp_path / "t"), byte_level(False), "DIR")
 
 
-@pytest.mark.parametrize(("chat", "says"), [
-    (None, "has no chat template"), ("{{ raise_exception('only one turn') }}", "fails on a user"),
-    ("{% for m in messages %}{{ m['content'] | upper | replace('-', '') }}{% endfor %}", "does not show both turns")])
+@pytest.mark.parametrize(
+    ("chat", "says"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('only one turn') }}", "fails on a user"),
+        (
+            "{% for m in messages %}{{ m['content'] | upper | replace('-', '') }}{% endfor %}",
+            "does not show both turns",
+        ),
+    ],
+)
 def test_bad_chat_templates(chat, says):
     tokenizer = byte_level(False)
     tokenizer.chat_template = chat
@@ -255,11 +359,16 @@ def test_a_file_without_an_end_is_ended_by_eos(tmp_path):
 def test_memory_does_not_grow_by_what_is_encoded(template):
     def held(rows):
         tracemalloc.start()
-        encoded = template.encode((Example(x=f"{1 + row % 9} + 2", y="3 | 3") for row in range(rows)), max_length=64, source="d.jsonl")
+        encoded = template.encode(
+            (Example(x=f"{1 + row % 9} + 2", y="3 | 3") for row in range(rows)),
+            max_length=64,
+            source="d.jsonl",
+        )
         size, _ = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         assert len(encoded) == rows
         return size
 
     few, many = held(ENCODE_BLOCK), held(4 * ENCODE_BLOCK)
-    assert (many - few) / (3 * ENCODE_BLOCK) < 16  # bytes a row: the prompt's number; its ids alone are over 40
+    # bytes a row: the prompt's number; its ids alone are over 40
+    assert (many - few) / (3 * ENCODE_BLOCK) < 16

@@ -14,7 +14,11 @@ def test_distinct_completions_of_a_prompt_take_distinct_latents():
 
 def test_a_cluster_costs_less_than_other_latents():
     cost = np.array([[1.0, 2.0], [0.0, 5.0], [3.0, 1.0]])
-    assert anchored(cost, np.array([0, 1, -1]), 2.0).tolist() == [[1.0, 4.0], [2.0, 5.0], [3.0, 1.0]]
+    assert anchored(cost, np.array([0, 1, -1]), 2.0).tolist() == [
+        [1.0, 4.0],
+        [2.0, 5.0],
+        [3.0, 1.0],
+    ]
     assert cost[1].tolist() == [0.0, 5.0]
 
 
@@ -30,9 +34,16 @@ def test_more_completions_than_latents_are_cheapest_together_however_long_each_i
         cost = rng.normal(size=(size, 3))
         latent = assign_groups(cost, [size])
         ways = [(*way, *set(range(size)) - set(way)) for way in permutations(range(size), 3)]
-        assert cost[range(size), latent].sum() == pytest.approx(min(cost[list(way[:3]), range(3)].sum() + cost[list(way[3:])].min(1).sum()
-                                                                    for way in ways))
-        assert assign_groups(cost + 10 * rng.normal(size=(size, 1)), [size]).tolist() == latent.tolist()
+        assert cost[range(size), latent].sum() == pytest.approx(
+            min(
+                cost[list(way[:3]), range(3)].sum() + cost[list(way[3:])].min(1).sum()
+                for way in ways
+            )
+        )
+        assert (
+            assign_groups(cost + 10 * rng.normal(size=(size, 1)), [size]).tolist()
+            == latent.tolist()
+        )
 
 
 def test_rows_in_any_order_equal_ones_together():
@@ -47,7 +58,9 @@ def test_rows_in_any_order_equal_ones_together():
     assert latents[5] == cost[5].argmin()
     assert latents[[1, 3]].tolist() == linear_sum_assignment(cost[[1, 3]])[1].tolist()
     order = rng.permutation(6)
-    assert assign_rows(cost[order], prompt[order], content[order]).tolist() == latents[order].tolist()
+    assert (
+        assign_rows(cost[order], prompt[order], content[order]).tolist() == latents[order].tolist()
+    )
 
 
 @pytest.mark.parametrize(("latents", "size"), [(4, 3), (5, 5), (7, 4), (6, 2)])

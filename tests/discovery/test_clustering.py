@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from tests.conftest import centred, matched
-from twcli.discovery.clustering import alternatives, assign, best_clustering, best_count, constrained_kmeans
+from twcli.discovery.clustering import (
+    alternatives,
+    assign,
+    best_clustering,
+    best_count,
+    constrained_kmeans,
+)
 from twcli.discovery.spaces import Space
 
 
@@ -31,18 +37,24 @@ def test_names_are_synchronised_across_prompts(strategies):
 
 
 def test_points_without_directions_are_no_error():
-    clusters, score, _ = best_clustering([np.array([0, 1, 1, 0])], [np.zeros((4, 0))], [2, 2], 2, np.random.default_rng(0))
+    clusters, score, _ = best_clustering(
+        [np.array([0, 1, 1, 0])], [np.zeros((4, 0))], [2, 2], 2, np.random.default_rng(0)
+    )
     assert sorted(clusters[:2]) == [0, 1] and score == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(seed):
-    """Four strategies; of the last two one turns out long, which of them hangs on x. All of y tells that best, its beginning cannot."""
+    """Four strategies; of the last two one turns out long, which of them hangs on x. All of y tells
+    that best, its beginning cannot.
+    """
     rng = np.random.default_rng(seed)
     truth = np.concatenate([rng.permutation(4) for _ in range(300)])
     turned = np.repeat(rng.integers(2, size=300), 4)
     long = np.where((truth >= 2) & (turned == 1), 5 - truth, truth)
-    points = np.concatenate([2 * np.eye(4)[truth], 3 * np.eye(4)[long]], axis=1) + 0.4 * rng.normal(size=(1200, 8))
+    points = np.concatenate([2 * np.eye(4)[truth], 3 * np.eye(4)[long]], axis=1) + 0.4 * rng.normal(
+        size=(1200, 8)
+    )
     points -= np.repeat(points.reshape(300, 4, 8).mean(1), 4, axis=0)
     beginning, sizes = points[:, :4], [4] * 300
 
@@ -59,7 +71,9 @@ def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(s
 def test_strategies_that_begin_alike_are_told_by_what_follows(prompts, strategies):
     """The beginning says nothing but in a few prompts, all of which may stand in one half."""
     points, sizes, truth = strategies
-    beginning = np.where(np.repeat(np.arange(len(sizes)) < prompts, sizes)[:, None], 1e-3 * points, 0)
+    beginning = np.where(
+        np.repeat(np.arange(len(sizes)) < prompts, sizes)[:, None], 1e-3 * points, 0
+    )
     rng = np.random.default_rng(1)
     starts = [constrained_kmeans(points, sizes, 4, rng) for _ in range(6)]
     clusters, score, _ = best_clustering(starts, [points, beginning], sizes, 4, rng)
@@ -68,7 +82,9 @@ def test_strategies_that_begin_alike_are_told_by_what_follows(prompts, strategie
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_number_of_clusters_is_found(count):
-    """A vector a strategy plus noise in the first half of the features; weaker noise in the other half."""
+    """A vector a strategy plus noise in the first half of the features;
+    weaker noise in the other half.
+    """
     rng = np.random.default_rng(count)
     centroids, sizes, points = rng.normal(size=(count, 12)), [], []
     for _ in range(400):
@@ -86,18 +102,26 @@ def test_the_number_of_clusters_is_found(count):
 
 
 def test_clusters_that_meet_in_no_prompt_are_one_choice():
-    """Three strategies; the first two are each cut in two by x, at different x, and one cluster is empty."""
+    """Three strategies; the first two are each cut in two by x, at different x,
+    and one cluster is empty.
+    """
     rng = np.random.default_rng(0)
     prompts = np.repeat(np.arange(300), 3)
     strategies = np.concatenate([rng.permutation(3) for _ in range(300)])
-    cut = strategies + 3 * ((strategies == 0) & (prompts % 2 == 0)) + 3 * ((strategies == 1) & (prompts % 3 == 0))
+    cut = (
+        strategies
+        + 3 * ((strategies == 0) & (prompts % 2 == 0))
+        + 3 * ((strategies == 1) & (prompts % 3 == 0))
+    )
     assert sorted(set(cut)) == [0, 1, 2, 3, 4]
     for clusters, latents in ((strategies, 3), (cut, 6)):
         assert alternatives(clusters, [3] * 300, latents) == 3
 
 
 def test_clusters_that_meet_now_and_then_are_two_choices():
-    """Two strategies that stand beside each other in a fifth of the prompts where chance would have both."""
+    """Two strategies that stand beside each other in a fifth of the prompts
+    where chance would have both.
+    """
     both, one, other = [0, 1] * 20, [0, 2] * 80, [1, 2] * 80
     assert alternatives(np.array(both + one + other), [2] * 180, 3) == 3
     assert alternatives(np.array(both[:4] + one + other), [2] * 162, 3) == 2

@@ -12,7 +12,9 @@ def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
     scores = []
     for right in (0.25, 0.4, 0.55, 0.7, 0.85, 1.0):
         prompts = np.repeat(rng.random(len(sizes)) < right, sizes)
-        shuffled = np.concatenate([rng.permutation(4)[part] for part in np.split(truth, np.cumsum(sizes)[:-1])])
+        shuffled = np.concatenate(
+            [rng.permutation(4)[part] for part in np.split(truth, np.cumsum(sizes)[:-1])]
+        )
         scores.append(judge.assign(np.where(prompts, truth, shuffled))[1])
     assert scores == sorted(scores)
 
@@ -29,8 +31,15 @@ def test_mending_moves_the_wrong_ones(strategies):
 def test_differences_of_pairs_leave_the_partners_name_as_good_as_ones_own(pairs):
     features, sizes, truth = pairs
     partners = truth.reshape(-1, 2)[:, ::-1].ravel()
-    scores = {keep: [CrossValidation([centred(features, sizes, keep)], sizes, 4, np.random.default_rng(1)).assign(names)[1]
-                     for names in (truth, partners)] for keep in (False, True)}
+    scores = {
+        keep: [
+            CrossValidation(
+                [centred(features, sizes, keep)], sizes, 4, np.random.default_rng(1)
+            ).assign(names)[1]
+            for names in (truth, partners)
+        ]
+        for keep in (False, True)
+    }
     assert scores[False][0] == pytest.approx(scores[False][1], abs=1e-5)
     assert scores[True][0] > scores[True][1] + 0.2
 
@@ -60,19 +69,26 @@ def test_the_score_falls_with_every_prompt_whose_names_are_its_own(strategies):
     rng, scores = np.random.default_rng(6), []
     for right in (0.2, 0.4, 0.6, 0.8, 1.0):
         prompts = np.repeat(rng.random(len(sizes)) < right, sizes)
-        shuffled = np.concatenate([rng.permutation(4)[part] for part in np.split(truth, np.cumsum(sizes)[:-1])])
+        shuffled = np.concatenate(
+            [rng.permutation(4)[part] for part in np.split(truth, np.cumsum(sizes)[:-1])]
+        )
         scores.append(share(points, sizes, np.eye(4)[np.where(prompts, truth, shuffled)]))
     assert scores == sorted(scores) and scores[0] < 0.5
 
 
 def test_the_score_falls_with_certainty(strategies):
     points, sizes, truth = strategies
-    scores = [share(points, sizes, (1 - doubt) * np.eye(4)[truth] + doubt / 4) for doubt in (0.9, 0.5, 0.1)]
+    scores = [
+        share(points, sizes, (1 - doubt) * np.eye(4)[truth] + doubt / 4)
+        for doubt in (0.9, 0.5, 0.1)
+    ]
     assert scores == sorted(scores)
 
 
 def test_more_completions_than_latents_can_still_score_one():
-    """Six completions of each prompt, two of either of three kinds: no more than three latents can be apart."""
+    """Six completions of each prompt, two of either of three kinds: no more than
+    three latents can be apart.
+    """
     rng = np.random.default_rng(0)
     truth = np.tile([0, 0, 1, 1, 2, 2], 200)
     points = 3 * np.eye(3)[truth] + 0.05 * rng.normal(size=(1200, 3))

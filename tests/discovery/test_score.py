@@ -13,4 +13,5 @@ def test_the_score_of_latents_that_say_nothing_is_chance_and_of_a_ruined_generat
     assert run_score(naming(gain=-2.0), 3) == pytest.approx(run_score(naming(), 3) * np.exp(-2.0))
     assert run_score(naming(gain=5.0), 3) == run_score(naming(), 3)
     assert run_score(Naming(np.zeros(3), np.zeros(3), np.zeros(3)), 4) is None
-    assert run_score(naming(told=2.0), 4) == 1.0 and run_score(naming(told=-2.0), 4) == 0.25  # estimates from a few prompts
+    # estimates from a few prompts
+    assert run_score(naming(told=2.0), 4) == 1.0 and run_score(naming(told=-2.0), 4) == 0.25

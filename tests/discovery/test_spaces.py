@@ -18,9 +18,12 @@ def test_both_kinds_of_features_have_the_same_say():
     rng = np.random.default_rng(0)
     kinds = (100 * rng.normal(size=(300, 50)), 0.01 * rng.normal(size=(300, 10)))
     space = Space.fit(kinds, 0)
-    shares = [(np.square(kind * scale)).sum() for kind, scale in zip(kinds, space.scales, strict=True)]
+    shares = [
+        (np.square(kind * scale)).sum() for kind, scale in zip(kinds, space.scales, strict=True)
+    ]
     assert shares[0] == pytest.approx(shares[1], rel=0.05)
-    assert np.square(space(kinds)[0]).sum() == pytest.approx(sum(shares), rel=1e-6)  # all directions are kept
+    # all directions are kept
+    assert np.square(space(kinds)[0]).sum() == pytest.approx(sum(shares), rel=1e-6)
 
 
 def test_features_without_variance_have_no_directions():

@@ -19,10 +19,20 @@ def perfect(prompts=40, latents=3, judge=True, shuffle=None):
     generations = None
     if judge:
         made = [NAMES[(k - 1) % 3] for k in range(3)] * prompts
-        generations = Generations(prompt, np.tile(np.arange(3), prompts), made, [True] * (3 * prompts))
-    return {"posterior": one_hot((strategy + 1) % 3, latents), "router": np.full((3 * prompts, latents), 1 / latents),
-            "frozen_nll": np.full(3 * prompts, 2.0), "marginal_nll": np.full(3 * prompts, 1.5), "prompts": prompt,
-            "labels": [NAMES[s] for s in strategy], "generations": generations, "bootstrap": 50, "seed": 0}
+        generations = Generations(
+            prompt, np.tile(np.arange(3), prompts), made, [True] * (3 * prompts)
+        )
+    return {
+        "posterior": one_hot((strategy + 1) % 3, latents),
+        "router": np.full((3 * prompts, latents), 1 / latents),
+        "frozen_nll": np.full(3 * prompts, 2.0),
+        "marginal_nll": np.full(3 * prompts, 1.5),
+        "prompts": prompt,
+        "labels": [NAMES[s] for s in strategy],
+        "generations": generations,
+        "bootstrap": 50,
+        "seed": 0,
+    }
 
 
 def test_a_perfect_run():
@@ -33,7 +43,14 @@ def test_a_perfect_run():
     assert posterior["mutual_information"] == pytest.approx(np.log(3)) == posterior["kl"]
     assert posterior["entropy"] == 0
     assert posterior["collapsed"] is False
-    for key in ("posterior_one_to_one", "generation_one_to_one", "nmi", "ari", "coverage_mean", "full_coverage_rate"):
+    for key in (
+        "posterior_one_to_one",
+        "generation_one_to_one",
+        "nmi",
+        "ari",
+        "coverage_mean",
+        "full_coverage_rate",
+    ):
         assert alignment[key] == pytest.approx(1)
         assert alignment[f"{key}_ci"] == pytest.approx([1, 1])
     assert alignment["mapping"] == {"0": "c", "1": "a", "2": "b"}
@@ -48,10 +65,14 @@ def test_two_latents_that_share_a_strategy_count_in_the_many_to_one_mapping_only
     strategy = np.tile(np.arange(3), 400)
     inputs["posterior"] = one_hot(strategy + 3 * rng.integers(2, size=1200), 6)
     made = [NAMES[k % 3] for k in range(6)] * 400
-    inputs["generations"] = Generations(np.repeat(np.arange(400), 6), np.tile(np.arange(6), 400), made, [True] * 2400)
+    inputs["generations"] = Generations(
+        np.repeat(np.arange(400), 6), np.tile(np.arange(6), 400), made, [True] * 2400
+    )
     alignment = summarise(**inputs)["alignment"]
     assert alignment["posterior_many_to_one"] == alignment["generation_many_to_one"] == 1
-    assert alignment["spare"] == {k: NAMES[int(k) % 3] for k, name in alignment["mapping"].items() if name is None}
+    assert alignment["spare"] == {
+        k: NAMES[int(k) % 3] for k, name in alignment["mapping"].items() if name is None
+    }
     assert len(alignment["spare"]) == 3 and alignment["merged"] == {}
     assert alignment["generation_one_to_one"] == pytest.approx(0.5)
     assert alignment["posterior_one_to_one"] == pytest.approx(0.5, abs=0.1)
@@ -70,10 +91,13 @@ def test_names_that_change_from_prompt_to_prompt_are_covered_but_not_aligned():
     inputs = perfect(prompts=300)
     rng = np.random.default_rng(0)
     made = [NAMES[i] for _ in range(300) for i in rng.permutation(3)]
-    inputs["generations"] = Generations(inputs["prompts"], np.tile(np.arange(3), 300), made, [True] * 900)
+    inputs["generations"] = Generations(
+        inputs["prompts"], np.tile(np.arange(3), 300), made, [True] * 900
+    )
     alignment = summarise(**inputs)["alignment"]
     assert alignment["coverage_mean"] == alignment["full_coverage_rate"] == 1
-    assert 0.2 < alignment["generation_one_to_one"] < 0.47  # chance, a third: the mapping is scored on unseen prompts
+    # chance, a third: the mapping is scored on unseen prompts
+    assert 0.2 < alignment["generation_one_to_one"] < 0.47
     low, high = alignment["generation_one_to_one_ci"]
     assert low < alignment["generation_one_to_one"] < high
 
@@ -90,7 +114,9 @@ def test_labels_without_meaning_are_at_chance():
 def test_completions_of_no_strategy_count_as_misses():
     inputs = perfect()
     made = [None if k == 0 else NAMES[(k - 1) % 3] for _ in range(40) for k in range(3)]
-    inputs["generations"] = Generations(inputs["prompts"], np.tile(np.arange(3), 40), made, ([False, True, None]) * 40)
+    inputs["generations"] = Generations(
+        inputs["prompts"], np.tile(np.arange(3), 40), made, ([False, True, None]) * 40
+    )
     result = summarise(**inputs)
     assert result["alignment"]["generation_one_to_one"] == pytest.approx(2 / 3)
     assert result["alignment"]["coverage_mean"] == pytest.approx(2 / 3)
@@ -164,19 +190,36 @@ def test_one_to_one_by_hand():
 
 def test_diagnostics_are_divided_once_and_have_intervals():
     inputs = perfect(prompts=2)  # six records
-    rows = {"informative": np.array([0.1, 0.3, np.nan, np.nan, 0.2, 0.2]), "informative_tokens": np.full(6, 2.0),
-            "uniform_rows": np.array([0, 0, 1, 1, 0, 0.0]), "z_sensitivity": np.full(6, 0.5), "z_sensitivity_weighted": np.full(6, 0.7),
-            "z_sensitivity_sum": np.full(6, 5.0), "gradient_uniform": np.full(6, 1.0), "gradient_weighted": np.arange(6) * 10.0}
+    rows = {
+        "informative": np.array([0.1, 0.3, np.nan, np.nan, 0.2, 0.2]),
+        "informative_tokens": np.full(6, 2.0),
+        "uniform_rows": np.array([0, 0, 1, 1, 0, 0.0]),
+        "z_sensitivity": np.full(6, 0.5),
+        "z_sensitivity_weighted": np.full(6, 0.7),
+        "z_sensitivity_sum": np.full(6, 5.0),
+        "gradient_uniform": np.full(6, 1.0),
+        "gradient_weighted": np.arange(6) * 10.0,
+    }
     found = summarise(**inputs, diagnostics=rows)["diagnostics"]
-    assert found["informative"] == pytest.approx(0.2) and found["expected_amplification"] == pytest.approx(5.0)
-    assert found["uniform_rows"] == pytest.approx(1 / 3) and found["amplification"] == pytest.approx(5.0)
+    assert found["informative"] == pytest.approx(0.2) and found[
+        "expected_amplification"
+    ] == pytest.approx(5.0)
+    assert found["uniform_rows"] == pytest.approx(1 / 3) and found[
+        "amplification"
+    ] == pytest.approx(5.0)
     low, high = found["amplification_ci"]
     assert low < 5.0 < high
 
 
 def test_diagnostics_without_b_t_or_gradient_are_null():
-    found = summarise(**perfect(), diagnostics={"z_sensitivity": np.ones(120), "gradient_uniform": np.zeros(120)})["diagnostics"]
-    assert found["z_sensitivity"] == 1.0 and found["informative"] is None and found["amplification"] is None
+    found = summarise(
+        **perfect(), diagnostics={"z_sensitivity": np.ones(120), "gradient_uniform": np.zeros(120)}
+    )["diagnostics"]
+    assert (
+        found["z_sensitivity"] == 1.0
+        and found["informative"] is None
+        and found["amplification"] is None
+    )
     assert set(summarise(**perfect())["diagnostics"].values()) == {None}
 
 
@@ -191,9 +234,14 @@ def test_the_score_is_chance_and_what_is_told_of_the_rest():
 @pytest.mark.parametrize("judge", [True, False])
 def test_a_strategy_too_many_is_told_as_merged(judge):
     inputs = perfect(judge=judge)
-    inputs["posterior"], inputs["router"] = one_hot(np.tile([0, 1, 1], 40), 2), np.full((120, 2), 0.5)
+    inputs["posterior"], inputs["router"] = (
+        one_hot(np.tile([0, 1, 1], 40), 2),
+        np.full((120, 2), 0.5),
+    )
     if judge:
-        inputs["generations"] = Generations(np.repeat(np.arange(40), 2), np.tile([0, 1], 40), ["a", "b"] * 40, [True] * 80)
+        inputs["generations"] = Generations(
+            np.repeat(np.arange(40), 2), np.tile([0, 1], 40), ["a", "b"] * 40, [True] * 80
+        )
     alignment = summarise(**inputs)["alignment"]
     assert alignment["mapping"]["0"] == "a" and alignment["mapping"]["1"] in ("b", "c")
     assert alignment["merged"] == {"c" if alignment["mapping"]["1"] == "b" else "b": 1}

@@ -7,18 +7,36 @@ from tests.evaluation.test_metrics import perfect
 from twcli.evaluation.metrics import summarise
 from twcli.evaluation.page import render_html
 
-METRICS = [{"step": s, "loss": 3.0 - s / 60, "usage": 2.0, "records": 4, "mutual_information": s / 60, "posterior_entropy": 0.5,
-            "posterior_mass": [0.6, 0.3, 0.1], "amplification": 2.0 if s % 2 else None, "expected_amplification": 3.0}
-           for s in range(1, 61)]
-EVIDENCE = {"posterior_mean": [0.6, 0.3, 0.1], "router_mean": [0.5, 0.4, 0.1], "strategies": ["a", "<b>"],
-            "matrix": [[3.0, 1.0], [0.0, 2.0], [0.0, 0.0]], "provenance": {"torch": "2"},
-            "texts": [{"x": "x & y", "pieces": [("Hello", 2.5), (" <i>", 0.0)]}],
-            "samples": [{"x": "<script>", "ys": ["one", "", "two\nlines"]}]}
+METRICS = [
+    {
+        "step": s,
+        "loss": 3.0 - s / 60,
+        "usage": 2.0,
+        "records": 4,
+        "mutual_information": s / 60,
+        "posterior_entropy": 0.5,
+        "posterior_mass": [0.6, 0.3, 0.1],
+        "amplification": 2.0 if s % 2 else None,
+        "expected_amplification": 3.0,
+    }
+    for s in range(1, 61)
+]
+EVIDENCE = {
+    "posterior_mean": [0.6, 0.3, 0.1],
+    "router_mean": [0.5, 0.4, 0.1],
+    "strategies": ["a", "<b>"],
+    "matrix": [[3.0, 1.0], [0.0, 2.0], [0.0, 0.0]],
+    "provenance": {"torch": "2"},
+    "texts": [{"x": "x & y", "pieces": [("Hello", 2.5), (" <i>", 0.0)]}],
+    "samples": [{"x": "<script>", "ys": ["one", "", "two\nlines"]}],
+}
 
 
 @pytest.fixture(scope="module")
 def page():
-    return render_html(summarise(**perfect()), METRICS, {"out": "<script>alert(1)</script>"}, EVIDENCE)
+    return render_html(
+        summarise(**perfect()), METRICS, {"out": "<script>alert(1)</script>"}, EVIDENCE
+    )
 
 
 def test_it_is_self_contained_and_escapes_what_users_named(page):
@@ -29,11 +47,29 @@ def test_it_is_self_contained_and_escapes_what_users_named(page):
 
 def test_every_section_is_there(page):
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles == ["The same prompt under each latent", "Latents and strategies", "Router against posterior",
-                      "Posterior usage over the training", "What z carries", "Loss", "Amplification of the posterior's gradient",
-                      "Where b_t lies", "All figures", "Settings", "Provenance"]
-    assert page.count("<polygon") == 3 and "z0 60%" in page  # a name beside its band, not colour alone
-    assert re.findall(r"<td class='cell'[^>]*>(\d+%)", page) == ["75%", "25%", "0%", "100%", "0%", "0%"]
+    assert titles == [
+        "The same prompt under each latent",
+        "Latents and strategies",
+        "Router against posterior",
+        "Posterior usage over the training",
+        "What z carries",
+        "Loss",
+        "Amplification of the posterior's gradient",
+        "Where b_t lies",
+        "All figures",
+        "Settings",
+        "Provenance",
+    ]
+    # a name beside its band, not colour alone
+    assert page.count("<polygon") == 3 and "z0 60%" in page
+    assert re.findall(r"<td class='cell'[^>]*>(\d+%)", page) == [
+        "75%",
+        "25%",
+        "0%",
+        "100%",
+        "0%",
+        "0%",
+    ]
     assert "title='2.50 nats'" in page and "(empty)" in page
 
 

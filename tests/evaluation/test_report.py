@@ -19,14 +19,26 @@ def test_json_is_one_line_and_reads_back(result):
 
 
 def test_a_null_says_why():
-    notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect(judge=False))) if value == "-"}
-    assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge, so nothing was judged"
+    notes = {
+        key: note
+        for _, key, value, _, note in rows_of(summarise(**perfect(judge=False)))
+        if value == "-"
+    }
+    assert (
+        notes["generation_one_to_one"]
+        == notes["answer_accuracy"]
+        == "no --judge, so nothing was judged"
+    )
     bare = summarise(**{**perfect(judge=False), "labels": None, "frozen_nll": None})
     notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
-    assert notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
+    assert (
+        notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
+    )
     assert notes["gain"] == "frozen model not found; give --model"
     assert notes["score"] == "frozen model not found; give --model"
-    notes = {key: note for _, key, value, _, note in rows_of(summarise(**perfect())) if value == "-"}
+    notes = {
+        key: note for _, key, value, _, note in rows_of(summarise(**perfect())) if value == "-"
+    }
     assert notes["score"] == "no two prompts with two completions"
     assert mapping_line(bare) == ""
 
@@ -38,7 +50,13 @@ def test_the_table_names_every_figure(result):
 
 
 def test_a_strategy_may_be_called_like_markup(result):
-    named = {**result, "alignment": {**result["alignment"], "mapping": {"0": "[/a]", "1": "[red]", "2": ":smile:"}}}
+    named = {
+        **result,
+        "alignment": {
+            **result["alignment"],
+            "mapping": {"0": "[/a]", "1": "[red]", "2": ":smile:"},
+        },
+    }
     console = Console(width=80)
     with console.capture() as captured:
         console.print(render_table(named))
@@ -46,12 +64,27 @@ def test_a_strategy_may_be_called_like_markup(result):
 
 
 def test_what_is_left_over_is_told(result):
-    changed = {**result, "posterior": {**result["posterior"], "unused": [3, 5]}, "alignment": {
-        **result["alignment"], "mapping": {"0": "a", "1": None}, "spare": {"1": "a"}, "merged": {"b": 0}}}
+    changed = {
+        **result,
+        "posterior": {**result["posterior"], "unused": [3, 5]},
+        "alignment": {
+            **result["alignment"],
+            "mapping": {"0": "a", "1": None},
+            "spare": {"1": "a"},
+            "merged": {"b": 0},
+        },
+    }
     assert mapping_line(changed).splitlines() == [
-        "", "z0 = a, z1 = none", "z1 writes a as well", "b has no latent of its own: z0 takes most of it", "unused: z3, z5"]
+        "",
+        "z0 = a, z1 = none",
+        "z1 writes a as well",
+        "b has no latent of its own: z0 takes most of it",
+        "unused: z3, z5",
+    ]
 
 
 def test_tokens_that_were_not_expected_stand_out():
     text = coloured([("a", 0.0), (" b", 0.5), (" c", 3.0)])
-    assert text == "a\x1b[33m b\x1b[0m\x1b[33m\x1b[2m[0.5]\x1b[0m\x1b[31m c\x1b[0m\x1b[31m\x1b[2m[3.0]\x1b[0m"
+    assert text == (
+        "a\x1b[33m b\x1b[0m\x1b[33m\x1b[2m[0.5]\x1b[0m\x1b[31m c\x1b[0m\x1b[31m\x1b[2m[3.0]\x1b[0m"
+    )

@@ -1,4 +1,6 @@
-"""`examples/muon.py` against `torch.optim.Muon`, which computes in bfloat16, and against the singular values it promises."""
+"""`examples/muon.py` against `torch.optim.Muon`, which computes in bfloat16, and against the
+singular values it promises.
+"""
 
 import copy
 
@@ -10,15 +12,22 @@ from examples.muon import Muon, orthogonal
 
 def test_steps_are_those_of_torch():
     torch.manual_seed(0)
-    ours = nn.Sequential(nn.Linear(16, 16, bias=False), nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False))
+    ours = nn.Sequential(
+        nn.Linear(16, 16, bias=False), nn.Linear(16, 32, bias=False), nn.Linear(32, 16, bias=False)
+    )
     theirs, before, inputs = copy.deepcopy(ours), copy.deepcopy(ours), torch.randn(64, 16)
-    optimizers = [Muon(ours.parameters(), 0.02, weight_decay=0.1), torch.optim.Muon(theirs.parameters(), 0.02, weight_decay=0.1)]
+    optimizers = [
+        Muon(ours.parameters(), 0.02, weight_decay=0.1),
+        torch.optim.Muon(theirs.parameters(), 0.02, weight_decay=0.1),
+    ]
     for step in range(20):
         for model, optimizer in zip((ours, theirs), optimizers, strict=True):
             (model(inputs) - inputs.roll(step, 1)).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
-    for own, other, start in zip(ours.parameters(), theirs.parameters(), before.parameters(), strict=True):
+    for own, other, start in zip(
+        ours.parameters(), theirs.parameters(), before.parameters(), strict=True
+    ):
         assert (own - other).norm() < 0.02 * (own - start).norm()
 
 
@@ -38,7 +47,10 @@ def test_each_matrix_is_stepped_as_if_it_were_alone():
     torch.manual_seed(0)
     together = [nn.Parameter(torch.randn(6, 4)) for _ in range(3)]
     apart = copy.deepcopy(together)
-    optimizers = [Muon(together, 0.1, weight_decay=0.0), *(Muon([matrix], 0.1, weight_decay=0.0) for matrix in apart)]
+    optimizers = [
+        Muon(together, 0.1, weight_decay=0.0),
+        *(Muon([matrix], 0.1, weight_decay=0.0) for matrix in apart),
+    ]
     for step in range(3):
         for number, (one, other) in enumerate(zip(together, apart, strict=True)):
             one.grad = other.grad = torch.randn(6, 4) * 10.0 ** (number + step)

@@ -18,9 +18,17 @@ def test_logits_piece_by_piece_give_the_same_loss_and_gradient(template, monkeyp
     for limit in (2**25, 5 * 30):
         monkeypatch.setattr(head, "HEAD_LOGITS", limit)
         model.zero_grad()
-        nll = target_nll(model, hidden_states(model, batch.plain_BT), batch.plain_first_B, batch.targets_BS, batch.active_BS)
+        nll = target_nll(
+            model,
+            hidden_states(model, batch.plain_BT),
+            batch.plain_first_B,
+            batch.targets_BS,
+            batch.active_BS,
+        )
         (nll * torch.arange(nll.shape[1])).sum().backward()
-        results.append((nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}))
+        results.append(
+            (nll.detach(), {name: p.grad.clone() for name, p in model.named_parameters()})
+        )
     assert max(seen[1:]) <= 5 * 30 < seen[0]
     assert torch.allclose(results[0][0], results[1][0], atol=1e-6)
     for name, gradient in results[0][1].items():
@@ -35,7 +43,10 @@ def seen_by_head(model):
 
 
 @pytest.mark.parametrize(("words", "tokens"), [(7, 3), (1000, 1000), (1, 11), (32, 11)])
-@pytest.mark.parametrize("settings", [{}, {"logits_scaling": 0.5}, {"logit_scale": 3.0}, {"final_logit_softcapping": 2.0}])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"logits_scaling": 0.5}, {"logit_scale": 3.0}, {"final_logit_softcapping": 2.0}],
+)
 def test_blocks_of_the_vocabulary_give_the_same_nll(words, tokens, settings, monkeypatch):
     monkeypatch.setattr(head, "BLOCK_WORDS", words)
     monkeypatch.setattr(head, "BLOCK_TOKENS", tokens)
@@ -46,8 +57,12 @@ def test_blocks_of_the_vocabulary_give_the_same_nll(words, tokens, settings, mon
     hidden, targets = 3 * torch.randn(11, 32), torch.randint(0, model.config.vocab_size, (11,))
     expected = F.cross_entropy(head_logits(model, hidden).double(), targets, reduction="none")
     with torch.no_grad():
-        assert torch.allclose(token_nll(model, hidden, targets).double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.allclose(token_nll(model, hidden, targets).double(), expected, rtol=1e-5, atol=1e-5)
+        assert torch.allclose(
+            token_nll(model, hidden, targets).double(), expected, rtol=1e-5, atol=1e-5
+        )
+    assert torch.allclose(
+        token_nll(model, hidden, targets).double(), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_words_that_never_come_and_large_logits_are_no_nan(monkeypatch):
@@ -59,7 +74,11 @@ def test_words_that_never_come_and_large_logits_are_no_nan(monkeypatch):
     hidden = torch.randn(5, 32)
     with torch.no_grad():
         nll = token_nll(model, hidden, torch.tensor([9, 9, 8, 0, 10]))
-    assert torch.allclose(nll[:2], torch.zeros(2)) and nll[2] == nll[4] == 1e30 and nll[3] == float("inf")
+    assert (
+        torch.allclose(nll[:2], torch.zeros(2))
+        and nll[2] == nll[4] == 1e30
+        and nll[3] == float("inf")
+    )
 
 
 @torch.no_grad()
@@ -78,4 +97,8 @@ def test_a_head_in_bf16_is_summed_up_in_float32():
     hidden, targets = torch.randn(5, 32, dtype=torch.bfloat16), torch.arange(5)
     nll = token_nll(model, hidden, targets)
     assert nll.dtype == torch.float32
-    assert torch.allclose(nll, F.cross_entropy(head_logits(model, hidden).float(), targets, reduction="none"), atol=1e-5)
+    assert torch.allclose(
+        nll,
+        F.cross_entropy(head_logits(model, hidden).float(), targets, reduction="none"),
+        atol=1e-5,
+    )

@@ -16,7 +16,11 @@ def counted(monkeypatch):
     """Shapes of the inputs that oneDNN was given."""
     seen, call = [], module._by_onednn
     assert module._usable() or module.platform.machine() not in module.X86
-    monkeypatch.setattr(module, "_by_onednn", lambda x, weight, bias: seen.append(tuple(x.shape)) or call(x, weight, bias))
+    monkeypatch.setattr(
+        module,
+        "_by_onednn",
+        lambda x, weight, bias: seen.append(tuple(x.shape)) or call(x, weight, bias),
+    )
     return seen
 
 
@@ -33,10 +37,16 @@ def test_products_are_those_of_torch(shape, biased, counted):
     bias = torch.randn(33) if biased else None
     exact = F.linear(x.double(), weight.double(), None if bias is None else bias.double())
     strided = x.transpose(0, -2).contiguous().transpose(0, -2)
-    for given, matrix in ((x, weight), (strided, weight.t().contiguous().t()), (x, weight.repeat(2, 1)[33:])):
+    for given, matrix in (
+        (x, weight),
+        (strided, weight.t().contiguous().t()),
+        (x, weight.repeat(2, 1)[33:]),
+    ):
         found = linear(given, matrix, bias)
         assert found.shape == exact.shape and found.dtype == torch.float32
-        assert (found - exact).abs().max() <= 4 * (F.linear(x, weight, bias) - exact).abs().max() + 1e-6
+        assert (found - exact).abs().max() <= 4 * (
+            F.linear(x, weight, bias) - exact
+        ).abs().max() + 1e-6
     assert len(counted) == 3
 
 
@@ -126,7 +136,9 @@ def test_b_t_is_read_by_onednn_and_gradients_are_not(template, counted, monkeypa
     fast = score_flat(model, template, encoded, rows, batch_tokens=64, varlen=True)
     assert counted and len(packed) == 2 * 7 + 1  # each once
     exact = copy.deepcopy(model).double()
-    assert np.allclose(fast, score_flat(exact, template, encoded, rows, batch_tokens=64, varlen=True), atol=1e-4)
+    assert np.allclose(
+        fast, score_flat(exact, template, encoded, rows, batch_tokens=64, varlen=True), atol=1e-4
+    )
     counted.clear()
     model(torch.arange(10)[None]).logits.sum().backward()
     assert not counted
@@ -142,7 +154,9 @@ def test_a_torch_without_it_computes_as_ever(monkeypatch):
         x, weight = torch.randn(3, 8), torch.randn(5, 8)
         with torch.no_grad():
             assert torch.equal(linear(x, weight), F.linear(x, weight))
-        monkeypatch.setattr(module, "_by_onednn", lambda x, weight, bias: F.linear(x, weight, bias) + 1)
+        monkeypatch.setattr(
+            module, "_by_onednn", lambda x, weight, bias: F.linear(x, weight, bias) + 1
+        )
         module._usable.cache_clear()
         assert not module._usable()
     finally:

@@ -1,4 +1,6 @@
-"""Prompts read once: the same losses and gradients as sequence by sequence, and refused where they would not be."""
+"""Prompts read once: the same losses and gradients as sequence by sequence, and
+refused where they would not be.
+"""
 
 import math
 from dataclasses import replace
@@ -18,7 +20,15 @@ from transformers import (
     RecurrentGemmaConfig,
 )
 
-from tests.conftest import SPECIALS, WORDS, encode, in_double, make_model, make_records, make_tokenizer
+from tests.conftest import (
+    SPECIALS,
+    WORDS,
+    encode,
+    in_double,
+    make_model,
+    make_records,
+    make_tokenizer,
+)
 from twcli.data.batches import collate, drop_history
 from twcli.data.template import Template
 from twcli.kernels import blockwise, packing
@@ -29,8 +39,18 @@ from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows
 
 VOCABULARY = len(SPECIALS) + len(WORDS)
-SIZES = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64,
-         "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "initializer_range": 0.3}
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 64,
+    "num_key_value_heads": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
 
 
 def build(backbone, posterior="shared", tokens=1, dynamic=False, latents=3):
@@ -56,7 +76,9 @@ def model_of(config, seed=0):
 
 
 def everything(model, batch, latent_B=None, read_posterior=True):
-    """What a pass gives, and the gradient of a loss in which every branch and term has its own weight."""
+    """What a pass gives, and the gradient of a loss in which every branch
+    and term has its own weight.
+    """
     output = model(batch, latent_B, read_posterior=read_posterior)
     weight_C = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
     loss = (output.nll_BCS.sum(-1) * weight_C).sum() + output.log_router_BK[:, 0].sum()
@@ -64,14 +86,24 @@ def everything(model, batch, latent_B=None, read_posterior=True):
         loss = loss + output.log_posterior_BK[:, 1].sum()
     model.zero_grad()
     loss.backward()
-    return output, {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return output, {
+        name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+    }
 
 
 @pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
-@pytest.mark.parametrize(("posterior", "dynamic", "tokens", "one", "read"), [
-    ("shared", False, 1, False, True), ("shared", True, 2, False, True), ("separate", True, 1, False, True),
-    ("exact", True, 1, False, True), ("shared", False, 1, True, True), ("shared", False, 2, True, False),
-    ("separate", False, 1, True, True)])
+@pytest.mark.parametrize(
+    ("posterior", "dynamic", "tokens", "one", "read"),
+    [
+        ("shared", False, 1, False, True),
+        ("shared", True, 2, False, True),
+        ("separate", True, 1, False, True),
+        ("exact", True, 1, False, True),
+        ("shared", False, 1, True, True),
+        ("shared", False, 2, True, False),
+        ("separate", False, 1, True, True),
+    ],
+)
 def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tokens, one, read):
     model, template = build(in_double(make_model()), posterior, tokens, dynamic)
     model.double()
@@ -93,7 +125,9 @@ def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tok
 @pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize("rows", [(6, 0, 4, 2), (8, 6, 4, 2, 0), (7, 6, 1, 0), (0, 2, 4), (5,)])
 def test_rows_may_stand_in_any_order(execution, rows):
-    """Also where each has a prompt of its own, but not in the order in which prompts are numbered."""
+    """Also where each has a prompt of its own, but not in the order in
+    which prompts are numbered.
+    """
     model, template = build(in_double(make_model()))
     model.double()
     batch = batch_of(template, rows)
@@ -102,7 +136,10 @@ def test_rows_may_stand_in_any_order(execution, rows):
     found, others = everything(model, batch)
     assert torch.allclose(found.nll_BCS, expected.nll_BCS, rtol=1e-10, atol=1e-10)
     assert torch.allclose(found.log_posterior_BK, expected.log_posterior_BK, rtol=1e-10, atol=1e-10)
-    assert all(torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in gradients.items())
+    assert all(
+        torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10)
+        for name, gradient in gradients.items()
+    )
 
 
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
@@ -116,7 +153,10 @@ def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):
     found, others = everything(model, batch)
     assert torch.allclose(found.nll_BCS, expected.nll_BCS, rtol=1e-10, atol=1e-10)
     assert torch.allclose(found.log_router_BK, expected.log_router_BK, rtol=1e-10)
-    assert all(torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in gradients.items())
+    assert all(
+        torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10)
+        for name, gradient in gradients.items()
+    )
 
 
 def test_a_chunk_at_a_time_is_in_memory():
@@ -126,7 +166,9 @@ def test_a_chunk_at_a_time_is_in_memory():
         model, template = build(make_model(), latents=latents)
         model.latent_chunk, sizes = 1, []
         batch = batch_of(template)
-        with torch.autograd.graph.saved_tensors_hooks(lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t
+        ):
             output = model(batch, read_posterior=False)
         kept.append(sum(sizes))
         assert output.nll_BCS.shape[1] == latents
@@ -150,13 +192,17 @@ def test_the_prompt_of_several_completions_is_read_once():
     batch = batch_of(template, range(12), completions=4)
     read = []
     model.backbone.base_model.register_forward_pre_hook(
-        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True)
+        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
     model.execution = BRANCHES
     model(batch)
     prompts, length = len(np.unique(batch.prompt_B)), int(batch.plain_first_B.max())
     assert prompts == 3
     padded = prompts * length + 12 * (3 + 1) * (batch.active_BS.shape[1] + model.section)
-    real = batch.plain_first_B[batch.leader_G].sum() + (4 * batch.active_BS.sum(1) + 3 * model.section + 1).sum()
+    real = (
+        batch.plain_first_B[batch.leader_G].sum()
+        + (4 * batch.active_BS.sum(1) + 3 * model.section + 1).sum()
+    )
     assert read == [real] and real < 0.9 * padded
 
 
@@ -171,29 +217,61 @@ def test_a_branch_sees_neither_its_neighbours_nor_padding():
             alone = model(collate(np.array([row]), encoded, template, None))
             length = alone.nll_BCS.shape[2]
             assert torch.allclose(alone.nll_BCS[0], together.nll_BCS[row, :, :length], atol=2e-5)
-            assert torch.allclose(alone.log_posterior_BK[0], together.log_posterior_BK[row], atol=2e-5)
+            assert torch.allclose(
+                alone.log_posterior_BK[0], together.log_posterior_BK[row], atol=2e-5
+            )
 
 
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 1, "eos_token_id": 2}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 128,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
 
-@pytest.mark.parametrize("config", [
-    LlamaConfig(**SIZES), Qwen3Config(**SIZES, head_dim=8), MistralConfig(**SIZES, sliding_window=4096), GPT2Config(**GPT2, **NO_DROPOUT)],
-    ids=lambda c: c.model_type)
+@pytest.mark.parametrize(
+    "config",
+    [
+        LlamaConfig(**SIZES),
+        Qwen3Config(**SIZES, head_dim=8),
+        MistralConfig(**SIZES, sliding_window=4096),
+        GPT2Config(**GPT2, **NO_DROPOUT),
+    ],
+    ids=lambda c: c.model_type,
+)
 def test_architectures_that_share(config):
     model, template = build(model_of(config))
     assert check_packing(model, batch_of(template)) is None
     assert model.execution == PLAIN
 
 
-@pytest.mark.parametrize(("config", "why"), [
-    (GPT2Config(**GPT2), "dropout"),
-    (Gemma2Config(**SIZES, head_dim=8), "capped"),
-    (MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2), "layers of linear_attention"),
-    (RecurrentGemmaConfig(**{k: v for k, v in SIZES.items() if k != "initializer_range"}, lru_width=32), "recurrent|replaced|layers"),
-    (BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4), "replaced|dropout"),
-], ids=lambda c: getattr(c, "model_type", ""))
+@pytest.mark.parametrize(
+    ("config", "why"),
+    [
+        (GPT2Config(**GPT2), "dropout"),
+        (Gemma2Config(**SIZES, head_dim=8), "capped"),
+        (
+            MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2),
+            "layers of linear_attention",
+        ),
+        (
+            RecurrentGemmaConfig(
+                **{k: v for k, v in SIZES.items() if k != "initializer_range"}, lru_width=32
+            ),
+            "recurrent|replaced|layers",
+        ),
+        (
+            BloomConfig(vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4),
+            "replaced|dropout",
+        ),
+    ],
+    ids=lambda c: getattr(c, "model_type", ""),
+)
 def test_architectures_that_do_not_are_refused(config, why):
     model, template = build(transformers.AutoModelForCausalLM.from_config(config).eval())
     reason = check_packing(model, batch_of(template))
@@ -202,7 +280,9 @@ def test_architectures_that_do_not_are_refused(config, why):
 
 
 def test_a_model_that_mixes_neighbours_unseen_is_caught_by_the_check():
-    """A convolution written by hand passes every test of the architecture, and gives itself away in the numbers."""
+    """A convolution written by hand passes every test of the architecture, and gives
+    itself away in the numbers.
+    """
     backbone = make_model()
     layer = backbone.model.layers[0].mlp
     whole = layer.forward
@@ -221,14 +301,19 @@ def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
 
     backbone.model.register_forward_pre_hook(refuse, with_kwargs=True)
     model, template = build(backbone)
-    assert check_packing(model, batch_of(template)) == "its branches execution fails: unexpected keyword"
+    assert (
+        check_packing(model, batch_of(template))
+        == "its branches execution fails: unexpected keyword"
+    )
 
 
 def test_the_cheapest_execution_by_shape(monkeypatch):
     llama = make_model(hidden=256, layers=1)
 
     def chosen(model, prompts, branches, share=1.0):
-        return cheapest(model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches))))
+        return cheapest(
+            model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches)))
+        )
 
     assert chosen(llama, (1, 512), (1, 9, 32)) == BLOCKWISE  # much that a mask would hide
     assert chosen(llama, (4, 16), (4, 5, 50)) == BRANCHES  # little to copy
@@ -260,7 +345,10 @@ def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
         model.execution = AUTO
         assert torch.allclose(model(batch).nll_BCS, expected, atol=1e-5)
     else:
-        assert model.execution == PLAIN and "window holds 16 tokens, the longest sequence has" in said[0]
+        assert (
+            model.execution == PLAIN
+            and "window holds 16 tokens, the longest sequence has" in said[0]
+        )
 
 
 @pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
@@ -269,14 +357,18 @@ def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
     model.double()
     model.execution, read, found = execution, [], {}
     model.backbone.base_model.register_forward_pre_hook(
-        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True)
+        lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
+    )
     batch = batch_of(template)
     for dense in (0.95, 0.0):
         monkeypatch.setattr(packing, "DENSE", dense)
         found[dense] = everything(model, batch)
     assert read[0] < 0.8 * read[1]
     assert torch.allclose(found[0.95][0].nll_BCS, found[0.0][0].nll_BCS, rtol=1e-10, atol=1e-10)
-    assert all(torch.allclose(found[0.95][1][name], gradient, rtol=1e-9, atol=1e-10) for name, gradient in found[0.0][1].items())
+    assert all(
+        torch.allclose(found[0.95][1][name], gradient, rtol=1e-9, atol=1e-10)
+        for name, gradient in found[0.0][1].items()
+    )
 
 
 def test_attention_is_put_back():

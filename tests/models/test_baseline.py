@@ -15,12 +15,16 @@ def reference(model, encoded):
     """Plain transformers: one unpadded row at a time, all logits, log-softmax, shift by one."""
     rows = []
     for i in range(len(encoded)):
-        ids = torch.tensor(encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]].astype(np.int64))[None]
+        ids = torch.tensor(
+            encoded.ids[encoded.offsets[i] : encoded.offsets[i + 1]].astype(np.int64)
+        )[None]
         with torch.no_grad():
             log_p = model(ids).logits[0].float().log_softmax(-1)
         first = encoded.prompt_lengths[i] + 1
         targets = ids[0, first : first + encoded.target_lengths[i]]
-        rows.append(-log_p[first - 1 : first - 1 + len(targets)].gather(1, targets[:, None])[:, 0].numpy())
+        rows.append(
+            -log_p[first - 1 : first - 1 + len(targets)].gather(1, targets[:, None])[:, 0].numpy()
+        )
     return np.concatenate(rows)
 
 
@@ -42,13 +46,17 @@ def test_scoring_leaves_the_global_rng_and_dropout_alone(template):
     before = torch.get_rng_state()
     first = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
     assert torch.equal(before, torch.get_rng_state())
-    assert np.array_equal(first, score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64))
+    assert np.array_equal(
+        first, score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+    )
 
 
 def test_head_reads_supervised_positions_only(template):
     model, encoded = make_model(), encode(template, make_records())
     seen = []
-    model.lm_head.register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel()))
+    model.lm_head.register_forward_hook(
+        lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel())
+    )
     score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
     assert sum(seen) == encoded.target_lengths.sum()
 
@@ -72,8 +80,18 @@ def test_weights_hash_sees_one_changed_value():
 
 def test_fingerprint_names_everything_b_t_depends_on(template):
     encoded = encode(template, make_records())
-    keys = fingerprint(make_model(), template, encoded, max_length=128, precision="fp32", attention="sdpa")
-    assert set(keys) == {"weights", "tokenizer", "template", "data", "max_length", "dtype", "attention"}
+    keys = fingerprint(
+        make_model(), template, encoded, max_length=128, precision="fp32", attention="sdpa"
+    )
+    assert set(keys) == {
+        "weights",
+        "tokenizer",
+        "template",
+        "data",
+        "max_length",
+        "dtype",
+        "attention",
+    }
 
 
 # without padding, a prompt once for all its completions
@@ -82,22 +100,34 @@ def test_fingerprint_names_everything_b_t_depends_on(template):
 def read_tokens(model):
     """Tokens of each pass to come."""
     tokens = []
-    model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: tokens.append(inputs[0].numel()))
+    model.model.embed_tokens.register_forward_hook(
+        lambda _m, inputs, _o: tokens.append(inputs[0].numel())
+    )
     return tokens
 
 
 @pytest.mark.parametrize("whole", [None, True, False])
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
-def test_every_b_t_equals_plain_transformers_without_padding(template, rows_a_batch, whole, monkeypatch):
+def test_every_b_t_equals_plain_transformers_without_padding(
+    template, rows_a_batch, whole, monkeypatch
+):
     if whole is not None:  # in one form or the other, whatever it costs
         monkeypatch.setattr(varlen, "_whole", lambda prompt_G, *_: np.full(len(prompt_G), whole))
-    records = [record for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True) for record in pair]  # in no order
+    # in no order
+    records = [
+        record
+        for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True)
+        for record in pair
+    ]
     model, encoded = make_model(), encode(template, records)
     tokens = read_tokens(model)
     budget = rows_a_batch * int(encoded.lengths.max())
-    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, varlen=True)
+    flat = score_flat(
+        model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, varlen=True
+    )
     assert max(tokens) <= budget
-    assert rows_a_batch == 1 or sum(tokens) < encoded.lengths.sum()  # of which each row's prompt is a part
+    # of which each row's prompt is a part
+    assert rows_a_batch == 1 or sum(tokens) < encoded.lengths.sum()
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
@@ -123,7 +153,11 @@ def test_the_number_of_threads_changes_no_bit(template):
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
-            results.append(score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True))
+            results.append(
+                score_flat(
+                    model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
+                )
+            )
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(1)
@@ -132,12 +166,23 @@ def test_the_number_of_threads_changes_no_bit(template):
 
 def test_rows_beyond_a_sliding_window_are_read_alone(template):
     torch.manual_seed(0)
-    config = MistralConfig(vocab_size=30, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                           intermediate_size=64, sliding_window=10, initializer_range=0.3, pad_token_id=0)
+    config = MistralConfig(
+        vocab_size=30,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=64,
+        sliding_window=10,
+        initializer_range=0.3,
+        pad_token_id=0,
+    )
     model, encoded = MistralForCausalLM(config).eval(), encode(template, make_records(12, 3))
     assert why_not_varlen(model, template, encoded) is None
     assert 0 < (encoded.lengths > 10).sum() < len(encoded)
-    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True)
+    flat = score_flat(
+        model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
+    )
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
@@ -149,29 +194,48 @@ def test_a_model_that_must_be_read_with_padding_says_why(template, completions, 
     model.config.attention_dropout = 0.5  # it does not act where nothing is trained
     assert why_not_varlen(model, template, encoded) is None
     whole = reading.varlen_hidden_states
-    monkeypatch.setattr(reading, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how))
+    monkeypatch.setattr(
+        reading, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how)
+    )
     assert "reading it without padding differs by" in why_not_varlen(model, template, encoded)
-    monkeypatch.setattr(reading, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan"))
+    monkeypatch.setattr(
+        reading, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan")
+    )
     assert "differs by nan" in why_not_varlen(model, template, encoded)
 
     def breaks(*_, **__):
         raise RuntimeError("no such mask")
 
     monkeypatch.setattr(reading, "varlen_hidden_states", breaks)
-    assert why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"
+    assert (
+        why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"
+    )
 
 
 def test_logits_that_are_not_the_heads_are_refused():
     model = make_model()
     check_head(model, "m")
     model.config.lm_head_multiplier = 0.5  # ours are smaller then, and its own are not
-    with pytest.raises(UserError, match="m: a llama model does more between its last layer and its logits"):
+    with pytest.raises(
+        UserError, match="m: a llama model does more between its last layer and its logits"
+    ):
         check_head(model, "m")
 
 
 def test_the_scaling_of_falcon_h1_is_known():
-    config = FalconH1Config(vocab_size=40, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
-                            num_key_value_heads=2, mamba_d_ssm=32, mamba_n_heads=4, mamba_d_head=8, mamba_d_state=8,
-                            lm_head_multiplier=0.1, pad_token_id=0)
+    config = FalconH1Config(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        mamba_d_ssm=32,
+        mamba_n_heads=4,
+        mamba_d_head=8,
+        mamba_d_state=8,
+        lm_head_multiplier=0.1,
+        pad_token_id=0,
+    )
     torch.manual_seed(0)
     check_head(FalconH1ForCausalLM(config).eval(), "m")

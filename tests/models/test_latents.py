@@ -37,8 +37,12 @@ def rows(template):
 
 
 FRAMES = {  # how many tokens stand between the latent section and y
-    "tags": None, "0": "<bos> {x} </x> <y>{z}{y} </y> <eos>", "1": "<bos> {x} </x> {z}<y>{y} </y> <eos>",
-    "3": "<bos> <x> {x} </x>{z}<y> w1 w2{y} </y> <eos>", "nothing before the section": "<bos> <x> {x}{z}</x> <y>{y} </y> <eos>"}
+    "tags": None,
+    "0": "<bos> {x} </x> <y>{z}{y} </y> <eos>",
+    "1": "<bos> {x} </x> {z}<y>{y} </y> <eos>",
+    "3": "<bos> <x> {x} </x>{z}<y> w1 w2{y} </y> <eos>",
+    "nothing before the section": "<bos> <x> {x}{z}</x> <y>{y} </y> <eos>",
+}
 
 
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
@@ -47,11 +51,17 @@ FRAMES = {  # how many tokens stand between the latent section and y
 def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, tmp_path):
     tokenizer, file, records = make_tokenizer(), tmp_path / "frame", make_records(5, 2)
     file.write_text(FRAMES[frame] or "")
-    template = Template(tokenizer, "tiny", tokens, read_frame(str(file) if FRAMES[frame] else "tags", tokenizer, "tiny"))
+    template = Template(
+        tokenizer,
+        "tiny",
+        tokens,
+        read_frame(str(file) if FRAMES[frame] else "tags", tokenizer, "tiny"),
+    )
     encoded = encode(template, records)
     model = build(template)
     for weight in (model.backbone.lm_head.weight, model.head.outer.weight):
-        torch.nn.init.normal_(weight, std=0.3)  # else new latents and the posterior are all but uniform wherever they are read
+        # else new latents and the posterior are all but uniform wherever they are read
+        torch.nn.init.normal_(weight, std=0.3)
     model.execution = execution
     ids = template.latent_ids(3)
     with torch.no_grad():
@@ -61,20 +71,41 @@ def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, 
             s = len(targets)
             for k, latent in enumerate(ids):
                 prompt = template.prompt(record["x"], latent)
-                log_p = model.backbone(torch.tensor([[*prompt, *targets]])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
-                assert torch.allclose(output.nll_BCS[row, k, :s], -log_p.gather(1, targets[:, None])[:, 0], atol=1e-5)
+                log_p = (
+                    model.backbone(torch.tensor([[*prompt, *targets]]))
+                    .logits[0, len(prompt) - 1 : -1]
+                    .log_softmax(-1)
+                )
+                assert torch.allclose(
+                    output.nll_BCS[row, k, :s], -log_p.gather(1, targets[:, None])[:, 0], atol=1e-5
+                )
                 assert not output.nll_BCS[row, k, s:].any()
-            logits = model.backbone(torch.tensor([template.router_prompt(record["x"])])).logits[0, -1, [latent[0] for latent in ids]]
+            logits = model.backbone(torch.tensor([template.router_prompt(record["x"])])).logits[
+                0, -1, [latent[0] for latent in ids]
+            ]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
             plain = torch.tensor([[*template.prompt(record["x"]), *targets]])
             hidden = model.backbone.base_model(plain).last_hidden_state
-            logits = model.head(hidden, torch.tensor([plain.shape[1] - s - 1]), torch.ones(1, s, dtype=bool))
-            assert torch.allclose(output.log_posterior_BK[row], logits[0].log_softmax(-1), atol=1e-5)
+            logits = model.head(
+                hidden, torch.tensor([plain.shape[1] - s - 1]), torch.ones(1, s, dtype=bool)
+            )
+            assert torch.allclose(
+                output.log_posterior_BK[row], logits[0].log_softmax(-1), atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("latents", [2, 8])
-@pytest.mark.parametrize(("posterior", "dynamic", "extra"), [
-    ("shared", False, 1), ("separate", False, 1), ("exact", False, 0), ("shared", True, 1), ("separate", True, 2), ("exact", True, 1)])
+@pytest.mark.parametrize(
+    ("posterior", "dynamic", "extra"),
+    [
+        ("shared", False, 1),
+        ("separate", False, 1),
+        ("exact", False, 0),
+        ("shared", True, 1),
+        ("separate", True, 2),
+        ("exact", True, 1),
+    ],
+)
 def test_sequences_read_per_record(template, rows, latents, posterior, dynamic, extra):
     model = build(template, latents, posterior, dynamic)
     read = []
@@ -93,7 +124,8 @@ def test_sequences_read_per_record(template, rows, latents, posterior, dynamic, 
 def test_dynamic_baseline_is_the_frozen_one_as_long_as_the_backbone_is(template, rows, posterior):
     frozen = score_flat(make_model(), template, rows, np.arange(10), batch_tokens=200)
     model = build(template, posterior=posterior, dynamic=True)
-    with torch.no_grad():  # the new vocabulary takes no probability, so that b_t is the smaller model's
+    # the new vocabulary takes no probability, so that b_t is the smaller model's
+    with torch.no_grad():
         model.backbone.lm_head = masked_head(model.backbone.lm_head, 30)
     batch = collate(np.arange(10), rows, template, None)
     baseline = model(batch).baseline_BS
@@ -112,7 +144,9 @@ def masked_head(head, known):
 
 @pytest.mark.parametrize("posterior", ["shared", "separate", "exact"])
 def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, posterior):
-    """b_t only weights: a step with the backbone's b_t equals one in which the same numbers come from a file."""
+    """b_t only weights: a step with the backbone's b_t equals one in which the same
+    numbers come from a file.
+    """
     batch = collate(np.arange(6), rows, template, None)
     gradients = []
     for dynamic in (True, False):
@@ -125,7 +159,10 @@ def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, post
             loss = loss + output.log_posterior_BK[:, 0].sum()
         loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
-    assert all(torch.equal(gradients[0][name], g) if g is not None else gradients[0][name] is None for name, g in gradients[1].items())
+    assert all(
+        torch.equal(gradients[0][name], g) if g is not None else gradients[0][name] is None
+        for name, g in gradients[1].items()
+    )
 
 
 def test_a_double_model_gives_double_losses(template, rows):
@@ -133,7 +170,10 @@ def test_a_double_model_gives_double_losses(template, rows):
     batch = collate(np.arange(6), rows, template, None)
     one, other = single(batch), double(batch)
     for name in ("nll_BCS", "log_router_BK", "log_posterior_BK", "baseline_BS"):
-        assert getattr(one, name).dtype == torch.float32 and getattr(other, name).dtype == torch.float64
+        assert (
+            getattr(one, name).dtype == torch.float32
+            and getattr(other, name).dtype == torch.float64
+        )
         assert torch.allclose(getattr(one, name), getattr(other, name).float(), atol=1e-4)
 
 
@@ -141,7 +181,9 @@ def test_posterior_ignores_padding_and_batch_mates(template, rows):
     model = build(template)
     torch.nn.init.normal_(model.head.outer.weight)
     together = model.posterior_logits(collate(np.arange(10), rows, template, None))
-    alone = torch.cat([model.posterior_logits(collate(np.array([i]), rows, template, None)) for i in range(10)])
+    alone = torch.cat(
+        [model.posterior_logits(collate(np.array([i]), rows, template, None)) for i in range(10)]
+    )
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.std(0).min() > 0.01
 
@@ -165,13 +207,19 @@ def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
     ids = flat(template.latent_ids(3))
     freeze_backbone(model.backbone, ids)
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        (p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0
+    )
     output = model(collate(np.arange(8), rows, template, None))
     # Not a plain sum over latents: that has no gradient in q.
     (output.nll_BCS.mean(-1) * output.log_posterior_BK.exp()).sum().backward()
     optimizer.step()
     for name, after in model.state_dict().items():
-        changed = (after != before[name]).flatten(1).any(1).nonzero().flatten().tolist() if after.dim() == 2 else []
+        changed = (
+            (after != before[name]).flatten(1).any(1).nonzero().flatten().tolist()
+            if after.dim() == 2
+            else []
+        )
         if name.endswith(("embed_tokens.weight", "lm_head.weight")):
             assert changed and set(changed) <= set(ids), name
         elif name.startswith("backbone."):
@@ -189,17 +237,23 @@ def test_an_opening_has_the_losses_of_the_whole(template, rows, execution):
     cut, _ = opening(replace(batch, weights_BS=weights), 1e-3)
     assert cut.active_BS.shape[1] == 2 < batch.active_BS.shape[1]
     (whole, router), (part, router_too) = (model.read_branches(b) for b in (batch, cut))
-    assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(router, router_too, atol=1e-5)
+    assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(
+        router, router_too, atol=1e-5
+    )
 
 
 def prunable(template, execution, posterior):
-    """A model whose posterior all but rules out some latents, in float64, and a batch of short prompts."""
+    """A model whose posterior all but rules out some latents, in float64, and
+    a batch of short prompts.
+    """
     model = in_double(build(template, 8, posterior)).double()
     model.execution = execution
     torch.nn.init.normal_(model.head.outer.weight, std=0.3)
     with torch.no_grad():
         model.head.outer.bias[:3] = 8.0
-    rows = encode(template, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)])
+    rows = encode(
+        template, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)]
+    )
     return model, collate(np.arange(6), rows, template, None)
 
 
@@ -209,7 +263,11 @@ def loss_and_gradients(model, batch, prune):
     reff_BK = output.nll_BCS.sum(-1) / batch.active_BS.sum(-1, keepdim=True)
     loss = objective(output.log_posterior_BK, output.log_router_BK, reff_BK, 0.1).sum()
     loss.backward()
-    return output, loss.item(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    return (
+        output,
+        loss.item(),
+        {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+    )
 
 
 @pytest.mark.parametrize("posterior", ["shared", "separate"])
@@ -219,9 +277,15 @@ def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution,
     whole, loss, exact = loss_and_gradients(model, batch, 0.0)
     pruned, loss_too, gradients = loss_and_gradients(model, batch, 1e-2)
     assert whole.pruned == 0 < pruned.pruned <= 1e-2
-    assert loss_too == pytest.approx(loss, rel=1e-12) and pruned.sequences == whole.sequences == 6 * 9
+    assert (
+        loss_too == pytest.approx(loss, rel=1e-12) and pruned.sequences == whole.sequences == 6 * 9
+    )
     assert torch.allclose(whole.nll_BCS, pruned.nll_BCS, atol=1e-10)
-    assert all(torch.allclose(gradients[name], g, atol=1e-10) for name, g in exact.items() if name.startswith(("head.", "reader.")))
+    assert all(
+        torch.allclose(gradients[name], g, atol=1e-10)
+        for name, g in exact.items()
+        if name.startswith(("head.", "reader."))
+    )
     apart = torch.cat([(gradients[name] - g).flatten() for name, g in exact.items()]).norm()
     assert 0 < apart < 0.02 * torch.cat([g.flatten() for g in exact.values()]).norm()
 
@@ -233,23 +297,39 @@ def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, 
     weights[:, :3] = 1.0
     batch, read, found = replace(batch, weights_BS=weights), [], {}
     score = LatentModel._read_and_score
-    monkeypatch.setattr(LatentModel, "_read_and_score", lambda model, batch, latents: (
-        read.append((latents.shape[1], batch.active_BS.shape[1])), score(model, batch, latents))[1])
+    monkeypatch.setattr(
+        LatentModel,
+        "_read_and_score",
+        lambda model, batch, latents: (
+            read.append((latents.shape[1], batch.active_BS.shape[1])),
+            score(model, batch, latents),
+        )[1],
+    )
     for prune in (0.0, 1e-2):
         output = model(batch, prune=prune)
-        loss, parts = step_loss(output, batch, TrainConfig(model="m", data="d", out="o", baseline="b", latents=8), None)
+        loss, parts = step_loss(
+            output, batch, TrainConfig(model="m", data="d", out="o", baseline="b", latents=8), None
+        )
         found[prune] = output, loss.mean().item(), parts["pruned_bound"]
     S = batch.active_BS.shape[1]
     (C, whole), (others, part) = read
-    assert (whole, part, C + others) == (S, 3, 8) and found[0.0][2] == 0 and found[0.0][0].doubt_BS is None
+    assert (
+        (whole, part, C + others) == (S, 3, 8)
+        and found[0.0][2] == 0
+        and found[0.0][0].doubt_BS is None
+    )
     (exact, loss, _), (output, loss_too, bound) = found[0.0], found[1e-2]
-    unlikely_BK = torch.ones(6, 8, dtype=torch.bool).scatter(1, exact.log_posterior_BK.topk(C).indices, False)
+    unlikely_BK = torch.ones(6, 8, dtype=torch.bool).scatter(
+        1, exact.log_posterior_BK.topk(C).indices, False
+    )
     assert torch.allclose(output.nll_BCS[..., :3], exact.nll_BCS[..., :3], atol=1e-10)
     assert torch.allclose(output.nll_BCS[~unlikely_BK], exact.nll_BCS[~unlikely_BK], atol=1e-10)
     assert 0 < abs(loss_too - loss) < bound
     mass_BK = exact.log_posterior_BK.exp()
     likely_BK = mass_BK.masked_fill(unlikely_BK, 0)
-    expected_BS = torch.einsum("bk,bks->bs", likely_BK, exact.nll_BCS) / likely_BK.sum(1, keepdim=True)
+    expected_BS = torch.einsum("bk,bks->bs", likely_BK, exact.nll_BCS) / likely_BK.sum(
+        1, keepdim=True
+    )
     guessed = output.nll_BCS[unlikely_BK].view(6, others, S)[..., 3:]
     assert torch.allclose(guessed, expected_BS[:, None, 3:].expand_as(guessed), atol=1e-10)
     left_out_B = mass_BK[unlikely_BK].view(6, others).sum(1) * math.log(model.backbone.vocab_size)
@@ -263,7 +343,9 @@ def test_pruning_drops_no_mass_above_the_share(template):
     sorted_K = q_BK.sort(1, descending=True).values.mean(0)
     left_K = [sorted_K[k:].sum().item() for k in range(9)]
     for prune in (1e-4, 1e-3, 1e-2, 0.1, 0.5):
-        assert model(batch, prune=prune).pruned == pytest.approx(next(left for left in left_K if left <= prune))
+        assert model(batch, prune=prune).pruned == pytest.approx(
+            next(left for left in left_K if left <= prune)
+        )
 
 
 @pytest.mark.parametrize("undecided", ["an even posterior", "a long prompt"])

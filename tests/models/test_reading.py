@@ -13,17 +13,28 @@ from twcli.models.reading import Layout, fast_batch_tokens
 
 def test_a_wide_model_reads_fewer_tokens_at_once():
     narrow, wide = (fast_batch_tokens(make_model(hidden=size)) for size in (32, 512))
-    assert narrow == 12288 and wide == 768  # 3 x 2^18 values of the widest layer's output, of twice the hidden size
+    # 3 x 2^18 values of the widest layer's output, of twice the hidden size
+    assert narrow == 12288 and wide == 768
     assert fast_batch_tokens(make_model(hidden=4096, layers=1)) == 256
 
 
 def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template, monkeypatch):
     seen = []
     one_by_one = reading.core_by_core
-    monkeypatch.setattr(reading, "core_by_core", lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone))
+    monkeypatch.setattr(
+        reading,
+        "core_by_core",
+        lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone),
+    )
     for kind, alone in (("dynamic", True), ("llama3", False)):
-        parameters = {"rope_type": kind, "rope_theta": 1e4, "factor": 2.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                      "original_max_position_embeddings": 64}
+        parameters = {
+            "rope_type": kind,
+            "rope_theta": 1e4,
+            "factor": 2.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        }
         model = make_model(rope_parameters=parameters)
         encoded = encode(template, make_records())
         score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100)
@@ -55,8 +66,12 @@ def test_every_token_is_found_where_it_was_read(template, varlen):
     found = ids[layout.places(columns).numpy()]
     for row, length, tokens in zip(rows, lengths, found, strict=True):
         own = encoded.ids[encoded.offsets[row] :][:length]
-        assert tokens[:length].tolist() == own.tolist() and set(tokens[length:].tolist()) == {own[-1]}
-    assert varlen == (len(ids) == encoded.prompt_lengths[[0, 7, 11]].sum() + encoded.target_lengths[rows].sum())
+        assert tokens[:length].tolist() == own.tolist() and set(tokens[length:].tolist()) == {
+            own[-1]
+        }
+    assert varlen == (
+        len(ids) == encoded.prompt_lengths[[0, 7, 11]].sum() + encoded.target_lengths[rows].sum()
+    )
 
 
 @pytest.mark.parametrize("varlen", [False, True])
@@ -66,13 +81,20 @@ def test_layers_are_those_of_plain_transformers(template, varlen):
     layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
     with torch.no_grad(), attention_of(model, ATTENTION) if varlen else nullcontext():
         layers = layout.hidden(model, all_layers=True)
-    places = layout.places(np.broadcast_to(np.arange(encoded.lengths[rows].max()), (5, encoded.lengths[rows].max())))
+    places = layout.places(
+        np.broadcast_to(np.arange(encoded.lengths[rows].max()), (5, encoded.lengths[rows].max()))
+    )
     for row in rows:
-        ids = torch.from_numpy(encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]].astype(np.int64))[None]
+        ids = torch.from_numpy(
+            encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]].astype(np.int64)
+        )[None]
         with torch.no_grad():
             expected = model(ids, output_hidden_states=True).hidden_states
         assert len(layers) == len(expected) == 3
-        assert all(torch.allclose(found[places[row, : ids.shape[1]]], e[0], atol=1e-5) for found, e in zip(layers, expected, strict=True))
+        assert all(
+            torch.allclose(found[places[row, : ids.shape[1]]], e[0], atol=1e-5)
+            for found, e in zip(layers, expected, strict=True)
+        )
 
 
 @pytest.mark.parametrize("varlen", [False, True])
@@ -81,7 +103,9 @@ def test_few_batches_are_shared_out_evenly(template, varlen, budget):
     encoded = encode(template, make_records(40, 3))
     rows, read = np.arange(len(encoded)), []
     model = make_model()
-    model.model.embed_tokens.register_forward_hook(lambda _m, inputs, _o: read.append(inputs[0].numel()))
+    model.model.embed_tokens.register_forward_hook(
+        lambda _m, inputs, _o: read.append(inputs[0].numel())
+    )
     flat = score_flat(model, template, encoded, rows, batch_tokens=budget, varlen=varlen)
     assert len(flat) == encoded.target_lengths.sum() and max(read) <= budget
     unaltered = len((reading._by_prompt if varlen else reading._by_length)(encoded, rows, budget))

@@ -12,7 +12,16 @@ from twcli.errors import UserError
 from twcli.models import runtime
 
 HIDDEN, LAYERS, HEADS = 64, 1, 4
-WORDS = ["<|endoftext|>", "<s>", "</s>", *(chr(c) for c in range(97, 123)), "\u0120", *(str(d) for d in range(10)), "w0", "w1"]
+WORDS = [
+    "<|endoftext|>",
+    "<s>",
+    "</s>",
+    *(chr(c) for c in range(97, 123)),
+    "\u0120",
+    *(str(d) for d in range(10)),
+    "w0",
+    "w1",
+]
 
 
 def write_gguf(path):
@@ -37,13 +46,30 @@ def write_gguf(path):
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
-    block = {"attn_q": (HIDDEN, HIDDEN), "attn_k": (HIDDEN, HIDDEN), "attn_v": (HIDDEN, HIDDEN), "attn_output": (HIDDEN, HIDDEN),
-             "ffn_gate": (HIDDEN, HIDDEN), "ffn_up": (HIDDEN, HIDDEN), "ffn_down": (HIDDEN, HIDDEN), "attn_norm": (HIDDEN,),
-             "ffn_norm": (HIDDEN,)}
-    shapes = {"token_embd": (len(WORDS), HIDDEN), "output": (len(WORDS), HIDDEN), "output_norm": (HIDDEN,)}
-    shapes |= {f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()}
+    block = {
+        "attn_q": (HIDDEN, HIDDEN),
+        "attn_k": (HIDDEN, HIDDEN),
+        "attn_v": (HIDDEN, HIDDEN),
+        "attn_output": (HIDDEN, HIDDEN),
+        "ffn_gate": (HIDDEN, HIDDEN),
+        "ffn_up": (HIDDEN, HIDDEN),
+        "ffn_down": (HIDDEN, HIDDEN),
+        "attn_norm": (HIDDEN,),
+        "ffn_norm": (HIDDEN,),
+    }
+    shapes = {
+        "token_embd": (len(WORDS), HIDDEN),
+        "output": (len(WORDS), HIDDEN),
+        "output_norm": (HIDDEN,),
+    }
+    shapes |= {
+        f"blk.{layer}.{name}": shape for layer in range(LAYERS) for name, shape in block.items()
+    }
     for name, shape in shapes.items():
-        writer.add_tensor(f"{name}.weight", (0.3 * rng.standard_normal(shape) + (len(shape) == 1)).astype(np.float32))
+        writer.add_tensor(
+            f"{name}.weight",
+            (0.3 * rng.standard_normal(shape) + (len(shape) == 1)).astype(np.float32),
+        )
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -73,11 +99,22 @@ def test_a_run_from_a_gguf_file(tmp_path, precision):
     from twcli.cli.main import main
 
     source = write_gguf(tmp_path / "tiny.gguf")
-    records = [{"x": r["x"].replace("w", "a"), "y": r["y"].replace("w", "b")} for r in make_records(6, 2)]
-    common = ["--model", source, "--data", write_jsonl(tmp_path / "d.jsonl", records), "--device", "cpu"]
+    records = [
+        {"x": r["x"].replace("w", "a"), "y": r["y"].replace("w", "b")} for r in make_records(6, 2)
+    ]
+    common = [
+        "--model",
+        source,
+        "--data",
+        write_jsonl(tmp_path / "d.jsonl", records),
+        "--device",
+        "cpu",
+    ]
     baseline = ["--baseline", f"{tmp_path}/b.h5", "--baseline-precision", precision]
-    for call in (["precompute", *common, "--precision", precision, "--out", f"{tmp_path}/b.h5"],
-                 ["train", *common, *baseline, "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"]):
+    for call in (
+        ["precompute", *common, "--precision", precision, "--out", f"{tmp_path}/b.h5"],
+        ["train", *common, *baseline, "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"],
+    ):
         result = CliRunner().invoke(main, call)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model" / "config.json").is_file()
@@ -96,7 +133,8 @@ def test_rows_of_added_tags_are_the_mean_of_what_spells_them(tmp_path):
     model, template = runtime.load_model(source), runtime.load_template(source)
     old = model.get_input_embeddings().num_embeddings
     runtime.fit_vocabulary(model, template)
-    assert model.get_input_embeddings().num_embeddings == old + 4  # the frozen model goes without <z> and </z>
+    # the frozen model goes without <z> and </z>
+    assert model.get_input_embeddings().num_embeddings == old + 4
     runtime.fit_vocabulary(model, template, section=True)
     rows = model.get_input_embeddings().weight
     assert len(rows) == old + 6
@@ -104,8 +142,13 @@ def test_rows_of_added_tags_are_the_mean_of_what_spells_them(tmp_path):
     assert torch.allclose(rows[tag], rows[template.spelling("</z>")].mean(0), atol=1e-6)
 
 
-FAMILIES = {"llama": {}, "mistral": {}, "qwen3": {"head_dim": 8}, "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
-            "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}}
+FAMILIES = {
+    "llama": {},
+    "mistral": {},
+    "qwen3": {"head_dim": 8},
+    "gemma2": {"head_dim": 8, "final_logit_softcapping": 2.0},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -118,25 +161,68 @@ def test_families_in_a_chat_frame_from_b_t_to_a_saved_run(family, tmp_path):
     from twcli.cli.main import main
     from twcli.storage.cache import Cache
 
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-             "max_position_embeddings": 64} if family != "gpt2" else {}
+    sizes = (
+        {
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+        }
+        if family != "gpt2"
+        else {}
+    )
     torch.manual_seed(0)
-    config = AutoConfig.for_model(family, vocab_size=30, bos_token_id=1, eos_token_id=2, pad_token_id=0, initializer_range=0.3,
-                                  **{**sizes, **FAMILIES[family]})
+    config = AutoConfig.for_model(
+        family,
+        vocab_size=30,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,
+        initializer_range=0.3,
+        **{**sizes, **FAMILIES[family]},
+    )
     model = AutoModelForCausalLM.from_config(config).eval()
     model.save_pretrained(tmp_path / "model")
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    tokenizer.chat_template = (
+        "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+    )
     tokenizer.save_pretrained(tmp_path / "model")
     records = make_records(4, 2)
-    common = ["--model", str(tmp_path / "model"), "--data", write_jsonl(tmp_path / "d.jsonl", records), "--template", "chat",
-              "--device", "cpu"]
+    common = [
+        "--model",
+        str(tmp_path / "model"),
+        "--data",
+        write_jsonl(tmp_path / "d.jsonl", records),
+        "--template",
+        "chat",
+        "--device",
+        "cpu",
+    ]
     if family == "gemma2":
         refused = CliRunner().invoke(main, ["precompute", *common, "--out", f"{tmp_path}/b.h5"])
-        assert refused.exit_code == 2 and "lacks --attention sdpa; try --attention eager" in refused.output
+        assert (
+            refused.exit_code == 2
+            and "lacks --attention sdpa; try --attention eager" in refused.output
+        )
         common += ["--attention", "eager"]
-    for call in (["precompute", *common, "--out", f"{tmp_path}/b.h5"],
-                 ["train", *common, "--baseline", f"{tmp_path}/b.h5", "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"]):
+    for call in (
+        ["precompute", *common, "--out", f"{tmp_path}/b.h5"],
+        [
+            "train",
+            *common,
+            "--baseline",
+            f"{tmp_path}/b.h5",
+            "--latents",
+            "2",
+            "--steps",
+            "2",
+            "--out",
+            f"{tmp_path}/run",
+        ],
+    ):
         result = CliRunner().invoke(main, call)
         assert result.exit_code == 0, result.output
     with Cache(tmp_path / "b.h5") as cache:
@@ -162,10 +248,19 @@ def test_items_are_computed_side_by_side_and_come_in_order():
 
     torch.set_num_threads(2)
     try:
-        assert list(runtime.core_by_core(call, range(8), torch.device("cpu"))) == [i * i for i in range(8)]
+        assert list(runtime.core_by_core(call, range(8), torch.device("cpu"))) == [
+            i * i for i in range(8)
+        ]
         assert torch.get_num_threads() == 2 and threading.current_thread() not in here
         for device, alone in (("cpu", True), ("meta", False)):
-            threads = list(runtime.core_by_core(lambda _: threading.current_thread(), range(3), torch.device(device), alone=alone))
+            threads = list(
+                runtime.core_by_core(
+                    lambda _: threading.current_thread(),
+                    range(3),
+                    torch.device(device),
+                    alone=alone,
+                )
+            )
             assert threads == 3 * [threading.current_thread()]
         assert list(runtime.core_by_core(call, [], torch.device("cpu"))) == []
     finally:

@@ -1,4 +1,6 @@
-"""The cache keeps every bit, resumes after anything, and believes no file that it has not checked."""
+"""The cache keeps every bit, resumes after anything, and believes no
+file that it has not checked.
+"""
 
 import errno
 import hashlib
@@ -47,7 +49,9 @@ class Truth:
         return self.nll[self.offsets[rows.start] : self.offsets[rows.stop]]
 
     def rows_of(self, rows):
-        return np.concatenate([np.empty(0, np.float32), *(self.part(range(r, r + 1)) for r in rows)])
+        return np.concatenate(
+            [np.empty(0, np.float32), *(self.part(range(r, r + 1)) for r in rows)]
+        )
 
     def write(self, path, shards=None, **options):
         """All of it, or only the first `shards` that are missing; returns how many were written."""
@@ -63,7 +67,9 @@ class Truth:
         with Cache(path) as cache:
             flat, lengths = cache.read(np.arange(cache.rows))
             assert cache.verify() == []
-            return np.array_equal(flat, self.nll) and np.array_equal(np.cumsum(lengths), self.offsets[1:])
+            return np.array_equal(flat, self.nll) and np.array_equal(
+                np.cumsum(lengths), self.offsets[1:]
+            )
 
 
 def some_rows(count=40, seed=0, **options):
@@ -76,7 +82,9 @@ def path(tmp_path):
 
 
 def leftovers(path):
-    return sorted(p.name for p in path.parent.iterdir() if p.name not in (path.name, f"{path.name}.lock"))
+    return sorted(
+        p.name for p in path.parent.iterdir() if p.name not in (path.name, f"{path.name}.lock")
+    )
 
 
 def refusal(action):
@@ -90,8 +98,19 @@ def refusal(action):
 # What is read is what was written
 
 
-@pytest.mark.parametrize("lengths", [
-    [1], [0], [0, 0, 3], [16384], [16385, 0, 1], [16383, 1, 16384, 5], [50000, 2, 40000], [3] * 9000])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1],
+        [0],
+        [0, 0, 3],
+        [16384],
+        [16385, 0, 1],
+        [16383, 1, 16384, 5],
+        [50000, 2, 40000],
+        [3] * 9000,
+    ],
+)
 def test_rows_come_back_in_any_order(path, lengths):
     truth = Truth(lengths, shard_rows=1000)
     truth.write(path)
@@ -120,7 +139,9 @@ def test_blocks_and_hashes_come_back(path):
                 cache.read(np.array([outside]))
     assert [rows.stop for rows, _, _ in blocks] == [640, 1280, 1920, 2560, 3200, 3840, 4480, 5000]
     assert np.array_equal(np.concatenate([flat for _, flat, _ in blocks]), truth.nll)
-    assert np.array_equal(np.concatenate([lengths for _, _, lengths in blocks]), np.diff(truth.offsets))
+    assert np.array_equal(
+        np.concatenate([lengths for _, _, lengths in blocks]), np.diff(truth.offsets)
+    )
 
 
 def test_others_may_read_the_file_as_far_as_the_umask_lets_them(path):
@@ -136,9 +157,13 @@ def test_the_file_is_plain_hdf5(path):
     truth = some_rows()
     truth.write(path)
     with h5py.File(path) as file:
-        assert {name: (d.dtype.str, d.shape, d.chunks, d.fletcher32) for name, d in file.items()} == {
-            "nll": ("<f4", truth.nll.shape, (16384,), True), "offsets": ("<i8", (41,), (4096,), True),
-            "row_hash": ("|u1", (40, 16), (4096, 16), True)}
+        assert {
+            name: (d.dtype.str, d.shape, d.chunks, d.fletcher32) for name, d in file.items()
+        } == {
+            "nll": ("<f4", truth.nll.shape, (16384,), True),
+            "offsets": ("<i8", (41,), (4096,), True),
+            "row_hash": ("|u1", (40, 16), (4096, 16), True),
+        }
         assert np.array_equal(file["nll"][:], truth.nll)
         assert file.attrs["format_version"] == 1
         assert json.loads(file.attrs["fingerprint"]) == PRINT
@@ -148,13 +173,17 @@ def test_the_file_is_plain_hdf5(path):
 # What is refused on writing
 
 
-@pytest.mark.parametrize(("value", "said"), [
-    (np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-1.1e-4, r"-0\.00011"), (-3.0, "-3")])
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(np.nan, "nan"), (np.inf, "inf"), (-np.inf, "-inf"), (-1.1e-4, r"-0\.00011"), (-3.0, "-3")],
+)
 def test_a_value_that_is_no_nll_is_refused_with_its_row(path, value, said):
     truth = Truth([2, 0, 3, 4])
     truth.nll[3] = value  # the second token of row 2
     with truth.writer(path) as writer:
-        with pytest.raises(WorkFailed, match=rf"row 2 \(line 3 of the data\): .* token 1 of y is {said};"):
+        with pytest.raises(
+            WorkFailed, match=rf"row 2 \(line 3 of the data\): .* token 1 of y is {said};"
+        ):
             writer.write(range(4), truth.nll)
         assert writer.missing == [range(4)]
 
@@ -172,8 +201,13 @@ def test_wrong_lengths_and_rows_are_refused(path):
     truth = Truth([2, 3, 4], shard_rows=2)
     with truth.writer(path) as writer:
         assert writer.missing == [range(2), range(2, 3)]
-        for rows, nll in ((range(2), truth.nll[:4]), (range(4), truth.nll), (range(0), truth.nll[:0]),
-                          (range(0, 2, 2), truth.nll[:2]), (range(1), truth.nll[:2].reshape(1, 2))):
+        for rows, nll in (
+            (range(2), truth.nll[:4]),
+            (range(4), truth.nll),
+            (range(0), truth.nll[:0]),
+            (range(0, 2, 2), truth.nll[:2]),
+            (range(1), truth.nll[:2].reshape(1, 2)),
+        ):
             with pytest.raises(ValueError, match=r"rows \d+ to|not a range"):
                 writer.write(rows, nll)
         writer.write(range(2), truth.nll[:5])
@@ -187,18 +221,34 @@ def test_wrong_lengths_and_rows_are_refused(path):
 
 def test_wrong_arguments_are_refused(path):
     truth = Truth([2, 3])
-    assert "no rows" in refusal(lambda: truth.writer(path, offsets=np.zeros(1), row_hash=truth.row_hash[:0]))
-    for wrong in ({"offsets": [0, 5]}, {"offsets": [1, 2, 5]}, {"offsets": [0, 5, 2]}, {"shard_rows": 0},
-                  {"row_hash": truth.row_hash[:, :8]}, {"row_hash": truth.row_hash.astype(int)},
-                  {"fingerprint": {"a": "x" * 40_000}}, {"fingerprint": {"a": float("nan")}}):
+    assert "no rows" in refusal(
+        lambda: truth.writer(path, offsets=np.zeros(1), row_hash=truth.row_hash[:0])
+    )
+    for wrong in (
+        {"offsets": [0, 5]},
+        {"offsets": [1, 2, 5]},
+        {"offsets": [0, 5, 2]},
+        {"shard_rows": 0},
+        {"row_hash": truth.row_hash[:, :8]},
+        {"row_hash": truth.row_hash.astype(int)},
+        {"fingerprint": {"a": "x" * 40_000}},
+        {"fingerprint": {"a": float("nan")}},
+    ):
         with pytest.raises(ValueError, match=r"offsets|shard_rows|row_hash|fingerprint|JSON"):
             truth.writer(path, **wrong)
     assert list(path.parent.iterdir()) == []
 
 
-@pytest.mark.parametrize(("place", "mend"), [
-    ("/proc/F.h5", "cannot write there"), ("missing/F.h5", "make it first"), ("file/F.h5", "make it first"), ("folder", "name a file"),
-    ("x" * 300, "cannot write there: file name too long")])
+@pytest.mark.parametrize(
+    ("place", "mend"),
+    [
+        ("/proc/F.h5", "cannot write there"),
+        ("missing/F.h5", "make it first"),
+        ("file/F.h5", "make it first"),
+        ("folder", "name a file"),
+        ("x" * 300, "cannot write there: file name too long"),
+    ],
+)
 def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place, mend):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
@@ -245,9 +295,13 @@ def test_a_damaged_shard_is_made_again_and_told(path, damage):
     shard = path.parent / "F.h5.parts" / "7-14.f32"
     data = shard.read_bytes()
     flipped = data[:11] + bytes([data[11] ^ 4]) + data[12:]
-    shard.write_bytes({"flip": flipped, "shorten": data[:-4], "lengthen": data * 2, "empty": b""}[damage])
+    shard.write_bytes(
+        {"flip": flipped, "shorten": data[:-4], "lengthen": data * 2, "empty": b""}[damage]
+    )
     with truth.writer(path) as writer:
-        assert [re.search("rows 7 to 13 is damaged", note) is not None for note in writer.notes] == [True]
+        assert [
+            re.search("rows 7 to 13 is damaged", note) is not None for note in writer.notes
+        ] == [True]
         assert writer.missing == [range(7, 14), range(21, 28), range(28, 35), range(35, 40)]
     truth.write(path)
     assert truth.matches(path)
@@ -274,11 +328,18 @@ def test_torn_files_are_swept_up(path):
     (parts / "publish.tmp").write_bytes(b"torn")
     (parts / "21-28.f32").write_bytes(b"was never listed")
     with open(parts / "manifest.jsonl", "ab") as file:
-        file.write(b'\n{"rows": [14, 21], "sha256": "00"}\n\n{"rows": [7, 30]}\n[]\n{"rows": [28, 3')
+        file.write(
+            b'\n{"rows": [14, 21], "sha256": "00"}\n\n{"rows": [7, 30]}\n[]\n{"rows": [28, 3'
+        )
     with truth.writer(path) as writer:
         assert writer.notes == []
         assert writer.missing[0] == range(14, 21)
-        assert {p.name for p in parts.iterdir()} == {"0-7.f32", "7-14.f32", "manifest.jsonl", "owner.json"}
+        assert {p.name for p in parts.iterdir()} == {
+            "0-7.f32",
+            "7-14.f32",
+            "manifest.jsonl",
+            "owner.json",
+        }
     assert truth.write(path) == 4
     assert truth.matches(path)
 
@@ -318,10 +379,18 @@ def test_a_nonsense_manifest_is_begun_anew(path, first_line):
     assert truth.matches(path)
 
 
-@pytest.mark.parametrize(("change", "why"), [
-    ({"fingerprint": PRINT | {"max_length": 64}}, "max_length differs"),
-    ({"fingerprint": PRINT | {"template": {"tags": [], "version": 1}}}, "template.tags differs"),
-    ({"row_hash": np.ones((40, 16), np.uint8)}, "the rows differ"), ({"offsets": 7 * np.arange(41)}, "the rows differ")])
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"fingerprint": PRINT | {"max_length": 64}}, "max_length differs"),
+        (
+            {"fingerprint": PRINT | {"template": {"tags": [], "version": 1}}},
+            "template.tags differs",
+        ),
+        ({"row_hash": np.ones((40, 16), np.uint8)}, "the rows differ"),
+        ({"offsets": 7 * np.arange(41)}, "the rows differ"),
+    ],
+)
 def test_shards_of_something_else_are_discarded_and_told(path, change, why):
     truth = some_rows()
     truth.write(path, 3)
@@ -344,7 +413,10 @@ def test_shards_of_the_same_are_kept_whatever_is_to_be_replaced(path):
 
 def test_a_file_in_place_of_the_folder_is_named(path):
     Path(f"{path}.parts").touch()
-    assert refusal(lambda: some_rows().write(path)) == f"{path}.parts: cannot make this folder: file exists"
+    assert (
+        refusal(lambda: some_rows().write(path))
+        == f"{path}.parts: cannot make this folder: file exists"
+    )
 
 
 def test_a_folder_of_something_else_is_left_alone(path):
@@ -372,8 +444,14 @@ WRITE_SLOWLY = """
 
 def start(code, **values):
     code = textwrap.dedent(code).format(**values)
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"})
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "HDF5_USE_FILE_LOCKING": "FALSE"},
+    )
 
 
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(path):
@@ -416,12 +494,20 @@ FULL_DISK = """
 """
 
 
-@pytest.mark.parametrize(("limit", "doing", "left"), [
-    (30_000, "store rows 0 to 9", 10), (60_000, "write the cache", 0), (300_000, "write the cache", 0)])
+@pytest.mark.parametrize(
+    ("limit", "doing", "left"),
+    [
+        (30_000, "store rows 0 to 9", 10),
+        (60_000, "write the cache", 0),
+        (300_000, "write the cache", 0),
+    ],
+)
 def test_a_file_that_cannot_grow_is_one_line_and_can_be_resumed(path, limit, doing, left):
     out, err = (process := start(FULL_DISK, limit=limit, path=str(path))).communicate()
-    assert out == (f"{path}: cannot {doing}: file too large; finished shards are kept, so the same command "
-                   "goes on from there\n")
+    assert out == (
+        f"{path}: cannot {doing}: file too large; finished shards are kept, so the same command "
+        "goes on from there\n"
+    )
     assert (err, process.returncode) == ("", 0)
     assert not path.exists()
     assert not list(path.parent.rglob("*.tmp"))
@@ -431,7 +517,9 @@ def test_a_file_that_cannot_grow_is_one_line_and_can_be_resumed(path, limit, doi
 
 
 def test_any_single_write_may_fail(path, monkeypatch):
-    """Every write, one after the other, is the first that finds the disk full; the next try succeeds."""
+    """Every write, one after the other, is the first that finds the disk
+    full; the next try succeeds.
+    """
     truth = Truth([3000] * 30, shard_rows=10)
     real, failures = parts.write_all, 0
     for number in range(1000):
@@ -505,10 +593,14 @@ def test_shards_of_one_row(path):
     assert truth.matches(path)
 
 
-def test_a_published_cache_misses_nothing_and_its_folder_is_synced_after_the_rename(path, monkeypatch):
+def test_a_published_cache_misses_nothing_and_its_folder_is_synced_after_the_rename(
+    path, monkeypatch
+):
     truth = some_rows()
     synced = []
-    monkeypatch.setattr("twcli.storage.parts.sync_folder", lambda folder: synced.append((folder, path.exists())))
+    monkeypatch.setattr(
+        "twcli.storage.parts.sync_folder", lambda folder: synced.append((folder, path.exists()))
+    )
     with truth.writer(path) as writer:
         for rows in writer.missing:
             writer.write(rows, truth.part(rows))
@@ -582,7 +674,9 @@ def test_twenty_damaged_places_are_listed_and_the_rest_counted(path):
 
 def test_shards_have_4096_rows_unless_told(path):
     truth = Truth([1] * 4100)
-    with CacheWriter(path, fingerprint=PRINT, offsets=truth.offsets, row_hash=truth.row_hash) as writer:
+    with CacheWriter(
+        path, fingerprint=PRINT, offsets=truth.offsets, row_hash=truth.row_hash
+    ) as writer:
         assert writer.missing == [range(4096), range(4096, 4100)]
 
 
@@ -591,7 +685,11 @@ def test_long_values_that_differ_are_cut():
 
 
 def open_files():
-    return {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if os.path.islink(f"/proc/self/fd/{fd}")}
+    return {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.islink(f"/proc/self/fd/{fd}")
+    }
 
 
 def test_a_complete_cache_is_recognised(path):
@@ -640,7 +738,10 @@ def test_another_cache_is_replaced_only_on_demand_and_only_when_complete(path):
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_what_is_no_cache_is_never_replaced(path, overwrite):
     path.write_text('{"x": "mine", "y": "too"}\n')
-    assert refusal(lambda: some_rows().writer(path, overwrite=overwrite)) == f"{path}: is not a cache; name another --out"
+    assert (
+        refusal(lambda: some_rows().writer(path, overwrite=overwrite))
+        == f"{path}: is not a cache; name another --out"
+    )
     assert path.read_text() == '{"x": "mine", "y": "too"}\n'
     path.unlink()
     os.mkfifo(path)
@@ -657,13 +758,23 @@ def test_an_empty_file_may_be_replaced(path):
 # What train asks
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"weights": "bb"}, 'another weights: the cache has "aa", this call has "bb"'),
-    ({"template": {"tags": ["<x>"], "version": 2}}, "template.version: the cache has 1, this call has 2"),
-    ({"template": {"tags": [], "version": 1}}, 'template.tags: the cache has ["<x>"], this call has []'),
-    ({"template": None}, "another template: the cache has {"),
-    ({"dtype": "fp32"}, 'another dtype: the cache has nothing, this call has "fp32"'),
-    ({"weights": "c\n" + "d" * 500}, 'this call has "c\\nddd')])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "bb"}, 'another weights: the cache has "aa", this call has "bb"'),
+        (
+            {"template": {"tags": ["<x>"], "version": 2}},
+            "template.version: the cache has 1, this call has 2",
+        ),
+        (
+            {"template": {"tags": [], "version": 1}},
+            'template.tags: the cache has ["<x>"], this call has []',
+        ),
+        ({"template": None}, "another template: the cache has {"),
+        ({"dtype": "fp32"}, 'another dtype: the cache has nothing, this call has "fp32"'),
+        ({"weights": "c\n" + "d" * 500}, 'this call has "c\\nddd'),
+    ],
+)
 def test_check_names_the_field_and_both_values(path, change, said):
     truth = some_rows()
     truth.write(path)
@@ -676,22 +787,31 @@ def test_check_names_what_is_missing_the_line_and_the_counts(path):
     truth = some_rows(6000, shard_rows=999)
     truth.write(path)
     cache = Cache(path)
-    cache.check(PRINT | {"template": {"version": 1, "tags": ("<x>",)}}, truth.row_hash)  # as JSON knows it
+    # as JSON knows it
+    cache.check(PRINT | {"template": {"version": 1, "tags": ("<x>",)}}, truth.row_hash)
     fewer = {key: value for key, value in PRINT.items() if key != "max_length"}
     assert "another max_length: the cache has 128, this call has nothing" in refusal(
-        lambda: cache.check(fewer, truth.row_hash))
+        lambda: cache.check(fewer, truth.row_hash)
+    )
     other = truth.row_hash.copy()
     other[[4999, 5500], 15] ^= 1
     assert refusal(lambda: cache.check(PRINT, other)).endswith(
-        "made from other data; the first row that differs is line 5000 of the data")
-    assert refusal(lambda: cache.check(PRINT | {"max_length": 1}, other)).endswith("is line 5000 of the data")
+        "made from other data; the first row that differs is line 5000 of the data"
+    )
+    assert refusal(lambda: cache.check(PRINT | {"max_length": 1}, other)).endswith(
+        "is line 5000 of the data"
+    )
     other = truth.row_hash.copy()
     other[0] ^= 1
-    assert refusal(lambda: cache.check(PRINT, other)).endswith("the first row that differs is line 1 of the data")
+    assert refusal(lambda: cache.check(PRINT, other)).endswith(
+        "the first row that differs is line 1 of the data"
+    )
     assert "made from 6000 rows, the data have 5999" in refusal(
-        lambda: cache.check(PRINT, truth.row_hash[:-1]))
+        lambda: cache.check(PRINT, truth.row_hash[:-1])
+    )
     assert "the data have 6001" in refusal(
-        lambda: cache.check(PRINT, np.concatenate([truth.row_hash, truth.row_hash[:1]])))
+        lambda: cache.check(PRINT, np.concatenate([truth.row_hash, truth.row_hash[:1]]))
+    )
 
 
 # Processes
@@ -725,7 +845,8 @@ def test_a_forked_child_opens_its_own_handles(path):
     if child == 0:
         own = cache._open()
         right = own is not inherited and own.source.handle != inherited.source.handle
-        right &= own.columns["nll"].touched.tolist() == [True] + [False] * 5  # checked before the fork
+        # checked before the fork
+        right &= own.columns["nll"].touched.tolist() == [True] + [False] * 5
         right &= np.array_equal(cache.read(np.arange(100))[0], truth.nll)
         cache.close()
         os._exit(0 if right else 1)
@@ -740,7 +861,8 @@ def test_a_file_replaced_while_in_use_is_refused(path):
     assert pickle.loads(sent).rows == 40
     some_rows(seed=2).write(path, overwrite=True)
     assert "was changed or replaced while in use" in refusal(lambda: pickle.loads(sent).rows)
-    assert np.array_equal(cache.read(np.arange(40))[0], some_rows(seed=1).nll)  # this one holds the old file
+    # this one holds the old file
+    assert np.array_equal(cache.read(np.arange(40))[0], some_rows(seed=1).nll)
 
 
 def test_a_file_cut_short_while_in_use_is_an_error_and_no_crash(path):
@@ -773,7 +895,9 @@ def notices(path):
 
 
 def places_outside_the_data(path):
-    """All bytes that are neither in a chunk nor its checksum: HDF5's own structures and the gaps between."""
+    """All bytes that are neither in a chunk nor its checksum: HDF5's own
+    structures and the gaps between.
+    """
     outside = np.ones(path.stat().st_size, bool)
     with h5py.File(path) as file:
         for dataset in file.values():
@@ -815,9 +939,11 @@ def test_the_content_checksum_finds_what_hdf5_wrote_later(path):
     truth.write(path)
     with h5py.File(path, "r+") as file:
         file["nll"][5:9] = [np.nan, np.inf, -1.0, 0.0]  # the last is an NLL as good as any
-    assert Cache(path).verify() == ["its last line, the checksum of the file, is damaged or missing",
-                                    "3 values of /nll are negative or not finite",
-                                    "content_sha256 does not match what the file holds"]
+    assert Cache(path).verify() == [
+        "its last line, the checksum of the file, is damaged or missing",
+        "3 values of /nll are negative or not finite",
+        "content_sha256 does not match what the file holds",
+    ]
 
 
 def test_a_truncated_file_is_found(path):
@@ -836,12 +962,24 @@ def test_a_truncated_file_is_found(path):
 def forge(path, change=lambda file: None, **attributes):
     """A cache of two rows made by h5py, then changed; without change it can be read."""
     with h5py.File(path, "w") as file:
-        file.create_dataset("nll", data=np.ones(5, "<f4"), maxshape=(None,), chunks=(16384,), fletcher32=True)
-        file.create_dataset("offsets", data=np.array([0, 2, 5]), maxshape=(None,), chunks=(4096,),
-                            fletcher32=True)
-        file.create_dataset("row_hash", data=np.zeros((2, 16), "u1"), maxshape=(None, 16), chunks=(4096, 16),
-                            fletcher32=True)
-        good = {"format_version": 1, "fingerprint": np.bytes_(b"{}"), "content_sha256": np.bytes_(b"0" * 64)}
+        file.create_dataset(
+            "nll", data=np.ones(5, "<f4"), maxshape=(None,), chunks=(16384,), fletcher32=True
+        )
+        file.create_dataset(
+            "offsets", data=np.array([0, 2, 5]), maxshape=(None,), chunks=(4096,), fletcher32=True
+        )
+        file.create_dataset(
+            "row_hash",
+            data=np.zeros((2, 16), "u1"),
+            maxshape=(None, 16),
+            chunks=(4096, 16),
+            fletcher32=True,
+        )
+        good = {
+            "format_version": 1,
+            "fingerprint": np.bytes_(b"{}"),
+            "content_sha256": np.bytes_(b"0" * 64),
+        }
         for name, value in (good | attributes).items():
             if value is not None:
                 file.attrs[name] = value
@@ -852,11 +990,18 @@ def replaced(name, **settings):
     def change(file):
         del file[name]
         file.create_dataset(name, **settings)
+
     return change
 
 
 def nll(**settings):
-    good = {"shape": (5,), "dtype": "<f4", "maxshape": (None,), "chunks": (16384,), "fletcher32": True}
+    good = {
+        "shape": (5,),
+        "dtype": "<f4",
+        "maxshape": (None,),
+        "chunks": (16384,),
+        "fletcher32": True,
+    }
     return replaced("nll", **(good | settings))
 
 
@@ -872,24 +1017,40 @@ def linked(link):
         file.move("nll", "row_hash2")
         file["nll"] = link
         del file["row_hash2"]
+
     return change
 
 
 def written(name, value):
     def change(file):
         file[name][...] = value
+
     return change
 
 
 HOSTILE = {
-    "external link": (linked(h5py.ExternalLink("secret.h5", "/nll")), "/nll is a link to somewhere else"),
+    "external link": (
+        linked(h5py.ExternalLink("secret.h5", "/nll")),
+        "/nll is a link to somewhere else",
+    ),
     "soft link": (linked(h5py.SoftLink("/offsets")), "/nll is a link to somewhere else"),
-    "external storage": (replaced("nll", shape=(5,), dtype="<f4", external=[("secret.bin", 0, 20)]),
-                         "/nll is not stored in plain chunks"),
+    "external storage": (
+        replaced("nll", shape=(5,), dtype="<f4", external=[("secret.bin", 0, 20)]),
+        "/nll is not stored in plain chunks",
+    ),
     "virtual dataset": (virtual, "/nll is not stored in plain chunks"),
     "4 TB": (nll(shape=(10**12,)), "declares more data than the file has bytes"),
-    "4 TB of offsets": (replaced("offsets", shape=(10**12,), dtype="<i8", maxshape=(None,), chunks=(4096,),
-                                 fletcher32=True), "its shapes do not fit together"),
+    "4 TB of offsets": (
+        replaced(
+            "offsets",
+            shape=(10**12,),
+            dtype="<i8",
+            maxshape=(None,),
+            chunks=(4096,),
+            fletcher32=True,
+        ),
+        "its shapes do not fit together",
+    ),
     "nothing stored": (nll(), "/nll is not completely there"),
     "contiguous": (replaced("nll", data=np.ones(5, "<f4")), "/nll is not stored in plain chunks"),
     "no checksum": (nll(fletcher32=False), "/nll is not stored in plain chunks"),
@@ -897,16 +1058,40 @@ HOSTILE = {
     "other chunks": (nll(chunks=(100,)), "/nll has the wrong type or shape"),
     "float64": (nll(dtype="<f8"), "/nll has the wrong type or shape"),
     "big-endian": (nll(dtype=">f4"), "/nll has the wrong type or shape"),
-    "two axes": (nll(shape=(5, 1), maxshape=(None, 1), chunks=(16384, 1)), "/nll has the wrong type"),
-    "narrow hashes": (replaced("row_hash", shape=(2, 5), dtype="u1", maxshape=(None, None), chunks=(4096, 16),
-                               fletcher32=True), "/row_hash has the wrong type or shape"),
-    "strings": (nll(dtype=h5py.string_dtype(), fletcher32=False), "/nll is not stored in plain chunks"),
+    "two axes": (
+        nll(shape=(5, 1), maxshape=(None, 1), chunks=(16384, 1)),
+        "/nll has the wrong type",
+    ),
+    "narrow hashes": (
+        replaced(
+            "row_hash",
+            shape=(2, 5),
+            dtype="u1",
+            maxshape=(None, None),
+            chunks=(4096, 16),
+            fletcher32=True,
+        ),
+        "/row_hash has the wrong type or shape",
+    ),
+    "strings": (
+        nll(dtype=h5py.string_dtype(), fletcher32=False),
+        "/nll is not stored in plain chunks",
+    ),
     "a group": (lambda file: (file.pop("nll"), file.create_group("nll")), "/nll is not a dataset"),
-    "a type": (lambda file: (file.pop("nll"), file.__setitem__("nll", np.dtype("<f4"))), "/nll is not a"),
+    "a type": (
+        lambda file: (file.pop("nll"), file.__setitem__("nll", np.dtype("<f4"))),
+        "/nll is not a",
+    ),
     "missing": (lambda file: file.pop("row_hash"), "it has no /row_hash"),
     "extra": (lambda file: file.create_group("zzz"), "it holds /zzz"),
-    "too few offsets": (lambda file: file["offsets"].resize((2,)), "its shapes do not fit together"),
-    "no rows": (lambda file: (file["offsets"].resize((1,)), file["row_hash"].resize((0, 16))), "its shapes"),
+    "too few offsets": (
+        lambda file: file["offsets"].resize((2,)),
+        "its shapes do not fit together",
+    ),
+    "no rows": (
+        lambda file: (file["offsets"].resize((1,)), file["row_hash"].resize((0, 16))),
+        "its shapes",
+    ),
     "offsets fall": (written("offsets", [0, 6, 5]), "its offsets fall"),
     "offsets begin late": (written("offsets", [1, 2, 5]), "its offsets fall or do not begin at 0"),
     "offsets below 0": (written("offsets", [0, -(2**62), 5]), "its offsets fall"),
@@ -922,7 +1107,8 @@ def test_a_hostile_structure_is_refused(path, name):
     (path.parent / "secret.bin").write_bytes(bytes(20))
     change, said = HOSTILE[name]
     forge(path)
-    assert Cache(path).read(np.array([1]))[0].tolist() == [1, 1, 1]  # so it is the change that is refused
+    # so it is the change that is refused
+    assert Cache(path).read(np.array([1]))[0].tolist() == [1, 1, 1]
     forge(path, change)
     message = refusal(lambda: Cache(path))
     assert said in message
@@ -939,21 +1125,25 @@ def test_offsets_are_checked_across_blocks(path, monkeypatch, block):
         assert "its offsets" in refusal(lambda: Cache(path))
 
 
-@pytest.mark.parametrize(("attributes", "said"), [
-    ({"format_version": 2}, "it has format version 2, this twcli reads 1"),
-    ({"format_version": None}, "it has no attribute format_version"),
-    ({"format_version": [1, 1]}, "format_version has the wrong type"),
-    ({"format_version": "1"}, "format_version has the wrong type"),
-    ({"fingerprint": None}, "it has no attribute fingerprint"),
-    ({"fingerprint": "{}"}, "fingerprint has the wrong type"),
-    ({"fingerprint": np.bytes_(b'{"a": ')}, "its fingerprint is not JSON"),
-    ({"fingerprint": np.bytes_(b"\xff\xfe")}, "its fingerprint is not JSON"),
-    ({"fingerprint": np.bytes_(b"[" * 30_000)}, "its fingerprint is not JSON"),
-    ({"fingerprint": np.bytes_(b'{"a": NaN}')}, "JSON"),
-    ({"fingerprint": np.bytes_(b"[1]")}, "its fingerprint is not a JSON object"),
-    ({"fingerprint": np.bytes_(b'{"a": "' + b"x" * 32_000 + b'"}')}, "the wrong type or size"),
-    ({"content_sha256": None}, "it has no attribute content_sha256"),
-    ({"content_sha256": 3}, "content_sha256 has the wrong type")])
+@pytest.mark.parametrize(
+    ("attributes", "said"),
+    [
+        ({"format_version": 2}, "it has format version 2, this twcli reads 1"),
+        ({"format_version": None}, "it has no attribute format_version"),
+        ({"format_version": [1, 1]}, "format_version has the wrong type"),
+        ({"format_version": "1"}, "format_version has the wrong type"),
+        ({"fingerprint": None}, "it has no attribute fingerprint"),
+        ({"fingerprint": "{}"}, "fingerprint has the wrong type"),
+        ({"fingerprint": np.bytes_(b'{"a": ')}, "its fingerprint is not JSON"),
+        ({"fingerprint": np.bytes_(b"\xff\xfe")}, "its fingerprint is not JSON"),
+        ({"fingerprint": np.bytes_(b"[" * 30_000)}, "its fingerprint is not JSON"),
+        ({"fingerprint": np.bytes_(b'{"a": NaN}')}, "JSON"),
+        ({"fingerprint": np.bytes_(b"[1]")}, "its fingerprint is not a JSON object"),
+        ({"fingerprint": np.bytes_(b'{"a": "' + b"x" * 32_000 + b'"}')}, "the wrong type or size"),
+        ({"content_sha256": None}, "it has no attribute content_sha256"),
+        ({"content_sha256": 3}, "content_sha256 has the wrong type"),
+    ],
+)
 def test_hostile_attributes_are_refused(path, attributes, said):
     forge(path, **attributes)
     assert said in refusal(lambda: Cache(path))
@@ -961,9 +1151,16 @@ def test_hostile_attributes_are_refused(path, attributes, said):
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "text", "empty", "pipe", "below a file"])
 def test_what_is_no_cache_file_is_refused(path, kind):
-    make = {"folder": path.mkdir, "text": lambda: path.write_text("x" * 1000), "empty": path.touch,
-            "pipe": lambda: os.mkfifo(path), "below a file": path.touch}
+    make = {
+        "folder": path.mkdir,
+        "text": lambda: path.write_text("x" * 1000),
+        "empty": path.touch,
+        "pipe": lambda: os.mkfifo(path),
+        "below a file": path.touch,
+    }
     make.get(kind, list)()
     target = path / "F.h5" if kind == "below a file" else path
-    said = {"missing": "no such file", "below a file": "not a directory"}.get(kind, "is not an HDF5 file")
+    said = {"missing": "no such file", "below a file": "not a directory"}.get(
+        kind, "is not an HDF5 file"
+    )
     assert said in refusal(lambda: Cache(target))

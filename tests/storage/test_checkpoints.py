@@ -35,11 +35,19 @@ def steps(checkpoints):
 def test_the_newest_comes_back(checkpoints, tmp_path):
     step, found, notes = checkpoints.newest(MADE)
     assert (step, notes) == (4, [])
-    assert {name: tensor.tolist() for name, tensor in found.items()} == {"model.weight": [4.0] * 3, "latents": [0, 1, 2, 3]}
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "model.weight": [4.0] * 3,
+        "latents": [0, 1, 2, 3],
+    }
     assert checkpoints.newest_content()["said"] == 4
     assert checkpoints.problems() == []
     none = Checkpoints(tmp_path / "none")
-    assert (none.newest({}), none.newest_content(), none.last, none.problems()) == ((0, {}, []), {}, None, [])
+    assert (none.newest({}), none.newest_content(), none.last, none.problems()) == (
+        (0, {}, []),
+        {},
+        None,
+        [],
+    )
 
 
 def test_the_last_n_are_kept(checkpoints):
@@ -73,9 +81,16 @@ def test_one_under_another_name_is_not_believed(checkpoints):
     assert checkpoints.newest(MADE)[0] == 2
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ({"weights": "bb"}, 'another weights: the checkpoint has "aa", this call has "bb"'),
-    ({"template": {"ids": [1, 3]}}, "another template.ids: the checkpoint has [1, 2], this call has [1, 3]")])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"weights": "bb"}, 'another weights: the checkpoint has "aa", this call has "bb"'),
+        (
+            {"template": {"ids": [1, 3]}},
+            "another template.ids: the checkpoint has [1, 2], this call has [1, 3]",
+        ),
+    ],
+)
 def test_one_of_something_else_is_refused(checkpoints, change, said):
     with pytest.raises(UserError, match="give another --out, or --overwrite") as caught:
         checkpoints.newest(MADE | change)

@@ -21,7 +21,9 @@ MADE = {"weights": "aa", "template": {"ids": [1, 2]}, "settings": {}}
 
 
 def settings(out, **changes):
-    return TrainConfig(**{"model": "M", "data": "D", "baseline": "B", "latents": 3, "out": str(out), **changes})
+    return TrainConfig(
+        **{"model": "M", "data": "D", "baseline": "B", "latents": 3, "out": str(out), **changes}
+    )
 
 
 @pytest.fixture
@@ -122,11 +124,19 @@ def test_a_result_that_is_not_what_was_published_is_named(run):
     assert run.load_posterior()["head"].tolist() == [1, 1]
     for file in (run.model / "inner" / "config.json", run.posterior_file, run.metrics_file):
         flip(file, 3)
-        with pytest.raises(UserError, match=f"{file.name}: its checksum differs; run its `twcli train` command again with --overwrite"):
+        with pytest.raises(
+            UserError,
+            match=(
+                f"{file.name}: its checksum differs; run its `twcli train` command again with "
+                "--overwrite"
+            ),
+        ):
             run.check_results()
         flip(file, 3)
     (run.model / "inner" / "config.json").unlink()
-    assert run.problems() == [f"{run.model}/inner/config.json: cannot be read: No such file or directory"]
+    assert run.problems() == [
+        f"{run.model}/inner/config.json: cannot be read: No such file or directory"
+    ]
     run.checksums_file.write_text("[")
     assert "checksums.json: cannot be read" in run.problems()[0]
     run.posterior_file.unlink()
@@ -187,7 +197,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 def test_one_writer_a_run(tmp_path):
     with RunFolder(tmp_path / "a").writer():
         (tmp_path / "a" / "config.yaml").touch()
-        with pytest.raises(UserError, match="another process is training here"), RunFolder(tmp_path / "a").writer():
+        with (
+            pytest.raises(UserError, match="another process is training here"),
+            RunFolder(tmp_path / "a").writer(),
+        ):
             pass
     with RunFolder(tmp_path / "a").writer():
         pass
@@ -197,17 +210,29 @@ def test_one_writer_a_run(tmp_path):
 
 
 def test_a_disk_that_fails_is_one_line(tmp_path):
-    with pytest.raises(WorkFailed, match="metrics: No space left on device; run the same command again to resume"), \
-            RunFolder(tmp_path / "a").writer():
+    with (
+        pytest.raises(
+            WorkFailed,
+            match="metrics: No space left on device; run the same command again to resume",
+        ),
+        RunFolder(tmp_path / "a").writer(),
+    ):
         raise OSError(28, os.strerror(28), "metrics")
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="cannot be written"), RunFolder(tmp_path / "file" / "run").writer():
+    with (
+        pytest.raises(UserError, match="cannot be written"),
+        RunFolder(tmp_path / "file" / "run").writer(),
+    ):
         pass
 
 
 @pytest.mark.parametrize("place", [".", "linked", "made"])
-def test_a_folder_that_was_there_stays_and_does_not_hide_what_went_wrong(tmp_path, monkeypatch, place):
-    monkeypatch.chdir(tmp_path / "here" if (tmp_path / "here").mkdir() is None and place == "." else tmp_path)
+def test_a_folder_that_was_there_stays_and_does_not_hide_what_went_wrong(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.chdir(
+        tmp_path / "here" if (tmp_path / "here").mkdir() is None and place == "." else tmp_path
+    )
     (tmp_path / "made").mkdir()
     (tmp_path / "linked").symlink_to("made")
     with pytest.raises(ZeroDivisionError), RunFolder(place).writer():
@@ -229,10 +254,17 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypa
         pass
 
 
-@pytest.mark.parametrize(("overwrite", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")])
-@pytest.mark.parametrize(("error", "said"), [
-    (OSError(28, "No space left on device"), "r: No space left on device"), (OSError("no tokenizer\nat all"), "r: no tokenizer"),
-    (SafetensorError("I/O error: no space\nat all"), "r: I/O error: no space")])
+@pytest.mark.parametrize(
+    ("overwrite", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")]
+)
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(28, "No space left on device"), "r: No space left on device"),
+        (OSError("no tokenizer\nat all"), "r: no tokenizer"),
+        (SafetensorError("I/O error: no space\nat all"), "r: I/O error: no space"),
+    ],
+)
 def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overwrite, mend):
     run = RunFolder(tmp_path / "r")
     with pytest.raises(WorkFailed) as caught, run.writer():
@@ -242,26 +274,48 @@ def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overw
     assert str(caught.value).endswith(f"{said}{mend} same command again to resume")
 
 
-@pytest.mark.parametrize(("begun", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")])
+@pytest.mark.parametrize(
+    ("begun", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")]
+)
 def test_an_interruption_says_how_to_go_on(tmp_path, begun, mend):
     run = RunFolder(tmp_path / "r")
-    with pytest.raises(Interrupted, match=f"^interrupted{mend} same command again to resume$"), run.writer():
+    with (
+        pytest.raises(Interrupted, match=f"^interrupted{mend} same command again to resume$"),
+        run.writer(),
+    ):
         if begun:
             run.begin(settings(run.path, overwrite=True))
         raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("overwrite", "mend"), [(False, "run the"), (True, "without --overwrite, run the")])
-def test_an_interrupted_training_says_how_to_go_on(model_dir, tmp_path, monkeypatch, overwrite, mend):
-    config = settings(tmp_path / "r", model=model_dir, data=write_jsonl(tmp_path / "d.jsonl", make_records(4, 3)), baseline=None,
-                      baseline_policy="dynamic", warm_start="none", steps=3, batch_tokens=200, device="cpu", overwrite=overwrite)
+@pytest.mark.parametrize(
+    ("overwrite", "mend"), [(False, "run the"), (True, "without --overwrite, run the")]
+)
+def test_an_interrupted_training_says_how_to_go_on(
+    model_dir, tmp_path, monkeypatch, overwrite, mend
+):
+    config = settings(
+        tmp_path / "r",
+        model=model_dir,
+        data=write_jsonl(tmp_path / "d.jsonl", make_records(4, 3)),
+        baseline=None,
+        baseline_policy="dynamic",
+        warm_start="none",
+        steps=3,
+        batch_tokens=200,
+        device="cpu",
+        overwrite=overwrite,
+    )
     run = RunFolder(config.out)
     with pytest.raises(Interrupted) as caught, run.writer():
         job = prepare(config, run, lambda _line: None, no_bar)
         trainer.begin(job)
         monkeypatch.setattr("twcli.signals.pending", lambda: True)
         list(trainer.fit(job, lambda _line: None))
-    assert str(caught.value) == f"interrupted after step 1 of 3, which is stored; {mend} same command again to resume"
+    assert (
+        str(caught.value)
+        == f"interrupted after step 1 of 3, which is stored; {mend} same command again to resume"
+    )
 
 
 def test_a_link_among_the_results_is_removed_and_what_it_leads_to_is_not(run, tmp_path):
@@ -274,11 +328,15 @@ def test_a_link_among_the_results_is_removed_and_what_it_leads_to_is_not(run, tm
 
 
 def test_the_card_tells_the_steps_that_were_made(template, tmp_path):
-    assert "| steps, seed | 37, 0 |" in model_card(settings(tmp_path, epochs=3), template, {"torch": "2"}, 37)
+    assert "| steps, seed | 37, 0 |" in model_card(
+        settings(tmp_path, epochs=3), template, {"torch": "2"}, 37
+    )
 
 
 def test_the_metrics_are_plain_json_lines(run):
-    assert [json.loads(line) for line in run.metrics_file.read_text().splitlines()] == run.read_metrics()
+    assert [
+        json.loads(line) for line in run.metrics_file.read_text().splitlines()
+    ] == run.read_metrics()
 
 
 def test_a_missing_tensorboard_is_told_first(tmp_path, monkeypatch):

@@ -11,7 +11,10 @@ from twcli.storage.spool import Spool
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.dtype("V16")])
 def test_pieces_follow_one_another_and_outlive_the_spool(dtype):
-    pieces = [np.arange(count * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype) for count in (3, 0, 5)]
+    pieces = [
+        np.arange(count * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype)
+        for count in (3, 0, 5)
+    ]
     with Spool(dtype) as spool:
         for piece in pieces:
             spool.append(piece)

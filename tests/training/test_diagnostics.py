@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from twcli.training import diagnostics
-from twcli.training.diagnostics import conditions, gradient_norms, posterior_gradient, row_figures, summarise_rows
+from twcli.training.diagnostics import (
+    conditions,
+    gradient_norms,
+    posterior_gradient,
+    row_figures,
+    summarise_rows,
+)
 from twcli.training.loss import masked_token_nll_per_example
 
 UNIFORM = torch.full((2, 2), 0.5).log()
@@ -24,29 +30,50 @@ def test_figures_by_hand():
     assert figures["informative_tokens"][0].item() == pytest.approx(16 / 10)
     assert figures["informative"][1].isnan()  # no mass
     assert figures["uniform_rows"].tolist() == [0.0, 1.0]
-    assert figures["z_sensitivity"].tolist() == pytest.approx([0.5, 0.0])  # spread 1 and 0 over the tokens
+    # spread 1 and 0 over the tokens
+    assert figures["z_sensitivity"].tolist() == pytest.approx([0.5, 0.0])
     assert figures["z_sensitivity_weighted"].tolist() == pytest.approx([0.75, 0.0])
     assert figures["z_sensitivity_sum"].tolist() == pytest.approx([1.0, 0.0])
     summary = summarise_rows(figures)
     assert tuple(summary) == diagnostics.SUMMARY
-    assert summary["informative"] == pytest.approx(0.8) and summary["expected_amplification"] == pytest.approx(1.25)
+    assert summary["informative"] == pytest.approx(0.8) and summary[
+        "expected_amplification"
+    ] == pytest.approx(1.25)
     assert summary["uniform_rows"] == 0.5 and summary["z_sensitivity"] == 0.25
     assert summary["amplification"] == pytest.approx(1.5)  # R differs by 1, Rw by 1.5
 
 
 def test_without_b_t_its_figures_are_none():
     summary = summarise_rows(figures_by_hand(None))
-    assert [name for name, value in summary.items() if value is not None] == ["z_sensitivity", "z_sensitivity_sum"]
+    assert [name for name, value in summary.items() if value is not None] == [
+        "z_sensitivity",
+        "z_sensitivity_sum",
+    ]
 
 
 def test_without_mass_or_gradient_there_is_nothing_to_divide_by():
-    summary = summarise_rows(row_figures(torch.ones(1, 2, 3), torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3), UNIFORM[:1], 1e-4))
-    assert summary["informative"] is summary["amplification"] is summary["expected_amplification"] is None
+    summary = summarise_rows(
+        row_figures(
+            torch.ones(1, 2, 3),
+            torch.ones(1, 3, dtype=torch.bool),
+            torch.zeros(1, 3),
+            UNIFORM[:1],
+            1e-4,
+        )
+    )
+    assert (
+        summary["informative"]
+        is summary["amplification"]
+        is summary["expected_amplification"]
+        is None
+    )
     assert summary["uniform_rows"] == 1.0 and summary["z_sensitivity"] == 0.0
 
 
 def test_posterior_gradient_is_autograds():
-    logits = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    logits = torch.randn(
+        5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    ).requires_grad_()
     reff = torch.rand(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     log_q = logits.log_softmax(-1)
     (log_q.exp() * reff).sum().backward()
@@ -67,7 +94,8 @@ def test_amplification_is_T_over_t0_in_the_two_regime_construction(first, total)
     assert summary["expected_amplification"] == pytest.approx(total / first, rel=1e-6)
     spread = nll.std(1, correction=0)
     assert summary["z_sensitivity_weighted"] == pytest.approx(
-        masked_token_nll_per_example(spread[:, :first], active[:, :first]).mean().item())
+        masked_token_nll_per_example(spread[:, :first], active[:, :first]).mean().item()
+    )
 
 
 def test_gradient_norms_by_hand():
@@ -75,26 +103,43 @@ def test_gradient_norms_by_hand():
     head.weight.grad, head.bias.grad = torch.tensor([[3.0, 0.0]]), torch.tensor([4.0])
     table.weight.grad = torch.tensor([[9.0, 9.0]] * 3 + [[1.0, 2.0], [2.0, 4.0]])
     norms = gradient_norms([p.grad for p in head.parameters()], table.weight.grad[[3, 4]])
-    assert norms == {"posterior_gradient_norm": pytest.approx(5.0), "latent_gradient_norm": pytest.approx(5.0)}
+    assert norms == {
+        "posterior_gradient_norm": pytest.approx(5.0),
+        "latent_gradient_norm": pytest.approx(5.0),
+    }
     assert gradient_norms([], table.weight.grad[3])["posterior_gradient_norm"] is None
 
 
-FINE = {"z_sensitivity_sum": 1.4, "informative": 0.1, "informative_tokens": 2.4, "uniform_rows": 0.0, "mutual_information": 1.2,
-        "usage": 3.9}
+FINE = {
+    "z_sensitivity_sum": 1.4,
+    "informative": 0.1,
+    "informative_tokens": 2.4,
+    "uniform_rows": 0.0,
+    "mutual_information": 1.2,
+    "usage": 3.9,
+}
 
 
-@pytest.mark.parametrize(("change", "weighted", "found"), [
-    ({}, True, []),
-    ({"z_sensitivity_sum": 0.13}, True, ["no z-sensitivity"]),  # a tenth of log 4
-    ({"z_sensitivity_sum": 0.14}, True, []),
-    ({"z_sensitivity_sum": 0.01}, False, ["no z-sensitivity"]),
-    ({"uniform_rows": 0.7}, True, ["degenerate weights"]),
-    ({"informative": 0.95}, True, ["degenerate weights"]),
-    ({"informative": 0.95, "uniform_rows": 0.7}, False, []),
-    ({"informative": None, "informative_tokens": None, "uniform_rows": 1.0}, True, ["degenerate weights"]),
-    ({"informative_tokens": 1.1}, True, []),  # one token decides, and z has learned it: nothing failed
-    ({"informative_tokens": 1.1, "mutual_information": 0.1}, True, ["single-token bottleneck"]),
-])
+@pytest.mark.parametrize(
+    ("change", "weighted", "found"),
+    [
+        ({}, True, []),
+        ({"z_sensitivity_sum": 0.13}, True, ["no z-sensitivity"]),  # a tenth of log 4
+        ({"z_sensitivity_sum": 0.14}, True, []),
+        ({"z_sensitivity_sum": 0.01}, False, ["no z-sensitivity"]),
+        ({"uniform_rows": 0.7}, True, ["degenerate weights"]),
+        ({"informative": 0.95}, True, ["degenerate weights"]),
+        ({"informative": 0.95, "uniform_rows": 0.7}, False, []),
+        (
+            {"informative": None, "informative_tokens": None, "uniform_rows": 1.0},
+            True,
+            ["degenerate weights"],
+        ),
+        # one token decides, and z has learned it: nothing failed
+        ({"informative_tokens": 1.1}, True, []),
+        ({"informative_tokens": 1.1, "mutual_information": 0.1}, True, ["single-token bottleneck"]),
+    ],
+)
 def test_conditions(change, weighted, found):
     metrics = FINE | change
     assert conditions(metrics, 4, weighted) == found
@@ -116,7 +161,10 @@ def test_a_condition_is_told_once_when_it_has_held_for_a_tenth_of_the_run():
 
 
 def test_information_is_pooled_over_batches_of_one_strategy_each():
-    batches = [{"records": n, "posterior_mass": [float(n == 10), float(n == 30)], "posterior_entropy": 0.0} for n in (10, 30)]
+    batches = [
+        {"records": n, "posterior_mass": [float(n == 10), float(n == 30)], "posterior_entropy": 0.0}
+        for n in (10, 30)
+    ]
     information, usage = diagnostics.pooled_information(batches)
     expected = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
     assert information == pytest.approx(expected) and usage == pytest.approx(math.exp(expected))

@@ -1,4 +1,6 @@
-"""The whole objective through the real tiny model: autograd against central finite differences, and the no-op claims."""
+"""The whole objective through the real tiny model: autograd against central finite
+differences, and the no-op claims.
+"""
 
 from dataclasses import replace
 
@@ -36,9 +38,15 @@ def case(posterior="shared", tokens=1, dynamic=False, dropout=0.0):
         torch.nn.init.normal_(model.head.outer.weight, std=0.5)  # a posterior that is not uniform
     batch = collate(np.arange(ROWS), encode(template, make_records(2, 2)), template, None)
     batch = drop_history(batch, dropout, np.random.default_rng(0), template.pad)
-    weights = 2 * torch.rand(batch.active_BS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = 2 * torch.rand(
+        batch.active_BS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     weights[1] = 0.0  # a row below tau
-    return in_double(model), replace(batch, weights_BS=weights * batch.active_BS), [i for latent in ids for i in latent]
+    return (
+        in_double(model),
+        replace(batch, weights_BS=weights * batch.active_BS),
+        [i for latent in ids for i in latent],
+    )
 
 
 def value(model, batch, options, latents=None, weights=None):
@@ -59,20 +67,24 @@ def groups(model, latent_ids):
         elif name.endswith(("embed_tokens.weight", "lm_head.weight")):
             group = "latent embeddings" if "embed" in name else "router rows"
             result[group].append((parameter, index[rows].flatten()))
-            result["backbone"].append((parameter, index[1 : min(latent_ids)].flatten()))  # row 0 is <pad>, which never trains
+            # row 0 is <pad>, which never trains
+            result["backbone"].append((parameter, index[1 : min(latent_ids)].flatten()))
         else:
             result["backbone"].append((parameter, index.flatten()))
     return {name: members for name, members in result.items() if members}
 
 
-@pytest.mark.parametrize(("posterior", "setting", "held", "tokens", "dropout"), [
-    ("shared", {}, False, 1, 0.0),
-    ("shared", {"weighting": "token"}, True, 2, 0.3),
-    ("separate", {"weighting": "uniform", "beta": 0.7}, False, 1, 0.0),
-    ("separate", {"ablation": "token-baseline"}, True, 1, 0.0),
-    ("exact", {}, False, 1, 0.0),
-    ("exact", {"ablation": "scalar-baseline", "beta": 1.0}, False, 2, 0.5),
-])
+@pytest.mark.parametrize(
+    ("posterior", "setting", "held", "tokens", "dropout"),
+    [
+        ("shared", {}, False, 1, 0.0),
+        ("shared", {"weighting": "token"}, True, 2, 0.3),
+        ("separate", {"weighting": "uniform", "beta": 0.7}, False, 1, 0.0),
+        ("separate", {"ablation": "token-baseline"}, True, 1, 0.0),
+        ("exact", {}, False, 1, 0.0),
+        ("exact", {"ablation": "scalar-baseline", "beta": 1.0}, False, 2, 0.5),
+    ],
+)
 def test_autograd_agrees_with_central_differences(posterior, setting, held, tokens, dropout):
     model, batch, latent_ids = case(posterior, tokens, dropout=dropout)
     options = config(**setting)
@@ -93,7 +105,9 @@ def test_autograd_agrees_with_central_differences(posterior, setting, held, toke
                     values.append(value(model, batch, options, latents).item())
                 flat[entry] = before
             gradient = 0.0 if parameter.grad is None else parameter.grad.view(-1)[entry].item()
-            assert gradient == pytest.approx((values[0] - values[1]) / (2 * STEP), rel=1e-6, abs=1e-8), group
+            assert gradient == pytest.approx(
+                (values[0] - values[1]) / (2 * STEP), rel=1e-6, abs=1e-8
+            ), group
             seen.append(abs(gradient))
         assert max(seen) > 1e-4, group  # the group is really trained
 
@@ -134,7 +148,9 @@ def test_a_dynamic_b_t_is_a_constant_of_the_step(posterior):
 
 
 def test_one_branch_gives_the_gradient_of_all_branches_where_q_is_one_hot():
-    """The objective with the exact sum over z, at a one-hot q, against the pass that reads the held branch alone."""
+    """The objective with the exact sum over z, at a one-hot q, against the pass that
+    reads the held branch alone.
+    """
     latents = torch.tensor([1, 0, 0, 2])
     gradients = []
     for held in (True, False):
@@ -144,7 +160,9 @@ def test_one_branch_gives_the_gradient_of_all_branches_where_q_is_one_hot():
         else:
             output = model(batch)
             one_hot = torch.nn.functional.one_hot(latents, LATENTS).double()
-            reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, config(posterior="exact"))
+            reff = reconstruction(
+                output.nll_BCS, batch.active_BS, batch.weights_BS, config(posterior="exact")
+            )
             objective(one_hot.log(), output.log_router_BK, reff, config().beta).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})
     for name, gradient in gradients[0].items():

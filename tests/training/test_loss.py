@@ -21,7 +21,10 @@ from twcli.training.loss import (
     token_baseline_nll_per_example,
 )
 
-SUBTRACTIONS = {"scalar-baseline": scalar_baseline_nll_per_example, "token-baseline": token_baseline_nll_per_example}
+SUBTRACTIONS = {
+    "scalar-baseline": scalar_baseline_nll_per_example,
+    "token-baseline": token_baseline_nll_per_example,
+}
 
 
 def double(*shape, seed=0):
@@ -33,7 +36,9 @@ def test_weighted_average_by_hand():
     active = torch.tensor([[True, True, True], [True, True, False]])
     weights = torch.tensor([[0.0, 1.0, 3.0], [1.0, 1.0, 50.0]])
     assert masked_token_nll_per_example(loss, active).tolist() == pytest.approx([7 / 3, 4.0])
-    assert masked_token_nll_per_example(loss, active, weights).tolist() == pytest.approx([14 / 4, 4.0])
+    assert masked_token_nll_per_example(loss, active, weights).tolist() == pytest.approx(
+        [14 / 4, 4.0]
+    )
 
 
 def gradient_of(loss, active, weights):
@@ -46,8 +51,12 @@ def test_at_or_below_tau_the_loss_is_the_uniform_one_bit_for_bit():
     loss, active = torch.rand(5, 9), torch.rand(5, 9) > 0.3
     uniform = masked_token_nll_per_example(loss, active)
     for mass in (0.0, 1e-5 / 9, 1e-4 / 9 / 2):
-        assert torch.equal(masked_token_nll_per_example(loss, active, torch.full((5, 9), mass)), uniform)
-    assert torch.equal(gradient_of(loss, active, torch.full((5, 9), 1e-6)), gradient_of(loss, active, None))
+        assert torch.equal(
+            masked_token_nll_per_example(loss, active, torch.full((5, 9), mass)), uniform
+        )
+    assert torch.equal(
+        gradient_of(loss, active, torch.full((5, 9), 1e-6)), gradient_of(loss, active, None)
+    )
     at_tau = torch.zeros(5, 9).masked_fill(active.cumsum(-1).eq(1) & active, 0.25)
     assert torch.equal(masked_token_nll_per_example(loss, active, at_tau, tau=0.25), uniform)
     assert not torch.equal(masked_token_nll_per_example(loss, active, at_tau, tau=0.24), uniform)
@@ -66,12 +75,17 @@ def test_bad_weights_are_refused_where_active(bad):
     active = torch.tensor([[True, False]])
     with pytest.raises(ValueError, match="finite and nonnegative"):
         masked_token_nll_per_example(torch.ones(1, 2), active, torch.tensor([[bad, 1.0]]))
-    assert masked_token_nll_per_example(torch.ones(1, 2), active, torch.tensor([[1.0, bad]])).item() == 1.0
+    assert (
+        masked_token_nll_per_example(torch.ones(1, 2), active, torch.tensor([[1.0, bad]])).item()
+        == 1.0
+    )
 
 
 def test_bf16_is_accumulated_in_float32():
     loss = torch.full((1, 4096), 1.0, dtype=torch.bfloat16)
-    result = masked_token_nll_per_example(loss, torch.ones(1, 4096, dtype=torch.bool), torch.ones(1, 4096, dtype=torch.bfloat16))
+    result = masked_token_nll_per_example(
+        loss, torch.ones(1, 4096, dtype=torch.bool), torch.ones(1, 4096, dtype=torch.bfloat16)
+    )
     assert result.dtype == torch.float32 and result.item() == 1.0
 
 
@@ -87,15 +101,24 @@ def test_a_long_bf16_row_is_weighted_in_float32():
 
 @st.composite
 def cases(draw):
-    """(loss, active, weights): random shapes, masks with rows wholly masked, weights from 0 to 1e6, float32 and bf16."""
+    """(loss, active, weights): random shapes, masks with rows wholly masked, weights from 0
+    to 1e6, float32 and bf16.
+    """
     shape = draw(st.tuples(st.integers(0, 4), st.integers(1, 3), st.integers(1, 12)))
     generator = torch.Generator().manual_seed(draw(st.integers(0, 2**31)))
     loss = (draw(st.sampled_from([1.0, 30.0])) * torch.rand(shape, generator=generator)).to(
-        draw(st.sampled_from([torch.float32, torch.bfloat16])))
+        draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    )
     active = torch.rand(shape, generator=generator) < draw(st.floats(0, 1))
-    active &= torch.rand(shape[:-1], generator=generator)[..., None] < draw(st.sampled_from([0.5, 1.0]))
+    active &= torch.rand(shape[:-1], generator=generator)[..., None] < draw(
+        st.sampled_from([0.5, 1.0])
+    )
     scale = draw(st.sampled_from([0.0, 1e-6, 1e-4, 1.0, 1e6]))
-    weights = scale * torch.rand(shape, generator=generator) * (torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 1.0])))
+    weights = (
+        scale
+        * torch.rand(shape, generator=generator)
+        * (torch.rand(shape, generator=generator) < draw(st.sampled_from([0.3, 1.0])))
+    )
     return loss, active, weights.to(draw(st.sampled_from([torch.float32, torch.bfloat16])))
 
 
@@ -109,7 +132,13 @@ def test_every_row_follows_the_definition(case):
         keep = active[tuple(index)]
         nll, w = loss[tuple(index)][keep].double(), weights[tuple(index)][keep].double()
         mass = w.float().sum()  # the comparison with tau is made in float32
-        expected = (w * nll).sum() / w.sum() if mass > 1e-4 else nll.mean() if len(nll) else torch.tensor(0.0)
+        expected = (
+            (w * nll).sum() / w.sum()
+            if mass > 1e-4
+            else nll.mean()
+            if len(nll)
+            else torch.tensor(0.0)
+        )
         if abs(mass - 1e-4) > 1e-9:
             assert result[tuple(index)].item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
 
@@ -123,7 +152,10 @@ def test_scale_of_the_weights_and_masked_tokens_do_not_matter(case, factor):
     scaled = masked_token_nll_per_example(loss, active, weights.float() * factor, tau=0.0)
     assert torch.allclose(result, scaled, rtol=1e-4, atol=1e-6)
     noise = torch.where(active, loss, torch.tensor(float("nan"), dtype=loss.dtype))
-    assert torch.equal(masked_token_nll_per_example(noise, active, torch.where(active, weights, -1.0), tau=0.0), result)
+    assert torch.equal(
+        masked_token_nll_per_example(noise, active, torch.where(active, weights, -1.0), tau=0.0),
+        result,
+    )
 
 
 @settings(deadline=None, max_examples=60)
@@ -135,7 +167,8 @@ def test_gradients_are_finite_zero_where_masked_and_absent_in_the_weights(case):
     assert held.grad is None or not held.grad.any()
     assert torch.isfinite(leaf.grad).all() and not leaf.grad[~active].any()
     some = active.any(-1)
-    assert torch.allclose(leaf.grad.sum(-1)[some], torch.ones(int(some.sum())), atol=1e-5)  # an average moves as its terms do
+    # an average moves as its terms do
+    assert torch.allclose(leaf.grad.sum(-1)[some], torch.ones(int(some.sum())), atol=1e-5)
 
 
 @settings(deadline=None, max_examples=60)
@@ -155,16 +188,25 @@ def test_result_is_a_mean_of_active_losses(case):
 @pytest.mark.parametrize("tokens", [8, 500])
 @pytest.mark.parametrize("level", [0.0, 9.0, 1e4])
 def test_the_posterior_is_told_small_differences_of_large_losses(tokens, level):
-    """In float32 R of 30 nats holds six digits, and so would the gradient of latents that differ by a hundredth."""
+    """In float32 R of 30 nats holds six digits, and so would the gradient of latents
+    that differ by a hundredth.
+    """
     generator = torch.Generator().manual_seed(tokens)
     nll = 3 * level + 0.01 * torch.rand(5, 8, tokens, generator=generator)
-    weights, logits = torch.rand(5, tokens, generator=generator), torch.randn(5, 8, generator=generator)
+    weights, logits = (
+        torch.rand(5, tokens, generator=generator),
+        torch.randn(5, 8, generator=generator),
+    )
     active = torch.ones(5, tokens, dtype=torch.bool)
     found = []
     for dtype in (torch.float32, torch.float64):
         leaf = logits.to(dtype, copy=True).requires_grad_()
-        reff = reconstruction(nll.to(dtype), active, weights.to(dtype), uniform_weight=1.0, token_weight=2.0, tau=1e-4)
-        objective(torch.log_softmax(leaf, -1), torch.full((5, 8), 1 / 8, dtype=dtype).log(), reff, 0.0).sum().backward()
+        reff = reconstruction(
+            nll.to(dtype), active, weights.to(dtype), uniform_weight=1.0, token_weight=2.0, tau=1e-4
+        )
+        objective(
+            torch.log_softmax(leaf, -1), torch.full((5, 8), 1 / 8, dtype=dtype).log(), reff, 0.0
+        ).sum().backward()
         found.append(leaf.grad.double())
     assert (found[0] - found[1]).norm() <= 1e-6 * found[1].norm()
 
@@ -172,7 +214,10 @@ def test_the_posterior_is_told_small_differences_of_large_losses(tokens, level):
 @pytest.mark.parametrize("common", [0.0, 5.0, -1e3])
 def test_what_latents_have_in_common_is_in_the_objective_and_not_in_the_posteriors_gradient(common):
     generator = torch.Generator().manual_seed(0)
-    log_p, logits = torch.randn(3, 4, generator=generator).double().log_softmax(-1), torch.randn(3, 4, generator=generator).double()
+    log_p, logits = (
+        torch.randn(3, 4, generator=generator).double().log_softmax(-1),
+        torch.randn(3, 4, generator=generator).double(),
+    )
     reff = torch.rand(3, 4, generator=generator).double().requires_grad_()
     logits.requires_grad_()
     log_q = logits.log_softmax(-1)
@@ -180,14 +225,25 @@ def test_what_latents_have_in_common_is_in_the_objective_and_not_in_the_posterio
     assert torch.allclose(value, (log_q.exp() * (reff + common + 0.3 * (log_q - log_p))).sum(-1))
     of_logits, of_reff = torch.autograd.grad(value.sum(), (logits, reff))
     expected = log_q.exp() * (reff + 0.3 * (log_q - log_p))
-    assert torch.allclose(of_logits, expected - log_q.exp() * expected.sum(-1, keepdim=True)) and torch.allclose(of_reff, log_q.exp())
+    assert torch.allclose(
+        of_logits, expected - log_q.exp() * expected.sum(-1, keepdim=True)
+    ) and torch.allclose(of_reff, log_q.exp())
 
 
-def posterior_gradient(nll_BKS, active_BS, weights_BS, logits_BK, *, uniform_weight, token_weight, ablation="none"):
+def posterior_gradient(
+    nll_BKS, active_BS, weights_BS, logits_BK, *, uniform_weight, token_weight, ablation="none"
+):
     """Gradient of sum_z q(z) R(z) with respect to the posterior's logits."""
     logits = logits_BK.clone().requires_grad_()
-    reff = reconstruction(nll_BKS, active_BS, weights_BS, uniform_weight=uniform_weight, token_weight=token_weight, tau=1e-4,
-                          ablation=ablation)
+    reff = reconstruction(
+        nll_BKS,
+        active_BS,
+        weights_BS,
+        uniform_weight=uniform_weight,
+        token_weight=token_weight,
+        tau=1e-4,
+        ablation=ablation,
+    )
     log_q = torch.log_softmax(logits, -1)
     (log_q.exp() * reff).sum().backward()
     return logits.grad
@@ -195,15 +251,28 @@ def posterior_gradient(nll_BKS, active_BS, weights_BS, logits_BK, *, uniform_wei
 
 @pytest.mark.parametrize("ablation", list(SUBTRACTIONS))
 def test_subtraction_changes_no_gradient_of_posterior_logits_or_latent_embeddings(ablation):
-    """l_t(z) = f_t(z's embedding), of the note's shape, so that the gradients of the embeddings are real ones."""
+    """l_t(z) = f_t(z's embedding), of the note's shape, so that the gradients of the
+    embeddings are real ones.
+    """
     active, weights, logits = double(3, 7, seed=1) > 0.2, double(3, 7, seed=4), double(3, 4, seed=2)
     readout = double(3, 7, 6, seed=5) - 0.5
     gradients = []
     for kind in ("none", ablation):
-        embeddings, q_logits = double(4, 6, seed=3).requires_grad_(), logits.clone().requires_grad_()
+        embeddings, q_logits = (
+            double(4, 6, seed=3).requires_grad_(),
+            logits.clone().requires_grad_(),
+        )
         nll = torch.nn.functional.softplus(torch.einsum("kd,bsd->bks", embeddings, readout))
         factors = (1.0, 0.0) if kind == "none" else (0.0, 1.0)
-        reff = reconstruction(nll, active, weights, uniform_weight=factors[0], token_weight=factors[1], tau=1e-4, ablation=kind)
+        reff = reconstruction(
+            nll,
+            active,
+            weights,
+            uniform_weight=factors[0],
+            token_weight=factors[1],
+            tau=1e-4,
+            ablation=kind,
+        )
         log_q = torch.log_softmax(q_logits, -1)
         objective(log_q, torch.log_softmax(double(3, 4, seed=6), -1), reff, 0.1).sum().backward()
         gradients.append((embeddings.grad, q_logits.grad))
@@ -224,7 +293,14 @@ def test_subtraction_by_hand():
 
 def test_a_weighted_term_without_weights_is_an_error_never_the_uniform_loss():
     with pytest.raises(ValueError, match="needs weights"):
-        reconstruction(torch.ones(1, 2, 3), torch.ones(1, 3, dtype=torch.bool), None, uniform_weight=1.0, token_weight=1.0, tau=1e-4)
+        reconstruction(
+            torch.ones(1, 2, 3),
+            torch.ones(1, 3, dtype=torch.bool),
+            None,
+            uniform_weight=1.0,
+            token_weight=1.0,
+            tau=1e-4,
+        )
 
 
 @pytest.mark.parametrize(("first", "total"), [(1, 1), (1, 4), (2, 24), (3, 300), (1, 1000)])
@@ -237,10 +313,14 @@ def test_weighting_amplifies_the_posterior_gradient_by_T_over_t0(first, total):
     active = torch.ones(2, total, dtype=torch.bool)
     logits = double(2, 3, seed=1)
     uniform = posterior_gradient(nll, active, None, logits, uniform_weight=1.0, token_weight=0.0)
-    weighted = posterior_gradient(nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0)
+    weighted = posterior_gradient(
+        nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0
+    )
     assert (weighted.norm() / uniform.norm()).item() == pytest.approx(total / first, rel=1e-6)
     for ablation in SUBTRACTIONS:
-        subtracted = posterior_gradient(nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0, ablation=ablation)
+        subtracted = posterior_gradient(
+            nll, active, weights, logits, uniform_weight=0.0, token_weight=1.0, ablation=ablation
+        )
         assert (subtracted.norm() / uniform.norm()).item() == pytest.approx(1.0, rel=1e-9)
 
 
@@ -263,11 +343,17 @@ def test_closed_form_minimises_the_objective():
 def test_teaching_is_least_at_the_held_latent():
     held = torch.tensor([1])
     assert posterior_cross_entropy(torch.tensor([[-9.0, 0.0, -9.0]]), held).item() == 0.0
-    assert posterior_cross_entropy(torch.tensor([[0.2, 0.5, 0.3]]).log(), held).item() == pytest.approx(0.6931472)
+    assert posterior_cross_entropy(
+        torch.tensor([[0.2, 0.5, 0.3]]).log(), held
+    ).item() == pytest.approx(0.6931472)
 
 
 def test_the_held_objective_is_the_whole_one_at_a_one_hot_q():
-    log_p, reff, held = torch.log_softmax(double(3, 4), -1), double(3, 4, seed=1), torch.tensor([2, 0, 3])
+    log_p, reff, held = (
+        torch.log_softmax(double(3, 4), -1),
+        double(3, 4, seed=1),
+        torch.tensor([2, 0, 3]),
+    )
     whole = objective(torch.eye(4, dtype=torch.float64)[held].log(), log_p, reff, 0.3)
     assert torch.allclose(held_objective(reff[torch.arange(3), held], log_p, held, 0.3), whole)
 
@@ -282,13 +368,17 @@ def test_kl_below_the_free_bits_costs_no_more_than_they_do():
     log_q = torch.log_softmax(torch.tensor([[0.1, 0.0, 0.0], [9.0, 0.0, 0.0]]), -1)
     reff, kl = torch.zeros(2, 3), categorical_kl(log_q, log_p)
     assert kl[0] < 0.5 < kl[1]
-    assert torch.allclose(objective(log_q, log_p, reff, 2.0, free_bits=0.5), 2.0 * torch.stack([torch.tensor(0.5), kl[1]]))
+    assert torch.allclose(
+        objective(log_q, log_p, reff, 2.0, free_bits=0.5),
+        2.0 * torch.stack([torch.tensor(0.5), kl[1]]),
+    )
     assert torch.allclose(objective(log_q, log_p, reff, 2.0), 2.0 * kl)
 
 
 def test_responsibilities_and_marginal_nll_by_hand():
     likelihood, prior = torch.tensor([[0.1, 0.3]]), torch.tensor([[0.25, 0.75]])
-    nll = -(likelihood.double().sqrt().log())[..., None].expand(-1, -1, 2)  # two tokens of the same probability
+    # two tokens of the same probability
+    nll = -(likelihood.double().sqrt().log())[..., None].expand(-1, -1, 2)
     q, marginal = responsibilities(nll, prior.log())
     assert q.tolist() == [pytest.approx([0.25, 0.75])]  # whatever the router says
     assert marginal.tolist() == pytest.approx([-math.log(0.25 * 0.1 + 0.75 * 0.3)])

@@ -14,7 +14,12 @@ from twcli.models.latents import LatentModel, jensen_shannon
 from twcli.models.new_rows import add_latent_rows
 from twcli.training.loss import categorical_kl, closed_form_posterior, objective
 from twcli.training.objective import reconstruction, step_loss
-from twcli.training.regularisers import annealed_beta, balanced_posterior, hard_posterior, normalised
+from twcli.training.regularisers import (
+    annealed_beta,
+    balanced_posterior,
+    hard_posterior,
+    normalised,
+)
 
 K = 3
 
@@ -47,9 +52,21 @@ def model_and_batch():
 # beta
 
 
-@pytest.mark.parametrize(("step", "warmup", "cycles", "share"), [
-    (0, 0.0, 1, 1.0), (0, 0.5, 1, 1 / 50), (24, 0.5, 1, 0.5), (49, 0.5, 1, 1.0), (99, 0.5, 1, 1.0),
-    (0, 0.5, 4, 2 / 25), (24, 0.5, 4, 1.0), (25, 0.5, 4, 2 / 25), (75, 0.5, 4, 2 / 25), (99, 0.5, 4, 1.0)])
+@pytest.mark.parametrize(
+    ("step", "warmup", "cycles", "share"),
+    [
+        (0, 0.0, 1, 1.0),
+        (0, 0.5, 1, 1 / 50),
+        (24, 0.5, 1, 0.5),
+        (49, 0.5, 1, 1.0),
+        (99, 0.5, 1, 1.0),
+        (0, 0.5, 4, 2 / 25),
+        (24, 0.5, 4, 1.0),
+        (25, 0.5, 4, 2 / 25),
+        (75, 0.5, 4, 2 / 25),
+        (99, 0.5, 4, 1.0),
+    ],
+)
 def test_beta_rises_in_each_cycle(step, warmup, cycles, share):
     assert annealed_beta(0.3, step, 100, warmup=warmup, cycles=cycles) == pytest.approx(0.3 * share)
 
@@ -78,7 +95,9 @@ def test_free_bits_cost_nothing_and_pull_nowhere(drawn):
     logits = torch.randn(8, K, generator=torch.Generator().manual_seed(2), requires_grad=True)
     kl = categorical_kl(torch.log_softmax(logits, -1), log_p).detach()
     least = float(kl.median())
-    objective(torch.log_softmax(logits, -1), log_p, torch.zeros_like(reff), 0.5, free_bits=least).sum().backward()
+    objective(
+        torch.log_softmax(logits, -1), log_p, torch.zeros_like(reff), 0.5, free_bits=least
+    ).sum().backward()
     below = kl < least
     assert below.any() and not below.all()
     assert (logits.grad[below] == 0).all() and (logits.grad[~below].abs().sum(-1) > 0).all()
@@ -109,11 +128,17 @@ def test_balanced_rows_and_columns(drawn):
 def test_balancing_leaves_what_is_balanced():
     reff = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     log_p = torch.full((2, 2), math.log(0.5))
-    assert torch.allclose(balanced_posterior(log_p, reff, 0.5), closed_form_posterior(log_p, reff, 0.5).exp(), atol=1e-6)
+    assert torch.allclose(
+        balanced_posterior(log_p, reff, 0.5),
+        closed_form_posterior(log_p, reff, 0.5).exp(),
+        atol=1e-6,
+    )
 
 
 def test_balancing_spreads_a_collapsed_posterior():
-    """One latent is a little better for all: the closed form gives it nearly everything, the balanced one half."""
+    """One latent is a little better for all: the closed form gives it nearly
+    everything, the balanced one half.
+    """
     reff = torch.tensor([[0.0, 1.0], [0.0, 1.1], [0.0, 1.2], [0.0, 1.3]])
     log_p = torch.full((4, 2), math.log(0.5))
     assert closed_form_posterior(log_p, reff, 0.1).exp()[:, 0].mean() > 0.99
@@ -127,13 +152,20 @@ def test_normalised_by_the_mean_b_t():
     active = torch.tensor([[True, True, False], [True, True, True], [True, True, True]])
     weights = torch.tensor([[1.0, 3.0, 9.0], [0.0, 0.0, 0.0], [0.5, 0.5, 0.5]])
     reff = torch.tensor([[4.0, 8.0], [4.0, 8.0], [4.0, 8.0]])
-    assert normalised(reff, active, weights, tau=1e-4).tolist() == [[2.0, 4.0], [4.0, 8.0], [8.0, 16.0]]
+    assert normalised(reff, active, weights, tau=1e-4).tolist() == [
+        [2.0, 4.0],
+        [4.0, 8.0],
+        [8.0, 16.0],
+    ]
 
 
 def test_normalise_divides_the_reconstruction_of_a_step(model_and_batch):
     model, batch = model_and_batch
     output = model(batch)
-    plain, divided = (reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options(normalise=n)) for n in (False, True))
+    plain, divided = (
+        reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options(normalise=n))
+        for n in (False, True)
+    )
     mean = batch.weights_BS.sum(1) / batch.active_BS.sum(1)
     assert torch.allclose(divided * mean[:, None], plain, rtol=1e-5)
 
@@ -183,7 +215,9 @@ def test_divergence_and_chunks_exclude_each_other():
 
 @pytest.mark.parametrize("update", ["hard", "balanced"])
 def test_the_posterior_is_taught_the_update(model_and_batch, update):
-    """At the optimum of the cross-entropy the head would give the target: its gradient is softmax minus target."""
+    """At the optimum of the cross-entropy the head would give the target: its
+    gradient is softmax minus target.
+    """
     model, batch = model_and_batch
     output = model(batch)
     logits = torch.randn(6, K, generator=torch.Generator().manual_seed(3), requires_grad=True)
@@ -191,7 +225,9 @@ def test_the_posterior_is_taught_the_update(model_and_batch, update):
     loss, _ = step_loss(output, batch, options(posterior_update=update), None)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
     reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
-    target = {"hard": hard_posterior, "balanced": balanced_posterior}[update](output.log_router_BK, reff, 0.1)
+    target = {"hard": hard_posterior, "balanced": balanced_posterior}[update](
+        output.log_router_BK, reff, 0.1
+    )
     assert torch.allclose(gradient.double(), torch.softmax(logits, -1) - target, atol=1e-5)
 
 
@@ -200,5 +236,8 @@ def test_the_options_are_off_by_default(model_and_batch):
     model, batch = model_and_batch
     output = model(batch)
     reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
-    assert torch.equal(step_loss(output, batch, options(), None)[0], objective(output.log_posterior_BK, output.log_router_BK, reff, 0.1))
+    assert torch.equal(
+        step_loss(output, batch, options(), None)[0],
+        objective(output.log_posterior_BK, output.log_router_BK, reff, 0.1),
+    )
     assert options().free_only is None and options(free_bits=0.1).free_only == "--free-bits"

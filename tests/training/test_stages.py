@@ -16,7 +16,10 @@ def plan_of(stage, rows):
 
 
 def run(step=0, rank=0, processes=1):
-    return [(name, rows) for name, (rows,) in batches(STAGES, step, plan_of, HELD, rank=rank, processes=processes)]
+    return [
+        (name, rows)
+        for name, (rows,) in batches(STAGES, step, plan_of, HELD, rank=rank, processes=processes)
+    ]
 
 
 STAGES = stages_of(20, hold=0.25, release=0.1, warm=True)
@@ -35,7 +38,9 @@ def test_what_lies_ahead_of_a_stage():
 
 def test_each_stage_reads_its_own_rows():
     steps = run()
-    assert [name for name, _ in steps] == ["hold"] * 5 + ["refine", "settle"] * 6 + ["refine"] + ["free"] * 2
+    assert [name for name, _ in steps] == ["hold"] * 5 + ["refine", "settle"] * 6 + ["refine"] + [
+        "free"
+    ] * 2
     held = [rows for name, rows in steps if name == "hold"]
     assert set(np.concatenate(held)) == set(HELD)
     for (one, rows), (two, again) in pairwise(steps):
@@ -48,7 +53,9 @@ def test_each_stage_reads_its_own_rows():
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 17, 18, 19])
 def test_a_resumed_run_repeats_the_rest(step):
     whole, rest = run()[step:], run(step)
-    assert len(whole) == len(rest) and all(a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole, rest, strict=True))
+    assert len(whole) == len(rest) and all(
+        a[0] == b[0] and np.array_equal(a[1], b[1]) for a, b in zip(whole, rest, strict=True)
+    )
 
 
 def test_processes_read_disjoint_rows():
@@ -59,10 +66,15 @@ def test_processes_read_disjoint_rows():
 
 def test_one_process_reads_in_turn_what_several_read_at_once():
     alone = list(batches(STAGES, 0, plan_of, HELD, accumulate=4))
-    ranks = [list(batches(STAGES, 0, plan_of, HELD, rank=rank, processes=2, accumulate=2)) for rank in range(2)]
+    ranks = [
+        list(batches(STAGES, 0, plan_of, HELD, rank=rank, processes=2, accumulate=2))
+        for rank in range(2)
+    ]
     for step, (name, rows) in enumerate(alone):
         assert all(r[step][0] == name for r in ranks)
-        assert np.array_equal(np.concatenate(rows), np.concatenate([part for r in ranks for part in r[step][1]]))
+        assert np.array_equal(
+            np.concatenate(rows), np.concatenate([part for r in ranks for part in r[step][1]])
+        )
 
 
 def test_reading_ahead_gives_every_step_its_own_batches():
@@ -76,7 +88,12 @@ def test_reading_ahead_gives_every_step_its_own_batches():
     first, second = [1, 2], [3]
     steps = iter([("refine", first), ("settle", first), ("hold", second), ("refine", [1, 2])])
     found = list(read_ahead(steps, batch))
-    assert found == [("refine", [10, 20]), ("settle", [10, 20]), ("hold", [30]), ("refine", [10, 20])]
+    assert found == [
+        ("refine", [10, 20]),
+        ("settle", [10, 20]),
+        ("hold", [30]),
+        ("refine", [10, 20]),
+    ]
     assert read == [1, 2, 3, 1, 2]  # the same rows at once again were not read again
     assert list(read_ahead(iter([]), batch)) == []
 

@@ -42,14 +42,26 @@ def inputs(tmp_path_factory):
     make_model().save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     data = write_jsonl(folder / "data.jsonl", make_records(20, 3))
-    config = PrecomputeConfig(model=str(folder / "model"), data=data, out=str(folder / "b.h5"), device="cpu")
+    config = PrecomputeConfig(
+        model=str(folder / "model"), data=data, out=str(folder / "b.h5"), device="cpu"
+    )
     precompute(config, silent, no_bar)
     return folder
 
 
 def settings(inputs, out, **changes):
-    values = {"model": str(inputs / "model"), "data": str(inputs / "data.jsonl"), "baseline": str(inputs / "b.h5"), "latents": 3,
-              "out": str(out), "steps": 12, "batch_tokens": 200, "checkpoint_every": 4, "device": "cpu", **changes}
+    values = {
+        "model": str(inputs / "model"),
+        "data": str(inputs / "data.jsonl"),
+        "baseline": str(inputs / "b.h5"),
+        "latents": 3,
+        "out": str(out),
+        "steps": 12,
+        "batch_tokens": 200,
+        "checkpoint_every": 4,
+        "device": "cpu",
+        **changes,
+    }
     return TrainConfig(**values)
 
 
@@ -74,7 +86,9 @@ DYNAMIC = {"baseline": None, "baseline_policy": "dynamic"}
 
 def test_epochs_that_make_no_step_are_refused(inputs, tmp_path):
     with pytest.raises(UserError, match="--epochs 1: 3 batches are no step, which takes 8"):
-        run(settings(inputs, tmp_path / "run", steps=None, epochs=1, accumulate=8, batch_tokens=400))
+        run(
+            settings(inputs, tmp_path / "run", steps=None, epochs=1, accumulate=8, batch_tokens=400)
+        )
 
 
 def weights(folder):
@@ -85,14 +99,31 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize(("stop_after", "changes"), [
-    (3, {}), (4, {}), (6, {}), (11, {}),
-    (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
-    (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
-    (6, {"adapt": "lora", "lora_rank": 2, "trust": 2.0}), (6, {"adapt": "frozen"}),
-    (6, {"warm_start": "none", "beta_warmup": 0.5, "beta_cycles": 2, "posterior_update": "balanced", "divergence": 0.1, "normalise": True,
-         "free_bits": 0.1}),
-])
+@pytest.mark.parametrize(
+    ("stop_after", "changes"),
+    [
+        (3, {}),
+        (4, {}),
+        (6, {}),
+        (11, {}),
+        (6, {"history_dropout": 0.3, "latent_tokens": 2, **DYNAMIC}),
+        (6, {"posterior": "separate", "ablation": "token-baseline", "hold": 0.0, **DYNAMIC}),
+        (6, {"adapt": "lora", "lora_rank": 2, "trust": 2.0}),
+        (6, {"adapt": "frozen"}),
+        (
+            6,
+            {
+                "warm_start": "none",
+                "beta_warmup": 0.5,
+                "beta_cycles": 2,
+                "posterior_update": "balanced",
+                "divergence": 0.1,
+                "normalise": True,
+                "free_bits": 0.1,
+            },
+        ),
+    ],
+)
 def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, changes):
     whole = run(settings(inputs, tmp_path / "whole", **changes))
     broken = settings(inputs, tmp_path / "broken", **changes)
@@ -104,17 +135,32 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
 
 
 def test_dropout_follows_from_the_seed_and_the_batch_alone(inputs, tmp_path, monkeypatch):
-    """Not from what was drawn before: a resumed process, or one of several, need not have drawn the same."""
+    """Not from what was drawn before: a resumed process, or one of several,
+    need not have drawn the same.
+    """
     shutil.copytree(inputs / "model", tmp_path / "model")
     model = make_model()
     model.config.attention_dropout = 0.3
     model.save_pretrained(tmp_path / "model")
-    whole, broken, other = (settings(inputs, tmp_path / name, model=str(tmp_path / "model"), accumulate=2, seed=seed, **DYNAMIC)
-                            for name, seed in (("whole", 0), ("broken", 0), ("other", 1)))
+    whole, broken, other = (
+        settings(
+            inputs,
+            tmp_path / name,
+            model=str(tmp_path / "model"),
+            accumulate=2,
+            seed=seed,
+            **DYNAMIC,
+        )
+        for name, seed in (("whole", 0), ("broken", 0), ("other", 1))
+    )
     expected = run(whole)
     assert expected.read_metrics() != run(other).read_metrics()
     append = RunFolder.append_metrics
-    monkeypatch.setattr(RunFolder, "append_metrics", lambda folder, metrics: (torch.rand(5), append(folder, metrics)))
+    monkeypatch.setattr(
+        RunFolder,
+        "append_metrics",
+        lambda folder, metrics: (torch.rand(5), append(folder, metrics)),
+    )
     run(broken, 6)
     folder = run(broken)
     assert folder.read_metrics() == expected.read_metrics()
@@ -124,14 +170,21 @@ def test_dropout_follows_from_the_seed_and_the_batch_alone(inputs, tmp_path, mon
 def test_no_two_batches_have_the_same_dropout(inputs, tmp_path, monkeypatch):
     seeds = []
     seeded = torch.manual_seed
-    monkeypatch.setattr(trainer.torch, "manual_seed", lambda seed: (seeds.append(seed), seeded(seed))[1])
+    monkeypatch.setattr(
+        trainer.torch, "manual_seed", lambda seed: (seeds.append(seed), seeded(seed))[1]
+    )
     run(settings(inputs, tmp_path / "r", accumulate=2, steps=5))
     assert len({*seeds[-10:]}) == 10
 
 
 def use_at_most(count, monkeypatch):
-    """Warm starts find so many alternatives: how many random records have would hang on the rounding of a processor."""
-    monkeypatch.setattr("twcli.discovery.warmstart.alternatives", lambda _clusters, _sizes, latents: min(latents, count))
+    """Warm starts find so many alternatives: how many random records have would hang on
+    the rounding of a processor.
+    """
+    monkeypatch.setattr(
+        "twcli.discovery.warmstart.alternatives",
+        lambda _clusters, _sizes, latents: min(latents, count),
+    )
     monkeypatch.setattr("twcli.discovery.warmstart.ENOUGH", 0.0)
 
 
@@ -146,7 +199,9 @@ def test_a_run_with_latents_to_spare_resumes_as_well(inputs, tmp_path, two_used)
     assert same(weights(run(broken)), weights(run(whole)))
 
 
-def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(inputs, tmp_path, two_used, monkeypatch):
+def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(
+    inputs, tmp_path, two_used, monkeypatch
+):
     said, written = [], []
     config = settings(inputs, tmp_path / "r", latents=5, steps=60)
     forward = LatentModel.forward
@@ -171,22 +226,42 @@ def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(in
     assert counts[[1, 3]] == pytest.approx(np.full(2, shares[1] / 2), abs=0.05)
 
 
-@pytest.mark.parametrize("change", [
-    {"beta_warmup": 1.0}, {"free_bits": 1.0}, {"posterior_update": "hard"}, {"posterior_update": "balanced"}, {"divergence": 1.0},
-    {"normalise": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"beta_warmup": 1.0},
+        {"free_bits": 1.0},
+        {"posterior_update": "hard"},
+        {"posterior_update": "balanced"},
+        {"divergence": 1.0},
+        {"normalise": True},
+    ],
+)
 def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, change):
-    plain, changed = (run(settings(inputs, tmp_path / name, steps=3, warm_start="none", **options))
-                      for name, options in (("plain", {}), ("changed", change)))
+    plain, changed = (
+        run(settings(inputs, tmp_path / name, steps=3, warm_start="none", **options))
+        for name, options in (("plain", {}), ("changed", change))
+    )
     assert not same(weights(plain), weights(changed))
     metrics = changed.read_metrics()[-1]
-    assert math.isfinite(metrics["gradient_norm"]) and ("divergence" in metrics) == ("divergence" in change)
+    assert math.isfinite(metrics["gradient_norm"]) and ("divergence" in metrics) == (
+        "divergence" in change
+    )
 
 
-@pytest.mark.parametrize(("flag", "changes"), [
-    ("--free-bits", {"free_bits": 0.5}), ("--trust", {"trust": 1.0, "warm_start": "none"}), ("--trust", {"trust": 1.0, "hold": 1.0})])
+@pytest.mark.parametrize(
+    ("flag", "changes"),
+    [
+        ("--free-bits", {"free_bits": 0.5}),
+        ("--trust", {"trust": 1.0, "warm_start": "none"}),
+        ("--trust", {"trust": 1.0, "hold": 1.0}),
+    ],
+)
 def test_an_option_that_has_no_effect_is_told(inputs, tmp_path, flag, changes):
     said = []
-    prepare(settings(inputs, tmp_path / "r", **changes), RunFolder(tmp_path / "r"), said.append, no_bar)
+    prepare(
+        settings(inputs, tmp_path / "r", **changes), RunFolder(tmp_path / "r"), said.append, no_bar
+    )
     assert any(f"{flag} has no effect" in line for line in said)
 
 
@@ -194,8 +269,17 @@ def test_an_option_that_has_no_effect_is_told(inputs, tmp_path, flag, changes):
 def test_a_checkpoint_holds_what_is_trained(inputs, tmp_path, adapt, stored):
     folder = run(settings(inputs, tmp_path / "r", steps=2, adapt=adapt))
     tensors = load_file(folder.checkpoints.last / "state.safetensors")
-    assert any(".up_proj." in name and "lora" not in name for name in tensors if name.startswith("model.")) == stored
-    assert any("lora" in name for name in tensors) != stored and any(name.startswith("model.head.") for name in tensors)
+    assert (
+        any(
+            ".up_proj." in name and "lora" not in name
+            for name in tensors
+            if name.startswith("model.")
+        )
+        == stored
+    )
+    assert any("lora" in name for name in tensors) != stored and any(
+        name.startswith("model.head.") for name in tensors
+    )
 
 
 def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
@@ -210,11 +294,23 @@ def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
     assert same(weights(run(broken)), weights(whole))
 
 
-@pytest.mark.parametrize(("posterior", "changes", "sequences"), [
-    ("shared", {}, 4), ("separate", {}, 4), ("exact", {}, 3),
-    ("shared", DYNAMIC, 4), ("separate", DYNAMIC, 5), ("exact", DYNAMIC, 4)])
-def test_metrics_count_the_sequences_read_per_record(inputs, tmp_path, posterior, changes, sequences):
-    metrics = run(settings(inputs, tmp_path / "r", posterior=posterior, steps=3, warm_start="none", **changes)).read_metrics()
+@pytest.mark.parametrize(
+    ("posterior", "changes", "sequences"),
+    [
+        ("shared", {}, 4),
+        ("separate", {}, 4),
+        ("exact", {}, 3),
+        ("shared", DYNAMIC, 4),
+        ("separate", DYNAMIC, 5),
+        ("exact", DYNAMIC, 4),
+    ],
+)
+def test_metrics_count_the_sequences_read_per_record(
+    inputs, tmp_path, posterior, changes, sequences
+):
+    metrics = run(
+        settings(inputs, tmp_path / "r", posterior=posterior, steps=3, warm_start="none", **changes)
+    ).read_metrics()
     assert [m["sequences_per_record"] for m in metrics] == [sequences] * 3
     assert all(m["records"] > 1 for m in metrics)
 
@@ -227,7 +323,9 @@ def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_pa
 
 @pytest.mark.parametrize("changes", [{}, DYNAMIC], ids=["frozen", "dynamic"])
 def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, changes):
-    """On the same records; only seeds of the prompts and halves are drawn, and all prompts are probed here."""
+    """On the same records; only seeds of the prompts and halves are drawn, and
+    all prompts are probed here.
+    """
     config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3, **changes)
     folder = RunFolder(config.out)
     with folder.writer():
@@ -255,14 +353,18 @@ def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
 def test_a_compiled_backbone_gives_the_same_training(inputs, tmp_path):
-    plain, compiled = (run(settings(inputs, tmp_path / name, steps=3, **changes)).read_metrics()
-                       for name, changes in (("plain", {}), ("compiled", {"compile": True})))
+    plain, compiled = (
+        run(settings(inputs, tmp_path / name, steps=3, **changes)).read_metrics()
+        for name, changes in (("plain", {}), ("compiled", {"compile": True}))
+    )
     assert [m["loss"] for m in compiled] == pytest.approx([m["loss"] for m in plain], rel=1e-4)
     AutoModelForCausalLM.from_pretrained(tmp_path / "compiled" / "model")
 
 
 def test_labels_are_never_read(inputs, tmp_path):
-    scrambled = [r | {"strategy": f"other{i % 7}", "answer": i} for i, r in enumerate(make_records(20, 3))]
+    scrambled = [
+        r | {"strategy": f"other{i % 7}", "answer": i} for i, r in enumerate(make_records(20, 3))
+    ]
     data = write_jsonl(tmp_path / "scrambled.jsonl", scrambled)
     one = run(settings(inputs, tmp_path / "a", steps=4))
     other = run(settings(inputs, tmp_path / "b", steps=4, data=data))
@@ -270,7 +372,10 @@ def test_labels_are_never_read(inputs, tmp_path):
 
 
 def test_the_seed_decides(inputs, tmp_path):
-    runs = [run(settings(inputs, tmp_path / name, steps=4, seed=seed)) for name, seed in (("a", 1), ("b", 1), ("c", 2))]
+    runs = [
+        run(settings(inputs, tmp_path / name, steps=4, seed=seed))
+        for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
     assert same(weights(runs[0]), weights(runs[1]))
     assert not same(weights(runs[0]), weights(runs[2]))
 
@@ -281,15 +386,23 @@ def test_the_exported_model_is_plain_transformers(inputs, tmp_path):
     folder = run(settings(inputs, tmp_path / "r", steps=3))
     model = AutoModelForCausalLM.from_pretrained(folder.model)
     tokenizer = AutoTokenizer.from_pretrained(folder.model)
-    prompt = tokenizer("<bos> <x> w0 w1 </x> <z> <z2> </z> <y>", add_special_tokens=False, return_tensors="pt")
+    prompt = tokenizer(
+        "<bos> <x> w0 w1 </x> <z> <z2> </z> <y>", add_special_tokens=False, return_tensors="pt"
+    )
     assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 32, 9, 6]]
     output = model.generate(**prompt, max_new_tokens=20, do_sample=False)
     assert output.shape[1] > 9
     assert set(model.generation_config.eos_token_id) == {7, 2}
 
 
-@pytest.mark.parametrize(("change", "field"), [
-    ({"baseline_precision": "bf16"}, "dtype|weights"), ({"max_length": 100}, "max_length"), ({"attention": "eager"}, "attention")])
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"baseline_precision": "bf16"}, "dtype|weights"),
+        ({"max_length": 100}, "max_length"),
+        ({"attention": "eager"}, "attention"),
+    ],
+)
 def test_a_cache_made_otherwise_is_refused_by_field(inputs, tmp_path, change, field):
     with pytest.raises(UserError, match=field):
         run(settings(inputs, tmp_path / "r", **change))
@@ -314,9 +427,13 @@ def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
     assert RunFolder(tmp_path / "r").read_config().beta == 0.2
 
 
-@pytest.mark.parametrize(("default", "value", "field"), [
-    ("PEAK_LR", 1.0, "optimiser.peak_lr"), ("ADAM_BETAS", (0.9, 0.9), "optimiser.betas")])
-def test_a_run_under_other_defaults_is_not_gone_on_with(inputs, tmp_path, monkeypatch, default, value, field):
+@pytest.mark.parametrize(
+    ("default", "value", "field"),
+    [("PEAK_LR", 1.0, "optimiser.peak_lr"), ("ADAM_BETAS", (0.9, 0.9), "optimiser.betas")],
+)
+def test_a_run_under_other_defaults_is_not_gone_on_with(
+    inputs, tmp_path, monkeypatch, default, value, field
+):
     run(settings(inputs, tmp_path / "r"), stop_after=5)
     monkeypatch.setattr(f"twcli.training.job.{default}", value)
     with pytest.raises(UserError, match=f"made with another {field}"):
@@ -333,14 +450,20 @@ def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     with pytest.raises(WorkFailed, match=r"step \d+: the loss is .* data lines \d+"):
         run(settings(inputs, tmp_path / "r", lr=1e30))
-    with pytest.raises(WorkFailed, match=r"step \d+: (the loss is|token weights must be finite).* data lines \d+"):
+    with pytest.raises(
+        WorkFailed, match=r"step \d+: (the loss is|token weights must be finite).* data lines \d+"
+    ):
         run(settings(inputs, tmp_path / "dynamic", lr=1e30, **DYNAMIC))
 
 
 def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_records(20, 1))
     config = settings(inputs, tmp_path / "r", steps=2, data=data, baseline=str(tmp_path / "b.h5"))
-    precompute(PrecomputeConfig(model=config.model, data=data, out=config.baseline, device="cpu"), silent, no_bar)
+    precompute(
+        PrecomputeConfig(model=config.model, data=data, out=config.baseline, device="cpu"),
+        silent,
+        no_bar,
+    )
     folder, said = RunFolder(config.out), []
     with folder.writer():
         job = prepare(config, folder, said.append, no_bar)
@@ -353,7 +476,9 @@ def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp
     nll, logits = torch.rand(2, 1, 4, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     output = LatentOutput(nll, torch.full((2, 3), 1 / 3).log(), torch.log_softmax(logits, -1), 4)
     batch = SimpleNamespace(active_BS=torch.ones(2, 4, dtype=torch.bool), weights_BS=None)
-    loss_B, parts = step_loss(output, batch, settings(inputs, tmp_path / "r", weighting="uniform"), torch.tensor([1, 2]))
+    loss_B, parts = step_loss(
+        output, batch, settings(inputs, tmp_path / "r", weighting="uniform"), torch.tensor([1, 2])
+    )
     loss_B.sum().backward()
     assert torch.allclose(nll.grad, torch.full((2, 1, 4), 1 / 4))
     assert logits.grad.argmin(1).tolist() == [1, 2]  # the step raises the held latent's logit
@@ -363,20 +488,27 @@ def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp
 
 def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
     metrics = run(settings(inputs, tmp_path / "r", hold=0.25, release=0.15)).read_metrics()
-    assert [m["stage"] for m in metrics] == ["hold"] * 3 + ["refine", "settle"] * 3 + ["refine"] + ["free"] * 2
+    assert [m["stage"] for m in metrics] == ["hold"] * 3 + ["refine", "settle"] * 3 + ["refine"] + [
+        "free"
+    ] * 2
     assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4, 2] * 3 + [4] + [4] * 2
 
 
 @pytest.mark.parametrize(("latents", "used"), [(2, 2), (3, 3), (8, 4)])
-def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, latents, used, monkeypatch):
+def test_no_step_reads_more_than_K_plus_1_sequences_a_record(
+    inputs, tmp_path, latents, used, monkeypatch
+):
     use_at_most(used, monkeypatch)
-    config = settings(inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2, execution="plain")
+    config = settings(
+        inputs, tmp_path / "r", latents=latents, hold=0.3, release=0.2, execution="plain"
+    )
     folder, read, counted = RunFolder(config.out), [], []
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
         folder.begin(config)
         job.model.backbone.base_model.register_forward_pre_hook(
-            lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True)
+            lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True
+        )
         for metrics in trainer.fit(job, silent):
             counted.append((metrics["stage"], sum(read) / metrics["records"]))
             assert counted[-1][1] == metrics["sequences_per_record"]
@@ -385,10 +517,16 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(inputs, tmp_path, l
 
 
 def test_a_step_leaves_out_no_more_than_it_may(inputs, tmp_path):
-    every = {share: run(settings(inputs, tmp_path / str(share), hold=0.25, release=0.25, prune=share)).read_metrics()
-             for share in (0.0, 0.3)}
+    every = {
+        share: run(
+            settings(inputs, tmp_path / str(share), hold=0.25, release=0.25, prune=share)
+        ).read_metrics()
+        for share in (0.0, 0.3)
+    }
     assert all(m["pruned"] == m["pruned_bound"] == 0 for m in every[0.0])
-    assert all(m["pruned"] <= 0.3 and (m["pruned_bound"] == 0 or m["stage"] == "free") for m in every[0.3])
+    assert all(
+        m["pruned"] <= 0.3 and (m["pruned_bound"] == 0 or m["stage"] == "free") for m in every[0.3]
+    )
     left_out = {m["stage"] for m in every[0.3] if m["pruned"] > 0}
     assert "refine" in left_out and "hold" not in left_out and "settle" not in left_out
 
@@ -404,7 +542,10 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     weights = torch.zeros_like(batch.weights_BS)
     weights[:, :2] = 1.0
     batch, read = dataclasses.replace(batch, weights_BS=weights), job.model.read_branches
-    job.model.read_branches = lambda b, _first: ((nll := read(b)[0]).masked_fill(torch.arange(nll.shape[2]) >= 2, 1.0), None)
+    job.model.read_branches = lambda b, _first: (
+        (nll := read(b)[0]).masked_fill(torch.arange(nll.shape[2]) >= 2, 1.0),
+        None,
+    )
     found = {}
     for share in (0.0, 0.4):
         job.config = dataclasses.replace(config, prune=share)
@@ -427,10 +568,15 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
             assert job.model.execution == execution
             folder.begin(config)
             job.model.backbone.base_model.register_forward_pre_hook(
-                lambda _module, _args, inputs, tokens=tokens: tokens.append(inputs["input_ids"].numel()), with_kwargs=True)
+                lambda _module, _args, inputs, tokens=tokens: tokens.append(
+                    inputs["input_ids"].numel()
+                ),
+                with_kwargs=True,
+            )
             seen[execution] = [metrics["loss"] for metrics in trainer.fit(job, silent)], sum(tokens)
     assert seen["auto"][0][0] == pytest.approx(seen["plain"][0][0], rel=1e-5)
-    assert seen["auto"][0] == pytest.approx(seen["plain"][0], rel=1e-3)  # a step's rounding grows over the next ones
+    # a step's rounding grows over the next ones
+    assert seen["auto"][0] == pytest.approx(seen["plain"][0], rel=1e-3)
     assert seen["auto"][1] < 0.8 * seen["plain"][1]
 
 
@@ -449,22 +595,50 @@ def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs
 
 @pytest.mark.parametrize("trust", [0.0, 4.0])
 def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
-    """Strategies that are functions of x; a third of the held latents is right, the generator's assignment finds the rest."""
+    """Strategies that are functions of x; a third of the held latents is right, the generator's
+    assignment finds the rest.
+    """
     rng = random.Random(0)
     records = []
     for _ in range(150):
         x = rng.choices(WORDS, k=3)
-        records += [{"x": " ".join(x), "y": " ".join(y), "strategy": name} for name, y in
-                    (("copy", [*x, x[0]]), ("reverse", [*x[::-1], x[1]]), ("last", [x[-1]] * 4)) if len(set(x)) == 3]
+        records += [
+            {"x": " ".join(x), "y": " ".join(y), "strategy": name}
+            for name, y in (
+                ("copy", [*x, x[0]]),
+                ("reverse", [*x[::-1], x[1]]),
+                ("last", [x[-1]] * 4),
+            )
+            if len(set(x)) == 3
+        ]
     make_model(initializer=0.05).save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     data, base = write_jsonl(tmp_path / "d.jsonl", records), str(tmp_path / "b.h5")
-    precompute(PrecomputeConfig(model=str(tmp_path / "model"), data=data, out=base, device="cpu"), silent, no_bar)
-    config = TrainConfig(model=str(tmp_path / "model"), data=data, baseline=base, latents=3, out=str(tmp_path / "r"), steps=300,
-                         batch_tokens=1000, device="cpu", lr=5e-3, hold=0.2, trust=trust)
+    precompute(
+        PrecomputeConfig(model=str(tmp_path / "model"), data=data, out=base, device="cpu"),
+        silent,
+        no_bar,
+    )
+    config = TrainConfig(
+        model=str(tmp_path / "model"),
+        data=data,
+        baseline=base,
+        latents=3,
+        out=str(tmp_path / "r"),
+        steps=300,
+        batch_tokens=1000,
+        device="cpu",
+        lr=5e-3,
+        hold=0.2,
+        trust=trust,
+    )
     names = ["copy", "reverse", "last"]
     truth = np.array([names.index(r["strategy"]) for r in records])
-    noisy = np.where(np.random.default_rng(0).random(len(truth)) < 0.5, truth, np.random.default_rng(1).integers(3, size=len(truth)))
+    noisy = np.where(
+        np.random.default_rng(0).random(len(truth)) < 0.5,
+        truth,
+        np.random.default_rng(1).integers(3, size=len(truth)),
+    )
     folder = RunFolder(config.out)
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
@@ -504,7 +678,9 @@ def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(input
 
 def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.metrics_file.write_text("".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4')
+    folder.metrics_file.write_text(
+        "".join(json.dumps({"step": s}) + "\n" for s in (1, 2, 3)) + '{"step": 4'
+    )
     folder.cut_back(2)
     assert folder.metrics_file.read_text() == '{"step": 1}\n{"step": 2}\n'
 
@@ -516,7 +692,9 @@ def test_schedule(step, share):
 
 def test_each_step_logs_the_diagnostics(inputs, tmp_path):
     for name, changes in (("a", {}), ("b", {"posterior": "exact", **DYNAMIC})):
-        metrics = run(settings(inputs, tmp_path / name, steps=3, warm_start="none", **changes)).read_metrics()
+        metrics = run(
+            settings(inputs, tmp_path / name, steps=3, warm_start="none", **changes)
+        ).read_metrics()
         for m in metrics:
             known = {key: m[key] for key in SUMMARY}
             assert all(value is not None and value >= 0 for value in known.values()), known
@@ -527,8 +705,10 @@ def test_each_step_logs_the_diagnostics(inputs, tmp_path):
 
 
 def test_the_frozen_and_the_dynamic_baseline_agree_at_the_first_step(inputs, tmp_path):
-    frozen, dynamic = (run(settings(inputs, tmp_path / name, steps=2, **changes)).read_metrics()
-                       for name, changes in (("frozen", {}), ("dynamic", DYNAMIC)))
+    frozen, dynamic = (
+        run(settings(inputs, tmp_path / name, steps=2, **changes)).read_metrics()
+        for name, changes in (("frozen", {}), ("dynamic", DYNAMIC))
+    )
     # New rows of the vocabulary take a little probability, so b_t differs in a late digit.
     assert dynamic[0]["informative"] == pytest.approx(frozen[0]["informative"], rel=0.02)
     assert dynamic[1]["loss"] != frozen[1]["loss"]
@@ -545,7 +725,11 @@ def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_pat
 def test_an_ablation_trains_like_the_uniform_loss(inputs, tmp_path):
     plain = run(settings(inputs, tmp_path / "plain", steps=6, weighting="uniform", hold=0.0))
     for ablation in ("scalar-baseline", "token-baseline"):
-        other = run(settings(inputs, tmp_path / ablation, steps=6, weighting="token", ablation=ablation, hold=0.0))
+        other = run(
+            settings(
+                inputs, tmp_path / ablation, steps=6, weighting="token", ablation=ablation, hold=0.0
+            )
+        )
         for one, two in zip(plain.read_metrics(), other.read_metrics(), strict=True):
             assert two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-3)
             assert two["mutual_information"] == pytest.approx(one["mutual_information"], abs=1e-5)
@@ -556,42 +740,71 @@ def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = run(settings(inputs, tmp_path / "r", steps=3, latent_tokens=2))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder.model), AutoTokenizer.from_pretrained(folder.model)
-    prompt = tokenizer("<bos> <x> w0 w1 </x> <z> <z2.0> <z2.1> </z> <y>", add_special_tokens=False, return_tensors="pt")
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(folder.model),
+        AutoTokenizer.from_pretrained(folder.model),
+    )
+    prompt = tokenizer(
+        "<bos> <x> w0 w1 </x> <z> <z2.0> <z2.1> </z> <y>",
+        add_special_tokens=False,
+        return_tensors="pt",
+    )
     assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 34, 35, 9, 6]]
     assert model.generate(**prompt, max_new_tokens=20, do_sample=False).shape[1] > 10
     loaded, template, _ = load_run(folder, device="cpu", precision="fp32", attention="sdpa")
-    assert loaded.latent_ids_KP.tolist() == [[30, 31], [32, 33], [34, 35]] and template.latent_section == 4
+    assert (
+        loaded.latent_ids_KP.tolist() == [[30, 31], [32, 33], [34, 35]]
+        and template.latent_section == 4
+    )
 
 
 def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
-    config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")  # no row has so much mass
+    # no row has so much mass
+    config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")
     folder, said = RunFolder(config.out), []
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
         folder.begin(config)
         for _ in trainer.fit(job, said.append):
             pass
-    assert [line.split(":")[:2] for line in said] == [["step 5", " degenerate weights"], ["step 12", " degenerate weights"]]
+    assert [line.split(":")[:2] for line in said] == [
+        ["step 5", " degenerate weights"],
+        ["step 12", " degenerate weights"],
+    ]
     assert "twcli inspect" in said[0] and "--weighting uniform" in said[0]
 
 
 def test_gradient_checkpointing_changes_no_number(inputs, tmp_path):
-    plain, saving = (run(settings(inputs, tmp_path / name, steps=6, execution="plain", gradient_checkpointing=on)).read_metrics()
-                     for name, on in (("plain", False), ("saving", True)))
+    plain, saving = (
+        run(
+            settings(inputs, tmp_path / name, steps=6, execution="plain", gradient_checkpointing=on)
+        ).read_metrics()
+        for name, on in (("plain", False), ("saving", True))
+    )
     for one, two in zip(plain, saving, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5) and two["gradient_norm"] == pytest.approx(one["gradient_norm"], rel=1e-4)
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-5) and two[
+            "gradient_norm"
+        ] == pytest.approx(one["gradient_norm"], rel=1e-4)
 
 
 def test_accumulated_batches_are_one_batch(inputs, tmp_path):
-    """The mean over records, not of batches' means: batches of unequal size count by their records."""
+    """The mean over records, not of batches' means: batches of unequal
+    size count by their records.
+    """
     config = settings(inputs, tmp_path / "r", steps=1, accumulate=3, warm_start="none")
     folder = RunFolder(config.out)
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
         trainer.begin(job)
-        rows = next(trainer.batches(job.stages, 0, lambda stage, rows: plan_of(config, job.encoded, stage, rows),
-                                    np.arange(0), accumulate=3))[1]
+        rows = next(
+            trainer.batches(
+                job.stages,
+                0,
+                lambda stage, rows: plan_of(config, job.encoded, stage, rows),
+                np.arange(0),
+                accumulate=3,
+            )
+        )[1]
         assert len(set(map(len, rows))) > 1
         batch = trainer.collate(np.concatenate(rows), job.encoded, job.template, job.cache)
         loss_B, _ = step_loss(job.model(batch), batch, config, None)

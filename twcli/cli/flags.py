@@ -1,4 +1,6 @@
-"""A command's configuration from the command line: its fields as click options, a YAML file below the flags."""
+"""A command's configuration from the command line: its fields as click options, a
+YAML file below the flags.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +15,25 @@ from twcli.config.options import Config, flag_of, read_yaml
 
 
 def config_options(kind: type[Config]) -> Callable[[Any], Any]:
-    """Click options from a config's fields, required and own ones first; values are checked by the config itself."""
+    """Click options from a config's fields, required and own ones first; values are
+    checked by the config itself.
+    """
     own = inspect.get_annotations(kind)
-    fields = sorted(dataclasses.fields(kind), key=lambda f: (f.default is not dataclasses.MISSING, f.name not in own))
+    fields = sorted(
+        dataclasses.fields(kind),
+        key=lambda f: (f.default is not dataclasses.MISSING, f.name not in own),
+    )
 
     def decorate(function: Any) -> Any:
-        function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(function)
-        function = click.option("--config", "config_file", metavar="FILE",
-                                help="YAML file with the names of the options above; a flag wins over it.")(function)
+        function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(
+            function
+        )
+        function = click.option(
+            "--config",
+            "config_file",
+            metavar="FILE",
+            help="YAML file with the names of the options above; a flag wins over it.",
+        )(function)
         for field in reversed(fields):
             function = _option(kind, field)(function)
         return function
@@ -36,14 +49,18 @@ class NumberOrWord(click.ParamType):
     def __init__(self, words: Sequence[str]) -> None:
         self.words = words
 
-    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
         return value if value in self.words else click.INT.convert(value, parameter, context)
 
 
 def _option(kind: type[Config], field: dataclasses.Field) -> Any:
     required = field.default is dataclasses.MISSING
     plain = kind.kind(field.name)
-    settings: dict[str, Any] = {"help": field.metadata["help"] + ("  [required]" if required else "")}
+    settings: dict[str, Any] = {
+        "help": field.metadata["help"] + ("  [required]" if required else "")
+    }
     if plain is bool:
         return click.option(flag_of(field.name), is_flag=True, default=None, **settings)
     if "choices" in field.metadata:
@@ -52,7 +69,9 @@ def _option(kind: type[Config], field: dataclasses.Field) -> Any:
         path = field.metadata.get("path")  # of click's type, so that the shell completes it
         words = field.metadata.get("words", ())
         settings["type"] = click.Path() if path else NumberOrWord(words) if words else plain
-        settings["metavar"] = "|".join([{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words])
+        settings["metavar"] = "|".join(
+            [{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words]
+        )
     if not required and field.default is not None:
         settings["help"] += f"  [default: {field.default}]"
     return click.option(flag_of(field.name), field.name, default=None, **settings)
@@ -69,7 +88,11 @@ def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:
-    return {} if config_file is None else {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
+    return (
+        {}
+        if config_file is None
+        else {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
+    )
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The command line: options become a config, a config becomes one call; nothing below it prints but `screen`.
+"""The command line: options become a config, a config becomes one call; nothing
+below it prints but `screen`.
 
-    twcli precompute | train | eval | sample | inspect
+twcli precompute | train | eval | sample | inspect
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from twcli.config.options import check_characters
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
 from twcli.storage.durable import write_durably
 
-dry_run_option = click.option("--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost.")
+dry_run_option = click.option(
+    "--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost."
+)
 
 
 class OneLineErrors(click.Group):
@@ -31,7 +34,8 @@ class OneLineErrors(click.Group):
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
         settings["standalone_mode"] = False
-        for name in ("stdin", "stdout", "stderr"):  # None where the caller closed it; the next file opened would get its number
+        # None where the caller closed it; the next file opened would get its number
+        for name in ("stdin", "stdout", "stderr"):
             if getattr(sys, name) is None:
                 setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
         try:
@@ -40,7 +44,11 @@ class OneLineErrors(click.Group):
             click.echo(error.ctx.get_help(), err=True)
             code = 2
         except click.ClickException as error:
-            place = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "twcli"
+            place = (
+                error.ctx.command_path
+                if isinstance(error, click.UsageError) and error.ctx
+                else "twcli"
+            )
             code = _fail(f"{place}: {error.format_message()}", 2)
         except (KeyboardInterrupt, click.Abort, Interrupted) as error:
             code = _fail(f"twcli: {str(error) or 'interrupted'}", signals.exit_code())
@@ -50,9 +58,12 @@ class OneLineErrors(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = 1
         except OSError as error:
-            code = _fail(f"twcli: {error.filename or 'input or output'}: {error.strerror or error}", 1)
+            code = _fail(
+                f"twcli: {error.filename or 'input or output'}: {error.strerror or error}", 1
+            )
         except RuntimeError as error:
-            if type(error).__name__ != "OutOfMemoryError":  # torch's; importing it would take seconds
+            # torch's; importing it would take seconds
+            if type(error).__name__ != "OutOfMemoryError":
                 raise
             code = _fail(f"twcli: out of memory: {first_line(error)}; lower --batch-tokens", 1)
         sys.exit(code if isinstance(code, int) else 0)
@@ -70,7 +81,10 @@ def _fail(line: str, code: int) -> int:
     return code
 
 
-@click.group(cls=OneLineErrors, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80})
+@click.group(
+    cls=OneLineErrors,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
+)
 @click.version_option(__version__, prog_name="twcli", message="%(prog)s %(version)s")
 def main() -> None:
     """Turn an entangled language model into one with K discrete latent strategies.
@@ -97,7 +111,9 @@ def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any
     run(config, screen.say, screen.progress)
 
 
-def _rehearse(config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None) -> None:
+def _rehearse(
+    config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None
+) -> None:
     from twcli.commands.rehearsal import rehearse
     from twcli.models import runtime
 
@@ -121,7 +137,8 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     runtime.quiet_transformers()
     if dry_run:
         return _rehearse(config, flags, config_file)
-    leads = runtime.is_main_process()  # under `accelerate launch` one process writes and prints for all
+    # under `accelerate launch` one process writes and prints for all
+    leads = runtime.is_main_process()
     run, screen = RunFolder(config.out), Screen(quiet or not leads)
     with run.writer() if leads else nullcontext():
         run.check(config)
@@ -130,14 +147,23 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
             return
         job = prepare(config, run, screen.say, screen.progress)
         trainer.begin(job)
-        screen.say(f"training: {len(job.encoded):,} records, {job.model.latents} latents, {job.steps} steps, peak lr {job.lr:.1e}")
+        screen.say(
+            f"training: {len(job.encoded):,} records, {job.model.latents} latents, "
+            f"{job.steps} steps, peak lr {job.lr:.1e}"
+        )
         screen.follow(trainer.fit(job, screen.say), job.steps)
-        score = trainer.score(job, screen.progress)  # by all processes: each may hold a part of the model
+        # by all processes: each may hold a part of the model
+        score = trainer.score(job, screen.progress)
         trainer.export(job)
         runtime.leave(job.accelerator)
     if score is not None:
-        screen.say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
-    screen.say(f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data TEST.jsonl")
+        screen.say(
+            f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)"
+        )
+    screen.say(
+        f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
+        "TEST.jsonl"
+    )
 
 
 @main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
@@ -154,7 +180,9 @@ def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     runtime.quiet_transformers()
     result, evidence = run(config, screen.say, screen.progress)
     folder = RunFolder(config.run)
-    html = page.render_html(result, folder.read_metrics(), folder.read_config().to_mapping(), evidence)
+    html = page.render_html(
+        result, folder.read_metrics(), folder.read_config().to_mapping(), evidence
+    )
     try:
         write_durably(folder.report, html.encode())
     except OSError as error:  # evaluating a run that one may only read is fine
@@ -187,7 +215,9 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
 
 
 def _converse(sampler: Any) -> None:
-    """Prompts from standard input until it ends or a line is empty; one that is no prompt is told and passed over."""
+    """Prompts from standard input until it ends or a line is empty; one that is no
+    prompt is told and passed over.
+    """
     stream = click.get_binary_stream("stdin")
     while True:
         if stream.isatty():
@@ -207,25 +237,68 @@ def _converse(sampler: Any) -> None:
 
 @main.command(short_help="What a cache or a run holds; is it intact?")
 @click.argument("path", metavar="F.h5|RUN")
-@click.option("--verify", is_flag=True, help="Read everything and check every checksum; exit code 1 where one differs.")
-@click.option("--model", metavar="PATH", help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.")
-@click.option("--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of.")
-@click.option("--x-field", metavar="TEXT", default="x", help="Field of --data that holds the prompt.  [default: x]")
-@click.option("--y-field", metavar="TEXT", default="y", help="Field of --data that holds the completion.  [default: y]")
-@click.option("--template", metavar="FILE", help="The --template FILE that the cache was made with.")
+@click.option(
+    "--verify",
+    is_flag=True,
+    help="Read everything and check every checksum; exit code 1 where one differs.",
+)
+@click.option(
+    "--model",
+    metavar="PATH",
+    help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.",
+)
+@click.option(
+    "--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of."
+)
+@click.option(
+    "--x-field",
+    metavar="TEXT",
+    default="x",
+    help="Field of --data that holds the prompt.  [default: x]",
+)
+@click.option(
+    "--y-field",
+    metavar="TEXT",
+    default="y",
+    help="Field of --data that holds the completion.  [default: y]",
+)
+@click.option(
+    "--template", metavar="FILE", help="The --template FILE that the cache was made with."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def inspect(path: str, verify: bool, model: str | None, data: str | None, x_field: str, y_field: str, template: str | None,
-            as_json: bool) -> None:
+def inspect(
+    path: str,
+    verify: bool,
+    model: str | None,
+    data: str | None,
+    x_field: str,
+    y_field: str,
+    template: str | None,
+    as_json: bool,
+) -> None:
     """What a cache or a run folder holds, its provenance and its b_t profile."""
     from twcli.commands.inspection import inspect as run
     from twcli.evaluation import report
     from twcli.models import runtime
 
     if data is None and (x_field, y_field) != ("x", "y"):
-        raise UserError("--x-field and --y-field are of the records at --data; give --data or leave them out")
+        raise UserError(
+            "--x-field and --y-field are of the records at --data; give --data or leave them out"
+        )
     runtime.quiet_transformers()
-    found = run(path, verify=verify, model=model, data=data, x_field=x_field, y_field=y_field, template=template)
-    click.echo(report.to_json(found) if as_json else report.render_inspection(found),
-               color=False if os.environ.get("NO_COLOR") else None)  # else a terminal decides; click does not look
+    found = run(
+        path,
+        verify=verify,
+        model=model,
+        data=data,
+        x_field=x_field,
+        y_field=y_field,
+        template=template,
+    )
+    click.echo(
+        report.to_json(found) if as_json else report.render_inspection(found),
+        # else a terminal decides; click does not look
+        color=False if os.environ.get("NO_COLOR") else None,
+    )
     if found["problems"]:
         raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")

@@ -1,4 +1,6 @@
-"""What is said while a command works: lines and bars on stderr, plain lines where that is no terminal; results go to stdout."""
+"""What is said while a command works: lines and bars on stderr, plain lines where that is no
+terminal; results go to stdout.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,23 @@ class Screen:
             click.echo(text, file=stream, nl=False)
 
     @contextmanager
-    def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[[int], None]]:
-        """A bar with ETA on a terminal, elsewhere a line every few seconds unless `lines` is off."""
+    def progress(
+        self, label: str, total: int, lines: bool = True
+    ) -> Iterator[Callable[[int], None]]:
+        """A bar with ETA on a terminal, elsewhere a line every few
+        seconds unless `lines` is off.
+        """
         if self.live:
             from tqdm import tqdm
 
-            with tqdm(total=total, desc=label, file=sys.stderr, unit_scale=True, dynamic_ncols=True, leave=False) as bar:
+            with tqdm(
+                total=total,
+                desc=label,
+                file=sys.stderr,
+                unit_scale=True,
+                dynamic_ncols=True,
+                leave=False,
+            ) as bar:
                 yield bar.update
             return
         done, start, last = 0, time.monotonic(), time.monotonic()
@@ -75,5 +88,8 @@ class Screen:
                 if step % every == 0 or step == steps:
                     left = (time.monotonic() - begin) / (step - first) * (steps - step)
                     information, usage = pooled_information(recent)
-                    self.say(f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries {information:.3f} nats, "
-                             f"{usage:.2f} latents in use  about {left:.0f} s left")
+                    self.say(
+                        f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries "
+                        f"{information:.3f} nats, {usage:.2f} latents in use  about {left:.0f} s "
+                        "left"
+                    )

@@ -1,4 +1,6 @@
-"""`twcli inspect`: what a cache or a run folder holds, where it comes from, and whether it is intact."""
+"""`twcli inspect`: what a cache or a run folder holds, where it comes from,
+and whether it is intact.
+"""
 
 from __future__ import annotations
 
@@ -26,26 +28,44 @@ SHOWN = 3  # rows whose tokens are shown
 SKETCHED = 200_000  # values behind the quantiles
 
 
-def inspect(path: str, *, verify: bool, model: str | None = None, data: str | None = None, x_field: str = "x",
-            y_field: str = "y", template: str | None = None) -> dict[str, Any]:
-    """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is damaged, null without `verify`.
+def inspect(
+    path: str,
+    *,
+    verify: bool,
+    model: str | None = None,
+    data: str | None = None,
+    x_field: str = "x",
+    y_field: str = "y",
+    template: str | None = None,
+) -> dict[str, Any]:
+    """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is
+    damaged, null without `verify`.
 
     Args:
         model, data: what a cache must have been made from; both or neither, with `verify` only.
         x_field, y_field: of the data.
-        template: as `twcli precompute` takes it; needed where the cache's is a file, else what the cache says.
+        template: as `twcli precompute` takes it; needed where the cache's is a file,
+            else what the cache says.
 
     Raises:
-        UserError: neither a cache nor a run folder; the model, the data or the template cannot be read; or a b_t is no NLL.
+        UserError: neither a cache nor a run folder; the model, the data or the template cannot be
+            read; or a b_t is no NLL.
     """
-    if (model is None) != (data is None) or (data is not None and (not verify or Path(path).is_dir())):
-        raise UserError("--model and --data go together, with --verify, and tell what a cache must have been made from")
+    if (model is None) != (data is None) or (
+        data is not None and (not verify or Path(path).is_dir())
+    ):
+        raise UserError(
+            "--model and --data go together, with --verify, and tell what a cache must have been "
+            "made from"
+        )
     if template is not None and data is None:
         raise UserError("--template: goes with --model and --data")
     if Path(path).is_dir():
         return _inspect_run(RunFolder(path), verify)
     if not Path(path).exists():
-        raise UserError(f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder")
+        raise UserError(
+            f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder"
+        )
     with Cache(path) as cache:
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
@@ -53,52 +73,91 @@ def inspect(path: str, *, verify: bool, model: str | None = None, data: str | No
             foreign, texts = _compared(cache, model, data, x_field, y_field, template)
             problems += foreign
         profile = None if problems else profile_of(cache)
-        return {"kind": "cache", "path": path, "rows": cache.rows, "tokens": cache.tokens, "profile": profile,
-                "texts": [] if problems else texts, "fingerprint": cache.fingerprint, "problems": problems}
+        return {
+            "kind": "cache",
+            "path": path,
+            "rows": cache.rows,
+            "tokens": cache.tokens,
+            "profile": profile,
+            "texts": [] if problems else texts,
+            "fingerprint": cache.fingerprint,
+            "problems": problems,
+        }
 
 
-def _compared(cache: Cache, model: str, data: str, x_field: str, y_field: str, template: str | None
-              ) -> tuple[list[str], list[dict[str, Any]]]:
-    """(what of the cache's provenance or rows is not that of the model and the data; a few rows token by token)."""
-    made = cache.fingerprint  # of settings that nobody has now it is taken at its word, where that is one
+def _compared(
+    cache: Cache, model: str, data: str, x_field: str, y_field: str, template: str | None
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """(what of the cache's provenance or rows is not that of the model and the data; a
+    few rows token by token).
+    """
+    # of settings that nobody has now it is taken at its word, where that is one
+    made = cache.fingerprint
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
     name = made["template"].get("name") if isinstance(made.get("template"), dict) else None
     if name == "file" and template is None:
-        raise UserError(f"{cache.path}: was made with --template FILE; give the same --template to compare it")
-    scored, frame = runtime.load_frozen(model, precision=precision, attention=attention,
-                                        template=template or (CHAT if name == CHAT else "tags"))
+        raise UserError(
+            f"{cache.path}: was made with --template FILE; give the same --template to compare it"
+        )
+    scored, frame = runtime.load_frozen(
+        model,
+        precision=precision,
+        attention=attention,
+        template=template or (CHAT if name == CHAT else "tags"),
+    )
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = frame.encode(stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data)
+    encoded = frame.encode(
+        stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data
+    )
     try:
-        cache.check(baseline.fingerprint(scored, frame, encoded, max_length=max_length, precision=precision,
-                                         attention=attention), encoded.row_hash)
+        cache.check(
+            baseline.fingerprint(
+                scored,
+                frame,
+                encoded,
+                max_length=max_length,
+                precision=precision,
+                attention=attention,
+            ),
+            encoded.row_hash,
+        )
     except UserError as error:
         return [str(error)], []
     return [], [_text(cache, frame, encoded, row) for row in encoded.spread_rows(SHOWN)]
 
 
 def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
-    """`line` of the data, the `prompt` with all that stands around it, and `pieces`: (text, b_t in nats) of each token of y."""
-    before, ids = encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1], encoded.y_ids(row)
+    """`line` of the data, the `prompt` with all that stands around it, and `pieces`: (text, b_t in
+    nats) of each token of y.
+    """
+    before, ids = (
+        encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1],
+        encoded.y_ids(row),
+    )
     nats = cache.read(np.asarray([row]))[0][: len(ids)].tolist()
-    return {"line": int(row) + 1, "prompt": template.tokenizer.decode(before),
-            "pieces": list(zip(template.pieces(ids), nats, strict=True))}
+    return {
+        "line": int(row) + 1,
+        "prompt": template.tokenizer.decode(before),
+        "pieces": list(zip(template.pieces(ids), nats, strict=True)),
+    }
 
 
 def profile_of(cache: Cache) -> dict[str, Any]:
     """How b_t is spread over y, in nats and tokens; reads the cache once, in blocks.
 
-    `mean` is nats a token, `example` nats an example. `opening` gives the share of all nats that lies in the first
-    1, 3 and 8 tokens of y. `informative` is the mean over rows with any mass of (sum w)^2 / (T sum w^2), the effective
-    t0 / T: weighting strengthens the posterior's gradient by about its inverse. `uniform_rows` is the share of rows
-    whose sum is at most tau = 1e-4, which train on the uniform average. Quantiles are over an even sample of tokens.
-    `histogram` gives the share of the tokens and of the nats in each bin, by the nats at which it begins. `verdict` says in a
-    sentence whether weighting can help on this data.
+    `mean` is nats a token, `example` nats an example. `opening` gives the share of all nats that
+    lies in the first 1, 3 and 8 tokens of y. `informative` is the mean over rows with any mass of
+    (sum w)^2 / (T sum w^2), the effective t0 / T: weighting strengthens the posterior's gradient by
+    about its inverse. `uniform_rows` is the share of rows whose sum is at most tau = 1e-4, which
+    train on the uniform average. Quantiles are over an even sample of tokens. `histogram` gives the
+    share of the tokens and of the nats in each bin, by the nats at which it begins. `verdict` says
+    in a sentence whether weighting can help on this data.
 
     Raises:
-        UserError: a value is negative or not finite, which a file with the right checksums can hold.
+        UserError: a value is negative or not finite, which a file with the
+            right checksums can hold.
     """
     total = squares_ratio = 0.0
     massive = uniform = 0
@@ -109,7 +168,10 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     seen = 0
     for _, nll, lengths in cache.stream(BLOCK_ROWS):
         if not (np.isfinite(nll) & (nll >= 0)).all():
-            raise UserError(f"{cache.path}: values of /nll are negative or not finite; `twcli inspect --verify` counts them")
+            raise UserError(
+                f"{cache.path}: values of /nll are negative or not finite; `twcli inspect "
+                "--verify` counts them"
+            )
         starts = np.cumsum(lengths) - lengths
         column = np.arange(len(nll)) - np.repeat(starts, lengths)
         filled = lengths > 0
@@ -132,28 +194,51 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     sample = np.concatenate(sketch)
     informative, uniform_rows = squares_ratio / massive if massive else None, uniform / cache.rows
     return {
-        "mean": total / max(cache.tokens, 1), "example": total / cache.rows,
-        "quantiles": {str(q): float(np.quantile(sample, q)) if len(sample) else None for q in QUANTILES},
-        "opening": {str(first): float(share / total) if total else None for first, share in zip(OPENING, opening, strict=True)},
-        "histogram": [{"from": low, "tokens": float(count / max(cache.tokens, 1)), "nats": float(part / total) if total else 0.0}
-                      for low, count, part in zip(BINS, counts, nats, strict=True)],
-        "informative": informative, "uniform_rows": uniform_rows, "verdict": _verdict(informative, uniform_rows),
+        "mean": total / max(cache.tokens, 1),
+        "example": total / cache.rows,
+        "quantiles": {
+            str(q): float(np.quantile(sample, q)) if len(sample) else None for q in QUANTILES
+        },
+        "opening": {
+            str(first): float(share / total) if total else None
+            for first, share in zip(OPENING, opening, strict=True)
+        },
+        "histogram": [
+            {
+                "from": low,
+                "tokens": float(count / max(cache.tokens, 1)),
+                "nats": float(part / total) if total else 0.0,
+            }
+            for low, count, part in zip(BINS, counts, nats, strict=True)
+        ],
+        "informative": informative,
+        "uniform_rows": uniform_rows,
+        "verdict": _verdict(informative, uniform_rows),
     }
 
 
 def _verdict(informative: float | None, uniform_rows: float) -> str:
     if informative is None or uniform_rows > DEGENERATE_ROWS:
-        return (f"no: {uniform_rows:.0%} of the rows have no b_t, so the model is in no doubt about them; it may not be entangled on this "
-                "data, and there is no strategy to find")
+        return (
+            f"no: {uniform_rows:.0%} of the rows have no b_t, so the model is in no doubt about "
+            "them; it may not be entangled on this data, and there is no strategy to find"
+        )
     if informative > DEGENERATE_FLAT:
-        return f"hardly: effective t0 / T is {informative:.2f}, the weighted average is all but the uniform one"
+        return (
+            f"hardly: effective t0 / T is {informative:.2f}, the weighted average is all but the "
+            "uniform one"
+        )
     degree = "a little" if informative > 1 / LITTLE else "yes"
-    return (f"{degree}: effective t0 / T is {informative:.2f}, so the posterior's gradient grows {1 / informative:.1f} times; that makes "
-            "room for z, and what z comes to mean rests on the warm start")
+    return (
+        f"{degree}: effective t0 / T is {informative:.2f}, so the posterior's gradient grows "
+        f"{1 / informative:.1f} times; that makes room for z, and what z comes to mean rests on "
+        "the warm start"
+    )
 
 
 def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `train` says at the end of these steps about weights and z, and the posterior over the last of them.
+    """What `train` says at the end of these steps about weights and z, and the
+    posterior over the last of them.
 
     `last` holds the newest value of each figure: a step does not tell all of them.
     """
@@ -161,13 +246,23 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
     for m in metrics:
         watch.see(m)
     information, usage = pooled_information(watch.recent) if metrics else (None, None)
-    return {"last": watch.latest or None, "conditions": watch.standing(),
-            "recent": {"steps": len(watch.recent), "mutual_information": information, "usage": usage}}
+    return {
+        "last": watch.latest or None,
+        "conditions": watch.standing(),
+        "recent": {"steps": len(watch.recent), "mutual_information": information, "usage": usage},
+    }
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
     problems = run.problems() if verify else None
     metrics = [] if problems else run.read_metrics()
-    return {"kind": "run", "path": str(run.path), "done": run.done, "steps": len(metrics),
-            **_diagnosis(config, metrics), "settings": config.to_mapping(), "problems": problems}
+    return {
+        "kind": "run",
+        "path": str(run.path),
+        "done": run.done,
+        "steps": len(metrics),
+        **_diagnosis(config, metrics),
+        "settings": config.to_mapping(),
+        "problems": problems,
+    }

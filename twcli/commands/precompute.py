@@ -1,7 +1,8 @@
-"""`twcli precompute`: reads the data, scores it with the frozen model shard by shard, publishes the cache.
+"""`twcli precompute`: reads the data, scores it with the frozen model shard by
+shard, publishes the cache.
 
-Under `accelerate launch` each process scores shards of its own and the first one writes them: a shard is made of the same
-batches whoever scores it, so the file is the same to the bit.
+Under `accelerate launch` each process scores shards of its own and the first one writes them: a
+shard is made of the same batches whoever scores it, so the file is the same to the bit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from twcli.storage.cache import CacheWriter
 COMPARED_ROWS = 16
 
 
-def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
+def precompute(
+    config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+) -> None:
     """Writes `config.out`, resuming after the shards that an earlier call finished.
 
     Raises:
@@ -36,46 +39,92 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     """
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
-    model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template)
+    model, template = runtime.load_frozen(
+        config.model,
+        precision=config.precision,
+        attention=config.attention,
+        template=config.template,
+    )
     max_length = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if encoded.unknown_rows:
-        say(f"{config.data}: {encoded.unknown_rows:,} rows hold tokens that the vocabulary of {config.model} does not know")
+        say(
+            f"{config.data}: {encoded.unknown_rows:,} rows hold tokens that the vocabulary of "
+            f"{config.model} does not know"
+        )
     if strange := [tag for tag in template.added if tag not in SECTION_TAGS]:
-        say(f"{config.model}: never trained on {', '.join(strange)}, so b_t will be poor; give --template chat or FILE, or train it on "
-            "the tags first as examples/entangle.py does")
-    print_ = baseline.fingerprint(model, template, encoded, max_length=max_length, precision=config.precision,
-                                  attention=config.attention)
+        say(
+            f"{config.model}: never trained on {', '.join(strange)}, so b_t will be poor; "
+            "give --template chat or FILE, or train it on the tags first as examples/entangle.py "
+            "does"
+        )
+    print_ = baseline.fingerprint(
+        model,
+        template,
+        encoded,
+        max_length=max_length,
+        precision=config.precision,
+        attention=config.attention,
+    )
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
     baseline.check_head(model, config.model)
     batch_tokens = config.batch_tokens or reading.fast_batch_tokens(model)
     leads = accelerator.is_main_process
-    complete = leads and not config.overwrite and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+    complete = (
+        leads
+        and not config.overwrite
+        and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+    )
     if _told_by_the_first(complete):
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
         runtime.leave(accelerator)
         return
     if leads and config.precision != "fp32":
         _tell_rounding(config, model, template, encoded, say, batch_tokens)
-    opened = CacheWriter(config.out, fingerprint=print_, offsets=encoded.target_offsets, row_hash=encoded.row_hash,
-                         shard_rows=config.shard_rows, overwrite=config.overwrite) if leads else nullcontext()
+    opened = (
+        CacheWriter(
+            config.out,
+            fingerprint=print_,
+            offsets=encoded.target_offsets,
+            row_hash=encoded.row_hash,
+            shard_rows=config.shard_rows,
+            overwrite=config.overwrite,
+        )
+        if leads
+        else nullcontext()
+    )
     with opened as writer, signals.held() as pending:
         for note in writer.notes if leads else ():
             say(note)
         missing = _told_by_the_first(writer.missing if leads else None)
         if sum(map(len, missing)) < len(encoded):
-            say(f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows are done")
+            say(
+                f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows "
+                "are done"
+            )
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
         varlen = _reads_varlen(config, model, template, encoded, say) if missing else False
         with progress("precompute (tokens)", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
                 shards = missing[first : first + accelerator.num_processes]
                 scoring = len(shards)
-                scored = [(rows, baseline.score_flat(
-                    model, template, encoded, np.arange(rows.start, rows.stop), batch_tokens=batch_tokens, varlen=varlen,
-                    progress=lambda tokens, scoring=scoring: advance(tokens * scoring),  # the others are about as far
-                )) for rows in shards[accelerator.process_index :][:1]]
+                scored = [
+                    (
+                        rows,
+                        baseline.score_flat(
+                            model,
+                            template,
+                            encoded,
+                            np.arange(rows.start, rows.stop),
+                            batch_tokens=batch_tokens,
+                            varlen=varlen,
+                            # the others are about as far
+                            progress=lambda tokens, scoring=scoring: advance(tokens * scoring),
+                        ),
+                    )
+                    for rows in shards[accelerator.process_index :][:1]
+                ]
                 for rows, nll in gather_object(scored):
                     if leads:
                         writer.write(rows, nll)
@@ -88,9 +137,16 @@ def precompute(config: PrecomputeConfig, say: Callable[[str], None], progress: C
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
 
 
-def _reads_varlen(config: PrecomputeConfig, model: PreTrainedModel, template: Template, encoded: Encoded,
-                  say: Callable[[str], None]) -> bool:
-    """Whether rows may be read without padding, a prompt once for all its completions; says why not where there is a reason."""
+def _reads_varlen(
+    config: PrecomputeConfig,
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    say: Callable[[str], None],
+) -> bool:
+    """Whether rows may be read without padding, a prompt once for all its completions; says why
+    not where there is a reason.
+    """
     if config.execution == "plain":
         return False
     reason = baseline.why_not_varlen(model, template, encoded)
@@ -99,19 +155,36 @@ def _reads_varlen(config: PrecomputeConfig, model: PreTrainedModel, template: Te
     return reason is None
 
 
-def _tell_rounding(config: PrecomputeConfig, model: PreTrainedModel, template: Template, encoded: Encoded,
-                   say: Callable[[str], None], batch_tokens: int) -> None:
+def _tell_rounding(
+    config: PrecomputeConfig,
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    say: Callable[[str], None],
+    batch_tokens: int,
+) -> None:
     """Says how far b_t is from the one in float32, on a few rows."""
     rows = encoded.spread_rows(COMPARED_ROWS)
     try:
-        exact, _ = runtime.load_frozen(config.model, attention=config.attention, template=config.template)
+        exact, _ = runtime.load_frozen(
+            config.model, attention=config.attention, template=config.template
+        )
         exact.to(model.device)
-        rounded, full = (baseline.score_flat(m, template, encoded, rows, batch_tokens=batch_tokens) for m in (model, exact))
+        rounded, full = (
+            baseline.score_flat(m, template, encoded, rows, batch_tokens=batch_tokens)
+            for m in (model, exact)
+        )
     except torch.OutOfMemoryError:
-        say(f"{config.precision}: its error is not measured, the model in float32 does not fit beside it")
+        say(
+            f"{config.precision}: its error is not measured, the model in float32 does not fit "
+            "beside it"
+        )
         return
     error = np.abs(rounded - full)
-    say(f"{config.precision}: b_t of {len(rows)} rows is off by {error.mean():.1e} nats a token, {error.max():.1e} at most, from float32")
+    say(
+        f"{config.precision}: b_t of {len(rows)} rows is off by {error.mean():.1e} nats a token, "
+        f"{error.max():.1e} at most, from float32"
+    )
 
 
 def _told_by_the_first(value: Any) -> Any:

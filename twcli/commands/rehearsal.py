@@ -1,4 +1,6 @@
-"""`--dry-run` of precompute and train: what would be read, how it looks as tokens, and what it would cost. Writes nothing."""
+"""`--dry-run` of precompute and train: what would be read, how it looks as tokens, and what it
+would cost. Writes nothing.
+"""
 
 from __future__ import annotations
 
@@ -32,30 +34,49 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     """
     trains = isinstance(config, TrainConfig)
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention, template=config.template,
-                                          latent_tokens=config.latent_tokens if trains else 1)
+    model, template = runtime.load_frozen(
+        config.model,
+        precision=config.precision,
+        attention=config.attention,
+        template=config.template,
+        latent_tokens=config.latent_tokens if trains else 1,
+    )
     limit = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=limit, source=config.data)
     model.to(runtime.pick_device(config.device))
     tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
-    yield (f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; {tokens:,} tokens, {supervised:,} of them "
-           f"supervised; the longest row has {int(encoded.lengths.max()):,} of {limit:,}; none is cut, a longer one is refused")
+    yield (
+        f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; "
+        f"{tokens:,} tokens, {supervised:,} of them supervised; the longest row has "
+        f"{int(encoded.lengths.max()):,} of {limit:,}; none is cut, a longer one is refused"
+    )
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
     batches = 1 if trains else runtime.most_at_once(model.device)
-    speed = _tokens_a_second(model, template, encoded, config.batch_tokens or reading.fast_batch_tokens(model), batches)
+    speed = _tokens_a_second(
+        model, template, encoded, config.batch_tokens or reading.fast_batch_tokens(model), batches
+    )
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if trains:
         steps = steps_of(config, encoded, config.accumulate)
         read = config.accumulate * min(config.batch_tokens, tokens)
-        # `refine` and `settle` by turns: K branches without a gradient, then two sequences with one in either.
+        # `refine` and `settle` by turns: K branches without a gradient, then two
+        # sequences with one in either.
         latents = MOST_CLUSTERS if config.latents == AUTO else config.latents  # at worst
-        passes = (latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (latents + 1)
+        passes = (
+            (latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (latents + 1)
+        )
         trained = parameters if config.adapt == "full" else parameters // 100
-        yield _cost(steps * read * passes / speed, parameters * 4 + trained * 12,
-                    parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 8)) + f"; {steps:,} steps"
+        yield (
+            _cost(
+                steps * read * passes / speed,
+                parameters * 4 + trained * 12,
+                parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 8),
+            )
+            + f"; {steps:,} steps"
+        )
     else:
         yield _cost(tokens / speed, parameters * width, 4 * supervised + ROW_BYTES * len(encoded))
     for name, value in config.to_mapping().items():
@@ -67,11 +88,15 @@ def marked(encoded: Encoded, template: Template) -> str:
     first = int(encoded.prompt_lengths[0]) + 1
     last = first + int(encoded.target_lengths[0])
     ids = encoded.ids[: encoded.offsets[1]].tolist()
-    before, inside, after = (template.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:]))
+    before, inside, after = (
+        template.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:])
+    )
     return repr(f"{before}[[{inside}]]{after}")
 
 
-def _tokens_a_second(model, template: Template, encoded: Encoded, batch_tokens: int, batches: int) -> float:
+def _tokens_a_second(
+    model, template: Template, encoded: Encoded, batch_tokens: int, batches: int
+) -> float:
     """Of one forward pass over batches of ordinary rows, after one to warm up."""
     order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
     rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
@@ -84,5 +109,7 @@ def _tokens_a_second(model, template: Template, encoded: Encoded, batch_tokens: 
 
 def _cost(seconds: float, memory: float, disk: float) -> str:
     clock = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
-    return (f"cost, roughly: {clock}; {memory / MIB:,.0f} MiB for weights and optimiser, activations on top; "
-            f"{disk / MIB:,.1f} MiB of disk")
+    return (
+        f"cost, roughly: {clock}; {memory / MIB:,.0f} MiB for weights and optimiser, "
+        f"activations on top; {disk / MIB:,.1f} MiB of disk"
+    )

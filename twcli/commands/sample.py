@@ -1,7 +1,9 @@
-"""`twcli sample`: completions of the frozen model, or of a run under one latent, all of them or the router's choice.
+"""`twcli sample`: completions of the frozen model, or of a run under one latent, all of
+them or the router's choice.
 
-Prompts are completed block by block. With `--out` each block is stored when it is done, and an interrupted call goes on from there;
-its draws hang on the seed and on the block alone, so the file is the same.
+Prompts are completed block by block. With `--out` each block is stored when it is done,
+and an interrupted call goes on from there; its draws hang on the seed and on the block
+alone, so the file is the same.
 """
 
 from __future__ import annotations
@@ -43,58 +45,103 @@ class Sampler:
     def load(cls, config: SampleConfig) -> Sampler:
         """Raises UserError: the model, the run or the latent is wrong."""
         if config.run is not None:
-            latent_model, template, trained = load_run(RunFolder(config.run), device=config.device,
-                                                       precision=config.precision, attention=config.attention)
+            latent_model, template, trained = load_run(
+                RunFolder(config.run),
+                device=config.device,
+                precision=config.precision,
+                attention=config.attention,
+            )
             if (config.latent or "").isdecimal() and int(config.latent) >= trained.latents:
-                raise UserError(f"--latent {config.latent}: the run has the latents 0 to {trained.latents - 1}")
-            return cls(config, latent_model.backbone, template, template.latent_ids(trained.latents))
-        model, template = runtime.load_frozen(config.model, precision=config.precision, attention=config.attention,
-                                              template=config.template)
+                raise UserError(
+                    f"--latent {config.latent}: the run has the latents 0 to {trained.latents - 1}"
+                )
+            return cls(
+                config, latent_model.backbone, template, template.latent_ids(trained.latents)
+            )
+        model, template = runtime.load_frozen(
+            config.model,
+            precision=config.precision,
+            attention=config.attention,
+            template=config.template,
+        )
         return cls(config, model.to(runtime.pick_device(config.device)), template, [])
 
     def router(self, xs: Sequence[str]) -> np.ndarray:
         """p(z|x) (G, K)."""
-        return router_probabilities(self.model, self.template, [self.template.router_prompt(x) for x in xs], self.latent_ids,
-                                    batch_tokens=self.config.batch_tokens)
+        return router_probabilities(
+            self.model,
+            self.template,
+            [self.template.router_prompt(x) for x in xs],
+            self.latent_ids,
+            batch_tokens=self.config.batch_tokens,
+        )
 
     @property
     def per_prompt(self) -> int:
         """Completions of a prompt."""
         return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
 
-    def ids_and_room(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]]) -> tuple[list[list[int]], np.ndarray]:
+    def ids_and_room(
+        self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]]
+    ) -> tuple[list[list[int]], np.ndarray]:
         """Prompts of (number of x, latent) as ids, and how many tokens each leaves in the context.
 
         Raises:
             UserError: a prompt fills the context, or holds a tag.
         """
-        prompts = [self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent]) for row, latent in jobs]
+        prompts = [
+            self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent])
+            for row, latent in jobs
+        ]
         context = runtime.context_length(self.model, self.config.max_length)
         room = context - np.asarray([len(prompt) for prompt in prompts])
         if room.min() < 1:
             x = xs[jobs[int(room.argmin())][0]]
-            raise UserError(f"{self.config.data or '--x'}: the prompt {x[:60]!r} fills the context of {context} tokens")
+            raise UserError(
+                f"{self.config.data or '--x'}: the prompt {x[:60]!r} fills the context of "
+                f"{context} tokens"
+            )
         return prompts, room
 
-    def complete(self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]], seed: int,
-                 progress: Callable[[int], None] | None = None) -> tuple[list[str], list[bool]]:
-        """The texts of (number of x, latent), empty where there was nothing but white space, and whether each came to its end.
+    def complete(
+        self,
+        xs: Sequence[str],
+        jobs: Sequence[tuple[int, int | None]],
+        seed: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> tuple[list[str], list[bool]]:
+        """The texts of (number of x, latent), empty where there was nothing but white space, and
+        whether each came to its end.
 
         Raises:
             UserError: as `ids_and_room`.
         """
         config, (prompts, room) = self.config, self.ids_and_room(xs, jobs)
         most = room if config.max_new_tokens is None else np.minimum(config.max_new_tokens, room)
-        return generate(self.model, self.template, prompts, max_new_tokens=most, temperature=config.temperature, seed=seed,
-                        batch_tokens=4 * config.batch_tokens, progress=progress)
+        return generate(
+            self.model,
+            self.template,
+            prompts,
+            max_new_tokens=most,
+            temperature=config.temperature,
+            seed=seed,
+            batch_tokens=4 * config.batch_tokens,
+            progress=progress,
+        )
 
     def compare(self, x: str) -> list[str]:
-        """A line for each latent (of each of n completions): its probability under the router, and the text."""
+        """A line for each latent (of each of n completions): its probability under
+        the router, and the text.
+        """
         (router,) = self.router([x]) if self.latent_ids else ([1.0],)
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
         jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
-        return [text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
-                for (_, latent), text in zip(jobs, self.complete([x], jobs, self.config.seed)[0], strict=True)]
+        return [
+            text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
+            for (_, latent), text in zip(
+                jobs, self.complete([x], jobs, self.config.seed)[0], strict=True
+            )
+        ]
 
     def latents(self, xs: Sequence[str], seed: int) -> list[list[int | None]]:
         """For each prompt the latents of its completions; [None] x n for the frozen model."""
@@ -105,7 +152,10 @@ class Sampler:
             return [[k for k in range(len(self.latent_ids)) for _ in range(n)]] * len(xs)
         if latent in (None, "router"):
             rng = np.random.default_rng([seed, 3])
-            return [rng.choice(len(self.latent_ids), n, p=p / p.sum()).tolist() for p in self.router(xs).astype(np.float64)]
+            return [
+                rng.choice(len(self.latent_ids), n, p=p / p.sum()).tolist()
+                for p in self.router(xs).astype(np.float64)
+            ]
         return [[int(latent)] * n] * len(xs)
 
 
@@ -133,34 +183,67 @@ class Drawing:
 
     def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
         xs = self.prompts[rows]
-        seed = int(np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0])
-        jobs = [(row, latent) for row, latents in enumerate(self.sampler.latents(xs, seed)) for latent in latents]
+        seed = int(
+            np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0]
+        )
+        jobs = [
+            (row, latent)
+            for row, latents in enumerate(self.sampler.latents(xs, seed))
+            for latent in latents
+        ]
         texts, ended = self.sampler.complete(xs, jobs, seed, progress)
         self.drawn += len(texts)
         self.cut += len(ended) - sum(ended)
         self.empty += sum(not text for text in texts)
         for (row, latent), text in zip(jobs, texts, strict=True):
             if text:
-                yield json.dumps({"x": xs[row], "y": text} | ({} if latent is None else {"latent": latent}), ensure_ascii=False) + "\n"
+                yield (
+                    json.dumps(
+                        {"x": xs[row], "y": text} | ({} if latent is None else {"latent": latent}),
+                        ensure_ascii=False,
+                    )
+                    + "\n"
+                )
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the lines depend on."""
         config, model, template = self.sampler.config, self.sampler.model, self.sampler.template
-        names = ("n", "latent", "temperature", "seed", "max_new_tokens", "max_length", "batch_tokens", "precision", "attention")
+        names = (
+            "n",
+            "latent",
+            "temperature",
+            "seed",
+            "max_new_tokens",
+            "max_length",
+            "batch_tokens",
+            "precision",
+            "attention",
+        )
         return {name: getattr(config, name) for name in names} | {
-            "device": model.device.type, "block": self.block, "weights": baseline.weights_hash(model),
-            "tokenizer": template.tokenizer_hash(), "template": template.fingerprint(),
-            "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest()}
+            "device": model.device.type,
+            "block": self.block,
+            "weights": baseline.weights_hash(model),
+            "tokenizer": template.tokenizer_hash(),
+            "template": template.fingerprint(),
+            "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest(),
+        }
 
 
-def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[[str, int], Any], show: Callable[[str], None]) -> None:
-    """JSON lines with x, y and, from a run, the latent; each distinct prompt once, times n (times the latents).
+def sample(
+    config: SampleConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    show: Callable[[str], None],
+) -> None:
+    """JSON lines with x, y and, from a run, the latent; each distinct prompt once,
+    times n (times the latents).
 
     Args:
         show: is given each line as soon as its block is done, where there is no `config.out`.
 
     Raises:
-        UserError: the model, the run, the latent, the data or the output is wrong, or a prompt fills the context.
+        UserError: the model, the run, the latent, the data or the output is wrong, or a
+            prompt fills the context.
         WorkFailed: the disk is full; finished blocks stay.
         Interrupted: a signal came; finished blocks stay.
     """
@@ -169,8 +252,13 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         check_place(out)
         if not Parts.folder_of(out).exists():
             _refuse_existing(out, config)
-    examples = [Example(config.x, "")] if config.x is not None else stream_examples(config.data, x_field=config.x_field, y_field=None)
-    prompts = Prompts.of(examples)  # first, so that what is wrong with them is told before a model is loaded
+    examples = (
+        [Example(config.x, "")]
+        if config.x is not None
+        else stream_examples(config.data, x_field=config.x_field, y_field=None)
+    )
+    # first, so that what is wrong with them is told before a model is loaded
+    prompts = Prompts.of(examples)
     drawing = Drawing(Sampler.load(config), prompts)
     drawing.check()
     if out is None:
@@ -182,10 +270,15 @@ def sample(config: SampleConfig, say: Callable[[str], None], progress: Callable[
         try:
             _store(out, drawing, say, progress)
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; finished blocks of {drawing.block:,} prompts are kept; {how_to_resume()}") from None
+            raise Interrupted(
+                f"interrupted; finished blocks of {drawing.block:,} prompts are kept; "
+                f"{how_to_resume()}"
+            ) from None
     if drawing.cut:
-        say(f"{drawing.cut:,} of {drawing.drawn:,} completions have no end within the tokens that they may have "
-            "(--max-new-tokens, or the context)")
+        say(
+            f"{drawing.cut:,} of {drawing.drawn:,} completions have no end within the tokens that "
+            "they may have (--max-new-tokens, or the context)"
+        )
     if drawing.empty:
         say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are left out")
 
@@ -195,8 +288,19 @@ def _refuse_existing(out: Path, config: SampleConfig) -> None:
         raise UserError(f"{out}: exists; --overwrite replaces it")
 
 
-def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]) -> None:
-    parts, count = Parts(out, {"fingerprint": drawing.fingerprint()}, len(drawing.prompts), what="sample", suffix=".jsonl"), 0
+def _store(
+    out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]
+) -> None:
+    parts, count = (
+        Parts(
+            out,
+            {"fingerprint": drawing.fingerprint()},
+            len(drawing.prompts),
+            what="sample",
+            suffix=".jsonl",
+        ),
+        0,
+    )
     parts.open()
     try:
         for note in parts.notes():
@@ -209,7 +313,10 @@ def _store(out: Path, drawing: Drawing, say: Callable[[str], None], progress: Ca
             _refuse_existing(out, drawing.sampler.config)
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
-            say(f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts are done")
+            say(
+                f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts "
+                "are done"
+            )
         with progress("sampling", left * drawing.sampler.per_prompt) as advance:
             for rows in missing:
                 data = "".join(drawing.lines(rows, advance)).encode()

@@ -1,5 +1,6 @@
 """What the user writes becomes one frozen, validated dataclass a command.
 
-In: keyword arguments or YAML. Out: `TrainConfig` and its like, whose values are within their bounds. Options, their help, bounds
-and defaults may be changed here; what a value does is decided by the folder that reads it.
+In: keyword arguments or YAML. Out: `TrainConfig` and its like, whose values are within their
+bounds. Options, their help, bounds and defaults may be changed here; what a value does is decided
+by the folder that reads it.
 """

@@ -1,4 +1,5 @@
-"""Options as fields of a dataclass: help, choices, bounds and check of each in one place; a configuration from and to YAML.
+"""Options as fields of a dataclass: help, choices, bounds and check of each in one place; a
+configuration from and to YAML.
 
 `from_mapping` reads what `to_mapping` wrote.
 """
@@ -19,7 +20,8 @@ MAX_CONFIG_BYTES = 256 * 2**10
 
 
 def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option. Metadata: choices, minimum, above, maximum, path.
+    """A dataclass field that is also a command-line option. Metadata: choices,
+    minimum, above, maximum, path.
 
     `words` are values that a number's option takes as well.
     """
@@ -42,7 +44,9 @@ def check_characters(text: str, where: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """What every command's configuration shares: validation by field metadata and a JSON round trip."""
+    """What every command's configuration shares: validation by field
+    metadata and a JSON round trip.
+    """
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -68,12 +72,19 @@ class Config:
         for key, value in values.items():
             name = str(key).replace("-", "_")
             if name not in known:
-                raise UserError(f"{source}: unknown key '{str(key)[:100]}'; known keys: {', '.join(sorted(known))}")
+                raise UserError(
+                    f"{source}: unknown key '{str(key)[:100]}'; known keys: "
+                    f"{', '.join(sorted(known))}"
+                )
             clean[name] = _as_from_a_flag(value, cls.kind(name))
         try:
             return cls(**clean)
         except TypeError as error:
-            missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in clean]
+            missing = [
+                f.name
+                for f in dataclasses.fields(cls)
+                if f.default is dataclasses.MISSING and f.name not in clean
+            ]
             if not missing:
                 raise
             raise UserError(f"{source}: {flag_of(missing[0])} is required") from error
@@ -84,7 +95,9 @@ class Config:
 
 
 def _shown(value: Any) -> str:
-    """A few lines of YAML can stand for gigabytes of text, or for a number that Python refuses to spell."""
+    """A few lines of YAML can stand for gigabytes of text, or for a number
+    that Python refuses to spell.
+    """
     try:
         return reprlib.repr(value)[:200]
     except ValueError:
@@ -137,7 +150,8 @@ def read_yaml(path: str) -> dict[str, Any]:
     """Reads a YAML mapping with the safe loader.
 
     Raises:
-        UserError: no such file, too large, not YAML, or not a mapping of names to values, each once.
+        UserError: no such file, too large, not YAML, or not a mapping of
+            names to values, each once.
     """
     import yaml
 
@@ -145,18 +159,32 @@ def read_yaml(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
         if len(data) > MAX_CONFIG_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_CONFIG_BYTES >> 10} KiB; a configuration is a few lines")
+            raise UserError(
+                f"{path}: is larger than {MAX_CONFIG_BYTES >> 10} KiB; a configuration is a few "
+                "lines"
+            )
         loader = yaml.SafeLoader(data.decode("utf-8"))
         node = loader.get_single_node()
         if isinstance(node, yaml.MappingNode):
-            _check_keys([(str(key.value), key.start_mark.line + 1) for key, _ in node.value if isinstance(key, yaml.ScalarNode)], path)
+            _check_keys(
+                [
+                    (str(key.value), key.start_mark.line + 1)
+                    for key, _ in node.value
+                    if isinstance(key, yaml.ScalarNode)
+                ],
+                path,
+            )
         values = None if node is None else loader.construct_document(node)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}") from error
+        raise UserError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'not UTF-8 text'}"
+        ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else path
-        raise UserError(f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}") from error
+        raise UserError(
+            f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}"
+        ) from error
     if values is None:
         return {}
     if not isinstance(values, dict):

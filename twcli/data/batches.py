@@ -1,6 +1,7 @@
 """Rows of the encoded data and of the cache become seeded, padded batches.
 
-Shapes: B rows, T tokens of the z-free sequence, L = T + 2 + P with the latent section, S supervised tokens.
+Shapes: B rows, T tokens of the z-free sequence, L = T + 2 + P with the latent
+section, S supervised tokens.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ class Batch:
 
     Attributes:
         rows_B: row numbers in the data.
-        prompt_B: rows of one prompt share a number in 0 .. G - 1; `leader_G` is the first row of each prompt.
-        plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which predicts the first target.
-        latent_BL: ids with the latent section, its P slots still pads; `slot_B` is the first slot's column.
+        prompt_B: rows of one prompt share a number in 0 .. G - 1; `leader_G` is the
+            first row of each prompt.
+        plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which
+            predicts the first target.
+        latent_BL: ids with the latent section, its P slots still pads; `slot_B`
+            is the first slot's column.
         targets_BS, active_BS: supervised ids and where they are real.
         weights_BS: b_t in nats, zero where not active; None without a cache.
     """
@@ -45,7 +49,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(**{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()})
+        return Batch(
+            **{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()}
+        )
 
 
 def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache | None) -> Batch:
@@ -57,24 +63,45 @@ def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache
     weights = None
     if cache is not None:
         flat, counts = cache.read(rows)
-        weights = torch.from_numpy(gather_padded(flat, np.cumsum(counts) - counts, counts, 0.0).astype(np.float32))
-    _, leaders, prompt = np.unique(encoded.prompt_index[rows], return_index=True, return_inverse=True)
+        weights = torch.from_numpy(
+            gather_padded(flat, np.cumsum(counts) - counts, counts, 0.0).astype(np.float32)
+        )
+    _, leaders, prompt = np.unique(
+        encoded.prompt_index[rows], return_index=True, return_inverse=True
+    )
     return Batch(
-        rows_B=torch.from_numpy(rows), prompt_B=torch.from_numpy(prompt), leader_G=torch.from_numpy(leaders),
-        plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)), plain_first_B=torch.from_numpy(prompts),
+        rows_B=torch.from_numpy(rows),
+        prompt_B=torch.from_numpy(prompt),
+        leader_G=torch.from_numpy(leaders),
+        plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)),
+        plain_first_B=torch.from_numpy(prompts),
         latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, template)),
-        slot_B=torch.from_numpy(prompts + template.section_shift + 1), latent_first_B=torch.from_numpy(prompts + template.latent_section),
-        targets_BS=_ids(target_ids), active_BS=torch.from_numpy(active), weights_BS=weights)
+        slot_B=torch.from_numpy(prompts + template.section_shift + 1),
+        latent_first_B=torch.from_numpy(prompts + template.latent_section),
+        targets_BS=_ids(target_ids),
+        active_BS=torch.from_numpy(active),
+        weights_BS=weights,
+    )
 
 
-def _with_latent_section(starts: np.ndarray, lengths: np.ndarray, prompts: np.ndarray, encoded: Encoded,
-                         template: Template) -> np.ndarray:
-    section = np.asarray([template.z_open, *[template.pad] * template.latent_tokens, template.z_close])
+def _with_latent_section(
+    starts: np.ndarray,
+    lengths: np.ndarray,
+    prompts: np.ndarray,
+    encoded: Encoded,
+    template: Template,
+) -> np.ndarray:
+    section = np.asarray(
+        [template.z_open, *[template.pad] * template.latent_tokens, template.z_close]
+    )
     columns = np.arange(lengths.max() + len(section))
-    after = columns - prompts[:, None] - template.section_shift  # position relative to the section's start
+    # position relative to the section's start
+    after = columns - prompts[:, None] - template.section_shift
     source = np.where(after < 0, columns, columns - len(section))
     ids = encoded.ids[np.clip(starts[:, None] + source, 0, len(encoded.ids) - 1)]
-    ids = np.where((after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids)
+    ids = np.where(
+        (after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids
+    )
     return np.where(columns < lengths[:, None] + len(section), ids, template.pad)
 
 
@@ -83,10 +110,11 @@ def _ids(array: np.ndarray) -> torch.Tensor:
 
 
 def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) -> Batch:
-    """The batch with each input token of y in the generator's sequence replaced by `pad` with probability `rate`.
+    """The batch with each input token of y in the generator's sequence replaced by
+    `pad` with probability `rate`.
 
-    Targets, weights and the z-free sequence stay. All K branches of a row lose the same tokens: what differs between
-    them is z alone.
+    Targets, weights and the z-free sequence stay. All K branches of a row lose the same tokens:
+    what differs between them is z alone.
     """
     followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts nothing that is supervised
     draws_BS = torch.from_numpy(rng.random(followed_BS.shape)).to(followed_BS.device)
@@ -97,17 +125,21 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
 
 
 def leading(mass_N: torch.Tensor, share: float) -> tuple[int, float]:
-    """How many of the first hold all of the mass but at most `share` of it, 0 where there is none; and the share that is left."""
+    """How many of the first hold all of the mass but at most `share` of it, 0 where there is none;
+    and the share that is left.
+    """
     behind_N = mass_N.flip(0).cumsum(0).flip(0)  # at a place and after it
     count = int((behind_N > share * behind_N[0]).sum())
     return count, float(behind_N[count] / behind_N[0]) if 0 < count < len(behind_N) else 0.0
 
 
 def opening(batch: Batch, share: float) -> tuple[Batch, float]:
-    """The batch with every y cut behind the last token that b_t needs, and the share of the batch's b_t that is cut off.
+    """The batch with every y cut behind the last token that b_t needs, and the share of the
+    batch's b_t that is cut off.
 
-    That share is at most `share`. What follows is given away by y_<t whatever z is, so branches that are only compared need
-    not be read to the end. Nothing is cut without weights, where all of them are 0, or where `share` is.
+    That share is at most `share`. What follows is given away by y_<t whatever z is, so branches
+    that are only compared need not be read to the end. Nothing is cut without weights, where all of
+    them are 0, or where `share` is.
     """
     if batch.weights_BS is None or not share:
         return batch, 0.0
@@ -115,15 +147,21 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
     if needed in (0, batch.weights_BS.shape[1]):
         return batch, 0.0
     cut = replace(
-        batch, plain_BT=batch.plain_BT[:, : int(batch.plain_first_B.max()) + needed],
-        latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed], targets_BS=batch.targets_BS[:, :needed],
-        active_BS=batch.active_BS[:, :needed], weights_BS=batch.weights_BS[:, :needed])
+        batch,
+        plain_BT=batch.plain_BT[:, : int(batch.plain_first_B.max()) + needed],
+        latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed],
+        targets_BS=batch.targets_BS[:, :needed],
+        active_BS=batch.active_BS[:, :needed],
+        weights_BS=batch.weights_BS[:, :needed],
+    )
     return cut, left
 
 
-def batches_to_read(encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool) -> list[np.ndarray]:
-    """Batches of places among `rows`, the longest first: in order of length, which pads least, or prompt by prompt, whichever reads
-    fewer tokens.
+def batches_to_read(
+    encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool
+) -> list[np.ndarray]:
+    """Batches of places among `rows`, the longest first: in order of length, which pads least, or
+    prompt by prompt, whichever reads fewer tokens.
 
     Args:
         batch_tokens: padded z-free tokens a batch.
@@ -131,21 +169,34 @@ def batches_to_read(encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, br
         shared: whether a batch reads each of its prompts once, instead of with each sequence.
     """
     lengths, prompts, targets, prompt = (
-        values[rows] for values in (encoded.lengths, encoded.prompt_lengths, encoded.target_lengths, encoded.prompt_index))
+        values[rows]
+        for values in (
+            encoded.lengths,
+            encoded.prompt_lengths,
+            encoded.target_lengths,
+            encoded.prompt_index,
+        )
+    )
 
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
-        return (len(np.unique(prompt[batch])) if shared else sequences) * prompts[batch].max() + sequences * targets[batch].max()
+        return (len(np.unique(prompt[batch])) if shared else sequences) * prompts[
+            batch
+        ].max() + sequences * targets[batch].max()
 
     orders = np.argsort(-lengths, kind="stable"), prompt_by_prompt(lengths, prompt)
-    return min((budget_batches(lengths, order, batch_tokens) for order in orders), key=lambda batches: sum(map(tokens, batches)))
+    return min(
+        (budget_batches(lengths, order, batch_tokens) for order in orders),
+        key=lambda batches: sum(map(tokens, batches)),
+    )
 
 
 class Plan:
-    """The order of an epoch: a function of the seed and the epoch's number alone, so that a resumed run repeats it.
+    """The order of an epoch: a function of the seed and the epoch's number alone, so that
+    a resumed run repeats it.
 
-    Rows of one prompt stay in one batch, as long as the budget holds them: the assignment of a prompt's completions to
-    latents needs them side by side.
+    Rows of one prompt stay in one batch, as long as the budget holds them: the assignment of a
+    prompt's completions to latents needs them side by side.
 
     Args:
         lengths: (N,) tokens of each row's z-free sequence.
@@ -155,13 +206,26 @@ class Plan:
         rows: the rows to go through; None for all.
     """
 
-    def __init__(self, lengths: np.ndarray, prompts: np.ndarray, *, batch_tokens: int, seed: Sequence[int],
-                 rows: np.ndarray | None = None) -> None:
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        prompts: np.ndarray,
+        *,
+        batch_tokens: int,
+        seed: Sequence[int],
+        rows: np.ndarray | None = None,
+    ) -> None:
         rows = np.arange(len(lengths)) if rows is None else rows
         self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, list(seed)
         self._rows = rows[np.argsort(prompts[rows], kind="stable")]
-        _, self._starts, self._sizes = np.unique(prompts[self._rows], return_index=True, return_counts=True)
-        self._longest = np.maximum.reduceat(lengths[self._rows], self._starts) if len(rows) else np.empty(0, np.int64)
+        _, self._starts, self._sizes = np.unique(
+            prompts[self._rows], return_index=True, return_counts=True
+        )
+        self._longest = (
+            np.maximum.reduceat(lengths[self._rows], self._starts)
+            if len(rows)
+            else np.empty(0, np.int64)
+        )
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Row numbers of each batch."""
@@ -176,7 +240,9 @@ class Plan:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
-        """Batches without end, epoch after epoch, after the first `skip`; none where there are no rows."""
+        """Batches without end, epoch after epoch, after the first `skip`;
+        none where there are no rows.
+        """
         number = 0
         while len(self._rows):
             batches = self.epoch(number)
@@ -194,7 +260,8 @@ class Plan:
             if waiting and self._longest[prompt] * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
                 waiting, count = [], 0
-            if self._longest[prompt] * len(rows) > self.batch_tokens:  # one prompt alone is too much
+            # one prompt alone is too much
+            if self._longest[prompt] * len(rows) > self.batch_tokens:
                 batches += budget_batches(self.lengths, rows, self.batch_tokens)
                 continue
             waiting.append(rows)

@@ -1,7 +1,8 @@
 """A file of records becomes `Example`s: what `--data` names.
 
-JSONL, also as `.gz` or `.zst`, is read as a stream with bounded memory a line; a `datasets` folder or hub name needs the
-extra `datasets`. A record holds x and y, or `messages` with one user and one assistant turn.
+JSONL, also as `.gz` or `.zst`, is read as a stream with bounded memory a line; a `datasets`
+folder or hub name needs the extra `datasets`. A record holds x and y, or `messages` with one
+user and one assistant turn.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from twcli.errors import UserError, first_line
 from twcli.storage.spool import Spool
 
 DIGEST_BYTES = 16
-MAX_LINE_BYTES = 16 * 2**20  # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
+# a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
+MAX_LINE_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,9 @@ def read_examples(path: str, **fields: str | None) -> list[Example]:
     return list(stream_examples(path, **fields))
 
 
-def stream_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
-                    strategy_field: str | None = None) -> Iterator[Example]:
+def stream_examples(
+    path: str, *, x_field: str = "x", y_field: str | None = "y", strategy_field: str | None = None
+) -> Iterator[Example]:
     """The records in file order, each read when it is asked for; a missing file is told at once.
 
     Args:
@@ -52,14 +55,16 @@ def stream_examples(path: str, *, x_field: str = "x", y_field: str | None = "y",
         strategy_field: None leaves labels unread, as training does.
 
     Raises:
-        UserError: names the file, the line, the field and the mend; also where there is no record at all.
+        UserError: names the file, the line, the field and the mend; also where
+            there is no record at all.
     """
     return _examples(path, _records(path), x_field, y_field, strategy_field)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The distinct prompts of records, in the order in which they first appear; their texts lie on disk (`Spool`).
+    """The distinct prompts of records, in the order in which they first appear; their
+    texts lie on disk (`Spool`).
 
     Attributes:
         digests: (P, 16) uint8, of their content.
@@ -84,8 +89,12 @@ class Prompts:
             _, first = np.unique(np.frombuffer(digests, f"V{DIGEST_BYTES}"), return_index=True)
             first.sort()
             stops = ends.array()
-            return cls(np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)[first], text.array(),
-                       np.where(first > 0, stops[first - 1], 0), stops[first])
+            return cls(
+                np.frombuffer(digests, np.uint8).reshape(-1, DIGEST_BYTES)[first],
+                text.array(),
+                np.where(first > 0, stops[first - 1], 0),
+                stops[first],
+            )
 
     def __len__(self) -> int:
         return len(self.digests)
@@ -94,9 +103,15 @@ class Prompts:
         return [self._text[self._starts[row] : self._stops[row]].tobytes().decode() for row in rows]
 
 
-def _examples(path: str, records: Iterator[tuple[str, dict[str, Any]]], x_field: str, y_field: str | None,
-              strategy_field: str | None) -> Iterator[Example]:
-    named, lines, number = bytearray(), array("Q"), 0  # digests of ids, and where they stand: no object a record
+def _examples(
+    path: str,
+    records: Iterator[tuple[str, dict[str, Any]]],
+    x_field: str,
+    y_field: str | None,
+    strategy_field: str | None,
+) -> Iterator[Example]:
+    # digests of ids, and where they stand: no object a record
+    named, lines, number = bytearray(), array("Q"), 0
     for number, (where, record) in enumerate(records, start=1):
         if (name := record.get("id")) is not None and "id" not in (x_field, y_field):
             _check_id(name, where)
@@ -105,21 +120,29 @@ def _examples(path: str, records: Iterator[tuple[str, dict[str, Any]]], x_field:
         yield _to_example(record, where, x_field, y_field, strategy_field)
     if not number:
         raise UserError(f"{path}: holds no records; expected one JSON object a line")
-    _, first, inverse = np.unique(np.frombuffer(named, f"V{DIGEST_BYTES}"), return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(
+        np.frombuffer(named, f"V{DIGEST_BYTES}"), return_index=True, return_inverse=True
+    )
     earliest = first[inverse.reshape(-1)]
     again = np.flatnonzero(earliest != np.arange(len(lines)))
     if len(again):
-        raise UserError(f"{path}:{lines[again[0]]}: field 'id' is the same as on line {lines[earliest[again[0]]]}; "
-                        "give each record its own, or none")
+        raise UserError(
+            f"{path}:{lines[again[0]]}: field 'id' is the same as on line "
+            f"{lines[earliest[again[0]]]}; give each record its own, or none"
+        )
 
 
 def _records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     file = Path(path)
     if file.is_file():
         return _jsonl_records(file)
-    if file.is_dir() or (not file.suffix and path.count("/") <= 1 and not path.startswith((".", "/"))):
+    if file.is_dir() or (
+        not file.suffix and path.count("/") <= 1 and not path.startswith((".", "/"))
+    ):
         return _datasets_records(path)
-    raise UserError(f"{path}: no such file; --data takes a JSONL file, a `datasets` folder or a hub name")
+    raise UserError(
+        f"{path}: no such file; --data takes a JSONL file, a `datasets` folder or a hub name"
+    )
 
 
 def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -130,21 +153,37 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 number += 1
                 where = f"{file}:{number}"
                 if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one record a line")
-                # Refused, not dropped in silence: other tools that read the file would not drop them.
+                    raise UserError(
+                        f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; "
+                        "write one record a line"
+                    )
+                # Refused, not dropped in silence: other tools that read the
+                # file would not drop them.
                 if number == 1 and line.startswith(b"\xef\xbb\xbf"):
-                    raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without it")
+                    raise UserError(
+                        f"{where}: begins with a byte order mark; save the file as UTF-8 without it"
+                    )
                 if line.endswith(b"\r\n"):
-                    raise UserError(f"{where}: ends with CR LF; save the file with LF alone, or convert it with dos2unix")
+                    raise UserError(
+                        f"{where}: ends with CR LF; save the file with LF alone, "
+                        "or convert it with dos2unix"
+                    )
                 if not line.strip():
-                    raise UserError(f"{where}: line is empty; row i of the cache is line i of the data, so remove it")
+                    raise UserError(
+                        f"{where}: line is empty; row i of the cache is line i of the data, "
+                        "so remove it"
+                    )
                 yield where, _parse(line, where)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(
+            f"{file}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from error
 
 
 def _opened(file: Path) -> Any:
-    """The file's bytes as a stream, unpacked where its name says that it is packed. Raises OSError."""
+    """The file's bytes as a stream, unpacked where its name says that it
+    is packed. Raises OSError.
+    """
     if file.suffix == ".gz":
         return gzip.open(file, "rb")
     if file.suffix != ".zst":
@@ -161,7 +200,9 @@ class _Zstandard(io.RawIOBase):
 
     def __init__(self, zstandard: Any, file: Path) -> None:
         self._broken = zstandard.ZstdError
-        self._stream = zstandard.ZstdDecompressor().stream_reader(file.open("rb"), read_across_frames=True, closefd=True)
+        self._stream = zstandard.ZstdDecompressor().stream_reader(
+            file.open("rb"), read_across_frames=True, closefd=True
+        )
 
     def readable(self) -> bool:
         return True
@@ -181,15 +222,21 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8") from error
+        raise UserError(
+            f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(f"{where}: not valid JSON at column {error.colno}: {error.msg}") from error
     except RecursionError as error:
-        raise UserError(f"{where}: JSON is nested too deeply; a record is one flat object") from error
+        raise UserError(
+            f"{where}: JSON is nested too deeply; a record is one flat object"
+        ) from error
     except ValueError as error:
         raise UserError(f"{where}: not valid JSON: {str(error)[:200]}") from error
     if not isinstance(record, dict):
-        raise UserError(f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}")
+        raise UserError(
+            f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}"
+        )
     return record
 
 
@@ -212,26 +259,43 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct)
+DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_distinct
+)
 
 
 def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         import datasets
     except ImportError as error:
-        raise UserError(f"{path}: no such file; `datasets` folders and hub names need: pip install 'twcli-cvae[datasets]'") from error
+        raise UserError(
+            f"{path}: no such file; `datasets` folders and hub names need: "
+            "pip install 'twcli-cvae[datasets]'"
+        ) from error
     try:
-        table = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split="train")
-    except Exception as error:  # the library raises a dozen unrelated types; all mean that it is not to be had
+        table = (
+            datasets.load_from_disk(path)
+            if Path(path).is_dir()
+            else datasets.load_dataset(path, split="train")
+        )
+    except Exception as error:
+        # the library raises a dozen unrelated types; all mean that it is not to be had
         raise UserError(f"{path}: `datasets` cannot load it: {first_line(error)}") from error
     if isinstance(table, dict):
-        raise UserError(f"{path}: holds the splits {', '.join(table)}; give the folder of one of them")
+        raise UserError(
+            f"{path}: holds the splits {', '.join(table)}; give the folder of one of them"
+        )
     for number, record in enumerate(table, start=1):
         yield f"{path}:{number}", record
 
 
-def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str | None,
-                strategy_field: str | None) -> Example:
+def _to_example(
+    record: dict[str, Any],
+    where: str,
+    x_field: str,
+    y_field: str | None,
+    strategy_field: str | None,
+) -> Example:
     if "messages" in record and x_field not in record:
         record = record | _turns(record["messages"], where, x_field, y_field)
     x = _text(record, x_field, where)
@@ -239,25 +303,39 @@ def _to_example(record: dict[str, Any], where: str, x_field: str, y_field: str |
     strategy = record.get(strategy_field) if strategy_field else None
     if strategy is not None:
         if not isinstance(strategy, str):
-            raise UserError(f"{where}: field '{strategy_field}' must be text or null, found {type(strategy).__name__}")
+            raise UserError(
+                f"{where}: field '{strategy_field}' must be text or null, found "
+                f"{type(strategy).__name__}"
+            )
         check_characters(strategy, f"{where}: field '{strategy_field}'")
         strategy = strategy if strategy.strip() else None
     return Example(x=x, y=y, strategy=strategy)
 
 
 def _turns(messages: Any, where: str, x_field: str, y_field: str | None) -> dict[str, Any]:
-    """x and y of a conversation. More than one turn each would be no x and y: nothing is left out in silence."""
+    """x and y of a conversation. More than one turn each would be no x and y:
+    nothing is left out in silence.
+    """
     wanted = [["user", "assistant"]] + ([["user"]] if y_field is None else [])
     whole = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
     if not whole or [m.get("role") for m in messages] not in wanted:
-        raise UserError(f"{where}: 'messages' must be one turn of the user and one of the assistant; "
-                        f"write '{x_field}' and '{y_field or 'y'}' yourself where there is more")
-    return {field: m.get("content") for field, m in zip((x_field, y_field), messages, strict=False) if field}
+        raise UserError(
+            f"{where}: 'messages' must be one turn of the user and one of the assistant; "
+            f"write '{x_field}' and '{y_field or 'y'}' yourself where there is more"
+        )
+    return {
+        field: m.get("content")
+        for field, m in zip((x_field, y_field), messages, strict=False)
+        if field
+    }
 
 
 def _text(record: dict[str, Any], field: str, where: str) -> str:
     if field not in record:
-        raise UserError(f"{where}: field '{field}' is missing; it has: {', '.join(map(str, record)) or 'nothing'}"[:300])
+        raise UserError(
+            f"{where}: field '{field}' is missing; it has: "
+            f"{', '.join(map(str, record)) or 'nothing'}"[:300]
+        )
     value = record[field]
     if not isinstance(value, str):
         raise UserError(f"{where}: field '{field}' must be text, found {type(value).__name__}")
@@ -270,8 +348,13 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
 def _check_id(value: Any, where: str) -> None:
     """An id is a name and no place: nothing here is written under it, but other tools may."""
     if not isinstance(value, str | int) or isinstance(value, bool):
-        raise UserError(f"{where}: field 'id' must be text or a whole number, found {type(value).__name__}")
+        raise UserError(
+            f"{where}: field 'id' must be text or a whole number, found {type(value).__name__}"
+        )
     if isinstance(value, str):
         check_characters(value, f"{where}: field 'id'")
         if value.startswith("/") or ".." in re.split(r"[/\\]", value):
-            raise UserError(f"{where}: field 'id' is a path that leads elsewhere: {value[:100]!r}; give a plain name")
+            raise UserError(
+                f"{where}: field 'id' is a path that leads elsewhere: {value[:100]!r}; "
+                "give a plain name"
+            )

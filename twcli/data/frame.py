@@ -1,4 +1,5 @@
-"""What stands around x, the latent section and y: the tags, a model's chat template, or a file with `{x}`, `{z}` and `{y}`.
+"""What stands around x, the latent section and y: the tags, a model's chat template, or a file
+with `{x}`, `{z}` and `{y}`.
 
 In a chat template the latent section comes last in the assistant's header.
 """
@@ -13,7 +14,8 @@ from typing import Any
 from twcli.errors import UserError
 
 CHAT = "chat"
-# What chat templates get for the date, so that a frame is the same tomorrow: what Llama 3's takes where it is told none.
+# What chat templates get for the date, so that a frame is the same tomorrow: what Llama 3's
+# takes where it is told none.
 TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
@@ -25,7 +27,8 @@ class Frame:
         name: "tags", "chat" or "file".
         text: the frame with `{x}`, `{z}` and `{y}`.
         head, middle, lead: ids before x, between x and the section, between the section and y.
-        close: ids after y, at least one; the first is supervised, ends a completion and is nothing that text can hold.
+        close: ids after y, at least one; the first is supervised, ends a completion and is
+            nothing that text can hold.
     """
 
     name: str
@@ -43,7 +46,8 @@ def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
         name: "tags", "chat", or a text file with `{x}`, `{z}` and `{y}`, in this order.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that hides the texts; the file is none or lacks a place.
+        UserError: the tokenizer has no chat template, or one that hides the texts; the file
+            is none or lacks a place.
     """
     if name == "tags":
         return None
@@ -51,26 +55,45 @@ def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
     places = re.split(r"\{([xzy])\}", text)
     if places[1::2] != ["x", "z", "y"]:
         raise UserError(f"{name}: a template holds {{x}}, {{z}} and {{y}} once each, in this order")
-    head, middle, lead, close = (tokenizer(part, add_special_tokens=False)["input_ids"] if part else [] for part in places[::2])
+    head, middle, lead, close = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
+        for part in places[::2]
+    )
     if not close and tokenizer.eos_token_id is not None:
         close = [tokenizer.eos_token_id]
     if not head or not (middle or lead):
-        raise UserError(f"{name}: text must stand before {{x}} and between {{x}} and {{y}}, so that x and y are told apart")
+        raise UserError(
+            f"{name}: text must stand before {{x}} and between {{x}} and {{y}}, "
+            "so that x and y are told apart"
+        )
     if not close or close[0] not in specials(tokenizer):
-        raise UserError(f"{name}: a special token such as {tokenizer.eos_token or '<eos>'} must follow {{y}}: it ends the completion")
+        raise UserError(
+            f"{name}: a special token such as {tokenizer.eos_token or '<eos>'} must follow {{y}}: "
+            "it ends the completion"
+        )
     return Frame(CHAT if name == CHAT else "file", text, head, middle, lead, close)
 
 
 def _chat_text(tokenizer: Any, source: str) -> str:
     if not tokenizer.chat_template:
-        raise UserError(f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, {{z}} and {{y}}")
+        raise UserError(
+            f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, "
+            f"{{z}} and {{y}}"
+        )
     turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
     try:
-        text = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template())
+        text = tokenizer.apply_chat_template(
+            turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template()
+        )
     except Exception as error:  # a template is a program and fails as it likes
-        raise UserError(f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}") from error
+        raise UserError(
+            f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}"
+        ) from error
     if text.count("TWCLI-X") != 1 or text.count("TWCLI-Y") != 1:
-        raise UserError(f"{source}: its chat template does not show both turns as they are; give --template FILE")
+        raise UserError(
+            f"{source}: its chat template does not show both turns as they are; "
+            "give --template FILE"
+        )
     return text.replace("TWCLI-X", "{x}").replace("TWCLI-Y", "{z}{y}")
 
 
@@ -79,9 +102,17 @@ def _file_text(name: str) -> str:
         return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
     except (OSError, UnicodeDecodeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, {{z}} and {{y}}") from error
+        raise UserError(
+            f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, "
+            f"{{z}} and {{y}}"
+        ) from error
 
 
 def specials(tokenizer: Any) -> set[int]:
-    """Ids that no text becomes: special and added tokens, which text in `split_special_tokens` mode never gives."""
-    return {*tokenizer.all_special_ids, *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special)}
+    """Ids that no text becomes: special and added tokens, which text in
+    `split_special_tokens` mode never gives.
+    """
+    return {
+        *tokenizer.all_special_ids,
+        *(id for id, token in tokenizer.added_tokens_decoder.items() if token.special),
+    }

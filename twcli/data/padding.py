@@ -1,4 +1,6 @@
-"""Rows of unequal lengths: where they lie in a flat array, as one padded array, in batches within a budget."""
+"""Rows of unequal lengths: where they lie in a flat array, as one padded array,
+in batches within a budget.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,21 @@ def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
 
 
-def gather_padded(flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float) -> np.ndarray:
-    """(R, longest) array of the slices `flat[start : start + length]`, padded on the right with `fill`."""
+def gather_padded(
+    flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float
+) -> np.ndarray:
+    """(R, longest) array of the slices `flat[start : start + length]`, padded
+    on the right with `fill`.
+    """
     columns = np.arange(lengths.max(initial=0))
     inside = columns < lengths[:, None]
     return np.where(inside, flat[np.minimum(starts[:, None] + columns, len(flat) - 1)], fill)
 
 
 def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """The order in which rows of one prompt, which share a number, stand together: that of the longest row first, and so within each."""
+    """The order in which rows of one prompt, which share a number, stand together: that of the
+    longest row first, and so within each.
+    """
     _, prompt = np.unique(prompts, return_inverse=True)
     longest = np.zeros(len(prompt), np.int64)
     np.maximum.at(longest, prompt, lengths)

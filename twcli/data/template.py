@@ -1,4 +1,5 @@
-"""An example becomes token ids: z-free for the frozen model and the posterior, or with a latent for the generator.
+"""An example becomes token ids: z-free for the frozen model and the posterior, or with a
+latent for the generator.
 
     z-free       <bos> <x> x </x> <y> y </y> <eos>
     with latent  <bos> <x> x </x> <z> z_k </z> <y> y </y> <eos>
@@ -7,7 +8,8 @@ z_k is one vocabulary token, or P of them where one is too narrow a channel.
 x and y are tokenised apart from everything around them, so y's ids are the same in both.
 Supervised are the S tokens of y and its closing tag.
 
-A pretrained model has a frame of its own around x and y (see `frame`). What is said above of the tags holds for any frame.
+A pretrained model has a frame of its own around x and y (see `frame`). What is said above of the
+tags holds for any frame.
 """
 
 from __future__ import annotations
@@ -42,12 +44,14 @@ def latent_tokens(k: int, count: int = 1) -> list[str]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All rows' z-free token ids in one flat array; no Python object a row, and what is large lies on disk (`Spool`).
+    """All rows' z-free token ids in one flat array; no Python object a row, and what is
+    large lies on disk (`Spool`).
 
     Attributes:
         ids: (sum of lengths,) int32, the z-free sequences one after another.
         offsets: (N + 1,) int64 into `ids`.
-        prompt_lengths: (N,) int64, tokens before the one that predicts y's first: those of `<bos> <x> x </x>`.
+        prompt_lengths: (N,) int64, tokens before the one that predicts y's first:
+            those of `<bos> <x> x </x>`.
         target_lengths: (N,) int64, supervised tokens S of each row (y and its closing tag).
         row_hash: (N, 16) uint8, blake2b over x's and y's ids.
         prompt_index: (N,) int64, rows with the same x ids share a number.
@@ -85,7 +89,9 @@ class Encoded:
         return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
 
     def data_hash(self) -> str:
-        """sha256 over all row hashes in order: x, y and their order, and nothing else of a record."""
+        """sha256 over all row hashes in order: x, y and their order, and
+        nothing else of a record.
+        """
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
 
 
@@ -101,7 +107,9 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
     """They come last in the vocabulary and are never split."""
     from tokenizers import AddedToken
 
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True)
+    tokenizer.add_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
+    )
 
 
 class Template:
@@ -116,15 +124,23 @@ class Template:
         UserError: the tokenizer lacks a tag, which `add_tags` mends, or `<eos>`.
     """
 
-    def __init__(self, tokenizer: Any, source: str, latent_tokens: int = 1, frame: Frame | None = None,
-                 added: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        source: str,
+        latent_tokens: int = 1,
+        frame: Frame | None = None,
+        added: Sequence[str] = (),
+    ) -> None:
         self.tokenizer = tokenizer
         self.added = list(added)
         self.source = source
         self.latent_tokens = latent_tokens
         vocabulary = tokenizer.get_vocab()
         tags = TAGS if frame is None else SECTION_TAGS
-        missing = [tag for tag in tags if tag not in vocabulary] + (["eos_token"] if tokenizer.eos_token is None else [])
+        missing = [tag for tag in tags if tag not in vocabulary] + (
+            ["eos_token"] if tokenizer.eos_token is None else []
+        )
         if missing:
             raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}")
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -138,7 +154,9 @@ class Template:
         self.frame = frame
         fixed = {self.eos, self.z_open, self.z_close, frame.close[0]}
         around = {*frame.head, *frame.middle, *frame.lead, *frame.close}
-        self._reserved = frozenset(fixed | (around if frame.name == "tags" else around & specials(tokenizer)))
+        self._reserved = frozenset(
+            fixed | (around if frame.name == "tags" else around & specials(tokenizer))
+        )
 
     @property
     def y_close(self) -> int:
@@ -162,17 +180,25 @@ class Template:
         """
         vocabulary = self.tokenizer.get_vocab()
         try:
-            return [[vocabulary[token] for token in latent_tokens(k, self.latent_tokens)] for k in range(latents)]
+            return [
+                [vocabulary[token] for token in latent_tokens(k, self.latent_tokens)]
+                for k in range(latents)
+            ]
         except KeyError as error:
             raise UserError(f"{self.source}: the tokenizer has no latent token {error}") from error
 
     def add_latents(self, latents: int) -> None:
         """Adds `<z0>` ... `<z(K-1)>` to the vocabulary, P tokens each."""
-        _add_tokens(self.tokenizer, [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)])
+        _add_tokens(
+            self.tokenizer,
+            [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)],
+        )
 
     @property
     def section_shift(self) -> int:
-        """Where the section begins, relative to `Encoded.prompt_lengths`: 0 for the tags, 1 where y follows it at once."""
+        """Where the section begins, relative to `Encoded.prompt_lengths`: 0 for the tags, 1
+        where y follows it at once.
+        """
         return 1 - len(self.frame.lead)
 
     @property
@@ -183,14 +209,24 @@ class Template:
     def fingerprint(self) -> dict[str, Any]:
         f = self.frame
         if f.name == "tags":
-            return {"name": "tags", "version": 1, "ids": [*f.head, *f.middle, self.z_open, self.z_close, *f.lead, *f.close]}
+            return {
+                "name": "tags",
+                "version": 1,
+                "ids": [*f.head, *f.middle, self.z_open, self.z_close, *f.lead, *f.close],
+            }
         ids = [f.head, f.middle, [self.z_open, self.z_close], f.lead, f.close]
         if sum(map(len, ids)) > SHOWN_IDS:
-            return {"name": f.name, "version": 1, "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest()}
+            return {
+                "name": f.name,
+                "version": 1,
+                "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
+            }
         return {"name": f.name, "version": 1, "ids": ids}
 
     def tokenizer_hash(self) -> str:
-        """sha256 over vocabulary, merges and normalisation, without padding and truncation state."""
+        """sha256 over vocabulary, merges and normalisation, without
+        padding and truncation state.
+        """
         state = json.loads(self.tokenizer.backend_tokenizer.to_str())
         state.pop("padding", None)
         state.pop("truncation", None)
@@ -198,7 +234,9 @@ class Template:
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         # Tags inside a user's text are text: they must not open or close a section.
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
+            "input_ids"
+        ]
 
     def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
         """Ids up to where y begins; with `latent` (its P ids) the latent section too.
@@ -228,7 +266,9 @@ class Template:
         return text if text.strip() else ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, which joined give the text; a token that ends inside a character gives nothing."""
+        """The text of each token, which joined give the text; a token that ends inside
+        a character gives nothing.
+        """
         texts = [self.tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
         texts = [text.rstrip("\ufffd") for text in texts]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
@@ -245,7 +285,10 @@ class Template:
         """
         rows, done, tokens, unknown = iter(examples), 0, 0, 0
         with ExitStack() as spools:
-            parts = [spools.enter_context(Spool(dtype)) for dtype in (np.int32, np.int64, np.int64, np.int64, HASH, HASH)]
+            parts = [
+                spools.enter_context(Spool(dtype))
+                for dtype in (np.int32, np.int64, np.int64, np.int64, HASH, HASH)
+            ]
             parts[1].append([0])
             while block := list(islice(rows, ENCODE_BLOCK)):
                 *pieces, strange = self._encode_block(block, done, max_length, source)
@@ -255,12 +298,27 @@ class Template:
                 done, tokens, unknown = done + len(block), pieces[1][-1], unknown + strange
             ids, offsets, prompts, targets, hashes, keys = (part.array() for part in parts)
         return Encoded(
-            ids=ids, offsets=offsets, prompt_lengths=prompts, target_lengths=targets,
-            row_hash=hashes.view(np.uint8).reshape(-1, HASH.itemsize), prompt_index=_numbered(keys), unknown_rows=unknown)
+            ids=ids,
+            offsets=offsets,
+            prompt_lengths=prompts,
+            target_lengths=targets,
+            row_hash=hashes.view(np.uint8).reshape(-1, HASH.itemsize),
+            prompt_index=_numbered(keys),
+            unknown_rows=unknown,
+        )
 
-    def _encode_block(self, block: list[Example], first: int, max_length: int, source: str) -> list[Any]:
-        """What the fields of `Encoded` gain by a block, in their order: lengths for the offsets, the hashes of x for the prompts."""
-        head, middle, lead, close = self.frame.head, self.frame.middle, self.frame.lead, self.frame.close
+    def _encode_block(
+        self, block: list[Example], first: int, max_length: int, source: str
+    ) -> list[Any]:
+        """What the fields of `Encoded` gain by a block, in their order: lengths for the offsets,
+        the hashes of x for the prompts.
+        """
+        head, middle, lead, close = (
+            self.frame.head,
+            self.frame.middle,
+            self.frame.lead,
+            self.frame.close,
+        )
         around = len(head) + len(middle) + len(lead)
         sequences: list[int] = []
         lengths, prompts, targets, hashes, keys = [], [], [], [], []
@@ -276,26 +334,48 @@ class Template:
             key = np.asarray(x, np.int32).tobytes()
             hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))
             keys.append(hashlib.blake2b(key, digest_size=HASH.itemsize).digest())
-            unknown += self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
-        return [sequences, lengths, prompts, targets, np.frombuffer(b"".join(hashes), HASH), np.frombuffer(b"".join(keys), HASH), unknown]
+            unknown += (
+                self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
+            )
+        return [
+            sequences,
+            lengths,
+            prompts,
+            targets,
+            np.frombuffer(b"".join(hashes), HASH),
+            np.frombuffer(b"".join(keys), HASH),
+            unknown,
+        ]
 
     def _check(self, x: list[int], y: list[int], length: int, max_length: int, where: str) -> None:
         self._check_text("x", x, where)
         self._check_text("y", y, where)
         if length + self.latent_section > max_length:
-            raise UserError(f"{where}: {length + self.latent_section} tokens with the latent section ({len(x)} of x, {len(y)} of y) "
-                            f"are more than the limit of {max_length}; shorten y or raise --max-length within the model's context")
+            raise UserError(
+                f"{where}: {length + self.latent_section} tokens with the latent section "
+                f"({len(x)} of x, {len(y)} of y) are more than the limit of {max_length}; "
+                "shorten y or raise --max-length within the model's context"
+            )
 
     def _check_text(self, field: str, tokens: list[int], where: str) -> None:
         if not tokens:
-            raise UserError(f"{where}: field '{field}' has no token in the vocabulary of {self.source}")
+            raise UserError(
+                f"{where}: field '{field}' has no token in the vocabulary of {self.source}"
+            )
         if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary holds the tags as words
-            tag = self.tokenizer.convert_ids_to_tokens(next(t for t in tokens if t in self._reserved))
-            raise UserError(f"{where}: field '{field}' contains {tag}, which the template uses as a tag; rename it in the text")
+            tag = self.tokenizer.convert_ids_to_tokens(
+                next(t for t in tokens if t in self._reserved)
+            )
+            raise UserError(
+                f"{where}: field '{field}' contains {tag}, which the template uses as a tag; "
+                "rename it in the text"
+            )
 
 
 def _numbered(keys: np.ndarray) -> np.ndarray:
-    """(N,) int64: equal keys share a number, counted from 0 in the order in which they first appear."""
+    """(N,) int64: equal keys share a number, counted from 0 in the order
+    in which they first appear.
+    """
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     number = np.empty(len(first), np.int64)
     number[np.argsort(first)] = np.arange(len(first))
@@ -303,5 +383,9 @@ def _numbered(keys: np.ndarray) -> np.ndarray:
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:
-    """`HASH`: 16 bytes over a row's x and y ids; the length of x keeps ("ab", "c") apart from ("a", "bc")."""
-    return hashlib.blake2b(len(x_ids).to_bytes(8, "little") + x_ids + y_ids, digest_size=HASH.itemsize).digest()
+    """`HASH`: 16 bytes over a row's x and y ids; the length of x keeps ("ab",
+    "c") apart from ("a", "bc").
+    """
+    return hashlib.blake2b(
+        len(x_ids).to_bytes(8, "little") + x_ids + y_ids, digest_size=HASH.itemsize
+    ).digest()

@@ -1,7 +1,9 @@
-"""Which latent each completion takes, where distinct completions of one prompt must take distinct latents.
+"""Which latent each completion takes, where distinct completions of one prompt
+must take distinct latents.
 
-That constraint is what names the strategies: a latent that writes two strategies for one prompt, or two latents that
-write the same, cost likelihood, so the assignment that fits best gives each latent one strategy for all prompts.
+That constraint is what names the strategies: a latent that writes two strategies for one prompt, or
+two latents that write the same, cost likelihood, so the assignment that fits best gives each latent
+one strategy for all prompts.
 
 Shapes: N rows, K latents.
 """
@@ -19,10 +21,11 @@ ENUMERATED = 200  # assignments of one prompt, up to which all are tried
 
 
 def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """Latents (N,) of rows that stand prompt by prompt, all of them distinct: the cheapest assignment (Hungarian).
+    """Latents (N,) of rows that stand prompt by prompt, all of them distinct: the
+    cheapest assignment (Hungarian).
 
-    Where a prompt has more rows than there are latents, each latent takes one and the others take the one that costs them least,
-    so that all together are cheapest.
+    Where a prompt has more rows than there are latents, each latent takes one and the others take
+    the one that costs them least, so that all together are cheapest.
 
     Args:
         cost_NK: cost of each latent for each row; only differences within a row matter.
@@ -35,7 +38,8 @@ def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
     for size in np.unique(sizes_P[sizes_P > 1]).tolist():
         starts = starts_P[sizes_P == size]
         if size <= K and math.perm(K, size) <= ENUMERATED:
-            # All prompts of one size at once: a call for each would take longer than trying everything.
+            # All prompts of one size at once: a call for each would take longer
+            # than trying everything.
             ways_MR = np.asarray(list(permutations(range(K), size)))
             total_PM = sum(cost_NK[starts + row][:, ways_MR[:, row]] for row in range(size))
             latents[starts[:, None] + np.arange(size)] = ways_MR[total_PM.argmin(1)]
@@ -49,7 +53,9 @@ def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 
 
 def anchored(cost_NK: np.ndarray, cluster_N: np.ndarray, nats: float) -> np.ndarray:
-    """`cost_NK` with so much more for every latent but the row's cluster; as it is where that is -1."""
+    """`cost_NK` with so much more for every latent but the row's cluster;
+    as it is where that is -1.
+    """
     elsewhere_NK = cluster_N[:, None] != np.arange(cost_NK.shape[1])
     return cost_NK + nats * (elsewhere_NK & (cluster_N >= 0)[:, None])
 
@@ -62,6 +68,7 @@ def assign_rows(cost_NK: np.ndarray, prompt_N: np.ndarray, hash_NH: np.ndarray) 
         hash_NH: content of each row; equal rows take the same latent.
     """
     keys = np.concatenate([prompt_N.astype(">i8").reshape(-1, 1).view(np.uint8), hash_NH], axis=1)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)  # sorted by prompt
+    # sorted by prompt
+    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     sizes = np.unique(prompt_N[first], return_counts=True)[1]
     return assign_groups(cost_NK[first], sizes.tolist())[inverse.reshape(-1)]

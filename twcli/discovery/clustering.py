@@ -1,11 +1,13 @@
-"""Which completions of different prompts were made in the same way: clusterings of their features in `spaces`.
+"""Which completions of different prompts were made in the same way: clusterings of
+their features in `spaces`.
 
-Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for every prompt can be told
-by a linear map from completions of other prompts; of many, the one that a cross-validated ridge regression tells best is
-kept, after the regression has mended it. Several views of the completions may judge together, so that of namings which one of
-them tells alike another decides. What starts get wrong most often is a pair of clusters whose names are exchanged for some
-prompts, so the best ones are also searched pair by pair. Of namings that are told equally well, the one that explains most of
-the features' variance is taken.
+Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for
+every prompt can be told by a linear map from completions of other prompts; of many, the one that a
+cross-validated ridge regression tells best is kept, after the regression has mended it. Several
+views of the completions may judge together, so that of namings which one of them tells alike
+another decides. What starts get wrong most often is a pair of clusters whose names are exchanged
+for some prompts, so the best ones are also searched pair by pair. Of namings that are told equally
+well, the one that explains most of the features' variance is taken.
 
 Shapes: N rows, P prompts, F features, D directions, K clusters.
 """
@@ -25,13 +27,19 @@ from twcli.discovery.spaces import whitened
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
-FINALISTS, PAIRED_FINALISTS = 4, 8  # mended starts whose pairs of clusters are searched; a pair of completions tells less
+# mended starts whose pairs of clusters are searched; a pair of completions tells less
+FINALISTS, PAIRED_FINALISTS = 4, 8
 SEARCH_WORK = 12  # such a search takes about as long as so many starts
 TIE = 5e-4  # difference of scores that says nothing
 MOST_CLUSTERS = 16  # that are looked for where their number is not given
-ENOUGH = 0.975  # of the highest gain: on six tasks a strategy too few reached 0.95 of it at most, the right number 0.99 at least
-PATIENCE = 3  # numbers of clusters in succession that are told no better, after which no more are tried
-MEETINGS = 0.1  # of those that chance would give: clusters that meet in fewer prompts are one, split by x; strategies reached 0.36 at least
+# of the highest gain: on six tasks a strategy too few reached 0.95 of it at most, the
+# right number 0.99 at least
+ENOUGH = 0.975
+# numbers of clusters in succession that are told no better, after which no more are tried
+PATIENCE = 3
+# of those that chance would give: clusters that meet in fewer prompts are one, split by x;
+# strategies reached 0.36 at least
+MEETINGS = 0.1
 TELLING = 10  # meetings that chance would give, below which their absence says nothing
 
 
@@ -40,7 +48,9 @@ def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.nd
     return assign_groups(_squared_distance(points, centroids), sizes)
 
 
-def starts_of(kinds: Iterable[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def starts_of(
+    kinds: Iterable[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator
+) -> Iterator[np.ndarray]:
     """Clusterings (N,) in whitened spaces of several sizes, of each kind of features (N, F)."""
     for kind in kinds:
         leading = whitened(kind, max(DIMENSIONS), 0)
@@ -49,13 +59,18 @@ def starts_of(kinds: Iterable[np.ndarray], sizes: list[int], latents: int, rng: 
                 yield constrained_kmeans(leading[:, :dimensions], sizes, latents, rng)
 
 
-def best_count(views: Sequence[np.ndarray], kinds: Sequence[np.ndarray], sizes: list[int], seed: int,
-               advance: Callable[[int], None] | None = None) -> tuple[int, dict[int, float]]:
+def best_count(
+    views: Sequence[np.ndarray],
+    kinds: Sequence[np.ndarray],
+    sizes: list[int],
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> tuple[int, dict[int, float]]:
     """How many clusters there are, without being told: (K, what speaks for each K that was tried).
 
-    That is `above_chance` of the highest score.
-    Completions of one prompt differ by their clusters, so it grows as long as two strategies have to share one, and no
-    further. The smallest K is taken that comes as near to the highest as `ENOUGH`.
+    That is `above_chance` of the highest score. Completions of one prompt differ by their clusters,
+    so it grows as long as two strategies have to share one, and no further. The smallest K is taken
+    that comes as near to the highest as `ENOUGH`.
 
     Args:
         views: as in `CrossValidation`.
@@ -66,7 +81,9 @@ def best_count(views: Sequence[np.ndarray], kinds: Sequence[np.ndarray], sizes: 
     for latents in range(2, MOST_CLUSTERS + 1):
         rng = np.random.default_rng([seed, 5, latents])
         judge = CrossValidation(views, sizes, latents, rng)
-        gains[latents] = above_chance(max(judge.mend(start)[1] for start in starts_of(kinds, sizes, latents, rng)), latents)
+        gains[latents] = above_chance(
+            max(judge.mend(start)[1] for start in starts_of(kinds, sizes, latents, rng)), latents
+        )
         if advance:
             advance(1)
         enough = min(K for K in gains if gains[K] >= ENOUGH * max(gains.values()))
@@ -76,7 +93,8 @@ def best_count(views: Sequence[np.ndarray], kinds: Sequence[np.ndarray], sizes: 
 
 
 def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
-    """How many clusters a prompt can choose between: those that stand in no prompt together are one choice, whatever x is.
+    """How many clusters a prompt can choose between: those that stand in no prompt together are
+    one choice, whatever x is.
 
     Clusters to spare are empty, or halves of a strategy that divide the prompts between them.
     """
@@ -95,7 +113,9 @@ def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
         has_PK = np.delete(has_PK, other, axis=1)
 
 
-def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator) -> np.ndarray:
+def constrained_kmeans(
+    points: np.ndarray, sizes: list[int], latents: int, rng: np.random.Generator
+) -> np.ndarray:
     """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
     centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
     clusters = None
@@ -108,8 +128,16 @@ def constrained_kmeans(points: np.ndarray, sizes: list[int], latents: int, rng: 
     return clusters
 
 
-def best_clustering(starts: Iterable[np.ndarray], views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator,
-                    advance: Callable[[int], None] | None = None, *, finalists: int = FINALISTS) -> tuple[np.ndarray, float, float]:
+def best_clustering(
+    starts: Iterable[np.ndarray],
+    views: Sequence[np.ndarray],
+    sizes: list[int],
+    latents: int,
+    rng: np.random.Generator,
+    advance: Callable[[int], None] | None = None,
+    *,
+    finalists: int = FINALISTS,
+) -> tuple[np.ndarray, float, float]:
     """Mends every start, searches around the best ones and keeps the clustering of highest score.
 
     Args:
@@ -134,7 +162,11 @@ def best_clustering(starts: Iterable[np.ndarray], views: Sequence[np.ndarray], s
     highest = max(score for _, score in found)
     tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
     clusters, score = max(tied, key=lambda result: _between(views[0], result[0], latents))
-    return clusters, score, float(np.mean([matched_share(clusters, other, latents) for other, _ in mended]))
+    return (
+        clusters,
+        score,
+        float(np.mean([matched_share(clusters, other, latents) for other, _ in mended])),
+    )
 
 
 def clustering_work(kinds: int, finalists: int) -> int:
@@ -142,11 +174,15 @@ def clustering_work(kinds: int, finalists: int) -> int:
     return kinds * len(DIMENSIONS) * RESTARTS + finalists * SEARCH_WORK
 
 
-def _distinct(found: list[tuple[np.ndarray, float]], latents: int, count: int) -> list[tuple[np.ndarray, float]]:
+def _distinct(
+    found: list[tuple[np.ndarray, float]], latents: int, count: int
+) -> list[tuple[np.ndarray, float]]:
     """The `count` of highest score of which no two are alike, by falling score."""
     kept: list[tuple[np.ndarray, float]] = []
     for clusters, score in sorted(found, key=lambda result: -result[1]):
-        if len(kept) < count and all(matched_share(clusters, other, latents) < ALIKE for other, _ in kept):
+        if len(kept) < count and all(
+            matched_share(clusters, other, latents) < ALIKE for other, _ in kept
+        ):
             kept.append((clusters, score))
     return kept
 

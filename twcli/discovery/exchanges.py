@@ -1,4 +1,5 @@
-"""What starts of a clustering get wrong most often: a pair of clusters whose names are exchanged for some prompts.
+"""What starts of a clustering get wrong most often: a pair of clusters whose names are
+exchanged for some prompts.
 
 Shapes: N rows, P prompts, D directions.
 """
@@ -16,16 +17,21 @@ from sklearn.exceptions import ConvergenceWarning
 from twcli.discovery.ridge import MENDINGS, CrossValidation, ridge_map
 
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
-EXCHANGES, MENDED_EXCHANGES = 12, 3  # ways of naming one pair of clusters anew: judged by one assignment, and mended
-SLACK = 0.04  # by which such a way may be told worse than the present one: the other clusters have a say as well
+# ways of naming one pair of clusters anew: judged by one assignment, and mended
+EXCHANGES, MENDED_EXCHANGES = 12, 3
+# by which such a way may be told worse than the present one: the other clusters have a say as well
+SLACK = 0.04
 MARGIN = 1e-6
 PRINCIPAL = 16  # directions tried
 SPANS = (6, 8, 10, 12, 16, 20)  # of the leading directions, in which independent ones are sought
 FLAT = 1e-5  # of the largest spread: along such a direction there is rounding only
 
 
-def search(judge: CrossValidation, clusters: np.ndarray, score: float) -> list[tuple[np.ndarray, float]]:
-    """(clusters (N,), score) of all that were met while two clusters' names were exchanged, prompt by prompt.
+def search(
+    judge: CrossValidation, clusters: np.ndarray, score: float
+) -> list[tuple[np.ndarray, float]]:
+    """(clusters (N,), score) of all that were met while two clusters' names were
+    exchanged, prompt by prompt.
 
     Each exchange that raises the score is gone on from, until none does.
     """
@@ -34,7 +40,9 @@ def search(judge: CrossValidation, clusters: np.ndarray, score: float) -> list[t
     waiting = list(pairs)
     while waiting:
         pair = waiting.pop(0)
-        exchanged = (new for view in judge.views for new in _exchanges(judge, view, clusters, *pair))
+        exchanged = (
+            new for view in judge.views for new in _exchanges(judge, view, clusters, *pair)
+        )
         screened = sorted(map(judge.assign, exchanged), key=lambda result: -result[1])
         for told, _ in screened[:MENDED_EXCHANGES]:
             mended, better = judge.mend(told)
@@ -46,10 +54,14 @@ def search(judge: CrossValidation, clusters: np.ndarray, score: float) -> list[t
     return met
 
 
-def _exchanges(judge: CrossValidation, points: np.ndarray, clusters: np.ndarray, one: int, other: int) -> list[np.ndarray]:
-    """Clusters with the two named anew in all prompts that have both, in the ways that can be told best from a view's points.
+def _exchanges(
+    judge: CrossValidation, points: np.ndarray, clusters: np.ndarray, one: int, other: int
+) -> list[np.ndarray]:
+    """Clusters with the two named anew in all prompts that have both, in the ways that can be told
+    best from a view's points.
 
-    Where most rows of the two stand in prompts without the other, those also take the names that the same direction gives them.
+    Where most rows of the two stand in prompts without the other, those also take the names that
+    the same direction gives them.
     """
     row_P = np.full((2, len(judge.second_P)), -1)
     for side, name in enumerate((one, other)):
@@ -61,7 +73,8 @@ def _exchanges(judge: CrossValidation, points: np.ndarray, clusters: np.ndarray,
         return []
     rows_one, rows_other = row_P[:, both]
     apart = points[rows_one] - points[rows_other]
-    if np.abs(apart).max(initial=0) <= FLAT * np.abs(points).max(initial=0):  # two strategies that begin alike
+    # two strategies that begin alike
+    if np.abs(apart).max(initial=0) <= FLAT * np.abs(points).max(initial=0):
         return []
     chosen, exchanged = _told_best(*_mended(_two_humps(apart), apart, second)), []
     for sign in chosen:
@@ -79,11 +92,12 @@ def _exchanges(judge: CrossValidation, points: np.ndarray, clusters: np.ndarray,
 
 
 def _two_humps(apart: np.ndarray) -> np.ndarray:
-    """(P, C) signs that name two completions of each prompt in many ways, from the differences between them (P, D); the first is the
-    present one.
+    """(P, C) signs that name two completions of each prompt in many ways, from the differences
+    between them (P, D); the first is the present one.
 
-    Along the direction that tells the two names the differences have two humps. Such directions are what independent component
-    analysis finds (Hyvarinen and Oja 2000); principal ones are tried as well.
+    Along the direction that tells the two names the differences have two humps. Such
+    directions are what independent component analysis finds (Hyvarinen and Oja 2000);
+    principal ones are tried as well.
     """
     _, spreads, directions = np.linalg.svd(apart, full_matrices=False)
     directions = directions[spreads > FLAT * spreads[0]]
@@ -95,8 +109,12 @@ def _two_humps(apart: np.ndarray) -> np.ndarray:
     return np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
 
 
-def _mended(signs: np.ndarray, apart: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(signs, the values that they are the signs of), (P, C) both, after regressions on each half of the prompts told the other."""
+def _mended(
+    signs: np.ndarray, apart: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(signs, the values that they are the signs of), (P, C) both, after regressions on each half
+    of the prompts told the other.
+    """
     ridges = [(told, ridge_map(apart[~told])) for told in (second, ~second)]
     values = np.empty_like(signs)
     for _ in range(MENDINGS):
@@ -109,20 +127,32 @@ def _mended(signs: np.ndarray, apart: np.ndarray, second: np.ndarray) -> tuple[n
 
 
 def _told_best(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
-    """Up to `EXCHANGES` columns (P,), best told first, none of them nearly another or the first, which is the present one."""
+    """Up to `EXCHANGES` columns (P,), best told first, none of them nearly another or the first,
+    which is the present one.
+    """
     fits = np.abs(values).mean(0)
     known = [signs[:, 0]]
     for column in np.argsort(-fits):
-        if fits[column] > fits[0] - SLACK and all(abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known):
+        if fits[column] > fits[0] - SLACK and all(
+            abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known
+        ):
             known.append(signs[:, column])
     return known[1 : 1 + EXCHANGES]
 
 
 def _independent_directions(whitened: np.ndarray) -> np.ndarray:
-    """(D, D) orthonormal rows along which the points are least normal; the axes where none can be told from a normal one."""
+    """(D, D) orthonormal rows along which the points are least normal; the axes where none can
+    be told from a normal one.
+    """
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
         try:
-            return FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0).fit(whitened.astype(np.float64)).components_
-        except ValueError:  # its step cancels where the points are as normal as can be, and what is left of it is rounding
+            return (
+                FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0)
+                .fit(whitened.astype(np.float64))
+                .components_
+            )
+        except ValueError:
+            # its step cancels where the points are as normal as can be, and what
+            # is left of it is rounding
             return np.eye(whitened.shape[1])

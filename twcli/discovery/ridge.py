@@ -1,6 +1,8 @@
-"""How well clusters of some prompts' completions are told by a linear map that was fitted on other prompts: ridge regression.
+"""How well clusters of some prompts' completions are told by a linear map that was fitted on other
+prompts: ridge regression.
 
-Names that mean the same for every prompt are told well; names that are exchanged from prompt to prompt are not.
+Names that mean the same for every prompt are told well; names that are exchanged from
+prompt to prompt are not.
 
 Shapes: N rows, D directions, K clusters.
 """
@@ -38,18 +40,23 @@ class Half:
 
     def values(self, targets: np.ndarray) -> list[np.ndarray]:
         """For each view (rows told, K): what the others' targets (rows fitted, K) let expect."""
-        return [points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)]
+        return [
+            points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)
+        ]
 
 
 class CrossValidation:
     """Ridge regressions of the clusters of one half of the prompts, which assign the other half.
 
     Args:
-        views: (N, D) each, grouped by prompt. The first one assigns; the score is the mean of what they all give what it assigned.
+        views: (N, D) each, grouped by prompt. The first one assigns; the score is the mean of what
+            they all give what it assigned.
         sizes: rows of each prompt.
     """
 
-    def __init__(self, views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, views: Sequence[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator
+    ) -> None:
         self.views, self.latents = views, latents
         self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
         second = np.zeros(len(sizes), bool)
@@ -83,15 +90,20 @@ class CrossValidation:
         return clusters, score
 
 
-def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be (N,)), to be summed and divided.
+def told_apart(
+    points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be
+    (N,)), to be summed and divided.
 
-    A linear map from the completions of one half of the prompts tells those of the other half. The share is 1 where each
-    completion of a prompt has a latent of its own with certainty and the map tells which; it is 0 where latents are used alike,
-    or change their meaning from prompt to prompt.
+    A linear map from the completions of one half of the prompts tells those of the other
+    half. The share is 1 where each completion of a prompt has a latent of its own with
+    certainty and the map tells which; it is 0 where latents are used alike, or change their
+    meaning from prompt to prompt.
 
     Args:
-        points: (N, D) prompt-centred, directions by falling variance; only as many are read as the rows can bear.
+        points: (N, D) prompt-centred, directions by falling variance; only as many are
+            read as the rows can bear.
         soft_NK: probability of each latent for each row.
     """
     latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
@@ -104,12 +116,16 @@ def told_apart(points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: 
 
 
 def above_chance(score: float, latents: int) -> float:
-    """The mean value that the other half's regression gives a row's own cluster, above 1 / K: comparable between numbers of clusters."""
+    """The mean value that the other half's regression gives a row's own cluster, above 1 / K:
+    comparable between numbers of clusters.
+    """
     return score * (1 - 1 / latents)
 
 
 def ridge_map(points: np.ndarray) -> np.ndarray:
-    """(D, N): maps targets of these points to regression weights, to none where all points are zero."""
+    """(D, N): maps targets of these points to regression weights, to none
+    where all points are zero.
+    """
     if not points.any():
         return np.zeros(points.shape[::-1])
     covariance = points.T.astype(np.float64) @ points / len(points)

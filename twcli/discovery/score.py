@@ -1,4 +1,5 @@
-"""How well a run is expected to do, known without labels: what `train` prints at its end and `eval` as `score`.
+"""How well a run is expected to do, known without labels: what `train` prints at its
+end and `eval` as `score`.
 
 Shapes: N records.
 """
@@ -12,7 +13,8 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Naming:
-    """What tells without labels whether the latents mean one thing for all prompts, for each of N records.
+    """What tells without labels whether the latents mean one thing for all
+    prompts, for each of N records.
 
     Attributes:
         told, attainable: (N,) as `clustering.told_apart` gives them.
@@ -25,12 +27,14 @@ class Naming:
 
 
 def run_score(naming: Naming, latents: int, weight_N: np.ndarray | None = None) -> float | None:
-    """The one-to-one alignment of what a run generates, as far as it can be known without labels: from 0 to 1.
+    """The one-to-one alignment of what a run generates, as far as it can be known
+    without labels: from 0 to 1.
 
-    K latents that say nothing are right once in K times, and the share of meaning that is told apart makes up the rest.
-    What the model writes is then taken to be a strategy at all as far as its distribution is the frozen model's: their
-    overlap is bounded from below by exp(-KL), but for a constant (Bretagnolle and Huber 1979), and on what the frozen model
-    wrote the KL is the likelihood that was lost.
+    K latents that say nothing are right once in K times, and the share of meaning that is told
+    apart makes up the rest. What the model writes is then taken to be a strategy at all as far as
+    its distribution is the frozen model's: their overlap is bounded from below by exp(-KL), but for
+    a constant (Bretagnolle and Huber 1979), and on what the frozen model wrote the KL is the
+    likelihood that was lost.
 
     Args:
         weight_N: how often each record counts; None for once.

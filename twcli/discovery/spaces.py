@@ -1,4 +1,5 @@
-"""Features of completions become points: what the prompt gives is taken out, and the principal directions are kept.
+"""Features of completions become points: what the prompt gives is taken out, and the
+principal directions are kept.
 
 Shapes: N rows, P prompts, F features, D directions.
 """
@@ -12,16 +13,19 @@ import numpy as np
 from sklearn.decomposition import PCA
 
 DIRECTIONS = 256  # principal directions that the regression sees
-PAIRS = 0.9  # share of prompts with two completions, from which their differences leave the naming open
+# share of prompts with two completions, from which their differences leave the naming open
+PAIRS = 0.9
 
 
 @dataclass(frozen=True)
 class Centring:
-    """Takes the prompts' content out of features, in which it dominates: what stays is how completions of a prompt differ.
+    """Takes the prompts' content out of features, in which it dominates: what stays is how
+    completions of a prompt differ.
 
-    Where prompts have two completions each, that alone cannot tell the right naming from the one in which every completion takes
-    its partner's name: the differences change sign, and nothing else. What the two have in common does tell them apart, so there
-    each prompt's mean stays too, made as small as the differences are.
+    Where prompts have two completions each, that alone cannot tell the right naming from the one in
+    which every completion takes its partner's name: the differences change sign, and nothing else.
+    What the two have in common does tell them apart, so there each prompt's mean stays too, made as
+    small as the differences are.
 
     Attributes:
         means: for each kind of features (F,), the mean of the prompts' means.
@@ -42,16 +46,24 @@ class Centring:
         means, shares = [], []
         for kind in features:
             prompts = _prompt_means(kind, sizes)
-            apart = (kind - np.repeat(prompts, sizes, axis=0)).std(0) if keep else np.zeros(kind.shape[1])
+            apart = (
+                (kind - np.repeat(prompts, sizes, axis=0)).std(0)
+                if keep
+                else np.zeros(kind.shape[1])
+            )
             means.append(prompts.mean(0))
-            shares.append(np.minimum(1, apart / np.maximum(prompts.std(0), np.finfo(np.float32).tiny)))
+            shares.append(
+                np.minimum(1, apart / np.maximum(prompts.std(0), np.finfo(np.float32).tiny))
+            )
         return cls(tuple(means), tuple(shares))
 
     def __call__(self, features: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
         """Centres features (N, F) of each kind, grouped by prompt, where they stand."""
         for kind, mean, share in zip(features, self.means, self.shares, strict=True):
             prompts = _prompt_means(kind, sizes)
-            kind -= np.repeat(prompts - share * (prompts - mean) if share.any() else prompts, sizes, axis=0)
+            kind -= np.repeat(
+                prompts - share * (prompts - mean) if share.any() else prompts, sizes, axis=0
+            )
 
 
 def _prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -61,13 +73,16 @@ def _prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
 
 
 def in_pairs(sizes: Sequence[int]) -> bool:
-    """Whether prompts have two completions each, but for a few: then `Centring` is to keep their means."""
+    """Whether prompts have two completions each, but for a few: then
+    `Centring` is to keep their means.
+    """
     return bool(np.mean(np.asarray(sizes) == 2) >= PAIRS)
 
 
 @dataclass(frozen=True)
 class Space:
-    """The principal directions of features of several kinds, each kind scaled to the same total variance.
+    """The principal directions of features of several kinds, each kind scaled
+    to the same total variance.
 
     Attributes:
         scales: for each kind (F,), what its features are multiplied by.
@@ -80,7 +95,9 @@ class Space:
     directions: tuple[np.ndarray, ...]
 
     @classmethod
-    def fit(cls, features: Sequence[np.ndarray], seed: int, views: Sequence[Sequence[int]] | None = None) -> Space:
+    def fit(
+        cls, features: Sequence[np.ndarray], seed: int, views: Sequence[Sequence[int]] | None = None
+    ) -> Space:
         """
         Args:
             features: (N, F) of each kind.
@@ -89,7 +106,13 @@ class Space:
         views = tuple(views or [range(len(features))])
         scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
         space = cls(scales, views, ())
-        return replace(space, directions=tuple(principal_directions(space.scaled(features, view), DIRECTIONS, seed) for view in views))
+        return replace(
+            space,
+            directions=tuple(
+                principal_directions(space.scaled(features, view), DIRECTIONS, seed)
+                for view in views
+            ),
+        )
 
     def scaled(self, features: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:
         """(N, F) of the kinds with these numbers, side by side."""
@@ -105,7 +128,9 @@ class Space:
 
 
 def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(F, D) orthonormal directions of largest variance, at most `count`, those without variance left out."""
+    """(F, D) orthonormal directions of largest variance, at most `count`, those
+    without variance left out.
+    """
     if not centred.any():  # all completions look alike to the model
         return np.zeros((centred.shape[1], 0))
     pca = PCA(min(count, *centred.shape), random_state=seed).fit(centred)

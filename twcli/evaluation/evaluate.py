@@ -1,4 +1,5 @@
-"""A trained run and held-out records become one result: did the posterior collapse, and does z mean a strategy?
+"""A trained run and held-out records become one result: did the posterior collapse,
+and does z mean a strategy?
 
 Shapes: N records, K latents, S supervised tokens.
 """
@@ -57,50 +58,94 @@ def load_judge(name: str) -> Judge:
         with redirect_stdout(sys.stderr):  # standard output is for the result
             judge = getattr(importlib.import_module(module), function)
     except (Exception, SystemExit) as error:  # a user's module may raise anything; say whose it was
-        raise UserError(f"--judge {name}: cannot be imported from {os.getcwd()}: {type(error).__name__}: {first_line(error)}") from error
+        raise UserError(
+            f"--judge {name}: cannot be imported from {os.getcwd()}: {type(error).__name__}: "
+            f"{first_line(error)}"
+        ) from error
     if not callable(judge):
         raise UserError(f"--judge {name}: is not a function")
     return judge
 
 
-def evaluate(config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
-             ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """All figures of `eval --json`, as `metrics.summarise` documents them, and what the page shows (`evidence_of`).
+def evaluate(
+    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """All figures of `eval --json`, as `metrics.summarise` documents them, and what the
+    page shows (`evidence_of`).
 
     Raises:
         UserError: the run, the data or the judge is wrong.
     """
     judge = load_judge(config.judge) if config.judge else None
-    examples = read_examples(config.data, x_field=config.x_field, y_field=config.y_field,
-                             strategy_field=config.strategy_field)
+    examples = read_examples(
+        config.data,
+        x_field=config.x_field,
+        y_field=config.y_field,
+        strategy_field=config.strategy_field,
+    )
     run = RunFolder(config.run)
-    model, template, trained = load_run(run, device=config.device, precision=config.precision, attention=config.attention)
+    model, template, trained = load_run(
+        run, device=config.device, precision=config.precision, attention=config.attention
+    )
     max_length = runtime.context_length(model.backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     with torch.no_grad():
         choose_execution(model, trained.execution, template, encoded, say)
     frozen_flat, probe = _frozen(config, trained, examples, encoded, say, progress)
     with progress("posterior", len(encoded)) as advance:
-        passes = read_all(model, template, encoded, trained, frozen_flat, batch_tokens=config.batch_tokens, progress=advance)
+        passes = read_all(
+            model,
+            template,
+            encoded,
+            trained,
+            frozen_flat,
+            batch_tokens=config.batch_tokens,
+            progress=advance,
+        )
     labels = [e.strategy for e in examples]
     if judge and not any(labels):
         labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
-    prompts, texts = _completions(config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress)
+    prompts, texts = _completions(
+        config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress
+    )
     generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
-    frozen = None if frozen_flat is None else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
+    frozen = (
+        None
+        if frozen_flat is None
+        else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
+    )
     naming = None
     if probe is not None:
         told = probe.told_apart(passes.responsibilities[probe.rows], config.seed)
         naming = Naming(*told, gain=(frozen - passes.marginal_nll)[probe.rows])
-    result = summarise(posterior=passes.posterior, router=passes.router, frozen_nll=frozen, marginal_nll=passes.marginal_nll,
-                       diagnostics=passes.figures, prompts=encoded.prompt_index, labels=labels if any(labels) else None,
-                       generations=generations, naming=naming, bootstrap=config.bootstrap, seed=config.seed)
+    result = summarise(
+        posterior=passes.posterior,
+        router=passes.router,
+        frozen_nll=frozen,
+        marginal_nll=passes.marginal_nll,
+        diagnostics=passes.figures,
+        prompts=encoded.prompt_index,
+        labels=labels if any(labels) else None,
+        generations=generations,
+        naming=naming,
+        bootstrap=config.bootstrap,
+        seed=config.seed,
+    )
     pieces = _pieces(template, encoded, examples, frozen_flat)
-    return result, evidence_of(passes.posterior, passes.router, labels, examples, prompts, texts, pieces)
+    return result, evidence_of(
+        passes.posterior, passes.router, labels, examples, prompts, texts, pieces
+    )
 
 
-def evidence_of(posterior: np.ndarray, router: np.ndarray, labels: list[str | None], examples: list[Example], prompts: np.ndarray,
-                texts: list[list[str]], pieces: list[dict[str, Any]]) -> dict[str, Any]:
+def evidence_of(
+    posterior: np.ndarray,
+    router: np.ndarray,
+    labels: list[str | None],
+    examples: list[Example],
+    prompts: np.ndarray,
+    texts: list[list[str]],
+    pieces: list[dict[str, Any]],
+) -> dict[str, Any]:
     """What `page.render_html` shows besides the figures.
 
     Args:
@@ -109,49 +154,99 @@ def evidence_of(posterior: np.ndarray, router: np.ndarray, labels: list[str | No
         pieces: records with x and the tokens of y with their b_t.
 
     Returns:
-        `posterior_mean` and `router_mean` (K,), `strategies` (C,) and `matrix` (K, C) of posterior mass, `samples`, `texts`,
-        and `provenance`.
+        `posterior_mean` and `router_mean` (K,), `strategies` (C,) and `matrix` (K, C) of posterior
+        mass, `samples`, `texts`, and `provenance`.
     """
     strategies = sorted({label for label in labels if label is not None})
     is_strategy_NC = np.array([[label == name for name in strategies] for label in labels], float)
-    return {"posterior_mean": posterior.mean(0).tolist(), "router_mean": router.mean(0).tolist(), "strategies": strategies,
-            "matrix": (posterior.T @ is_strategy_NC).tolist(), "texts": pieces, "provenance": runtime.versions(),
-            "samples": [{"x": examples[row].x, "ys": ys} for row, ys in zip(prompts[:SHOWN], texts[:SHOWN], strict=True)]}
+    return {
+        "posterior_mean": posterior.mean(0).tolist(),
+        "router_mean": router.mean(0).tolist(),
+        "strategies": strategies,
+        "matrix": (posterior.T @ is_strategy_NC).tolist(),
+        "texts": pieces,
+        "provenance": runtime.versions(),
+        "samples": [
+            {"x": examples[row].x, "ys": ys}
+            for row, ys in zip(prompts[:SHOWN], texts[:SHOWN], strict=True)
+        ],
+    }
 
 
-def _pieces(template: Template, encoded: Encoded, examples: list[Example], frozen_flat: np.ndarray | None) -> list[dict[str, Any]]:
-    """The first completions of a few prompts, token by token with b_t in nats; none without a frozen model."""
+def _pieces(
+    template: Template, encoded: Encoded, examples: list[Example], frozen_flat: np.ndarray | None
+) -> list[dict[str, Any]]:
+    """The first completions of a few prompts, token by token with b_t in nats;
+    none without a frozen model.
+    """
     if frozen_flat is None:
         return []
     found = []
     for row in encoded.spread_rows(SHOWN):
         ids = encoded.y_ids(row)
         nats = frozen_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
-        found.append({"x": examples[row].x, "pieces": list(zip(template.pieces(ids), nats, strict=True))})
+        found.append(
+            {"x": examples[row].x, "pieces": list(zip(template.pieces(ids), nats, strict=True))}
+        )
     return found
 
 
-def _frozen(config: EvalConfig, trained: TrainConfig, examples: list[Example], encoded: Encoded, say: Callable[[str], None],
-            progress: Callable[[str, int], Any]) -> tuple[np.ndarray | None, Probe | None]:
-    """(b_t of the records, the probe that the run is scored by) of the model that the run started from; None where it is gone."""
+def _frozen(
+    config: EvalConfig,
+    trained: TrainConfig,
+    examples: list[Example],
+    encoded: Encoded,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+) -> tuple[np.ndarray | None, Probe | None]:
+    """(b_t of the records, the probe that the run is scored by) of the model that the run started
+    from; None where it is gone.
+    """
     source = config.model or trained.model
     try:
-        frozen, template = runtime.load_frozen(source, precision=config.precision, attention=config.attention,
-                                               template=RunFolder(config.run).template)
+        frozen, template = runtime.load_frozen(
+            source,
+            precision=config.precision,
+            attention=config.attention,
+            template=RunFolder(config.run).template,
+        )
     except UserError as error:
         if config.model:
             raise
-        say(f"frozen model not found ({error}); score and likelihood.gain are left out, give --model to have them")
+        say(
+            f"frozen model not found ({error}); score and likelihood.gain are left out, "
+            "give --model to have them"
+        )
         return None, None
-    again = template.encode(examples, max_length=runtime.context_length(frozen, None), source=config.data)
+    again = template.encode(
+        examples, max_length=runtime.context_length(frozen, None), source=config.data
+    )
     if not np.array_equal(again.row_hash, encoded.row_hash):
-        raise UserError(f"{source}: its tokenizer gives other token ids than the run's; give the model that the run started from")
+        raise UserError(
+            f"{source}: its tokenizer gives other token ids than the run's; "
+            "give the model that the run started from"
+        )
     frozen.to(runtime.pick_device(config.device))
     varlen = baseline.why_not_varlen(frozen, template, again) is None
     with progress("frozen model", int(again.lengths.sum())) as advance:
-        flat = baseline.score_flat(frozen, template, again, np.arange(len(again)), batch_tokens=config.batch_tokens, varlen=varlen,
-                                   progress=advance)
-    return flat, probe_of(frozen, template, again, seed=config.seed, batch_tokens=config.batch_tokens, varlen=varlen, progress=progress)
+        flat = baseline.score_flat(
+            frozen,
+            template,
+            again,
+            np.arange(len(again)),
+            batch_tokens=config.batch_tokens,
+            varlen=varlen,
+            progress=advance,
+        )
+    return flat, probe_of(
+        frozen,
+        template,
+        again,
+        seed=config.seed,
+        batch_tokens=config.batch_tokens,
+        varlen=varlen,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)
@@ -160,7 +255,8 @@ class Passes:
 
     Attributes:
         posterior, router: (N, K) probabilities.
-        responsibilities: (N, K) proportional to p(y|x,z): which latents would write y, whatever router and posterior say.
+        responsibilities: (N, K) proportional to p(y|x,z): which latents would write y, whatever
+            router and posterior say.
         marginal_nll: (N,) nats, -log sum_z p(z|x) p(y|x,z), the sum exact.
         figures: (N,) each, of `diagnostics.row_figures`.
     """
@@ -173,19 +269,39 @@ class Passes:
 
 
 @torch.no_grad()
-def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: TrainConfig, frozen_flat: np.ndarray | None, *,
-             batch_tokens: int, progress: Callable[[int], None]) -> Passes:
-    """b_t is the one that the run was trained with: the frozen model's or the trained backbone's. The closed-form posterior is
-    the one of training, so it needs b_t; without it the uniform terms remain, and so do the figures that do not need it.
+def read_all(
+    model: LatentModel,
+    template: Template,
+    encoded: Encoded,
+    trained: TrainConfig,
+    frozen_flat: np.ndarray | None,
+    *,
+    batch_tokens: int,
+    progress: Callable[[int], None],
+) -> Passes:
+    """b_t is the one that the run was trained with: the frozen model's or the trained backbone's.
+    The closed-form posterior is the one of training, so it needs b_t; without it the uniform terms
+    remain, and so do the figures that do not need it.
     """
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
     passes = Passes(np.empty((N, K)), np.empty((N, K)), np.empty((N, K)), np.empty(N), {})
     if frozen_flat is None and not model.dynamic_baseline:
-        trained = dataclasses.replace(trained, weighting="mixed", uniform_weight=sum(trained.term_weights()), token_weight=0.0,
-                                      ablation="none")
+        trained = dataclasses.replace(
+            trained,
+            weighting="mixed",
+            uniform_weight=sum(trained.term_weights()),
+            token_weight=0.0,
+            ablation="none",
+        )
     starts = encoded.target_offsets
-    for rows in batches_to_read(encoded, np.arange(N), batch_tokens=batch_tokens, branches=K + 1, shared=model.execution != PLAIN):
+    for rows in batches_to_read(
+        encoded,
+        np.arange(N),
+        batch_tokens=batch_tokens,
+        branches=K + 1,
+        shared=model.execution != PLAIN,
+    ):
         batch = collate(rows, encoded, template, None).to(device)
         output = model(batch)
         weights = output.baseline_BS
@@ -196,36 +312,75 @@ def read_all(model: LatentModel, template: Template, encoded: Encoded, trained: 
         if log_q is None:
             reff = reconstruction(output.nll_BCS, batch.active_BS, weights, trained)
             log_q = loss.closed_form_posterior(output.log_router_BK, reff, trained.beta)
-        for name, values in diagnostics.row_figures(output.nll_BCS, batch.active_BS, weights, log_q, trained.tau).items():
+        for name, values in diagnostics.row_figures(
+            output.nll_BCS, batch.active_BS, weights, log_q, trained.tau
+        ).items():
             passes.figures.setdefault(name, np.empty(N))[rows] = values.cpu().double()
-        passes.posterior[rows], passes.router[rows] = (t.double().exp().cpu() for t in (log_q, output.log_router_BK))
+        passes.posterior[rows], passes.router[rows] = (
+            t.double().exp().cpu() for t in (log_q, output.log_router_BK)
+        )
         passes.responsibilities[rows], passes.marginal_nll[rows] = (
-            t.cpu() for t in loss.responsibilities(output.nll_BCS, output.log_router_BK))
+            t.cpu() for t in loss.responsibilities(output.nll_BCS, output.log_router_BK)
+        )
         progress(len(rows))
     return passes
 
 
-def _completions(config: EvalConfig, model: LatentModel, template: Template, examples: list[Example], encoded: Encoded,
-                 max_length: int, limit: int | None, progress: Callable[[str, int], Any]) -> tuple[np.ndarray, list[list[str]]]:
-    """(first row of each distinct prompt, at most `limit` of them; its greedy completion under each latent)."""
+def _completions(
+    config: EvalConfig,
+    model: LatentModel,
+    template: Template,
+    examples: list[Example],
+    encoded: Encoded,
+    max_length: int,
+    limit: int | None,
+    progress: Callable[[str, int], Any],
+) -> tuple[np.ndarray, list[list[str]]]:
+    """(first row of each distinct prompt, at most `limit` of them; its greedy
+    completion under each latent).
+    """
     _, first = np.unique(encoded.prompt_index, return_index=True)
     first, latent_ids = first[:limit], model.latent_ids_KP.tolist()
     prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
-    budget = np.minimum(config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
-                        max_length - np.asarray([len(prompt) for prompt in prompts]))
+    budget = np.minimum(
+        config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
+        max_length - np.asarray([len(prompt) for prompt in prompts]),
+    )
     with progress("generating", len(prompts)) as advance:
-        texts, _ = generate(model.backbone, template, prompts, max_new_tokens=budget, temperature=0.0, seed=config.seed,
-                            batch_tokens=4 * config.batch_tokens, progress=advance)
+        texts, _ = generate(
+            model.backbone,
+            template,
+            prompts,
+            max_new_tokens=budget,
+            temperature=0.0,
+            seed=config.seed,
+            batch_tokens=4 * config.batch_tokens,
+            progress=advance,
+        )
     K = len(latent_ids)
     return first, [texts[start : start + K] for start in range(0, len(texts), K)]
 
 
-def _judged_all(config: EvalConfig, judge: Judge, examples: list[Example], encoded: Encoded, prompts: np.ndarray,
-                texts: list[list[str]]) -> Generations:
-    verdicts = [_judged(judge, examples[row].x, y, config.judge) for row, ys in zip(prompts, texts, strict=True) for y in ys]
+def _judged_all(
+    config: EvalConfig,
+    judge: Judge,
+    examples: list[Example],
+    encoded: Encoded,
+    prompts: np.ndarray,
+    texts: list[list[str]],
+) -> Generations:
+    verdicts = [
+        _judged(judge, examples[row].x, y, config.judge)
+        for row, ys in zip(prompts, texts, strict=True)
+        for y in ys
+    ]
     K = len(texts[0])
-    return Generations(prompts=np.repeat(encoded.prompt_index[prompts], K), latents=np.tile(np.arange(K), len(prompts)),
-                       strategies=[s for s, _ in verdicts], correct=[c for _, c in verdicts])
+    return Generations(
+        prompts=np.repeat(encoded.prompt_index[prompts], K),
+        latents=np.tile(np.arange(K), len(prompts)),
+        strategies=[s for s, _ in verdicts],
+        correct=[c for _, c in verdicts],
+    )
 
 
 def _judged(judge: Judge, x: str, y: str, name: str | None) -> tuple[str | None, bool | None]:
@@ -233,10 +388,17 @@ def _judged(judge: Judge, x: str, y: str, name: str | None) -> tuple[str | None,
         with redirect_stdout(sys.stderr):
             verdict = judge(x, y)
     except (Exception, SystemExit) as error:
-        raise UserError(f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; {VERDICT}") from error
+        raise UserError(
+            f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; {VERDICT}"
+        ) from error
     if isinstance(verdict, tuple | list) and len(verdict) == 2:
         strategy, correct = verdict
         if isinstance(strategy, str | None) and (
-                correct is None or (isinstance(correct, int | np.integer | np.bool_) and correct in (0, 1))):
+            correct is None
+            or (isinstance(correct, int | np.integer | np.bool_) and correct in (0, 1))
+        ):
             return strategy or None, None if correct is None else bool(correct)
-    raise UserError(f"--judge {name}: returned {reprlib.repr(verdict)} on y {y[:60]!r}; {VERDICT}: text, and True or False")
+    raise UserError(
+        f"--judge {name}: returned {reprlib.repr(verdict)} on y {y[:60]!r}; {VERDICT}: text, "
+        "and True or False"
+    )

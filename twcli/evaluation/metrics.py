@@ -1,7 +1,8 @@
 """The figures of `twcli eval` from plain arrays: no model, no files.
 
-Every figure is a function of how often each record counts: once for the figure itself, as often as it was drawn for
-each bootstrap resample. Sums are accumulated and divided once. Shapes: N records, K latents, C strategies, P prompts.
+Every figure is a function of how often each record counts: once for the figure itself, as often as
+it was drawn for each bootstrap resample. Sums are accumulated and divided once. Shapes: N records,
+K latents, C strategies, P prompts.
 """
 
 from __future__ import annotations
@@ -39,14 +40,25 @@ class Generations:
     correct: Sequence[bool | None]
 
 
-def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarray | None, marginal_nll: np.ndarray,
-              prompts: np.ndarray, labels: Sequence[str | None] | None, generations: Generations | None,
-              bootstrap: int, seed: int, diagnostics: dict[str, np.ndarray] | None = None,
-              naming: Naming | None = None) -> dict[str, Any]:
+def summarise(
+    *,
+    posterior: np.ndarray,
+    router: np.ndarray,
+    frozen_nll: np.ndarray | None,
+    marginal_nll: np.ndarray,
+    prompts: np.ndarray,
+    labels: Sequence[str | None] | None,
+    generations: Generations | None,
+    bootstrap: int,
+    seed: int,
+    diagnostics: dict[str, np.ndarray] | None = None,
+    naming: Naming | None = None,
+) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
-    Records are resampled; completions generated for a prompt are resampled together with it. The mapping from latents
-    to strategies is one for all x, fitted on the records of one half of the prompts and scored on those of the other.
+    Records are resampled; completions generated for a prompt are resampled together with it. The
+    mapping from latents to strategies is one for all x, fitted on the records of one half of the
+    prompts and scored on those of the other.
 
     Args:
         posterior, router: (N, K) probabilities.
@@ -55,81 +67,134 @@ def summarise(*, posterior: np.ndarray, router: np.ndarray, frozen_nll: np.ndarr
         labels: strategy of each record, None where unknown; None as a whole leaves alignment null.
         bootstrap: resamples behind each interval.
         seed: of the halves and the resamples.
-        diagnostics: (N,) figures of each record from `diagnostics.row_figures`, NaN where a record has none.
-        naming: of the records that the run is scored by, which need not be all; gives the label-free `score`.
+        diagnostics: (N,) figures of each record from `diagnostics.row_figures`,
+            NaN where a record has none.
+        naming: of the records that the run is scored by, which need not be all;
+            gives the label-free `score`.
 
-    Where K is not the number of strategies: `posterior.unused` lists the latents whose mean posterior is below `ACTIVE_MASS`;
-    `alignment.spare` gives for every other latent that the one-to-one mapping leaves over the strategy it writes most (its
-    records' without a judge), `alignment.merged` for every strategy left over the latent that takes most of its records.
+    Where K is not the number of strategies: `posterior.unused` lists the latents whose mean
+    posterior is below `ACTIVE_MASS`; `alignment.spare` gives for every other latent that the
+    one-to-one mapping leaves over the strategy it writes most (its records' without a judge),
+    `alignment.merged` for every strategy left over the latent that takes most of its records.
 
     Returns:
-        Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null where there is nothing to tell.
+        Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null
+        where there is nothing to tell.
     """
     rng = np.random.default_rng([seed, 0])
     scored_P = _second_half(int(prompts.max()) + 1, rng)
-    result: dict[str, Any] = {"records": len(posterior), "prompts": len(np.unique(prompts)), "latents": posterior.shape[1]}
-    result["posterior"] = _with_intervals(_posterior_figures(posterior, router), len(posterior), bootstrap, rng)
+    result: dict[str, Any] = {
+        "records": len(posterior),
+        "prompts": len(np.unique(prompts)),
+        "latents": posterior.shape[1],
+    }
+    result["posterior"] = _with_intervals(
+        _posterior_figures(posterior, router), len(posterior), bootstrap, rng
+    )
     result["posterior"]["unused"] = np.flatnonzero(posterior.mean(0) < ACTIVE_MASS).tolist()
     result["posterior"]["collapsed"] = bool(
-        result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1]))
-    result["alignment"] = _alignment(posterior, prompts, labels, generations, scored_P, bootstrap, rng)
+        result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1])
+    )
+    result["alignment"] = _alignment(
+        posterior, prompts, labels, generations, scored_P, bootstrap, rng
+    )
     key = "posterior_one_to_one" if generations is None else "generation_one_to_one"
     for suffix in ("", "_ci"):
         result[f"strategy_accuracy{suffix}"] = result["alignment"][f"{key}{suffix}"]
     result |= _answer_accuracy(generations, bootstrap, rng)
-    result["likelihood"] = _with_intervals(_likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng)
-    result["diagnostics"] = _with_intervals(_diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng)
-    result |= {"score": None, "score_ci": None} if naming is None else _with_intervals(
-        lambda weight_N: {"score": run_score(naming, posterior.shape[1], weight_N)}, len(naming.gain), bootstrap, rng)
+    result["likelihood"] = _with_intervals(
+        _likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng
+    )
+    result["diagnostics"] = _with_intervals(
+        _diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng
+    )
+    result |= (
+        {"score": None, "score_ci": None}
+        if naming is None
+        else _with_intervals(
+            lambda weight_N: {"score": run_score(naming, posterior.shape[1], weight_N)},
+            len(naming.gain),
+            bootstrap,
+            rng,
+        )
+    )
     return result
 
 
 def _second_half(prompts: int, rng: np.random.Generator) -> np.ndarray:
-    """(P,) bool: a random half of the prompts; none where there is one prompt, so that its scores are null."""
+    """(P,) bool: a random half of the prompts; none where there is one prompt, so
+    that its scores are null.
+    """
     second = np.zeros(prompts, bool)
     second[rng.permutation(prompts)[: prompts // 2]] = True
     return second
 
 
-def _with_intervals(figures_of: Callable[[np.ndarray], Figures], units: int, bootstrap: int,
-                    rng: np.random.Generator) -> dict[str, Any]:
-    """Figures at unit weights, each with the 2.5 and 97.5 percentiles over multinomial resamples of the units."""
+def _with_intervals(
+    figures_of: Callable[[np.ndarray], Figures],
+    units: int,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Figures at unit weights, each with the 2.5 and 97.5 percentiles over
+    multinomial resamples of the units.
+    """
     point = figures_of(np.ones(units))
     draws: dict[str, list[float]] = {name: [] for name in point}
     for _ in range(bootstrap):
-        drawn = figures_of(np.bincount(rng.integers(units, size=units), minlength=units).astype(float))
+        drawn = figures_of(
+            np.bincount(rng.integers(units, size=units), minlength=units).astype(float)
+        )
         for name, value in drawn.items():
             if value is not None:  # a resample may miss all records that a figure is about
                 draws[name].append(value)
     result: dict[str, Any] = {}
     for name, value in point.items():
         result[name] = value
-        result[f"{name}_ci"] = None if value is None or not draws[name] else [float(q) for q in np.percentile(draws[name], [2.5, 97.5])]
+        result[f"{name}_ci"] = (
+            None
+            if value is None or not draws[name]
+            else [float(q) for q in np.percentile(draws[name], [2.5, 97.5])]
+        )
     return result
 
 
-def _posterior_figures(posterior_NK: np.ndarray, router_NK: np.ndarray) -> Callable[[np.ndarray], Figures]:
+def _posterior_figures(
+    posterior_NK: np.ndarray, router_NK: np.ndarray
+) -> Callable[[np.ndarray], Figures]:
     entropy_N = entr(posterior_NK).sum(1)
-    kl_N = (xlogy(posterior_NK, posterior_NK) - xlogy(posterior_NK, np.maximum(router_NK, 1e-300))).sum(1)
+    kl_N = (
+        xlogy(posterior_NK, posterior_NK) - xlogy(posterior_NK, np.maximum(router_NK, 1e-300))
+    ).sum(1)
 
     def figures(weight_N: np.ndarray) -> Figures:
         total = weight_N.sum()
         mean_K = weight_N @ posterior_NK / total
         entropy = weight_N @ entropy_N / total
         of_mean = entr(mean_K).sum()
-        return {"usage": float(np.exp(of_mean)), "active": int((mean_K >= ACTIVE_MASS).sum()),
-                "mutual_information": float(max(of_mean - entropy, 0.0)), "kl": float(weight_N @ kl_N / total),
-                "entropy": float(entropy)}
+        return {
+            "usage": float(np.exp(of_mean)),
+            "active": int((mean_K >= ACTIVE_MASS).sum()),
+            "mutual_information": float(max(of_mean - entropy, 0.0)),
+            "kl": float(weight_N @ kl_N / total),
+            "entropy": float(entropy),
+        }
 
     return figures
 
 
-def _likelihood_figures(frozen_N: np.ndarray | None, marginal_N: np.ndarray) -> Callable[[np.ndarray], Figures]:
+def _likelihood_figures(
+    frozen_N: np.ndarray | None, marginal_N: np.ndarray
+) -> Callable[[np.ndarray], Figures]:
     def figures(weight_N: np.ndarray) -> Figures:
         total = weight_N.sum()
         marginal = float(weight_N @ marginal_N / total)
         frozen = None if frozen_N is None else float(weight_N @ frozen_N / total)
-        return {"frozen_nll": frozen, "marginal_nll": marginal, "gain": None if frozen is None else frozen - marginal}
+        return {
+            "frozen_nll": frozen,
+            "marginal_nll": marginal,
+            "gain": None if frozen is None else frozen - marginal,
+        }
 
     return figures
 
@@ -145,15 +210,27 @@ def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], F
     def figures(weight_N: np.ndarray) -> Figures:
         uniform, weighted = mean(weight_N, "gradient_uniform"), mean(weight_N, "gradient_weighted")
         informative = mean(weight_N, "informative")
-        names = ("informative", "informative_tokens", "uniform_rows", "z_sensitivity", "z_sensitivity_weighted", "z_sensitivity_sum")
+        names = (
+            "informative",
+            "informative_tokens",
+            "uniform_rows",
+            "z_sensitivity",
+            "z_sensitivity_weighted",
+            "z_sensitivity_sum",
+        )
         return {name: mean(weight_N, name) for name in names} | {
-            "amplification": None if weighted is None or not uniform else float(np.sqrt(weighted / uniform)),
-            "expected_amplification": 1 / informative if informative else None}
+            "amplification": None
+            if weighted is None or not uniform
+            else float(np.sqrt(weighted / uniform)),
+            "expected_amplification": 1 / informative if informative else None,
+        }
 
     return figures
 
 
-def _answer_accuracy(generations: Generations | None, bootstrap: int, rng: np.random.Generator) -> dict[str, Any]:
+def _answer_accuracy(
+    generations: Generations | None, bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
     if generations is None or all(c is None for c in generations.correct):
         return {"answer_accuracy": None, "answer_accuracy_ci": None}
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
@@ -170,13 +247,28 @@ def _answer_accuracy(generations: Generations | None, bootstrap: int, rng: np.ra
 # Alignment: latents against strategies
 
 
-def _alignment(posterior: np.ndarray, prompts: np.ndarray, labels: Sequence[str | None] | None,
-               generations: Generations | None, scored_P: np.ndarray, bootstrap: int,
-               rng: np.random.Generator) -> dict[str, Any]:
+def _alignment(
+    posterior: np.ndarray,
+    prompts: np.ndarray,
+    labels: Sequence[str | None] | None,
+    generations: Generations | None,
+    scored_P: np.ndarray,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
     names = sorted({label for label in labels or () if label is not None})
     result: dict[str, Any] = {}
-    keys = ("posterior_one_to_one", "generation_one_to_one", "posterior_many_to_one", "generation_many_to_one", "nmi", "ari",
-            "coverage_mean", "full_coverage_rate", "majority")
+    keys = (
+        "posterior_one_to_one",
+        "generation_one_to_one",
+        "posterior_many_to_one",
+        "generation_many_to_one",
+        "nmi",
+        "ari",
+        "coverage_mean",
+        "full_coverage_rate",
+        "majority",
+    )
     for key in keys:
         result[key] = result[f"{key}_ci"] = None
     result["mapping"] = result["spare"] = result["merged"] = None
@@ -184,23 +276,44 @@ def _alignment(posterior: np.ndarray, prompts: np.ndarray, labels: Sequence[str 
         return result
     latents, numbers = posterior.shape[1], {name: c for c, name in enumerate(names)}
     label_N = np.array([-1 if label is None else numbers[label] for label in labels])
-    figures, mapping_K = _record_alignment(posterior.argmax(1), label_N, scored_P[prompts], latents, len(names))
-    written_KC = mass_KC = np.stack([posterior[label_N == c].sum(0) for c in range(len(names))], axis=1)
+    figures, mapping_K = _record_alignment(
+        posterior.argmax(1), label_N, scored_P[prompts], latents, len(names)
+    )
+    written_KC = mass_KC = np.stack(
+        [posterior[label_N == c].sum(0) for c in range(len(names))], axis=1
+    )
     result |= _with_intervals(figures, len(posterior), bootstrap, rng)
     if generations is not None:
         strategy_G = np.array([numbers.get(s, -1) for s in generations.strategies])
-        figures, mapping_K = _generation_alignment(generations, strategy_G, scored_P, latents, len(names))
+        figures, mapping_K = _generation_alignment(
+            generations, strategy_G, scored_P, latents, len(names)
+        )
         result |= _with_intervals(figures, len(np.unique(generations.prompts)), bootstrap, rng)
-        written_KC = np.stack([np.bincount(generations.latents[strategy_G == c], minlength=latents) for c in range(len(names))], axis=1)
-    left_over = [k for k in np.flatnonzero(mapping_K < 0).tolist() if written_KC[k].any() and posterior[:, k].mean() >= ACTIVE_MASS]
+        written_KC = np.stack(
+            [
+                np.bincount(generations.latents[strategy_G == c], minlength=latents)
+                for c in range(len(names))
+            ],
+            axis=1,
+        )
+    left_over = [
+        k
+        for k in np.flatnonzero(mapping_K < 0).tolist()
+        if written_KC[k].any() and posterior[:, k].mean() >= ACTIVE_MASS
+    ]
     result["spare"] = {str(k): names[written_KC[k].argmax()] for k in left_over}
-    result["merged"] = {name: int(mass_KC[:, c].argmax()) for c, name in enumerate(names) if c not in mapping_K}
-    result["mapping"] = {str(k): names[c] if c >= 0 else None for k, c in enumerate(mapping_K.tolist())}
+    result["merged"] = {
+        name: int(mass_KC[:, c].argmax()) for c, name in enumerate(names) if c not in mapping_K
+    }
+    result["mapping"] = {
+        str(k): names[c] if c >= 0 else None for k, c in enumerate(mapping_K.tolist())
+    }
     return result
 
 
-def _record_alignment(latent_N: np.ndarray, label_N: np.ndarray, scored_N: np.ndarray, latents: int,
-                      strategies: int) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
+def _record_alignment(
+    latent_N: np.ndarray, label_N: np.ndarray, scored_N: np.ndarray, latents: int, strategies: int
+) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
     labelled_N = (label_N >= 0).astype(float)
     cell_N = latent_N * strategies + np.maximum(label_N, 0)
 
@@ -210,30 +323,47 @@ def _record_alignment(latent_N: np.ndarray, label_N: np.ndarray, scored_N: np.nd
 
     fitted_KC = table((~scored_N).astype(float))
     mapping_K = one_to_one(fitted_KC)
-    hit_N, merged_N = ((mapping[latent_N] == label_N) * labelled_N * scored_N for mapping in (mapping_K, fitted_KC.argmax(1)))
+    hit_N, merged_N = (
+        (mapping[latent_N] == label_N) * labelled_N * scored_N
+        for mapping in (mapping_K, fitted_KC.argmax(1))
+    )
 
     def figures(weight_N: np.ndarray) -> Figures:
         table_KC = table(weight_N)
         total = table_KC.sum()
         scored = weight_N @ (labelled_N * scored_N)
-        return {"posterior_one_to_one": ratio(weight_N @ hit_N, scored),
-                "posterior_many_to_one": ratio(weight_N @ merged_N, scored),
-                "nmi": nmi(table_KC), "ari": ari(table_KC), "majority": ratio(table_KC.sum(0).max(), total)}
+        return {
+            "posterior_one_to_one": ratio(weight_N @ hit_N, scored),
+            "posterior_many_to_one": ratio(weight_N @ merged_N, scored),
+            "nmi": nmi(table_KC),
+            "ari": ari(table_KC),
+            "majority": ratio(table_KC.sum(0).max(), total),
+        }
 
     return figures, mapping_K
 
 
-def _generation_alignment(generations: Generations, strategy_G: np.ndarray, scored_P: np.ndarray, latents: int,
-                          strategies: int) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
+def _generation_alignment(
+    generations: Generations,
+    strategy_G: np.ndarray,
+    scored_P: np.ndarray,
+    latents: int,
+    strategies: int,
+) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
     known_G = strategy_G >= 0
     scored_G = scored_P[generations.prompts]
     fitted = known_G & ~scored_G
-    table = np.bincount(generations.latents[fitted] * strategies + strategy_G[fitted], minlength=latents * strategies)
+    table = np.bincount(
+        generations.latents[fitted] * strategies + strategy_G[fitted],
+        minlength=latents * strategies,
+    )
     table_KC = table.reshape(latents, strategies).astype(float)
     mapping_K = one_to_one(table_KC)
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
-    hits_P, merged_P = (np.bincount(prompt_G, known_G & (mapping[generations.latents] == strategy_G) & scored_G)
-                        for mapping in (mapping_K, table_KC.argmax(1)))
+    hits_P, merged_P = (
+        np.bincount(prompt_G, known_G & (mapping[generations.latents] == strategy_G) & scored_G)
+        for mapping in (mapping_K, table_KC.argmax(1))
+    )
     scored_count_P = np.bincount(prompt_G, scored_G)
     found_PC = np.zeros((len(hits_P), strategies), bool)
     found_PC[prompt_G[known_G], strategy_G[known_G]] = True
@@ -241,16 +371,20 @@ def _generation_alignment(generations: Generations, strategy_G: np.ndarray, scor
 
     def figures(weight_P: np.ndarray) -> Figures:
         total = weight_P.sum()
-        return {"generation_one_to_one": ratio(weight_P @ hits_P, weight_P @ scored_count_P),
-                "generation_many_to_one": ratio(weight_P @ merged_P, weight_P @ scored_count_P),
-                "coverage_mean": float(weight_P @ coverage_P / total),
-                "full_coverage_rate": float(weight_P @ full_P / total)}
+        return {
+            "generation_one_to_one": ratio(weight_P @ hits_P, weight_P @ scored_count_P),
+            "generation_many_to_one": ratio(weight_P @ merged_P, weight_P @ scored_count_P),
+            "coverage_mean": float(weight_P @ coverage_P / total),
+            "full_coverage_rate": float(weight_P @ full_P / total),
+        }
 
     return figures, mapping_K
 
 
 def one_to_one(table_KC: np.ndarray) -> np.ndarray:
-    """(K,) strategy of each latent, -1 for latents left over: the one-to-one mapping that counts most (Hungarian)."""
+    """(K,) strategy of each latent, -1 for latents left over: the one-to-one mapping
+    that counts most (Hungarian).
+    """
     mapping = np.full(len(table_KC), -1)
     rows, columns = linear_sum_assignment(-table_KC)
     mapping[rows] = columns
@@ -258,20 +392,30 @@ def one_to_one(table_KC: np.ndarray) -> np.ndarray:
 
 
 def nmi(table_KC: np.ndarray) -> float | None:
-    """Mutual information over the mean of both entropies, from counts, which need not be whole; 1 for one cell."""
+    """Mutual information over the mean of both entropies, from counts, which need not
+    be whole; 1 for one cell.
+    """
     total = table_KC.sum()
     if not total:
         return None
     joint = table_KC / total
     rows, columns = entr(joint.sum(1)).sum(), entr(joint.sum(0)).sum()
-    return float((rows + columns - entr(joint).sum()) / ((rows + columns) / 2)) if rows + columns > 0 else 1.0
+    return (
+        float((rows + columns - entr(joint).sum()) / ((rows + columns) / 2))
+        if rows + columns > 0
+        else 1.0
+    )
 
 
 def ari(table_KC: np.ndarray) -> float | None:
-    """Adjusted Rand index (Hubert and Arabie 1985) from counts; 1 where both sides put all, or none, together."""
+    """Adjusted Rand index (Hubert and Arabie 1985) from counts; 1 where both sides
+    put all, or none, together.
+    """
     total = table_KC.sum()
     if total < 2:
         return None
-    pairs, rows, columns = (float((t * (t - 1) / 2).sum()) for t in (table_KC, table_KC.sum(1), table_KC.sum(0)))
+    pairs, rows, columns = (
+        float((t * (t - 1) / 2).sum()) for t in (table_KC, table_KC.sum(1), table_KC.sum(0))
+    )
     expected, highest = rows * columns / (total * (total - 1) / 2), (rows + columns) / 2
     return (pairs - expected) / (highest - expected) if highest != expected else 1.0

@@ -1,6 +1,8 @@
-"""`report.html`: one page that needs no network and runs no script. It shows what z means, and what it does not.
+"""`report.html`: one page that needs no network and runs no script. It shows what z
+means, and what it does not.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; nothing is told by colour alone. Shapes: K latents.
+Colours are Okabe and Ito's, which colour-blind people tell apart; nothing is told by colour
+alone. Shapes: K latents.
 """
 
 from __future__ import annotations
@@ -15,19 +17,23 @@ from twcli.training.diagnostics import pooled_information
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a", "#b5a100")
 STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #5f5f5f; --line: #d5d5d5; --heat: 0,114,178; --mark: #0072b2; }
+:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #5f5f5f; --line: #d5d5d5;
+        --heat: 0,114,178; --mark: #0072b2; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #eee; --paper: #161616; --soft: #adadad; --line: #444; --heat: 86,180,233; --mark: #56b4e9; }
+  :root { --ink: #eee; --paper: #161616; --soft: #adadad; --line: #444; --heat: 86,180,233;
+          --mark: #56b4e9; }
 }
 * { box-sizing: border-box; }
-body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto;
-       padding: 0 1rem; overflow-wrap: anywhere; }
+body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
+       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
 .scroll { overflow-x: auto; overflow-wrap: normal; }
 table { border-collapse: collapse; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
+         vertical-align: top; }
 th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.cell { text-align: right; padding: .2rem .6rem; min-width: 5rem; border: 1px solid var(--line); font-variant-numeric: tabular-nums; }
+td.cell { text-align: right; padding: .2rem .6rem; min-width: 5rem; border: 1px solid var(--line);
+          font-variant-numeric: tabular-nums; }
 .soft { color: var(--soft); }
 .warning { border-left: .3rem solid #d55e00; padding: .5rem 1rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
@@ -48,8 +54,12 @@ WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 46, 70, 24, 26
 Series = tuple[str, list[tuple[float, float]]]  # name and points
 
 
-def render_html(result: dict[str, Any], metrics: Sequence[dict[str, Any]], settings: dict[str, Any],
-                evidence: dict[str, Any] | None = None) -> str:
+def render_html(
+    result: dict[str, Any],
+    metrics: Sequence[dict[str, Any]],
+    settings: dict[str, Any],
+    evidence: dict[str, Any] | None = None,
+) -> str:
     """The page.
 
     Args:
@@ -59,27 +69,56 @@ def render_html(result: dict[str, Any], metrics: Sequence[dict[str, Any]], setti
         evidence: as `evaluate.evidence_of` gives it; what it lacks is left out.
     """
     evidence = evidence or {}
-    parts = [_head(result), _samples(evidence), _matrix(evidence), _router(evidence), _training(metrics), _heat(evidence),
-             _figures(result), _settings(settings, evidence)]
-    return ("<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width, initial-scale=1'>"
-            f"<title>twcli run</title><style>{STYLE}</style>{''.join(parts)}</html>\n")
+    parts = [
+        _head(result),
+        _samples(evidence),
+        _matrix(evidence),
+        _router(evidence),
+        _training(metrics),
+        _heat(evidence),
+        _figures(result),
+        _settings(settings, evidence),
+    ]
+    return (
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
+        "content='width=device-width, initial-scale=1'>"
+        f"<title>twcli run</title><style>{STYLE}</style>{''.join(parts)}</html>\n"
+    )
 
 
 def _head(result: dict[str, Any]) -> str:
     posterior, log_k = result["posterior"], math.log(result["latents"])
-    cards = [("z carries", f"{posterior['mutual_information']:.2f} nats", f"of at most {log_k:.2f}"),
-             ("latents in use", f"{posterior['usage']:.1f}", f"of {result['latents']}")]
-    for title, value, note in (("z means a strategy", result["strategy_accuracy"], f"guessing: {_known(result['alignment']['majority'])}"),
-                               ("likelihood gain", result["likelihood"]["gain"], "nats an example over the frozen model")):
+    cards = [
+        ("z carries", f"{posterior['mutual_information']:.2f} nats", f"of at most {log_k:.2f}"),
+        ("latents in use", f"{posterior['usage']:.1f}", f"of {result['latents']}"),
+    ]
+    for title, value, note in (
+        (
+            "z means a strategy",
+            result["strategy_accuracy"],
+            f"guessing: {_known(result['alignment']['majority'])}",
+        ),
+        ("likelihood gain", result["likelihood"]["gain"], "nats an example over the frozen model"),
+    ):
         if value is not None:
             cards.append((title, f"{value:.2f}", note))
-    warning = ("<p class='warning'><b>Collapsed.</b> The posterior has collapsed: z says (almost) nothing about y.</p>"
-               if posterior["collapsed"] else "")
+    warning = (
+        "<p class='warning'><b>Collapsed.</b> The posterior has collapsed: "
+        "z says (almost) nothing about y.</p>"
+        if posterior["collapsed"]
+        else ""
+    )
     names = "; ".join(mapping_line(result).splitlines()[1:])
-    boxes = "".join(f"<div class='box'>{title}<div class='big'>{value}</div><span class='soft'>{note}</span></div>"
-                    for title, value, note in cards)
-    return (f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, {result['prompts']:,} prompts, "
-            f"{result['latents']} latents. {html.escape(names)}</p>{warning}<div class='grid'>{boxes}</div>")
+    boxes = "".join(
+        f"<div class='box'>{title}<div class='big'>{value}</div><span "
+        f"class='soft'>{note}</span></div>"
+        for title, value, note in cards
+    )
+    return (
+        f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, "
+        f"{result['prompts']:,} prompts, {result['latents']} latents. "
+        f"{html.escape(names)}</p>{warning}<div class='grid'>{boxes}</div>"
+    )
 
 
 def _known(value: float | None) -> str:
@@ -87,10 +126,16 @@ def _known(value: float | None) -> str:
 
 
 def _figures(result: dict[str, Any]) -> str:
-    rows = "".join(f"<tr><td>{section}<td>{key}<td class='n'>{value}<td class='n'>{interval}<td class='soft'>{note}</tr>"
-                   for section, key, value, interval, note in rows_of(result))
-    return ("<h2>All figures</h2><div class='scroll'><table><tr><th>section<th>figure<th class='n'>value<th class='n'>95 % interval"
-            f"<th>what it says</tr>{rows}</table></div>")
+    rows = "".join(
+        f"<tr><td>{section}<td>{key}<td class='n'>{value}<td class='n'>{interval}<td "
+        f"class='soft'>{note}</tr>"
+        for section, key, value, interval, note in rows_of(result)
+    )
+    return (
+        "<h2>All figures</h2><div class='scroll'><table><tr><th>section<th>figure<th "
+        "class='n'>value<th class='n'>95 % interval"
+        f"<th>what it says</tr>{rows}</table></div>"
+    )
 
 
 # Over the training
@@ -103,19 +148,34 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
     windows = [(metrics[i]["step"], metrics[max(0, i - POOLED_STEPS) : i + 1]) for i in picked]
     parts = []
     if "posterior_mass" in metrics[0]:
-        parts.append("<h2>Posterior usage over the training</h2><p class='soft'>Share of the records that each latent takes, "
-                     f"over the last {POOLED_STEPS} steps. One band over all: the others are dead.</p>" + _bands(windows))
-    parts.append("<h2>What z carries</h2>" + _lines(
-        [("nats", [(step, pooled_information(window)[0]) for step, window in windows])], "nats"))
+        parts.append(
+            "<h2>Posterior usage over the training</h2><p class='soft'>Share of the records that "
+            f"each latent takes, over the last {POOLED_STEPS} steps. One band over all: "
+            "the others are dead.</p>" + _bands(windows)
+        )
+    parts.append(
+        "<h2>What z carries</h2>"
+        + _lines(
+            [("nats", [(step, pooled_information(window)[0]) for step, window in windows])], "nats"
+        )
+    )
     parts.append("<h2>Loss</h2>" + _lines([("loss", _means(windows, "loss"))], "nats a token"))
-    amplified = [(name, _means(windows, key)) for name, key in (("measured", "amplification"), ("T / t0", "expected_amplification"))]
+    amplified = [
+        (name, _means(windows, key))
+        for name, key in (("measured", "amplification"), ("T / t0", "expected_amplification"))
+    ]
     if any(points for _, points in amplified):
-        parts.append("<h2>Amplification of the posterior's gradient</h2><p class='soft'>By weighting with b_t: as measured, and as the "
-                     "share of informative tokens promises. 1 is no effect.</p>" + _lines(amplified, "times"))
+        parts.append(
+            "<h2>Amplification of the posterior's gradient</h2><p class='soft'>By weighting with "
+            "b_t: as measured, and as the share of informative tokens promises. "
+            "1 is no effect.</p>" + _lines(amplified, "times")
+        )
     return "".join(parts)
 
 
-def _means(windows: Sequence[tuple[int, Sequence[dict[str, Any]]]], key: str) -> list[tuple[float, float]]:
+def _means(
+    windows: Sequence[tuple[int, Sequence[dict[str, Any]]]], key: str
+) -> list[tuple[float, float]]:
     points = []
     for step, window in windows:
         known = [m[key] for m in window if m.get(key) is not None]
@@ -129,17 +189,32 @@ def _bands(windows: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> str:
     shares = []
     for step, window in windows:
         total = sum(m["records"] for m in window)
-        shares.append((step, [sum(m["records"] * m["posterior_mass"][k] for m in window) / total for k in range(latents)]))
+        shares.append(
+            (
+                step,
+                [
+                    sum(m["records"] * m["posterior_mass"][k] for m in window) / total
+                    for k in range(latents)
+                ],
+            )
+        )
     x, y = _scales([step for step, _ in shares], 0.0, 1.0)
     below, drawn = [0.0] * len(shares), []
     for k in range(latents):
         above = [low + share[k] for low, (_, share) in zip(below, shares, strict=True)]
         outline = [(x(step), y(high)) for high, (step, _) in zip(above, shares, strict=True)]
-        outline += [(x(step), y(low)) for low, (step, _) in reversed(list(zip(below, shares, strict=True)))]
+        outline += [
+            (x(step), y(low)) for low, (step, _) in reversed(list(zip(below, shares, strict=True)))
+        ]
         points = " ".join(f"{a:.1f},{b:.1f}" for a, b in outline)
-        drawn.append(f"<polygon points='{points}' fill='{COLOURS[k % len(COLOURS)]}' stroke='var(--paper)'/>")
+        drawn.append(
+            f"<polygon points='{points}' fill='{COLOURS[k % len(COLOURS)]}' stroke='var(--paper)'/>"
+        )
         if above[-1] - below[-1] > 0.04:  # room for a name
-            drawn.append(f"<text x='{WIDTH - RIGHT + 6}' y='{y((above[-1] + below[-1]) / 2) + 4:.1f}'>z{k} {shares[-1][1][k]:.0%}</text>")
+            drawn.append(
+                f"<text x='{WIDTH - RIGHT + 6}' y='{y((above[-1] + below[-1]) / 2) + 4:.1f}'>z{k} "
+                f"{shares[-1][1][k]:.0%}</text>"
+            )
         below = above
     return _svg("posterior usage", "".join(drawn), shares[-1][0], "0", "100 %")
 
@@ -154,28 +229,41 @@ def _lines(series: Sequence[Series], unit: str) -> str:
     for number, (name, points) in enumerate(series):
         if not points:
             continue
-        colour, dash, sign = (("var(--mark)", "", "\u2014"), ("#d55e00", " stroke-dasharray='6 4'", "- -"))[number]
+        colour, dash, sign = (
+            ("var(--mark)", "", "\u2014"),
+            ("#d55e00", " stroke-dasharray='6 4'", "- -"),
+        )[number]
         path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
         drawn.append(f"<polyline points='{path}' stroke='{colour}'{dash}/>")
         if len(series) > 1:
-            drawn.append(f"<text x='{WIDTH - RIGHT - 110 * (1 - number)}' y='{TOP - 8}' text-anchor='end'>"
-                         f"<tspan style='fill:{colour}'>{sign}</tspan> {name}</text>")
+            drawn.append(
+                f"<text x='{WIDTH - RIGHT - 110 * (1 - number)}' y='{TOP - 8}' text-anchor='end'>"
+                f"<tspan style='fill:{colour}'>{sign}</tspan> {name}</text>"
+            )
     return _svg(unit, "".join(drawn), max(steps), f"{low:.3g}", f"{high:.3g} {unit}")
 
 
-def _scales(steps: Sequence[float], low: float, high: float) -> tuple[Callable[[float], float], Callable[[float], float]]:
+def _scales(
+    steps: Sequence[float], low: float, high: float
+) -> tuple[Callable[[float], float], Callable[[float], float]]:
     first, last, spread = min(steps), max(steps), (high - low) or 1.0
     across = (WIDTH - LEFT - RIGHT) / ((last - first) or 1)
-    return (lambda step: LEFT + across * (step - first)), (lambda value: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / spread)
+    return (lambda step: LEFT + across * (step - first)), (
+        lambda value: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / spread
+    )
 
 
 def _svg(name: str, drawn: str, last: float, low: str, high: str) -> str:
     bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    return (f"<div class='scroll'><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{name} over {last} steps'>{drawn}"
-            f"<line class='axis' x1='{LEFT}' x2='{right}' y1='{bottom}' y2='{bottom}'/>"
-            f"<line class='axis' x1='{LEFT}' x2='{LEFT}' y1='{TOP}' y2='{bottom}'/>"
-            f"<text x='{LEFT}' y='{TOP - 8}'>{high}</text><text x='{LEFT - 6}' y='{bottom}' text-anchor='end'>{low}</text>"
-            f"<text x='{right}' y='{HEIGHT - 6}' text-anchor='end'>step {last}</text></svg></div>")
+    return (
+        f"<div class='scroll'><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{name} "
+        f"over {last} steps'>{drawn}"
+        f"<line class='axis' x1='{LEFT}' x2='{right}' y1='{bottom}' y2='{bottom}'/>"
+        f"<line class='axis' x1='{LEFT}' x2='{LEFT}' y1='{TOP}' y2='{bottom}'/>"
+        f"<text x='{LEFT}' y='{TOP - 8}'>{high}</text><text x='{LEFT - 6}' y='{bottom}' "
+        f"text-anchor='end'>{low}</text>"
+        f"<text x='{right}' y='{HEIGHT - 6}' text-anchor='end'>step {last}</text></svg></div>"
+    )
 
 
 # What z means
@@ -184,15 +272,24 @@ def _svg(name: str, drawn: str, last: float, low: str, high: str) -> str:
 def _router(evidence: dict[str, Any]) -> str:
     if "posterior_mean" not in evidence:
         return ""
-    rows = "".join(f"<tr><th>z{k}{_bar_cell(q, COLOURS[k % len(COLOURS)])}{_bar_cell(p, 'var(--soft)')}</tr>"
-                   for k, (q, p) in enumerate(zip(evidence["posterior_mean"], evidence["router_mean"], strict=True)))
-    return ("<h2>Router against posterior</h2><p class='soft'>Mean over the records. Where they differ, the router does not propose "
-            f"what the data hold.</p><div class='scroll'><table><tr><th>latent<th>posterior<th>router</tr>{rows}</table></div>")
+    rows = "".join(
+        f"<tr><th>z{k}{_bar_cell(q, COLOURS[k % len(COLOURS)])}{_bar_cell(p, 'var(--soft)')}</tr>"
+        for k, (q, p) in enumerate(
+            zip(evidence["posterior_mean"], evidence["router_mean"], strict=True)
+        )
+    )
+    return (
+        "<h2>Router against posterior</h2><p class='soft'>Mean over the records. "
+        "Where they differ, the router does not propose what the data hold.</p><div "
+        f"class='scroll'><table><tr><th>latent<th>posterior<th>router</tr>{rows}</table></div>"
+    )
 
 
 def _bar_cell(share: float, colour: str) -> str:
-    return (f"<td><svg class='bar' viewBox='0 0 100 10' preserveAspectRatio='none'>"
-            f"<rect width='{100 * share:.1f}' height='10' fill='{colour}'/></svg> {share:.1%}")
+    return (
+        f"<td><svg class='bar' viewBox='0 0 100 10' preserveAspectRatio='none'>"
+        f"<rect width='{100 * share:.1f}' height='10' fill='{colour}'/></svg> {share:.1%}"
+    )
 
 
 def _matrix(evidence: dict[str, Any]) -> str:
@@ -202,21 +299,38 @@ def _matrix(evidence: dict[str, Any]) -> str:
     rows = []
     for k, row in enumerate(evidence["matrix"]):
         total = sum(row)
-        cells = "".join(f"<td class='cell' style='background:rgba(var(--heat),{0.6 * value / total if total else 0:.2f})'>"
-                        f"{value / total if total else 0:.0%}" for value in row)
+        cells = "".join(
+            "<td class='cell' "
+            f"style='background:rgba(var(--heat),{0.6 * value / total if total else 0:.2f})'>"
+            f"{value / total if total else 0:.0%}"
+            for value in row
+        )
         rows.append(f"<tr><th>z{k}{cells}<td class='n'>{total:.1f}</tr>")
-    return ("<h2>Latents and strategies</h2><p class='soft'>Of the posterior's mass on a latent, the share that lies on records of each "
-            "strategy. One coloured cell a row, each in a column of its own, is what one asks for.</p><div class='scroll'><table><tr>"
-            f"<th>latent{head}<th class='n'>records</tr>{''.join(rows)}</table></div>")
+    return (
+        "<h2>Latents and strategies</h2><p class='soft'>Of the posterior's mass on a latent, "
+        "the share that lies on records of each strategy. One coloured cell a row, "
+        "each in a column of its own, is what one asks for.</p><div class='scroll'><table><tr>"
+        f"<th>latent{head}<th class='n'>records</tr>{''.join(rows)}</table></div>"
+    )
 
 
 def _samples(evidence: dict[str, Any]) -> str:
     parts = []
     for sample in evidence.get("samples", ()):
-        boxes = "".join(f"<div class='box latent' style='border-top-color:{COLOURS[k % len(COLOURS)]}'><b>z{k}</b>"
-                        f"<div class='text'>{html.escape(y) or '<i>(empty)</i>'}</div></div>" for k, y in enumerate(sample["ys"]))
-        parts.append(f"<p class='text'>{html.escape(sample['x'])}</p><div class='grid'>{boxes}</div>")
-    return "<h2>The same prompt under each latent</h2><p class='soft'>Greedy.</p>" + "".join(parts) if parts else ""
+        boxes = "".join(
+            "<div class='box latent' "
+            f"style='border-top-color:{COLOURS[k % len(COLOURS)]}'><b>z{k}</b>"
+            f"<div class='text'>{html.escape(y) or '<i>(empty)</i>'}</div></div>"
+            for k, y in enumerate(sample["ys"])
+        )
+        parts.append(
+            f"<p class='text'>{html.escape(sample['x'])}</p><div class='grid'>{boxes}</div>"
+        )
+    return (
+        "<h2>The same prompt under each latent</h2><p class='soft'>Greedy.</p>" + "".join(parts)
+        if parts
+        else ""
+    )
 
 
 def _heat(evidence: dict[str, Any]) -> str:
@@ -226,16 +340,34 @@ def _heat(evidence: dict[str, Any]) -> str:
     most = max((nats for text in texts for _, nats in text["pieces"]), default=0.0) or 1.0
     parts = []
     for text in texts:
-        spans = "".join(f"<span title='{nats:.2f} nats' style='background:rgba(var(--heat),{0.65 * nats / most:.2f})'>"
-                        f"{html.escape(piece)}</span>" for piece, nats in text["pieces"])
-        parts.append(f"<div class='box'><span class='soft text'>{html.escape(text['x'])}</span><div class='text'>{spans}</div></div>")
-    return ("<h2>Where b_t lies</h2><p class='soft'>NLL of each token of y under the frozen model; the strongest colour is "
-            f"{most:.1f} nats. Coloured tokens are where y was not yet given away: they get the weight.</p>"
-            f"<div class='grid'>{''.join(parts)}</div>")
+        spans = "".join(
+            f"<span title='{nats:.2f} nats' "
+            f"style='background:rgba(var(--heat),{0.65 * nats / most:.2f})'>"
+            f"{html.escape(piece)}</span>"
+            for piece, nats in text["pieces"]
+        )
+        parts.append(
+            f"<div class='box'><span class='soft text'>{html.escape(text['x'])}</span><div "
+            f"class='text'>{spans}</div></div>"
+        )
+    return (
+        "<h2>Where b_t lies</h2><p class='soft'>NLL of each token of y under the frozen model; "
+        f"the strongest colour is {most:.1f} nats. Coloured tokens are where y was not yet given "
+        "away: they get the weight.</p>"
+        f"<div class='grid'>{''.join(parts)}</div>"
+    )
 
 
 def _settings(settings: dict[str, Any], evidence: dict[str, Any]) -> str:
-    tables = [("Settings", settings)] + ([("Provenance", evidence["provenance"])] if "provenance" in evidence else [])
-    return "".join(f"<h2>{title}</h2><div class='scroll'><table>" + "".join(
-        f"<tr><td>{html.escape(str(key))}<td>{html.escape(str(value))}</tr>" for key, value in values.items()) + "</table></div>"
-        for title, values in tables)
+    tables = [("Settings", settings)] + (
+        [("Provenance", evidence["provenance"])] if "provenance" in evidence else []
+    )
+    return "".join(
+        f"<h2>{title}</h2><div class='scroll'><table>"
+        + "".join(
+            f"<tr><td>{html.escape(str(key))}<td>{html.escape(str(value))}</tr>"
+            for key, value in values.items()
+        )
+        + "</table></div>"
+        for title, values in tables
+    )

@@ -42,7 +42,8 @@ ROWS = (
     ("diagnostics", "amplification", "of q's gradient by the weights"),
     ("diagnostics", "expected_amplification", "T / t0"),
 )
-SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))  # nats from which a token is shown in the colour
+# nats from which a token is shown in the colour
+SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
 NO_JUDGE = "no --judge, so nothing was judged"
 NO_FROZEN = "frozen model not found; give --model"
@@ -58,7 +59,9 @@ def to_json(result: dict[str, Any]) -> str:
 
 
 def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    """(section, key, value, 95 % interval, note) of every figure, as texts; where a value is null the note says why."""
+    """(section, key, value, 95 % interval, note) of every figure, as texts; where a value
+    is null the note says why.
+    """
     for section, key, note in ROWS:
         holder = result[section] if section else result
         value = holder[key]
@@ -89,19 +92,35 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     if key == "score":
         return NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_SEVERAL
     if key == "answer_accuracy":
-        return NO_JUDGE if alignment["coverage_mean"] is None else "the judge never told right from wrong"
+        return (
+            NO_JUDGE
+            if alignment["coverage_mean"] is None
+            else "the judge never told right from wrong"
+        )
     if alignment["nmi"] is None:
         return NO_LABELS
-    if key in ("posterior_one_to_one", "posterior_many_to_one", "strategy_accuracy") or alignment["coverage_mean"] is not None:
+    if (
+        key in ("posterior_one_to_one", "posterior_many_to_one", "strategy_accuracy")
+        or alignment["coverage_mean"] is not None
+    ):
         return NO_SPLIT
     return NO_JUDGE
 
 
 def render_table(result: dict[str, Any]) -> Table:
     """The table that `twcli eval` prints; fits 80 columns."""
-    title = f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
+    title = (
+        f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
+    )
     caption = Text(mapping_line(result), style="table.caption")  # a strategy's name is no markup
-    table = Table(title=title, title_justify="left", caption=caption, caption_justify="left", box=None, pad_edge=False)
+    table = Table(
+        title=title,
+        title_justify="left",
+        caption=caption,
+        caption_justify="left",
+        box=None,
+        pad_edge=False,
+    )
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right", no_wrap=True)
@@ -116,13 +135,20 @@ def render_table(result: dict[str, Any]) -> Table:
 
 
 def mapping_line(result: dict[str, Any]) -> str:
-    """Which strategy each latent stands for, and what is left over where their numbers differ; lines that begin with a break."""
+    """Which strategy each latent stands for, and what is left over where their numbers differ;
+    lines that begin with a break.
+    """
     alignment, unused = result["alignment"], result["posterior"]["unused"]
     lines = []
     if alignment["mapping"] is not None:
-        lines.append(", ".join(f"z{k} = {name or 'none'}" for k, name in alignment["mapping"].items()))
+        lines.append(
+            ", ".join(f"z{k} = {name or 'none'}" for k, name in alignment["mapping"].items())
+        )
         lines += [f"z{k} writes {name} as well" for k, name in alignment["spare"].items()]
-        lines += [f"{name} has no latent of its own: z{k} takes most of it" for name, k in alignment["merged"].items()]
+        lines += [
+            f"{name} has no latent of its own: z{k} takes most of it"
+            for name, k in alignment["merged"].items()
+        ]
     if unused:
         lines.append(f"unused: {', '.join(f'z{k}' for k in unused)}")
     return "".join("\n" + line for line in lines)
@@ -133,28 +159,52 @@ def render_inspection(found: dict[str, Any]) -> str:
     if found["kind"] == "cache":
         lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
         if profile := found["profile"]:
-            lines.append(f"b_t: {profile['mean']:.4f} nats a token, {profile['example']:.3f} an example; quantiles "
-                         + ", ".join(f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None))
-            lines += [f"     {share:.0%} of all nats in the first {first} token{'s' if int(first) > 1 else ''} of y"
-                      for first, share in profile["opening"].items() if share is not None]
+            lines.append(
+                f"b_t: {profile['mean']:.4f} nats a token, {profile['example']:.3f} an example; "
+                "quantiles "
+                + ", ".join(
+                    f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None
+                )
+            )
+            lines += [
+                f"     {share:.0%} of all nats in the first {first} "
+                f"token{'s' if int(first) > 1 else ''} of y"
+                for first, share in profile["opening"].items()
+                if share is not None
+            ]
             for number, part in enumerate(bins := profile["histogram"]):
                 upper = f"to {bins[number + 1]['from']:g}" if number + 1 < len(bins) else "up"
                 bar = "#" * round(30 * part["tokens"])
-                lines.append(f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the tokens, "
-                             f"{part['nats']:.0%} of the nats")
+                lines.append(
+                    f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the "
+                    f"tokens, {part['nats']:.0%} of the nats"
+                )
             if profile["informative"] is not None:
-                lines.append(f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens the posterior's gradient "
-                             f"about {1 / profile['informative']:.1f} times")
-            lines.append(f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
+                lines.append(
+                    f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens "
+                    f"the posterior's gradient about {1 / profile['informative']:.1f} times"
+                )
+            lines.append(
+                f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform "
+                "average"
+            )
             lines.append(f"can weighting help? {profile['verdict']}")
-        lines += [f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}" for text in found["texts"]]
-        lines += [f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()]
+        lines += [
+            f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}"
+            for text in found["texts"]
+        ]
+        lines += [
+            f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()
+        ]
     else:
         lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
         if last := found["last"]:
             recent = found["recent"]
-            lines.append(f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: mutual information "
-                         f"{recent['mutual_information']:.3f} nats, {recent['usage']:.2f} latents in use")
+            lines.append(
+                f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "
+                f"mutual information {recent['mutual_information']:.3f} nats, "
+                f"{recent['usage']:.2f} latents in use"
+            )
             lines += _diagnostic_lines(last)
         lines += found["conditions"]
         lines += [f"{key}: {value}" for key, value in found["settings"].items()]
@@ -164,27 +214,47 @@ def render_inspection(found: dict[str, Any]) -> str:
 
 
 def coloured(pieces: Sequence[tuple[str, float]]) -> str:
-    """Text whose tokens are the brighter the less the model expected them; the number stands where a colour might be missed."""
+    """Text whose tokens are the brighter the less the model expected them; the number stands where
+    a colour might be missed.
+    """
     shown = []
     for text, nats in pieces:
         colour = next((colour for least, colour in SHADES if nats >= least), None)
-        shown.append(click.style(text, fg=colour) + click.style(f"[{nats:.1f}]", fg=colour, dim=True) if colour else text)
+        shown.append(
+            click.style(text, fg=colour) + click.style(f"[{nats:.1f}]", fg=colour, dim=True)
+            if colour
+            else text
+        )
     return "".join(shown)
 
 
 def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
-    """What a run's last step tells of b_t and z; nothing for a run of an older version, which did not log it."""
+    """What a run's last step tells of b_t and z; nothing for a run of an older
+    version, which did not log it.
+    """
     if last.get("z_sensitivity") is None:
         return []
-    lines = [f"z-sensitivity: {last['z_sensitivity']:.4f} nats a token, {last['z_sensitivity_sum']:.3f} an example"
-             + _if_known(", {:.4f} a token under the weights", last["z_sensitivity_weighted"])]
+    lines = [
+        f"z-sensitivity: {last['z_sensitivity']:.4f} nats a token, "
+        f"{last['z_sensitivity_sum']:.3f} an example"
+        + _if_known(", {:.4f} a token under the weights", last["z_sensitivity_weighted"])
+    ]
     if last["informative"] is not None:
-        lines.append(f"b_t: effective t0 / T {last['informative']:.3f} ({last['informative_tokens']:.1f} tokens); q's gradient amplified "
-                     + _if_known("{:.1f} times, ", last["amplification"]) + f"T / t0 {last['expected_amplification']:.1f}")
+        lines.append(
+            f"b_t: effective t0 / T {last['informative']:.3f} ({last['informative_tokens']:.1f} "
+            "tokens); q's gradient amplified "
+            + _if_known("{:.1f} times, ", last["amplification"])
+            + f"T / t0 {last['expected_amplification']:.1f}"
+        )
     if last["uniform_rows"] is not None:
-        lines.append(f"     {last['uniform_rows']:.1%} of the rows have no mass and use the uniform average")
-    lines.append("gradient norms: " + _if_known("posterior {:.3g}, ", last["posterior_gradient_norm"])
-                 + f"latent embeddings {last['latent_gradient_norm']:.3g}, all {last['gradient_norm']:.3g}")
+        lines.append(
+            f"     {last['uniform_rows']:.1%} of the rows have no mass and use the uniform average"
+        )
+    lines.append(
+        "gradient norms: "
+        + _if_known("posterior {:.3g}, ", last["posterior_gradient_norm"])
+        + f"latent embeddings {last['latent_gradient_norm']:.3g}, all {last['gradient_norm']:.3g}"
+    )
     return lines
 
 

@@ -1,11 +1,13 @@
 """Attention of branches that go on from shared prompts on a CPU, a block of queries at a time.
 
-Torch's CPU kernel computes nearly all that a causal mask hides, and to packed branches it could only give either a copy of the prompt each,
-or the scores of all with all. So queries are cut into blocks that are given the keys up to their last one: a block of a prompt that
-prompt's, a block of branches their prompt's and their own. What is hidden is computed within a block only, and each sum is taken in the
-order in which the kernel takes it for a branch alone.
+Torch's CPU kernel computes nearly all that a causal mask hides, and to packed branches it could
+only give either a copy of the prompt each, or the scores of all with all. So queries are cut into
+blocks that are given the keys up to their last one: a block of a prompt that prompt's, a block of
+branches their prompt's and their own. What is hidden is computed within a block only, and each sum
+is taken in the order in which the kernel takes it for a branch alone.
 
-Shapes: N tokens; G prompts of up to P tokens, B rows of C branches of up to Q; M sequences of T tokens; A attention heads of size D.
+Shapes: N tokens; G prompts of up to P tokens, B rows of C branches of up to Q; M sequences of T
+tokens; A attention heads of size D.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ TOGETHER = 128  # queries of short branches that are one block
 
 def usable(device: torch.device) -> bool:
     """Whether torch has the kernel there."""
-    return device.type == "cpu" and hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu")
+    return device.type == "cpu" and hasattr(
+        torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"
+    )
 
 
 def cut(tokens: int) -> list[slice]:
@@ -48,7 +52,10 @@ def cut_group(branches: int, tokens: int) -> list[slice]:
 
 
 def reads(P: int, C: int, Q: int) -> tuple[list[tuple[int, int]], list[list[tuple[int, int]]]]:
-    """(queries, keys) of each call of the kernel for a prompt and, group by group, for the C branches of a row."""
+    """(queries, keys) of each call of the kernel for a prompt and, group by group,
+    for the C branches of a row.
+    """
+
     def sizes(blocks: list[slice], before: int) -> list[tuple[int, int]]:
         return [(block.stop - block.start, before + block.stop) for block in blocks]
 
@@ -56,14 +63,18 @@ def reads(P: int, C: int, Q: int) -> tuple[list[tuple[int, int]], list[list[tupl
 
 
 class Block(NamedTuple):
-    """Queries of a sequence, and what is added to their scores (M or 1, 1, n, keys); None where they are plainly causal."""
+    """Queries of a sequence, and what is added to their scores (M or 1, 1, n, keys); None
+    where they are plainly causal.
+    """
 
     queries: slice
     mask: torch.Tensor | None
 
 
 class Group(NamedTuple):
-    """Branches of a row that are given keys together, those of their prompt first: T tokens of the row's C Q, and the blocks of those T."""
+    """Branches of a row that are given keys together, those of their prompt first: T tokens of the
+    row's C Q, and the blocks of those T.
+    """
 
     tokens: slice
     blocks: list[Block]
@@ -71,7 +82,8 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Fork:
-    """Prompts, and the branches that go on from them, all padded on the right, as N = G P + B C Q tokens one after another.
+    """Prompts, and the branches that go on from them, all padded on the right, as N = G P + B C Q
+    tokens one after another.
 
     Attributes:
         prompts: (G, P).
@@ -85,7 +97,9 @@ class Fork:
     row_B: torch.Tensor | None
     length_G: torch.Tensor | None
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         """Attention's output (N, A, D) from (N, A, D), in the precision of `value`."""
         return _Attention.apply(query.to(value.dtype), key.to(value.dtype), value, self, scale)
 
@@ -104,7 +118,11 @@ class Fork:
 
     def from_rows(self, x: torch.Tensor) -> torch.Tensor:
         """(G, ..) of (B, ..), summed up."""
-        return x if self.row_B is None else x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
+        return (
+            x
+            if self.row_B is None
+            else x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
+        )
 
     @cached_property
     def prompt_blocks(self) -> list[Block]:
@@ -119,18 +137,26 @@ class Fork:
 
         def blocks(branches: int) -> list[Block]:
             mask = tree_mask(prompt_BP, branches, Q)
-            return [Block(queries, mask[:, :, queries, : P + queries.stop]) for queries in cut_group(branches, Q)]
+            return [
+                Block(queries, mask[:, :, queries, : P + queries.stop])
+                for queries in cut_group(branches, Q)
+            ]
 
         counts = grouped(C, Q)
         of_count, stops = {n: blocks(n) for n in set(counts)}, Q * np.cumsum(counts)
-        return [Group(slice(stop - n * Q, stop), of_count[n]) for n, stop in zip(counts, stops.tolist(), strict=True)]
+        return [
+            Group(slice(stop - n * Q, stop), of_count[n])
+            for n, stop in zip(counts, stops.tolist(), strict=True)
+        ]
 
 
 def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tensor:
-    """(B, 1, n, P + n) added to the scores of n = branches * tokens queries, of which each sees those before it in its own branch, and of
-    the prompt what is true in `prompt_BP`.
+    """(B, 1, n, P + n) added to the scores of n = branches * tokens queries, of which each sees
+    those before it in its own branch, and of the prompt what is true in `prompt_BP`.
     """
-    own = torch.block_diag(*[torch.ones(tokens, tokens, dtype=torch.bool, device=prompt_BP.device).tril()] * branches)
+    own = torch.block_diag(
+        *[torch.ones(tokens, tokens, dtype=torch.bool, device=prompt_BP.device).tril()] * branches
+    )
     seen = [prompt_BP[:, None].expand(-1, len(own), -1), own.expand(len(prompt_BP), -1, -1)]
     return added(torch.cat(seen, dim=2))[:, None]
 
@@ -143,12 +169,30 @@ def added(seen: torch.Tensor) -> torch.Tensor:
 def causal_blocks(tokens: int) -> list[Block]:
     """Those of a causal sequence of so many tokens."""
     queries = cut(tokens) if tokens else []
-    last, longest = queries[-1].start if queries else 0, max((q.stop - q.start for q in queries), default=0)
-    strip = added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])  # its first query stands at column `last`
-    return [Block(q, strip[None, None, : q.stop - q.start, last - q.start : last - q.start + q.stop] if q.start else None) for q in queries]
+    last, longest = (
+        queries[-1].start if queries else 0,
+        max((q.stop - q.start for q in queries), default=0),
+    )
+    # its first query stands at column `last`
+    strip = added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])
+    return [
+        Block(
+            q,
+            strip[None, None, : q.stop - q.start, last - q.start : last - q.start + q.stop]
+            if q.start
+            else None,
+        )
+        for q in queries
+    ]
 
 
-def causal(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block], scale: float) -> torch.Tensor:
+def causal(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    blocks: Sequence[Block],
+    scale: float,
+) -> torch.Tensor:
     """What each of T tokens sees of itself and those before (M, A, T, D), without a gradient."""
     output, sums = _empty(query.transpose(1, 2))
     output, sums = output.transpose(1, 2), sums.transpose(1, 2)
@@ -164,10 +208,20 @@ def _empty(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, fork: Fork, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        fork: Fork,
+        scale: float,
+    ) -> torch.Tensor:
         tensors = query, key, value, *_empty(query)
         _see(*map(fork.of_prompts, tensors), fork.prompt_blocks, scale)
-        shared, branches = [fork.to_rows(fork.of_prompts(x)) for x in (key, value)], [fork.of_branches(x) for x in tensors]
+        shared, branches = (
+            [fork.to_rows(fork.of_prompts(x)) for x in (key, value)],
+            [fork.of_branches(x) for x in tensors],
+        )
         for group in fork.groups:
             q, *own, o, s = (x[:, :, group.tokens] for x in branches)
             _see(q, *_behind(shared, own), o, s, group.blocks, scale)
@@ -179,17 +233,27 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         fork, tensors = ctx.fork, (gradient, *ctx.saved_tensors)
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[1:4]]
-        of_prompts, of_branches = list(map(fork.of_prompts, found)), [fork.of_branches(x) for x in found]
+        of_prompts, of_branches = (
+            list(map(fork.of_prompts, found)),
+            [fork.of_branches(x) for x in found],
+        )
         if fork.prompt_blocks:
-            shares = _see_backward(*map(fork.of_prompts, tensors), of_prompts[0], fork.prompt_blocks, ctx.scale)
+            shares = _see_backward(
+                *map(fork.of_prompts, tensors), of_prompts[0], fork.prompt_blocks, ctx.scale
+            )
             for whole, share in zip(of_prompts[1:], shares, strict=True):
                 whole.copy_(share)
-        shared, branches = [fork.to_rows(fork.of_prompts(x)) for x in tensors[2:4]], [fork.of_branches(x) for x in tensors]
+        shared, branches = (
+            [fork.to_rows(fork.of_prompts(x)) for x in tensors[2:4]],
+            [fork.of_branches(x) for x in tensors],
+        )
         P = fork.prompts[1]
         for group in fork.groups:
             g, q, *own, o, s = (x[:, :, group.tokens] for x in branches)
             of_query, *of_own = (x[:, :, group.tokens] for x in of_branches)
-            shares = _see_backward(g, q, *_behind(shared, own), o, s, of_query, group.blocks, ctx.scale)
+            shares = _see_backward(
+                g, q, *_behind(shared, own), o, s, of_query, group.blocks, ctx.scale
+            )
             for prompt, branch, share in zip(of_prompts[1:], of_own, shares, strict=True):
                 prompt += fork.from_rows(share[:, :, :P])
                 branch.copy_(share[:, :, P:])
@@ -201,20 +265,51 @@ def _behind(shared: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list
     return [torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True)]
 
 
-def _see(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor, sums: torch.Tensor, blocks: Sequence[Block],
-         scale: float) -> None:
-    """Puts into `output` (M, A, T, D) what the last T of (M, A, .., D) tokens see, and into `sums` (M, A, T) their logs of sums."""
+def _see(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    sums: torch.Tensor,
+    blocks: Sequence[Block],
+    scale: float,
+) -> None:
+    """Puts into `output` (M, A, T, D) what the last T of (M, A, .., D) tokens see, and into `sums`
+    (M, A, T) their logs of sums.
+    """
     for block, keys, mask in _with_keys(query, key, blocks):
-        output[:, :, block], sums[:, :, block] = kernel(query[:, :, block], key[:, :, keys], value[:, :, keys], mask, scale)
+        output[:, :, block], sums[:, :, block] = kernel(
+            query[:, :, block], key[:, :, keys], value[:, :, keys], mask, scale
+        )
 
 
-def _see_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor,
-                  sums: torch.Tensor, of_query: torch.Tensor, blocks: Sequence[Block], scale: float) -> list[torch.Tensor]:
-    """Puts the gradient of the query into `of_query` (M, A, T, D), and gives those of key and value."""
+def _see_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    sums: torch.Tensor,
+    of_query: torch.Tensor,
+    blocks: Sequence[Block],
+    scale: float,
+) -> list[torch.Tensor]:
+    """Puts the gradient of the query into `of_query` (M, A, T, D), and
+    gives those of key and value.
+    """
     of_keys: list[torch.Tensor] = []
-    for block, keys, mask in reversed(list(_with_keys(query, key, blocks))):  # the last block is given all keys
-        of_query[:, :, block], *shares = kernel_backward(gradient[:, :, block], query[:, :, block], key[:, :, keys], value[:, :, keys],
-                                                         output[:, :, block], sums[:, :, block], mask, scale)
+    # the last block is given all keys
+    for block, keys, mask in reversed(list(_with_keys(query, key, blocks))):
+        of_query[:, :, block], *shares = kernel_backward(
+            gradient[:, :, block],
+            query[:, :, block],
+            key[:, :, keys],
+            value[:, :, keys],
+            output[:, :, block],
+            sums[:, :, block],
+            mask,
+            scale,
+        )
         of_keys = of_keys or shares
         for whole, share in zip(of_keys, shares, strict=True):
             if whole is not share:
@@ -222,22 +317,56 @@ def _see_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     return of_keys
 
 
-def _with_keys(query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
+def _with_keys(
+    query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]
+) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
     """The queries of each block, the keys that they are given and their mask."""
     before = key.shape[2] - query.shape[2]
     for block in blocks:
         yield block.queries, slice(before + block.queries.stop), block.mask
 
 
-def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float
-           ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (M, A, T, D) and the log of each token's sum of exponentials (M, A, T), causal where there is no mask."""
+def kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (M, A, T, D) and the log of each token's sum of exponentials (M, A, T),
+    causal where there is no mask.
+    """
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, mask is None, attn_mask=None if mask is None else mask.to(query.dtype), scale=scale)
+        query,
+        key,
+        value,
+        0.0,
+        mask is None,
+        attn_mask=None if mask is None else mask.to(query.dtype),
+        scale=scale,
+    )
 
 
-def kernel_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor,
-                    sums: torch.Tensor, mask: torch.Tensor | None, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def kernel_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    sums: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value."""
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, query, key, value, output, sums, 0.0, mask is None, attn_mask=None if mask is None else mask.to(query.dtype), scale=scale)
+        gradient,
+        query,
+        key,
+        value,
+        output,
+        sums,
+        0.0,
+        mask is None,
+        attn_mask=None if mask is None else mask.to(query.dtype),
+        scale=scale,
+    )

@@ -9,11 +9,21 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.kernels import blockwise, flash
-from twcli.kernels.packing import BLOCKWISE, BRANCHES, KERNELS, PLAIN, TREE, linear_weights, tokens_read, window_of
+from twcli.kernels.packing import (
+    BLOCKWISE,
+    BRANCHES,
+    KERNELS,
+    PLAIN,
+    TREE,
+    linear_weights,
+    tokens_read,
+    window_of,
+)
 
-# What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal scores, one under a mask,
-# copying one key or value, and starting one of many calls. A call takes as long as if each of its rows had more queries than
-# it has. Measured in float32 on a CPU with heads of 16 to 64; the choice between near equals is all that hangs on them.
+# What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal
+# scores, one under a mask, copying one key or value, and starting one of many calls. A call takes
+# as long as if each of its rows had more queries than it has. Measured in float32 on a CPU with
+# heads of 16 to 64; the choice between near equals is all that hangs on them.
 CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
 
 Count = TypeVar("Count", int, np.ndarray)
@@ -31,12 +41,14 @@ def masked_cost(queries: Count, keys: Count, copy: float) -> Count:
 
 @dataclass(frozen=True)
 class Costs:
-    """What the executions cost by the model of costs above, which knows shapes only: the same run, the same choice.
+    """What the executions cost by the model of costs above, which knows shapes only: the
+    same run, the same choice.
 
     Attributes:
         linear: weights that each token is multiplied with.
         width: of scores and mixing, or of keys and values, over all layers.
-        window: tokens of a sliding window, beyond which only the plain execution is right; None for no window.
+        window: tokens of a sliding window, beyond which only the plain execution is
+            right; None for no window.
         layers: in which blocks attend, 0 where that form is not to be had.
     """
 
@@ -48,10 +60,16 @@ class Costs:
     @classmethod
     def of(cls, model: PreTrainedModel) -> Costs:
         config = model.config.get_text_config()
-        return cls(sum(w.numel() for w in linear_weights(model)), 2 * config.num_hidden_layers * config.hidden_size, window_of(model),
-                   config.num_hidden_layers if blockwise.usable(model.device) else 0)
+        return cls(
+            sum(w.numel() for w in linear_weights(model)),
+            2 * config.num_hidden_layers * config.hidden_size,
+            window_of(model),
+            config.num_hidden_layers if blockwise.usable(model.device) else 0,
+        )
 
-    def __call__(self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> dict[str, float]:
+    def __call__(
+        self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int
+    ) -> dict[str, float]:
         """Execution -> multiply-adds of a linear layer, for the executions that are right.
 
         Args:
@@ -62,20 +80,37 @@ class Costs:
         (G, P), (B, C, Q) = prompts, branches
         costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * B * C * causal_cost(P + Q)}
         if self.window is None or P + Q <= self.window:
-            linear, on_prompts = tokens_read(real, G * P + B * C * Q) * self.linear, G * causal_cost(P)
-            of_form = {BRANCHES: on_prompts + B * C * masked_cost(Q, P + Q, COPY),
-                       TREE: on_prompts + B * masked_cost(C * Q, P + C * Q, COPY)}
+            linear, on_prompts = (
+                tokens_read(real, G * P + B * C * Q) * self.linear,
+                G * causal_cost(P),
+            )
+            of_form = {
+                BRANCHES: on_prompts + B * C * masked_cost(Q, P + Q, COPY),
+                TREE: on_prompts + B * masked_cost(C * Q, P + C * Q, COPY),
+            }
             if self.layers:
                 of_blocks, of_groups = blockwise.reads(P, C, Q)
                 calls = CALL * self.layers * (len(of_blocks) + sum(map(len, of_groups)))
-                of_form[BLOCKWISE] = calls / self.width + G * sum(masked_cost(*block, 0) for block in of_blocks) + B * sum(
-                    masked_cost(*block, COPY * (block is group[-1])) for group in of_groups for block in group)
+                of_form[BLOCKWISE] = (
+                    calls / self.width
+                    + G * sum(masked_cost(*block, 0) for block in of_blocks)
+                    + B
+                    * sum(
+                        masked_cost(*block, COPY * (block is group[-1]))
+                        for group in of_groups
+                        for block in group
+                    )
+                )
             costs |= {form: linear + self.width * cost for form, cost in of_form.items()}
         return costs
 
 
-def cheapest(model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is less than that of `flash`."""
+def cheapest(
+    model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int
+) -> str:
+    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is
+    less than that of `flash`.
+    """
     costs = Costs.of(model)(prompts, branches, real)
     if BRANCHES in costs and flash.usable(model):
         return KERNELS

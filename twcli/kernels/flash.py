@@ -1,13 +1,16 @@
-"""Attention of sequences that go on from shared prompts in the flash kernels of a GPU: no padding, no mask, and no copy of a prompt.
+"""Attention of sequences that go on from shared prompts in the flash kernels of a GPU: no padding,
+no mask, and no copy of a prompt.
 
-    | prompt 1 | prompt 2 | .. | piece 1 of prompt 1 | piece 2 of prompt 1 | .. | piece 1 of prompt 2 | ..
+    | prompt 1 | prompt 2 | .. | piece 1 of prompt 1 | piece 2 of prompt 1 | .. | piece 1 of 2 | ..
 
-Every prompt and every piece attends causally to itself in one call, and all pieces of a prompt to that prompt in another. What a
-piece's token sees is the two together, each with the share of its sum of exponentials, and the kernels' backward pass needs nothing
-of a token but that sum: so two calls with the joint one give the joint gradient (Dao 2023, FlashAttention-2, section 3.1; Juravsky et
-al. 2024, Hydragen, section 3.1, for the forward pass).
+Every prompt and every piece attends causally to itself in one call, and all pieces of a prompt to
+that prompt in another. What a piece's token sees is the two together, each with the share of its
+sum of exponentials, and the kernels' backward pass needs nothing of a token but that sum: so two
+calls with the joint one give the joint gradient (Dao 2023, FlashAttention-2, section 3.1; Juravsky
+et al. 2024, Hydragen, section 3.1, for the forward pass).
 
-Shapes: N tokens, P of them in G prompts, the others in S pieces; A attention heads of size D, of keys and values maybe fewer.
+Shapes: N tokens, P of them in G prompts, the others in S pieces; A attention heads of size D, of
+keys and values maybe fewer.
 """
 
 from __future__ import annotations
@@ -28,12 +31,19 @@ def dtype_of(model: PreTrainedModel) -> torch.dtype:
 
 
 def usable(model: PreTrainedModel) -> bool:
-    """Whether the kernels take the model's heads, here and in the precision that it computes in now."""
+    """Whether the kernels take the model's heads, here and in the
+    precision that it computes in now.
+    """
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return (model.device.type == "cuda" and torch.backends.cuda.is_flash_attention_available() and size % MULTIPLE == 0
-            and size <= LARGEST_HEAD and torch.cuda.get_device_capability(model.device) >= AMPERE
-            and dtype_of(model) == torch.bfloat16)
+    return (
+        model.device.type == "cuda"
+        and torch.backends.cuda.is_flash_attention_available()
+        and size % MULTIPLE == 0
+        and size <= LARGEST_HEAD
+        and torch.cuda.get_device_capability(model.device) >= AMPERE
+        and dtype_of(model) == torch.bfloat16
+    )
 
 
 @dataclass(frozen=True)
@@ -59,30 +69,74 @@ class Pieces:
     some_empty: bool
 
     @classmethod
-    def of(cls, prompt_G: torch.Tensor, piece_S: torch.Tensor, behind_G: torch.Tensor, *, prompt_tokens: int, longest_prompt: int,
-           longest_piece: int, longest_behind: int, some_empty: bool) -> Pieces:
-        """From lengths in tokens: of prompts, of pieces prompt by prompt, and of all that follows each prompt."""
+    def of(
+        cls,
+        prompt_G: torch.Tensor,
+        piece_S: torch.Tensor,
+        behind_G: torch.Tensor,
+        *,
+        prompt_tokens: int,
+        longest_prompt: int,
+        longest_piece: int,
+        longest_behind: int,
+        some_empty: bool,
+    ) -> Pieces:
+        """From lengths in tokens: of prompts, of pieces prompt by prompt, and of all
+        that follows each prompt.
+        """
+
         def ends(lengths: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
 
-        return cls(ends(torch.cat([prompt_G, piece_S])), ends(prompt_G), ends(behind_G), prompt_tokens,
-                   max(longest_prompt, longest_piece), longest_prompt, longest_behind, some_empty)
+        return cls(
+            ends(torch.cat([prompt_G, piece_S])),
+            ends(prompt_G),
+            ends(behind_G),
+            prompt_tokens,
+            max(longest_prompt, longest_piece),
+            longest_prompt,
+            longest_behind,
+            some_empty,
+        )
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         """Attention's output (1, N, A, D) from (1, A, N, D) in the precision of `value`."""
-        return _Attention.apply(*(x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)), self, scale)[None]
+        return _Attention.apply(
+            *(x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)), self, scale
+        )[None]
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pieces: Pieces, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        pieces: Pieces,
+        scale: float,
+    ) -> torch.Tensor:
         P = pieces.prompt_tokens
-        output, sums = kernel(query, key, value, pieces.own, pieces.own, pieces.longest, pieces.longest, True, scale)
+        output, sums = kernel(
+            query, key, value, pieces.own, pieces.own, pieces.longest, pieces.longest, True, scale
+        )
         if P < len(query):
-            more, more_sums = kernel(query[P:], key[:P], value[:P], pieces.behind, pieces.prompts, pieces.longest_behind,
-                                     pieces.longest_prompt, False, scale)
+            more, more_sums = kernel(
+                query[P:],
+                key[:P],
+                value[:P],
+                pieces.behind,
+                pieces.prompts,
+                pieces.longest_behind,
+                pieces.longest_prompt,
+                False,
+                scale,
+            )
             if pieces.some_empty:
-                more_sums = more_sums.masked_fill(more_sums == torch.inf, -torch.inf)  # the kernel's word for a prompt of no tokens
+                # the kernel's word for a prompt of no tokens
+                more_sums = more_sums.masked_fill(more_sums == torch.inf, -torch.inf)
             share = torch.sigmoid(more_sums - sums[:, P:]).T[..., None]
             output[P:].lerp_(more, share.to(output.dtype))
             sums[:, P:] = torch.logaddexp(sums[:, P:], more_sums)
@@ -94,27 +148,101 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, sums = ctx.saved_tensors
         pieces, P, gradient = ctx.pieces, ctx.pieces.prompt_tokens, gradient.contiguous()
-        of_query, of_key, of_value = kernel_backward(gradient, query, key, value, output, sums, pieces.own, pieces.own,
-                                                     pieces.longest, pieces.longest, True, ctx.scale)
+        of_query, of_key, of_value = kernel_backward(
+            gradient,
+            query,
+            key,
+            value,
+            output,
+            sums,
+            pieces.own,
+            pieces.own,
+            pieces.longest,
+            pieces.longest,
+            True,
+            ctx.scale,
+        )
         if P < len(query):
-            more = kernel_backward(gradient[P:], query[P:], key[:P], value[:P], output[P:], sums[:, P:].contiguous(), pieces.behind,
-                                   pieces.prompts, pieces.longest_behind, pieces.longest_prompt, False, ctx.scale)
+            more = kernel_backward(
+                gradient[P:],
+                query[P:],
+                key[:P],
+                value[:P],
+                output[P:],
+                sums[:, P:].contiguous(),
+                pieces.behind,
+                pieces.prompts,
+                pieces.longest_behind,
+                pieces.longest_prompt,
+                False,
+                ctx.scale,
+            )
             for whole, part in zip((of_query[P:], of_key[:P], of_value[:P]), more, strict=True):
                 whole += part
         return of_query, of_key, of_value, None, None
 
 
-def kernel(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends_query: torch.Tensor, ends_key: torch.Tensor,
-           longest_query: int, longest_key: int, causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), of sequences one after another."""
-    return torch.ops.aten._flash_attention_forward(query, key, value, ends_query, ends_key, longest_query, longest_key, 0.0, causal,
-                                                   False, scale=scale)[:2]
+def kernel(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    ends_query: torch.Tensor,
+    ends_key: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), of
+    sequences one after another.
+    """
+    return torch.ops.aten._flash_attention_forward(
+        query,
+        key,
+        value,
+        ends_query,
+        ends_key,
+        longest_query,
+        longest_key,
+        0.0,
+        causal,
+        False,
+        scale=scale,
+    )[:2]
 
 
-def kernel_backward(gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, output: torch.Tensor,
-                    sums: torch.Tensor, ends_query: torch.Tensor, ends_key: torch.Tensor, longest_query: int, longest_key: int,
-                    causal: bool, scale: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def kernel_backward(
+    gradient: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    output: torch.Tensor,
+    sums: torch.Tensor,
+    ends_query: torch.Tensor,
+    ends_key: torch.Tensor,
+    longest_query: int,
+    longest_key: int,
+    causal: bool,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of query, key and value."""
-    no_dropout = torch.zeros(2, dtype=torch.uint64, device=query.device), torch.empty(0, device=query.device)
-    return torch.ops.aten._flash_attention_backward(gradient, query, key, value, output, sums, ends_query, ends_key, longest_query,
-                                                    longest_key, 0.0, causal, *no_dropout, scale=scale)
+    no_dropout = (
+        torch.zeros(2, dtype=torch.uint64, device=query.device),
+        torch.empty(0, device=query.device),
+    )
+    return torch.ops.aten._flash_attention_backward(
+        gradient,
+        query,
+        key,
+        value,
+        output,
+        sums,
+        ends_query,
+        ends_key,
+        longest_query,
+        longest_key,
+        0.0,
+        causal,
+        *no_dropout,
+        scale=scale,
+    )

@@ -1,6 +1,8 @@
-"""The language-model head: hidden states -> the NLL of the tokens that follow, without logits where none are needed.
+"""The language-model head: hidden states -> the NLL of the tokens that follow, without
+logits where none are needed.
 
-Shapes: R rows, T tokens, S supervised tokens, N supervised tokens of all rows, H hidden size, V vocabulary.
+Shapes: R rows, T tokens, S supervised tokens, N supervised tokens of all rows, H
+hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -14,13 +16,19 @@ from transformers import PreTrainedModel
 
 from twcli.kernels.linear import is_its_weights, linear
 
-HEAD_LOGITS = 2**25  # 128 MiB in float32: large enough for a fast matrix product, small beside the weights of a large vocabulary
-BLOCK_TOKENS, BLOCK_WORDS = 1024, 512  # 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
-LOG2_E = 1 / math.log(2)  # exp(x) = exp2(x LOG2_E), which torch computes in little more than half the time on a CPU
+# 128 MiB in float32: large enough for a fast matrix product, small beside the
+# weights of a large vocabulary
+HEAD_LOGITS = 2**25
+# 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
+BLOCK_TOKENS, BLOCK_WORDS = 1024, 512
+# exp(x) = exp2(x LOG2_E), which torch computes in little more than half the time on a CPU
+LOG2_E = 1 / math.log(2)
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Next-token logits (..., V) of hidden states (..., H), with the scalings some families put behind the head."""
+    """Next-token logits (..., V) of hidden states (..., H), with the scalings some
+    families put behind the head.
+    """
     return _scaled(model, model.get_output_embeddings()(hidden))
 
 
@@ -37,9 +45,15 @@ def _scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
-def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.Tensor, targets_RS: torch.Tensor,
-               active_RS: torch.Tensor) -> torch.Tensor:
-    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active; the head sees active positions only.
+def target_nll(
+    model: PreTrainedModel,
+    hidden_RTH: torch.Tensor,
+    first_R: torch.Tensor,
+    targets_RS: torch.Tensor,
+    active_RS: torch.Tensor,
+) -> torch.Tensor:
+    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active; the head
+    sees active positions only.
 
     Args:
         first_R: column that predicts the first target, i.e. that of `<y>`.
@@ -49,17 +63,30 @@ def target_nll(model: PreTrainedModel, hidden_RTH: torch.Tensor, first_R: torch.
     return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
 
 
-def token_nll(model: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
-    """NLL (N,) in nats, float32 or float64, of each target after the token whose last hidden state is given.
+def token_nll(
+    model: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tensor
+) -> torch.Tensor:
+    """NLL (N,) in nats, float32 or float64, of each target after the token whose
+    last hidden state is given.
 
-    Never more than `HEAD_LOGITS` logits at a time. Where those of all targets are more and a gradient is wanted, the backward
-    pass computes each piece's again. Without a gradient a CPU goes over the vocabulary block by block and keeps no logits.
+    Never more than `HEAD_LOGITS` logits at a time. Where those of all targets are more and a
+    gradient is wanted, the backward pass computes each piece's again. Without a gradient a CPU goes
+    over the vocabulary block by block and keeps no logits.
     """
     if not torch.is_grad_enabled() and _is_a_matrix(model):
-        return torch.cat([_nll_by_blocks(model, *piece) for piece in _pieces(BLOCK_TOKENS, hidden_NH, targets_N)])
-    pieces = _pieces(max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]), hidden_NH, targets_N)
+        return torch.cat(
+            [_nll_by_blocks(model, *piece) for piece in _pieces(BLOCK_TOKENS, hidden_NH, targets_N)]
+        )
+    pieces = _pieces(
+        max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]), hidden_NH, targets_N
+    )
     if len(pieces) > 1 and torch.is_grad_enabled():
-        return torch.cat([checkpoint(_nll, model, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces])
+        return torch.cat(
+            [
+                checkpoint(_nll, model, *piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in pieces
+            ]
+        )
     return torch.cat([_nll(model, *piece) for piece in pieces])
 
 
@@ -77,12 +104,19 @@ def _is_a_matrix(model: PreTrainedModel) -> bool:
     return is_its_weights(head) and not head._forward_hooks and not head._forward_pre_hooks
 
 
-def _nll_by_blocks(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _nll_by_blocks(
+    model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
+) -> torch.Tensor:
     head = model.get_output_embeddings()
     log_sums, of_target = [], torch.empty(0)
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
-        block = at_least_float32(_scaled(model, linear(hidden, head.weight[words], None if head.bias is None else head.bias[words])))
+        block = at_least_float32(
+            _scaled(
+                model,
+                linear(hidden, head.weight[words], None if head.bias is None else head.bias[words]),
+            )
+        )
         inside = targets - first
         found = block.gather(1, inside.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         of_target = torch.where(inside >= 0, found, of_target) if first else found
@@ -91,8 +125,11 @@ def _nll_by_blocks(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.
 
 
 def _logsumexp_in_place(block: torch.Tensor) -> torch.Tensor:
-    """torch.logsumexp (N,) of (N, V), which makes copies: half of its time, and nothing of the block is left."""
-    largest = block.amax(-1).clamp(min=torch.finfo(block.dtype).min)  # where all are -inf, so is their sum, and not NaN
+    """torch.logsumexp (N,) of (N, V), which makes copies: half of its time, and
+    nothing of the block is left.
+    """
+    # where all are -inf, so is their sum, and not NaN
+    largest = block.amax(-1).clamp(min=torch.finfo(block.dtype).min)
     return block.sub_(largest[:, None]).mul_(LOG2_E).exp2_().sum(-1).log_().add_(largest)
 
 

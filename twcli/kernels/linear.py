@@ -1,7 +1,8 @@
 """Linear layers on a CPU without a gradient, by oneDNN.
 
-torch hands products in float32 to MKL, which uses less of a processor that is not of its maker than oneDNN does. oneDNN comes with torch
-as well, which takes it for other precisions only. With a gradient layers stay as they are.
+torch hands products in float32 to MKL, which uses less of a processor that is not of its maker than
+oneDNN does. oneDNN comes with torch as well, which takes it for other precisions only. With a
+gradient layers stay as they are.
 
 Shapes: I inputs, O outputs.
 """
@@ -22,33 +23,54 @@ TOLERANCE = 1e-5
 MOST_PACKED = 2**28  # weights, 1 GiB of them: a copy of more may not fit
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, *, packed: torch.Tensor | None = None
-           ) -> torch.Tensor:
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    packed: torch.Tensor | None = None,
+) -> torch.Tensor:
     """(.., O) from (.., I), (O, I) and (O,): what `F.linear` gives but for rounding.
 
     Args:
         packed: the weight in the order in which oneDNN reads it, where that has been made.
     """
-    if (torch.is_grad_enabled() or not x.numel() or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu"
-            or torch.is_autocast_enabled("cpu") or not _usable()):
+    if (
+        torch.is_grad_enabled()
+        or not x.numel()
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or x.device.type != "cpu"
+        or torch.is_autocast_enabled("cpu")
+        or not _usable()
+    ):
         return F.linear(x, weight, bias)
     return _by_onednn(x, weight if packed is None else packed, bias)
 
 
 @contextmanager
 def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
-    """While it lasts, layers of `model` that are weights on a CPU and nothing else compute by `linear`; a compiled model's do not.
+    """While it lasts, layers of `model` that are weights on a CPU and nothing else compute by
+    `linear`; a compiled model's do not.
 
     Args:
-        pack: whether weights that stay as they are will be read often: they are then copied in oneDNN's order, if there are not too
-            many, which it otherwise does in every call.
+        pack: whether weights that stay as they are will be read often: they are then copied in
+            oneDNN's order, if there are not too many, which it otherwise does in every call.
     """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     # A pass that has been replaced stays, be it by another of this.
-    layers = [] if compiled else [m for m in model.modules() if is_its_weights(m) and "forward" not in vars(m)]
+    layers = (
+        []
+        if compiled
+        else [m for m in model.modules() if is_its_weights(m) and "forward" not in vars(m)]
+    )
     pack = pack and _usable() and sum(layer.weight.numel() for layer in layers) <= MOST_PACKED
     for layer in layers:
-        layer.forward = partial(_forward, layer, _packed(layer.weight) if pack and layer.weight.dtype == torch.float32 else None)
+        layer.forward = partial(
+            _forward,
+            layer,
+            _packed(layer.weight) if pack and layer.weight.dtype == torch.float32 else None,
+        )
     try:
         yield
     finally:
@@ -58,7 +80,11 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
 
 def is_its_weights(module: nn.Module) -> bool:
     """A linear layer on a CPU and nothing else: no adapter, no shards of another process."""
-    return type(module) is nn.Linear and type(module.weight) is nn.Parameter and module.weight.device.type == "cpu"
+    return (
+        type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
+        and module.weight.device.type == "cpu"
+    )
 
 
 def _forward(layer: nn.Linear, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
@@ -75,12 +101,18 @@ def _packed(weight: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _usable() -> bool:
-    """Whether this torch has oneDNN's product, which is no part of its public face, and it is one."""
+    """Whether this torch has oneDNN's product, which is no part of its
+    public face, and it is one.
+    """
     if platform.machine() not in X86 or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = (torch.arange(float(n)).cos() for n in (6, 12, 4))
     x, weight = x.view(1, 2, 3), weight.view(4, 3)
     try:
-        return all(torch.allclose(_by_onednn(x, w, bias), F.linear(x, weight, bias), atol=TOLERANCE) for w in (weight, _packed(weight)))
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError):  # whatever another version makes of it
+        return all(
+            torch.allclose(_by_onednn(x, w, bias), F.linear(x, weight, bias), atol=TOLERANCE)
+            for w in (weight, _packed(weight))
+        )
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError):
+        # whatever another version makes of it
         return False

@@ -1,21 +1,25 @@
-"""Sequences that share a prompt, in one pass: every prompt is computed once, however many branches go on from it.
+"""Sequences that share a prompt, in one pass: every prompt is computed once, however
+many branches go on from it.
 
 All tokens of a batch lie in one row, so that whatever works token by token sees no padding:
 
     | prompt 1 | prompt 2 | .. | branch 1 of row 1 | branch 2 of row 1 | .. | branch 1 of row 2 | ..
 
-Only attention must know what follows what. It works on prompts and on branches of equal length, so padding is put between them before
-it and taken out after it, and it takes one of these forms, whichever is cheapest for the shape:
+Only attention must know what follows what. It works on prompts and on branches of equal length, so
+padding is put between them before it and taken out after it, and it takes one of these forms,
+whichever is cheapest for the shape:
 
-    branches   each branch attends to a copy of its prompt's keys and values, then causally to itself
-    tree       the branches of a record attend in one piece under a dense mask that keeps them apart: no copy a branch,
-               but C times the scores
-    blockwise  on a CPU, a few queries at a time: hardly a copy, and few scores that a mask hides (see `blockwise`)
+    branches   each branch attends to a copy of its prompt's keys and values, then causally to
+               itself
+    tree       the branches of a record attend in one piece under a dense mask that keeps them
+               apart: no copy a branch, but C times the scores
+    blockwise  on a CPU, a few queries at a time: hardly a copy, and few scores that a mask hides
+               (see `blockwise`)
 
 Where a GPU's kernels can do it (see `flash`), branches attend without copy, mask or padding.
 
-Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of up to Q tokens, N = G P + B C Q, R of them real, H hidden
-size, A attention heads of size D.
+Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of up to Q tokens, N = G P +
+B C Q, R of them real, H hidden size, A attention heads of size D.
 """
 
 from __future__ import annotations
@@ -34,7 +38,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from twcli.kernels import blockwise, flash
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
-BLOCKWISE, KERNELS = "blockwise", "kernels"  # where `blockwise` and `flash` are usable; the second is what "branches" are there
+# where `blockwise` and `flash` are usable; the second is what "branches" are there
+BLOCKWISE, KERNELS = "blockwise", "kernels"
 ATTENTION = "twcli_packed"
 
 DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
@@ -46,8 +51,8 @@ def tokens_read(real: int, padded: int) -> int:
 
 
 class _Rows(torch.autograd.Function):
-    """Rows `index` of x. `back` says where each row of x went, -1 for nowhere: so the gradient is gathered as well, where that of
-    an indexing would be added up row by row.
+    """Rows `index` of x. `back` says where each row of x went, -1 for nowhere: so the gradient is
+    gathered as well, where that of an indexing would be added up row by row.
     """
 
     @staticmethod
@@ -75,7 +80,9 @@ class Padding:
     place_N: torch.Tensor
 
     def put_in(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ..) from (R, ..): padding repeats some token, and must have no part in what is trained."""
+        """(N, ..) from (R, ..): padding repeats some token, and must have
+        no part in what is trained.
+        """
         return _Rows.apply(x, self.place_N.clamp(min=0), self.real_R)
 
     def taken_out(self, x: torch.Tensor) -> torch.Tensor:
@@ -103,13 +110,24 @@ class Packed:
 
     @cached_property
     def padding(self) -> Padding | None:
-        """None where nearly all tokens are real: then padding is read like them. The kernels want none, and rows prompt by prompt."""
+        """None where nearly all tokens are real: then padding is read like them. The kernels want
+        none, and rows prompt by prompt.
+        """
         parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
-        real_N = torch.cat([(torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten() for ids, length in parts])
+        real_N = torch.cat(
+            [
+                (torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten()
+                for ids, length in parts
+            ]
+        )
         real_R = real_N.nonzero()[:, 0]
         if self.execution == KERNELS:
-            prompts, branches = torch.arange(len(real_N), device=real_N.device).split([self.prompt_GP.numel(), self.branch_BCQ.numel()])
-            order_N = torch.cat([prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()])
+            prompts, branches = torch.arange(len(real_N), device=real_N.device).split(
+                [self.prompt_GP.numel(), self.branch_BCQ.numel()]
+            )
+            order_N = torch.cat(
+                [prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()]
+            )
             real_R = order_N[real_N[order_N]]
         elif tokens_read(len(real_R), len(real_N)) == len(real_N):
             return None
@@ -121,16 +139,30 @@ class Packed:
         """The real tokens as the kernels want them."""
         behind_G = torch.zeros_like(self.length_G).index_add(0, self.row_B, self.length_BC.sum(1))
         lengths_S = self.length_BC[self.order_B].flatten()
-        tokens, shortest, longest = torch.stack([self.length_G.sum(), self.length_G.min(), behind_G.max()]).tolist()
-        return flash.Pieces.of(self.length_G, lengths_S, behind_G, prompt_tokens=tokens, longest_prompt=self.prompt_GP.shape[1],
-                               longest_piece=self.branch_BCQ.shape[2], longest_behind=longest, some_empty=shortest == 0)
+        tokens, shortest, longest = torch.stack(
+            [self.length_G.sum(), self.length_G.min(), behind_G.max()]
+        ).tolist()
+        return flash.Pieces.of(
+            self.length_G,
+            lengths_S,
+            behind_G,
+            prompt_tokens=tokens,
+            longest_prompt=self.prompt_GP.shape[1],
+            longest_piece=self.branch_BCQ.shape[2],
+            longest_behind=longest,
+            some_empty=shortest == 0,
+        )
 
     @cached_property
     def fork(self) -> blockwise.Fork:
         """All tokens, padding included, as `blockwise` wants them."""
         P = self.prompt_GP.shape[1]
-        return blockwise.Fork(tuple(self.prompt_GP.shape), tuple(self.branch_BCQ.shape), None if self.one_to_one else self.row_B,
-                           None if bool((self.length_G == P).all()) else self.length_G)
+        return blockwise.Fork(
+            tuple(self.prompt_GP.shape),
+            tuple(self.branch_BCQ.shape),
+            None if self.one_to_one else self.row_B,
+            None if bool((self.length_G == P).all()) else self.length_G,
+        )
 
     @cached_property
     def order_B(self) -> torch.Tensor:
@@ -140,7 +172,9 @@ class Packed:
     @property
     def input_ids(self) -> torch.Tensor:
         """(1, R), or with padding (1, N)."""
-        return self._without_padding(torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()]))[None]
+        return self._without_padding(
+            torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()])
+        )[None]
 
     @property
     def position_ids(self) -> torch.Tensor:
@@ -149,7 +183,9 @@ class Packed:
         _, C, Q = self.branch_BCQ.shape
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
         after_BQ = self.length_G[self.row_B][:, None] + columns[:Q]
-        positions_N = torch.cat([columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()])
+        positions_N = torch.cat(
+            [columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()]
+        )
         return self._without_padding(positions_N)[None]
 
     def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
@@ -163,17 +199,27 @@ class Packed:
 
     @cached_property
     def mask(self) -> torch.Tensor:
-        """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the tree (B, 1, C Q, P + C Q)."""
+        """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the
+        tree (B, 1, C Q, P + C Q).
+        """
         P, (C, Q) = self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]
-        prompt_BP = torch.arange(P, device=self.prompt_GP.device) < self.length_G[self.row_B][:, None]
+        prompt_BP = (
+            torch.arange(P, device=self.prompt_GP.device) < self.length_G[self.row_B][:, None]
+        )
         if bool(prompt_BP.all()):
             prompt_BP = prompt_BP[:1]  # one mask serves all rows
         if self.execution == TREE:
             return blockwise.tree_mask(prompt_BP, C, Q)
-        return blockwise.tree_mask(prompt_BP if len(prompt_BP) == 1 else prompt_BP.repeat_interleave(C, dim=0), 1, Q)
+        return blockwise.tree_mask(
+            prompt_BP if len(prompt_BP) == 1 else prompt_BP.repeat_interleave(C, dim=0), 1, Q
+        )
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-        """Attention's output (1, R, A, D) from (1, A, R, D), or with padding N for R; not in `flash`."""
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Attention's output (1, R, A, D) from (1, A, R, D), or with
+        padding N for R; not in `flash`.
+        """
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
         if self.padding is not None:
             query, key, value = (self.padding.put_in(x) for x in (query, key, value))
@@ -183,14 +229,19 @@ class Packed:
             output = self._attend(*(x.transpose(0, 1)[None] for x in (query, key, value)), scale)[0]
         return (output if self.padding is None else self.padding.taken_out(output))[None]
 
-    def _attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def _attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
         pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
 
         def parted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            # In one split: its backward joins two pieces, where that of two slices would add up two padded tensors.
+            # In one split: its backward joins two pieces, where that of two slices would
+            # add up two padded tensors.
             prompts, branches = x[0].split([G * P, B * C * Q], dim=1)
-            return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(1, pieces).transpose(0, 1)
+            return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(
+                1, pieces
+            ).transpose(0, 1)
 
         def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
             if not self.one_to_one:
@@ -199,12 +250,23 @@ class Packed:
                 prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
             return torch.cat([prompts, branches], dim=2)
 
-        (query, branch_query), (key, branch_key), (value, branch_value) = parted(query), parted(key), parted(value)
+        (query, branch_query), (key, branch_key), (value, branch_value) = (
+            parted(query),
+            parted(key),
+            parted(value),
+        )
         # A real token never looks right, where the padding is.
         on_prompts = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
-        on_branches = F.scaled_dot_product_attention(branch_query, joined(key, branch_key), joined(value, branch_value),
-                                                     attn_mask=self.mask.to(query.dtype), scale=scale)
-        return torch.cat([x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1)[None].transpose(1, 2)
+        on_branches = F.scaled_dot_product_attention(
+            branch_query,
+            joined(key, branch_key),
+            joined(value, branch_value),
+            attn_mask=self.mask.to(query.dtype),
+            scale=scale,
+        )
+        return torch.cat(
+            [x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1
+        )[None].transpose(1, 2)
 
 
 def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -213,21 +275,41 @@ def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Te
     return query, *(x.repeat_interleave(groups, dim=-3) if groups > 1 else x for x in shared)
 
 
-def _attention(module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any = None, *,
-               scaling: float | None = None, dropout: float = 0.0, packed: Any, **others: Any) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer in place of its own attention; `packed` attends: a `Packed`, or `Groups` or `Pieces`."""
+def _attention(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any = None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    packed: Any,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer in place of its own attention; `packed` attends: a
+    `Packed`, or `Groups` or `Pieces`.
+    """
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
-    return packed.attend(query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling), None
+    return packed.attend(
+        query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
+    ), None
 
 
 AttentionInterface.register(ATTENTION, _attention)
 
 
 def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
-    """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its prompt would have them alone."""
+    """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its
+    prompt would have them alone.
+    """
     with attention_of(model, ATTENTION):
-        hidden = model.base_model(input_ids=packed.input_ids, position_ids=packed.position_ids, use_cache=False,
-                                  packed=packed.pieces if packed.execution == KERNELS else packed).last_hidden_state[0]
+        hidden = model.base_model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            use_cache=False,
+            packed=packed.pieces if packed.execution == KERNELS else packed,
+        ).last_hidden_state[0]
     if packed.padding is not None:
         hidden = packed.padding.put_in(hidden)
     return hidden[packed.prompt_GP.numel() :].unflatten(0, packed.branch_BCQ.shape)
@@ -249,11 +331,14 @@ def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | Non
 
     `trained` is whether it is read in training, where dropout acts.
 
-    A model whose tokens meet elsewhere than in full attention, over a convolution or a recurrent state, would let the
-    branches see one another.
+    A model whose tokens meet elsewhere than in full attention, over a convolution or a recurrent
+    state, would let the branches see one another.
     """
     config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    kinds = set(getattr(config, "layer_types", None) or ()) - {
+        "full_attention",
+        "sliding_attention",
+    }
     if kinds:
         return f"it has layers of {', '.join(sorted(map(str, kinds)))}"
     if not getattr(model, "_supports_attention_backend", False):
@@ -262,7 +347,9 @@ def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | Non
         return "its attention scores are capped"
     if any(isinstance(module, (nn.Conv1d, nn.RNNBase)) for module in model.modules()):
         return "it has convolutions or recurrent layers"
-    dropped = any(isinstance(module, nn.Dropout) and module.p for module in model.modules()) or getattr(config, "attention_dropout", 0.0)
+    dropped = any(
+        isinstance(module, nn.Dropout) and module.p for module in model.modules()
+    ) or getattr(config, "attention_dropout", 0.0)
     if trained and dropped:
         return "it has dropout, which differs from branch to branch"
     if any(getattr(module, "gradient_checkpointing", False) for module in model.modules()):
@@ -271,7 +358,9 @@ def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | Non
 
 
 def window_of(model: PreTrainedModel) -> int | None:
-    """Tokens that a sliding window holds, where any layer has one: a longer sequence is not to be packed."""
+    """Tokens that a sliding window holds, where any layer has one: a longer
+    sequence is not to be packed.
+    """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
     sliding = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)

@@ -1,16 +1,20 @@
-"""Rows of any lengths in one sequence, without padding and with every prompt once, to be read without a gradient:
+"""Rows of any lengths in one sequence, without padding and with every prompt once, to
+be read without a gradient:
 
     | prompt 1 | prompt 2 | .. | y of row 1 | y of row 2 | ..
 
-Whatever works token by token sees real tokens only. Attention gathers rows of about equal length into small padded groups, in
-one of two forms, prompt by prompt whichever costs less:
+Whatever works token by token sees real tokens only. Attention gathers rows of about equal length
+into small padded groups, in one of two forms, prompt by prompt whichever costs less:
 
-    whole   each row attends causally from its prompt's first token on; the prompt's scores are computed for each row
+    whole   each row attends causally from its prompt's first token on; the prompt's scores are
+            computed for each row
     apart   the prompt attends once, and each y under a mask to its prompt and to itself
 
-On a CPU long sequences attend in the blocks of `blockwise`. Where a GPU's kernels can do it (see `flash`), nothing is gathered or padded.
+On a CPU long sequences attend in the blocks of `blockwise`. Where a GPU's kernels can do it (see
+`flash`), nothing is gathered or padded.
 
-Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A attention heads of size D.
+Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A
+attention heads of size D.
 """
 
 from __future__ import annotations
@@ -30,7 +34,8 @@ from twcli.kernels.costs import COPY, causal_cost, masked_cost
 from twcli.kernels.flash import Pieces
 from twcli.kernels.packing import with_all_heads
 
-LEAST_GROUPS = 3  # of a batch attend one after another: little padding, and scores that stay in a CPU core's cache
+# of a batch attend one after another: little padding, and scores that stay in a CPU core's cache
+LEAST_GROUPS = 3
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,11 @@ class Group:
     @cached_property
     def blocks(self) -> list[blockwise.Block]:
         """Where it attends causally and `blockwise` is usable, those in which it does."""
-        return blockwise.causal_blocks(self.query_BQ.shape[1]) if self.mask is None and blockwise.usable(self.query_BQ.device) else []
+        return (
+            blockwise.causal_blocks(self.query_BQ.shape[1])
+            if self.mask is None and blockwise.usable(self.query_BQ.device)
+            else []
+        )
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Groups:
     place_N: torch.Tensor
 
     @classmethod
-    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Groups:
+    def of(
+        cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device
+    ) -> Groups:
         """Of prompts and rows as `Varlen.of` has them."""
         G, P_R, lengths = len(prompt_G), prompt_G[row_R], np.concatenate([prompt_G, length_R])
         starts, N = np.cumsum(lengths) - lengths, int(lengths.sum())
@@ -74,21 +85,30 @@ class Groups:
         whole, apart = np.flatnonzero(whole_R), np.flatnonzero(~whole_R)
         prompts = np.unique(row_R[apart])
         nothing = np.zeros(len(prompts), int)
-        # (prompt's start and length, what follows' start and length, whether the prompt's tokens are queries) of each sequence
-        kinds = [(starts[row_R[whole]], P_R[whole], starts[G + whole], length_R[whole], True),
-                 (starts[prompts], prompt_G[prompts], nothing, nothing, True),
-                 (starts[row_R[apart]], P_R[apart], starts[G + apart], length_R[apart], False)]
+        # (prompt's start and length, what follows' start and length, whether the prompt's tokens
+        # are queries) of each sequence
+        kinds = [
+            (starts[row_R[whole]], P_R[whole], starts[G + whole], length_R[whole], True),
+            (starts[prompts], prompt_G[prompts], nothing, nothing, True),
+            (starts[row_R[apart]], P_R[apart], starts[G + apart], length_R[apart], False),
+        ]
         groups, place, before = [], np.empty(N, np.int64), 0
         for *sequences, causal in kinds:
             tokens = sequences[1] + sequences[3]
-            for chosen in budget_batches(tokens, np.argsort(-tokens, kind="stable"), -(-N // LEAST_GROUPS)):
-                group, query, real = _group([values[chosen] for values in sequences], causal, device)
+            for chosen in budget_batches(
+                tokens, np.argsort(-tokens, kind="stable"), -(-N // LEAST_GROUPS)
+            ):
+                group, query, real = _group(
+                    [values[chosen] for values in sequences], causal, device
+                )
                 place[query[real]] = before + np.flatnonzero(real)
                 before += query.size
                 groups.append(group)
         return cls(groups, torch.from_numpy(place).to(device))
 
-    def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
+    ) -> torch.Tensor:
         """Attention's output (1, N, A, D) from (1, A, N, D)."""
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
@@ -97,12 +117,18 @@ class Groups:
 
         outputs = []
         for group in self.groups:
-            tensors = taken(query, group.query_BQ), taken(key, group.key_BT), taken(value, group.key_BT)
+            tensors = (
+                taken(query, group.query_BQ),
+                taken(key, group.key_BT),
+                taken(value, group.key_BT),
+            )
             if len(group.blocks) > 1 and query.shape[-1] == value.shape[-1]:
                 output = blockwise.causal(*tensors, group.blocks, scale)
             else:
                 mask = None if group.mask is None else group.mask.to(query.dtype)
-                output = F.scaled_dot_product_attention(*tensors, attn_mask=mask, is_causal=mask is None, scale=scale)
+                output = F.scaled_dot_product_attention(
+                    *tensors, attn_mask=mask, is_causal=mask is None, scale=scale
+                )
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.place_N)[None]
 
@@ -120,23 +146,48 @@ class Varlen:
     attention: Groups | Pieces
 
     @classmethod
-    def of(cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device, *, kernels: bool = False) -> Varlen:
-        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and the tokens that follow it.
+    def of(
+        cls,
+        prompt_G: np.ndarray,
+        row_R: np.ndarray,
+        length_R: np.ndarray,
+        device: torch.device,
+        *,
+        kernels: bool = False,
+    ) -> Varlen:
+        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and
+        the tokens that follow it.
 
         Args:
             kernels: whether `flash.usable` here.
         """
-        lengths, first = np.concatenate([prompt_G, length_R]), np.concatenate([np.zeros(len(prompt_G), int), prompt_G[row_R]])
-        position = np.arange(lengths.sum()) + np.repeat(first - (np.cumsum(lengths) - lengths), lengths)
-        attention = _pieces(prompt_G, row_R, length_R, device) if kernels else Groups.of(prompt_G, row_R, length_R, device)
+        lengths, first = (
+            np.concatenate([prompt_G, length_R]),
+            np.concatenate([np.zeros(len(prompt_G), int), prompt_G[row_R]]),
+        )
+        position = np.arange(lengths.sum()) + np.repeat(
+            first - (np.cumsum(lengths) - lengths), lengths
+        )
+        attention = (
+            _pieces(prompt_G, row_R, length_R, device)
+            if kernels
+            else Groups.of(prompt_G, row_R, length_R, device)
+        )
         return cls(torch.from_numpy(position).to(device), attention)
 
 
-def _pieces(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device) -> Pieces:
+def _pieces(
+    prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device
+) -> Pieces:
     behind_G = np.bincount(row_R, length_R, len(prompt_G)).astype(int)
-    return Pieces.of(*(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)), prompt_tokens=int(prompt_G.sum()),
-                     longest_prompt=int(prompt_G.max()), longest_piece=int(length_R.max()), longest_behind=int(behind_G.max()),
-                     some_empty=not prompt_G.all())
+    return Pieces.of(
+        *(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)),
+        prompt_tokens=int(prompt_G.sum()),
+        longest_prompt=int(prompt_G.max()),
+        longest_piece=int(length_R.max()),
+        longest_behind=int(behind_G.max()),
+        some_empty=not prompt_G.all(),
+    )
 
 
 def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
@@ -147,7 +198,9 @@ def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.
     return whole_G <= apart_G + causal_cost(prompt_G)
 
 
-def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> tuple[Group, np.ndarray, np.ndarray]:
+def _group(
+    sequences: list[np.ndarray], causal: bool, device: torch.device
+) -> tuple[Group, np.ndarray, np.ndarray]:
     """The group, its queries as an array, and which of them are real."""
     first_B, prompt_B, second_B, length_B = (values[:, None] for values in sequences)
 
@@ -167,10 +220,21 @@ def _group(sequences: list[np.ndarray], causal: bool, device: torch.device) -> t
     return Group(torch.from_numpy(query).to(device), key_BT, mask.to(device)), query, real
 
 
-def varlen_hidden_states(model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen, *, all_layers: bool = False) -> Any:
-    """Last hidden states (N, H), each as its row would have it alone, or with `all_layers` the tuple of every layer's, embeddings
-    first; the model's attention must be `packing.ATTENTION`.
+def varlen_hidden_states(
+    model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen, *, all_layers: bool = False
+) -> Any:
+    """Last hidden states (N, H), each as its row would have it alone, or with `all_layers` the
+    tuple of every layer's, embeddings first; the model's attention must be `packing.ATTENTION`.
     """
-    output = model.base_model(input_ids=input_ids_N[None], position_ids=layout.position_N[None], use_cache=False, packed=layout.attention,
-                              output_hidden_states=all_layers)
-    return tuple(layer[0] for layer in output.hidden_states) if all_layers else output.last_hidden_state[0]
+    output = model.base_model(
+        input_ids=input_ids_N[None],
+        position_ids=layout.position_N[None],
+        use_cache=False,
+        packed=layout.attention,
+        output_hidden_states=all_layers,
+    )
+    return (
+        tuple(layer[0] for layer in output.hidden_states)
+        if all_layers
+        else output.last_hidden_state[0]
+    )

@@ -1,7 +1,8 @@
-"""LoRA by peft: low-rank updates of the linear layers and whole rows of the new tokens; everything else stays frozen.
+"""LoRA by peft: low-rank updates of the linear layers and whole rows of the new tokens;
+everything else stays frozen.
 
-The adapter is injected into the backbone in place, so that all that reads the backbone goes on working. Needs the extra
-`lora`. Shapes: K latents of P tokens, H hidden size.
+The adapter is injected into the backbone in place, so that all that reads the backbone goes on
+working. Needs the extra `lora`. Shapes: K latents of P tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -19,7 +20,15 @@ from twcli.models.sharding import whole
 ADAPTER = "default"  # peft's name for the first adapter of a model
 
 
-def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, alpha: float, targets: str, seed: int) -> Any:
+def add_lora(
+    backbone: PreTrainedModel,
+    token_ids: Sequence[int],
+    *,
+    rank: int,
+    alpha: float,
+    targets: str,
+    seed: int,
+) -> Any:
     """Injects LoRA and returns the `peft.PeftModel` that `save` and `merge` need.
 
     Args:
@@ -34,34 +43,60 @@ def add_lora(backbone: PreTrainedModel, token_ids: Sequence[int], *, rank: int, 
     except ImportError as error:
         raise UserError("--adapt lora: needs pip install 'twcli-cvae[lora]'") from error
     tables = (backbone.get_input_embeddings(), backbone.get_output_embeddings())
-    names = [name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if module in tables]
+    names = [
+        name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if module in tables
+    ]
     tied = tables[0].weight is tables[1].weight  # peft follows the tie by itself
     chosen = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
     if chosen != targets:
         _check_targets(backbone, chosen, tables, targets)
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, task_type="CAUSAL_LM",
-                        trainable_token_indices=list(token_ids) if tied else {name: list(token_ids) for name in names})
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=chosen,
+        task_type="CAUSAL_LM",
+        trainable_token_indices=list(token_ids)
+        if tied
+        else {name: list(token_ids) for name in names},
+    )
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for a name that is about to go
+            # peft asks transformers for a name that is about to go
+            warnings.simplefilter("ignore", FutureWarning)
             return get_peft_model(backbone, config)
     except ValueError as error:  # no layer of that name
         raise UserError(f"--lora-targets {targets}: {first_line(error)}") from error
 
 
-def _check_targets(backbone: PreTrainedModel, chosen: list[str], tables: Sequence[Any], targets: str) -> None:
+def _check_targets(
+    backbone: PreTrainedModel, chosen: list[str], tables: Sequence[Any], targets: str
+) -> None:
     """peft is content where one of several names is a layer's."""
     for name in chosen:
         if not name:
-            raise UserError(f"--lora-targets {targets}: holds an empty name; write names separated by single commas")
-        found = [module for path, module in backbone.named_modules() if f".{path}".endswith(f".{name}")]
+            raise UserError(
+                f"--lora-targets {targets}: holds an empty name; write names separated by single "
+                "commas"
+            )
+        found = [
+            module for path, module in backbone.named_modules() if f".{path}".endswith(f".{name}")
+        ]
         if not found:
-            linear = {path.rsplit(".", 1)[-1] for path, module in backbone.named_modules()
-                      if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables}
-            raise UserError(f"--lora-targets {targets}: the model has no layer {name}; it has {', '.join(sorted(linear))}")
+            linear = {
+                path.rsplit(".", 1)[-1]
+                for path, module in backbone.named_modules()
+                if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables
+            }
+            raise UserError(
+                f"--lora-targets {targets}: the model has no layer {name}; it has "
+                f"{', '.join(sorted(linear))}"
+            )
         if any(module in tables for module in found):
-            raise UserError(f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, and no others; leave it out")
+            raise UserError(
+                f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, "
+                "and no others; leave it out"
+            )
 
 
 def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:
@@ -71,5 +106,7 @@ def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> tor
     if adapter is None:
         return whole(embeddings.weight.grad)[token_ids]
     place = {token: row for row, token in enumerate(adapter.token_indices[ADAPTER])}
-    rows = torch.tensor([place[token] for token in token_ids.flatten().tolist()], device=token_ids.device)
+    rows = torch.tensor(
+        [place[token] for token in token_ids.flatten().tolist()], device=token_ids.device
+    )
     return adapter.trainable_tokens_delta[ADAPTER].grad[rows.view(token_ids.shape)]

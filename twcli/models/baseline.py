@@ -23,24 +23,36 @@ from twcli.models.reading import Layout, hidden_states, ids_on, read_rows, withi
 COMPARED_ROWS = 8
 FEW_TOKENS = 8
 HEAD_AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.03}  # of their size
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}  # nats; rounding is far below, another result far above
+# nats; rounding is far below, another result far above
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raises UserError where the model's logits are not what its head makes of its last hidden states: families put scalings and
-    layers there that `head` does not know, and b_t would be of another model.
+    """Raises UserError where the model's logits are not what its head makes of its last
+    hidden states: families put scalings and layers there that `head` does not know, and b_t
+    would be of another model.
     """
-    ids = torch.arange(FEW_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
+    ids = (
+        torch.arange(FEW_TOKENS, device=model.device)[None]
+        % model.get_input_embeddings().num_embeddings
+    )
     own = model(input_ids=ids, use_cache=False).logits
-    apart, size = (float(logits.float().norm()) for logits in (own - head_logits(model, hidden_states(model, ids)), own))
+    apart, size = (
+        float(logits.float().norm())
+        for logits in (own - head_logits(model, hidden_states(model, ids)), own)
+    )
     if not apart <= HEAD_AGREEMENT[model.dtype] * size:  # NaN is no agreement
-        raise UserError(f"{source}: a {model.config.model_type} model does more between its last layer and its logits than twcli knows of; "
-                        "it cannot be used")
+        raise UserError(
+            f"{source}: a {model.config.model_type} model does more between its last layer and "
+            "its logits than twcli knows of; it cannot be used"
+        )
 
 
 @torch.no_grad()
-def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool) -> np.ndarray:
+def _read(
+    model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
+) -> np.ndarray:
     """NLL of each row after another in nats."""
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     # What follows the token that predicts the last target need not be read.
@@ -51,7 +63,8 @@ def _read(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np
 
 
 def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
-    """Why rows must be read one by one and padded in this model, or None: a few of them are read in both ways.
+    """Why rows must be read one by one and padded in this model, or None: a few of
+    them are read in both ways.
 
     They are the first rows that have their prompt in common and the first ones at all.
     """
@@ -59,7 +72,11 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
         return reason
     within = within_window(model, encoded.lengths)
     several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
-    rows = np.unique(np.concatenate([np.flatnonzero(some)[: COMPARED_ROWS // 2] for some in (within & several, within)]))
+    rows = np.unique(
+        np.concatenate(
+            [np.flatnonzero(some)[: COMPARED_ROWS // 2] for some in (within & several, within)]
+        )
+    )
     if not len(rows):
         return None
     model.eval()
@@ -67,15 +84,30 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
         padded = _read(model, template, encoded, rows, varlen=False)
         with attention_of(model, ATTENTION):
             flat = _read(model, template, encoded, rows, varlen=True)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        # whatever an unknown architecture makes of it
         return f"reading it without padding fails: {first_line(error)}"
     apart = float(np.abs(padded - flat).max())
-    return None if apart <= AGREEMENT[model.dtype] else f"reading it without padding differs by {apart:.1e} nats"  # NaN is no agreement
+    # NaN is no agreement
+    return (
+        None
+        if apart <= AGREEMENT[model.dtype]
+        else f"reading it without padding differs by {apart:.1e} nats"
+    )
 
 
-def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *,
-               batch_tokens: int, varlen: bool = False, progress: Any = None) -> np.ndarray:
-    """b_t of distinct `rows` in ascending order as the cache stores them: flat, float32, nats, in row order.
+def score_flat(
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    batch_tokens: int,
+    varlen: bool = False,
+    progress: Any = None,
+) -> np.ndarray:
+    """b_t of distinct `rows` in ascending order as the cache stores them: flat,
+    float32, nats, in row order.
 
     Args:
         varlen: as in `read_rows`.
@@ -85,7 +117,9 @@ def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, row
     starts = np.cumsum(targets) - targets
     flat = np.empty(targets.sum(), np.float32)
     read = partial(_read, model, template, encoded)
-    for places, nll in read_rows(model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen):
+    for places, nll in read_rows(
+        model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
+    ):
         flat[slices(starts[places], targets[places])] = nll
         if progress:
             progress(int(encoded.lengths[rows[places]].sum()))
@@ -93,7 +127,9 @@ def score_flat(model: PreTrainedModel, template: Template, encoded: Encoded, row
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """sha256 over every parameter and buffer: name, dtype, shape and bytes, in the order of names."""
+    """sha256 over every parameter and buffer: name, dtype, shape and
+    bytes, in the order of names.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -101,13 +137,26 @@ def weights_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(model: PreTrainedModel, template: Template, encoded: Encoded, *, max_length: int, precision: str,
-                attention: str) -> dict[str, Any]:
+def fingerprint(
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    *,
+    max_length: int,
+    precision: str,
+    attention: str,
+) -> dict[str, Any]:
     """Everything that b_t depends on; a cache is trusted only where all of it is equal.
 
-    Causes come before what follows from them, since the first field that differs is the one that is told.
+    Causes come before what follows from them, since the first field that
+    differs is the one that is told.
     """
     return {
-        "dtype": precision, "attention": attention, "max_length": max_length, "weights": weights_hash(model),
-        "tokenizer": template.tokenizer_hash(), "template": template.fingerprint(), "data": encoded.data_hash(),
+        "dtype": precision,
+        "attention": attention,
+        "max_length": max_length,
+        "weights": weights_hash(model),
+        "tokenizer": template.tokenizer_hash(),
+        "template": template.fingerprint(),
+        "data": encoded.data_hash(),
     }

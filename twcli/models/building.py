@@ -1,4 +1,6 @@
-"""A backbone becomes the model with K latents: from a checkpoint that is to be trained, or from a finished run."""
+"""A backbone becomes the model with K latents: from a checkpoint that is to be
+trained, or from a finished run.
+"""
 
 from __future__ import annotations
 
@@ -22,25 +24,46 @@ from twcli.models.new_rows import add_latent_rows, freeze_backbone
 from twcli.storage.run_folder import RunFolder
 
 CHECKED_ROWS = 4
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}  # rounding is far below, another result far above
+# rounding is far below, another result far above
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}
 
 Say = Callable[[str], None]
 
 
-def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) -> tuple[LatentModel, Any]:
-    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed; the second is `Job.adapter`."""
+def build(
+    config: TrainConfig, backbone: PreTrainedModel, template: Template
+) -> tuple[LatentModel, Any]:
+    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed;
+    the second is `Job.adapter`.
+    """
     runtime.fit_vocabulary(backbone, template, section=True)
     template.add_latents(config.latents)
     ids = template.latent_ids(config.latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
-    new_ids = [*(token for latent in ids for token in latent), template.z_open, template.z_close, *template.added_ids]
+    new_ids = [
+        *(token for latent in ids for token in latent),
+        template.z_open,
+        template.z_close,
+        *template.added_ids,
+    ]
     adapter = None
     if config.adapt == "lora":
-        adapter = add_lora(backbone, sorted(set(new_ids)), rank=config.lora_rank, alpha=config.lora_alpha,
-                           targets=config.lora_targets, seed=config.seed)
+        adapter = add_lora(
+            backbone,
+            sorted(set(new_ids)),
+            rank=config.lora_rank,
+            alpha=config.lora_alpha,
+            targets=config.lora_targets,
+            seed=config.seed,
+        )
     torch.manual_seed(config.seed)
-    model = LatentModel(backbone, ids, config.posterior, dynamic_baseline=config.baseline_policy == "dynamic",
-                        latent_chunk=config.latent_chunk)
+    model = LatentModel(
+        backbone,
+        ids,
+        config.posterior,
+        dynamic_baseline=config.baseline_policy == "dynamic",
+        latent_chunk=config.latent_chunk,
+    )
     if config.adapt == "frozen":
         freeze_backbone(backbone, new_ids)
     return model.to(backbone.device), adapter
@@ -48,25 +71,35 @@ def build(config: TrainConfig, backbone: PreTrainedModel, template: Template) ->
 
 def execution_of(config: TrainConfig) -> str:
     if config.gradient_checkpointing or config.compile:
-        return PLAIN  # a packed pass needs its mask and positions where activations are recomputed, and a graph that knows of them
+        # a packed pass needs its mask and positions where activations are recomputed, and a
+        # graph that knows of them
+        return PLAIN
     if config.shard and config.execution == AUTO:
-        return BRANCHES  # by shape each process would choose for itself, and one that gathers a block once more waits for ever
+        # by shape each process would choose for itself, and one that gathers a block
+        # once more waits for ever
+        return BRANCHES
     return config.execution
 
 
-def choose_execution(model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say) -> None:
-    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows; else says why it does not.
+def choose_execution(
+    model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say
+) -> None:
+    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows;
+    else says why it does not.
 
     It knows the initial model and the data only, so that a resumed run comes to the same choice.
     """
     if wanted == PLAIN:
         return
-    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()  # backwards, so that rows do not stand in the order of their prompts
+    # backwards, so that rows do not stand in the order of their prompts
+    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()
     window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
     if wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     else:
-        reason = check_packing(model, collate(rows, encoded, template, None).to(model.backbone.device))
+        reason = check_packing(
+            model, collate(rows, encoded, template, None).to(model.backbone.device)
+        )
     if reason is None:
         model.execution = wanted
     else:
@@ -74,9 +107,11 @@ def choose_execution(model: LatentModel, wanted: str, template: Template, encode
 
 
 def check_packing(model: LatentModel, batch: Batch) -> str | None:
-    """Reads `batch` plainly and in each packed execution: why the model must be read plainly, or None where all agree.
+    """Reads `batch` plainly and in each packed execution: why the model must be read
+    plainly, or None where all agree.
 
-    Compares a loss in which every branch has a weight of its own, and its gradient where gradients are on.
+    Compares a loss in which every branch has a weight of its own, and its
+    gradient where gradients are on.
     """
     reason = why_not_packed(model.backbone)
     if reason:
@@ -87,10 +122,18 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
     try:
         for model.execution in forms:
             loss = _probe(model(batch))
-            seen[model.execution] = loss.detach(), torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
-            if not _difference(seen[model.execution], seen[PLAIN]) <= AGREEMENT[flash.dtype_of(model.backbone)]:  # NaN is no agreement
+            seen[model.execution] = (
+                loss.detach(),
+                torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else (),
+            )
+            # NaN is no agreement
+            if (
+                not _difference(seen[model.execution], seen[PLAIN])
+                <= AGREEMENT[flash.dtype_of(model.backbone)]
+            ):
                 return f"its {model.execution} execution gives another loss or gradient"
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:  # whatever an unknown architecture makes of it
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        # whatever an unknown architecture makes of it
         return f"its {model.execution} execution fails: {first_line(error)}"
     finally:
         model.execution = before
@@ -100,7 +143,11 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
 def _probe(output: LatentOutput) -> torch.Tensor:
     weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
     loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
-    return loss if output.log_posterior_BK is None else loss + (output.log_posterior_BK * weights).sum()
+    return (
+        loss
+        if output.log_posterior_BK is None
+        else loss + (output.log_posterior_BK * weights).sum()
+    )
 
 
 def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
@@ -109,11 +156,15 @@ def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tupl
     pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
     if pairs:
         apart = sum((a - b).double().square().sum() for a, b in pairs)
-        difference = max(difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt()))
+        difference = max(
+            difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt())
+        )
     return difference
 
 
-def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> tuple[LatentModel, Template, TrainConfig]:
+def load_run(
+    run: RunFolder, *, device: str, precision: str, attention: str
+) -> tuple[LatentModel, Template, TrainConfig]:
     """The trained model of a finished run, in eval mode.
 
     Raises:
@@ -121,16 +172,28 @@ def load_run(run: RunFolder, *, device: str, precision: str, attention: str) -> 
     """
     config = run.read_config()
     if not run.done:
-        raise UserError(f"{run.path}: the run is not finished; run its `twcli train` command again to resume")
+        raise UserError(
+            f"{run.path}: the run is not finished; run its `twcli train` command again to resume"
+        )
     run.check_results()
     template = runtime.load_template(str(run.model), config.latent_tokens, run.template)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
-    model = LatentModel(backbone, template.latent_ids(config.latents), config.posterior,
-                        dynamic_baseline=config.baseline_policy == "dynamic")
+    model = LatentModel(
+        backbone,
+        template.latent_ids(config.latents),
+        config.posterior,
+        dynamic_baseline=config.baseline_policy == "dynamic",
+    )
     if config.posterior != "exact":
-        own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith("backbone.")}
+        own = {
+            name: tensor
+            for name, tensor in model.state_dict().items()
+            if not name.startswith("backbone.")
+        }
         stored = run.load_posterior()
         if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
-            raise UserError(f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again")
+            raise UserError(
+                f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again"
+            )
         model.load_state_dict(stored, strict=False)
     return model.to(runtime.pick_device(device)).eval(), template, config

@@ -20,14 +20,24 @@ from twcli.models.reading import hidden_states
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[int]], *, max_new_tokens: int | np.ndarray,
-             temperature: float, seed: int, batch_tokens: int, progress: Callable[[int], None] | None = None
-             ) -> tuple[list[str], list[bool]]:
-    """One completion text for each prompt of token ids, in order, and whether it came to its end or was cut.
+def generate(
+    model: PreTrainedModel,
+    template: Template,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int | np.ndarray,
+    temperature: float,
+    seed: int,
+    batch_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[str], list[bool]]:
+    """One completion text for each prompt of token ids, in order, and whether it
+    came to its end or was cut.
 
     Args:
         max_new_tokens: of all prompts, or (G,) of each.
-        temperature: 0 is greedy; else samples from the full distribution with a generator of its own.
+        temperature: 0 is greedy; else samples from the full distribution
+            with a generator of its own.
         batch_tokens: tokens a batch, new ones included.
         progress: called with the number of completions after each batch.
     """
@@ -35,18 +45,27 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
     left = np.arange(len(prompts))
-    with torch.random.fork_rng(devices=_cuda_devices(model)), _own_settings(model), fast_linear(model, pack=True):
+    with (
+        torch.random.fork_rng(devices=_cuda_devices(model)),
+        _own_settings(model),
+        fast_linear(model, pack=True),
+    ):
         torch.manual_seed(seed)
         while len(left):
             begun = [prompts[row] + written[row] for row in left]
             room = most[left] - [len(written[row]) for row in left]
             going = []
-            # One number of new tokens serves a batch: rows with more room than the least of it are gone on with afterwards.
-            for batch, completions in _written(model, template, begun, room, temperature, batch_tokens):
+            # One number of new tokens serves a batch: rows with more room than the least of it are
+            # gone on with afterwards.
+            for batch, completions in _written(
+                model, template, begun, room, temperature, batch_tokens
+            ):
                 for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
                     ended[row] = not {template.y_close, template.eos}.isdisjoint(ids)
-                more = [row for row in left[batch[room[batch] > room[batch].min()]] if not ended[row]]
+                more = [
+                    row for row in left[batch[room[batch] > room[batch].min()]] if not ended[row]
+                ]
                 going += more
                 if progress:
                     progress(len(batch) - len(more))
@@ -54,30 +73,47 @@ def generate(model: PreTrainedModel, template: Template, prompts: Sequence[list[
     return [template.decode(ids) for ids in written], ended
 
 
-def _written(model: PreTrainedModel, template: Template, prompts: Sequence[list[int]], room: np.ndarray, temperature: float,
-             batch_tokens: int) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
-    """(places of a batch among the prompts, ids that follow each): as many as the least room of the batch, or up to its end."""
+def _written(
+    model: PreTrainedModel,
+    template: Template,
+    prompts: Sequence[list[int]],
+    room: np.ndarray,
+    temperature: float,
+    batch_tokens: int,
+) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
+    """(places of a batch among the prompts, ids that follow each): as many as the least room of
+    the batch, or up to its end.
+    """
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     flat, starts = np.concatenate(prompts).astype(np.int64), np.cumsum(lengths) - lengths
     for batch in budget_batches(lengths + room, np.argsort(-lengths, kind="stable"), batch_tokens):
         settings = GenerationConfig(
-            max_new_tokens=int(room[batch].min()), do_sample=temperature > 0, temperature=temperature or None, top_k=0,
-            eos_token_id=[template.y_close, template.eos], pad_token_id=template.pad, bos_token_id=template.bos)
+            max_new_tokens=int(room[batch].min()),
+            do_sample=temperature > 0,
+            temperature=temperature or None,
+            top_k=0,
+            eos_token_id=[template.y_close, template.eos],
+            pad_token_id=template.pad,
+            bos_token_id=template.bos,
+        )
         ids = gather_padded(flat, starts[batch], lengths[batch], template.pad)
-        pads = ids.shape[1] - lengths[batch]  # generation continues on the right, so prompts are padded on the left
+        # generation continues on the right, so prompts are padded on the left
+        pads = ids.shape[1] - lengths[batch]
         columns = np.arange(ids.shape[1]) - pads[:, None]
         mask = columns >= 0
         ids = np.where(mask, np.take_along_axis(ids, np.maximum(columns, 0), axis=1), template.pad)
-        output = model.generate(input_ids=torch.from_numpy(ids).to(model.device),
-                                attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
-                                generation_config=settings)
-        yield batch, output[:, ids.shape[1]:].tolist()
+        output = model.generate(
+            input_ids=torch.from_numpy(ids).to(model.device),
+            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
+            generation_config=settings,
+        )
+        yield batch, output[:, ids.shape[1] :].tolist()
 
 
 @contextmanager
 def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, the checkpoint's own settings of generation, as top-k or a repetition penalty, are left out: transformers
-    takes them wherever a call has none.
+    """While it lasts, the checkpoint's own settings of generation, as top-k or a repetition
+    penalty, are left out: transformers takes them wherever a call has none.
     """
     theirs, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -87,8 +123,14 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def router_probabilities(model: PreTrainedModel, template: Template, prompts: Sequence[list[int]],
-                         latent_ids: list[list[int]], *, batch_tokens: int) -> np.ndarray:
+def router_probabilities(
+    model: PreTrainedModel,
+    template: Template,
+    prompts: Sequence[list[int]],
+    latent_ids: list[list[int]],
+    *,
+    batch_tokens: int,
+) -> np.ndarray:
     """p(z|x) (G, K) float32 for prompts of ids as `Template.router_prompt` gives them.
 
     Args:
@@ -100,7 +142,9 @@ def router_probabilities(model: PreTrainedModel, template: Template, prompts: Se
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     starts = np.cumsum(lengths) - lengths
     for batch in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
-        ids = torch.from_numpy(gather_padded(flat, starts[batch], lengths[batch], template.pad).astype(np.int64))
+        ids = torch.from_numpy(
+            gather_padded(flat, starts[batch], lengths[batch], template.pad).astype(np.int64)
+        )
         hidden = hidden_states(model, ids.to(model.device))
         last = hidden[torch.arange(len(batch)), torch.from_numpy(lengths[batch] - 1)]
         result[batch] = head_logits(model, last)[:, first_ids].float().softmax(-1).cpu().numpy()

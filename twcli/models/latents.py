@@ -1,7 +1,8 @@
-"""A batch becomes per-latent token NLL, router and posterior: the model with K latents, without files or configuration.
+"""A batch becomes per-latent token NLL, router and posterior: the model with K latents,
+without files or configuration.
 
-Shapes: B batch, K latents, C branches read, T z-free tokens, L tokens with the latent section, S supervised tokens,
-H hidden size.
+Shapes: B batch, K latents, C branches read, T z-free tokens, L tokens with the latent section, S
+supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -24,8 +25,11 @@ from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
 from twcli.models.reading import hidden_states
 
-PROMPT_AGAIN = 8  # branches may be pruned where their tokens are this many times the prompts': what may be in vain stays below a tenth
-FIRST_TOKENS = 8  # the opening of y gets a pool of its own: later tokens are given away by what precedes them
+# branches may be pruned where their tokens are this many times the prompts': what may be in
+# vain stays below a tenth
+PROMPT_AGAIN = 8
+# the opening of y gets a pool of its own: later tokens are given away by what precedes them
+FIRST_TOKENS = 8
 
 
 @dataclass
@@ -33,16 +37,19 @@ class LatentOutput:
     """What one pass over a batch gives.
 
     Attributes:
-        nll_BCS: float32 nats, zero where not active; C branches a record: all K latents, or the one asked for.
+        nll_BCS: float32 nats, zero where not active; C branches a record: all K
+            latents, or the one asked for.
         log_router_BK: log p(z|x).
-        log_posterior_BK: log q(z|x,y); None where it was not read, or is the closed form, which needs the loss's terms.
+        log_posterior_BK: log q(z|x,y); None where it was not read, or is the closed form,
+            which needs the loss's terms.
         sequences: sequences that backbones read for this batch.
-        baseline_BS: b_t of the current backbone in nats, detached; None where b_t is the frozen model's.
-        divergence_BS: how far the C branches' next-token distributions are apart in nats, zero where not active; None where
-            it was not asked for.
+        baseline_BS: b_t of the current backbone in nats, detached; None where
+            b_t is the frozen model's.
+        divergence_BS: how far the C branches' next-token distributions are apart in nats, zero
+            where not active; None where it was not asked for.
         pruned: share of the posterior's mass on branches that were read without a gradient.
-        doubt_BS: nats by which sum_z q(z) l_t(z) may be off where such branches were not read to the end, zero elsewhere; None
-            where all were.
+        doubt_BS: nats by which sum_z q(z) l_t(z) may be off where such branches were not read to
+            the end, zero elsewhere; None where all were.
     """
 
     nll_BCS: torch.Tensor
@@ -57,14 +64,18 @@ class LatentOutput:
 
 @dataclass
 class Read:
-    """Hidden states (R, T, H) of R sequences, or of their ends, and the column of `<y>` in each, which predicts the first target."""
+    """Hidden states (R, T, H) of R sequences, or of their ends, and the column of `<y>` in each,
+    which predicts the first target.
+    """
 
     hidden: torch.Tensor
     first: torch.Tensor
 
 
 class PosteriorHead(nn.Module):
-    """Logits of q(z|x,y) from hidden states pooled over y: its mean, the mean of its first tokens, its closing tag."""
+    """Logits of q(z|x,y) from hidden states pooled over y: its mean, the mean of its
+    first tokens, its closing tag.
+    """
 
     def __init__(self, hidden_size: int, latents: int) -> None:
         super().__init__()
@@ -74,14 +85,23 @@ class PosteriorHead(nn.Module):
         nn.init.zeros_(self.outer.weight)  # a uniform posterior to begin with
         nn.init.zeros_(self.outer.bias)
 
-    def forward(self, hidden_BTH: torch.Tensor, first_B: torch.Tensor, active_BS: torch.Tensor) -> torch.Tensor:
-        """Logits (B, K) in float32. Reads the columns of y's tokens and closing tag, those after `first_B`."""
+    def forward(
+        self, hidden_BTH: torch.Tensor, first_B: torch.Tensor, active_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """Logits (B, K) in float32. Reads the columns of y's tokens and closing
+        tag, those after `first_B`.
+        """
         columns = torch.arange(active_BS.shape[1], device=active_BS.device)
         index = (first_B[:, None] + 1 + columns).clamp(max=hidden_BTH.shape[1] - 1)
-        y_BSH = at_least_float32(hidden_BTH.gather(1, index[..., None].expand(-1, -1, hidden_BTH.shape[2])))
+        y_BSH = at_least_float32(
+            hidden_BTH.gather(1, index[..., None].expand(-1, -1, hidden_BTH.shape[2]))
+        )
         last_B = active_BS.sum(1) - 1
-        pools = [_mean(y_BSH, active_BS), _mean(y_BSH, active_BS & (columns < FIRST_TOKENS)),
-                 y_BSH[torch.arange(len(y_BSH), device=last_B.device), last_B]]
+        pools = [
+            _mean(y_BSH, active_BS),
+            _mean(y_BSH, active_BS & (columns < FIRST_TOKENS)),
+            y_BSH[torch.arange(len(y_BSH), device=last_B.device), last_B],
+        ]
         return self.outer(nn.functional.gelu(self.inner(self.norm(torch.cat(pools, dim=-1)))))
 
 
@@ -91,24 +111,36 @@ def _mean(values_BSH: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
 
 
 class LatentModel(nn.Module):
-    """Backbone, latent tokens and posterior as one module, so that one call is one step of any wrapper (DDP, FSDP).
+    """Backbone, latent tokens and posterior as one module, so that one call is one step
+    of any wrapper (DDP, FSDP).
 
     Args:
         backbone: causal model whose vocabulary already holds the latent tokens.
         latent_ids: the P token ids of each of the K latents.
-        posterior: "shared" reads q from the backbone, "separate" from a copy, "exact" has no module.
-        dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared posterior reads the
-            z-free sequence anyway; with the others it is one more. Dropout, where the backbone has any, is as in that pass.
-        latent_chunk: latents whose branches are read together, None for all. The backward pass reads each chunk again, so
-            that activations of one chunk, not of K branches, are in memory; loss and gradient are the same.
+        posterior: "shared" reads q from the backbone, "separate" from a
+            copy, "exact" has no module.
+        dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared
+            posterior reads the z-free sequence anyway; with the others it is one more. Dropout,
+            where the backbone has any, is as in that pass.
+        latent_chunk: latents whose branches are read together, None for all. The backward pass
+            reads each chunk again, so that activations of one chunk, not of K branches, are in
+            memory; loss and gradient are the same.
 
     Attributes:
-        execution: how sequences of one prompt are read: "plain", each by itself; "branches" or "tree", the prompt once
-            (see `packing`); "auto", whichever is cheapest for the batch's shape. Not "plain" only after `check_packing`.
+        execution: how sequences of one prompt are read: "plain", each by itself; "branches" or
+            "tree", the prompt once (see `packing`); "auto", whichever is cheapest for the batch's
+            shape. Not "plain" only after `check_packing`.
     """
 
-    def __init__(self, backbone: PreTrainedModel, latent_ids: list[list[int]], posterior: str, *,
-                 dynamic_baseline: bool = False, latent_chunk: int | None = None) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        latent_ids: list[list[int]],
+        posterior: str,
+        *,
+        dynamic_baseline: bool = False,
+        latent_chunk: int | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = backbone
         self.posterior = posterior
@@ -129,31 +161,49 @@ class LatentModel(nn.Module):
         """Tokens of `<z> z_k </z>`."""
         return 2 + self.latent_ids_KP.shape[1]
 
-    def forward(self, batch: Batch, latent_B: torch.Tensor | None = None, *, read_posterior: bool = True,
-                read_divergence: bool = False, prune: float = 0.0) -> LatentOutput:
+    def forward(
+        self,
+        batch: Batch,
+        latent_B: torch.Tensor | None = None,
+        *,
+        read_posterior: bool = True,
+        read_divergence: bool = False,
+        prune: float = 0.0,
+    ) -> LatentOutput:
         """Reads C branches a record, and the z-free sequence for the posterior.
 
         Args:
-            latent_B: the one latent to read for each record; None for all K. Where q is one-hot the other branches
-                have no part in the objective or its gradient.
+            latent_B: the one latent to read for each record; None for all K. Where q is one-hot the
+                other branches have no part in the objective or its gradient.
             read_posterior: False leaves the posterior out.
-            read_divergence: also compares the branches' next-token distributions; not with `latent_chunk`.
-            prune: share of the batch's posterior mass whose branches, the least likely of each record, may be read without a
-                gradient and, where the batch has b_t, only to the last token that it needs (`batches.opening`): behind it they
-                have the NLL to expect under the other latents. The generator's gradient lacks the terms of that mass; how far
-                the loss may be off is bounded by `doubt_BS`. Not with `latent_B`, `latent_chunk` or `read_divergence`, nor where
-                prompts are so long that reading them once more for the posterior could cost more than it saves: those read
-                everything as if it were 0.
+            read_divergence: also compares the branches' next-token
+                distributions; not with `latent_chunk`.
+            prune: share of the batch's posterior mass whose branches, the least likely of each
+                record, may be read without a gradient and, where the batch has b_t, only to the
+                last token that it needs (`batches.opening`): behind it they have the NLL to expect
+                under the other latents. The generator's gradient lacks the terms of that mass; how
+                far the loss may be off is bounded by `doubt_BS`. Not with `latent_B`,
+                `latent_chunk` or `read_divergence`, nor where prompts are so long that reading them
+                once more for the posterior could cost more than it saves: those read everything as
+                if it were 0.
         """
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
         z_free = read_posterior and self.reader is None
         divergence, log_posterior, pruned, doubt = None, None, 0.0, None
-        if prune and read_posterior and latent_B is None and not read_divergence and self._may_prune(batch):
+        if (
+            prune
+            and read_posterior
+            and latent_B is None
+            and not read_divergence
+            and self._may_prune(batch)
+        ):
             plain = self._read_z_free(self.backbone, batch) if z_free else None
             log_posterior = self._log_posterior(batch, plain)
-            nll_BCS, log_router_BK, pruned, doubt = self._read_by_mass(batch, log_posterior.detach().exp(), prune)
+            nll_BCS, log_router_BK, pruned, doubt = self._read_by_mass(
+                batch, log_posterior.detach().exp(), prune
+            )
         elif self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
             plain = self._read_z_free(self.backbone, batch) if z_free else None
@@ -166,43 +216,78 @@ class LatentModel(nn.Module):
         if read_posterior and log_posterior is None:
             log_posterior = self._log_posterior(batch, plain)
         if self.dynamic_baseline:
-            # Last, because autocast would keep casts made without gradient for the passes that need one.
+            # Last, because autocast would keep casts made without gradient for
+            # the passes that need one.
             with torch.no_grad():
                 if plain is None:
                     plain, sequences = self._read_z_free(self.backbone, batch), sequences + B
-                baseline = target_nll(self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS)
-        return LatentOutput(nll_BCS=nll_BCS, log_router_BK=log_router_BK, log_posterior_BK=log_posterior,
-                            sequences=sequences, baseline_BS=baseline, divergence_BS=divergence, pruned=pruned, doubt_BS=doubt)
+                baseline = target_nll(
+                    self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS
+                )
+        return LatentOutput(
+            nll_BCS=nll_BCS,
+            log_router_BK=log_router_BK,
+            log_posterior_BK=log_posterior,
+            sequences=sequences,
+            baseline_BS=baseline,
+            divergence_BS=divergence,
+            pruned=pruned,
+            doubt_BS=doubt,
+        )
 
-    def read_branches(self, batch: Batch, first: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); C sequences a record are read."""
+    def read_branches(
+        self, batch: Batch, first: int | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); C
+        sequences a record are read.
+        """
         latent_BC = self._latents_of(batch, None)[:, :first]
-        return self._chunk_by_chunk(batch, latent_BC) if self._in_chunks(latent_BC) else self._read_and_score(batch, latent_BC)
+        return (
+            self._chunk_by_chunk(batch, latent_BC)
+            if self._in_chunks(latent_BC)
+            else self._read_and_score(batch, latent_BC)
+        )
 
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
         return self.latent_chunk is not None and latent_BC.shape[1] > self.latent_chunk
 
-    def _chunk_by_chunk(self, batch: Batch, latent_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        parts = [checkpoint(self._read_and_score, batch, chunk_BC, use_reentrant=False)
-                 for chunk_BC in latent_BC.split(self.latent_chunk, dim=1)]
+    def _chunk_by_chunk(
+        self, batch: Batch, latent_BC: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        parts = [
+            checkpoint(self._read_and_score, batch, chunk_BC, use_reentrant=False)
+            for chunk_BC in latent_BC.split(self.latent_chunk, dim=1)
+        ]
         return torch.cat([nll for nll, _ in parts], dim=1), parts[0][1]
 
-    def _read_and_score(self, batch: Batch, latent_BC: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _read_and_score(
+        self, batch: Batch, latent_BC: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
         return self._score(branches, batch, latent_BC.shape[1])
 
     def _log_posterior(self, batch: Batch, plain: Read | None) -> torch.Tensor:
-        """log q(z|x,y) (B, K) from the backbone's z-free sequence, or from the reader's where there is one and `plain` is None."""
-        logits_BK = self.posterior_logits(batch) if plain is None else self._posterior_logits(plain, batch)
+        """log q(z|x,y) (B, K) from the backbone's z-free sequence, or from the reader's where there
+        is one and `plain` is None.
+        """
+        logits_BK = (
+            self.posterior_logits(batch) if plain is None else self._posterior_logits(plain, batch)
+        )
         return torch.log_softmax(logits_BK, dim=-1)
 
     def _may_prune(self, batch: Batch) -> bool:
         prompts = int(batch.plain_first_B[batch.leader_G].sum())
-        return self.latent_chunk is None and prompts * PROMPT_AGAIN < (self.latents - 1) * batch.active_BS.numel()
+        return (
+            self.latent_chunk is None
+            and prompts * PROMPT_AGAIN < (self.latents - 1) * batch.active_BS.numel()
+        )
 
-    def _read_by_mass(self, batch: Batch, mass_BK: torch.Tensor, prune: float
-                      ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
-        """NLL (B, K, S), log p(z|x), the share of the mass that went without a gradient, at most `prune`, and `doubt_BS`."""
+    def _read_by_mass(
+        self, batch: Batch, mass_BK: torch.Tensor, prune: float
+    ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
+        """NLL (B, K, S), log p(z|x), the share of the mass that went without a gradient, at
+        most `prune`, and `doubt_BS`.
+        """
         sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
         C, left = leading(sorted_BK.mean(0, dtype=torch.float64), prune)
         nll_BKS, log_router_BK = self._read_and_score(batch, order_BK[:, :C])
@@ -214,17 +299,29 @@ class LatentModel(nn.Module):
                 if (read := others.shape[2]) < nll_BKS.shape[2]:
                     likely_BC = sorted_BK[:, :C] / sorted_BK[:, :C].sum(1, keepdim=True)
                     later = torch.einsum("bc,bcs->bs", likely_BC, nll_BKS[..., read:])
-                    others = torch.cat([others, later[:, None].expand(-1, self.latents - C, -1)], dim=2)
+                    others = torch.cat(
+                        [others, later[:, None].expand(-1, self.latents - C, -1)], dim=2
+                    )
                     doubt_BS = self._doubt(batch.active_BS, sorted_BK[:, C:].sum(1), read)
             nll_BKS = torch.cat([nll_BKS, others], dim=1)
-        return nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)), log_router_BK, left, doubt_BS
+        return (
+            nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)),
+            log_router_BK,
+            left,
+            doubt_BS,
+        )
 
     def _doubt(self, active_BS: torch.Tensor, mass_B: torch.Tensor, read: int) -> torch.Tensor:
-        """(B, S) nats by which the NLL to expect behind the first `read` tokens may be off, if no latent that was cut there finds a
-        token of the data less likely than a draw from the whole vocabulary.
+        """(B, S) nats by which the NLL to expect behind the first `read` tokens may be off,
+        if no latent that was cut there finds a token of the data less likely than a draw
+        from the whole vocabulary.
         """
         later_BS = active_BS & (torch.arange(active_BS.shape[1], device=active_BS.device) >= read)
-        return later_BS * mass_B[:, None] * math.log(self.backbone.get_input_embeddings().weight.shape[0])
+        return (
+            later_BS
+            * mass_B[:, None]
+            * math.log(self.backbone.get_input_embeddings().weight.shape[0])
+        )
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
@@ -232,24 +329,36 @@ class LatentModel(nn.Module):
         return self._posterior_logits(plain, batch)
 
     def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
-        everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(len(batch.rows_B), -1)
+        everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(
+            len(batch.rows_B), -1
+        )
         return everything if latent_B is None else latent_B[:, None]
 
     def _read_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
         return self._read(model, batch, None, z_free=True)[1]
 
-    def _read(self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *,
-              z_free: bool) -> tuple[Read | None, Read | None]:
-        """The B C sequences of the latents, one record after another, and the z-free ones; None for what is not asked for."""
+    def _read(
+        self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *, z_free: bool
+    ) -> tuple[Read | None, Read | None]:
+        """The B C sequences of the latents, one record after another, and the z-free ones; None
+        for what is not asked for.
+        """
         ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
-        # Where sequences of a prompt may differ: at the section, or where y is predicted if a frame has that before it.
+        # Where sequences of a prompt may differ: at the section, or where y is predicted if a
+        # frame has that before it.
         fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
         plain_first_B, latent_first_B = batch.plain_first_B - fork_B, batch.latent_first_B - fork_B
         length_G = fork_B[batch.leader_G]
         # The posterior reads y's closing tag too, which predicts nothing.
-        length_BC = torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1) + batch.active_BS.sum(1)[:, None]
-        P, Q, real = torch.stack([length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]).tolist()  # a GPU is waited for once
+        length_BC = (
+            torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1)
+            + batch.active_BS.sum(1)[:, None]
+        )
+        # a GPU is waited for once
+        P, Q, real = torch.stack(
+            [length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]
+        ).tolist()
         prompt_GP, execution = batch.plain_BT[batch.leader_G, :P], self.execution
         if execution == AUTO:
             execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real)
@@ -257,30 +366,53 @@ class LatentModel(nn.Module):
             execution = KERNELS
         with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
             if execution == PLAIN:
-                alone = None if ids_BCL is None else Read(
-                    hidden_states(model, ids_BCL.flatten(0, 1)), batch.latent_first_B.repeat_interleave(C))
-                return alone, Read(hidden_states(model, batch.plain_BT), batch.plain_first_B) if z_free else None
+                alone = (
+                    None
+                    if ids_BCL is None
+                    else Read(
+                        hidden_states(model, ids_BCL.flatten(0, 1)),
+                        batch.latent_first_B.repeat_interleave(C),
+                    )
+                )
+                return alone, Read(
+                    hidden_states(model, batch.plain_BT), batch.plain_first_B
+                ) if z_free else None
             wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
             branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
             packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution)
             hidden_BCQH = packed_hidden_states(model, packed)
-        branches = Read(hidden_BCQH[:, int(z_free):].flatten(0, 1), latent_first_B.repeat_interleave(C)) if C else None
+        branches = (
+            Read(hidden_BCQH[:, int(z_free) :].flatten(0, 1), latent_first_B.repeat_interleave(C))
+            if C
+            else None
+        )
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
     def _spelled_out(self, batch: Batch, latent_BC: torch.Tensor) -> torch.Tensor:
         """(B, C, L): the sequences with their latents in the slots."""
         ids_BCL = batch.latent_BL[:, None].repeat(1, latent_BC.shape[1], 1)
-        slots_BP = batch.slot_B[:, None] + torch.arange(self.latent_ids_KP.shape[1], device=ids_BCL.device)
-        return ids_BCL.scatter(2, slots_BP[:, None].expand(-1, latent_BC.shape[1], -1), self.latent_ids_KP[latent_BC])
+        slots_BP = batch.slot_B[:, None] + torch.arange(
+            self.latent_ids_KP.shape[1], device=ids_BCL.device
+        )
+        return ids_BCL.scatter(
+            2, slots_BP[:, None].expand(-1, latent_BC.shape[1], -1), self.latent_ids_KP[latent_BC]
+        )
 
     def _score(self, branches: Read, batch: Batch, C: int) -> tuple[torch.Tensor, torch.Tensor]:
-        targets, active = (t.repeat_interleave(C, dim=0) for t in (batch.targets_BS, batch.active_BS))
+        targets, active = (
+            t.repeat_interleave(C, dim=0) for t in (batch.targets_BS, batch.active_BS)
+        )
         nll = target_nll(self.backbone, branches.hidden, branches.first, targets, active)
-        # `<z>` stands before the latent, so each branch predicts the same router; the first one is read. A latent's
-        # first token tells it from the others, and what follows is spelled out, not predicted.
+        # `<z>` stands before the latent, so each branch predicts the same router; the first
+        # one is read. A latent's first token tells it from the others, and what follows is
+        # spelled out, not predicted.
         rows = torch.arange(0, len(branches.hidden), C, device=active.device)
-        router_hidden = branches.hidden[rows, branches.first[rows] - (batch.latent_first_B - (batch.slot_B - 1))]
-        router_logits = at_least_float32(head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]])
+        router_hidden = branches.hidden[
+            rows, branches.first[rows] - (batch.latent_first_B - (batch.slot_B - 1))
+        ]
+        router_logits = at_least_float32(
+            head_logits(self.backbone, router_hidden)[:, self.latent_ids_KP[:, 0]]
+        )
         return nll.view(len(rows), C, -1), torch.log_softmax(router_logits, dim=-1)
 
     def _divergence(self, branches: Read, batch: Batch, C: int) -> torch.Tensor:
@@ -288,26 +420,42 @@ class LatentModel(nn.Module):
         rows, columns = batch.active_BS.nonzero(as_tuple=True)
         place = branches.first[rows * C] + columns
         hidden_NCH = branches.hidden.unflatten(0, (-1, C))[rows, :, place]
-        positions = max(1, HEAD_LOGITS // (C * self.backbone.get_output_embeddings().weight.shape[0]))
-        apart = torch.cat([checkpoint(self._apart, piece, use_reentrant=False, preserve_rng_state=False)
-                           for piece in hidden_NCH.split(positions)])
+        positions = max(
+            1, HEAD_LOGITS // (C * self.backbone.get_output_embeddings().weight.shape[0])
+        )
+        apart = torch.cat(
+            [
+                checkpoint(self._apart, piece, use_reentrant=False, preserve_rng_state=False)
+                for piece in hidden_NCH.split(positions)
+            ]
+        )
         return apart.new_zeros(batch.active_BS.shape).index_put((rows, columns), apart)
 
     def _apart(self, hidden_NCH: torch.Tensor) -> torch.Tensor:
-        return jensen_shannon(torch.log_softmax(at_least_float32(head_logits(self.backbone, hidden_NCH)), dim=-1))
+        return jensen_shannon(
+            torch.log_softmax(at_least_float32(head_logits(self.backbone, hidden_NCH)), dim=-1)
+        )
 
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
         return self.head(plain.hidden, plain.first, batch.active_BS)
 
 
 def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, C, count): each row's columns from `first_B` on; what lies beyond the end is never looked at."""
-    index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(max=ids_BCL.shape[2] - 1)
+    """(B, C, count): each row's columns from `first_B` on; what lies beyond
+    the end is never looked at.
+    """
+    index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(
+        max=ids_BCL.shape[2] - 1
+    )
     return ids_BCL.gather(2, index_BQ[:, None].expand(-1, ids_BCL.shape[1], -1))
 
 
 def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:
-    """Divergence (...) in nats of C distributions (..., C, V) from their mean: 0 where all agree, at most log C (Lin 1991)."""
+    """Divergence (...) in nats of C distributions (..., C, V) from their mean: 0 where all agree,
+    at most log C (Lin 1991).
+    """
     C = log_p.shape[-2]
     log_mean = torch.logsumexp(log_p, -2) - math.log(C)
-    return torch.special.entr(log_mean.exp()).sum(-1) - torch.special.entr(log_p.exp()).sum(-1).mean(-1)
+    return torch.special.entr(log_mean.exp()).sum(-1) - torch.special.entr(log_p.exp()).sum(
+        -1
+    ).mean(-1)

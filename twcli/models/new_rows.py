@@ -1,4 +1,5 @@
-"""The embeddings of the latents' tokens: how they begin, and that they alone are trained where the backbone is frozen.
+"""The embeddings of the latents' tokens: how they begin, and that they alone are trained
+where the backbone is frozen.
 
 Shapes: K latents of P tokens, H hidden size.
 """
@@ -11,11 +12,15 @@ import torch
 from transformers import PreTrainedModel
 
 
-def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator) -> None:
-    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their rows apart from each other.
+def add_latent_rows(
+    backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator
+) -> None:
+    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their
+    rows apart from each other.
 
-    New rows that start alike give every latent the same loss, a saddle that training does not leave; these are
-    the mean row plus orthogonal directions (random ones where K P exceeds the hidden size) of a typical row's length.
+    New rows that start alike give every latent the same loss, a saddle that training does not
+    leave; these are the mean row plus orthogonal directions (random ones where K P exceeds the
+    hidden size) of a typical row's length.
     """
     ids = [token for latent in latent_ids for token in latent]
     embeddings = backbone.get_input_embeddings()
@@ -27,7 +32,9 @@ def add_latent_rows(backbone: PreTrainedModel, latent_ids: list[list[int]], gene
     with torch.no_grad():
         rows = backbone.get_input_embeddings().weight
         spread = (rows[:used] - rows[:used].mean(0)).norm(dim=-1).mean()
-        rows[ids] = rows[:used].mean(0) + spread * _directions(len(ids), rows.shape[1], generator).to(rows)
+        rows[ids] = rows[:used].mean(0) + spread * _directions(
+            len(ids), rows.shape[1], generator
+        ).to(rows)
         head = backbone.get_output_embeddings()
         if head.weight is not rows:
             head.weight[ids] = head.weight[:used].mean(0)

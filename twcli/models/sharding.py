@@ -1,6 +1,8 @@
-"""FSDP2 by torch: weights, gradients and optimiser state split over the processes of a job, gathered where they are used.
+"""FSDP2 by torch: weights, gradients and optimiser state split over the processes of a job,
+gathered where they are used.
 
-What is split is a `DTensor`; `whole` and `like` go between it and a plain tensor. All processes must call them together.
+What is split is a `DTensor`; `whole` and `like` go between it and a plain tensor. All
+processes must call them together.
 """
 
 from __future__ import annotations
@@ -16,7 +18,9 @@ from twcli.models.latents import LatentModel
 
 
 def shard(model: LatentModel, processes: int) -> None:
-    """Splits the model in place, each block of its backbones by itself, and what is left together."""
+    """Splits the model in place, each block of its backbones by itself,
+    and what is left together.
+    """
     # It warns of in-place changes of what a forward pass returns; none is made here.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     mesh = init_device_mesh(model.latent_ids_KP.device.type, (processes,))
@@ -36,4 +40,6 @@ def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """The plain `tensor`, which every process has, split as `other` is."""
     if not isinstance(other, DTensor):
         return tensor
-    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return distribute_tensor(
+        tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None
+    )

@@ -1,4 +1,5 @@
-"""The cache of b_t, the frozen model's per-token NLL: `twcli precompute` writes it, other commands read it.
+"""The cache of b_t, the frozen model's per-token NLL: `twcli precompute` writes
+it, other commands read it.
 
     with CacheWriter("F.h5", fingerprint=..., offsets=..., row_hash=...) as writer:
         for rows in writer.missing:
@@ -44,29 +45,43 @@ __all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
 
 
 class CacheWriter:
-    """Makes one cache file, shard by shard; killed at any moment, the next writer goes on from there.
+    """Makes one cache file, shard by shard; killed at any moment, the next
+    writer goes on from there.
 
     Args:
-        path: the file to be; its folder must exist. `<path>.lock` and `<path>.parts/` lie beside it.
+        path: the file to be; its folder must exist. `<path>.lock` and
+            `<path>.parts/` lie beside it.
         fingerprint: JSON-ready dict of everything that b_t depends on.
         offsets: (N + 1,) int64, first token of each row, from 0 to the number of tokens.
         row_hash: (N, 16) uint8.
         shard_rows: rows that are stored, and lost by a kill, at a time.
-        overwrite: replaces the cache that is at `path` when the new file is complete; shards of the very same cache are kept.
+        overwrite: replaces the cache that is at `path` when the new file is complete; shards of the
+            very same cache are kept.
 
     Attributes:
         notes: what the user should know about shards of an earlier run; filled on entering.
 
     Raises:
-        UserError: N is 0, the place is not writable, or `path` holds something that is no cache, or a cache and
-            `overwrite` is off; on entering also where another process is writing.
+        UserError: N is 0, the place is not writable, or `path` holds something that is no cache, or
+            a cache and `overwrite` is off; on entering also where another process is writing.
         ValueError: an argument has the wrong shape, type or size.
     """
 
-    def __init__(self, path: str | Path, *, fingerprint: dict[str, Any], offsets: np.ndarray,
-                 row_hash: np.ndarray, shard_rows: int = 4096, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        fingerprint: dict[str, Any],
+        offsets: np.ndarray,
+        row_hash: np.ndarray,
+        shard_rows: int = 4096,
+        overwrite: bool = False,
+    ) -> None:
         self.path, self.shard_rows, self.overwrite = Path(path), shard_rows, overwrite
-        self.offsets, self.row_hash = np.ascontiguousarray(offsets, "<i8"), np.ascontiguousarray(row_hash)
+        self.offsets, self.row_hash = (
+            np.ascontiguousarray(offsets, "<i8"),
+            np.ascontiguousarray(row_hash),
+        )
         self.notes: list[str] = []
         self._fingerprint = to_json(fingerprint)
         self._published = False
@@ -80,8 +95,12 @@ class CacheWriter:
         self._parts = _parts(self.path, self._header(), self.offsets)
 
     @classmethod
-    def already_complete(cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray) -> bool:
-        """Whether `path` holds an intact cache of exactly this; if so it was read and verified as a whole."""
+    def already_complete(
+        cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray
+    ) -> bool:
+        """Whether `path` holds an intact cache of exactly this; if so it was
+        read and verified as a whole.
+        """
         try:
             with Cache(path) as cache:
                 cache.check(fingerprint, row_hash)
@@ -110,7 +129,8 @@ class CacheWriter:
 
         Args:
             rows: consecutive rows, none of them stored yet.
-            nll: (tokens of these rows,) float32, nats, row after row. From -1e-4 to 0 a value is stored as 0.
+            nll: (tokens of these rows,) float32, nats, row after row. From -1e-4 to
+                0 a value is stored as 0.
 
         Raises:
             WorkFailed: a value is not finite or negative, or the disk is full.
@@ -120,13 +140,17 @@ class CacheWriter:
         nll = np.asarray(nll, np.float32)
         first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
         if nll.shape != (last - first,):
-            raise ValueError(f"{named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}")
+            raise ValueError(
+                f"{named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}"
+            )
         wrong = np.flatnonzero(~(np.isfinite(nll) & (nll >= -ROUNDING)))
         if len(wrong):
             row = int(np.searchsorted(self.offsets, first + wrong[0], side="right")) - 1
             token = first + int(wrong[0]) - int(self.offsets[row])
-            raise WorkFailed(f"{self.path}: row {row} (line {row + 1} of the data): the NLL of token {token} "
-                             f"of y is {nll[wrong[0]]:.4g}; the model is broken or its precision too low")
+            raise WorkFailed(
+                f"{self.path}: row {row} (line {row + 1} of the data): the NLL of token {token} "
+                f"of y is {nll[wrong[0]]:.4g}; the model is broken or its precision too low"
+            )
         with reporting(self.path, f"store {named(rows)}"):
             self._parts.add(rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes())
 
@@ -149,7 +173,9 @@ class CacheWriter:
         if len(row_hash) == 0:
             raise UserError(f"{self.path}: there are no rows to make a cache of")
         if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
-            raise ValueError(f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}")
+            raise ValueError(
+                f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}"
+            )
         if offsets.shape != (len(row_hash) + 1,) or offsets[0] != 0 or np.diff(offsets).min() < 0:
             raise ValueError("offsets must be (N + 1,), begin at 0 and never fall")
         if self.shard_rows < 1:
@@ -161,7 +187,9 @@ class CacheWriter:
                 cache.check(fingerprint, self.row_hash)
                 problems = cache.verify()
         except UserError as error:
-            raise UserError(str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it") from None
+            raise UserError(
+                str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it"
+            ) from None
         state = problems[0] if problems else "already complete"
         raise UserError(f"{self.path}: {state}; pass --overwrite to begin anew")
 
@@ -169,25 +197,30 @@ class CacheWriter:
         key = hashlib.sha256(self._fingerprint)
         key.update(self.offsets)
         key.update(self.row_hash)
-        return {"format_version": FORMAT_VERSION, "key": key.hexdigest(),
-                "fingerprint": json.loads(self._fingerprint)}
+        return {
+            "format_version": FORMAT_VERSION,
+            "key": key.hexdigest(),
+            "fingerprint": json.loads(self._fingerprint),
+        }
 
     def _check_rows(self, rows: range) -> None:
         inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
-        if not inside or any(rows.start < done.stop and done.start < rows.stop for done in self._parts.done):
+        if not inside or any(
+            rows.start < done.stop and done.start < rows.stop for done in self._parts.done
+        ):
             raise ValueError(f"{rows} is not a range of missing rows")
 
 
 class Cache:
     """A cache file for reading; nothing in it is believed before it was checked.
 
-    Opening checks the structure and the offsets; a chunk's checksum is checked when a process first reads
-    from it; `verify` checks everything. Handles belong to one process and are opened again after a fork or
-    unpickling.
+    Opening checks the structure and the offsets; a chunk's checksum is checked when a process first
+    reads from it; `verify` checks everything. Handles belong to one process and are opened again
+    after a fork or unpickling.
 
     Raises:
-        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data; where a handle
-            is opened again, also if the file was changed or replaced since.
+        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data;
+            where a handle is opened again, also if the file was changed or replaced since.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -216,7 +249,8 @@ class Cache:
         """b_t of `rows` (B,) int64, in any order, also repeated.
 
         Returns:
-            (tokens of these rows,) float32, nats, row after row in the order given; and lengths (B,) int64.
+            (tokens of these rows,) float32, nats, row after row in the order
+            given; and lengths (B,) int64.
 
         Raises:
             IndexError: a row does not exist.
@@ -240,7 +274,9 @@ class Cache:
         return self._open().columns["row_hash"].block(start, stop)
 
     def stream(self, block: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
-        """All rows in order, `block` at a time: the rows, then b_t and lengths as `read` gives them."""
+        """All rows in order, `block` at a time: the rows, then b_t and
+        lengths as `read` gives them.
+        """
         for start in range(0, self.rows, block):
             rows = range(start, min(start + block, self.rows))
             yield (rows, *self.read(np.arange(rows.start, rows.stop)))
@@ -249,7 +285,8 @@ class Cache:
         """Raises UserError unless the cache was made from exactly this.
 
         Args:
-            expected: the fingerprint of this call; the first field that differs is named, nested by dots.
+            expected: the fingerprint of this call; the first field that differs
+                is named, nested by dots.
             row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
         """
         different = first_difference(self.fingerprint, json.loads(to_json(expected)))
@@ -257,10 +294,14 @@ class Cache:
         where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
         if different:
             name, stored, wanted = different
-            raise UserError(f"{self.path}: made with another {name}: the cache has {stored}, "
-                            f"this call has {wanted}{where}")
+            raise UserError(
+                f"{self.path}: made with another {name}: the cache has {stored}, "
+                f"this call has {wanted}{where}"
+            )
         if len(row_hash) != self.rows:
-            raise UserError(f"{self.path}: made from {self.rows} rows, the data have {len(row_hash)}{where}")
+            raise UserError(
+                f"{self.path}: made from {self.rows} rows, the data have {len(row_hash)}{where}"
+            )
         if where:
             raise UserError(f"{self.path}: made from other data{where}")
 
@@ -274,7 +315,11 @@ class Cache:
         problems = [problem] if (problem := trailer_problem(opened.source)) else []
         damaged = [line for column in opened.columns.values() for line in column.damaged()]
         if damaged:
-            more = [f"and {len(damaged) - REPORTED} more damaged places"] if len(damaged) > REPORTED else []
+            more = (
+                [f"and {len(damaged) - REPORTED} more damaged places"]
+                if len(damaged) > REPORTED
+                else []
+            )
             return problems + damaged[:REPORTED] + more
         return problems + self._content_problems(opened)
 
@@ -291,7 +336,8 @@ class Cache:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither handles nor what this process has checked: the other one opens and checks for itself.
+        # Neither handles nor what this process has checked: the other one
+        # opens and checks for itself.
         return {"path": self.path, "_identity": self._identity, "_opened": None, "_touched": {}}
 
     def _open(self) -> Opened:
@@ -300,8 +346,11 @@ class Cache:
         opened = open_file(self.path)
         try:
             if self._identity not in (None, opened.identity):
-                raise UserError(f"{self.path}: was changed or replaced while in use; start the command again")
-            for name, column in opened.columns.items():  # what was checked before a fork stays checked
+                raise UserError(
+                    f"{self.path}: was changed or replaced while in use; start the command again"
+                )
+            # what was checked before a fork stays checked
+            for name, column in opened.columns.items():
                 column.touched = self._touched.setdefault(name, column.touched)
             if not opened.columns["offsets"].touched.all():
                 check_offsets(opened.columns, self.path)
@@ -318,7 +367,8 @@ class Cache:
         first = np.flatnonzero(after_gap)
         last = np.append(first[1:], len(rows)) - 1
         bounds = columns["offsets"].gather(rows[first], last - first + 2)
-        place = np.arange(len(rows)) + np.cumsum(after_gap) - 1  # a run has one offset more than it has rows
+        # a run has one offset more than it has rows
+        place = np.arange(len(rows)) + np.cumsum(after_gap) - 1
         starts, stops = bounds[place], bounds[place + 1]
         flat = columns["nll"].gather(starts[first], stops[last] - starts[first])
         return flat.astype(np.float32, copy=False), stops - starts
@@ -327,7 +377,9 @@ class Cache:
         common = min(self.rows, len(row_hash))
         for start in range(0, common, BLOCK):
             stop = min(start + BLOCK, common)
-            other = np.flatnonzero((self.row_hashes(start, stop) != row_hash[start:stop]).any(axis=1))
+            other = np.flatnonzero(
+                (self.row_hashes(start, stop) != row_hash[start:stop]).any(axis=1)
+            )
             if len(other):
                 return start + int(other[0])
         return None
@@ -347,5 +399,11 @@ class Cache:
 
 
 def _parts(path: Path, header: dict[str, Any], offsets: np.ndarray) -> Parts:
-    return Parts(path, header, len(offsets) - 1, what="cache", suffix=".f32",
-                 size=lambda rows: 4 * (offsets[rows.stop] - offsets[rows.start]))
+    return Parts(
+        path,
+        header,
+        len(offsets) - 1,
+        what="cache",
+        suffix=".f32",
+        size=lambda rows: 4 * (offsets[rows.stop] - offsets[rows.start]),
+    )

@@ -1,4 +1,5 @@
-"""The HDF5 side of `cache.py`: lays the file out, writes it to a disk that may fail, reads it without trust.
+"""The HDF5 side of `cache.py`: lays the file out, writes it to a disk that may
+fail, reads it without trust.
 
 N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher32 filter:
 
@@ -7,8 +8,9 @@ N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher
     /row_hash  (N, 16) uint8      content hash of the row's x and y token ids
     attributes `format_version` (int), `fingerprint` (JSON), `content_sha256` (all of the above)
 
-After the end of the HDF5 data comes one line with the sha256 of everything before it, which HDF5 readers
-skip: HDF5's own checksums leave gaps, and any flipped bit must be found. The only module that uses h5py.
+After the end of the HDF5 data comes one line with the sha256 of everything before it, which
+HDF5 readers skip: HDF5's own checksums leave gaps, and any flipped bit must be found. The
+only module that uses h5py.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ from twcli.errors import UserError
 from twcli.storage.durable import write_all
 
 FORMAT_VERSION = 1
-COLUMNS = {"offsets": (np.dtype("<i8"), (), 4096), "row_hash": (np.dtype("u1"), (16,), 4096),
-           "nll": (np.dtype("<f4"), (), 16384)}  # dtype, shape of one entry, entries a chunk
+COLUMNS = {
+    "offsets": (np.dtype("<i8"), (), 4096),
+    "row_hash": (np.dtype("u1"), (16,), 4096),
+    "nll": (np.dtype("<f4"), (), 16384),
+}  # dtype, shape of one entry, entries a chunk
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5
 CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
 FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
@@ -56,7 +61,9 @@ def content_digest(fingerprint: bytes, rows: int, tokens: int) -> Any:
 
 
 class Source(io.RawIOBase):
-    """The file that HDF5 reads, by `pread`: no file locks, and no warning when it is dropped unclosed."""
+    """The file that HDF5 reads, by `pread`: no file locks, and no warning
+    when it is dropped unclosed.
+    """
 
     def __init__(self, handle: int) -> None:
         self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
@@ -67,7 +74,9 @@ class Source(io.RawIOBase):
         super().close()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self.position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        self.position = (
+            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
+        )
         return self.position
 
     def tell(self) -> int:
@@ -90,9 +99,9 @@ class Source(io.RawIOBase):
 class Sink(Source):
     """The file that HDF5 writes, which never fails in front of it.
 
-    On a full disk h5py raises an error without errno, cannot close the file and crashes the process at exit.
-    So the first failure is kept in `error` for the caller, who stops soon after, and HDF5 is told that all
-    went well until it has closed its file. (It reads nothing back meanwhile.)
+    On a full disk h5py raises an error without errno, cannot close the file and crashes the process
+    at exit. So the first failure is kept in `error` for the caller, who stops soon after, and HDF5
+    is told that all went well until it has closed its file. (It reads nothing back meanwhile.)
     """
 
     def __init__(self, handle: int) -> None:
@@ -120,8 +129,13 @@ class Sink(Source):
             self.error = error
 
 
-def write_file(handle: int, fingerprint: bytes, offsets: np.ndarray, row_hash: np.ndarray,
-               shards: Iterable[bytes]) -> None:
+def write_file(
+    handle: int,
+    fingerprint: bytes,
+    offsets: np.ndarray,
+    row_hash: np.ndarray,
+    shards: Iterable[bytes],
+) -> None:
     """Writes a complete cache to the empty file `handle`, which is closed, and syncs it.
 
     Args:
@@ -133,7 +147,8 @@ def write_file(handle: int, fingerprint: bytes, offsets: np.ndarray, row_hash: n
         OSError: as the disk gave it.
     """
     with Sink(handle) as sink:
-        # v110: its metadata carries checksums, so damage there is an error and not a crash or a wrong shape.
+        # v110: its metadata carries checksums, so damage there is an error and not a
+        # crash or a wrong shape.
         try:
             with h5py.File(sink, "w", libver=("v110", "v110")) as file:
                 _fill(file, sink, fingerprint, offsets, row_hash, shards)
@@ -145,13 +160,25 @@ def write_file(handle: int, fingerprint: bytes, offsets: np.ndarray, row_hash: n
         os.fsync(handle)
 
 
-def _fill(file: h5py.File, sink: Sink, fingerprint: bytes, offsets: np.ndarray, row_hash: np.ndarray,
-          shards: Iterable[bytes]) -> None:
+def _fill(
+    file: h5py.File,
+    sink: Sink,
+    fingerprint: bytes,
+    offsets: np.ndarray,
+    row_hash: np.ndarray,
+    shards: Iterable[bytes],
+) -> None:
     sizes = {"offsets": len(offsets), "row_hash": len(row_hash), "nll": int(offsets[-1])}
     content = content_digest(fingerprint, sizes["row_hash"], sizes["nll"])
     for name, (dtype, width, chunk) in COLUMNS.items():
-        file.create_dataset(name, (sizes[name], *width), dtype, chunks=(chunk, *width),
-                            maxshape=(None, *width), fletcher32=True)
+        file.create_dataset(
+            name,
+            (sizes[name], *width),
+            dtype,
+            chunks=(chunk, *width),
+            maxshape=(None, *width),
+            fletcher32=True,
+        )
     for name, array in (("offsets", offsets), ("row_hash", row_hash)):
         for start in range(0, len(array), BLOCK):
             file[name][start : start + BLOCK] = array[start : start + BLOCK]
@@ -190,7 +217,8 @@ def open_file(path: str) -> Opened:
     """Opens a cache and checks its structure: all that can be known without reading the datasets.
 
     Raises:
-        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data in this file.
+        UserError: not a regular file, not HDF5, damaged, of another format, or
+            not plain data in this file.
     """
     source = _open_source(path)
     try:
@@ -199,7 +227,8 @@ def open_file(path: str) -> Opened:
         fingerprint, content = _read_attributes(file)
         datasets = _datasets(file, source.size)
         columns = {name: Column(name, dataset, source, path) for name, dataset in datasets.items()}
-    except Exception as error:  # h5py raises nearly everything on a file that is damaged or made to harm
+    except Exception as error:
+        # h5py raises nearly everything on a file that is damaged or made to harm
         source.close()
         raise UserError(f"{path}: is not an intact cache: {_reason(error)}; {ANEW}") from None
     except BaseException:
@@ -213,10 +242,10 @@ def open_file(path: str) -> Opened:
 class Column:
     """One dataset, read without HDF5 once its chunks are known to be intact.
 
-    A slice through HDF5 reads and sums the 64 KiB chunk around a row of some hundred bytes: 25 to 45 us a
-    row. The chunks are not compressed, so a row is a `pread` of 1 us at an address that HDF5 tells. HDF5
-    still reads each chunk when it is first touched, to check its fletcher32 sum. No memory map: a file that
-    is cut short while in use would kill the process.
+    A slice through HDF5 reads and sums the 64 KiB chunk around a row of some hundred bytes: 25 to
+    45 us a row. The chunks are not compressed, so a row is a `pread` of 1 us at an address that
+    HDF5 tells. HDF5 still reads each chunk when it is first touched, to check its fletcher32 sum.
+    No memory map: a file that is cut short while in use would kill the process.
 
     Attributes:
         length: entries.
@@ -232,7 +261,8 @@ class Column:
         self.touched = np.zeros(len(self._addresses), bool)
 
     def gather(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1, ascending and disjoint in i.
+        """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1,
+        ascending and disjoint in i.
 
         Raises UserError where a checksum does not match.
         """
@@ -266,7 +296,9 @@ class Column:
         ends = np.cumsum(sizes)
         data = np.empty(int(sizes.sum()), np.uint8)
         view, handle = memoryview(data), self._source.handle
-        for place, begin, end in zip(places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True):
+        for place, begin, end in zip(
+            places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True
+        ):
             if os.preadv(handle, [view[begin:end]], place) != end - begin:
                 raise UserError(f"{self.path}: was cut short while in use")
         return data.view(self.dtype).reshape(-1, *self.width)
@@ -307,15 +339,24 @@ class Column:
 def check_offsets(columns: dict[str, Column], path: str) -> None:
     """Raises UserError unless the offsets begin at 0, never fall and end at the number of tokens.
 
-    Done at opening, since every read relies on it: 0.1 s for 10 million rows, in blocks to keep memory flat.
+    Done at opening, since every read relies on it: 0.1 s for 10 million rows, in
+    blocks to keep memory flat.
     """
     before = 0
     for number, block in enumerate(columns["offsets"].blocks()):
-        if (number == 0 and block[0] != 0) or block[0] < before or np.diff(block).min(initial=0) < 0:
-            raise UserError(f"{path}: is not an intact cache: its offsets fall or do not begin at 0; {ANEW}")
+        if (
+            (number == 0 and block[0] != 0)
+            or block[0] < before
+            or np.diff(block).min(initial=0) < 0
+        ):
+            raise UserError(
+                f"{path}: is not an intact cache: its offsets fall or do not begin at 0; {ANEW}"
+            )
         before = block[-1]
     if before != columns["nll"].length:
-        raise UserError(f"{path}: is not an intact cache: its offsets do not end with the tokens; {ANEW}")
+        raise UserError(
+            f"{path}: is not an intact cache: its offsets do not end with the tokens; {ANEW}"
+        )
 
 
 def trailer_problem(source: Source) -> str | None:
@@ -325,12 +366,16 @@ def trailer_problem(source: Source) -> str | None:
     if found[:20] != TRAILER[:20]:
         return "its last line, the checksum of the file, is damaged or missing"
     if found != TRAILER % source.sha256(end):
-        return "the checksum of the whole file does not match: a byte has changed since it was written"
+        return (
+            "the checksum of the whole file does not match: a byte has changed since it was written"
+        )
     return None
 
 
 def may_be_replaced(path: str) -> bool:
-    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError where it cannot be opened."""
+    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError
+    where it cannot be opened.
+    """
     with _open_any(path) as source:
         return _signature(source) in (SIGNATURE, b"")
 
@@ -383,7 +428,11 @@ def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
     if name not in file.attrs:
         raise ValueError(f"it has no attribute {name}")
     attribute = file.attrs.get_id(name)
-    if attribute.dtype.kind not in kinds or attribute.shape != () or attribute.dtype.itemsize > limit:
+    if (
+        attribute.dtype.kind not in kinds
+        or attribute.shape != ()
+        or attribute.dtype.itemsize > limit
+    ):
         raise ValueError(f"its attribute {name} has the wrong type or size")
     return file.attrs[name]
 
@@ -399,14 +448,17 @@ def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
     shapes = {name: dataset.shape for name, dataset in datasets.items()}
     if not 0 < shapes["row_hash"][0] == shapes["offsets"][0] - 1:
         raise ValueError(f"its shapes do not fit together: {shapes}")
-    # Nothing is compressed, so what is declared must be there; this bounds every allocation that follows.
+    # Nothing is compressed, so what is declared must be there; this bounds every
+    # allocation that follows.
     if sum(COLUMNS[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
         raise ValueError("it declares more data than the file has bytes")
     return datasets
 
 
 def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset, if its data can only be in this file: some links and layouts read other files silently."""
+    """The dataset, if its data can only be in this file: some links and layouts
+    read other files silently.
+    """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"/{name} is a link to somewhere else")
     if file.get(name, getclass=True) is not h5py.Dataset:

@@ -1,4 +1,6 @@
-"""A run's checkpoints: one folder each, which appears when it is complete and tells whether it was changed."""
+"""A run's checkpoints: one folder each, which appears when it is complete and
+tells whether it was changed.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,10 @@ class Checkpoints:
         with replacing(self.path / f"step-{step:08d}") as staged:
             data = as_bytes(tensors)
             write_durably(staged / "state.safetensors", data)
-            write_durably(staged / "checkpoint.json", _sealed({"step": step, "state_sha256": sha256(data), **content}))
+            write_durably(
+                staged / "checkpoint.json",
+                _sealed({"step": step, "state_sha256": sha256(data), **content}),
+            )
         for old in self._folders()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -46,7 +51,8 @@ class Checkpoints:
         """(step, tensors, notes): the newest undamaged one; step 0 and nothing where there is none.
 
         Raises:
-            UserError: it was made from something other than `provenance`; the first field that differs is named.
+            UserError: it was made from something other than `provenance`; the first
+                field that differs is named.
         """
         notes = []
         for folder in reversed(self._folders()):
@@ -55,10 +61,14 @@ class Checkpoints:
             except DAMAGED as error:
                 notes.append(f"{folder}: damaged ({error}); passed over")
                 continue
-            if different := first_difference(content["provenance"], json.loads(json.dumps(provenance))):
+            if different := first_difference(
+                content["provenance"], json.loads(json.dumps(provenance))
+            ):
                 name, stored, wanted = different
-                raise UserError(f"{folder}: made with another {name}: the checkpoint has {stored}, this call has {wanted}; "
-                                "give another --out, or --overwrite to start anew")
+                raise UserError(
+                    f"{folder}: made with another {name}: the checkpoint has {stored}, "
+                    f"this call has {wanted}; give another --out, or --overwrite to start anew"
+                )
             return content["step"], tensors, notes
         return 0, {}, notes
 
@@ -104,7 +114,9 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
-    content, checksum = (json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256"))
+    content, checksum = (
+        json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256")
+    )
     if sha256(json_line(content)) != checksum or folder.name != f"step-{content['step']:08d}":
         raise ValueError("its checkpoint.json has changed")
     return content

@@ -1,4 +1,6 @@
-"""Writing that a kill, a full disk or a power cut cannot leave half done. The cache and the run folder stand on it."""
+"""Writing that a kill, a full disk or a power cut cannot leave half done. The cache and
+the run folder stand on it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_all(handle: int, data: bytes | memoryview, position: int | None = None) -> None:
-    """Writes every byte, at `position` or where the handle stands: a full disk first *shortens* a write."""
+    """Writes every byte, at `position` or where the handle stands: a full disk
+    first *shortens* a write.
+    """
     view = memoryview(data).cast("B")
     while len(view):
         count = os.write(handle, view) if position is None else os.pwrite(handle, view, position)
@@ -43,7 +47,9 @@ def write_durably(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside it to fill, which takes its place when the block ends well. Raises OSError."""
+    """A folder beside it to fill, which takes its place when the block
+    ends well. Raises OSError.
+    """
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)

@@ -1,14 +1,17 @@
-"""The finished shards of a file in the making: what lets `precompute` and `sample --out` resume after a crash or a kill.
+"""The finished shards of a file in the making: what lets `precompute` and `sample --out`
+resume after a crash or a kill.
 
 Next to the file F lie, while it is being made, `F.lock` and the folder `F.parts/`:
 
-    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and sha256; at last that F is there
+    manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and
+                         sha256; at last that F is there
     <start>-<stop>.*     the bytes of rows start to stop - 1, never changed once there
     owner.json           who holds the lock
     *.tmp                a write that was cut off; swept up by the next writer
 
-A file appears under its name only when its bytes are on the disk. No HDF5 here: a file that HDF5 has open for
-writing is lost when the process is killed, and a full disk must surface as a plain OSError.
+A file appears under its name only when its bytes are on the disk. No HDF5 here: a file
+that HDF5 has open for writing is lost when the process is killed, and a full disk must
+surface as a plain OSError.
 """
 
 from __future__ import annotations
@@ -33,22 +36,37 @@ from twcli.storage.durable import sync_folder, write_all, write_durably
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
 PUBLISHED = {"published": True}
-NAME_SECONDS = 2.0  # between taking the lock and putting down the holder's name; far less but on a busy disk
-WRONG_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP,
-               errno.ENAMETOOLONG, errno.EEXIST}  # nothing can be written there, so the user must name another place
+# between taking the lock and putting down the holder's name; far less but on a busy disk
+NAME_SECONDS = 2.0
+WRONG_PLACE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ELOOP,
+    # nothing can be written there, so the user must name another place
+    errno.ENAMETOOLONG,
+    errno.EEXIST,
+}
 
 
 @contextmanager
 def reporting(path: Path, doing: str) -> Iterator[None]:
-    """Turns an OSError into one line: UserError if the place is wrong, WorkFailed if the disk failed."""
+    """Turns an OSError into one line: UserError if the place is wrong,
+    WorkFailed if the disk failed.
+    """
     try:
         yield
     except OSError as error:
         reason = (os.strerror(error.errno) if error.errno else str(error)).lower()
         if error.errno in WRONG_PLACE:
             raise UserError(f"{path}: cannot {doing}: {reason}") from error
-        raise WorkFailed(f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
-                         "goes on from there") from error
+        raise WorkFailed(
+            f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
+            "goes on from there"
+        ) from error
 
 
 def check_place(path: Path) -> None:
@@ -67,11 +85,13 @@ class Parts:
 
     Args:
         target: the file to be.
-        header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those under another header are discarded.
+        header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those
+            under another header are discarded.
         rows: their number.
         what: a word for the file, in messages.
         suffix: of a shard's name.
-        size: bytes that a shard of these rows has, where that is known; one of another size is damaged.
+        size: bytes that a shard of these rows has, where that is known; one
+            of another size is damaged.
 
     Attributes:
         damaged: row ranges whose finished shard did not have its checksum and is to be made again.
@@ -79,9 +99,24 @@ class Parts:
         published: whether the file was put there by an earlier call that did not come to tidy up.
     """
 
-    def __init__(self, target: Path, header: dict[str, Any], rows: int, *, what: str, suffix: str,
-                 size: Callable[[range], int] | None = None) -> None:
-        self.target, self.header, self.rows, self.what, self.suffix, self.size = target, header, rows, what, suffix, size
+    def __init__(
+        self,
+        target: Path,
+        header: dict[str, Any],
+        rows: int,
+        *,
+        what: str,
+        suffix: str,
+        size: Callable[[range], int] | None = None,
+    ) -> None:
+        self.target, self.header, self.rows, self.what, self.suffix, self.size = (
+            target,
+            header,
+            rows,
+            what,
+            suffix,
+            size,
+        )
         self.folder = self.folder_of(target)
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
@@ -98,7 +133,8 @@ class Parts:
         """Takes the lock and keeps the valid shards, those of something else aside.
 
         Raises:
-            UserError: another process is writing, the place is not writable, or the folder is not ours.
+            UserError: another process is writing, the place is not writable,
+                or the folder is not ours.
             WorkFailed: the disk is full.
         """
         with reporting(self.target, "write there"):
@@ -134,17 +170,25 @@ class Parts:
 
     def notes(self) -> list[str]:
         """What the user should know about shards of an earlier call."""
-        notes = [f"{self.folder}: the finished shard of {named(rows)} is damaged and is made again" for rows in self.damaged]
+        notes = [
+            f"{self.folder}: the finished shard of {named(rows)} is damaged and is made again"
+            for rows in self.damaged
+        ]
         if self.stale is not None:
             before = self.stale.get("fingerprint")
-            changed = first_difference(before, self.header["fingerprint"]) if isinstance(before, dict) else None
+            changed = (
+                first_difference(before, self.header["fingerprint"])
+                if isinstance(before, dict)
+                else None
+            )
             why = f"{changed[0]} differs" if changed else "the rows differ"
             notes.append(f"{self.folder}: an unfinished {self.what} was discarded: {why}")
         return notes
 
     def add(self, rows: range, data: bytes) -> None:
         """Stores one shard for good. Raises OSError."""
-        # The line goes first: killed in between, the shard is just missing; one without a line is useless.
+        # The line goes first: killed in between, the shard is just missing; one
+        # without a line is useless.
         digest = hashlib.sha256(data).hexdigest()
         self._note({"rows": [rows.start, rows.stop], "sha256": digest})
         write_durably(self._file(rows), data)
@@ -159,17 +203,22 @@ class Parts:
         return None
 
     def all(self) -> Iterator[bytes]:
-        """Every finished shard, by ascending rows. Raises WorkFailed where one is no longer what was written."""
+        """Every finished shard, by ascending rows. Raises WorkFailed where one is
+        no longer what was written.
+        """
         for rows in self.done:
             data = self.read(rows)
             if data is None:
-                raise WorkFailed(f"{self.folder}: the finished shard of {named(rows)} was damaged meanwhile; "
-                                 "run the same command again to make it anew")
+                raise WorkFailed(
+                    f"{self.folder}: the finished shard of {named(rows)} was damaged meanwhile; "
+                    "run the same command again to make it anew"
+                )
             yield data
 
     @contextmanager
     def publishing(self, doing: str) -> Iterator[Path]:
-        """A file to fill and to sync, which becomes the target when the block ends well; then nothing of the parts stays.
+        """A file to fill and to sync, which becomes the target when the block ends well; then
+        nothing of the parts stays.
 
         Raises:
             UserError, WorkFailed: as `reporting`.
@@ -190,7 +239,8 @@ class Parts:
         """Removes our files and the folder. Raises OSError."""
         if not self.folder.is_dir():
             return
-        for file in sorted(self._files(), key=lambda file: file.name == MANIFEST):  # the last one tells that the others may be gone
+        # the last one tells that the others may be gone
+        for file in sorted(self._files(), key=lambda file: file.name == MANIFEST):
             file.unlink()
         self.folder.rmdir()
         self._shards.clear()
@@ -205,7 +255,9 @@ class Parts:
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
-            raise UserError(f"{self.target}: {self._holder()} is writing it; wait for it or end it") from None
+            raise UserError(
+                f"{self.target}: {self._holder()} is writing it; wait for it or end it"
+            ) from None
 
     def _holder(self) -> str:
         deadline = time.monotonic() + NAME_SECONDS
@@ -215,14 +267,18 @@ class Parts:
                 pid, host = int(owner["pid"]), str(owner["host"])[:100]
                 if host != socket.gethostname() or _alive(pid):
                     return f"process {pid} on {host}"
-            time.sleep(0.02)  # it has the lock but has not got as far as its name, or a dead one's name is still there
+            # it has the lock but has not got as far as its name, or a dead
+            # one's name is still there
+            time.sleep(0.02)
         return "another process"
 
     def _load(self) -> None:
         with reporting(self.folder, "make this folder"):
             self.folder.mkdir(exist_ok=True)
         files = self._files()
-        write_durably(self.folder / OWNER, _line({"pid": os.getpid(), "host": socket.gethostname()}))
+        write_durably(
+            self.folder / OWNER, _line({"pid": os.getpid(), "host": socket.gethostname()})
+        )
         lines = self._manifest()
         if lines and lines[0] != self.header:
             self.stale = lines[0] if isinstance(lines[0], dict) else {}
@@ -230,8 +286,13 @@ class Parts:
             self.published = PUBLISHED in lines and self.target.exists()
             self._keep_valid(lines[1:])
         keep = {self._file(rows).name for rows in self._shards} | {OWNER, MANIFEST}
-        kept = [{"rows": [rows.start, rows.stop], "sha256": digest} for rows, digest in self._shards.items()] + [PUBLISHED] * self.published
-        write_durably(self.folder / MANIFEST, b"".join(_line(entry) for entry in [self.header, *kept]))
+        kept = [
+            {"rows": [rows.start, rows.stop], "sha256": digest}
+            for rows, digest in self._shards.items()
+        ] + [PUBLISHED] * self.published
+        write_durably(
+            self.folder / MANIFEST, b"".join(_line(entry) for entry in [self.header, *kept])
+        )
         for file in files:
             if file.name not in keep:
                 file.unlink(missing_ok=True)
@@ -246,7 +307,9 @@ class Parts:
         files = list(self.folder.iterdir())
         for file in files:
             if not self._ours.fullmatch(file.name) or not file.is_file():
-                raise UserError(f"{self.folder}: holds {file.name}, no part of a {self.what}; move it away")
+                raise UserError(
+                    f"{self.folder}: holds {file.name}, no part of a {self.what}; move it away"
+                )
         return files
 
     def _manifest(self) -> list[Any]:
@@ -265,7 +328,10 @@ class Parts:
                 newest[range(start, stop)] = str(entry["sha256"])
         reached = 0
         for rows, digest in sorted(newest.items(), key=lambda item: item[0].start):
-            if not (reached <= rows.start < rows.stop <= self.rows) or not self._file(rows).exists():
+            if (
+                not (reached <= rows.start < rows.stop <= self.rows)
+                or not self._file(rows).exists()
+            ):
                 continue
             self._shards[rows] = digest
             data = self.read(rows)

@@ -1,8 +1,8 @@
-"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/, adapter/, tensorboard/,
-checksums.json and report.html.
+"""The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
+adapter/, tensorboard/, checksums.json and report.html.
 
-But for the report, which the command line puts there, this module alone writes in it. A folder or file appears under its final
-name when it is complete.
+But for the report, which the command line puts there, this module alone writes in it. A folder or
+file appears under its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -25,7 +25,14 @@ from safetensors.torch import load
 
 from twcli.config.commands import AUTO, TrainConfig
 from twcli.config.options import read_yaml, to_yaml
-from twcli.errors import Interrupted, UserError, WorkFailed, first_difference, first_line, how_to_resume
+from twcli.errors import (
+    Interrupted,
+    UserError,
+    WorkFailed,
+    first_difference,
+    first_line,
+    how_to_resume,
+)
 from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
 
@@ -59,11 +66,13 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
-        return self.config_file.is_file() and self.model.is_dir()  # `--overwrite` that was killed leaves a model without settings
+        # `--overwrite` that was killed leaves a model without settings
+        return self.config_file.is_file() and self.model.is_dir()
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        """Holds the run's lock; the system releases a dead holder's. A folder made here in which no run was begun goes again.
+        """Holds the run's lock; the system releases a dead holder's. A folder made here in which no
+        run was begun goes again.
 
         Raises:
             UserError: another process trains here, or the folder cannot be written.
@@ -76,19 +85,27 @@ class RunFolder:
             lock = FileLock(self.path / LOCK, blocking=False)
             lock.acquire()
         except Timeout as error:
-            raise UserError(f"{self.path}: another process is training here; wait for it or give another --out") from error
+            raise UserError(
+                f"{self.path}: another process is training here; wait for it or give another --out"
+            ) from error
         except OSError as error:
-            raise UserError(f"{error.filename or self.path}: cannot be written: {error.strerror or error}") from error
+            raise UserError(
+                f"{error.filename or self.path}: cannot be written: {error.strerror or error}"
+            ) from error
         try:
             yield
         except OSError as error:
-            raise WorkFailed(f"{error.filename or self.path}: {error.strerror or first_line(error)}; {self._mend}") from error
+            raise WorkFailed(
+                f"{error.filename or self.path}: {error.strerror or first_line(error)}; "
+                f"{self._mend}"
+            ) from error
         except SafetensorError as error:  # what safetensors makes of a full disk
             raise WorkFailed(f"{self.path}: {first_line(error)}; {self._mend}") from error
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {self._mend}") from None
         finally:
-            with suppress(OSError):  # a mount point, a folder in use: what went wrong before is what the user is told
+            # a mount point, a folder in use: what went wrong before is what the user is told
+            with suppress(OSError):
                 if [p.name for p in self.path.iterdir()] == [LOCK]:
                     (self.path / LOCK).unlink()
                     if not there:
@@ -99,8 +116,8 @@ class RunFolder:
         """Writes nothing; `--overwrite` allows any run.
 
         Raises:
-            UserError: it holds a run with other settings (the first one is named), or files of something else; or a package
-                that the settings need is missing.
+            UserError: it holds a run with other settings (the first one is named), or files of
+                something else; or a package that the settings need is missing.
         """
         if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard: needs pip install 'twcli-cvae[tensorboard]'")
@@ -108,18 +125,26 @@ class RunFolder:
             if not config.overwrite:
                 self._check_same(config)
             return
-        strangers = [p.name for p in (self.path.iterdir() if self.path.is_dir() else ()) if p.name != LOCK and p.name not in self._own()]
+        strangers = [
+            p.name
+            for p in (self.path.iterdir() if self.path.is_dir() else ())
+            if p.name != LOCK and p.name not in self._own()
+        ]
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 
     def settled(self, config: TrainConfig) -> TrainConfig:
-        """`config` with the number of latents that the run here has found, where `--latents auto` left it open."""
+        """`config` with the number of latents that the run here has found, where
+        `--latents auto` left it open.
+        """
         if config.latents == AUTO and self.config_file.is_file() and not config.overwrite:
             return dataclasses.replace(config, latents=self.read_config().latents)
         return config
 
     def begin(self, config: TrainConfig) -> None:
-        """Puts down the settings, once everything else is known to be right; `--overwrite` first removes the old run."""
+        """Puts down the settings, once everything else is known to be right; `--overwrite`
+        first removes the old run.
+        """
         if config.overwrite:
             self._clear()
         if not self.config_file.is_file():
@@ -128,12 +153,19 @@ class RunFolder:
 
     def _own(self) -> set[str]:
         """Names that a run makes, those of writes that were cut off included."""
-        files = (self.config_file, self.metrics_file, self.posterior_file, self.report, self.checksums_file)
+        files = (
+            self.config_file,
+            self.metrics_file,
+            self.posterior_file,
+            self.report,
+            self.checksums_file,
+        )
         folders = {"checkpoints", "model", ".model", "adapter", ".adapter", "tensorboard"}
         return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:
-        self.config_file.unlink(missing_ok=True)  # first: what is left of the rest belongs to no run any more
+        # first: what is left of the rest belongs to no run any more
+        self.config_file.unlink(missing_ok=True)
         for path in self.path.iterdir():
             if path.name in self._own():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -142,13 +174,18 @@ class RunFolder:
         there = self.read_config().identity()
         for key, value in self.settled(config).identity().items():
             if there[key] != value:
-                raise UserError(f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
-                                "give another --out, or --overwrite to start anew")
+                raise UserError(
+                    f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
+                    "give another --out, or --overwrite to start anew"
+                )
 
     def read_config(self) -> TrainConfig:
         """Raises UserError where there is no run."""
         if not self.config_file.is_file():
-            raise UserError(f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train --out`")
+            raise UserError(
+                f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train "
+                "--out`"
+            )
         return TrainConfig.from_mapping(read_yaml(str(self.config_file)), str(self.config_file))
 
     # metrics
@@ -157,7 +194,8 @@ class RunFolder:
         """All complete lines; a line torn by a kill is left out.
 
         Raises:
-            UserError: a line is damaged, or they are not those that the newest checkpoint was saved after.
+            UserError: a line is damaged, or they are not those that the newest
+                checkpoint was saved after.
         """
         newest = self.checkpoints.newest_content()  # before the file, which only grows
         data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
@@ -170,10 +208,16 @@ class RunFolder:
             except (ValueError, TypeError, KeyError):
                 sound = False
             if not sound:
-                raise UserError(f"{self.metrics_file}:{number}: is damaged; move the file away to go on without it")
+                raise UserError(
+                    f"{self.metrics_file}:{number}: is damaged; move the file away to go on "
+                    "without it"
+                )
         before = b"".join(lines[: sum(m["step"] <= newest.get("step", 0) for m in metrics)])
         if before and sha256(before) != newest["metrics_sha256"]:
-            raise UserError(f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; move it away to go on without it")
+            raise UserError(
+                f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; "
+                "move it away to go on without it"
+            )
         return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
@@ -188,7 +232,9 @@ class RunFolder:
 
     @contextmanager
     def events(self, step: int) -> Iterator[None]:
-        """Inside it `append_metrics` writes for TensorBoard too; what it had of steps after `step` is struck out."""
+        """Inside it `append_metrics` writes for TensorBoard too; what it had of steps
+        after `step` is struck out.
+        """
         from torch.utils.tensorboard import SummaryWriter
 
         with SummaryWriter(self.tensorboard, purge_step=step + 1) as self._events:
@@ -197,16 +243,26 @@ class RunFolder:
 
     # checkpoints, with the metrics up to them
 
-    def save_checkpoint(self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]) -> None:
+    def save_checkpoint(
+        self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]
+    ) -> None:
         """Only the newest `keep` stay."""
         self.checkpoints.path.mkdir(exist_ok=True)
-        sync_folder(self.path)  # this folder's entry and the metrics', before a checkpoint relies on them
+        # this folder's entry and the metrics', before a checkpoint relies on them
+        sync_folder(self.path)
         with self.metrics_file.open("rb") as file:
             os.fsync(file.fileno())
-        self.checkpoints.save(step, tensors, keep, metrics_sha256=self._metrics_hash.hexdigest(), provenance=provenance)
+        self.checkpoints.save(
+            step,
+            tensors,
+            keep,
+            metrics_sha256=self._metrics_hash.hexdigest(),
+            provenance=provenance,
+        )
 
     def cut_back(self, step: int) -> list[dict[str, Any]]:
-        """Leaves what there was at the checkpoint of `step`, later metrics gone; those that are left come back.
+        """Leaves what there was at the checkpoint of `step`, later metrics gone;
+        those that are left come back.
 
         Raises:
             UserError: the metrics are damaged.
@@ -231,17 +287,24 @@ class RunFolder:
             raise UserError(f"{self.posterior_file}: cannot be read: {error}") from error
 
     def save_adapter(self, adapter: Any) -> None:
-        """The LoRA weights and the new tokens' rows alone, as peft loads them over the original model."""
+        """The LoRA weights and the new tokens' rows alone, as peft loads
+        them over the original model.
+        """
         with replacing(self.adapter) as staged:
             adapter.save_pretrained(staged, save_embedding_layers=False)
             _synced_sums(staged, "adapter")
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
-        """A folder to save the model in; it becomes `model/` when the block ends well, checksums of all results beside it."""
+        """A folder to save the model in; it becomes `model/` when the block ends well, checksums
+        of all results beside it.
+        """
         with replacing(self.model) as staged:
             yield staged
-            sums = {file.name: sha256(file.read_bytes()) for file in (self.metrics_file, self.posterior_file)}
+            sums = {
+                file.name: sha256(file.read_bytes())
+                for file in (self.metrics_file, self.posterior_file)
+            }
             if self.adapter.is_dir():
                 sums |= _synced_sums(self.adapter, "adapter")
             sums |= _synced_sums(staged, "model")
@@ -262,7 +325,10 @@ class RunFolder:
             settings = self.read_config().identity()
         except UserError as error:
             return [*problems, str(error)]
-        if different := first_difference(settings, self.checkpoints.newest_content().get("provenance", {"settings": settings})["settings"]):
+        if different := first_difference(
+            settings,
+            self.checkpoints.newest_content().get("provenance", {"settings": settings})["settings"],
+        ):
             name, stored, wanted = different
             problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
         return problems
@@ -285,12 +351,16 @@ class RunFolder:
 
 
 def _synced_sums(folder: Path, name: str) -> dict[str, str]:
-    """sha256 of each file below it, by its path under `name`; what other libraries wrote there is made durable."""
+    """sha256 of each file below it, by its path under `name`; what other libraries
+    wrote there is made durable.
+    """
     sums = {}
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             with file.open("rb") as stream:
-                sums[f"{name}/{file.relative_to(folder)}"] = hashlib.file_digest(stream, "sha256").hexdigest()
+                sums[f"{name}/{file.relative_to(folder)}"] = hashlib.file_digest(
+                    stream, "sha256"
+                ).hexdigest()
                 os.fsync(stream.fileno())
     for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(below)

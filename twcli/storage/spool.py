@@ -1,6 +1,8 @@
-"""Arrays that grow piece by piece and lie in a file without a name: memory holds the pages that are being looked at.
+"""Arrays that grow piece by piece and lie in a file without a name: memory holds the pages
+that are being looked at.
 
-The file is in the folder for temporary files (`TMPDIR`) and goes when nothing looks at it any more, however the process ends.
+The file is in the folder for temporary files (`TMPDIR`) and goes when nothing looks at it any more,
+however the process ends.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ from numpy.typing import ArrayLike, DTypeLike
 
 
 class Spool:
-    """A one-dimensional array to which pieces are added while it is open. A full disk is an OSError that names the folder."""
+    """A one-dimensional array to which pieces are added while it is open. A full disk is an
+    OSError that names the folder.
+    """
 
     def __init__(self, dtype: DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
@@ -35,7 +39,11 @@ class Spool:
         """All that was added, read-only; it stays when the spool is closed."""
         with _naming_the_folder():
             self._file.flush()
-            return np.asarray(np.memmap(self._file, self._dtype, mode="r")) if self._file.tell() else np.empty(0, self._dtype)
+            return (
+                np.asarray(np.memmap(self._file, self._dtype, mode="r"))
+                if self._file.tell()
+                else np.empty(0, self._dtype)
+            )
 
 
 @contextmanager

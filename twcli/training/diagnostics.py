@@ -1,6 +1,8 @@
-"""Does the weighting have something to work on? Pure figures of b_t, of l_t(z) and of gradients, and what to do.
+"""Does the weighting have something to work on? Pure figures of b_t, of l_t(z) and of
+gradients, and what to do.
 
-`twcli train` logs them at every step, `twcli eval` and `twcli inspect` show them. They cost no pass of a model.
+`twcli train` logs them at every step, `twcli eval` and `twcli inspect` show them.
+They cost no pass of a model.
 
 Shapes: B rows, K latents, S supervised tokens. Nats and tokens.
 """
@@ -17,30 +19,48 @@ import torch
 from twcli.training.loss import entropy, masked_token_nll_per_example
 from twcli.training.stages import REFINE
 
-INSENSITIVE_SHARE = 0.1  # of log K: z that moves an example's token losses by less leaves the posterior where the router is
-DEGENERATE_ROWS = 0.5  # more rows than this without mass: most of the data trains on the uniform average
-DEGENERATE_FLAT = 0.9  # effective t0 / T above this: the weighted average is all but the uniform one
+# of log K: z that moves an example's token losses by less leaves the posterior where the router is
+INSENSITIVE_SHARE = 0.1
+# more rows than this without mass: most of the data trains on the uniform average
+DEGENERATE_ROWS = 0.5
+# effective t0 / T above this: the weighted average is all but the uniform one
+DEGENERATE_FLAT = 0.9
 BOTTLENECK_TOKENS = 1.5  # effective t0 in tokens below this, while z carries less than
 BOTTLENECK_SHARE = 0.5  # this share of log K
 WINDOW_SHARE = 0.1  # of the steps for which a condition must hold before it is told
 WINDOW_STEPS = (5, 50)  # least and most of them
 
-SUMMARY = ("informative", "informative_tokens", "uniform_rows", "z_sensitivity", "z_sensitivity_weighted", "z_sensitivity_sum",
-           "amplification", "expected_amplification")
+SUMMARY = (
+    "informative",
+    "informative_tokens",
+    "uniform_rows",
+    "z_sensitivity",
+    "z_sensitivity_weighted",
+    "z_sensitivity_sum",
+    "amplification",
+    "expected_amplification",
+)
 
 
 @torch.no_grad()
-def row_figures(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, log_q_BK: torch.Tensor,
-                tau: float) -> dict[str, torch.Tensor]:
+def row_figures(
+    nll_BKS: torch.Tensor,
+    active_BS: torch.Tensor,
+    weights_BS: torch.Tensor | None,
+    log_q_BK: torch.Tensor,
+    tau: float,
+) -> dict[str, torch.Tensor]:
     """Figures (B,) of each row; those that need b_t are left out where `weights_BS` is None.
 
     `informative`: (sum w)^2 / (S sum w^2), the effective t0 / T; NaN for a row without mass.
     `informative_tokens`: the same times S, the effective t0 in tokens; NaN for a row without mass.
     `uniform_rows`: 1 where sum w <= tau, so that the row takes the uniform average, else 0.
-    `z_sensitivity`, `z_sensitivity_weighted`: standard deviation of l_t(z) over the K latents in nats a token,
+    `z_sensitivity`, `z_sensitivity_weighted`: standard deviation of l_t(z) over the K latents in
+    nats a token,
         averaged over tokens uniformly and with the weights (as the loss does, below tau uniformly).
     `z_sensitivity_sum`: those deviations summed over the row's tokens, nats an example.
-    `gradient_uniform`, `gradient_weighted`: squared norm of the gradient of sum_z q(z) R(z), and of its weighted
+    `gradient_uniform`, `gradient_weighted`: squared norm of the gradient of sum_z q(z)
+    R(z), and of its weighted
         counterpart, with respect to the posterior's logits: q(z) (R(z) - sum_z' q(z') R(z')).
     """
     active_BKS = active_BS[:, None, :]
@@ -62,7 +82,9 @@ def row_figures(nll_BKS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torc
         "informative": tokens_B / active_BS.sum(-1),
         "informative_tokens": tokens_B,
         "uniform_rows": (mass_B <= tau).to(spread_BS.dtype),
-        "z_sensitivity_weighted": masked_token_nll_per_example(spread_BS, active_BS, weights_BS, tau=tau),
+        "z_sensitivity_weighted": masked_token_nll_per_example(
+            spread_BS, active_BS, weights_BS, tau=tau
+        ),
         "gradient_weighted": posterior_gradient(log_q_BK, weighted_BK).square().sum(-1),
     }
 
@@ -74,20 +96,27 @@ def posterior_gradient(log_q_BK: torch.Tensor, reff_BK: torch.Tensor) -> torch.T
 
 
 def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
-    """Means over rows, those without mass left out of `informative` and `informative_tokens`; over all rows together:
+    """Means over rows, those without mass left out of `informative` and
+    `informative_tokens`; over all rows together:
 
-    `amplification`: norm of the posterior's gradient under the weights over that under the uniform average;
-    `expected_amplification`: 1 / informative, what T / t0 promises. None where there is nothing to divide by.
+    `amplification`: norm of the posterior's gradient under the weights over that under the
+    uniform average; `expected_amplification`: 1 / informative, what T / t0 promises. None where
+    there is nothing to divide by.
     """
     names = sorted(rows)
-    known = torch.stack([rows[name] for name in names]).cpu().double()  # the only wait for the device
+    # the only wait for the device
+    known = torch.stack([rows[name] for name in names]).cpu().double()
     finite = known.isfinite()
     sums = torch.cat([known.masked_fill(~finite, 0.0).sum(1), finite.sum(1).double()]).tolist()
-    means = {name: total / count if count else None
-             for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)}
+    means = {
+        name: total / count if count else None
+        for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)
+    }
     uniform, weighted = means.pop("gradient_uniform"), means.pop("gradient_weighted", None)
     informative = means.get("informative")
-    means["amplification"] = math.sqrt(weighted / uniform) if weighted is not None and uniform else None
+    means["amplification"] = (
+        math.sqrt(weighted / uniform) if weighted is not None and uniform else None
+    )
     means["expected_amplification"] = 1 / informative if informative else None
     return {name: means.get(name) for name in SUMMARY}
 
@@ -95,8 +124,9 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
 def pooled(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One step's metrics from those of its batches: means over records, `records` added up.
 
-    Mutual information and usage are those of all records together. `amplification` is a ratio within each batch: its mean
-    is one of ratios. A figure that some batches lack is the mean over the others.
+    Mutual information and usage are those of all records together. `amplification` is a
+    ratio within each batch: its mean is one of ratios. A figure that some batches lack is
+    the mean over the others.
     """
     if len(batches) == 1:
         return batches[0]
@@ -107,70 +137,101 @@ def pooled(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not known:
             result[name] = None
         elif isinstance(known[0][0], list):
-            result[name] = [sum(row) / total for row in zip(*([count * v for v in value] for value, count in known), strict=True)]
+            result[name] = [
+                sum(row) / total
+                for row in zip(*([count * v for v in value] for value, count in known), strict=True)
+            ]
         else:
             result[name] = sum(value * count for value, count in known) / total
     result["records"] = sum(b["records"] for b in batches)
-    result["mutual_information"], result["usage"] = pooled_information([{**b, "stage": None} for b in batches])
+    result["mutual_information"], result["usage"] = pooled_information(
+        [{**b, "stage": None} for b in batches]
+    )
     return result
 
 
 def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """(mutual information in nats, latents in use) of the posterior over all records of several steps.
+    """(mutual information in nats, latents in use) of the posterior over all
+    records of several steps.
 
-    A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information says little. Metrics
-    of a version that logged no masses give the last step's own. Steps of the stage `refine` count only where there is no
-    other: their q is the assignment, of which the posterior has yet to learn.
+    A batch holds rows of like length and so, perhaps, of one strategy: its own mutual information
+    says little. Metrics of a version that logged no masses give the last step's own. Steps of the
+    stage `refine` count only where there is no other: their q is the assignment, of which the
+    posterior has yet to learn.
     """
     metrics = [m for m in metrics if m.get("stage") != REFINE] or metrics
     if "posterior_mass" not in metrics[0]:
         return metrics[-1]["mutual_information"], metrics[-1]["usage"]
     records = torch.tensor([float(m["records"]) for m in metrics])
-    mean_K = (records[:, None] * torch.tensor([m["posterior_mass"] for m in metrics])).sum(0) / records.sum()
+    mean_K = (records[:, None] * torch.tensor([m["posterior_mass"] for m in metrics])).sum(
+        0
+    ) / records.sum()
     of_mean = entropy(mean_K)
-    within = (records * torch.tensor([m["posterior_entropy"] for m in metrics])).sum() / records.sum()
+    within = (
+        records * torch.tensor([m["posterior_entropy"] for m in metrics])
+    ).sum() / records.sum()
     return max((of_mean - within).item(), 0.0), of_mean.exp().item()
 
 
-def gradient_norms(posterior_gradients: Iterable[torch.Tensor], latent_gradient: torch.Tensor) -> dict[str, float | None]:
-    """Norms of the gradients of the posterior's own parameters and of the latents' embedding rows, after backward.
+def gradient_norms(
+    posterior_gradients: Iterable[torch.Tensor], latent_gradient: torch.Tensor
+) -> dict[str, float | None]:
+    """Norms of the gradients of the posterior's own parameters and of the latents'
+    embedding rows, after backward.
 
     None for a closed-form posterior, which has no parameters.
     """
-    norms = torch.stack([*(gradient.norm() for gradient in posterior_gradients), latent_gradient.norm()]).tolist()
-    return {"posterior_gradient_norm": math.hypot(*norms[:-1]) if len(norms) > 1 else None, "latent_gradient_norm": norms[-1]}
+    norms = torch.stack(
+        [*(gradient.norm() for gradient in posterior_gradients), latent_gradient.norm()]
+    ).tolist()
+    return {
+        "posterior_gradient_norm": math.hypot(*norms[:-1]) if len(norms) > 1 else None,
+        "latent_gradient_norm": norms[-1],
+    }
 
 
 # The three ways in which weighting cannot help
 
 CONDITIONS = {
     "no z-sensitivity": (
-        "z moves the token losses of an example by {z_sensitivity_sum:.2f} nats in all, of log K = {log_k:.2f} that it could "
-        "tell, so there is little to weight",
-        "train longer or with a higher --lr, use --adapt full, give z more room with --latent-tokens 4, or take the "
-        "history away with --history-dropout 0.2"),
+        "z moves the token losses of an example by {z_sensitivity_sum:.2f} nats in all, "
+        "of log K = {log_k:.2f} that it could tell, so there is little to weight",
+        "train longer or with a higher --lr, use --adapt full, give z more room with "
+        "--latent-tokens 4, or take the history away with --history-dropout 0.2",
+    ),
     "degenerate weights": (
-        "{uniform_rows:.0%} of the rows have no b_t above --tau and effective t0 / T is {informative:.2f}, so the weighted "
-        "average is (almost) the uniform one",
-        "look at `twcli inspect` of the baseline: the model may not be entangled on this data, or the data may hold one "
-        "strategy a prompt; draw completions from the model with `twcli sample`, or train with --weighting uniform"),
+        "{uniform_rows:.0%} of the rows have no b_t above --tau and effective t0 / T is "
+        "{informative:.2f}, so the weighted average is (almost) the uniform one",
+        "look at `twcli inspect` of the baseline: the model may not be entangled on this data, "
+        "or the data may hold one strategy a prompt; draw completions from the model with `twcli "
+        "sample`, or train with --weighting uniform",
+    ),
     "single-token bottleneck": (
-        "b_t lies on {informative_tokens:.1f} tokens an example and z carries {mutual_information:.2f} nats of {log_k:.2f}: later tokens "
-        "read the strategy from the history and do not need z",
-        "take the history away with --history-dropout 0.2, and give z more room with --latent-tokens 4"),
+        "b_t lies on {informative_tokens:.1f} tokens an example and z carries "
+        "{mutual_information:.2f} nats of {log_k:.2f}: later tokens read the strategy from the "
+        "history and do not need z",
+        "take the history away with --history-dropout 0.2, and give z more room with "
+        "--latent-tokens 4",
+    ),
 }
 
 
 def conditions(metrics: dict[str, Any], latents: int, weighted: bool) -> list[str]:
-    """Names in `CONDITIONS` that one step's metrics meet; `weighted` is whether the loss uses b_t at all."""
+    """Names in `CONDITIONS` that one step's metrics meet; `weighted` is whether
+    the loss uses b_t at all.
+    """
     found = []
     if _below(metrics.get("z_sensitivity_sum"), INSENSITIVE_SHARE * math.log(latents)):
         found.append("no z-sensitivity")
     flat = metrics.get("informative")
-    if weighted and ((metrics.get("uniform_rows") or 0.0) > DEGENERATE_ROWS or (flat is not None and flat > DEGENERATE_FLAT)):
+    if weighted and (
+        (metrics.get("uniform_rows") or 0.0) > DEGENERATE_ROWS
+        or (flat is not None and flat > DEGENERATE_FLAT)
+    ):
         found.append("degenerate weights")
     if _below(metrics.get("informative_tokens"), BOTTLENECK_TOKENS) and _below(
-            metrics.get("mutual_information"), BOTTLENECK_SHARE * math.log(latents)):
+        metrics.get("mutual_information"), BOTTLENECK_SHARE * math.log(latents)
+    ):
         found.append("single-token bottleneck")
     return found
 
@@ -182,13 +243,22 @@ def _below(value: float | None, limit: float) -> bool:
 def advice(name: str, metrics: dict[str, Any], latents: int) -> str:
     """One line: the condition, its figures and what to do."""
     fact, mend = CONDITIONS[name]
-    figures = {key: metrics.get(key) or 0.0 for key in (
-        "z_sensitivity_sum", "uniform_rows", "informative", "informative_tokens", "mutual_information")}
+    figures = {
+        key: metrics.get(key) or 0.0
+        for key in (
+            "z_sensitivity_sum",
+            "uniform_rows",
+            "informative",
+            "informative_tokens",
+            "mutual_information",
+        )
+    }
     return f"{name}: {fact.format(log_k=math.log(latents), **figures)}; {mend}"
 
 
 class Watch:
-    """Tells a condition when it has held without a break for a tenth of the run, at least 5 and at most 50 steps.
+    """Tells a condition when it has held without a break for a tenth of the run, at
+    least 5 and at most 50 steps.
 
     One batch says little, and every run begins with a z that means nothing.
     """
@@ -203,18 +273,29 @@ class Watch:
         self.latest: dict[str, Any] = {}
 
     def see(self, metrics: dict[str, Any]) -> list[str]:
-        """Takes one step's metrics; gives a line for each condition that has now held for the window, the first time."""
+        """Takes one step's metrics; gives a line for each condition that has now held for
+        the window, the first time.
+        """
         self.recent.append(metrics)
-        # A stage that reads one branch cannot tell how far z moves the losses: the last one that could still stands.
+        # A stage that reads one branch cannot tell how far z moves the losses: the last one
+        # that could still stands.
         self.latest |= {name: value for name, value in metrics.items() if value is not None}
         if "mutual_information" in metrics:
             self.latest["mutual_information"] = pooled_information(self.recent)[0]
         found = conditions(self.latest, self.latents, self.weighted)
         self.held = {name: count + 1 if name in found else 0 for name, count in self.held.items()}
-        new = [name for name, count in self.held.items() if count >= self.window and name not in self.told]
+        new = [
+            name
+            for name, count in self.held.items()
+            if count >= self.window and name not in self.told
+        ]
         self.told.update(new)
         return [advice(name, self.latest, self.latents) for name in new]
 
     def standing(self) -> list[str]:
         """A line for each condition that holds at the step last seen: what to say at the end."""
-        return [advice(name, self.latest, self.latents) for name, count in self.held.items() if count >= self.window]
+        return [
+            advice(name, self.latest, self.latents)
+            for name, count in self.held.items()
+            if count >= self.window
+        ]

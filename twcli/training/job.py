@@ -1,4 +1,5 @@
-"""A config becomes a job: inputs loaded and checked, the warm start made, the model built. `trainer` does what it says.
+"""A config becomes a job: inputs loaded and checked, the warm start made, the model built.
+`trainer` does what it says.
 
 Shapes: N rows, K latents.
 """
@@ -29,11 +30,12 @@ from twcli.training.stages import FREE, REFINE, Stage, stages_of
 
 DEFAULT_STEPS = 2000
 PEAK_LR = 2e-3
-# Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the usual 1,000 steps would keep the last
-# updates small. As Brown et al. 2020.
+# Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
+# usual 1,000 steps would keep the last updates small. As Brown et al. 2020.
 ADAM_BETAS = (0.9, 0.95)
 RESCORED_ROWS = 64
-RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}  # nats; a stale cache is off by whole nats, another kernel by 1e-5
+# nats; a stale cache is off by whole nats, another kernel by 1e-5
+RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}
 
 Say = Callable[[str], None]
 
@@ -44,9 +46,11 @@ class Job:
 
     Attributes:
         cache: b_t of the frozen model; None where b_t is the current backbone's.
-        latent_N: the latent at which each row's posterior is held, -1 for none; the stage `refine` rewrites it.
+        latent_N: the latent at which each row's posterior is held, -1 for none; the
+            stage `refine` rewrites it.
         cluster_N: what `latent_N` is at first, the warm start's.
-        used: latents that rows are held at, the first of the K; each other one is an understudy of one of them.
+        used: latents that rows are held at, the first of the K; each other one is an
+            understudy of one of them.
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
         provenance: what a checkpoint must have been made from to be resumed.
@@ -74,7 +78,9 @@ class Job:
     frozen_nll_N: np.ndarray | None = None
 
 
-def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]) -> Job:
+def prepare(
+    config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]
+) -> Job:
     """Loads and checks all inputs, rescores some rows against the cache, and makes the warm start.
 
     Args:
@@ -88,12 +94,19 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
-    backbone, template = runtime.load_frozen(config.model, attention=config.attention, template=config.template,
-                                             latent_tokens=config.latent_tokens)
+    backbone, template = runtime.load_frozen(
+        config.model,
+        attention=config.attention,
+        template=config.template,
+        latent_tokens=config.latent_tokens,
+    )
     max_length = runtime.context_length(backbone, config.max_length)
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
-        say("loss: b_t-weighted alone, so tokens without b_t are not trained and decay; --weighting mixed keeps them")
+        say(
+            "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
+            "--weighting mixed keeps them"
+        )
     baseline.check_head(backbone, config.model)
     fingerprint = _expected_fingerprint(config, backbone, template, encoded, max_length)
     if config.baseline_policy == "frozen":
@@ -101,47 +114,113 @@ def prepare(config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[s
         cache.check(fingerprint, encoded.row_hash)
         backbone.to(accelerator.device)
         difference = rescore(backbone, template, encoded, cache, config)
-        say(f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; {min(RESCORED_ROWS, len(encoded))} rows rescored, "
-            f"largest difference {difference:.1e} nats")
+        say(
+            f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; "
+            f"{min(RESCORED_ROWS, len(encoded))} rows rescored, largest difference "
+            f"{difference:.1e} nats"
+        )
     else:
         cache = None
         backbone.to(accelerator.device)
-        say("baseline: b_t of the current backbone at each step"
-            + (f"; {config.baseline} is not read" if config.baseline else ""))
-    reading = {"batch_tokens": 8 * config.batch_tokens, "progress": progress,
-               "varlen": config.execution != PLAIN and baseline.why_not_varlen(backbone, template, encoded) is None}
-    config, latents, used = _warm_latents(run.settled(config), backbone, template, encoded, say, reading)
+        say(
+            "baseline: b_t of the current backbone at each step"
+            + (f"; {config.baseline} is not read" if config.baseline else "")
+        )
+    reading = {
+        "batch_tokens": 8 * config.batch_tokens,
+        "progress": progress,
+        "varlen": config.execution != PLAIN
+        and baseline.why_not_varlen(backbone, template, encoded) is None,
+    }
+    config, latents, used = _warm_latents(
+        run.settled(config), backbone, template, encoded, say, reading
+    )
     probe = probe_of(backbone, template, encoded, seed=config.seed, **reading)
-    frozen_nll = None if probe is None else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
+    frozen_nll = (
+        None
+        if probe is None
+        else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
+    )
     model, adapter = build(config, backbone, template)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), template, encoded, say)
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
-    stages = stages_of(steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any()))
+    stages = stages_of(
+        steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any())
+    )
     names = {stage.name for stage in stages}
     if config.trust and REFINE not in names:
-        say("--trust has no effect: it acts between --hold and --release, where there is a warm start")
+        say(
+            "--trust has no effect: it acts between --hold and --release, where there is a warm "
+            "start"
+        )
     if config.free_only and FREE not in names:
-        say(f"{config.free_only} has no effect: it acts where the posterior is learned, with --warm-start none or --release")
+        say(
+            f"{config.free_only} has no effect: it acts where the posterior is learned, "
+            "with --warm-start none or --release"
+        )
     lr = _learning_rate(config, backbone)
-    # What the options leave to this package goes with the settings: another version's run is not gone on with otherwise than it began.
-    provenance = {**fingerprint, "settings": config.identity(), "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS}}
-    return Job(config, run, model, template, encoded, cache, latents, latents.copy(), used, stages, steps, lr, accelerator, provenance,
-               adapter=adapter, probe=probe, frozen_nll_N=frozen_nll)
+    # What the options leave to this package goes with the settings: another version's run is not
+    # gone on with otherwise than it began.
+    provenance = {
+        **fingerprint,
+        "settings": config.identity(),
+        "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS},
+    }
+    return Job(
+        config,
+        run,
+        model,
+        template,
+        encoded,
+        cache,
+        latents,
+        latents.copy(),
+        used,
+        stages,
+        steps,
+        lr,
+        accelerator,
+        provenance,
+        adapter=adapter,
+        probe=probe,
+        frozen_nll_N=frozen_nll,
+    )
 
 
-def _expected_fingerprint(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded,
-                          max_length: int) -> dict[str, Any]:
+def _expected_fingerprint(
+    config: TrainConfig,
+    backbone: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    max_length: int,
+) -> dict[str, Any]:
     if config.baseline_precision == "fp32":
         scored = backbone
     else:
-        scored, _ = runtime.load_frozen(config.model, precision=config.baseline_precision, attention=config.attention,
-                                        template=config.template)
-    return baseline.fingerprint(scored, template, encoded, max_length=max_length, precision=config.baseline_precision,
-                                attention=config.attention)
+        scored, _ = runtime.load_frozen(
+            config.model,
+            precision=config.baseline_precision,
+            attention=config.attention,
+            template=config.template,
+        )
+    return baseline.fingerprint(
+        scored,
+        template,
+        encoded,
+        max_length=max_length,
+        precision=config.baseline_precision,
+        attention=config.attention,
+    )
 
 
-def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cache: Cache, config: TrainConfig) -> float:
+def rescore(
+    backbone: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    cache: Cache,
+    config: TrainConfig,
+) -> float:
     """Largest difference in nats between the cache and the model on a few random rows.
 
     Raises:
@@ -153,23 +232,46 @@ def rescore(backbone: PreTrainedModel, template: Template, encoded: Encoded, cac
     stored, _ = cache.read(rows)
     difference = float(np.abs(fresh - stored).max())
     if difference > RESCORE_LIMIT[config.baseline_precision]:
-        raise UserError(f"{config.baseline}: rescoring {len(rows)} rows differs by up to {difference:.3g} nats; "
-                        "run `twcli precompute --overwrite` again")
+        raise UserError(
+            f"{config.baseline}: rescoring {len(rows)} rows differs by up to {difference:.3g} "
+            "nats; run `twcli precompute --overwrite` again"
+        )
     return difference
 
 
-def _frozen_nll(rows: np.ndarray, backbone: PreTrainedModel, template: Template, encoded: Encoded, cache: Cache | None,
-                config: TrainConfig) -> np.ndarray:
-    """(N,) nats of distinct rows in any order: the sum of their b_t, read where there is a cache."""
+def _frozen_nll(
+    rows: np.ndarray,
+    backbone: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    cache: Cache | None,
+    config: TrainConfig,
+) -> np.ndarray:
+    """(N,) nats of distinct rows in any order: the sum of their b_t,
+    read where there is a cache.
+    """
     rows, back = np.unique(rows, return_inverse=True)
-    flat = cache.read(rows)[0] if cache else baseline.score_flat(backbone, template, encoded, rows, batch_tokens=config.batch_tokens)
+    flat = (
+        cache.read(rows)[0]
+        if cache
+        else baseline.score_flat(
+            backbone, template, encoded, rows, batch_tokens=config.batch_tokens
+        )
+    )
     lengths = encoded.target_lengths[rows]
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
 
-def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Template, encoded: Encoded, say: Say,
-                  reading: dict[str, Any]) -> tuple[TrainConfig, np.ndarray, int]:
-    """The settings with K as a number, the latent at which each row is held, -1 for none, and how many latents are used.
+def _warm_latents(
+    config: TrainConfig,
+    backbone: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    say: Say,
+    reading: dict[str, Any],
+) -> tuple[TrainConfig, np.ndarray, int]:
+    """The settings with K as a number, the latent at which each row is held, -1 for none, and
+    how many latents are used.
 
     Args:
         reading: how `warm_start` reads rows.
@@ -177,29 +279,54 @@ def _warm_latents(config: TrainConfig, backbone: PreTrainedModel, template: Temp
     none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
         return config, none, config.latents
-    warm = warm_start(backbone, template, encoded, None if config.latents == AUTO else config.latents, seed=config.seed, **reading)
+    warm = warm_start(
+        backbone,
+        template,
+        encoded,
+        None if config.latents == AUTO else config.latents,
+        seed=config.seed,
+        **reading,
+    )
     if warm is None:
         if config.latents == AUTO:
-            raise UserError(f"--latents auto: {config.data} has one completion a prompt, so there is nothing to count; "
-                            "give a number, or draw more with `twcli sample`")
-        say(f"warm start: skipped, {config.data} has one completion a prompt; draw more from the frozen model first: "
-            f"twcli sample --model {config.model} --data {config.data} -n 4 --out more.jsonl")
+            raise UserError(
+                f"--latents auto: {config.data} has one completion a prompt, "
+                "so there is nothing to count; give a number, or draw more with `twcli sample`"
+            )
+        say(
+            f"warm start: skipped, {config.data} has one completion a prompt; "
+            f"draw more from the frozen model first: twcli sample --model {config.model} --data "
+            f"{config.data} -n 4 --out more.jsonl"
+        )
         return config, none, config.latents
     if warm.gains:
-        say(f"latents: {warm.latents}, where clusters are told best: " + ", ".join(f"{K} {gain:.3f}" for K, gain in warm.gains.items()))
+        say(
+            f"latents: {warm.latents}, where clusters are told best: "
+            + ", ".join(f"{K} {gain:.3f}" for K, gain in warm.gains.items())
+        )
     covered = float((warm.latent_N >= 0).mean())
-    say(f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of the rows; "
-        f"score {warm.score:.2f}, starts agree on {warm.agreement:.0%}")
+    say(
+        f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of "
+        f"the rows; score {warm.score:.2f}, starts agree on {warm.agreement:.0%}"
+    )
     if warm.used < warm.latents:
-        say(f"latents: {warm.used} of {warm.latents} are used, as no prompt has more alternatives; the others write what "
-            f"these write; --latents {warm.used} is enough")
+        say(
+            f"latents: {warm.used} of {warm.latents} are used, as no prompt has more "
+            f"alternatives; the others write what these write; --latents {warm.used} is enough"
+        )
     return dataclasses.replace(config, latents=warm.latents), warm.latent_N, warm.used
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:
     """The order in which a stage goes through its rows."""
     seed = [config.seed, *stage.encode()]
-    return Plan(encoded.lengths, encoded.prompt_index, batch_tokens=config.batch_tokens, seed=seed, rows=rows)
+    return Plan(
+        encoded.lengths,
+        encoded.prompt_index,
+        batch_tokens=config.batch_tokens,
+        seed=seed,
+        rows=rows,
+    )
 
 
 def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
@@ -213,8 +340,10 @@ def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
     plan = plan_of(config, encoded, FREE, None)
     batches = sum(len(plan.epoch(number)) for number in range(config.epochs))
     if batches < batches_a_step:
-        raise UserError(f"--epochs {config.epochs}: {batches} batches are no step, which takes {batches_a_step}; "
-                        "raise it, or lower --accumulate or --batch-tokens")
+        raise UserError(
+            f"--epochs {config.epochs}: {batches} batches are no step, which takes "
+            f"{batches_a_step}; raise it, or lower --accumulate or --batch-tokens"
+        )
     return batches // batches_a_step
 
 

@@ -1,4 +1,5 @@
-"""One pass of the model becomes the loss of a step under the run's options, and what is logged of it.
+"""One pass of the model becomes the loss of a step under the run's options,
+and what is logged of it.
 
 Shapes: B batch, K latents, C of them that were read, S supervised tokens. Nats.
 """
@@ -14,64 +15,101 @@ from twcli.training import diagnostics, loss, regularisers
 
 
 def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
-    """b_t (B, S) in nats: the current backbone's where the model gave it, else the cache's, else None."""
+    """b_t (B, S) in nats: the current backbone's where the model gave it,
+    else the cache's, else None.
+    """
     return batch.weights_BS if output.baseline_BS is None else output.baseline_BS
 
 
-def reconstruction(nll_BCS: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor | None,
-                   config: TrainConfig) -> torch.Tensor:
+def reconstruction(
+    nll_BCS: torch.Tensor,
+    active_BS: torch.Tensor,
+    weights_BS: torch.Tensor | None,
+    config: TrainConfig,
+) -> torch.Tensor:
     """Reff (B, C) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
-    reff_BC = loss.reconstruction(nll_BCS, active_BS, weights_BS, uniform_weight=uniform_weight,
-                                  token_weight=token_weight, tau=config.tau, ablation=config.ablation)
+    reff_BC = loss.reconstruction(
+        nll_BCS,
+        active_BS,
+        weights_BS,
+        uniform_weight=uniform_weight,
+        token_weight=token_weight,
+        tau=config.tau,
+        ablation=config.ablation,
+    )
     if config.normalise and weights_BS is not None:
         reff_BC = regularisers.normalised(reff_BC, active_BS, weights_BS, tau=config.tau)
     return reff_BC
 
 
 @torch.no_grad()
-def _bound(doubt_BS: torch.Tensor | None, active_BS: torch.Tensor, weights_BS: torch.Tensor | None, config: TrainConfig) -> float:
-    """Nats by which the batch's mean loss may be off: Reff's share in `LatentOutput.doubt_BS`, whatever is subtracted from it."""
+def _bound(
+    doubt_BS: torch.Tensor | None,
+    active_BS: torch.Tensor,
+    weights_BS: torch.Tensor | None,
+    config: TrainConfig,
+) -> float:
+    """Nats by which the batch's mean loss may be off: Reff's share in `LatentOutput.doubt_BS`,
+    whatever is subtracted from it.
+    """
     if doubt_BS is None:
         return 0.0
-    most, least = (reconstruction(nll_BS[:, None], active_BS, weights_BS, config) for nll_BS in (doubt_BS, torch.zeros_like(doubt_BS)))
+    most, least = (
+        reconstruction(nll_BS[:, None], active_BS, weights_BS, config)
+        for nll_BS in (doubt_BS, torch.zeros_like(doubt_BS))
+    )
     return (most - least).mean().item()
 
 
-def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B: torch.Tensor | None,
-              refined_BCS: torch.Tensor | None = None, *, beta: float | None = None
-              ) -> tuple[torch.Tensor, dict[str, float | None]]:
+def step_loss(
+    output: LatentOutput,
+    batch: Batch,
+    config: TrainConfig,
+    latent_B: torch.Tensor | None,
+    refined_BCS: torch.Tensor | None = None,
+    *,
+    beta: float | None = None,
+) -> tuple[torch.Tensor, dict[str, float | None]]:
     """The loss (B,), its parts in nats and `diagnostics`.
 
     Args:
-        latent_B: where q is held, which is taught to the posterior where it was read; None for the learned posterior
-            or the closed form.
-        refined_BCS: NLL of the latents that are used, where `latent_B` comes from it; the diagnostics are then of it.
+        latent_B: where q is held, which is taught to the posterior where it was read; None for the
+            learned posterior or the closed form.
+        refined_BCS: NLL of the latents that are used, where `latent_B` comes from it; the
+            diagnostics are then of it.
         beta: of this step, where it is annealed; None for the run's.
     """
     beta = config.beta if beta is None else beta
     weights_BS = token_weights(batch, output)
     reff_BC = reconstruction(output.nll_BCS, batch.active_BS, weights_BS, config)
     log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
-    parts: dict[str, float | None] = {"pruned_bound": _bound(output.doubt_BS, batch.active_BS, weights_BS, config)}
+    parts: dict[str, float | None] = {
+        "pruned_bound": _bound(output.doubt_BS, batch.active_BS, weights_BS, config)
+    }
     if latent_B is None:
         q_BK = None
         if config.posterior_update != "learned":
             q_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BC, beta)
         elif log_q_BK is None:
-            # Held fixed: at its minimiser the objective's gradient through q is zero anyway, but for free bits, which it does not know.
+            # Held fixed: at its minimiser the objective's gradient through q is zero anyway, but
+            # for free bits, which it does not know.
             log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, beta).detach()
         used_BK = log_q_BK if q_BK is None else q_BK.log()
         loss_B = loss.objective(used_BK, log_p_BK, reff_BC, beta, free_bits=config.free_bits)
         parts["reconstruction"] = (used_BK.exp() * reff_BC).sum(-1).mean().item()
         parts["kl"] = loss.categorical_kl(used_BK, log_p_BK).mean().item()
         if q_BK is not None and log_q_BK is not None:
-            teaching_B = torch.nn.functional.cross_entropy(log_q_BK, q_BK.to(log_q_BK), reduction="none")
+            teaching_B = torch.nn.functional.cross_entropy(
+                log_q_BK, q_BK.to(log_q_BK), reduction="none"
+            )
             loss_B = loss_B + teaching_B
             parts["posterior_cross_entropy"] = teaching_B.mean().item()
         log_q_BK = used_BK if log_q_BK is None else log_q_BK
         if output.divergence_BS is not None:
-            divergence_B = loss.masked_token_nll_per_example(output.divergence_BS, batch.active_BS, weights_BS, tau=config.tau)
+            divergence_B = loss.masked_token_nll_per_example(
+                output.divergence_BS, batch.active_BS, weights_BS, tau=config.tau
+            )
             loss_B = loss_B - config.divergence * divergence_B
             parts["divergence"] = divergence_B.mean().item()
     else:
@@ -87,14 +125,18 @@ def step_loss(output: LatentOutput, batch: Batch, config: TrainConfig, latent_B:
         if log_q_BK is None:
             log_q_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1]).to(log_p_BK).log()
         q_BK = log_q_BK.exp()
-        parts["mutual_information"] = (loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()).item()
+        parts["mutual_information"] = (
+            loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()
+        ).item()
         parts["usage"] = loss.entropy(q_BK.mean(0)).exp().item()
         parts["posterior_mass"] = q_BK.mean(0).tolist()
         parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
         if refined_BCS is not None:
-            log_q_BK = torch.log_softmax(-refined_BCS.sum(-1), -1)  # a one-hot q has no gradient to speak of
+            # a one-hot q has no gradient to speak of
+            log_q_BK = torch.log_softmax(-refined_BCS.sum(-1), -1)
         if latent_B is None or refined_BCS is not None:
             nll_BCS = output.nll_BCS if refined_BCS is None else refined_BCS
             parts |= diagnostics.summarise_rows(
-                diagnostics.row_figures(nll_BCS, batch.active_BS, weights_BS, log_q_BK, config.tau))
+                diagnostics.row_figures(nll_BCS, batch.active_BS, weights_BS, log_q_BK, config.tau)
+            )
     return loss_B, parts

@@ -1,6 +1,8 @@
-"""What others do against posterior collapse, as pure tensor functions: options of `twcli train` to compare with.
+"""What others do against posterior collapse, as pure tensor functions: options of
+`twcli train` to compare with.
 
-Beta and the normalisation act at every step, the others where the posterior is learned (the stage `free`).
+Beta and the normalisation act at every step, the others where the posterior is
+learned (the stage `free`).
 
 Shapes: B batch, K latents, C branches, S supervised tokens. Nats.
 """
@@ -15,30 +17,35 @@ SINKHORN_ROUNDS = 50
 
 
 def annealed_beta(beta: float, step: int, steps: int, *, warmup: float, cycles: int) -> float:
-    """Beta at `step`, counted from 0: rises in a line to `beta` over the first `warmup` share of each cycle, then stays.
+    """Beta at `step`, counted from 0: rises in a line to `beta` over the first `warmup` share
+    of each cycle, then stays.
 
-    One cycle is KL warm-up (Bowman et al. 2016), several are the cyclical schedule (Fu et al. 2019). Never 0, since the
-    closed-form posterior divides by it.
+    One cycle is KL warm-up (Bowman et al. 2016), several are the cyclical schedule (Fu et al.
+    2019). Never 0, since the closed-form posterior divides by it.
 
     Args:
         warmup: share of a cycle; 0 for a constant beta.
         cycles: of equal length.
     """
-    done = (step * cycles % steps + cycles) / steps  # of whole numbers, so that each cycle begins where it is due
+    # of whole numbers, so that each cycle begins where it is due
+    done = (step * cycles % steps + cycles) / steps
     return beta * min(1.0, done / warmup) if warmup else beta
 
 
 def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
-    """One-hot (B, K) at the latent of least Reff - beta log p(z|x), detached: hard EM (Neal and Hinton 1998)."""
+    """One-hot (B, K) at the latent of least Reff - beta log p(z|x), detached: hard
+    EM (Neal and Hinton 1998).
+    """
     best_B = (reff_BK - beta * log_p_BK).detach().argmin(-1)
     return torch.nn.functional.one_hot(best_B, reff_BK.shape[1]).to(reff_BK)
 
 
 def balanced_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
-    """The closed form p(z|x) exp(-Reff / beta) scaled so that every latent gets the same mass of the batch, detached.
+    """The closed form p(z|x) exp(-Reff / beta) scaled so that every latent gets the same
+    mass of the batch, detached.
 
-    Sinkhorn and Knopp's alternation (Cuturi 2013; for assignments Caron et al. 2020), in the log domain. Rows sum to 1
-    exactly, columns to B / K as far as `SINKHORN_ROUNDS` reach.
+    Sinkhorn and Knopp's alternation (Cuturi 2013; for assignments Caron et al. 2020), in the log
+    domain. Rows sum to 1 exactly, columns to B / K as far as `SINKHORN_ROUNDS` reach.
     """
     log_q_BK = (log_p_BK - reff_BK / beta).detach().double()
     for _ in range(SINKHORN_ROUNDS):
@@ -50,7 +57,9 @@ def balanced_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: floa
 UPDATES = {"hard": hard_posterior, "balanced": balanced_posterior}
 
 
-def normalised(reff_BC: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor, *, tau: float) -> torch.Tensor:
+def normalised(
+    reff_BC: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor, *, tau: float
+) -> torch.Tensor:
     """Reff (B, C) as a multiple of the row's mean b_t, so that hard rows do not outweigh easy ones.
 
     A row whose b_t sum to `tau` nats or less stays as it is.

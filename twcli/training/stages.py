@@ -1,12 +1,15 @@
 """What each step trains on and under which posterior.
 
     hold     q is the warm start's cluster
-    refine   q is the assignment of a prompt's completions to latents under which the generator finds them likeliest
-    settle   the records of the step before once more: q is the assignment found, and is taught to the posterior
+    refine   q is the assignment of a prompt's completions to latents under which the generator
+             finds them likeliest
+    settle   the records of the step before once more: q is the assignment found, and is taught
+             to the posterior
     free     q is the learned posterior or the closed form
 
-A run with a warm start holds, then refines and settles by turns, and ends free where `--release` says so; without one it
-is free from the first step to the last. All follows from the step's number alone, so that a resumed run repeats it.
+A run with a warm start holds, then refines and settles by turns, and ends free where `--release`
+says so; without one it is free from the first step to the last. All follows from the step's number
+alone, so that a resumed run repeats it.
 """
 
 from __future__ import annotations
@@ -54,11 +57,21 @@ def ahead(stages: list[Stage], step: int, name: str) -> float:
     return (stage.last - step) / (stage.last - stage.first)
 
 
-def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarray, *, rank: int = 0,
-            processes: int = 1, accumulate: int = 1) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """What this process does at each step from `step` on, to the last one, and on the rows of which batches.
+def batches(
+    stages: list[Stage],
+    step: int,
+    plan_of: PlanOf,
+    held_rows: np.ndarray,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    accumulate: int = 1,
+) -> Iterator[tuple[str, list[np.ndarray]]]:
+    """What this process does at each step from `step` on, to the last one, and on
+    the rows of which batches.
 
-    A step takes the plan's next processes x accumulate batches, whoever reads them: 1 x 8 and 8 x 1 are the same step.
+    A step takes the plan's next processes x accumulate batches, whoever reads them: 1 x 8
+    and 8 x 1 are the same step.
 
     Args:
         plan_of: the plan of a stage over the given rows, over all where None.
@@ -80,8 +93,11 @@ def batches(stages: list[Stage], step: int, plan_of: PlanOf, held_rows: np.ndarr
             turn = (turn + 1) % len(names)
 
 
-def read_ahead(steps: Iterable[tuple[str, list[np.ndarray]]], read: Callable[[np.ndarray], Batch]) -> Iterator[tuple[str, list[Batch]]]:
-    """The steps' batches, which a thread reads while the step before is computed; the same rows again are not read again.
+def read_ahead(
+    steps: Iterable[tuple[str, list[np.ndarray]]], read: Callable[[np.ndarray], Batch]
+) -> Iterator[tuple[str, list[Batch]]]:
+    """The steps' batches, which a thread reads while the step before is computed; the same rows
+    again are not read again.
 
     Raises:
         Whatever `read` raises, at the step that wants the batch.
@@ -91,7 +107,10 @@ def read_ahead(steps: Iterable[tuple[str, list[np.ndarray]]], read: Callable[[np
         rows_before, reading = None, []
         for stage, rows in steps:
             if rows is not rows_before:
-                rows_before, reading = rows, [thread.submit(read, batch_rows) for batch_rows in rows]
+                rows_before, reading = (
+                    rows,
+                    [thread.submit(read, batch_rows) for batch_rows in rows],
+                )
             if waiting:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = stage, reading

@@ -14,13 +14,21 @@ import torch
 from twcli.models.sharding import like, whole
 
 
-def snapshot(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, keep: bool) -> dict[str, torch.Tensor]:
-    """All that a run goes on from; with `keep` off nothing, but this process's parts are given to the one that keeps."""
+def snapshot(
+    model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, keep: bool
+) -> dict[str, torch.Tensor]:
+    """All that a run goes on from; with `keep` off nothing, but this process's parts are
+    given to the one that keeps.
+    """
     named = [(f"model.{name}", tensor) for name, tensor in _changing(model).items()]
-    named += [(f"optimizer.{number}.{name}", value) for number, state in optimizer.state_dict()["state"].items()
-              for name, value in state.items()]
+    named += [
+        (f"optimizer.{number}.{name}", value)
+        for number, state in optimizer.state_dict()["state"].items()
+        for name, value in state.items()
+    ]
     tensors = {}
-    for name, tensor in sorted(named, key=itemgetter(0)):  # the same order in all processes, whatever it was in a file
+    # the same order in all processes, whatever it was in a file
+    for name, tensor in sorted(named, key=itemgetter(0)):
         full = whole(tensor)
         if keep:
             tensors[name] = full.clone()  # tied weights must not share their memory in the file
@@ -29,21 +37,36 @@ def snapshot(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, ke
     return tensors
 
 
-def restore(model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensors: dict[str, torch.Tensor]) -> None:
+def restore(
+    model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensors: dict[str, torch.Tensor]
+) -> None:
     """Puts back what `snapshot` took, into the model, the optimiser and `latent_N`."""
     latent_N[:] = tensors["latents"].numpy()
-    model.load_state_dict({name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()}, strict=False)
+    model.load_state_dict(
+        {name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()},
+        strict=False,
+    )
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, name = key.split(".", 2)
-            moment = value.shape == trained[int(number)].shape  # the other entry is the number of steps
-            state.setdefault(int(number), {})[name] = like(value, trained[int(number)]) if moment else value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            # the other entry is the number of steps
+            moment = value.shape == trained[int(number)].shape
+            state.setdefault(int(number), {})[name] = (
+                like(value, trained[int(number)]) if moment else value
+            )
+    optimizer.load_state_dict(
+        {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
+    )
 
 
 def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and buffers by name, without weights that training leaves alone: those are in the checkpoint it began from."""
-    return {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()
-            if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)}
+    """Weights and buffers by name, without weights that training leaves alone: those are in the
+    checkpoint it began from.
+    """
+    return {
+        name: tensor.detach()
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
+    }
