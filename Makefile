@@ -6,7 +6,7 @@
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
-# make lint     the linter, and whether the layout is the formatter's
+# make lint     the linter, whether the layout is the formatter's, and which folder imports from which
 # make format   the layout, and what the linter can mend by itself
 # make docs     the command reference, from the commands
 # make clean    removes what the others made, the virtual environment included
@@ -59,6 +59,7 @@ mutants: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
