@@ -6,7 +6,7 @@
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
-# make lint     the linter, whether the layout is the formatter's, and which folder imports from which
+# make lint     the linter, whether the layout is the formatter's, which folder imports from which, and the types
 # make format   the layout, and what the linter can mend by itself
 # make docs     the command reference, from the commands
 # make clean    removes what the others made, the virtual environment included
@@ -60,6 +60,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/ruff format --check $(SOURCES)
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix $(SOURCES)
@@ -69,7 +70,7 @@ docs: $(INSTALLED)
 	$(BIN)/python docs/make_commands.py
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
+	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache
 
 figures: $(INSTALLED)
 	$(BIN)/python benchmarks/dilution.py --out build/figures

@@ -52,11 +52,11 @@ def first_difference(
     for name in [*wanted, *(key for key in stored if key not in wanted)]:
         if name in stored and name in wanted and stored[name] == wanted[name]:
             continue
-        values = stored.get(name), wanted.get(name)
-        if all(isinstance(value, dict) for value in values):
-            return first_difference(*values, prefix=f"{prefix}{name}.")
-        texts = [
+        old, new = stored.get(name), wanted.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            return first_difference(old, new, prefix=f"{prefix}{name}.")
+        old, new = (
             json.dumps(side[name])[:100] if name in side else "nothing" for side in (stored, wanted)
-        ]
-        return f"{prefix}{name}", *texts
+        )
+        return f"{prefix}{name}", old, new
     return None

@@ -41,7 +41,7 @@ def config_options(kind: type[Config]) -> Callable[[Any], Any]:
     return decorate
 
 
-class NumberOrWord(click.ParamType):
+class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # none before click 8.4
     """A whole number, or one of a few words."""
 
     name = "integer"
@@ -55,7 +55,7 @@ class NumberOrWord(click.ParamType):
         return value if value in self.words else click.INT.convert(value, parameter, context)
 
 
-def _option(kind: type[Config], field: dataclasses.Field) -> Any:
+def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
     required = field.default is dataclasses.MISSING
     plain = kind.kind(field.name)
     settings: dict[str, Any] = {
@@ -84,7 +84,8 @@ def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) 
 
 def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
     """Where each setting that is no default came from, by name."""
-    return dict.fromkeys(_in_file(config_file), config_file) | dict.fromkeys(_given(flags), "given")
+    in_file = {} if config_file is None else dict.fromkeys(_in_file(config_file), config_file)
+    return in_file | dict.fromkeys(_given(flags), "given")
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:

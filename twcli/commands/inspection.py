@@ -5,7 +5,7 @@ and whether it is intact.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -70,6 +70,7 @@ def inspect(
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
+            assert model is not None and problems is not None  # --model and --verify came along
             foreign, texts = _compared(cache, model, data, x_field, y_field, template)
             problems += foreign
         profile = None if problems else profile_of(cache)
@@ -242,7 +243,7 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
 
     `last` holds the newest value of each figure: a step does not tell all of them.
     """
-    watch = Watch(len(metrics), config.latents, config.uses_weights)
+    watch = Watch(len(metrics), cast(int, config.latents), config.uses_weights)
     for m in metrics:
         watch.see(m)
     information, usage = pooled_information(watch.recent) if metrics else (None, None)

@@ -95,9 +95,9 @@ def precompute(
         else nullcontext()
     )
     with opened as writer, signals.held() as pending:
-        for note in writer.notes if leads else ():
+        for note in () if writer is None else writer.notes:
             say(note)
-        missing = _told_by_the_first(writer.missing if leads else None)
+        missing = _told_by_the_first(None if writer is None else writer.missing)
         if sum(map(len, missing)) < len(encoded):
             say(
                 f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows "
@@ -126,11 +126,11 @@ def precompute(
                     for rows in shards[accelerator.process_index :][:1]
                 ]
                 for rows, nll in gather_object(scored):
-                    if leads:
+                    if writer is not None:
                         writer.write(rows, nll)
                 if any(gather_object([pending()])):
                     raise Interrupted(f"interrupted; finished shards are kept; {how_to_resume()}")
-        if leads:
+        if writer is not None:
             writer.publish()
     runtime.leave(accelerator)
     tokens = int(encoded.target_lengths.sum())

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from twcli.config.commands import AUTO, PrecomputeConfig, TrainConfig
+from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
 from twcli.data.dataset import stream_examples
 from twcli.data.padding import budget_batches
@@ -32,14 +32,13 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     Raises:
         UserError: what the call itself would refuse about the model or the data.
     """
-    trains = isinstance(config, TrainConfig)
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     model, template = runtime.load_frozen(
         config.model,
         precision=config.precision,
         attention=config.attention,
         template=config.template,
-        latent_tokens=config.latent_tokens if trains else 1,
+        latent_tokens=config.latent_tokens if isinstance(config, TrainConfig) else 1,
     )
     limit = runtime.context_length(model, config.max_length)
     encoded = template.encode(examples, max_length=limit, source=config.data)
@@ -53,18 +52,18 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
-    batches = 1 if trains else runtime.most_at_once(model.device)
+    batches = 1 if isinstance(config, TrainConfig) else runtime.most_at_once(model.device)
     speed = _tokens_a_second(
         model, template, encoded, config.batch_tokens or reading.fast_batch_tokens(model), batches
     )
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
-    if trains:
+    if isinstance(config, TrainConfig):
         steps = steps_of(config, encoded, config.accumulate)
         read = config.accumulate * min(config.batch_tokens, tokens)
         # `refine` and `settle` by turns: K branches without a gradient, then two
         # sequences with one in either.
-        latents = MOST_CLUSTERS if config.latents == AUTO else config.latents  # at worst
+        latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS  # at worst
         passes = (
             (latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (latents + 1)
         )

@@ -11,10 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -51,13 +51,11 @@ class Sampler:
                 precision=config.precision,
                 attention=config.attention,
             )
-            if (config.latent or "").isdecimal() and int(config.latent) >= trained.latents:
-                raise UserError(
-                    f"--latent {config.latent}: the run has the latents 0 to {trained.latents - 1}"
-                )
-            return cls(
-                config, latent_model.backbone, template, template.latent_ids(trained.latents)
-            )
+            latent, latents = config.latent or "", cast(int, trained.latents)
+            if latent.isdecimal() and int(latent) >= latents:
+                raise UserError(f"--latent {latent}: the run has the latents 0 to {latents - 1}")
+            return cls(config, latent_model.backbone, template, template.latent_ids(latents))
+        assert config.model is not None
         model, template = runtime.load_frozen(
             config.model,
             precision=config.precision,
@@ -252,11 +250,11 @@ def sample(
         check_place(out)
         if not Parts.folder_of(out).exists():
             _refuse_existing(out, config)
-    examples = (
-        [Example(config.x, "")]
-        if config.x is not None
-        else stream_examples(config.data, x_field=config.x_field, y_field=None)
-    )
+    if config.x is not None:
+        examples: Iterable[Example] = [Example(config.x, "")]
+    else:
+        assert config.data is not None
+        examples = stream_examples(config.data, x_field=config.x_field, y_field=None)
     # first, so that what is wrong with them is told before a model is loaded
     prompts = Prompts.of(examples)
     drawing = Drawing(Sampler.load(config), prompts)

@@ -55,10 +55,10 @@ class Config:
     @classmethod
     def kind(cls, name: str) -> type:
         """The plain type of a field (`int | None` gives `int`)."""
-        hint = typing.get_type_hints(cls)[name]
+        hint: Any = typing.get_type_hints(cls)[name]
         if isinstance(hint, types.UnionType):
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
-        return hint
+        return typing.cast(type, hint)
 
     @classmethod
     def from_mapping(cls, values: dict[str, Any], source: str) -> Self:
@@ -116,7 +116,7 @@ def _as_from_a_flag(value: Any, kind: type) -> Any:
     return value
 
 
-def _check_field(field: dataclasses.Field, value: Any, kind: type) -> None:
+def _check_field(field: dataclasses.Field[Any], value: Any, kind: type) -> None:
     metadata, flag = field.metadata, flag_of(field.name)
     if value is None:
         if field.default is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,10 +49,10 @@ class Batch:
     weights_BS: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Batch(
-            **{k: v if v is None else v.to(device, non_blocking=True) for k, v in values.items()}
-        )
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        for name, value in values.items():
+            values[name] = None if value is None else value.to(device, non_blocking=True)
+        return Batch(**values)
 
 
 def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache | None) -> Batch:
@@ -102,7 +103,8 @@ def _with_latent_section(
     ids = np.where(
         (after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids
     )
-    return np.where(columns < lengths[:, None] + len(section), ids, template.pad)
+    padded: np.ndarray = np.where(columns < lengths[:, None] + len(section), ids, template.pad)
+    return padded
 
 
 def _ids(array: np.ndarray) -> torch.Tensor:
@@ -180,9 +182,8 @@ def batches_to_read(
 
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
-        return (len(np.unique(prompt[batch])) if shared else sequences) * prompts[
-            batch
-        ].max() + sequences * targets[batch].max()
+        read = len(np.unique(prompt[batch])) if shared else sequences
+        return int(read * prompts[batch].max() + sequences * targets[batch].max())
 
     orders = np.argsort(-lengths, kind="stable"), prompt_by_prompt(lengths, prompt)
     return min(

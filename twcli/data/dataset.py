@@ -40,7 +40,7 @@ class Example:
     strategy: str | None = None
 
 
-def read_examples(path: str, **fields: str | None) -> list[Example]:
+def read_examples(path: str, **fields: Any) -> list[Example]:
     """All records of `stream_examples` at once, for what looks at them again."""
     return list(stream_examples(path, **fields))
 
@@ -209,7 +209,7 @@ class _Zstandard(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         try:
-            return self._stream.readinto(buffer)
+            return int(self._stream.readinto(buffer))
         except self._broken as error:
             raise OSError(str(error)) from error
 

@@ -82,7 +82,7 @@ def _chat_text(tokenizer: Any, source: str) -> str:
         )
     turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
     try:
-        text = tokenizer.apply_chat_template(
+        text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template()
         )
     except Exception as error:  # a template is a program and fails as it likes

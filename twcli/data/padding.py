@@ -9,7 +9,9 @@ import numpy as np
 
 def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """The places start .. start + length - 1 of each slice, one after another."""
-    return np.arange(lengths.sum()) + np.repeat(starts - (np.cumsum(lengths) - lengths), lengths)
+    first = starts - (np.cumsum(lengths) - lengths)
+    places: np.ndarray = np.arange(lengths.sum()) + np.repeat(first, lengths)
+    return places
 
 
 def gather_padded(

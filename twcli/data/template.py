@@ -82,7 +82,8 @@ class Encoded:
     def y_ids(self, row: int) -> list[int]:
         """Token ids of a row's y, without its closing tag."""
         first = self.offsets[row] + self.prompt_lengths[row] + 1
-        return self.ids[first : first + self.target_lengths[row] - 1].tolist()
+        ids: list[int] = self.ids[first : first + self.target_lengths[row] - 1].tolist()
+        return ids
 
     def spread_rows(self, count: int) -> np.ndarray:
         """At most `count` row numbers, the first and the last among them, evenly spaced."""
@@ -166,7 +167,8 @@ class Template:
     @property
     def added_ids(self) -> list[int]:
         """Ids of the tags that were added."""
-        return self.tokenizer.convert_tokens_to_ids(self.added)
+        ids: list[int] = self.tokenizer.convert_tokens_to_ids(self.added)
+        return ids
 
     def spelling(self, tag: str) -> list[int]:
         """Ids that spell a tag as plain text."""
@@ -234,9 +236,10 @@ class Template:
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         # Tags inside a user's text are text: they must not open or close a section.
-        return self.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True)[
-            "input_ids"
-        ]
+        ids: list[list[int]] = self.tokenizer(
+            list(texts), add_special_tokens=False, split_special_tokens=True
+        )["input_ids"]
+        return ids
 
     def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
         """Ids up to where y begins; with `latent` (its P ids) the latent section too.

@@ -176,7 +176,7 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
 def _means(
     windows: Sequence[tuple[int, Sequence[dict[str, Any]]]], key: str
 ) -> list[tuple[float, float]]:
-    points = []
+    points: list[tuple[float, float]] = []
     for step, window in windows:
         known = [m[key] for m in window if m.get(key) is not None]
         if known:

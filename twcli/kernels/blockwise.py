@@ -217,7 +217,8 @@ class _Attention(torch.autograd.Function):
         scale: float,
     ) -> torch.Tensor:
         tensors = query, key, value, *_empty(query)
-        _see(*map(fork.of_prompts, tensors), fork.prompt_blocks, scale)
+        q, k, v, o, s = map(fork.of_prompts, tensors)
+        _see(q, k, v, o, s, fork.prompt_blocks, scale)
         shared, branches = (
             [fork.to_rows(fork.of_prompts(x)) for x in (key, value)],
             [fork.of_branches(x) for x in tensors],
@@ -238,9 +239,8 @@ class _Attention(torch.autograd.Function):
             [fork.of_branches(x) for x in found],
         )
         if fork.prompt_blocks:
-            shares = _see_backward(
-                *map(fork.of_prompts, tensors), of_prompts[0], fork.prompt_blocks, ctx.scale
-            )
+            g, q, k, v, o, s = map(fork.of_prompts, tensors)
+            shares = _see_backward(g, q, k, v, o, s, of_prompts[0], fork.prompt_blocks, ctx.scale)
             for whole, share in zip(of_prompts[1:], shares, strict=True):
                 whole.copy_(share)
         shared, branches = (
@@ -260,9 +260,12 @@ class _Attention(torch.autograd.Function):
         return *found, None, None
 
 
-def _behind(shared: Sequence[torch.Tensor], own: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _behind(
+    shared: Sequence[torch.Tensor], own: Sequence[torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Keys and values (B, A, P + T, D) of prompts and of what follows them."""
-    return [torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True)]
+    key, value = (torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True))
+    return key, value
 
 
 def _see(

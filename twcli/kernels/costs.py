@@ -26,7 +26,7 @@ from twcli.kernels.packing import (
 # heads of 16 to 64; the choice between near equals is all that hangs on them.
 CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
 
-Count = TypeVar("Count", int, np.ndarray)
+Count = TypeVar("Count", float, np.ndarray)
 
 
 def causal_cost(tokens: Count) -> Count:
@@ -78,7 +78,9 @@ class Costs:
             real: tokens of prompts and branches that are no padding.
         """
         (G, P), (B, C, Q) = prompts, branches
-        costs = {PLAIN: B * C * (P + Q) * self.linear + self.width * B * C * causal_cost(P + Q)}
+        costs: dict[str, float] = {
+            PLAIN: B * C * (P + Q) * self.linear + self.width * B * C * causal_cost(P + Q)
+        }
         if self.window is None or P + Q <= self.window:
             linear, on_prompts = (
                 tokens_read(real, G * P + B * C * Q) * self.linear,

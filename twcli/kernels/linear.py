@@ -13,6 +13,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +60,7 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
     """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     # A pass that has been replaced stays, be it by another of this.
-    layers = (
+    layers: list[Any] = (
         []
         if compiled
         else [m for m in model.modules() if is_its_weights(m) and "forward" not in vars(m)]

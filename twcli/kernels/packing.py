@@ -156,10 +156,10 @@ class Packed:
     @cached_property
     def fork(self) -> blockwise.Fork:
         """All tokens, padding included, as `blockwise` wants them."""
-        P = self.prompt_GP.shape[1]
+        (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
         return blockwise.Fork(
-            tuple(self.prompt_GP.shape),
-            tuple(self.branch_BCQ.shape),
+            (G, P),
+            (B, C, Q),
             None if self.one_to_one else self.row_B,
             None if bool((self.length_G == P).all()) else self.length_G,
         )
@@ -226,7 +226,8 @@ class Packed:
         if self.execution == BLOCKWISE and query.shape[-1] == value.shape[-1]:
             output = self.fork.attend(query, key, value, scale)
         else:
-            output = self._attend(*(x.transpose(0, 1)[None] for x in (query, key, value)), scale)[0]
+            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+            output = self._attend(q, k, v, scale)[0]
         return (output if self.padding is None else self.padding.taken_out(output))[None]
 
     def _attend(
@@ -347,7 +348,7 @@ def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | Non
         return "its attention scores are capped"
     if any(isinstance(module, (nn.Conv1d, nn.RNNBase)) for module in model.modules()):
         return "it has convolutions or recurrent layers"
-    dropped = any(
+    dropped: Any = any(
         isinstance(module, nn.Dropout) and module.p for module in model.modules()
     ) or getattr(config, "attention_dropout", 0.0)
     if trained and dropped:

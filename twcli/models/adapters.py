@@ -47,8 +47,9 @@ def add_lora(
         name.rsplit(".", 1)[-1] for name, module in backbone.named_modules() if module in tables
     ]
     tied = tables[0].weight is tables[1].weight  # peft follows the tie by itself
-    chosen = targets if targets == "all-linear" else [name.strip() for name in targets.split(",")]
-    if chosen != targets:
+    chosen: str | list[str] = targets
+    if targets != "all-linear":
+        chosen = [name.strip() for name in targets.split(",")]
         _check_targets(backbone, chosen, tables, targets)
     config = LoraConfig(
         r=rank,

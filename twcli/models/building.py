@@ -5,7 +5,7 @@ trained, or from a finished run.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,8 +37,9 @@ def build(
     the second is `Job.adapter`.
     """
     runtime.fit_vocabulary(backbone, template, section=True)
-    template.add_latents(config.latents)
-    ids = template.latent_ids(config.latents)
+    latents = cast(int, config.latents)  # "auto" has been told by now
+    template.add_latents(latents)
+    ids = template.latent_ids(latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
     new_ids = [
         *(token for latent in ids for token in latent),
@@ -94,6 +95,7 @@ def choose_execution(
     # backwards, so that rows do not stand in the order of their prompts
     rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()
     window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
+    reason: str | None
     if wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     else:
@@ -180,7 +182,7 @@ def load_run(
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
     model = LatentModel(
         backbone,
-        template.latent_ids(config.latents),
+        template.latent_ids(cast(int, config.latents)),
         config.posterior,
         dynamic_baseline=config.baseline_policy == "dynamic",
     )

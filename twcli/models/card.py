@@ -4,6 +4,8 @@ who has only that folder.
 
 from __future__ import annotations
 
+from typing import cast
+
 from twcli.config.commands import TrainConfig
 from twcli.data.template import Template, latent_tokens
 
@@ -12,7 +14,8 @@ def model_card(
     config: TrainConfig, template: Template, versions: dict[str, str], steps: int
 ) -> str:
     """Markdown. `template` holds the latents already; `steps` were made."""
-    names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(config.latents)]
+    latents = cast(int, config.latents)
+    names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     first = template.frame.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
     return f"""---
@@ -21,7 +24,7 @@ pipeline_tag: text-generation
 tags: [twcli, discrete-latent]
 ---
 
-# A model with {config.latents} latent strategies
+# A model with {latents} latent strategies
 
 Made from `{_public(config.model)}` by `twcli train` ({made_by}).
 The token between `<z>` and `</z>` picks the strategy; it is ordinary vocabulary,

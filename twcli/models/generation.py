@@ -52,8 +52,8 @@ def generate(
     ):
         torch.manual_seed(seed)
         while len(left):
-            begun = [prompts[row] + written[row] for row in left]
-            room = most[left] - [len(written[row]) for row in left]
+            begun = [prompts[row] + written[row] for row in left.tolist()]
+            room = most[left] - [len(written[row]) for row in left.tolist()]
             going = []
             # One number of new tokens serves a batch: rows with more room than the least of it are
             # gone on with afterwards.

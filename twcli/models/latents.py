@@ -11,6 +11,7 @@ import copy
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -132,6 +133,8 @@ class LatentModel(nn.Module):
             shape. Not "plain" only after `check_packing`.
     """
 
+    latent_ids_KP: torch.Tensor
+
     def __init__(
         self,
         backbone: PreTrainedModel,
@@ -191,6 +194,7 @@ class LatentModel(nn.Module):
         read_posterior = read_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
         z_free = read_posterior and self.reader is None
+        plain: Read | None
         divergence, log_posterior, pruned, doubt = None, None, 0.0, None
         if (
             prune
@@ -209,6 +213,7 @@ class LatentModel(nn.Module):
             plain = self._read_z_free(self.backbone, batch) if z_free else None
         else:
             branches, plain = self._read(self.backbone, batch, latent_BC, z_free=z_free)
+            assert branches is not None
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
             if read_divergence:
                 divergence = self._divergence(branches, batch, latent_BC.shape[1])
@@ -264,6 +269,7 @@ class LatentModel(nn.Module):
         self, batch: Batch, latent_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
+        assert branches is not None
         return self._score(branches, batch, latent_BC.shape[1])
 
     def _log_posterior(self, batch: Batch, plain: Read | None) -> torch.Tensor:
@@ -335,7 +341,9 @@ class LatentModel(nn.Module):
         return everything if latent_B is None else latent_B[:, None]
 
     def _read_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
-        return self._read(model, batch, None, z_free=True)[1]
+        _, plain = self._read(model, batch, None, z_free=True)
+        assert plain is not None
+        return plain
 
     def _read(
         self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *, z_free: bool
@@ -361,7 +369,9 @@ class LatentModel(nn.Module):
         ).tolist()
         prompt_GP, execution = batch.plain_BT[batch.leader_G, :P], self.execution
         if execution == AUTO:
-            execution = cheapest(model, tuple(prompt_GP.shape), (*length_BC.shape, Q), real)
+            execution = cheapest(
+                model, (len(prompt_GP), prompt_GP.shape[1]), (*length_BC.shape, Q), real
+            )
         elif execution == BRANCHES and flash.usable(model):
             execution = KERNELS
         with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
@@ -377,7 +387,7 @@ class LatentModel(nn.Module):
                 return alone, Read(
                     hidden_states(model, batch.plain_BT), batch.plain_first_B
                 ) if z_free else None
-            wanted = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
+            wanted: list[Any] = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
             branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
             packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution)
             hidden_BCQH = packed_hidden_states(model, packed)
@@ -437,6 +447,7 @@ class LatentModel(nn.Module):
         )
 
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
+        assert self.head is not None
         return self.head(plain.hidden, plain.first, batch.active_BS)
 
 

@@ -195,8 +195,8 @@ class CacheWriter:
 
     def _header(self) -> dict[str, Any]:
         key = hashlib.sha256(self._fingerprint)
-        key.update(self.offsets)
-        key.update(self.row_hash)
+        key.update(self.offsets.data)
+        key.update(self.row_hash.data)
         return {
             "format_version": FORMAT_VERSION,
             "key": key.hexdigest(),

@@ -33,7 +33,7 @@ from twcli.errors import UserError
 from twcli.storage.durable import write_all
 
 FORMAT_VERSION = 1
-COLUMNS = {
+COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {
     "offsets": (np.dtype("<i8"), (), 4096),
     "row_hash": (np.dtype("u1"), (16,), 4096),
     "nll": (np.dtype("<f4"), (), 16384),
@@ -255,7 +255,7 @@ class Column:
     def __init__(self, name: str, dataset: h5py.Dataset, source: Source, path: str) -> None:
         self.name, self.path, self._dataset, self._source = name, path, dataset, source
         self.dtype, self.width, self.chunk = COLUMNS[name]
-        self.length = dataset.shape[0]
+        self.length: int = dataset.shape[0]
         self._item = self.dtype.itemsize * math.prod(self.width)  # bytes an entry
         self._addresses = self._find_chunks()
         self.touched = np.zeros(len(self._addresses), bool)
@@ -295,7 +295,7 @@ class Column:
     def _read(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
         ends = np.cumsum(sizes)
         data = np.empty(int(sizes.sum()), np.uint8)
-        view, handle = memoryview(data), self._source.handle
+        view, handle = data.data, self._source.handle
         for place, begin, end in zip(
             places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True
         ):

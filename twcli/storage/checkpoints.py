@@ -114,6 +114,7 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any]
     content, checksum = (
         json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256")
     )
