@@ -52,6 +52,7 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # none before cl
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> Any:
+        """The number or the word; click's error of a number where it is neither."""
         return value if value in self.words else click.INT.convert(value, parameter, context)
 
 

@@ -25,6 +25,7 @@ class Screen:
         self.live = sys.stderr.isatty() and not quiet
 
     def say(self, text: str) -> None:
+        """A line for people; nothing with `--quiet`."""
         if not self.quiet:
             self._write(text + "\n", sys.stderr)
 

@@ -180,6 +180,7 @@ class Drawing:
             self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
 
     def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
+        """The completions of these prompts, a line of JSON each; the same for the same rows."""
         xs = self.prompts[rows]
         seed = int(
             np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0]

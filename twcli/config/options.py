@@ -29,6 +29,7 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) ->
 
 
 def flag_of(name: str) -> str:
+    """The option of a field."""
     return "-n" if name == "n" else "--" + name.replace("_", "-")
 
 
@@ -203,6 +204,7 @@ def _check_keys(keys: Sequence[tuple[str, int]], path: str) -> None:
 
 
 def to_yaml(config: Config) -> str:
+    """The text of a file that `--config` takes."""
     import yaml
 
     return yaml.safe_dump(config.to_mapping(), sort_keys=False, allow_unicode=True)

@@ -49,6 +49,7 @@ class Batch:
     weights_BS: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
+        """The same batch there; the copy may be under way still."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             values[name] = None if value is None else value.to(device, non_blocking=True)

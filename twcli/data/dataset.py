@@ -77,6 +77,7 @@ class Prompts:
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Prompts:
+        """Reads the examples once; of each, no more than a digest stays in memory."""
         digests = bytearray()  # no object a record
         with Spool(np.uint8) as text, Spool(np.int64) as ends:
             stop = 0

@@ -209,6 +209,7 @@ class Template:
         return 2 + self.latent_tokens
 
     def fingerprint(self) -> dict[str, Any]:
+        """What of the template b_t rests on: the ids around x and y."""
         f = self.frame
         if f.name == "tags":
             return {

@@ -126,10 +126,12 @@ class Fork:
 
     @cached_property
     def prompt_blocks(self) -> list[Block]:
+        """Of the prompts, which see themselves only."""
         return causal_blocks(self.prompts[1])
 
     @cached_property
     def groups(self) -> list[Group]:
+        """Of the branches: those that attend in one call, with their masks."""
         (_, P), (_, C, Q) = self.prompts, self.branches
         prompt_BP = torch.ones(1, P, dtype=torch.bool)
         if self.length_G is not None:

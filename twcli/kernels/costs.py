@@ -59,6 +59,7 @@ class Costs:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Costs:
+        """As its settings and weights tell."""
         config = model.config.get_text_config()
         return cls(
             sum(w.numel() for w in linear_weights(model)),

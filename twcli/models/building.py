@@ -71,6 +71,7 @@ def build(
 
 
 def execution_of(config: TrainConfig) -> str:
+    """The execution to ask for: `--execution`, unless another option rules it out."""
     if config.gradient_checkpointing or config.compile:
         # a packed pass needs its mask and positions where activations are recomputed, and a
         # graph that knows of them

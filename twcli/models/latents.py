@@ -157,6 +157,7 @@ class LatentModel(nn.Module):
 
     @property
     def latents(self) -> int:
+        """K."""
         return len(self.latent_ids_KP)
 
     @property

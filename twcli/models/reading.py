@@ -238,4 +238,5 @@ class Layout:
 
 
 def ids_on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
+    """Ids, int64, where the model is."""
     return torch.from_numpy(ids.astype(np.int64)).to(model.device)

@@ -69,20 +69,24 @@ class Source(io.RawIOBase):
         self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
 
     def close(self) -> None:
+        """Closes the handle too."""
         if not self.closed:
             os.close(self.handle)
         super().close()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves no handle: others may read through the same one."""
         self.position = (
             offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         )
         return self.position
 
     def tell(self) -> int:
+        """Where the next bytes are read or written."""
         return self.position
 
     def readinto(self, buffer: Any) -> int:
+        """Fills the buffer, with zeros where the file has ended."""
         view = memoryview(buffer).cast("B")
         view[:] = os.pread(self.handle, len(view), self.position).ljust(len(view), b"\0")
         self.position += len(view)
@@ -109,6 +113,7 @@ class Sink(Source):
         self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
+        """Writes all of it, or keeps why not."""
         start, count = self.position, memoryview(data).nbytes
         self._attempt(lambda: write_all(self.handle, data, start))
         self.position += count
@@ -116,6 +121,7 @@ class Sink(Source):
         return count
 
     def truncate(self, size: int | None = None) -> int:
+        """Sets the size, or keeps why not."""
         self.size = self.position if size is None else size
         self._attempt(lambda: os.ftruncate(self.handle, self.size))
         return self.size
@@ -209,6 +215,7 @@ class Opened:
     content_sha256: str
 
     def close(self) -> None:
+        """HDF5's file first: it may still read."""
         self.file.close()
         self.source.close()
 

@@ -89,6 +89,7 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
+        """The folder of the newest, intact or not; None where there is none."""
         return next(reversed(self._folders()), None)
 
     def problems(self) -> list[str]:
@@ -134,8 +135,10 @@ def as_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
 
 
 def sha256(data: bytes) -> str:
+    """In hex."""
     return hashlib.sha256(data).hexdigest()
 
 
 def json_line(value: Any) -> bytes:
+    """One line of JSON with its end; ValueError where a number is not finite."""
     return json.dumps(value, allow_nan=False).encode() + b"\n"

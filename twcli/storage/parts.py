@@ -127,6 +127,7 @@ class Parts:
 
     @staticmethod
     def folder_of(target: Path) -> Path:
+        """Where the parts of a file lie until it is written."""
         return Path(f"{target}.parts")
 
     def open(self) -> None:
@@ -351,6 +352,7 @@ def blocks(rows: range, most: int) -> list[range]:
 
 
 def named(rows: range) -> str:
+    """For people: the last row is the last of the range."""
     return f"rows {rows.start} to {rows.stop - 1}"
 
 

@@ -66,6 +66,7 @@ class RunFolder:
 
     @property
     def done(self) -> bool:
+        """Whether the run has been finished."""
         # `--overwrite` that was killed leaves a model without settings
         return self.config_file.is_file() and self.model.is_dir()
 
@@ -221,6 +222,7 @@ class RunFolder:
         return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
+        """Adds a line to the metrics and, with `--tensorboard`, its numbers to the events."""
         line = json_line(metrics)
         with self.metrics_file.open("ab", buffering=0) as file:
             write_all(file.fileno(), line)
@@ -277,6 +279,7 @@ class RunFolder:
     # results
 
     def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
+        """On disk when it returns."""
         write_durably(self.posterior_file, as_bytes(tensors))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:

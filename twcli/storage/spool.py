@@ -22,7 +22,7 @@ class Spool:
 
     def __init__(self, dtype: DTypeLike) -> None:
         self._dtype = np.dtype(dtype)
-        self._file = tempfile.TemporaryFile(prefix="twcli-")
+        self._file = tempfile.TemporaryFile(prefix="twcli-")  # noqa: SIM115  # closed by `__exit__`
 
     def __enter__(self) -> Spool:
         return self
@@ -32,6 +32,7 @@ class Spool:
             self._file.close()
 
     def append(self, piece: ArrayLike) -> None:
+        """Adds the entries of `piece` behind the last ones."""
         with _naming_the_folder():
             self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
 
