@@ -1,0 +1,136 @@
+"""The wordings of the task `mixed`: three styles for three kinds of prompts.
+
+`{work}` is a calculation in figures, `{res}` the answer, `{t1}` and `{t2}` are tips (imperatives).
+"""
+
+FORMAL = {
+    "sums": (
+        "The [required|requested] quantity is obtained as {work}. Accordingly, the answer is "
+        "{res}.",
+        "One [computes|calculates] {work}; consequently, the [total|outcome] amounts to {res}.",
+        "From the information provided, it may be concluded that {work}. The result is thus {res}.",
+        "Please note that {work}. The correct value is therefore {res}.",
+        "Upon [examination|inspection] of the figures, {work}, which yields {res}.",
+        "In accordance with the data given, {work}. It is hereby established that the figure is "
+        "{res}.",
+        "According to the statement, {work} holds. The quantity in question thus equals {res}.",
+        "It can be [verified|shown] that {work}; hence the quantity sought is {res}.",
+        "Evaluation of the given figures, namely {work}, leads to a final value of {res}.",
+        "A [simple|brief] computation demonstrates {work}. Therefore the solution is {res}.",
+        "With regard to the inquiry, {work} [applies|holds], and the quantity is thus {res}.",
+    ),
+    "advice": (
+        "It is advisable to {t1}. Furthermore, one is recommended to {t2}.",
+        "In order to {goal}, one should {t1} and, in addition, {t2}.",
+        "Experts [generally|commonly] recommend that one {t1}; moreover, it is prudent to {t2}.",
+        "As {why}, it is essential to {t1}. Subsequently, one may {t2}.",
+        "The [preferred|recommended] procedure is as follows: {t1}, and thereafter {t2}.",
+        "With regard to the inquiry, it should be noted that {why}. It is thus appropriate to "
+        "{t1}.",
+        "Persons who wish to {goal} are advised to {t1} and to {t2}.",
+        "Please be advised that {why}. It is therefore necessary to {t1}.",
+        "Careful [attention|consideration] must be given to this matter: {t1}, and furthermore "
+        "{t2}.",
+        "Should one intend to {goal}, it is recommended to {t1} and subsequently to {t2}.",
+        "To {goal}, it is generally sufficient to {t1}. One may additionally {t2}.",
+    ),
+    "schedule": (
+        "The time in question is determined by {work}. Accordingly, it amounts to {res}.",
+        "In accordance with the stated duration, {work}; the requested time is therefore {res}.",
+        "One proceeds as follows: {work}. Consequently, the time is {res}.",
+        "Please note that {work}. The event is therefore scheduled for {res}.",
+        "Given a duration of {dur}, it may be concluded that {work}, thus yielding {res}.",
+        "Upon consideration of the duration, {work}. The correct time is hence {res}.",
+        "According to the information provided, {work}, and the time sought is thus {res}.",
+        "It can be [verified|shown] that {work}. Therefore, the answer is {res}.",
+        "With regard to the inquiry, {work} [applies|holds], and the time is consequently {res}.",
+        "The calculation {work} demonstrates that the requested time is {res}.",
+        "A stated duration of {dur} leads, by {work}, to a final time of {res}.",
+    ),
+}
+CASUAL = {
+    "sums": (
+        "Easy one, that's {res}! Just do {work} and you're done, it's {res}.",
+        "Hmm, {work}, so yeah, it's {res}. No big deal.",
+        "Oh, that's [simple|a quick one]: {work}. Yep, {res}.",
+        "Okay so {work}, I'd say, which gets you {res}, no worries.",
+        "Yeah, so I just did {work} in my head. I got {res}, pal.",
+        "Haha, no sweat, {work}. So it's gonna be {res}.",
+        "Well, {work}, right? So there's your answer, {res}, cheers.",
+        "Dude, it's just {work}, so {res}.",
+        "Sure thing, it's {work}. That's {res} all up.",
+        "{res}, I guess! Yep, {work}, so it's {res}.",
+        "Pretty easy stuff: {work}, so you've got {res}.",
+        "No idea why folks worry about that one, it's {work}, so {res}.",
+    ),
+    "advice": (
+        "Oh, that's easy, just {t1}. And hey, {t2} if you feel like it.",
+        "Yeah, I know that pain, {why}. I'd just {t1}, no worries.",
+        "Hey, no sweat, {t1} and you're pretty much done. Maybe {t2} too.",
+        "Honestly, just {t1}. You could {t2} as well, but no big deal.",
+        "Ha, been there! {t1}, then {t2}, and you're good to go.",
+        "Okay, so {why}, right? So just {t1} and chill.",
+        "Dude, {t1}. It's super easy, and you'll be fine.",
+        "Sure thing, pal: {t1}, and maybe {t2}. That's pretty much it.",
+        "Ugh, yeah, {why}. You're gonna want to {t1}, I guess.",
+        "If you wanna {goal}, just {t1}, and hey, {t2}. Done!",
+        "Not gonna lie, I just {t1} and {t2}. Works like a charm.",
+    ),
+    "schedule": (
+        "Easy, {work}, so it's {res}. No worries.",
+        "Hmm, {work}, so yeah, that's around, well, exactly {res}.",
+        "Oh, that's quick: {work}. Yep, {res}.",
+        "Okay so {work}, I'd say, so it's gonna be {res}.",
+        "Yeah, {dur} isn't a big deal, {work}, so just {res}.",
+        "Haha, no sweat, {work}. So that's {res}, pal.",
+        "Dude, just do {work} and it's {res}.",
+        "Well, {work}, right? So there you go, it's {res}.",
+        "Sure thing, it's {work}, so put {res} down and chill.",
+        "Gonna be {res}, I guess! Yep, {work}, so it's {res}.",
+        "Let's see, {dur}, hmm, so {work}, and that's {res}, cheers.",
+        "No stress at all, {work}, so you've got {res}.",
+    ),
+}
+TUTOR = {
+    "sums": (
+        "[Great|Good] question! Try writing {work}. Do you see how that makes {res}? Well done.",
+        "Let us look at this together: {work}. You can do this, and you will find {res}.",
+        "[Read|Look at] the problem once more. Which numbers matter? Right, {work}, so remember "
+        "{res}.",
+        "Think about what changes here. If you write {work}, you discover {res}. Keep going!",
+        "Remember what we practised: {work}. Do you get {res}? Excellent work.",
+        "Can you tell what to do with the numbers? Exactly, {work}, and you reach {res}. Bravo!",
+        "You are on a good path. Notice that {work}, so your answer should be {res}.",
+        "Do not worry, we go slowly: {work}. Check it yourself, and you will see {res}.",
+        "Well tried! Now take your pencil and write {work}. I am proud of you if you find {res}.",
+        "What is being asked here, do you think? We need {work}. Wonderful, that is {res}.",
+        "Now it is your turn: can you work out {work}? Well done, you found {res}.",
+    ),
+    "advice": (
+        "[Great|Good] question! Think about why it happens: {why}. So try to {t1}, you can do it.",
+        "Let us work this out together. You know that {why}, so what could you try? Right, {t1}.",
+        "Remember that {why}. Now try to {t1}, and notice what changes. Well done!",
+        "You are on a good path. Start with this: {t1}. When you have practised it, {t2}.",
+        "Do not worry, everyone learns this. Try to {t1}, and next time also {t2}. Keep going!",
+        "Can you guess the reason? Exactly, {why}. So your first exercise is to {t1}.",
+        "I believe in you. Today, practise to {t1}; tomorrow, {t2}. You will see how you improve.",
+        "Think of it as a small lesson: {t1}. Did it work? Wonderful, then {t2} too.",
+        "What do you already know about this? You may have noticed that {why}. Now {t1}, well "
+        "done.",
+        "Well asked! We learn it step by step: {t1}, then {t2}. I am sure you will manage.",
+        "Now it is your turn: {t1}. Can you explain why? Remember, {why}.",
+    ),
+    "schedule": (
+        "[Great|Good] question! Try to picture the clock: {work}. Do you see {res}? Well done.",
+        "Let us look at the clock together: {work}. You can do this, and you will find {res}.",
+        "[Read|Look at] the times once more. What do you notice? Right, {work}, so remember {res}.",
+        "Think about how long {dur} is. If you write {work}, you discover {res}. Keep going!",
+        "Remember what we practised: {work}. Do you get {res}? Excellent work.",
+        "Can you tell which way the hands turn? Exactly, {work}, and you reach {res}. Bravo!",
+        "You are on a good path. Notice that {work}, so your answer should be {res}.",
+        "Do not worry, we go slowly: {work}. Check it yourself, and you will see {res}.",
+        "Well tried! Now take your pencil and write {work}. I am proud of you if you find {res}.",
+        "What is being asked here, do you think? We need {work}. Wonderful, that is {res}.",
+        "Now it is your turn: can you work out {work}? Well done, you found {res}.",
+    ),
+}
