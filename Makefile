@@ -3,6 +3,7 @@
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make test     the tests
+# make quick    the tests but for the slow ones: about a minute on two idle CPU cores
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
@@ -24,7 +25,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality bench test torture coverage mutants lint format docs clean
+.PHONY: demo figures quality bench test quick torture coverage mutants lint format docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -42,6 +43,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 test: export OMP_NUM_THREADS := 1
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+quick: export OMP_NUM_THREADS := 1
+quick: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m 'not slow' -n auto --maxprocesses 4 --dist loadfile
 
 torture: $(INSTALLED)
 	OMP_NUM_THREADS=1 HDF5_USE_FILE_LOCKING=FALSE $(BIN)/python -m tests.torture --out build/torture.json

@@ -163,6 +163,7 @@ def test_eval_without_labels_says_so(made, tmp_path):
     assert "no strategy labels in the data" in " ".join(result.stdout.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("posterior", ["shared", "exact"])
 def test_a_run_without_a_cache_and_with_two_tokens_a_latent(made, tmp_path, posterior):
     flags = [flag for flag in train_flags(made) if flag not in ("--baseline", made / "b.h5")]
@@ -607,6 +608,7 @@ def test_inspect_finds_a_flipped_bit(made, tmp_path, name):
 # The number of latents
 
 
+@pytest.mark.slow
 def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     flags = list(train_flags(made))
     flags[flags.index("--latents") + 1] = "auto"
@@ -983,6 +985,7 @@ def test_quiet_is_quiet(made):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_a_closed_pipe_is_no_traceback(made):
     command = (
         f"{sys.executable} -m twcli sample --run {made / 'run'} --data {made / 'data.jsonl'} "
@@ -994,6 +997,7 @@ def test_a_closed_pipe_is_no_traceback(made):
     assert "Traceback" not in result.stderr and "BrokenPipe" not in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["copies", "shards"])
 def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
     flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10", *shard]
@@ -1037,6 +1041,7 @@ def test_two_processes_train_as_one_and_resume(made, tmp_path, shard):
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow
 def test_shards_train_a_learned_posterior_whatever_the_shapes_of_their_batches(tmp_path):
     records = [
         {
@@ -1156,6 +1161,7 @@ def chat(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     from peft import PeftModel
@@ -1223,6 +1229,7 @@ def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_model_alone_is_enough(made):
     lines = [
         json.loads(line)

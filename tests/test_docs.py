@@ -7,6 +7,7 @@ import shlex
 import shutil
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from tests.conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
@@ -39,6 +40,7 @@ def call(line):
     assert result.exit_code == 0, (line, result.output)
 
 
+@pytest.mark.slow
 def test_the_pipeline_runs_as_written(tmp_path, monkeypatch):
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -61,6 +63,7 @@ def test_the_pipeline_runs_as_written(tmp_path, monkeypatch):
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 
 
+@pytest.mark.slow
 def test_every_shell_block_of_the_documents_runs_or_says_why_not(tmp_path, monkeypatch):
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)

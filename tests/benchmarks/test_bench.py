@@ -7,6 +7,7 @@ import subprocess
 import sys
 from functools import partial
 
+import pytest
 import torch
 
 from benchmarks import bench, workloads
@@ -99,6 +100,7 @@ def test_a_call_that_timed_itself_is_believed():
     assert bench.timed({"here": lambda: None, "elsewhere": lambda: own}, 1)["elsewhere"] == own
 
 
+@pytest.mark.slow
 def test_another_process_makes_a_pass_when_told():
     call = [
         sys.executable,
@@ -115,6 +117,7 @@ def test_another_process_makes_a_pass_when_told():
     )
 
 
+@pytest.mark.slow
 def test_a_large_parent_is_not_counted_as_its_childs_memory():
     held = b"x" * 2**30
     call = [

@@ -64,6 +64,7 @@ def test_without_numbers_there_is_nothing_to_redraw(tmp_path, capsys):
     ]
 
 
+@pytest.mark.slow
 def test_a_small_run_is_measured_as_it_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(dilution, "TRAIN_RECORDS", 200)
     monkeypatch.setattr(dilution, "TEST_RECORDS", 40)

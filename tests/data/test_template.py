@@ -207,6 +207,7 @@ TOKENIZERS = {
     "digits": lambda: byte_level(True),
     "smollm2": smollm2,
 }
+KINDS = ["gpt2", "digits", pytest.param("smollm2", marks=pytest.mark.slow)]
 
 
 def framed(tokenizer, name, latent_tokens=1):
@@ -216,7 +217,7 @@ def framed(tokenizer, name, latent_tokens=1):
     return template
 
 
-@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tags", "chat", "file"])
 def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tmp_path):
     (tmp_path / "file").write_text(FRAME_FILE)
@@ -356,6 +357,7 @@ def test_a_file_without_an_end_is_ended_by_eos(tmp_path):
     assert read_frame(str(tmp_path / "t"), tokenizer, "DIR").close == [tokenizer.eos_token_id]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_by_what_is_encoded(template):
     def held(rows):
         tracemalloc.start()

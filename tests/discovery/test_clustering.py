@@ -43,6 +43,7 @@ def test_points_without_directions_are_no_error():
     assert sorted(clusters[:2]) == [0, 1] and score == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(seed):
     """Four strategies; of the last two one turns out long, which of them hangs on x. All of y tells
@@ -80,6 +81,7 @@ def test_strategies_that_begin_alike_are_told_by_what_follows(prompts, strategie
     assert matched(clusters, truth, 4) > 0.98 and np.isfinite(score)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_the_number_of_clusters_is_found(count):
     """A vector a strategy plus noise in the first half of the features;

@@ -39,6 +39,7 @@ def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(template,
     assert warm.latent_N[37] == -1  # the only completion of its prompt
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_clusters(template, records):
     encoded = encode(template, records)
     runs = [
@@ -120,6 +121,7 @@ def test_features_of_the_beginning_do_not_know_what_follows(template):
         assert same == (kind in (FIRST_STATES, FIRST_SIMILARITIES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_names_by_what_a_token_is_give_way_to_names_by_what_y_begins_like(seed):
     """Four strategies. The states tell best which of the first two has an odd number in a prompt,

@@ -226,6 +226,7 @@ def refusal(capsys, *arguments):
     return error
 
 
+@pytest.mark.slow
 def test_scripts_start_from_any_folder(tmp_path):
     folder = Path(entangle.__file__).parent
     for script in ("entangle.py", "make_data.py"):

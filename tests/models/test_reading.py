@@ -11,6 +11,7 @@ from twcli.models.baseline import score_flat
 from twcli.models.reading import Layout, fast_batch_tokens
 
 
+@pytest.mark.slow
 def test_a_wide_model_reads_fewer_tokens_at_once():
     narrow, wide = (fast_batch_tokens(make_model(hidden=size)) for size in (32, 512))
     # 3 x 2^18 values of the widest layer's output, of twice the hidden size

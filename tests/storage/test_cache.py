@@ -454,6 +454,7 @@ def start(code, **values):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(path):
     rng = random.Random(5)
     truth = some_rows(400, shard_rows=20)
@@ -907,6 +908,7 @@ def places_outside_the_data(path):
     return np.flatnonzero(outside)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_is_found(path):
     some_rows(3000, shard_rows=999).write(path)
     rng = np.random.default_rng(3)

@@ -99,6 +99,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[k], other[k]) for k in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop_after", "changes"),
     [
@@ -134,6 +135,7 @@ def test_a_killed_run_ends_like_an_unbroken_one(inputs, tmp_path, stop_after, ch
     assert same(weights(folder), weights(whole))
 
 
+@pytest.mark.slow
 def test_dropout_follows_from_the_seed_and_the_batch_alone(inputs, tmp_path, monkeypatch):
     """Not from what was drawn before: a resumed process, or one of several,
     need not have drawn the same.
@@ -193,12 +195,14 @@ def two_used(monkeypatch):
     use_at_most(2, monkeypatch)
 
 
+@pytest.mark.slow
 def test_a_run_with_latents_to_spare_resumes_as_well(inputs, tmp_path, two_used):
     whole, broken = (settings(inputs, tmp_path / name, latents=5) for name in ("whole", "broken"))
     run(broken, 6)
     assert same(weights(run(broken)), weights(run(whole)))
 
 
+@pytest.mark.slow
 def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(
     inputs, tmp_path, two_used, monkeypatch
 ):
@@ -226,6 +230,7 @@ def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(
     assert counts[[1, 3]] == pytest.approx(np.full(2, shares[1] / 2), abs=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [
@@ -249,6 +254,7 @@ def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, ch
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "changes"),
     [
@@ -265,6 +271,7 @@ def test_an_option_that_has_no_effect_is_told(inputs, tmp_path, flag, changes):
     assert any(f"{flag} has no effect" in line for line in said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("adapt", "stored"), [("full", True), ("lora", False)])
 def test_a_checkpoint_holds_what_is_trained(inputs, tmp_path, adapt, stored):
     folder = run(settings(inputs, tmp_path / "r", steps=2, adapt=adapt))
@@ -282,6 +289,7 @@ def test_a_checkpoint_holds_what_is_trained(inputs, tmp_path, adapt, stored):
     )
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
     whole = run(settings(inputs, tmp_path / "whole"))
     broken = settings(inputs, tmp_path / "broken")
@@ -321,6 +329,7 @@ def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_pa
     assert metrics[0]["mutual_information"] < 1e-6 < 0.3 < metrics[-1]["mutual_information"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, DYNAMIC], ids=["frozen", "dynamic"])
 def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, changes):
     """On the same records; only seeds of the prompts and halves are drawn, and
@@ -351,6 +360,7 @@ def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
     assert "posterior_mass" not in events.Tags()["scalars"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a compiler on a CPU")
 def test_a_compiled_backbone_gives_the_same_training(inputs, tmp_path):
     plain, compiled = (
@@ -361,6 +371,7 @@ def test_a_compiled_backbone_gives_the_same_training(inputs, tmp_path):
     AutoModelForCausalLM.from_pretrained(tmp_path / "compiled" / "model")
 
 
+@pytest.mark.slow
 def test_labels_are_never_read(inputs, tmp_path):
     scrambled = [
         r | {"strategy": f"other{i % 7}", "answer": i} for i, r in enumerate(make_records(20, 3))
@@ -371,6 +382,7 @@ def test_labels_are_never_read(inputs, tmp_path):
     assert same(weights(one), weights(other))
 
 
+@pytest.mark.slow
 def test_the_seed_decides(inputs, tmp_path):
     runs = [
         run(settings(inputs, tmp_path / name, steps=4, seed=seed))
@@ -419,6 +431,7 @@ def test_a_cache_of_another_model_or_other_data_is_refused(inputs, tmp_path):
         run(settings(inputs, tmp_path / "r2", data=write_jsonl(tmp_path / "d.jsonl", records)))
 
 
+@pytest.mark.slow
 def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
     run(settings(inputs, tmp_path / "r", steps=3))
     with pytest.raises(UserError, match=r"run with beta: 0.1, this one has 0.2"):
@@ -427,6 +440,7 @@ def test_another_setting_on_the_same_folder_is_refused(inputs, tmp_path):
     assert RunFolder(tmp_path / "r").read_config().beta == 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("default", "value", "field"),
     [("PEAK_LR", 1.0, "optimiser.peak_lr"), ("ADAM_BETAS", (0.9, 0.9), "optimiser.betas")],
@@ -494,6 +508,7 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
     assert [m["sequences_per_record"] for m in metrics] == [2] * 3 + [4, 2] * 3 + [4] + [4] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("latents", "used"), [(2, 2), (3, 3), (8, 4)])
 def test_no_step_reads_more_than_K_plus_1_sequences_a_record(
     inputs, tmp_path, latents, used, monkeypatch
@@ -516,6 +531,7 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(
     assert dict(counted) == {"hold": 2, "refine": used + 1, "settle": 2, "free": latents + 1}
 
 
+@pytest.mark.slow
 def test_a_step_leaves_out_no_more_than_it_may(inputs, tmp_path):
     every = {
         share: run(
@@ -556,6 +572,7 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     assert np.array_equal(found[0.0], found[0.4]) and (found[0.4][rows] >= 0).all()
 
 
+@pytest.mark.slow
 def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_path):
     seen = {}
     for execution in ("plain", "auto"):
@@ -593,6 +610,7 @@ def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs
     assert [line for line in said if "execution: plain" in line and "dropout" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trust", [0.0, 4.0])
 def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
     """Strategies that are functions of x; a third of the held latents is right, the generator's
@@ -704,6 +722,7 @@ def test_each_step_logs_the_diagnostics(inputs, tmp_path):
             assert sum(m["posterior_mass"]) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_the_frozen_and_the_dynamic_baseline_agree_at_the_first_step(inputs, tmp_path):
     frozen, dynamic = (
         run(settings(inputs, tmp_path / name, steps=2, **changes)).read_metrics()
@@ -722,6 +741,7 @@ def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_pat
     assert job.cache is None and any("b.h5 is not read" in line for line in said)
 
 
+@pytest.mark.slow
 def test_an_ablation_trains_like_the_uniform_loss(inputs, tmp_path):
     plain = run(settings(inputs, tmp_path / "plain", steps=6, weighting="uniform", hold=0.0))
     for ablation in ("scalar-baseline", "token-baseline"):
@@ -774,6 +794,7 @@ def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
     assert "twcli inspect" in said[0] and "--weighting uniform" in said[0]
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_number(inputs, tmp_path):
     plain, saving = (
         run(
