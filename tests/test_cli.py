@@ -1275,6 +1275,7 @@ def test_the_example_of_the_model_alone_wants_a_model(tmp_path, monkeypatch, cap
     assert f"error: --model {tmp_path}: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_lora_trains_its_updates_the_new_rows_and_nothing_else(chat, tmp_path):
 
     ok(

@@ -197,6 +197,7 @@ def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, se
     assert set(warm.latent_N) == set(range(warm.used)) and warm.used < 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])
 def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
     template, records, monkeypatch, enough, used

@@ -175,6 +175,7 @@ def test_rows_read_with_the_kernels_have_the_nll_of_rows_read_alone(kernels, com
     )
 
 
+@pytest.mark.slow
 def test_a_prompt_without_tokens_and_one_that_nothing_follows(kernels):
     """The kernels' answer for an empty prompt is no number, and must not reach what follows it."""
     torch.manual_seed(0)

@@ -46,6 +46,7 @@ def test_draws_are_of_the_model_alone_whatever_its_own_settings_are(ids_as_texts
     assert model.generation_config.top_k == 1  # put back
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", [True, False])
 @pytest.mark.parametrize("batch_tokens", [10**5, 150])
 def test_a_long_prompt_cuts_no_other_completion_short(ids_as_texts, batch_tokens, ends):

@@ -822,6 +822,7 @@ def sum_of(cache, rows):
     return float(cache.read(rows)[0].astype(float).sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_a_cache_in_use_goes_to_other_processes(path, method):
     truth = Truth([900] * 100, shard_rows=50)

@@ -347,6 +347,7 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
     assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -461,6 +462,7 @@ def test_a_folder_of_something_else_is_left_alone(inputs, tmp_path):
         run(settings(inputs, tmp_path / "r"))
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
     with pytest.raises(WorkFailed, match=r"step \d+: the loss is .* data lines \d+"):
         run(settings(inputs, tmp_path / "r", lr=1e30))
@@ -500,6 +502,7 @@ def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp
     assert parts["kl"] == pytest.approx(torch.tensor(3.0).log().item())
 
 
+@pytest.mark.slow
 def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path):
     metrics = run(settings(inputs, tmp_path / "r", hold=0.25, release=0.15)).read_metrics()
     assert [m["stage"] for m in metrics] == ["hold"] * 3 + ["refine", "settle"] * 3 + ["refine"] + [
@@ -547,6 +550,7 @@ def test_a_step_leaves_out_no_more_than_it_may(inputs, tmp_path):
     assert "refine" in left_out and "hold" not in left_out and "settle" not in left_out
 
 
+@pytest.mark.slow
 def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     """The latents' losses differ at the first two tokens alone, where all of b_t is."""
     config = settings(inputs, tmp_path / "r", prune=0.4)
@@ -597,6 +601,7 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
     assert seen["auto"][1] < 0.8 * seen["plain"][1]
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs, tmp_path):
     shutil.copytree(inputs / "model", tmp_path / "model")
     model = make_model()
@@ -667,6 +672,7 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
     assert (job.latent_N == truth).mean() > 0.98
 
 
+@pytest.mark.slow
 def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(inputs, tmp_path):
     trust, few = 4.0, 0.01
     config = settings(inputs, tmp_path / "r", hold=0.25, trust=trust)
@@ -756,6 +762,7 @@ def test_an_ablation_trains_like_the_uniform_loss(inputs, tmp_path):
             assert two["loss"] < one["loss"]
 
 
+@pytest.mark.slow
 def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
