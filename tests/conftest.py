@@ -14,7 +14,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from twcli.data.template import TAGS, Template
-from twcli.discovery.spaces import Centring
+from twcli.discovery import naming as naming_module
+from twcli.discovery import search as search_module
+from twcli.discovery.centring import Centring
 from twcli.models.runtime import quiet_transformers
 
 quiet_transformers()
@@ -143,6 +145,55 @@ def judge(x, y):
 
 def broken_judge(_x, _y):
     return 1 / 0
+
+
+def make_strategies(prompts=24, completions=1, latents=3, seed=0, again=0.0):
+    """Records whose strategies even a model with random weights tells from each other: each writes
+    words of its own. With the probability `again` it writes what it wrote before for the prompt.
+    """
+    rng = random.Random(seed)
+    records = []
+    for p in range(prompts):
+        x = " ".join([WORDS[p % 20], *rng.choices(WORDS, k=rng.randint(1, 4)), WORDS[p // 20]])
+        written = {}
+        for c in range(completions):
+            k = rng.randrange(latents)
+            if k not in written or rng.random() >= again:
+                written[k] = " ".join(rng.choices(WORDS[5 * k : 5 * k + 4], k=rng.randint(4, 7)))
+            records.append({"x": x, "y": written[k], "strategy": f"s{k}", "id": f"{p}-{c}"})
+    return records
+
+
+def strategies_of(records):
+    """(N,) the strategy of each record."""
+    return np.array([int(record["strategy"][1:]) for record in records])
+
+
+FEWER = {
+    (search_module, "KMEANS_DIRECTIONS"): (6,),
+    (search_module, "OTHER_DIRECTIONS"): (12,),
+    (search_module, "FINE_CLUSTERS"): (3,),
+    (search_module, "RESTARTS"): 1,
+    (search_module, "HALVINGS"): 1,
+    (naming_module, "FURTHER"): 1,
+}
+ALL = {(module, name): getattr(module, name) for module, name in FEWER}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_ways():
+    """Names are searched in a few ways, or every training would take seconds to begin."""
+    with pytest.MonkeyPatch.context() as patch:
+        for (module, name), value in FEWER.items():
+            patch.setattr(module, name, value)
+        yield
+
+
+@pytest.fixture
+def all_ways(monkeypatch):
+    """Names are searched in all ways, as users have it."""
+    for (module, name), value in ALL.items():
+        monkeypatch.setattr(module, name, value)
 
 
 def matched(clusters, truth, latents):

@@ -16,7 +16,7 @@ from tests.conftest import encode, make_model, make_records, make_tokenizer, wri
 from tests.kernels import test_flash
 from tests.kernels.test_packing import SIZES, batch_of, build, everything, model_of
 from tests.training import test_trainer
-from tests.training.test_trainer import run, same, weights
+from tests.training.test_trainer import distinct, run, same, weights  # noqa: F401
 from twcli.data.template import Template
 from twcli.kernels import flash
 from twcli.kernels.flash import Pieces

@@ -2,7 +2,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from twcli.config.commands import EvalConfig, SampleConfig, TrainConfig
+from twcli.config.commands import DiscoverConfig, EvalConfig, SampleConfig, TrainConfig
 from twcli.config.options import read_yaml, to_yaml
 from twcli.errors import UserError
 
@@ -42,7 +42,17 @@ def test_yaml_round_trip(tmp_path):
         ({"out": "a\0b"}, "--out holds a NUL"),
         ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
         ({"model": None}, "--model: is empty; give a value or leave the key out"),
-        ({"hold": None}, "--hold: is empty; give a value or leave the key out"),
+        ({"release": None}, "--release: is empty; give a value or leave the key out"),
+        ({"latents": None}, "--latents is required: give a number or auto, or --names with the"),
+        ({"latents": "auto", "names": "N"}, "--latents auto: --names says how many"),
+        ({"latents": "many"}, "--latents: 'many' is not"),
+        ({"names": "N", "warm_start": "none"}, "--names: is a warm start, and --warm-start is non"),
+        (
+            {"latents": "auto", "warm_start": "none"},
+            "--latents auto: counts the strategies that the naming finds",
+        ),
+        ({"hold": 0.9, "release": 0.2}, "--hold and --release are .* add up to more than 1"),
+        ({"hold": 1.5}, "--hold: 1.5 is too large"),
         ({"lr": "1e999"}, "--lr: inf is not a finite number"),
         ({"model": True}, "--model: True is not of type str"),
         (
@@ -88,6 +98,44 @@ def test_whether_b_t_weights_anything():
     assert TrainConfig(**NEEDED).uses_weights
     assert not TrainConfig(**NEEDED, weighting="uniform").uses_weights
     assert not TrainConfig(**NEEDED, ablation="token-baseline").uses_weights
+
+
+def test_names_say_how_many_latents_there_are():
+    given = TrainConfig(**{**NEEDED, "latents": None}, names="N")
+    assert (given.latents, given.names) == (None, "N")
+    assert TrainConfig(**NEEDED, names="N").latents == 4
+
+
+def test_how_long_the_naming_is_held_may_be_left_open():
+    assert TrainConfig(**NEEDED).hold is None
+    assert TrainConfig(**NEEDED, release=1.0).hold is None
+    assert TrainConfig.from_mapping({**NEEDED, "hold": None}, "here").hold is None
+    assert TrainConfig.from_mapping({**NEEDED, "hold": 0}, "here").hold == 0
+
+
+DISCOVER = {"model": "M", "data": "D", "out": "O"}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"latents": 1}, "--latents: 1 is too small; give at least 2"),
+        ({"latents": 1025}, "--latents: 1025 is too large"),
+        ({"latents": "all"}, "--latents: 'all' is not"),
+        ({"seed": -1}, "--seed: -1 is too small"),
+        ({"out": "a\0b"}, "--out holds a NUL"),
+        ({"model": None}, "--model: is empty"),
+        ({"baseline": "B"}, "unknown key 'baseline'"),
+    ],
+)
+def test_bad_values_of_discover_name_the_flag(values, message):
+    with pytest.raises(UserError, match=message):
+        DiscoverConfig.from_mapping({**DISCOVER, **values}, "here")
+
+
+def test_the_number_of_latents_is_looked_for_unless_it_is_given():
+    assert DiscoverConfig(**DISCOVER).latents == "auto"
+    assert DiscoverConfig.from_mapping({**DISCOVER, "latents": 3}, "here").latents == 3
 
 
 def test_dashes_and_underscores_are_one():

@@ -2,7 +2,7 @@ import numpy as np
 
 from tests.conftest import matched
 from twcli.discovery.exchanges import _independent_directions, search
-from twcli.discovery.ridge import CrossValidation
+from twcli.discovery.predictability import CrossValidation
 
 
 def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):

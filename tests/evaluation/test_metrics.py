@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-from tests.discovery.test_score import naming
+from tests.discovery.test_score import predictability
 from twcli.evaluation.metrics import Generations, ari, nmi, one_to_one, summarise
 
 NAMES = ["a", "b", "c"]
@@ -223,8 +223,8 @@ def test_diagnostics_without_b_t_or_gradient_are_null():
     assert set(summarise(**perfect())["diagnostics"].values()) == {None}
 
 
-def test_the_score_is_chance_and_what_is_told_of_the_rest():
-    result = summarise(**perfect(), naming=naming())
+def test_the_score_is_chance_and_what_is_predicted_of_the_rest():
+    result = summarise(**perfect(), predictability=predictability())
     expected = 1 / 3 + 2 / 3 * 0.8
     assert result["score"] == pytest.approx(expected)
     assert 0.8 < result["score_ci"][0] < expected < result["score_ci"][1] < 0.93

@@ -5,7 +5,14 @@ from rich.console import Console
 
 from tests.evaluation.test_metrics import perfect
 from twcli.evaluation.metrics import summarise
-from twcli.evaluation.report import coloured, mapping_line, render_table, rows_of, to_json
+from twcli.evaluation.report import (
+    _diagnostic_lines,
+    coloured,
+    mapping_line,
+    render_table,
+    rows_of,
+    to_json,
+)
 
 
 @pytest.fixture(scope="module")
@@ -16,6 +23,25 @@ def result():
 def test_json_is_one_line_and_reads_back(result):
     assert "\n" not in to_json(result)
     assert json.loads(to_json(result)) == result
+
+
+def test_a_run_in_which_no_gradient_was_amplified_is_told_all_the_same():
+    """Where one latent is used no step measures it, and `inspect` has no such key."""
+    last = {
+        "z_sensitivity": 0.5,
+        "z_sensitivity_sum": 2.0,
+        "informative": 0.4,
+        "informative_tokens": 3.0,
+        "expected_amplification": 2.5,
+        "uniform_rows": None,
+        "posterior_gradient_norm": None,
+        "latent_gradient_norm": 1.0,
+        "gradient_norm": 2.0,
+    }
+    last["z_sensitivity_weighted"] = None
+    lines = _diagnostic_lines(last)
+    assert "q's gradient amplified T / t0 2.5" in lines[1]
+    assert "amplified 3.0 times, T / t0 2.5" in _diagnostic_lines({**last, "amplification": 3.0})[1]
 
 
 def test_a_null_says_why():

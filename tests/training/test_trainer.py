@@ -12,9 +12,19 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from tests.conftest import WORDS, make_model, make_records, make_tokenizer, write_jsonl
+from tests.conftest import (
+    WORDS,
+    make_model,
+    make_records,
+    make_strategies,
+    make_tokenizer,
+    matched,
+    strategies_of,
+    write_jsonl,
+)
 from twcli.commands.precompute import precompute
 from twcli.config.commands import EvalConfig, PrecomputeConfig, TrainConfig
+from twcli.discovery.prior import LatentPrior
 from twcli.errors import UserError, WorkFailed
 from twcli.evaluation.evaluate import evaluate
 from twcli.models.building import load_run
@@ -33,6 +43,26 @@ def no_bar(_label, _total):
 
 def silent(_text):
     pass
+
+
+@pytest.fixture(autouse=True)
+def distinct(request, monkeypatch):
+    """Each strategy of these records writes one string a prompt: it takes many draws to show it,
+    which are not made here. Not where a test asks for `repeating`.
+    """
+    if "repeating" not in request.fixturenames:
+        monkeypatch.setattr("twcli.discovery.naming.identical_pairs", lambda *_: 1.0)
+
+
+@pytest.fixture
+def repeating():
+    """Strategies may repeat within a prompt."""
+
+
+def name_as(job, latent_N, **changes):
+    """The job as if that had been found."""
+    job.latent_N[:] = latent_N
+    job.naming = dataclasses.replace(job.naming, latent_N=np.array(latent_N), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +210,14 @@ def test_no_two_batches_have_the_same_dropout(inputs, tmp_path, monkeypatch):
 
 
 def use_at_most(count, monkeypatch):
-    """Warm starts find so many alternatives: how many random records have would hang on
+    """Namings find so many alternatives: how many random records have would hang on
     the rounding of a processor.
     """
     monkeypatch.setattr(
-        "twcli.discovery.warmstart.alternatives",
+        "twcli.discovery.naming.alternatives",
         lambda _clusters, _sizes, latents: min(latents, count),
     )
-    monkeypatch.setattr("twcli.discovery.warmstart.ENOUGH", 0.0)
+    monkeypatch.setattr("twcli.discovery.naming.ENOUGH", 0.0)
 
 
 @pytest.fixture
@@ -472,7 +502,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(inputs, tmp_path):
         run(settings(inputs, tmp_path / "dynamic", lr=1e30, **DYNAMIC))
 
 
-def test_one_completion_a_prompt_trains_without_warm_start_and_says_so(inputs, tmp_path):
+def test_too_few_records_train_without_a_naming_and_say_so(inputs, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_records(20, 1))
     config = settings(inputs, tmp_path / "r", steps=2, data=data, baseline=str(tmp_path / "b.h5"))
     precompute(
@@ -569,7 +599,7 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     found = {}
     for share in (0.0, 0.4):
         job.config = dataclasses.replace(config, prune=share)
-        job.latent_N[:] = job.cluster_N[:] = -1
+        name_as(job, np.full(len(job.latent_N), -1))
         nll_BKS, pruned = trainer._refine(job, batch, rows, 0)
         assert nll_BKS.shape == (12, 3, batch.targets_BS.shape[1]) and pruned == 0
         found[share] = job.latent_N.copy()
@@ -584,7 +614,7 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
         folder, tokens = RunFolder(config.out), []
         with folder.writer():
             job = prepare(config, folder, silent, no_bar)
-            job.latent_N[:] = job.cluster_N[:] = np.arange(len(job.latent_N)) % 3
+            name_as(job, np.arange(len(job.latent_N)) % 3)
             job.used = 3  # random records have no clusters but those of rounding
             assert job.model.execution == execution
             folder.begin(config)
@@ -665,7 +695,7 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
     folder = RunFolder(config.out)
     with folder.writer():
         job = prepare(config, folder, silent, no_bar)
-        job.latent_N[:] = job.cluster_N[:] = noisy
+        name_as(job, noisy)
         folder.begin(config)
         list(trainer.fit(job, silent))
     assert (noisy == truth).mean() < 0.75
@@ -681,8 +711,9 @@ def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(input
         job = prepare(config, folder, silent, no_bar)
     rows = np.arange(12)
     batch = trainer.collate(rows, job.encoded, job.template, job.cache)
-    job.cluster_N[:], job.used = np.arange(len(job.cluster_N)) % 3, 3
-    other = (job.cluster_N[rows] + 1) % 3
+    job.used, cluster_N = 3, np.arange(len(job.latent_N)) % 3
+    name_as(job, cluster_N)
+    other = (cluster_N[rows] + 1) % 3
     costs = torch.ones(12, 3, batch.targets_BS.shape[1])
 
     def assigned(margin, step):
@@ -694,10 +725,124 @@ def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(input
 
     first, last = job.stages[1].first, job.stages[1].last - 1
     assert (first, last) == (3, 11)
-    assert (assigned(trust - few, first) == job.cluster_N[rows]).all()
+    assert (assigned(trust - few, first) == cluster_N[rows]).all()
     assert (assigned(trust + few, first) == other).all()
-    assert (assigned(trust / 9 - few, last) == job.cluster_N[rows]).all()
+    assert (assigned(trust / 9 - few, last) == cluster_N[rows]).all()
     assert (assigned(trust / 9 + few, last) == other).all()
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory):
+    """As `inputs`, with strategies that the tiny model tells from each other and one completion
+    a prompt.
+    """
+    folder = tmp_path_factory.mktemp("single")
+    make_model().save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    data = write_jsonl(folder / "data.jsonl", make_strategies(60))
+    config = PrecomputeConfig(
+        model=str(folder / "model"), data=data, out=str(folder / "b.h5"), device="cpu"
+    )
+    precompute(config, silent, no_bar)
+    return folder
+
+
+def prepared(config):
+    folder, said = RunFolder(config.out), []
+    with folder.writer():
+        return prepare(config, folder, said.append, no_bar), said
+
+
+def test_one_completion_a_prompt_is_named_and_held_to_the_end(single, tmp_path, repeating):
+    job, said = prepared(settings(single, tmp_path / "r"))
+    truth = strategies_of(make_strategies(60))
+    assert matched(job.latent_N, truth, 3) > 0.9 and job.used == 3
+    assert [(stage.name, stage.last) for stage in job.stages] == [("hold", 12)]
+    assert not job.probe.distinct and sorted(job.probe.rows) == list(range(60))
+    assert any("completions of a prompt may share a latent" in line for line in said)
+    assert any("of the records expected right, by chance" in line for line in said)
+
+
+@pytest.mark.parametrize(
+    ("changes", "stages"),
+    [
+        ({"release": 0.25}, [("hold", 9), ("free", 12)]),
+        ({"hold": 0.5}, [("hold", 6), ("refine", 12)]),
+        ({"hold": 0.0, "release": 0.5}, [("refine", 6), ("free", 12)]),
+    ],
+)
+def test_how_long_a_naming_of_strategies_that_repeat_is_held(
+    single, tmp_path, repeating, changes, stages
+):
+    job, _ = prepared(settings(single, tmp_path / "r", **changes))
+    assert [(stage.name, stage.last) for stage in job.stages] == stages
+
+
+def test_where_a_strategy_is_one_string_the_naming_is_held_a_while(inputs, tmp_path):
+    job, said = prepared(settings(inputs, tmp_path / "r", steps=20))
+    assert [(stage.name, stage.last) for stage in job.stages] == [("hold", 3), ("refine", 20)]
+    assert job.probe.distinct
+    assert any("completions of a prompt never share a latent" in line for line in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {"hold": 0.3, "release": 0.3}])
+def test_a_killed_run_of_strategies_that_repeat_ends_like_an_unbroken_one(
+    single, tmp_path, repeating, changes
+):
+    whole = run(settings(single, tmp_path / "whole", **changes))
+    broken = settings(single, tmp_path / "broken", **changes)
+    run(broken, 6)
+    folder = run(broken)
+    assert folder.read_metrics() == whole.read_metrics()
+    assert same(weights(folder), weights(whole))
+
+
+@pytest.mark.slow
+def test_refining_goes_by_the_naming_where_the_generator_is_undecided(single, tmp_path, repeating):
+    """Rows take another latent once it is likelier by more nats than the naming is sure of."""
+    job, _ = prepared(settings(single, tmp_path / "r", hold=0.25))
+    rows, named = np.arange(12), np.arange(60) % 3
+    name_as(
+        job,
+        named,
+        probability_N=np.full(60, 0.9, np.float32),
+        prior=LatentPrior(np.full(3, 1 / 3), 0.0),
+    )
+    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
+    other, nats = (named[rows] + 1) % 3, math.log(0.9 / 0.05)
+
+    def assigned(margin):
+        nll = torch.ones(12, 3, batch.targets_BS.shape[1])
+        nll[rows, other, 0] -= margin
+        job.model.read_branches = lambda *_: (nll, None)
+        trainer._refine(job, batch, rows, job.stages[1].first)
+        return job.latent_N[rows]
+
+    assert (assigned(nats - 0.05) == named[rows]).all()
+    assert (assigned(nats + 0.05) == other).all()
+
+
+@pytest.mark.slow
+def test_a_run_says_later_how_its_records_were_named(single, inputs, tmp_path, monkeypatch):
+    """Evaluation takes the same prompts for its score as training did."""
+    from twcli.discovery.prior import identical_pairs
+
+    for folder, name, one_string in ((inputs, "a", True), (single, "b", False)):
+        if not one_string:
+            monkeypatch.setattr("twcli.discovery.naming.identical_pairs", identical_pairs)
+        config = settings(folder, tmp_path / name, steps=3)
+        made = RunFolder(config.out)
+        with made.writer():
+            job = prepare(config, made, silent, no_bar)
+            trainer.begin(job)
+            list(trainer.fit(job, silent))
+            score = trainer.score(job, no_bar)
+            trainer.export(job)
+        assert RunFolder(tmp_path / name).read_naming()["one_string"] is one_string
+        evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
+        found = evaluate(evaluation, silent, no_bar)[0]["score"]
+        assert found == pytest.approx(score, abs=2e-3)
 
 
 def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):

@@ -16,7 +16,13 @@ import click
 from twcli import __version__, signals
 from twcli.cli.flags import config_options, origins, resolve
 from twcli.cli.screen import Screen
-from twcli.config.commands import EvalConfig, PrecomputeConfig, SampleConfig, TrainConfig
+from twcli.config.commands import (
+    DiscoverConfig,
+    EvalConfig,
+    PrecomputeConfig,
+    SampleConfig,
+    TrainConfig,
+)
 from twcli.config.options import check_characters
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
 from twcli.storage.durable import write_durably
@@ -72,7 +78,7 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(context)
         except KeyboardInterrupt as error:  # click would print an empty line for it
-            resumes = context.invoked_subcommand in ("precompute", "train")
+            resumes = context.invoked_subcommand in ("precompute", "train", "discover")
             raise Interrupted("interrupted" + f"; {how_to_resume()}" * resumes) from error
 
 
@@ -121,6 +127,29 @@ def _rehearse(
         return
     for line in rehearse(config, origins(flags, config_file)):
         click.echo(line)
+
+
+@main.command(short_help="A latent for each record, to look at and to edit.")
+@config_options(DiscoverConfig)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
+    """Find strategies in completions without labels: a latent for each record."""
+    config, screen = resolve(DiscoverConfig, flags, config_file), Screen(quiet)
+    from twcli.commands.discover import discover as run
+    from twcli.commands.discover import page_path
+    from twcli.discovery.names_page import render_names_page, summary_lines
+    from twcli.evaluation import report
+    from twcli.models import runtime
+
+    runtime.quiet_transformers()
+    summary = run(config, screen.say, screen.progress)
+    write_durably(page_path(config.out), render_names_page(summary).encode())
+    if as_json:
+        click.echo(report.to_json({k: v for k, v in summary.items() if k not in ("map",)}))
+        return
+    for line in summary_lines(summary):
+        click.echo(line)
+    screen.say(f"{config.out}: {summary['records']:,} names; train: {summary['command']}")
 
 
 @main.command(short_help="Entangled model, data and b_t: a run folder.")

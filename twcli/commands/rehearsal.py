@@ -14,7 +14,7 @@ from twcli.config.options import flag_of
 from twcli.data.dataset import stream_examples
 from twcli.data.padding import budget_batches
 from twcli.data.template import Encoded, Template
-from twcli.discovery.clustering import MOST_CLUSTERS
+from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.models import baseline, reading, runtime
 from twcli.training.job import steps_of
 

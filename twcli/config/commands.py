@@ -97,6 +97,27 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DiscoverConfig(DataConfig, TemplateConfig, ComputeConfig):
+    """`twcli discover`: a latent for each record, found without labels."""
+
+    model: str = option(help=MODEL_HELP, path=True)
+    out: str = option(
+        help="names.jsonl to write; its page and the features lie beside it.", path=True
+    )
+    latents: int | str = option(
+        AUTO,
+        help="Number of latent strategies K, or auto: chosen by how stable the naming is.",
+        minimum=2,
+        maximum=1024,
+        words=(AUTO,),
+    )
+    seed: int = option(0, help="Seed of the search.", minimum=0, maximum=2**31 - 1)
+    overwrite: bool = option(
+        False, help="Replace the names at --out, and features of another model or data."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     """`twcli train`: the entangled model becomes one with K latent strategies."""
 
@@ -109,14 +130,23 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         ),
         path=True,
     )
-    latents: int | str = option(
+    latents: int | str | None = option(
+        None,
         help=(
-            "Number of latent strategies K, or auto: as many as the clusters of the warm start "
-            "are told best."
+            "Number of latent strategies K, or auto: chosen by how stable the naming is. "
+            "Required unless --names is given."
         ),
         minimum=2,
         maximum=1024,
         words=(AUTO,),
+    )
+    names: str | None = option(
+        None,
+        help=(
+            "File that `twcli discover` wrote, as it is or edited: a latent for each record; "
+            "a latent that is null is found."
+        ),
+        path=True,
     )
     out: str = option(help="Run folder to write.", path=True)
 
@@ -196,15 +226,15 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     )
     warm_start: str = option(
         "centered",
-        help="First posterior: clusters of prompt-centred frozen features, or none.",
+        help="First posterior: the naming of the records that is found without labels, or none.",
         choices=("centered", "none"),
     )
-    hold: float = option(
-        0.15,
+    hold: float | None = option(
+        None,
         help=(
-            "Share of the steps in which the posterior is held at the warm start; "
-            "after it the generator's own assignment of a prompt's completions to latents takes "
-            "its place."
+            "Share of the steps in which the posterior is held at the naming; after it the "
+            "generator's own assignment of a prompt's completions to latents takes its place. "
+            "Default: 0.15 where each strategy writes one string a prompt, else all of them."
         ),
         minimum=0.0,
         maximum=1.0,
@@ -212,8 +242,9 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     trust: float = option(
         0.0,
         help=(
-            "Nats by which another latent must be likelier than the warm start's cluster for a "
-            "completion to take it; fades to 0 between --hold and --release."
+            "Nats by which another latent must be likelier than the named one for a completion "
+            "to take it, where each strategy writes one string; fades to 0 between --hold and "
+            "--release."
         ),
         minimum=0.0,
     )
@@ -330,7 +361,16 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
         super().__post_init__()
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs exclude each other; give one of them")
-        if self.hold + self.release > 1:
+        if self.latents is None and self.names is None:
+            raise UserError(
+                "--latents is required: give a number or auto, or --names with the file of "
+                "`twcli discover`"
+            )
+        if self.latents == AUTO and self.names is not None:
+            raise UserError("--latents auto: --names says how many; leave one of them out")
+        if self.names is not None and self.warm_start == "none":
+            raise UserError("--names: is a warm start, and --warm-start is none; leave one out")
+        if (self.hold or 0.0) + self.release > 1:
             raise UserError(
                 "--hold and --release are shares of the steps and add up to more than 1"
             )
@@ -340,8 +380,8 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
             )
         if self.latents == AUTO and self.warm_start == "none":
             raise UserError(
-                "--latents auto: counts the clusters of the warm start, and --warm-start is none; "
-                "give a number"
+                "--latents auto: counts the strategies that the naming finds, and --warm-start is "
+                "none; give a number"
             )
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError(

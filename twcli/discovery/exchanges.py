@@ -14,7 +14,7 @@ import numpy as np
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from twcli.discovery.ridge import MENDINGS, CrossValidation, ridge_map
+from twcli.discovery.predictability import MENDINGS, CrossValidation, ridge_map
 
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
 # ways of naming one pair of clusters anew: judged by one assignment, and mended

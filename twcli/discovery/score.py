@@ -1,7 +1,7 @@
-"""How well a run is expected to do, known without labels: what `train` prints at its
-end and `eval` as `score`.
+"""How well a naming or a run is expected to do, known without labels: what `discover` prints, what
+`train` prints at its end and `eval` as `score`.
 
-Shapes: N records.
+Shapes: N records, K latents.
 """
 
 from __future__ import annotations
@@ -9,44 +9,60 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
+
+# Where the share right, above chance, is half of what it is at full stability, and how fast it
+# falls there: fitted to namings of the natural suite (`make natural`), whose labels say what was
+# right. Stability overstates: two halves may agree on a wrong answer.
+HALF_STABILITY = 0.81
+STABILITY_WIDTH = 0.025
+
+
+def expected_share_right(stability: float, latents: int) -> float:
+    """Share of rows that a naming of this stability is expected to name right, from 1 / K to 1."""
+    reliability = float(expit((stability - HALF_STABILITY) / STABILITY_WIDTH))
+    return 1 / latents + (1 - 1 / latents) * reliability
 
 
 @dataclass(frozen=True)
-class Naming:
-    """What tells without labels whether the latents mean one thing for all
-    prompts, for each of N records.
+class Predictability:
+    """What says without labels whether the latents mean one thing for all prompts, for each of N
+    records.
 
     Attributes:
-        told, attainable: (N,) as `clustering.told_apart` gives them.
+        predicted, attainable: (N,) as `probe.Probe.predicted` gives them.
         gain: (N,) nats, frozen minus marginal NLL.
     """
 
-    told: np.ndarray
+    predicted: np.ndarray
     attainable: np.ndarray
     gain: np.ndarray
 
 
-def run_score(naming: Naming, latents: int, weight_N: np.ndarray | None = None) -> float | None:
+def run_score(
+    records: Predictability, latents: int, weight_N: np.ndarray | None = None
+) -> float | None:
     """The one-to-one alignment of what a run generates, as far as it can be known
     without labels: from 0 to 1.
 
-    K latents that say nothing are right once in K times, and the share of meaning that is told
-    apart makes up the rest. What the model writes is then taken to be a strategy at all as far as
-    its distribution is the frozen model's: their overlap is bounded from below by exp(-KL), but for
-    a constant (Bretagnolle and Huber 1979), and on what the frozen model wrote the KL is the
+    K latents that say nothing are right once in K times, and the share of meaning that can be
+    predicted makes up the rest. What the model writes is then taken to be a strategy at all as far
+    as its distribution is the frozen model's: their overlap is bounded from below by exp(-KL), but
+    for a constant (Bretagnolle and Huber 1979), and on what the frozen model wrote the KL is the
     likelihood that was lost.
 
     Args:
         weight_N: how often each record counts; None for once.
     """
-    weight_N = np.ones(len(naming.gain)) if weight_N is None else weight_N
-    share = ratio(weight_N @ naming.told, weight_N @ naming.attainable)
+    weight_N = np.ones(len(records.gain)) if weight_N is None else weight_N
+    share = ratio(weight_N @ records.predicted, weight_N @ records.attainable)
     if share is None:
         return None
     share = min(max(share, 0.0), 1.0)  # of a few prompts its estimate may be anything
-    overlap = np.exp(min(0.0, weight_N @ naming.gain / weight_N.sum()))
+    overlap = np.exp(min(0.0, weight_N @ records.gain / weight_N.sum()))
     return float((1 / latents + (1 - 1 / latents) * share) * overlap)
 
 
 def ratio(numerator: float, denominator: float) -> float | None:
+    """The ratio; None where the denominator is 0."""
     return float(numerator / denominator) if denominator else None

@@ -24,8 +24,9 @@ from twcli.data.batches import batches_to_read, collate
 from twcli.data.dataset import Example, read_examples
 from twcli.data.padding import gather_padded
 from twcli.data.template import Encoded, Template
-from twcli.discovery.score import Naming
-from twcli.discovery.warmstart import Probe, probe_of
+from twcli.discovery.naming import ModelSource
+from twcli.discovery.probe import Probe, probe_of
+from twcli.discovery.score import Predictability
 from twcli.errors import UserError, first_line
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.kernels.packing import PLAIN
@@ -114,10 +115,11 @@ def evaluate(
         if frozen_flat is None
         else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
     )
-    naming = None
+    predictability = None
     if probe is not None:
-        told = probe.told_apart(passes.responsibilities[probe.rows], config.seed)
-        naming = Naming(*told, gain=(frozen - passes.marginal_nll)[probe.rows])
+        shares = probe.predicted(passes.responsibilities[probe.rows], config.seed)
+        gain = (frozen - passes.marginal_nll)[probe.rows]
+        predictability = Predictability(*shares, gain=gain)
     result = summarise(
         posterior=passes.posterior,
         router=passes.router,
@@ -127,7 +129,7 @@ def evaluate(
         prompts=encoded.prompt_index,
         labels=labels if any(labels) else None,
         generations=generations,
-        naming=naming,
+        predictability=predictability,
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
@@ -238,15 +240,10 @@ def _frozen(
             varlen=varlen,
             progress=advance,
         )
-    return flat, probe_of(
-        frozen,
-        template,
-        again,
-        seed=config.seed,
-        batch_tokens=config.batch_tokens,
-        varlen=varlen,
-        progress=progress,
-    )
+    # Runs of older versions took distinct completions of a prompt for distinct strategies.
+    distinct = bool(RunFolder(config.run).read_naming().get("one_string", True))
+    features = ModelSource(frozen, template, again, config.batch_tokens, varlen)
+    return flat, probe_of(features, again, distinct=distinct, seed=config.seed, progress=progress)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr, xlogy
 
-from twcli.discovery.score import Naming, ratio, run_score
+from twcli.discovery.score import Predictability, ratio, run_score
 
 ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
 COLLAPSED_SHARE = 0.05  # of log K nats: less mutual information than this is a collapse
@@ -52,7 +52,7 @@ def summarise(
     bootstrap: int,
     seed: int,
     diagnostics: dict[str, np.ndarray] | None = None,
-    naming: Naming | None = None,
+    predictability: Predictability | None = None,
 ) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
@@ -69,7 +69,7 @@ def summarise(
         seed: of the halves and the resamples.
         diagnostics: (N,) figures of each record from `diagnostics.row_figures`,
             NaN where a record has none.
-        naming: of the records that the run is scored by, which need not be all;
+        predictability: of the records that the run is scored by, which need not be all;
             gives the label-free `score`.
 
     Where K is not the number of strategies: `posterior.unused` lists the latents whose mean
@@ -110,10 +110,10 @@ def summarise(
     )
     result |= (
         {"score": None, "score_ci": None}
-        if naming is None
+        if predictability is None
         else _with_intervals(
-            lambda weight_N: {"score": run_score(naming, posterior.shape[1], weight_N)},
-            len(naming.gain),
+            lambda weight_N: {"score": run_score(predictability, posterior.shape[1], weight_N)},
+            len(predictability.gain),
             bootstrap,
             rng,
         )

@@ -243,7 +243,7 @@ def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
         lines.append(
             f"b_t: effective t0 / T {last['informative']:.3f} ({last['informative_tokens']:.1f} "
             "tokens); q's gradient amplified "
-            + _if_known("{:.1f} times, ", last["amplification"])
+            + _if_known("{:.1f} times, ", last.get("amplification"))
             + f"T / t0 {last['expected_amplification']:.1f}"
         )
     if last["uniform_rows"] is not None:

@@ -52,6 +52,7 @@ class RunFolder:
         self.checksums_file = self.path / "checksums.json"
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
+        self.naming_file = self.path / "naming.json"
         self.report = self.path / "report.html"
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
@@ -138,17 +139,23 @@ class RunFolder:
         """`config` with the number of latents that the run here has found, where
         `--latents auto` left it open.
         """
-        if config.latents == AUTO and self.config_file.is_file() and not config.overwrite:
+        left_open = config.latents is None or config.latents == AUTO
+        if left_open and self.config_file.is_file() and not config.overwrite:
             return dataclasses.replace(config, latents=self.read_config().latents)
         return config
 
-    def begin(self, config: TrainConfig) -> None:
+    def begin(self, config: TrainConfig, naming: dict[str, Any] | None = None) -> None:
         """Puts down the settings, once everything else is known to be right; `--overwrite`
         first removes the old run.
+
+        Args:
+            naming: what is known of the records' latents, for those who judge the run later.
         """
         if config.overwrite:
             self._clear()
         if not self.config_file.is_file():
+            if naming is not None:
+                write_durably(self.naming_file, json_line(naming))
             write_durably(self.config_file, to_yaml(config).encode())
         self._mend = how_to_resume(config.overwrite)
 
@@ -156,6 +163,7 @@ class RunFolder:
         """Names that a run makes, those of writes that were cut off included."""
         files = (
             self.config_file,
+            self.naming_file,
             self.metrics_file,
             self.posterior_file,
             self.report,
@@ -275,6 +283,14 @@ class RunFolder:
         self._metrics_hash = hashlib.sha256(data)
         write_durably(self.metrics_file, data)
         return left
+
+    def read_naming(self) -> dict[str, Any]:
+        """What `begin` was given; empty where it was given nothing, or by an older version."""
+        with suppress(OSError, ValueError):
+            naming = json.loads(self.naming_file.read_bytes())
+            if isinstance(naming, dict):
+                return naming
+        return {}
 
     # results
 

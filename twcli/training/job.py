@@ -7,6 +7,8 @@ Shapes: N rows, K latents.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +16,13 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.config.commands import AUTO, TrainConfig
+from twcli.config.commands import TrainConfig
 from twcli.data.batches import Plan
 from twcli.data.dataset import stream_examples
+from twcli.data.names import read_names
 from twcli.data.template import Encoded, Template
-from twcli.discovery.warmstart import Probe, probe_of, warm_start
+from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
+from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.errors import UserError
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
@@ -29,11 +33,18 @@ from twcli.storage.run_folder import RunFolder
 from twcli.training.stages import FREE, REFINE, Stage, stages_of
 
 DEFAULT_STEPS = 2000
+# Share of the steps that are trained on the naming as it is. Where each strategy writes one string,
+# the generator's own assignment corrects it afterwards; where strategies repeat within a prompt
+# nothing keeps that assignment apart, and it would merge strategies.
+HOLD_DISTINCT = 0.15
 PEAK_LR = 2e-3
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
 # usual 1,000 steps would keep the last updates small. As Brown et al. 2020.
 ADAM_BETAS = (0.9, 0.95)
 RESCORED_ROWS = 64
+SCORED_SHARE = 0.1
+PASSES_A_RECORD = 6  # forward and backward of two sequences, in forward passes
+LEAST_SCORED_ROWS = 128
 # nats; a stale cache is off by whole nats, another kernel by 1e-5
 RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}
 
@@ -48,7 +59,7 @@ class Job:
         cache: b_t of the frozen model; None where b_t is the current backbone's.
         latent_N: the latent at which each row's posterior is held, -1 for none; the
             stage `refine` rewrites it.
-        cluster_N: what `latent_N` is at first, the warm start's.
+        naming: what discovery found; None without a warm start.
         used: latents that rows are held at, the first of the K; each other one is an
             understudy of one of them.
         stages: what each step trains under.
@@ -66,7 +77,7 @@ class Job:
     encoded: Encoded
     cache: Cache | None
     latent_N: np.ndarray
-    cluster_N: np.ndarray
+    naming: Naming | None
     used: int
     stages: list[Stage]
     steps: int
@@ -126,16 +137,21 @@ def prepare(
             "baseline: b_t of the current backbone at each step"
             + (f"; {config.baseline} is not read" if config.baseline else "")
         )
-    reading = {
-        "batch_tokens": 8 * config.batch_tokens,
-        "progress": progress,
-        "varlen": config.execution != PLAIN
-        and baseline.why_not_varlen(backbone, template, encoded) is None,
-    }
-    config, latents, used = _warm_latents(
-        run.settled(config), backbone, template, encoded, say, reading
+    varlen = (
+        config.execution != PLAIN and baseline.why_not_varlen(backbone, template, encoded) is None
     )
-    probe = probe_of(backbone, template, encoded, seed=config.seed, **reading)
+    source = ModelSource(backbone, template, encoded, 8 * config.batch_tokens, varlen)
+    config, naming = _named(run.settled(config), source, encoded, say, progress)
+    distinct = naming is None or naming.one_string
+    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
+    probe = probe_of(
+        source,
+        encoded,
+        distinct=distinct,
+        seed=config.seed,
+        most_rows=_scored_rows(config, encoded, steps),
+        progress=progress,
+    )
     frozen_nll = (
         None
         if probe is None
@@ -144,10 +160,12 @@ def prepare(
     model, adapter = build(config, backbone, template)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), template, encoded, say)
-    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
-    stages = stages_of(
-        steps, hold=config.hold, release=config.release, warm=bool((latents >= 0).any())
-    )
+    none = np.full(len(encoded), -1, np.int64)
+    latent_N = none if naming is None else naming.latent_N.copy()
+    hold = config.hold
+    if hold is None:
+        hold = HOLD_DISTINCT if distinct else 1 - config.release
+    stages = stages_of(steps, hold=hold, release=config.release, warm=bool((latent_N >= 0).any()))
     names = {stage.name for stage in stages}
     if config.trust and REFINE not in names:
         say(
@@ -167,6 +185,8 @@ def prepare(
         "settings": config.identity(),
         "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS},
     }
+    if config.names is not None:  # the path alone would not show that the file was edited since
+        provenance["names"] = hashlib.sha256(np.ascontiguousarray(latent_N)).hexdigest()
     return Job(
         config,
         run,
@@ -174,9 +194,9 @@ def prepare(
         template,
         encoded,
         cache,
-        latents,
-        latents.copy(),
-        used,
+        latent_N,
+        naming,
+        config.latents if naming is None else naming.used,
         stages,
         steps,
         lr,
@@ -262,59 +282,86 @@ def _frozen_nll(
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
 
-def _warm_latents(
+def _named(
     config: TrainConfig,
-    backbone: PreTrainedModel,
-    template: Template,
+    source: ModelSource,
     encoded: Encoded,
     say: Say,
-    reading: dict[str, Any],
-) -> tuple[TrainConfig, np.ndarray, int]:
-    """The settings with K as a number, the latent at which each row is held, -1 for none, and
-    how many latents are used.
-
-    Args:
-        reading: how `warm_start` reads rows.
+    progress: Callable[[str, int], Any],
+) -> tuple[TrainConfig, Naming | None]:
+    """The settings with K as a number, and the latents of the rows: those of `--names`, found where
+    it has none.
     """
-    none = np.full(len(encoded), -1, np.int64)
     if config.warm_start == "none":
-        return config, none, config.latents
-    warm = warm_start(
-        backbone,
-        template,
-        encoded,
-        None if config.latents == AUTO else config.latents,
-        seed=config.seed,
-        **reading,
-    )
-    if warm is None:
-        if config.latents == AUTO:
+        return config, None
+    latents = config.latents if isinstance(config.latents, int) else None
+    names = None
+    if config.names is not None:
+        names = read_names(config.names, encoded.row_hash, latents)
+        latents = max(names.latents, 2)
+        if bool((names.latent_N >= 0).all()):
+            naming = given_names(encoded, names.latent_N, names.probability_N, latents)
+            say(f"names: {len(encoded):,} records of {config.names}, {latents} latents")
+            if empty := sorted(set(range(naming.used)) - set(names.latent_N.tolist())):
+                say(f"names: latent {empty[0]} has no records and is not trained")
+            return dataclasses.replace(config, latents=latents), naming
+    naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
+    if naming is None:
+        if latents is None:
             raise UserError(
-                f"--latents auto: {config.data} has one completion a prompt, "
-                "so there is nothing to count; give a number, or draw more with `twcli sample`"
+                f"--latents auto: {config.data} has too few records to count strategies in; "
+                "give a number, or more records"
             )
         say(
-            f"warm start: skipped, {config.data} has one completion a prompt; "
-            f"draw more from the frozen model first: twcli sample --model {config.model} --data "
-            f"{config.data} -n 4 --out more.jsonl"
+            f"naming: skipped, {config.data} has too few records for {latents} latents; draw more "
+            f"from the frozen model: twcli sample --model {config.model} --data {config.data} "
+            "-n 4 --out more.jsonl"
         )
-        return config, none, config.latents
-    if warm.gains:
-        say(
-            f"latents: {warm.latents}, where clusters are told best: "
-            + ", ".join(f"{K} {gain:.3f}" for K, gain in warm.gains.items())
-        )
-    covered = float((warm.latent_N >= 0).mean())
-    say(
-        f"warm start: {warm.prompts:,} prompts with several completions cover {covered:.0%} of "
-        f"the rows; score {warm.score:.2f}, starts agree on {warm.agreement:.0%}"
+        return dataclasses.replace(config, latents=latents), None
+    if names is not None:
+        given = int((names.latent_N >= 0).sum())
+        naming = completed(names.latent_N, names.probability_N, naming)
+        say(f"names: {given:,} of {len(encoded):,} records of {config.names}, the others found")
+    for line in naming_lines(naming):
+        say(line)
+    return dataclasses.replace(config, latents=naming.latents), naming
+
+
+def naming_lines(naming: Naming) -> list[str]:
+    """What discovery found, in a few plain lines."""
+    lines = []
+    if len(naming.counts) > 1:
+        key = "evidence" if naming.one_string else "stability"
+        tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
+        lines.append(f"latents: {naming.latents}; {key} by number of latents: {tried}")
+    covered = float((naming.latent_N >= 0).mean())
+    shares = np.bincount(naming.latent_N[naming.latent_N >= 0], minlength=naming.latents)
+    shown = "/".join(f"{share:.0%}" for share in shares / max(shares.sum(), 1))
+    repeats = "never" if math.isinf(naming.prior.repulsion) else "may"
+    lines.append(
+        f"naming: {covered:.0%} of the records of {naming.prompts:,} prompts, shares {shown}; "
+        f"completions of a prompt {repeats} share a latent"
     )
-    if warm.used < warm.latents:
-        say(
-            f"latents: {warm.used} of {warm.latents} are used, as no prompt has more "
-            f"alternatives; the others write what these write; --latents {warm.used} is enough"
+    if naming.score is not None:
+        lines.append(
+            f"naming: {naming.score:.2f} of the records expected right, "
+            f"by chance {naming.chance:.2f} (no labels are read)"
         )
-    return dataclasses.replace(config, latents=warm.latents), warm.latent_N, warm.used
+    if naming.used < naming.latents:
+        lines.append(
+            f"latents: {naming.used} of {naming.latents} are used: no more strategies were found; "
+            "the others write what these write"
+        )
+    return lines
+
+
+def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int) -> int:
+    """Records that the finished run is scored by: reading their K branches takes about a tenth of
+    the training's time, or less.
+    """
+    step_rows = config.accumulate * max(1, int(config.batch_tokens / encoded.lengths.mean()))
+    passes = SCORED_SHARE * steps * step_rows * PASSES_A_RECORD
+    return min(PROBE_ROWS, max(LEAST_SCORED_ROWS, int(passes / config.latents)))
 
 
 def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:

@@ -19,8 +19,9 @@ from transformers import GenerationConfig
 
 from twcli import signals
 from twcli.data.batches import Batch, batches_to_read, collate, drop_history, opening
-from twcli.discovery.assignment import anchored, assign_rows
-from twcli.discovery.score import Naming, run_score
+from twcli.discovery.naming import anchored, naming_record
+from twcli.discovery.prior import assign_rows, without_spares
+from twcli.discovery.score import Predictability, run_score
 from twcli.errors import Interrupted, WorkFailed, how_to_resume
 from twcli.kernels.packing import PLAIN
 from twcli.models import runtime
@@ -53,7 +54,7 @@ def schedule(step: int, steps: int) -> float:
 def begin(job: Job) -> None:
     """Puts down the run's settings, before any process reads what an earlier run left."""
     if job.accelerator.is_main_process:
-        job.run.begin(job.config)
+        job.run.begin(job.config, job.naming and naming_record(job.naming))
     job.accelerator.wait_for_everyone()
 
 
@@ -84,7 +85,7 @@ def fit(job: Job, say: Say) -> Iterator[dict[str, Any]]:
     model, optimizer = (
         (job.model, optimizer) if sharded else accelerator.prepare(job.model, optimizer)
     )
-    held_rows = np.flatnonzero(job.cluster_N >= 0)
+    held_rows = np.flatnonzero(job.latent_N >= 0)
     step, tensors, notes = run.checkpoints.newest(job.provenance)
     for note in notes:
         say(note)
@@ -258,10 +259,10 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     """NLL (B, C, S) of the C latents that are used, after it has assigned the batch's completions
     to those that make them likeliest.
 
-    Distinct completions of a prompt take distinct latents. In eval mode and from summed
-    log-likelihood, as responsibilities are; the router has no say, or frequent latents would take
-    what rare ones explain better. Under `--trust` the warm start's clusters have a say at first: a
-    generator that hardly reads z yet would name strategies anew.
+    Under the naming's prior, in eval mode and from summed log-likelihood, as responsibilities are;
+    the router has no say, or frequent latents would take what rare ones explain better. Where
+    strategies may repeat within a prompt, the naming's own probabilities count too: without them
+    the generator would merge strategies. Under `--trust` the named latents have a say at first.
 
     Under `--prune` the branches are read to the last token that b_t needs. The NLL of later ones is
     0, as if no latent differed there; the share of b_t that they hold comes back too. The step's
@@ -276,11 +277,17 @@ def _refine(job: Job, batch: Batch, rows: np.ndarray, step: int) -> tuple[torch.
     cost_BC = nll_BCS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BC).all():
         raise _diverged(job, step, rows, "the generator's NLL is not finite")
-    cost_BC = anchored(
-        cost_BC, job.cluster_N[rows], job.config.trust * ahead(job.stages, step, REFINE)
-    )
+    share = ahead(job.stages, step, REFINE)
     found = [
-        (rows, assign_rows(cost_BC, job.encoded.prompt_index[rows], job.encoded.row_hash[rows]))
+        (
+            rows,
+            assign_rows(
+                without_spares(job.naming.prior, job.used),
+                anchored(job.naming, rows, job.used, job.config.trust * share) - cost_BC,
+                job.encoded.prompt_index[rows],
+                job.encoded.row_hash[rows],
+            ),
+        )
     ]
     # every process keeps all that were found: it may meet them in `settle`
     for where, latents in gather_object(found):
@@ -350,9 +357,10 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
                 t.cpu() for t in responsibilities(nll_BKS, log_p_BK)
             )
             advance(len(places))
-    told, attainable = job.probe.told_apart(soft_NK, job.config.seed)
+    predicted, attainable = job.probe.predicted(soft_NK, job.config.seed)
     return run_score(
-        Naming(told, attainable, gain=job.frozen_nll_N - marginal_N), job.model.latents
+        Predictability(predicted, attainable, gain=job.frozen_nll_N - marginal_N),
+        job.model.latents,
     )
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.discovery.assignment import assign_groups
+from twcli.discovery.prior import assign_groups
 
 RIDGE = 1e-2  # of their mean variance
 MENDINGS = 12
@@ -90,7 +90,7 @@ class CrossValidation:
         return clusters, score
 
 
-def told_apart(
+def predictability(
     points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import centred, matched
-from twcli.discovery.ridge import CrossValidation, told_apart
+from twcli.discovery.predictability import CrossValidation, predictability
 
 
 def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
@@ -48,8 +48,8 @@ def test_differences_of_pairs_leave_the_partners_name_as_good_as_ones_own(pairs)
 
 
 def share(points, sizes, soft):
-    told, attainable = told_apart(points, sizes, soft, seed=0)
-    return told.sum() / attainable.sum()
+    predicted, attainable = predictability(points, sizes, soft, seed=0)
+    return predicted.sum() / attainable.sum()
 
 
 def test_the_score_of_names_that_hold_for_all_prompts_is_near_one(strategies):

@@ -19,10 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from twcli.discovery.assignment import assign_groups
+from twcli.discovery.centring import whitened
 from twcli.discovery.exchanges import ALIKE, search
-from twcli.discovery.ridge import CrossValidation, above_chance
-from twcli.discovery.spaces import whitened
+from twcli.discovery.predictability import CrossValidation, above_chance
+from twcli.discovery.prior import assign_groups
 
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature

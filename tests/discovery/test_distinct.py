@@ -2,14 +2,14 @@ import numpy as np
 import pytest
 
 from tests.conftest import centred, matched
-from twcli.discovery.clustering import (
+from twcli.discovery.centring import Space
+from twcli.discovery.distinct import (
     alternatives,
     assign,
     best_clustering,
     best_count,
     constrained_kmeans,
 )
-from twcli.discovery.spaces import Space
 
 
 def test_assignment_is_distinct_within_a_prompt_even_where_the_nearest_is_shared():

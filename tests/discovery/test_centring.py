@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import centred
-from twcli.discovery.spaces import Centring, Space, in_pairs, whitened
+from twcli.discovery.centring import Centring, Space, in_pairs, whitened
 
 
 def test_whitening_gives_unit_covariance():

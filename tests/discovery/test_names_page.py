@@ -1,0 +1,307 @@
+"""The page and the lines: all is shown, escaped and readable."""
+
+import copy
+import re
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from rich.cells import cell_len
+
+from twcli.discovery import names_page
+from twcli.discovery.names_page import cut, render_names_page, summary_lines
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = "<script>alert('x')</script> & \"q\" </style></textarea>"
+
+
+def example():
+    phrases = [
+        {"text": "step #", "z": 12.5, "share": 0.91, "elsewhere": 0.03},
+        {"text": "then the ones", "z": 8.1, "share": 0.5, "elsewhere": 0.0},
+        {"text": "⏎ - ", "z": 5.0, "share": 0.4},
+    ]
+    item = {"row": 12, "x": "What is 2 + 3?", "y": "Step 1\n  add", "probability": 0.987}
+    cards = [
+        {"latent": 0, "share": 0.55, "mean_probability": 0.98, "phrases": phrases},
+        {"latent": 1, "share": 0.45, "mean_probability": 0.91, "phrases": []},
+        {"latent": 2, "share": 0.0, "mean_probability": 0.0, "phrases": []},
+    ]
+    for card in cards:
+        card["typical"] = [item] if card["share"] else []
+    return {
+        "title": "Strategies of train.jsonl",
+        "date": "2024-05-01",
+        "model": "models/base",
+        "data": "my data/train.jsonl",
+        "records": 12345,
+        "prompts": 4115,
+        "latents": 3,
+        "used": 2,
+        "verdict": "Two strategies, named right for about 9 in 10 completions.",
+        "score": 0.9,
+        "score_ci": [0.85, 0.94],
+        "chance": 1 / 3,
+        "stability": 0.97,
+        "repulsion": 1.5,
+        "proportions": [0.55, 0.45, 0.0],
+        "per_latents": [
+            {"latents": 2, "stability": 0.9, "evidence": 1.2, "score": 0.8},
+            {"latents": 3, "stability": 0.97, "evidence": 1.3, "score": 0.9},
+        ],
+        "nested": "The answer with 3 latents splits one of the 2.",
+        "latent_cards": cards,
+        "ambiguous": [item | {"row": 99, "latents": [0, 1], "probability": 0.51}],
+        "ambiguous_share": 0.041,
+        "map": {"points": [[0.0, 0.0, 0], [1.0, 0.2, 1], [0.3, 0.9, -1], [1.2, 0.4, 1]]},
+    }
+
+
+@pytest.fixture
+def summary():
+    summary = example()
+    for row in summary["per_latents"]:
+        row["chosen"] = row["latents"] == 3
+    return summary
+
+
+class Page(HTMLParser):
+    """Elements of a page; one that is not closed, or closed by another's end, is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.elements, self.texts = [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.texts.append(data)
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def test_the_page_is_whole_and_shows_all(summary):
+    page = Page(render_names_page(summary))
+    for expected in (
+        summary["verdict"],
+        "12,345 completions of 4,115 prompts",
+        "2 of 3 latents in use",
+        "90 % (95 % interval 85 % to 94 %, the whisker)",
+        "chance, 33 %",
+        "1.50 nats a pair",
+        "91 %, 30 times as often",
+        "50 %, only here",
+        "Line 13, probability 0.99",
+        "Prompt of line 13",
+        "What is 2 + 3?",
+        "No completion has this latent.",
+        "No phrase sets it apart.",
+        summary["nested"],
+        "4.1 % of the completions fit two latents",
+        "Line 100, z0 or z1, probability 0.51",
+        "twcli train --names names.jsonl --model models/base --data 'my data/train.jsonl'",
+    ):
+        assert expected in page.text, expected
+    assert "Step 1\n  add" in page.texts  # new lines are kept
+
+
+def test_the_page_needs_no_network_and_no_script(summary):
+    text = render_names_page(summary)
+    page = Page(text)
+    assert not page.all("script") and not page.all("link") and not page.all("img")
+    assert not re.search(r"https?:|url\(|@import|\bsrc=|\son\w+=", text)
+    assert all(a["href"].startswith("#") for a in page.all("a"))
+    policy = [m["content"] for m in page.all("meta") if "http-equiv" in m]
+    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
+
+
+def replace_texts(value, text):
+    """The same summary with `text` for every text, but where a text is a word of the format."""
+    if isinstance(value, dict):
+        return {key: replace_texts(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replace_texts(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def test_everything_is_escaped(summary):
+    repulsion = {"repulsion": "infinite", "names": HOSTILE}
+    text = render_names_page(replace_texts(summary, HOSTILE) | repulsion)
+    page = Page(text)
+    assert "<script" not in text and text.count("</style>") == 1
+    assert page.text.count("<script>alert('x')</script>") > 15
+    assert len(page.elements) == len(Page(render_names_page(summary)).elements)
+
+
+def test_invisible_characters_are_left_out(summary):
+    odd = "a\x1b[31mb\u202ec\0d\ud800e\u200df\r"
+    page = render_names_page(replace_texts(summary, odd) | {"repulsion": 0})
+    lines = "\n".join(summary_lines(replace_texts(summary, odd) | {"repulsion": 0}))
+    for text in (page, lines):
+        text.encode()
+        assert not set(text) & set("\x1b\u202e\0\r") and "a[31mbcde\u200df" in text
+
+
+def test_structure_for_assistive_technology(summary):
+    page = Page(render_names_page(summary))
+    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in pairwise(levels))
+    for landmark in ("header", "nav", "main", "footer"):
+        assert len(page.all(landmark)) == 1, landmark
+    assert page.all("html") == [{"lang": "en"}]
+    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == 1
+    named = [svg for svg in page.all("svg") if svg.get("role") == "img"]
+    assert len(named) == 3 and all(svg["aria-label"] for svg in named)
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for _, attributes in page.elements:
+        for name in ("href", "aria-labelledby"):
+            assert attributes.get(name, "#main").lstrip("#") in ids
+
+
+def luminance(colour):
+    """Relative luminance, WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, two):
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def themes():
+    css = Path(names_page.__file__).with_name("names_page.css").read_text("utf-8")
+    light, dark = (
+        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
+    )
+    return {"light": light, "dark": light | dark}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_contrast(theme):
+    colours = themes()[theme]
+    for text in ("ink", "soft", "link"):
+        for ground in ("paper", "chip"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    # The outline of every bar and point; the accents within need not be told from the paper.
+    assert contrast(colours["soft"], colours["paper"]) >= 4.5
+    accents = [colours[f"c{i}"] for i in range(names_page.COLOURS)]
+    assert len(set(accents)) == names_page.COLOURS and colours["paper"] not in accents
+
+
+def test_accents_are_never_the_colour_of_text():
+    css = Path(names_page.__file__).with_name("names_page.css").read_text("utf-8")
+    used = re.findall(r"([a-z-]+): var\(--c\d\)", css)
+    assert set(used) == {"fill", "border-color"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"score_ci": None, "stability": None, "per_latents": [], "nested": None, "map": None},
+        {"repulsion": "infinite"},
+        {"ambiguous": [], "ambiguous_share": 0.0},
+        {"map": {"points": []}},
+        {"map": {"points": [[1.0, 1.0, 0]]}},
+        {"latent_cards": [], "proportions": []},
+        {"proportions": [0.0, 0.0, 0.0]},
+        {"proportions": [1 / 40] * 40, "latents": 40},
+        {"score": 0.0, "score_ci": [0.0, 1.0]},
+    ],
+)
+def test_what_may_be_missing(summary, changes):
+    before = copy.deepcopy(summary | changes)
+    page = Page(render_names_page(summary | changes))
+    assert "None" not in page.text and "nan" not in page.text.split()
+    assert all(cell_len(line) <= 80 for line in summary_lines(summary | changes))
+    assert summary | changes == before  # nothing is changed in place
+
+
+def test_a_key_that_is_missing_is_an_error(summary):
+    del summary["verdict"]
+    with pytest.raises(Exception, match="verdict"):
+        render_names_page(summary)
+    with pytest.raises(KeyError, match="verdict"):
+        summary_lines(summary)
+
+
+def test_colours_repeat_after_the_eighth(summary):
+    points = [[float(k), float(k % 3), k] for k in range(20)]
+    text = render_names_page(summary | {"map": {"points": points}})
+    Page(text)
+    assert 'class="c7"' in text and 'class="c8"' not in text and ">z19</text>" in text
+
+
+def test_the_map_has_one_unit_for_both_axes():
+    points = [[0.0, 0.0, 0], [2.0, 0.0, 1], [0.0, 1.0, 2]]
+    groups = names_page._map({"points": points})["groups"]
+    (x0, y0), (x1, _), (_, y2) = (group["centre"] for group in groups)
+    assert (x1 - x0) * names_page.MAP_ASPECT == pytest.approx(2 * (y0 - y2), abs=0.1)
+    assert all(0 <= value <= 100 for group in groups for value in group["centre"])
+
+
+def test_cut():
+    assert cut("a\n b") == "a\n b"
+    assert cut("x" * 400) == "x" * 400
+    assert cut("x" * 401) == "x" * 400 + "…"
+
+
+def test_lines(summary):
+    lines = summary_lines(summary | {"page": "out/names.html"})
+    assert lines == [
+        "Two strategies, named right for about 9 in 10 completions.",
+        "Estimated share named right: 90 % (95 % interval 85 % to 94 %); chance: 33 %.",
+        "Stability: 0.97. 2 of 3 latents in use.",
+        "",
+        "z0     55 %  sure 0.98   step # / then the ones / ⏎ -",
+        "     line 13: Step 1 add",
+        "",
+        "z1     45 %  sure 0.91   no phrase sets it apart",
+        "     line 13: Step 1 add",
+        "",
+        "z2      0 %  not used",
+        "",
+        "latents   stability    evidence       score",
+        "      2        0.90        1.20        0.80",
+        "      3        0.97        1.30        0.90  chosen",
+        "",
+        "The answer with 3 latents splits one of the 2.",
+        "",
+        "Ambiguous: 4.1 % of the completions.",
+        "     line 100, z0 or z1: Step 1 add",
+        "",
+        "Page:",
+        "  out/names.html",
+    ]
+
+
+@pytest.mark.parametrize("text", ["word " * 100, "x" * 500, "漢字" * 200, "🙂" * 300, "é́" * 300])
+def test_no_line_is_wider_than_the_terminal(summary, text):
+    summary = replace_texts(summary, text) | {"repulsion": 0, "page": "/" + text}
+    lines = summary_lines(summary)
+    assert all(cell_len(line) <= 80 for line in lines)
+    assert "\n" not in "".join(lines) and any("…" in line for line in lines)

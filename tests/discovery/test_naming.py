@@ -1,0 +1,444 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+
+from tests.conftest import (
+    encode,
+    make_model,
+    make_records,
+    make_strategies,
+    matched,
+    strategies_of,
+)
+from twcli.commands.discover import StoredFeatures
+from twcli.discovery import naming as naming_module
+from twcli.discovery.centring import Space
+from twcli.discovery.distinct import best_clustering, starts_of
+from twcli.discovery.features import FIRST_SIMILARITIES, FIRST_STATES, KINDS, Features
+from twcli.discovery.naming import (
+    DISTINCT_VIEWS,
+    STARTS,
+    SURE,
+    WHOLE,
+    ModelSource,
+    Naming,
+    Rows,
+    anchored,
+    completed,
+    given_names,
+    name_rows,
+    naming_record,
+)
+from twcli.discovery.prior import LatentPrior
+from twcli.storage.feature_store import FeatureStore, FeatureWriter
+
+
+def source(template, encoded, batch_tokens=200, model=None):
+    return ModelSource(model or make_model(), template, encoded, batch_tokens)
+
+
+def named(template, records, latents=3, seed=0, **how):
+    encoded = encode(template, records)
+    return name_rows(source(template, encoded, **how), encoded, latents, seed=seed)
+
+
+def test_groups_hold_distinct_completions_only(template):
+    pairs = [("w0", "w1"), ("w2", "w3"), ("w0", "w1"), ("w0", "w4"), ("w2", "w3")]
+    rows = Rows.of(encode(template, [{"x": x, "y": y} for x, y in pairs]))
+    assert [g.tolist() for g in rows.groups(2)] == [[0, 3]]
+    assert [g.tolist() for g in rows.groups()] == [[0, 3], [1]]
+    assert rows.sizes.tolist() == [2, 1] and rows.rows.tolist() == [0, 3, 1]
+
+
+# each strategy writes one string
+
+
+@pytest.fixture
+def records():
+    """Of 12 prompts three completions, each of them twice; one once more, and one by itself."""
+    doubled = make_records(12, 3, seed=3)
+    return [*doubled, doubled[1], {"x": "w19 w19 w19", "y": "w0"}, *doubled]
+
+
+def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(template, records):
+    naming = named(template, records)
+    assert naming.one_string and math.isinf(naming.prior.repulsion)
+    assert naming.latent_N.shape == (74,)
+    assert set(naming.latent_N[:37]) == set(naming.latent_N[38:]) == {0, 1, 2}
+    assert np.array_equal(naming.latent_N[:36], naming.latent_N[38:])  # the same completion twice
+    assert naming.latent_N[36] == naming.latent_N[1]
+    assert naming.latent_N[37] == -1  # the only completion of its prompt
+    for prompt in naming.latent_N[:36].reshape(12, 3):
+        assert sorted(prompt) == [0, 1, 2]
+    assert set(naming.probability_N[:37].tolist()) == {np.float32(SURE)}
+    assert naming.probability_N[37] == 0
+    assert naming.prompts == 12
+
+
+@pytest.mark.slow
+def test_the_same_seed_gives_the_same_clusters(template, records):
+    runs = [named(template, records, seed=seed, batch_tokens=60).latent_N for seed in (0, 0, 1)]
+    assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_names_by_what_a_token_is_give_way_to_names_by_what_y_begins_like(seed):
+    """Four strategies. The states tell best which of the first two has an odd number in a prompt,
+    the similarities which one it is.
+    """
+    rng = np.random.default_rng(seed)
+    truth = np.concatenate([rng.permutation(4) for _ in range(300)])
+    odd = np.where((truth < 2) & np.repeat(rng.integers(2, size=300) == 1, 4), 1 - truth, truth)
+    features = []
+    for names, scale, noise in ((odd, 3, 1.5), (odd, 3, 1.5), (truth, 1, 0.9), (truth, 1, 0.9)):
+        kind = scale * np.eye(4)[names] @ rng.normal(size=(4, 12)) + noise * rng.normal(
+            size=(1200, 12)
+        )
+        features.append(
+            (kind - np.repeat(kind.reshape(300, 4, 12).mean(1), 4, axis=0)).astype(np.float32)
+        )
+
+    def found(views):
+        space, draws, sizes = (
+            Space.fit(features, 0, views=views),
+            np.random.default_rng(seed),
+            [4] * 300,
+        )
+        starts = starts_of((space.scaled(features, kinds) for kinds in STARTS), sizes, 4, draws)
+        return best_clustering(starts, space(features), sizes, 4, draws)[0]
+
+    assert matched(found(DISTINCT_VIEWS), truth, 4) > 0.98
+    assert matched(found((WHOLE, (FIRST_STATES, FIRST_SIMILARITIES))), odd, 4) > 0.98
+
+
+def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeypatch):
+    monkeypatch.setattr(naming_module, "FIT_PROMPTS", 6)
+    whole = named(template, records).latent_N
+    monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 2)
+    assert np.array_equal(whole, named(template, records).latent_N)
+    assert (whole[:37] >= 0).all()
+
+
+@pytest.mark.parametrize("seed", [13, 30])
+def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, seed):
+    """Random features of few rows: some clusters lose all of theirs."""
+    rng = np.random.default_rng(seed)
+
+    def random(rows, _advance):
+        kinds = tuple(rng.normal(size=(len(rows), 6)).astype(np.float32) for _ in WHOLE)
+        return Features(kinds, np.zeros((len(rows), 2), np.float32), np.ones(len(rows)))
+
+    monkeypatch.setattr(naming_module, "FINALISTS", 2)
+    encoded = encode(template, 2 * make_records(10 if seed == 13 else 8, 3))
+    naming = name_rows(random, encoded, 8, seed=seed)
+    assert set(naming.latent_N) == set(range(naming.used)) and naming.used < 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])
+def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
+    template, records, monkeypatch, enough, used
+):
+    three = named(template, records)
+    assert (three.latents, three.used) == (3, 3)
+    monkeypatch.setattr(
+        naming_module, "alternatives", lambda _clusters, _sizes, latents: min(latents, 3)
+    )
+    monkeypatch.setattr(naming_module, "ENOUGH", enough)
+    four = named(template, records, latents=4)
+    assert (four.latents, four.used) == (4, used)
+    assert np.array_equal(four.latent_N, three.latent_N) == (used == 3)
+
+
+# strategies may repeat within a prompt
+
+
+def test_one_completion_a_prompt_is_enough_to_name_them_all(template):
+    records = make_strategies(48)
+    naming = named(template, records)
+    assert not naming.one_string and naming.prior.repulsion == 0.0
+    assert matched(naming.latent_N, strategies_of(records), 3) > 0.9
+    assert (naming.latents, naming.used, naming.prompts) == (3, 3, 48)
+    assert (naming.probability_N >= 1 / 3).all() and (naming.probability_N <= 1).all()
+    assert 0 < naming.score <= 1 and 0 < naming.stability <= 1
+    assert (naming.latent_N != naming.second_N).all() and set(naming.second_N) <= {0, 1, 2}
+    assert naming.points.shape == (48, 2) and sorted(naming.point_rows) == list(range(48))
+    assert naming.chance == pytest.approx(np.bincount(naming.latent_N).max() / 48)
+    assert json.dumps(naming_record(naming))
+
+
+def test_several_completions_a_prompt_may_share_a_latent(template):
+    records = make_strategies(16, 3)
+    naming = named(template, records)
+    assert not naming.one_string
+    assert matched(naming.latent_N, strategies_of(records), 3) > 0.9
+    assert any(len(set(prompt)) < 3 for prompt in naming.latent_N.reshape(16, 3).tolist())
+
+
+def test_identical_rows_get_identical_names(template):
+    records = make_strategies(40)
+    places = np.random.default_rng(0).choice(40, 12)
+    doubled = named(template, [*records, *(records[i] for i in places)])
+    for column in (doubled.latent_N, doubled.second_N, doubled.probability_N):
+        assert np.array_equal(column[40:], column[places])
+
+
+def test_latents_are_numbered_by_their_share(template):
+    """Fifteen, thirty and forty-five rows of the three strategies, in the order of the data."""
+    truth, rng = np.repeat([0, 1, 2], [15, 30, 45]), np.random.default_rng(0)
+
+    def clear(rows, _advance):
+        kinds = tuple(
+            (6 * np.eye(3, 8)[truth[rows]] + rng.normal(size=(len(rows), 8))).astype(np.float32)
+            for _ in KINDS
+        )
+        return Features(kinds, np.zeros((len(rows), 2), np.float32), np.ones(len(rows)))
+
+    encoded = encode(
+        template, [{"x": f"w{i % 20} w{i // 20}", "y": f"w{i % 19}"} for i in range(90)]
+    )
+    naming = name_rows(clear, encoded, 3, seed=0)
+    assert (naming.latent_N == 2 - truth).mean() > 0.97
+    assert naming.prior.proportions == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.05)
+
+
+@pytest.mark.parametrize("count", [3, 15])
+def test_a_few_rows_are_too_few_to_name(template, count):
+    records = make_strategies(count)
+    assert named(template, records, latents=2) is None
+    assert named(template, records, latents=None) is None
+
+
+def test_sixteen_rows_are_enough_for_two_latents(template):
+    assert named(template, make_strategies(16, latents=2), latents=2) is not None
+    assert named(template, make_strategies(16, latents=2), latents=3) is None
+
+
+def test_rows_that_are_all_alike_are_no_error(template):
+    """The model sees no difference between any two of them."""
+    encoded = encode(template, make_strategies(24))
+
+    def constant(rows, _advance):
+        kinds = tuple(np.ones((len(rows), 5), np.float32) for _ in KINDS)
+        return Features(kinds, np.ones((len(rows), 3), np.float32), np.ones(len(rows)))
+
+    naming = name_rows(constant, encoded, 2, seed=0)
+    assert naming.used == 1 and (naming.latent_N == 0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("doubled", [0, 5, 20])
+def test_identical_completions_decide_how_names_are_searched(template, doubled):
+    """Four different completions a prompt and two of them again in `doubled` of 20 prompts: of the
+    pairs 2 in 15 are identical at most; two strategies in even shares need a quarter, four an
+    eighth.
+    """
+    records = make_records(20, 4, seed=1)
+    records += [r for p in range(doubled) for r in records[4 * p : 4 * p + 2]]
+    assert named(template, records, latents=2).one_string is False
+    assert named(template, records, latents=4).one_string is (doubled == 20)
+
+
+def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(template):
+    """Draws of two strategies that write one string each: half of the pairs are identical."""
+    records = make_strategies(30, 4, latents=2, again=1.0)
+    naming = named(template, records, latents=2)
+    assert naming.one_string
+    assert named(template, make_strategies(30, 4, latents=2), latents=2).one_string is False
+    # prompts in which both strategies were drawn
+    several = np.flatnonzero(naming.latent_N >= 0)
+    assert matched(naming.latent_N[several], strategies_of(records)[several], 2) > 0.95
+
+
+def test_rows_that_were_not_fitted_are_named_as_well(template, monkeypatch):
+    records = make_strategies(80)
+    monkeypatch.setattr(naming_module, "FIT_ROWS", 50)
+    one = named(template, records)
+    monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 7)
+    other = named(template, records)
+    assert len(one.point_rows) == 50 and (one.latent_N >= 0).all()
+    rest = np.setdiff1d(np.arange(80), one.point_rows)
+    assert matched(one.latent_N[rest], strategies_of(records)[rest], 3) > 0.85
+    assert np.array_equal(one.latent_N, other.latent_N)
+
+
+def test_the_seed_decides_and_nothing_else(template):
+    records = make_records(30, 1)
+    one, same, other = (named(template, records, 2, seed=s) for s in (0, 0, 1))
+    assert np.array_equal(one.probability_N, same.probability_N)
+    assert np.array_equal(one.latent_N, same.latent_N)
+    assert not np.array_equal(one.probability_N, other.probability_N)
+
+
+@pytest.mark.slow
+def test_the_number_of_latents_is_found(template):
+    naming = named(template, make_strategies(100), latents=None)
+    assert naming.latents == 3 and naming.used == 3
+    assert [c["latents"] for c in naming.counts] == [2, 3, 4, 5, 6, 7, 8]
+    assert [c["latents"] for c in naming.counts if c["chosen"]] == [3]
+    assert "nested in these 3" in naming.nested
+
+
+def test_a_given_number_is_held_against_the_next_ones(template):
+    naming = named(template, make_strategies(48), latents=3)
+    assert [c["latents"] for c in naming.counts] == [3, 4]
+    assert naming.nested is None
+
+
+@pytest.mark.slow
+def test_features_of_a_file_and_of_the_model_give_the_same_names(template, tmp_path):
+    records = make_strategies(60, 2)
+    encoded = encode(template, records)
+    model = source(template, encoded)
+    rows = np.sort(Rows.of(encoded).rows)
+    features = model(rows, None)
+    values = {**dict(zip(KINDS, features.kinds, strict=True)), "prompts": features.prompts}
+    how = {"fingerprint": {"a": 1}, "row_hash": encoded.row_hash[rows]}
+    with FeatureWriter(tmp_path / "f.h5", **how) as writer:
+        writer.write(range(len(rows)), values)
+        writer.publish()
+    with FeatureStore(tmp_path / "f.h5") as store:
+        stored = name_rows(StoredFeatures.of(store, encoded), encoded, 3, seed=0)
+    direct = name_rows(model, encoded, 3, seed=0)
+    assert np.array_equal(stored.latent_N, direct.latent_N)
+    assert np.abs(stored.probability_N - direct.probability_N).max() < 0.1
+    assert matched(direct.latent_N, strategies_of(records), 3) > 0.9
+
+
+# names that a person gives
+
+
+def naming_of(latent, latents=3, probability=0.8, **changes):
+    latent = np.array(latent)
+    values = {
+        "latent_N": latent,
+        "probability_N": np.where(latent >= 0, probability, 0).astype(np.float32),
+        "second_N": np.where(latent >= 0, (latent + 1) % latents, -1),
+        "prior": LatentPrior(np.full(latents, 1 / latents), 0.5),
+        "latents": latents,
+        "used": latents,
+        "score": None,
+        "stability": None,
+        "one_string": False,
+        "prompts": len(latent),
+        **changes,
+    }
+    return Naming(**values)
+
+
+def test_a_few_given_names_say_which_cluster_is_which():
+    """Clusters 0, 1, 2 are what a person calls 2, 0, 1, as one name of each says; one name goes
+    against its cluster and stays.
+    """
+    clusters = np.repeat([0, 1, 2], 10)
+    given, sure = np.full(30, -1), np.zeros(30, np.float32)
+    given[[0, 1, 10, 20, 2]], sure[[0, 1, 10, 20, 2]] = [2, 2, 0, 1, 1], 0.95
+    found = completed(given, sure, naming_of(clusters))
+    expected = np.repeat([2, 0, 1], 10)
+    expected[2] = 1
+    assert found.latent_N.tolist() == expected.tolist()
+    assert found.probability_N[[0, 2]] == pytest.approx(0.95)
+    assert found.probability_N[3:10] == pytest.approx(0.8)
+    assert found.prior.proportions == pytest.approx(np.array([11, 12, 10]) / 33)
+    assert (found.prior.repulsion, found.used, found.latents) == (0.5, 3, 3)
+
+
+def test_the_second_guess_goes_by_the_given_names_too():
+    given = np.array([1, -1, 0, -1])
+    found = completed(given, np.ones(4, np.float32), naming_of([0, 0, 1, 1], latents=2))
+    assert found.latent_N.tolist() == [1, 1, 0, 0]
+    assert found.second_N[[1, 3]].tolist() == [0, 1]
+
+
+def test_rows_that_could_not_be_named_keep_no_name_unless_it_is_given():
+    given = np.array([1, -1, -1, 0])
+    found = completed(given, np.ones(4, np.float32), naming_of([-1, -1, 0, 0], latents=2))
+    assert found.latent_N.tolist() == [1, -1, 0, 0]
+    assert found.probability_N.tolist() == pytest.approx([1, 0, 0.8, 1])
+
+
+def test_latents_that_have_names_are_used_whatever_stands_before_them():
+    """A person merged the second latent into the first: 0 and 2 are left, which the first three
+    are to hold.
+    """
+    merged = np.tile([0, 2, 0], 8)
+    whole = completed(merged, np.ones(24, np.float32), naming_of(merged))
+    assert whole.used == 3
+
+
+def test_names_that_are_all_given(template):
+    records = make_strategies(20, 2)
+    latent, sure = strategies_of(records), np.full(40, 0.9, np.float32)
+    naming = given_names(encode(template, records), latent, sure, 3)
+    assert naming.latent_N.tolist() == latent.tolist()
+    assert (naming.latents, naming.used, naming.prompts) == (3, 3, 20)
+    assert naming.score is None and naming.stability is None and not naming.one_string
+    # a pseudo row each
+    counts = np.bincount(latent)
+    assert naming.prior.proportions == pytest.approx((counts + 1) / (40 + 3), abs=0.01)
+    assert naming.prior.repulsion < 1
+
+
+def test_all_given_names_are_used_whatever_stands_before_them(template):
+    records = make_strategies(20)
+    merged = np.where(strategies_of(records) == 1, 0, strategies_of(records))
+    naming = given_names(encode(template, records), merged, np.ones(20, np.float32), 3)
+    assert naming.used == 3
+
+
+def test_given_names_of_strings_that_come_twice_repel_each_other(template):
+    records = make_strategies(30, 4, latents=2, again=1.0)
+    encoded, sure = encode(template, records), np.ones(120, np.float32)
+    naming = given_names(encoded, strategies_of(records), sure, 2)
+    assert naming.one_string and math.isinf(naming.prior.repulsion)
+
+
+# what a training makes of them
+
+
+def test_anchors_of_a_naming_by_hand():
+    naming = naming_of(
+        [1, 0, -1], probability=0.8, prior=LatentPrior(np.array([0.5, 0.3, 0.2]), 0.5)
+    )
+    found = anchored(naming, np.array([0, 2, 1]), 3, 7.0)
+    assert found[0] == pytest.approx(np.log([0.1 / 0.5, 0.8 / 0.3, 0.1 / 0.2]))
+    assert found[1].tolist() == [0, 0, 0]
+    assert found[2] == pytest.approx(np.log([0.8 / 0.5, 0.1 / 0.3, 0.1 / 0.2]))
+
+
+def test_a_name_is_never_surer_than_anyone_is_nor_less_than_chance():
+    even = LatentPrior(np.full(2, 0.5), 0.0)
+    sure, unsure = (
+        anchored(naming_of([0], 2, p, prior=even), np.array([0]), 2, 0.0)[0] for p in (1.0, 0.1)
+    )
+    assert sure == pytest.approx(np.log([2 * SURE, 2 * (1 - SURE)]), abs=1e-5)
+    assert unsure == pytest.approx([0, 0], abs=1e-6)
+
+
+def test_where_strategies_write_one_string_a_name_is_worth_the_trust():
+    naming = naming_of([0, 1, -1], one_string=True)
+    rows = np.array([2, 0, 1])
+    assert anchored(naming, rows, 3, 2.0).tolist() == [[0, 0, 0], [0, -2, -2], [-2, 0, -2]]
+    assert not anchored(naming, rows, 3, 0.0).any()
+
+
+def test_latents_to_spare_have_no_anchor():
+    naming = naming_of([0, 1], latents=5, used=2)
+    assert anchored(naming, np.array([0, 1]), 2, 0.0).shape == (2, 2)
+    only = anchored(naming_of([0, 0], latents=2, used=1), np.array([0, 1]), 1, 0.0)
+    assert only.shape == (2, 1) and np.isfinite(only).all()
+
+
+def test_the_record_of_a_naming_is_plain_json():
+    record = naming_record(naming_of([0, 1, 1, -1], score=0.87654, stability=0.91234))
+    assert json.loads(json.dumps(record)) == record
+    assert (record["score"], record["stability"], record["repulsion"]) == (0.8765, 0.9123, 0.5)
+    assert record["chance"] == pytest.approx(0.6667)
+    infinite = dataclasses.replace(
+        naming_of([0, 1]), prior=LatentPrior(np.full(3, 1 / 3), math.inf)
+    )
+    assert naming_record(infinite)["repulsion"] == "infinite"

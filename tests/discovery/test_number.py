@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+
+from twcli.discovery.number import (
+    LEAST_SHARE,
+    TOLERANCE,
+    Count,
+    agreement,
+    best_count,
+    counts_of,
+    nesting,
+    plausibility,
+)
+from twcli.discovery.search import Discriminant, Found
+
+
+def named(clusters, latents, stability=0.9, used=None):
+    """What was found, by hand."""
+    posterior = np.eye(latents)[np.array(clusters)]
+    found = Found(posterior, Discriminant(None, np.array([]), latents), stability, stability, 0.0)
+    return Count(latents, stability, latents if used is None else used, found)
+
+
+def counted(points, numbers):
+    return counts_of(numbers, [points] * 3, np.ones(len(points)), [1] * len(points), 0)
+
+
+def test_three_clusters_are_three():
+    rng = np.random.default_rng(0)
+    truth = rng.integers(3, size=240)
+    steps = []
+    points = 6 * np.eye(3, 8)[truth] + rng.normal(size=(240, 8))
+    counts = counts_of([2, 3, 4, 5], [points] * 3, np.ones(240), [1] * 240, 0, steps.append)
+    assert [count.latents for count in counts] == [2, 3, 4, 5] and steps == [1] * 4
+    assert best_count(counts).latents == 3
+    assert counts[1].stability > 0.97 and counts[1].used == 3
+
+
+def test_kinds_of_kinds_are_nested():
+    """Two kinds far apart, each of two that are less far: both numbers are stable, the larger one
+    is taken and lies in the smaller one.
+    """
+    rng = np.random.default_rng(0)
+    coarse, fine = rng.integers(2, size=(2, 300))
+    points = rng.normal(size=(300, 8))
+    points[:, 0] += 40 * coarse
+    points[:, 1] += 9 * fine
+    two, three, four = counted(points, [2, 3, 4])
+    assert min(two.stability, four.stability) > 0.97
+    assert nesting(four, two) == pytest.approx(1.0, abs=0.01)
+    assert nesting(four, two) > nesting(named(rng.integers(4, size=300), 4), two) + 0.3
+    assert best_count([two, three, four]).latents == 4
+
+
+def test_nesting_and_agreement_by_hand():
+    coarse = named([0, 0, 0, 1, 1, 1], 2)
+    assert nesting(named([0, 0, 1, 2, 2, 2], 3), coarse) == 1.0
+    assert nesting(named([0, 0, 1, 1, 2, 2], 3), coarse) == 5 / 6
+    assert agreement(named([0, 0, 1, 2, 2, 2], 3), coarse) == 5 / 6
+    assert agreement(coarse, named([1, 1, 1, 0, 0, 0], 2)) == 1.0
+
+
+def test_of_the_most_stable_numbers_the_largest_is_taken():
+    def best(*figures):
+        return best_count([named([0, 1], k, stability) for k, stability in figures]).latents
+
+    near, far = 0.95 - 0.9 * TOLERANCE, 0.95 - 1.1 * TOLERANCE
+    assert best((2, 0.95), (3, near), (4, 0.80)) == 3
+    assert best((2, 0.95), (3, far), (4, 0.80)) == 2
+    assert best((2, 0.60), (3, 0.80), (4, 0.99)) == 4
+
+
+def test_a_number_is_as_plausible_as_it_is_stable():
+    counts = [named([0, 1], k, s) for k, s in ((2, 0.9), (3, 0.9 - TOLERANCE), (4, 0.9), (5, 0.1))]
+    shares = plausibility(counts)
+    assert shares.sum() == pytest.approx(1) and shares[0] == pytest.approx(shares[2])
+    assert shares[0] / shares[1] == pytest.approx(np.e) and shares[3] < 1e-6
+
+
+def test_a_number_whose_clusters_are_not_all_there_is_not_taken():
+    empty = named([0, 1], 4, 0.99, used=3)
+    assert best_count([named([0, 1], 2, 0.9), empty]).latents == 2
+    assert best_count([empty]).latents == 4  # there is no other
+
+
+def test_a_handful_of_rows_is_no_cluster():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(200, 4))
+    points[:100, 0] += 12
+    points[:2] += [0, 90, 0, 0]
+    (three,) = counted(points, [3])
+    shares = three.found.posterior_NK.mean(0)
+    assert three.used == (shares >= LEAST_SHARE).sum() == 2

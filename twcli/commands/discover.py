@@ -1,0 +1,292 @@
+"""`twcli discover`: names each record's latent without labels, to look at and to edit before a
+training is paid for.
+
+Features of the frozen model are read once and kept beside the names, in a file with the guarantees
+of the cache: a killed call resumes, another number of latents or seed reads nothing again.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from twcli import signals
+from twcli.config.commands import AUTO, DiscoverConfig
+from twcli.data.dataset import Example, stream_examples
+from twcli.data.names import write_names
+from twcli.data.template import Encoded, Template
+from twcli.discovery import features as feature_reading
+from twcli.discovery.features import KINDS, Features, read_features
+from twcli.discovery.naming import Naming, Progress, Rows, name_rows, naming_record
+from twcli.discovery.phrases import distinctive_phrases, typical_rows
+from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.models import baseline, reading, runtime
+from twcli.storage.feature_store import FeatureStore, FeatureWriter
+from twcli.storage.parts import reporting
+
+SHARD_ROWS = 512
+PHRASE_ROWS = 20_000  # completions in which phrases are counted
+MAP_POINTS = 2000
+TYPICAL = 4  # completions shown of each latent
+AMBIGUOUS = 8  # shown of all
+SURE = 0.9  # a name of less probability is called ambiguous
+RELIABLE = 0.9  # a score from which the verdict is that naming worked
+ABOVE_CHANCE = 0.1  # a score that is no further above chance is called chance
+
+Say = Callable[[str], None]
+
+
+def features_path(out: str) -> Path:
+    """Where the features of names at `out` are kept."""
+    path = Path(out)
+    return path.with_name(f"{path.stem}.features.h5")
+
+
+def page_path(out: str) -> Path:
+    """Where the page of names at `out` is."""
+    path = Path(out)
+    return path.with_name(f"{path.stem}.html")
+
+
+def _check_apart(config: DiscoverConfig) -> None:
+    """Refuses names, a page or features that would be written over one another or the data."""
+    out, data = Path(config.out), Path(config.data)
+    if page_path(config.out) == out:
+        raise UserError(f"{out}: the page of the names gets that name; name the names .jsonl")
+    for path in (out, page_path(config.out), features_path(config.out)):
+        if path.exists() and data.exists() and path.samefile(data):
+            raise UserError(f"{path}: is the data, which would be replaced; name another --out")
+
+
+def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, Any]:
+    """Writes `config.out` and the features beside it; returns what `names_page` shows.
+
+    Raises:
+        UserError: the model, the data or the output is wrong, or there are too few records.
+        WorkFailed: a feature is not finite, or the disk is full; finished shards stay.
+        Interrupted: a signal came; the shard in hand is stored first.
+    """
+    out = Path(config.out)
+    if out.exists() and not config.overwrite:
+        raise UserError(f"{out}: exists and may have been edited; --overwrite replaces it")
+    if out.is_dir() or not out.parent.is_dir():
+        raise UserError(f"{out}: name a file in a folder that exists")
+    _check_apart(config)
+    fields = {"x_field": config.x_field, "y_field": config.y_field}
+    examples = stream_examples(config.data, **fields)
+    runtime.tune_allocator(keep=True)
+    model, template = runtime.load_frozen(
+        config.model,
+        precision=config.precision,
+        attention=config.attention,
+        template=config.template,
+    )
+    max_length = runtime.context_length(model, config.max_length)
+    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    store = _features(config, model, template, encoded, max_length, say, progress)
+    latents = None if config.latents == AUTO else int(config.latents)
+    with store:
+        source = StoredFeatures.of(store, encoded)
+        naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
+    if naming is None:
+        raise UserError(
+            f"{config.data}: {len(encoded):,} records are too few to find strategies in; "
+            "give at least 16, better some hundreds"
+        )
+    with reporting(out, "write there"):
+        write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
+    records = stream_examples(config.data, **fields)
+    return summary_of(config, naming, encoded, records)
+
+
+def _features(
+    config: DiscoverConfig,
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    max_length: int,
+    say: Say,
+    progress: Progress,
+) -> FeatureStore:
+    """The file of features, complete: read from the model as far as it is not there."""
+    path = features_path(config.out)
+    rows = np.sort(Rows.of(encoded).rows)
+    row_hash = encoded.row_hash[rows]
+    print_ = baseline.fingerprint(
+        model,
+        template,
+        encoded,
+        max_length=max_length,
+        precision=config.precision,
+        attention=config.attention,
+    )
+    print_ = {**print_, "features": feature_reading.VERSION}
+    if FeatureWriter.already_complete(path, print_, row_hash):
+        say(f"features: {len(rows):,} distinct records, read before")
+        return FeatureStore(path)
+    model.to(runtime.pick_device(config.device))
+    varlen = baseline.why_not_varlen(model, template, encoded) is None
+    batch_tokens = min(config.batch_tokens, reading.fast_batch_tokens(model))
+    writer = FeatureWriter(
+        path,
+        fingerprint=print_,
+        row_hash=row_hash,
+        shard_rows=SHARD_ROWS,
+        overwrite=config.overwrite,
+    )
+    with writer, signals.held() as pending:
+        for note in writer.notes:
+            say(note)
+        missing = writer.missing
+        with progress("reading the frozen model (records)", sum(map(len, missing))) as advance:
+            for shard in missing:
+                found = read_features(
+                    model,
+                    template,
+                    encoded,
+                    rows[shard.start : shard.stop],
+                    batch_tokens=batch_tokens,
+                    varlen=varlen,
+                    advance=advance,
+                )
+                values = dict(zip(KINDS, found.kinds, strict=True))
+                writer.write(shard, {**values, "prompts": found.prompts})
+                if pending():
+                    raise Interrupted(f"interrupted; finished shards are kept; {how_to_resume()}")
+        writer.publish()
+    return FeatureStore(path)
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of distinct records from their file.
+
+    Attributes:
+        rows: (R,) rows of the data that the file holds, ascending.
+        lengths: (N,) supervised tokens of each row of the data.
+    """
+
+    store: FeatureStore
+    rows: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, store: FeatureStore, encoded: Encoded) -> StoredFeatures:
+        """Of a file that `_features` has made for this data."""
+        return cls(store, np.sort(Rows.of(encoded).rows), encoded.target_lengths)
+
+    def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
+        """As `features.read_features`."""
+        values = self.store.read(np.searchsorted(self.rows, rows))
+        if advance:
+            advance(len(rows))
+        kinds = tuple(values[kind] for kind in KINDS)
+        return Features(kinds, values["prompts"], self.lengths[rows].astype(np.float64))
+
+
+# What is shown
+
+
+def summary_of(
+    config: DiscoverConfig, naming: Naming, encoded: Encoded, records: Iterable[Example]
+) -> dict[str, Any]:
+    """What the terminal, `--json` and the page show of a naming."""
+    named = np.flatnonzero(naming.latent_N >= 0)
+    unsure = named[naming.probability_N[named] < SURE]
+    ambiguous = unsure[np.argsort(naming.probability_N[unsure], kind="stable")][:AMBIGUOUS]
+    typical = typical_rows(naming.probability_N, naming.latent_N, None, naming.latents, TYPICAL)
+    step = max(1, len(named) // PHRASE_ROWS)
+    counted = named[::step][:PHRASE_ROWS]
+    texts = _texts(records, set(np.concatenate([counted, ambiguous, *typical]).tolist()))
+    phrases = distinctive_phrases(
+        [texts[row].y for row in counted.tolist()], naming.latent_N[counted], naming.latents
+    )
+    counts = np.bincount(naming.latent_N[named], minlength=naming.latents)
+    record = naming_record(naming)
+    return {
+        **record,
+        "title": f"Strategies of {Path(config.data).name}",
+        "date": datetime.date.today().isoformat(),
+        "model": config.model,
+        "data": config.data,
+        "records": len(encoded),
+        "prompts": int(encoded.prompt_index.max()) + 1,
+        "verdict": verdict_of(naming),
+        "score": record["score"] or 0.0,
+        "score_ci": None,
+        "proportions": [float(share) for share in counts / max(counts.sum(), 1)],
+        "latent_cards": [
+            {
+                "latent": k,
+                "share": float(counts[k] / max(counts.sum(), 1)),
+                "mean_probability": _mean(naming.probability_N[naming.latent_N == k]),
+                "phrases": [
+                    {"text": p.text, "z": p.z, "share": p.share, "elsewhere": p.elsewhere}
+                    for p in phrases[k]
+                ],
+                "typical": [_shown(row, naming, texts) for row in typical[k].tolist()],
+            }
+            for k in range(naming.latents)
+        ],
+        "ambiguous": [
+            {
+                **_shown(row, naming, texts),
+                "latents": [int(naming.latent_N[row]), int(naming.second_N[row])],
+            }
+            for row in ambiguous.tolist()
+        ],
+        "ambiguous_share": len(unsure) / max(len(named), 1),
+        "map": _map(naming),
+        "names": config.out,
+        "page": str(page_path(config.out)),
+        "command": (
+            f"twcli train --model {config.model} --data {config.data} --baseline FILE.h5 "
+            f"--names {config.out} --out RUN"
+        ),
+    }
+
+
+def verdict_of(naming: Naming) -> str:
+    """Whether naming worked, in a sentence."""
+    score, found = naming.score or 0.0, f"{naming.used} strategies"
+    expected = f"about {score:.0%} of the records are expected to be named right"
+    if score <= naming.chance + ABOVE_CHANCE:
+        return (
+            f"No strategies found: {naming.latents} groups of completions can be made, but no "
+            "better than by chance. Try another number of latents, more records, or a larger model."
+        )
+    if score < RELIABLE:
+        return f"{found} found, not reliably: {expected}. Look at them before you train."
+    return f"{found} found: {expected} (chance {naming.chance:.0%})."
+
+
+def _texts(records: Iterable[Example], wanted: set[int]) -> dict[int, Example]:
+    return {row: example for row, example in enumerate(records) if row in wanted}
+
+
+def _shown(row: int, naming: Naming, texts: dict[int, Example]) -> dict[str, Any]:
+    example = texts[row]
+    probability = float(naming.probability_N[row])
+    return {"row": row, "x": example.x, "y": example.y, "probability": probability}
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def _map(naming: Naming) -> dict[str, Any] | None:
+    if naming.points is None or naming.point_rows is None:
+        return None
+    step = max(1, len(naming.points) // MAP_POINTS)
+    rows = naming.point_rows[::step][:MAP_POINTS]
+    points = naming.points[::step][:MAP_POINTS]
+    latents = naming.latent_N[rows]
+    return {
+        "points": [[float(x), float(y), int(k)] for (x, y), k in zip(points, latents, strict=True)]
+    }

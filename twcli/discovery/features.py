@@ -1,0 +1,151 @@
+"""What a frozen model's hidden states say of each completion: features to be clustered.
+
+Two kinds: normalised states, averaged over y and over its first tokens; and similarities, which
+earlier token of y and which token of x each part of y resembles, which say how y goes about x and
+little of what x is about. Beside them the states of x, from which what the prompt contributes to
+its completions' features is predicted. No label is read.
+
+Shapes: N rows, R of them in a batch, F features, G features of x, T tokens, S supervised tokens,
+H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from twcli.data.template import Encoded, Template
+from twcli.models.reading import Layout, fast_batch_tokens, read_rows
+
+VERSION = 1  # of what is computed here, for files that keep it
+FIRST_TOKENS = 8
+# of y's tokens, finest where it begins
+WINDOWS = ((0, 2), (2, 4), (4, 6), (6, 8), (8, 12), (12, 16), (16, 24), (24, None))
+LAGS = 12
+PROMPT_TOKENS = 24  # of x that y is compared with
+LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
+
+STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES = range(4)
+KINDS = ("states", "first_states", "first_similarities", "later_similarities")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N rows.
+
+    Attributes:
+        kinds: (N, F) float32 each, numbered as the constants above.
+        prompts: (N, G) float32, of each row's x: its mean state, and the state that y follows.
+        lengths: (N,) float64, supervised tokens of y: what the means are taken over.
+    """
+
+    kinds: tuple[np.ndarray, ...]
+    prompts: np.ndarray
+    lengths: np.ndarray
+
+
+def read_features(
+    model: PreTrainedModel,
+    template: Template,
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    batch_tokens: int,
+    varlen: bool = False,
+    advance: Callable[[int], None] | None = None,
+) -> Features:
+    """Features of distinct rows in any order; one forward pass each, without a gradient.
+
+    Args:
+        varlen: as in `reading.read_rows`.
+        advance: called with the number of rows after each batch.
+    """
+    features: list[np.ndarray] = []
+    read = partial(_pooled, model, template, encoded)
+    # the states of all layers lie in memory, of a batch a core
+    batch_tokens = min(batch_tokens, fast_batch_tokens(model))
+    for places, values in read_rows(
+        model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
+    ):
+        features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
+        for feature, value in zip(features, values, strict=True):
+            feature[places] = value
+        if advance:
+            advance(len(places))
+    *kinds, prompts = features
+    return Features(tuple(kinds), prompts, encoded.target_lengths[rows].astype(np.float64))
+
+
+@torch.no_grad()
+def _pooled(
+    model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
+) -> tuple[np.ndarray, ...]:
+    """(R, F) of a few layers, each kind; last the features of x (R, G)."""
+    prompts, targets, device = (
+        encoded.prompt_lengths[rows],
+        encoded.target_lengths[rows],
+        model.device,
+    )
+    layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
+    # x stands between the head and the middle
+    frame, first = template.frame, len(template.frame.head)
+    x_lengths = prompts + 1 - first - len(frame.middle) - len(frame.lead)
+    columns = np.arange(targets.max())
+    active, in_prompt = (
+        torch.from_numpy(inside).to(device)
+        for inside in (columns < targets[:, None], np.arange(PROMPT_TOKENS) < x_lengths[:, None])
+    )
+    head = active & (torch.arange(len(columns), device=device) < FIRST_TOKENS)
+    y_RS = layout.places(prompts[:, None] + 1 + columns)
+    x_RX = layout.places(
+        np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS))
+    )
+    x_columns = np.arange(max(int(x_lengths.max()), 1))
+    whole_x = torch.from_numpy(x_columns < x_lengths[:, None]).to(device)
+    all_x_RX = layout.places(first + np.broadcast_to(x_columns, (len(rows), len(x_columns))))
+    last_x_R1 = layout.places(prompts[:, None])
+    layers = layout.hidden(model, all_layers=True)
+    features: list[list[torch.Tensor]] = [[] for _ in KINDS]
+    mean_x: list[torch.Tensor] = []
+    last_x: list[torch.Tensor] = []
+    for layer in np.unique(
+        np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)
+    ).tolist():
+        hidden = torch.nn.functional.layer_norm(layers[layer].float(), layers[layer].shape[-1:])
+        y = hidden[y_RS] * active[..., None]
+        features[STATES].append(y.sum(1) / active.sum(1, keepdim=True))
+        features[FIRST_STATES].append((y * head[..., None]).sum(1) / head.sum(1, keepdim=True))
+        for (_, last), similar in zip(
+            WINDOWS, _similarities(y, hidden[x_RX] * in_prompt[..., None], active), strict=True
+        ):
+            features[
+                LATER_SIMILARITIES if last is None or last > FIRST_TOKENS else FIRST_SIMILARITIES
+            ].append(similar)
+        x = (hidden[all_x_RX] * whole_x[..., None]).sum(1)
+        mean_x.append(x / whole_x.sum(1, keepdim=True).clamp(min=1))
+        last_x.append(hidden[last_x_R1][:, 0])
+    features.append(mean_x + last_x)
+    return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features)
+
+
+def _similarities(
+    y_RSH: torch.Tensor, x_RXH: torch.Tensor, active_RS: torch.Tensor
+) -> list[torch.Tensor]:
+    """For each window of y: mean scalar product with each token of x, and with y's own token
+    `lag` before, per dimension.
+    """
+    R, S, H = y_RSH.shape
+    with_x = y_RSH @ x_RXH.transpose(1, 2) / H
+    with_y = y_RSH.new_zeros(R, S, LAGS)
+    for lag in range(1, min(LAGS, S - 1) + 1):
+        with_y[:, lag:, lag - 1] = (y_RSH[:, lag:] * y_RSH[:, :-lag]).mean(-1)
+    both = torch.cat([with_x, with_y], dim=2)
+    return [
+        both[:, first:last].sum(1) / active_RS[:, first:last].sum(1, keepdim=True).clamp(min=1)
+        for first, last in WINDOWS
+    ]

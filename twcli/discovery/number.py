@@ -1,0 +1,95 @@
+"""How many latents there are, where strategies may repeat within a prompt: as many as are stable.
+
+Two namings from separate halves of the prompts agree as long as every cluster is there in both; one
+cluster too many is cut from another at a place that differs between the halves. Several numbers may
+be stable, the larger ones nested in the smaller ones: strategies have sub-kinds. The largest number
+that is as stable as the most stable one is taken, unless it only splits off a handful of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from twcli.discovery.search import Found, matched_share, search
+
+MOST_LATENTS = 8  # that are looked for where the number is not given
+COUNTED_ROWS = 800  # in which it is looked for
+TOLERANCE = 0.03  # of stability, within which two numbers are equally stable
+FURTHER = 2  # numbers above a given one that are compared with it
+LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
+
+
+@dataclass(frozen=True)
+class Count:
+    """What speaks for one number of latents.
+
+    Attributes:
+        latents: K.
+        stability: mean of that of the most stable ways and of the kept naming's own way.
+        used: clusters with more than a handful of rows.
+        found: the naming of the rows that were looked at.
+    """
+
+    latents: int
+    stability: float
+    used: int
+    found: Found
+
+    @property
+    def clusters_N(self) -> np.ndarray:
+        """(N,) the likeliest latent of each row that was looked at."""
+        return self.found.posterior_NK.argmax(1)
+
+
+def counts_of(
+    numbers: Sequence[int],
+    views: Sequence[np.ndarray],
+    weight_N: np.ndarray,
+    sizes: Sequence[int],
+    seed: int,
+    advance: Callable[[int], None] | None = None,
+) -> list[Count]:
+    """The naming under each of these numbers, of the same rows."""
+    counts = []
+    for latents in numbers:
+        found = search(views, weight_N, sizes, latents, seed)
+        shares_K = found.posterior_NK.mean(0)
+        stability = (found.stability + found.lead_stability) / 2
+        counts.append(Count(latents, stability, int((shares_K >= LEAST_SHARE).sum()), found))
+        if advance:
+            advance(1)
+    return counts
+
+
+def best_count(counts: Sequence[Count]) -> Count:
+    """The largest number among the most stable ones whose clusters all have rows."""
+    full = [count for count in counts if count.used == count.latents] or list(counts)
+    highest = max(count.stability for count in full)
+    return max(
+        (count for count in full if count.stability >= highest - TOLERANCE),
+        key=lambda count: count.latents,
+    )
+
+
+def plausibility(counts: Sequence[Count]) -> np.ndarray:
+    """(number of counts,) weights of sum 1: how far each number is held to be the right one."""
+    stability = np.array([count.stability for count in counts])
+    weights = np.exp((stability - stability.max()) / TOLERANCE)
+    return weights / weights.sum()
+
+
+def nesting(finer: Count, coarser: Count) -> float:
+    """Share of rows that the finer naming puts where the coarser one does, each finer cluster
+    being counted to the coarser one that has most of it: 1 where it is nested.
+    """
+    table = np.zeros((finer.latents, coarser.latents))
+    np.add.at(table, (finer.clusters_N, coarser.clusters_N), 1)
+    return float(table.max(1).sum() / table.sum())
+
+
+def agreement(one: Count, other: Count) -> float:
+    """Share of rows on which two namings of any numbers agree, names matched one to one."""
+    return matched_share(one.clusters_N, other.clusters_N, max(one.latents, other.latents))

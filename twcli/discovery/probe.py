@@ -1,0 +1,94 @@
+"""Completions by which a run is judged without labels: can its latents be predicted, for other
+prompts, from what the frozen model sees in the completions?
+
+Shapes: N rows that lie prompt by prompt, K latents, D directions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from twcli.data.template import Encoded
+from twcli.discovery.centring import Centring, Space
+from twcli.discovery.naming import Progress, Rows, Source, silent
+from twcli.discovery.predictability import predictability
+from twcli.discovery.prompt_effects import PromptEffects
+from twcli.discovery.search import discriminant_points, out_of_fold
+
+PROBE_PROMPTS = 1000  # by which a run is judged
+PROBE_ROWS = 1000  # of them, at most
+LEAST_ROWS = 16  # of a probe where strategies may repeat within a prompt
+
+
+@dataclass(frozen=True)
+class Probe:
+    """Completions and their points under the frozen model.
+
+    Attributes:
+        rows: (N,) of the data, prompt by prompt.
+        sizes: rows of each prompt.
+        points: (N, D).
+        distinct: whether distinct completions of a prompt are distinct strategies.
+    """
+
+    rows: np.ndarray
+    sizes: list[int]
+    points: np.ndarray
+    distinct: bool
+
+    def predicted(self, soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """(what of the latents is predicted (N,), what could be (N,)), to be summed and divided.
+
+        The share is 1 where each row has a latent with certainty and a discriminant that was fitted
+        to other prompts predicts it, and 0 where latents are used alike for every row or change
+        their meaning from prompt to prompt. A latent that no row takes leaves less than could be.
+
+        Args:
+            soft_NK: probability of each latent for each row.
+        """
+        if self.distinct:
+            return predictability(self.points, self.sizes, soft_NK, seed)
+        K = soft_NK.shape[1]
+        rng = np.random.default_rng([seed, 6])
+        posterior_NK = out_of_fold(self.points, soft_NK.argmax(1), np.asarray(self.sizes), K, rng)
+        predicted_N = ((posterior_NK - posterior_NK.mean(0)) * soft_NK).sum(1)
+        return predicted_N, np.full(len(soft_NK), 1 - 1 / K)
+
+
+def probe_of(
+    source: Source,
+    encoded: Encoded,
+    *,
+    distinct: bool,
+    seed: int,
+    most_rows: int = PROBE_ROWS,
+    progress: Progress = silent,
+) -> Probe | None:
+    """Up to `PROBE_PROMPTS` prompts; None where there are too few to say anything.
+
+    Args:
+        distinct: whether distinct completions of a prompt are distinct strategies.
+        most_rows: about so many rows at most, where they are not.
+    """
+    found = Rows.of(encoded)
+    groups = found.groups(2 if distinct else 1)
+    order = np.random.default_rng([seed, 7]).permutation(len(groups))[:PROBE_PROMPTS]
+    chosen = [groups[i] for i in order]
+    if len(chosen) < 2:
+        return None
+    if not distinct:
+        ends = np.cumsum([len(group) for group in chosen])
+        chosen = chosen[: max(2, int(np.searchsorted(ends, most_rows, "right")))]
+        if sum(map(len, chosen)) < LEAST_ROWS:
+            return None
+    rows, sizes = np.concatenate(chosen), [len(group) for group in chosen]
+    with progress("features of the frozen model", len(rows)) as advance:
+        features = source(rows, advance)
+    if distinct:
+        Centring.fit(features.kinds, sizes, keep=False)(features.kinds, sizes)
+        points = Space.fit(features.kinds, seed).points(features.kinds, 0)
+    else:
+        points = discriminant_points(PromptEffects.fit(features, sizes)[1])
+    return Probe(rows, sizes, points, distinct)
