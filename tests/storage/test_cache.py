@@ -506,8 +506,8 @@ FULL_DISK = """
 def test_a_file_that_cannot_grow_is_one_line_and_can_be_resumed(path, limit, doing, left):
     out, err = (process := start(FULL_DISK, limit=limit, path=str(path))).communicate()
     assert out == (
-        f"{path}: cannot {doing}: file too large; finished shards are kept, so the same command "
-        "goes on from there\n"
+        f"{path}: cannot {doing}: file too large; finished shards are kept; run the same "
+        "command again to resume\n"
     )
     assert (err, process.returncode) == ("", 0)
     assert not path.exists()
@@ -648,7 +648,7 @@ def test_the_first_thing_wrong_with_a_damaged_cache_is_named_before_it_is_replac
     flip(path, address + 20)
     first, second = Cache(path).verify()
     said = refusal(lambda: truth.writer(path))
-    assert f"{first}; pass --overwrite to begin anew" in said and second not in said
+    assert f"{first}; pass --overwrite to start over" in said and second not in said
 
 
 def test_twenty_damaged_places_are_listed_and_the_rest_counted(path):

@@ -487,8 +487,8 @@ FULL_DISK = """
 def test_a_file_that_cannot_grow_is_one_line_and_can_be_resumed(path, limit, doing, left):
     out, err = (process := start(FULL_DISK, limit=limit, path=str(path))).communicate()
     assert out == (
-        f"{path}: cannot {doing}: file too large; finished shards are kept, so the same command "
-        "goes on from there\n"
+        f"{path}: cannot {doing}: file too large; finished shards are kept; run the same "
+        "command again to resume\n"
     )
     assert (err, process.returncode) == ("", 0)
     assert not path.exists()

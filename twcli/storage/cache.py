@@ -8,7 +8,8 @@ it, other commands read it.
     cache = Cache("F.h5")
     nll, lengths = cache.read(np.array([17, 3, 42]))
 
-What is inside the file: `cache_format.py`. What lies beside it while it is being made: `parts.py`.
+See `cache_format.py` for the file's content and `parts.py` for the files next to it while it is
+written.
 """
 
 from __future__ import annotations
@@ -38,32 +39,31 @@ from twcli.storage.cache_format import (
 )
 from twcli.storage.parts import Parts, check_place, named, reporting
 
-ROUNDING = 1e-4  # nats; a log-softmax may end this far on the wrong side of zero
+ROUNDING = 1e-4  # nats; rounding may make a log-softmax positive by this much
 REPORTED = 20  # damaged places that `verify` lists
 
 __all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
 
 
 class CacheWriter:
-    """Makes one cache file, shard by shard; killed at any moment, the next
-    writer goes on from there.
+    """Writes one cache file, shard by shard. After a kill at any moment, the next writer resumes.
 
     Args:
-        path: the file to be; its folder must exist. `<path>.lock` and
-            `<path>.parts/` lie beside it.
+        path: the file to write; its folder must exist. `<path>.lock` and `<path>.parts/` are next
+            to it meanwhile.
         fingerprint: JSON-ready dict of everything that b_t depends on.
         offsets: (N + 1,) int64, first token of each row, from 0 to the number of tokens.
         row_hash: (N, 16) uint8.
-        shard_rows: rows that are stored, and lost by a kill, at a time.
-        overwrite: replaces the cache that is at `path` when the new file is complete; shards of the
-            very same cache are kept.
+        shard_rows: rows per shard; a kill loses at most the shard in progress.
+        overwrite: replaces the cache at `path` when the new file is complete; finished shards with
+            the same fingerprint are kept.
 
     Attributes:
-        notes: what the user should know about shards of an earlier run; filled on entering.
+        notes: messages about shards of an earlier run; filled on entering.
 
     Raises:
-        UserError: N is 0, the place is not writable, or `path` holds something that is no cache, or
-            a cache and `overwrite` is off; on entering also where another process is writing.
+        UserError: N is 0, the place is not writable, `path` holds something other than a cache, or
+            it holds a cache and `overwrite` is off; on entering also if another process is writing.
         ValueError: an argument has the wrong shape, type or size.
     """
 
@@ -98,8 +98,8 @@ class CacheWriter:
     def already_complete(
         cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray
     ) -> bool:
-        """Whether `path` holds an intact cache of exactly this; if so it was
-        read and verified as a whole.
+        """Whether `path` holds an intact cache with this fingerprint and these rows; if so, the
+        whole file was verified.
         """
         try:
             with Cache(path) as cache:
@@ -125,7 +125,7 @@ class CacheWriter:
         return [] if self._published else self._parts.missing(self.shard_rows)
 
     def write(self, rows: range, nll: np.ndarray) -> None:
-        """Stores b_t of `rows` for good.
+        """Stores b_t of `rows` durably.
 
         Args:
             rows: consecutive rows, none of them stored yet.
@@ -155,7 +155,7 @@ class CacheWriter:
             self._parts.add(rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes())
 
     def publish(self) -> None:
-        """Puts the complete file at `path` and removes the shards; memory does not grow with N.
+        """Writes the complete file to `path` and removes the shards; memory does not grow with N.
 
         Raises:
             WorkFailed: the disk is full, or a shard is no longer what was written.
@@ -191,7 +191,7 @@ class CacheWriter:
                 str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it"
             ) from None
         state = problems[0] if problems else "already complete"
-        raise UserError(f"{self.path}: {state}; pass --overwrite to begin anew")
+        raise UserError(f"{self.path}: {state}; pass --overwrite to start over")
 
     def _header(self) -> dict[str, Any]:
         key = hashlib.sha256(self._fingerprint)
@@ -212,15 +212,15 @@ class CacheWriter:
 
 
 class Cache:
-    """A cache file for reading; nothing in it is believed before it was checked.
+    """A cache file for reading; every byte is checked before it is used.
 
-    Opening checks the structure and the offsets; a chunk's checksum is checked when a process first
-    reads from it; `verify` checks everything. Handles belong to one process and are opened again
+    Opening checks the structure and the offsets. A chunk's checksum is checked when a process first
+    reads from it. `verify` checks everything. Handles belong to one process and are opened again
     after a fork or unpickling.
 
     Raises:
-        UserError: not a regular file, not HDF5, damaged, of another format, or not plain data;
-            where a handle is opened again, also if the file was changed or replaced since.
+        UserError: not a regular file, not HDF5, damaged, of another format, or its data are stored
+            elsewhere; when a handle is opened again, also if the file was changed or replaced.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -232,7 +232,7 @@ class Cache:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """What b_t was computed from."""
+        """The fingerprint: what b_t was computed from."""
         return self._open().fingerprint
 
     @property
@@ -246,7 +246,7 @@ class Cache:
         return self._open().columns["nll"].length
 
     def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """b_t of `rows` (B,) int64, in any order, also repeated.
+        """b_t of `rows` (B,) int64, which may be in any order and repeated.
 
         Returns:
             (tokens of these rows,) float32, nats, row after row in the order
@@ -309,7 +309,7 @@ class Cache:
         """Reads all of the file and checks every checksum.
 
         Returns:
-            One line a problem; none where every bit is as it was published.
+            One line per problem; empty if every bit is as it was published.
         """
         opened = self._open()
         problems = [problem] if (problem := trailer_problem(opened.source)) else []
@@ -324,7 +324,7 @@ class Cache:
         return problems + self._content_problems(opened)
 
     def close(self) -> None:
-        """Closes this process's handles; a later use opens them again."""
+        """Closes this process's handles; a later call opens them again."""
         if self._opened:
             self._opened.close()
             self._opened = None
@@ -336,8 +336,8 @@ class Cache:
         self.close()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Neither handles nor what this process has checked: the other one
-        # opens and checks for itself.
+        # Sends neither handles nor the record of checked chunks: the receiving process opens and
+        # checks the file itself.
         return {"path": self.path, "_identity": self._identity, "_opened": None, "_touched": {}}
 
     def _open(self) -> Opened:
@@ -349,7 +349,7 @@ class Cache:
                 raise UserError(
                     f"{self.path}: was changed or replaced while in use; start the command again"
                 )
-            # what was checked before a fork stays checked
+            # chunks checked before a fork stay checked
             for name, column in opened.columns.items():
                 column.touched = self._touched.setdefault(name, column.touched)
             if not opened.columns["offsets"].touched.all():
@@ -361,13 +361,13 @@ class Cache:
         return opened
 
     def _read_ordered(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`read` of ascending distinct rows: neighbours are read in one piece."""
+        """`read` for ascending distinct rows: adjacent rows are read in one piece."""
         columns = self._open().columns
         after_gap = np.concatenate([[True], np.diff(rows) != 1])
         first = np.flatnonzero(after_gap)
         last = np.append(first[1:], len(rows)) - 1
         bounds = columns["offsets"].gather(rows[first], last - first + 2)
-        # a run has one offset more than it has rows
+        # a range has one more offset than rows
         place = np.arange(len(rows)) + np.cumsum(after_gap) - 1
         starts, stops = bounds[place], bounds[place + 1]
         flat = columns["nll"].gather(starts[first], stops[last] - starts[first])

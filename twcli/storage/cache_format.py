@@ -1,5 +1,5 @@
-"""The HDF5 side of `cache.py`: lays the file out, writes it to a disk that may
-fail, reads it without trust.
+"""The HDF5 side of `cache.py`: defines the file's layout, writes it to a disk that may fail, and
+checks whatever it reads.
 
 N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher32 filter:
 
@@ -43,12 +43,12 @@ CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
 FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
 TRAILER = b"\ntwcli cache, sha256 of all bytes before this line: %s\n"
 TRAILER_BYTES = len(TRAILER % (b"0" * 64))
-BLOCK = 1 << 16  # entries handled at a time wherever memory must not grow with the file
+BLOCK = 1 << 16  # entries per step, so that memory does not grow with the file
 ANEW = "make it again with `twcli precompute --overwrite`"
 
 
 def to_json(fingerprint: dict[str, Any]) -> bytes:
-    """The one way to write a fingerprint. Raises ValueError where it is too large or not JSON."""
+    """The fingerprint as it is stored. Raises ValueError if it is too large or not JSON."""
     text = json.dumps(fingerprint, allow_nan=False).encode()
     if len(text) > FINGERPRINT_BYTES:
         raise ValueError(f"the fingerprint takes {len(text)} bytes, more than {FINGERPRINT_BYTES}")
@@ -56,37 +56,37 @@ def to_json(fingerprint: dict[str, Any]) -> bytes:
 
 
 def content_digest(fingerprint: bytes, rows: int, tokens: int) -> Any:
-    """The sha256 to which offsets, row hashes and NLL are to be added, in this order."""
+    """A started sha256; the caller adds offsets, row hashes and NLL, in this order."""
     return hashlib.sha256(b"%d %d %d " % (len(fingerprint), rows, tokens) + fingerprint)
 
 
 class Source(io.RawIOBase):
-    """The file that HDF5 reads, by `pread`: no file locks, and no warning
-    when it is dropped unclosed.
+    """The file object that HDF5 reads from, by `pread`: no file locks, and no warning if it is
+    dropped without `close`.
     """
 
     def __init__(self, handle: int) -> None:
         self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
 
     def close(self) -> None:
-        """Closes the handle too."""
+        """Also closes the handle."""
         if not self.closed:
             os.close(self.handle)
         super().close()
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves no handle: others may read through the same one."""
+        """Changes `position` only; the handle, which others may share, does not move."""
         self.position = (
             offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
         )
         return self.position
 
     def tell(self) -> int:
-        """Where the next bytes are read or written."""
+        """Position of the next read or write."""
         return self.position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the buffer, with zeros where the file has ended."""
+        """Fills the buffer, with zeros beyond the end of the file."""
         view = memoryview(buffer).cast("B")
         view[:] = os.pread(self.handle, len(view), self.position).ljust(len(view), b"\0")
         self.position += len(view)
@@ -101,11 +101,12 @@ class Source(io.RawIOBase):
 
 
 class Sink(Source):
-    """The file that HDF5 writes, which never fails in front of it.
+    """The file object that HDF5 writes to; it hides write errors from HDF5.
 
     On a full disk h5py raises an error without errno, cannot close the file and crashes the process
-    at exit. So the first failure is kept in `error` for the caller, who stops soon after, and HDF5
-    is told that all went well until it has closed its file. (It reads nothing back meanwhile.)
+    at exit. So the first failure is kept in `error` for the caller, which stops soon after, and
+    HDF5 sees only successful writes until it has closed its file. (It reads nothing back
+    meanwhile.)
     """
 
     def __init__(self, handle: int) -> None:
@@ -113,7 +114,7 @@ class Sink(Source):
         self.error: BaseException | None = None
 
     def write(self, data: Any) -> int:
-        """Writes all of it, or keeps why not."""
+        """Writes all bytes, or keeps the error."""
         start, count = self.position, memoryview(data).nbytes
         self._attempt(lambda: write_all(self.handle, data, start))
         self.position += count
@@ -121,7 +122,7 @@ class Sink(Source):
         return count
 
     def truncate(self, size: int | None = None) -> int:
-        """Sets the size, or keeps why not."""
+        """Sets the size, or keeps the error."""
         self.size = self.position if size is None else size
         self._attempt(lambda: os.ftruncate(self.handle, self.size))
         return self.size
@@ -131,7 +132,7 @@ class Sink(Source):
             return
         try:
             action()
-        except BaseException as error:  # an interrupt that arrives inside HDF5 waits as well
+        except BaseException as error:  # also delays an interrupt that arrives inside HDF5
             self.error = error
 
 
@@ -150,7 +151,7 @@ def write_file(
         shards: little-endian float32 bytes of /nll, in order; one is in memory at a time.
 
     Raises:
-        OSError: as the disk gave it.
+        OSError: the original error of the disk.
     """
     with Sink(handle) as sink:
         # v110: its metadata carries checksums, so damage there is an error and not a
@@ -198,13 +199,15 @@ def _fill(
             file["nll"][reached : reached + len(block)] = block
             reached += len(block)
     file.attrs["format_version"] = FORMAT_VERSION
-    file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size: can be refused unread
+    file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size, checked before reading
     file.attrs["content_sha256"] = np.bytes_(content.hexdigest())
 
 
 @dataclass
 class Opened:
-    """What one process holds of one file; `identity` tells whether the path still leads to it."""
+    """One process's open handles of one file; `identity` shows whether the path still leads to that
+    file.
+    """
 
     process: int
     identity: tuple[int, ...]
@@ -215,27 +218,27 @@ class Opened:
     content_sha256: str
 
     def close(self) -> None:
-        """HDF5's file first: it may still read."""
+        """Closes HDF5's file first, since it may still read."""
         self.file.close()
         self.source.close()
 
 
 def open_file(path: str) -> Opened:
-    """Opens a cache and checks its structure: all that can be known without reading the datasets.
+    """Opens a cache and checks its structure: everything that needs no reading of the datasets.
 
     Raises:
-        UserError: not a regular file, not HDF5, damaged, of another format, or
-            not plain data in this file.
+        UserError: not a regular file, not HDF5, damaged, of another format, or its data are stored
+            elsewhere.
     """
     source = _open_source(path)
     try:
-        # No chunk cache: every chunk is read once through HDF5, to be summed.
+        # No chunk cache: HDF5 reads every chunk only once, to check its sum.
         file = h5py.File(source, "r", rdcc_nbytes=0)
         fingerprint, content = _read_attributes(file)
         datasets = _datasets(file, source.size)
         columns = {name: Column(name, dataset, source, path) for name, dataset in datasets.items()}
     except Exception as error:
-        # h5py raises nearly everything on a file that is damaged or made to harm
+        # h5py raises many types of errors on a damaged or malicious file
         source.close()
         raise UserError(f"{path}: is not an intact cache: {_reason(error)}; {ANEW}") from None
     except BaseException:
@@ -251,12 +254,12 @@ class Column:
 
     A slice through HDF5 reads and sums the 64 KiB chunk around a row of some hundred bytes: 25 to
     45 us a row. The chunks are not compressed, so a row is a `pread` of 1 us at an address that
-    HDF5 tells. HDF5 still reads each chunk when it is first touched, to check its fletcher32 sum.
-    No memory map: a file that is cut short while in use would kill the process.
+    HDF5 provides. HDF5 still reads each chunk at its first use, to check its fletcher32 sum. No
+    memory map: a file that is cut short while in use would kill the process.
 
     Attributes:
         length: entries.
-        touched: (chunks,) bool, which chunks are known to be intact.
+        touched: (chunks,) bool, which chunks were found intact.
     """
 
     def __init__(self, name: str, dataset: h5py.Dataset, source: Source, path: str) -> None:
@@ -271,12 +274,12 @@ class Column:
         """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1,
         ascending and disjoint in i.
 
-        Raises UserError where a checksum does not match.
+        Raises UserError if a checksum does not match.
         """
         starts, counts = starts[counts > 0], counts[counts > 0]
         stops = starts + counts
         first = starts // self.chunk
-        pieces = (stops - 1) // self.chunk - first + 1  # a run is cut at the borders of chunks
+        pieces = (stops - 1) // self.chunk - first + 1  # split each range at chunk borders
         run = np.repeat(np.arange(len(starts)), pieces)
         chunk = first[run] + np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]
         low = np.maximum(starts[run], chunk * self.chunk)
@@ -289,7 +292,7 @@ class Column:
         return self.gather(np.array([start]), np.array([stop - start]))
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All entries in order, a bounded number at a time."""
+        """All entries in order, at most `BLOCK` at a time."""
         for start in range(0, self.length, BLOCK):
             yield self.block(start, min(start + BLOCK, self.length))
 
@@ -346,8 +349,8 @@ class Column:
 def check_offsets(columns: dict[str, Column], path: str) -> None:
     """Raises UserError unless the offsets begin at 0, never fall and end at the number of tokens.
 
-    Done at opening, since every read relies on it: 0.1 s for 10 million rows, in
-    blocks to keep memory flat.
+    Checked at opening, since every read relies on it: 0.1 s for 10 million rows, in blocks so that
+    memory does not grow.
     """
     before = 0
     for number, block in enumerate(columns["offsets"].blocks()):
@@ -367,7 +370,7 @@ def check_offsets(columns: dict[str, Column], path: str) -> None:
 
 
 def trailer_problem(source: Source) -> str | None:
-    """Reads the whole file: what is wrong with the checksum at its end, None where it matches."""
+    """Reads the whole file: the problem with the checksum at its end, None if it matches."""
     end = source.size - TRAILER_BYTES
     found = os.pread(source.handle, TRAILER_BYTES, max(end, 0))
     if found[:20] != TRAILER[:20]:
@@ -380,8 +383,8 @@ def trailer_problem(source: Source) -> str | None:
 
 
 def may_be_replaced(path: str) -> bool:
-    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError
-    where it cannot be opened.
+    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError if it cannot
+    be opened.
     """
     with _open_any(path) as source:
         return _signature(source) in (SIGNATURE, b"")
@@ -397,7 +400,7 @@ def _open_source(path: str) -> Source:
 
 def _open_any(path: str) -> Source:
     try:
-        # Without waiting for the other end, where somebody names a pipe.
+        # Non-blocking: the path may be a pipe that nobody writes to.
         return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot open the cache: {_reason(error)}") from None
@@ -410,7 +413,7 @@ def _signature(source: Source) -> bytes | None:
 
 
 def _reason(error: Exception) -> str:
-    """One line of bounded length."""
+    """The error as one line of bounded length."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -426,12 +429,14 @@ def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
         raise ValueError("its fingerprint is not JSON") from None
     if not isinstance(fingerprint, dict):
         raise ValueError("its fingerprint is not a JSON object")
-    to_json(fingerprint)  # refuses NaN, and what only fits in another spelling
+    to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
     return fingerprint, _attribute(file, "content_sha256", "S", 64).decode()
 
 
 def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute, read only if it has a fixed size of at most `limit` bytes."""
+    """A scalar attribute; refused before reading unless it has a fixed size of at most `limit`
+    bytes.
+    """
     if name not in file.attrs:
         raise ValueError(f"it has no attribute {name}")
     attribute = file.attrs.get_id(name)
@@ -448,23 +453,23 @@ def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
     names = list(islice(file, len(COLUMNS) + 1))
     strange, absent = set(names) - set(COLUMNS), set(COLUMNS) - set(names)
     if strange:
-        raise ValueError(f"it holds /{min(strange)}, which is no part of one")
+        raise ValueError(f"it holds /{min(strange)}, which is not part of a cache")
     if absent:
         raise ValueError(f"it has no /{min(absent)}")
     datasets = {name: _plain_dataset(file, name) for name in COLUMNS}
     shapes = {name: dataset.shape for name, dataset in datasets.items()}
     if not 0 < shapes["row_hash"][0] == shapes["offsets"][0] - 1:
         raise ValueError(f"its shapes do not fit together: {shapes}")
-    # Nothing is compressed, so what is declared must be there; this bounds every
-    # allocation that follows.
+    # Nothing is compressed, so the file must be at least as large as the declared data. This check
+    # bounds every later allocation.
     if sum(COLUMNS[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
         raise ValueError("it declares more data than the file has bytes")
     return datasets
 
 
 def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """The dataset, if its data can only be in this file: some links and layouts
-    read other files silently.
+    """The dataset, if its data are surely in this file: some links and layouts silently read other
+    files.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"/{name} is a link to somewhere else")

@@ -1,6 +1,4 @@
-"""A run's checkpoints: one folder each, which appears when it is complete and
-tells whether it was changed.
-"""
+"""A run's checkpoints: one folder each, which appears when complete and holds its checksum."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
 
 class Checkpoints:
-    """The folder of them.
+    """The folder that holds a run's checkpoints.
 
     Attributes:
         path: holds one folder a checkpoint.
@@ -32,10 +30,10 @@ class Checkpoints:
         self.path = path
 
     def save(self, step: int, tensors: dict[str, torch.Tensor], keep: int, **content: Any) -> None:
-        """Older ones beyond `keep` are removed afterwards.
+        """Saves a checkpoint; then removes all but the newest `keep`.
 
         Args:
-            content: JSON that `newest_content` gives back; `provenance` is among it.
+            content: JSON-ready values, `provenance` among them; `newest_content` returns them.
         """
         with replacing(self.path / f"step-{step:08d}") as staged:
             data = as_bytes(tensors)
@@ -48,7 +46,8 @@ class Checkpoints:
             shutil.rmtree(old, ignore_errors=True)
 
     def newest(self, provenance: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor], list[str]]:
-        """(step, tensors, notes): the newest undamaged one; step 0 and nothing where there is none.
+        """(step, tensors, notes): the newest undamaged checkpoint; step 0 and no tensors if there
+        is none.
 
         Raises:
             UserError: it was made from something other than `provenance`; the first
@@ -59,7 +58,7 @@ class Checkpoints:
             try:
                 content, tensors = _load(folder)
             except DAMAGED as error:
-                notes.append(f"{folder}: damaged ({error}); passed over")
+                notes.append(f"{folder}: damaged ({error}); skipped")
                 continue
             if different := first_difference(
                 content["provenance"], json.loads(json.dumps(provenance))
@@ -67,20 +66,22 @@ class Checkpoints:
                 name, stored, wanted = different
                 raise UserError(
                     f"{folder}: made with another {name}: the checkpoint has {stored}, "
-                    f"this call has {wanted}; give another --out, or --overwrite to start anew"
+                    f"this call has {wanted}; give another --out, or --overwrite to start over"
                 )
             return content["step"], tensors, notes
         return 0, {}, notes
 
     def newest_content(self) -> dict[str, Any]:
-        """What the newest one says of itself, its tensors unread; nothing where none does."""
+        """The metadata of the newest checkpoint whose metadata is intact, without its tensors;
+        empty if there is none.
+        """
         for folder in reversed(self._folders()):
             with suppress(*DAMAGED):
                 return _content(folder)
         return {}
 
     def remove_after(self, step: int) -> None:
-        """Those of later steps, which are damaged, and what a kill left unfinished."""
+        """Removes the checkpoints of later steps, which are damaged, and unfinished ones."""
         for folder in self._folders():
             if folder.name > f"step-{step:08d}":
                 shutil.rmtree(folder)
@@ -89,11 +90,11 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The folder of the newest, intact or not; None where there is none."""
+        """The newest checkpoint's folder, intact or not; None if there is none."""
         return next(reversed(self._folders()), None)
 
     def problems(self) -> list[str]:
-        """One line for each that is damaged; reads all of them."""
+        """One line for each damaged checkpoint; reads all of them."""
         problems = []
         for folder in self._folders():
             try:
@@ -125,12 +126,12 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def _sealed(content: dict[str, Any]) -> bytes:
-    """JSON that tells whether it was changed."""
+    """JSON with its own checksum."""
     return json_line({"content": content, "sha256": sha256(json_line(content))})
 
 
 def as_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
-    """A safetensors file."""
+    """The tensors as the bytes of a safetensors file."""
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 
@@ -140,5 +141,5 @@ def sha256(data: bytes) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON with its end; ValueError where a number is not finite."""
+    """One line of JSON with its newline; ValueError if a number is not finite."""
     return json.dumps(value, allow_nan=False).encode() + b"\n"

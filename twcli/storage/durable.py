@@ -1,5 +1,5 @@
-"""Writing that a kill, a full disk or a power cut cannot leave half done. The cache and
-the run folder stand on it.
+"""Atomic, durable writes: a kill, a full disk or a power cut leaves no half-written file. The cache
+and the run folder are written with it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` last through a power cut."""
+    """Makes renames inside `folder` survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -21,8 +21,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_all(handle: int, data: bytes | memoryview, position: int | None = None) -> None:
-    """Writes every byte, at `position` or where the handle stands: a full disk
-    first *shortens* a write.
+    """Writes every byte, at `position` or at the handle's current position. The loop is needed
+    because a full disk first *shortens* a write.
     """
     view = memoryview(data).cast("B")
     while len(view):
@@ -39,7 +39,7 @@ def write_durably(path: Path, data: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temp, path)
     except OSError:
-        with suppress(OSError):  # a full disk gets its space back
+        with suppress(OSError):  # frees the space on a full disk
             temp.unlink()
         raise
     sync_folder(path.parent)
@@ -47,9 +47,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A folder beside it to fill, which takes its place when the block
-    ends well. Raises OSError.
-    """
+    """A new folder to fill; it replaces `folder` if the block succeeds. Raises OSError."""
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)

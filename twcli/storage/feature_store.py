@@ -1,5 +1,5 @@
-"""What a frozen model makes of each record, read once and kept: `twcli discover` writes it, so
-that another number of latents or another seed costs seconds.
+"""Features of each record, computed once with the frozen model and stored. `twcli discover` writes
+them, so that a call with another number of latents or another seed takes seconds.
 
     with FeatureWriter("F.h5", fingerprint=..., row_hash=...) as writer:
         for rows in writer.missing:
@@ -15,9 +15,9 @@ fletcher32 filter:
     /row_hash  (N, 16) uint8      content hash of the row
     attributes `features_version` (int), `fingerprint` (JSON), `widths` (JSON: values a feature)
 
-The last line is the one that the cache of b_t has as well, with the sha256 of everything before
-it. While the file is made, finished shards lie beside it (`parts.py`): a line of JSON with the
-widths, then the values of their rows as in the file.
+The last line is as in the cache of b_t: the sha256 of everything before it. While the file is
+written, finished shards are next to it (`parts.py`): a line of JSON with the widths, then the
+values of their rows as in the file.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from twcli.storage.parts import Parts, check_place, named, reporting
 
 FEATURES_VERSION = 1
 HALF = np.dtype("<f2")
-CHUNK_BYTES = 1 << 19  # at most, unless one row has more: what the first read of a row costs
+CHUNK_BYTES = 1 << 19  # at most, unless one row has more; the first read of a row reads one chunk
 MOST_VALUES = 1 << 24  # a row; HDF5 wants chunks below 4 GiB
 ANEW = "delete the file or give --overwrite"
 
@@ -66,27 +66,28 @@ Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # as in `cache_format.COLUM
 
 
 class FeatureWriter:
-    """Makes one feature file, shard by shard; killed at any moment, the next writer goes on from
-    there. A context manager, which holds the lock.
+    """Writes one feature file, shard by shard. After a kill at any moment, the next writer resumes.
+    A context manager, which holds the lock.
 
     Args:
-        path: the file to be; its folder must exist. `<path>.lock` and `<path>.parts/` lie beside
-            it.
+        path: the file to write; its folder must exist. `<path>.lock` and `<path>.parts/` are next
+            to it meanwhile.
         fingerprint: JSON-ready dict of everything that the features depend on.
         row_hash: (N, 16) uint8.
-        widths: values of each feature; None: those of the shards that are there, or else of the
-            first `write`.
-        shard_rows: rows that are stored, and lost by a kill, at a time.
-        overwrite: replaces the feature file that is at `path` when the new one is complete; shards
-            of the very same features are kept.
+        widths: values per feature; None takes them from existing shards, or else from the first
+            `write`.
+        shard_rows: rows per shard; a kill loses at most the shard in progress.
+        overwrite: replaces the feature file at `path` when the new one is complete; finished shards
+            of the same features are kept.
 
     Attributes:
-        notes: what the user should know about shards of an earlier run; filled on entering.
-        widths: values of each feature, by name; None where they are not known yet.
+        notes: messages about shards of an earlier run; filled on entering.
+        widths: values per feature, by name; None until they are known.
 
     Raises:
-        UserError: N is 0, the place is not writable, or `path` holds something that is no feature
-            file, or one and `overwrite` is off; on entering also where another process is writing.
+        UserError: N is 0, the place is not writable, `path` holds something other than a feature
+            file, or it holds one and `overwrite` is off; on entering also if another process is
+            writing.
         WorkFailed: the disk is full.
         ValueError: an argument has the wrong shape, type or size.
     """
@@ -120,8 +121,8 @@ class FeatureWriter:
     def already_complete(
         cls, path: str | Path, fingerprint: dict[str, Any], row_hash: np.ndarray
     ) -> bool:
-        """Whether `path` holds an intact feature file of exactly this; if so it was read and
-        verified as a whole.
+        """Whether `path` holds an intact feature file with this fingerprint and these rows; if so,
+        the whole file was verified.
         """
         try:
             with FeatureStore(path) as store:
@@ -145,7 +146,7 @@ class FeatureWriter:
             self._parts.close()
             raise
         if not fits:
-            # outside of `try`: whoever has no lock must not close, which would tidy up for another
+            # outside of `try`: `close` removes files, so only the holder of the lock may call it
             self._parts.close()
             self._parts.open()
         return self
@@ -159,7 +160,7 @@ class FeatureWriter:
         return [] if self._published else self._parts.missing(self.shard_rows)
 
     def write(self, rows: range, values: dict[str, np.ndarray]) -> None:
-        """Stores the features of `rows` for good.
+        """Stores the features of `rows` durably.
 
         Args:
             rows: consecutive rows, none of them stored yet.
@@ -184,7 +185,7 @@ class FeatureWriter:
                     f"{named(rows)}: {name} must be floats of shape {wanted}, "
                     f"not {array.dtype} {array.shape}"
                 )
-            with np.errstate(all="ignore"):  # what does not fit is told below
+            with np.errstate(all="ignore"):  # values that do not fit are reported below
                 half[:, columns] = array
         self._check_finite(rows, half, values, widths)
         with reporting(self.path, f"store {named(rows)}"):
@@ -192,7 +193,7 @@ class FeatureWriter:
         self.widths = widths
 
     def publish(self) -> None:
-        """Puts the complete file at `path` and removes the shards; memory holds a few shards,
+        """Writes the complete file to `path` and removes the shards; memory holds a few shards,
         however large N is.
 
         Raises:
@@ -210,7 +211,7 @@ class FeatureWriter:
     def _check_arguments(self) -> None:
         row_hash = self.row_hash
         if len(row_hash) == 0:
-            raise UserError(f"{self.path}: there are no rows to read features of")
+            raise UserError(f"{self.path}: there are no rows to compute features of")
         if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
             raise ValueError(
                 f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}"
@@ -223,7 +224,7 @@ class FeatureWriter:
             store.check(fingerprint, self.row_hash)
             problems = store.verify()
         state = problems[0] if problems else "already complete"
-        raise UserError(f"{self.path}: {state}; {ANEW} to begin anew")
+        raise UserError(f"{self.path}: {state}; {ANEW} to start over")
 
     def _header(self) -> dict[str, Any]:
         key = hashlib.sha256(self._fingerprint)
@@ -235,7 +236,9 @@ class FeatureWriter:
         }
 
     def _take_widths(self) -> bool:
-        """Those of the finished shards; False where the caller has given others, and notes it."""
+        """Takes the widths from the finished shards; False, with a note, if they differ from the
+        caller's.
+        """
         if not self._parts.done:
             return True
         found = _widths_of_shard(next(self._parts.all()))
@@ -295,21 +298,20 @@ class FeatureWriter:
 
 
 class FeatureStore:
-    """A feature file for reading; nothing in it is believed before it was checked. A context
-    manager.
+    """A feature file for reading; every byte is checked before it is used. A context manager.
 
     Opening checks the structure; a chunk's checksum is checked when it is first read from;
     `verify` checks everything.
 
     Attributes:
-        path: of the file.
-        fingerprint: what the features were read from.
+        path: the file.
+        fingerprint: what the features were computed from.
         rows: N.
         widths: values of each feature, by name, in the order of the columns.
 
     Raises:
-        UserError: not a regular file, not a feature file, damaged, of another format, or not plain
-            data.
+        UserError: not a regular file, not a feature file, damaged, of another format, or its data
+            are stored elsewhere.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -317,7 +319,7 @@ class FeatureStore:
         with ExitStack() as opened:
             source = opened.enter_context(_open_source(self.path))
             try:
-                # No chunk cache: every chunk is read once through HDF5, to be summed.
+                # No chunk cache: HDF5 reads every chunk only once, to check its sum.
                 file = opened.enter_context(h5py.File(source, "r", rdcc_nbytes=0))
                 self.fingerprint, self.widths = _read_attributes(file)
                 layouts = _layouts(self.widths)
@@ -326,7 +328,7 @@ class FeatureStore:
                     for name, dataset in _datasets(file, layouts, source.size).items()
                 }
             except Exception as error:
-                # h5py raises nearly everything on a file that is damaged or made to harm
+                # h5py raises many types of errors on a damaged or malicious file
                 raise UserError(
                     f"{self.path}: is not an intact feature file: {_reason(error)}; {ANEW}"
                 ) from None
@@ -335,7 +337,7 @@ class FeatureStore:
             self._opened = opened.pop_all()
 
     def check(self, fingerprint: dict[str, Any], row_hash: np.ndarray) -> None:
-        """Raises UserError unless the features were read from exactly this.
+        """Raises UserError unless the features were computed from this fingerprint and these rows.
 
         Args:
             fingerprint: of this call; the first field that differs is named, nested by dots.
@@ -359,7 +361,7 @@ class FeatureStore:
             raise UserError(f"{self.path}: made from other data{where}; {ANEW}")
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """The features of `rows` (B,) int64, in any order, also repeated.
+        """The features of `rows` (B,) int64, which may be in any order and repeated.
 
         Returns:
             (B, width) float32 for each feature, in the order given. Memory grows with B alone.
@@ -373,7 +375,7 @@ class FeatureStore:
         if rows.size and (rows.min() < 0 or rows.max() >= self.rows):
             raise IndexError(f"{self.path}: rows must lie in 0 to {self.rows - 1}")
         ordered, back = np.unique(rows, return_inverse=True)
-        # neighbours are read in one piece
+        # adjacent rows are read in one piece
         first = np.flatnonzero(np.diff(ordered, prepend=-2) != 1)
         counts = np.diff(first, append=len(ordered))
         self._check_open()
@@ -398,7 +400,7 @@ class FeatureStore:
         """Reads all of the file and checks every checksum.
 
         Returns:
-            One line a problem; none where every bit is as it was published.
+            One line per problem; empty if every bit is as it was published.
 
         Raises:
             ValueError: the store is closed.
@@ -413,7 +415,7 @@ class FeatureStore:
         )
 
     def close(self) -> None:
-        """Closes the file; nothing can be read from the store any more."""
+        """Closes the file; later calls raise ValueError."""
         self._source = None
         self._opened.close()
 
@@ -424,7 +426,7 @@ class FeatureStore:
         self.close()
 
     def _check_open(self) -> Source:
-        # The number of a closed handle may be that of another file by now.
+        # The operating system may have given the closed handle's number to another file.
         if self._source is None:
             raise ValueError(f"{self.path}: the store is closed")
         return self._source
@@ -442,7 +444,7 @@ class FeatureStore:
 
 
 class _Column(Column):
-    """A column of any layout, not only of one that the cache of b_t has."""
+    """A column of any layout, not only of the layouts in the cache of b_t."""
 
     def __init__(
         self, name: str, dataset: h5py.Dataset, source: Source, path: str, layout: Layout
@@ -471,7 +473,7 @@ def _layouts(widths: dict[str, int]) -> dict[str, Layout]:
 
 
 def _columns(widths: dict[str, int]) -> dict[str, slice]:
-    """Where in a row each feature lies."""
+    """The columns of each feature."""
     columns, reached = {}, 0
     for name, width in widths.items():
         columns[name] = slice(reached, reached + width)
@@ -480,7 +482,9 @@ def _columns(widths: dict[str, int]) -> dict[str, slice]:
 
 
 def _checked_widths(widths: dict[str, int]) -> dict[str, int]:
-    """In the order of the names, for JSON objects and callers may have any. Raises ValueError."""
+    """The widths sorted by name, since JSON objects and callers may have any order. Raises
+    ValueError.
+    """
     try:
         widths = {name: int(index(widths[name])) for name in sorted(widths)}
         to_json(widths)
@@ -500,7 +504,7 @@ def _first_line(widths: dict[str, int]) -> bytes:
 
 
 def _widths_of_shard(data: bytes) -> dict[str, int] | None:
-    """None where it does not begin with a line of widths."""
+    """None if the shard does not begin with a line of widths."""
     line = data[: FINGERPRINT_BYTES + 1].partition(b"\n")[0]
     with suppress(ValueError, RecursionError):
         found = json.loads(line)
@@ -514,7 +518,9 @@ def _parts(path: Path, header: dict[str, Any], rows: int) -> Parts:
 
 
 def _holds_b_t(path: str) -> bool:
-    """Whether it is an intact cache of b_t, which took hours and is not to be replaced by this."""
+    """Whether the file is an intact cache of b_t, which took hours to make and must not be replaced
+    by features.
+    """
     with suppress(UserError):
         open_file(path).close()
         return True
@@ -535,7 +541,7 @@ def _write_file(
         shards: (rows, D) float16, in order; one is in memory at a time.
 
     Raises:
-        OSError: as the disk gave it.
+        OSError: the original error of the disk.
     """
     with Sink(handle) as sink:
         # v110: its metadata carries checksums, so damage there is an error and not a crash or a
@@ -577,13 +583,13 @@ def _fill(
         file["values"][reached : reached + len(piece)] = piece
         reached += len(piece)
     file.attrs["features_version"] = FEATURES_VERSION
-    file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size: can be refused unread
+    file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size, checked before reading
     file.attrs["widths"] = np.bytes_(to_json(widths))
 
 
 def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[np.ndarray]:
-    """The same rows by the chunk, in `chunk` itself: HDF5 would read back a chunk that it has
-    written in part, and on a full disk it is not there.
+    """The same rows, regrouped into whole chunks, in the buffer `chunk`: HDF5 would read back a
+    partly written chunk, which is missing on a full disk.
     """
     filled = 0
     for shard in shards:
@@ -601,7 +607,7 @@ def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[n
 
 def _open_source(path: str) -> Source:
     try:
-        # Without waiting for the other end, where somebody names a pipe.
+        # Non-blocking: the path may be a pipe that nobody writes to.
         source = Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot open the features: {_reason(error)}") from None
@@ -613,7 +619,7 @@ def _open_source(path: str) -> Source:
 
 
 def _reason(error: Exception) -> str:
-    """One line of bounded length."""
+    """The error as one line of bounded length."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno).lower()
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -624,7 +630,7 @@ def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], dict[str, int]]:
     if version != FEATURES_VERSION:
         raise ValueError(f"it has features version {version}, this twcli reads {FEATURES_VERSION}")
     fingerprint, stored = (_json_attribute(file, name) for name in ("fingerprint", "widths"))
-    to_json(fingerprint)  # refuses NaN, and what only fits in another spelling
+    to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
     widths = _checked_widths(stored)
     if list(widths) != list(stored):
         raise ValueError("its widths are not in the order of their names")
@@ -642,7 +648,9 @@ def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
 
 
 def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute, read only if it has a fixed size of at most `limit` bytes."""
+    """A scalar attribute; refused before reading unless it has a fixed size of at most `limit`
+    bytes.
+    """
     if name not in file.attrs:
         raise ValueError(f"it has no attribute {name}")
     attribute = file.attrs.get_id(name)
@@ -656,23 +664,23 @@ def _datasets(file: h5py.File, layouts: dict[str, Layout], size: int) -> dict[st
     names = set(islice(file, len(layouts) + 1))
     strange, absent = names - set(layouts), set(layouts) - names
     if strange:
-        raise ValueError(f"it holds /{min(strange)}, which is no part of one")
+        raise ValueError(f"it holds /{min(strange)}, which is not part of a feature file")
     if absent:
         raise ValueError(f"it has no /{min(absent)}")
     datasets = {name: _plain_dataset(file, name, layout) for name, layout in layouts.items()}
     shapes = {name: dataset.shape for name, dataset in datasets.items()}
     if not 0 < shapes["row_hash"][0] == shapes["values"][0]:
         raise ValueError(f"its shapes do not fit together: {shapes}")
-    # Nothing is compressed, so what is declared must be there; this bounds every allocation that
-    # follows.
+    # Nothing is compressed, so the file must be at least as large as the declared data. This check
+    # bounds every later allocation.
     if sum(layouts[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
         raise ValueError("it declares more data than the file has bytes")
     return datasets
 
 
 def _plain_dataset(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
-    """The dataset, if its data can only be in this file: some links and layouts read other files
-    silently.
+    """The dataset, if its data are surely in this file: some links and layouts silently read other
+    files.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink):
         raise ValueError(f"/{name} is a link to somewhere else")

@@ -1,7 +1,7 @@
-"""The finished shards of a file in the making: what lets `precompute` and `sample --out`
+"""The finished shards of a file that is being written: they let `precompute` and `sample --out`
 resume after a crash or a kill.
 
-Next to the file F lie, while it is being made, `F.lock` and the folder `F.parts/`:
+While the file F is being written, `F.lock` and the folder `F.parts/` are next to it:
 
     manifest.jsonl       the header (what the shards belong to), then one line a shard: rows and
                          sha256; at last that F is there
@@ -36,7 +36,7 @@ from twcli.storage.durable import sync_folder, write_all, write_durably
 
 MANIFEST, OWNER = "manifest.jsonl", "owner.json"
 PUBLISHED = {"published": True}
-# between taking the lock and putting down the holder's name; far less but on a busy disk
+# longest wait between taking the lock and writing the holder's name; only a busy disk needs it
 NAME_SECONDS = 2.0
 WRONG_PLACE = {
     errno.EACCES,
@@ -64,8 +64,8 @@ def reporting(path: Path, doing: str) -> Iterator[None]:
         if error.errno in WRONG_PLACE:
             raise UserError(f"{path}: cannot {doing}: {reason}") from error
         raise WorkFailed(
-            f"{path}: cannot {doing}: {reason}; finished shards are kept, so the same command "
-            "goes on from there"
+            f"{path}: cannot {doing}: {reason}; finished shards are kept; run the same "
+            "command again to resume"
         ) from error
 
 
@@ -77,26 +77,26 @@ def check_place(path: Path) -> None:
         if not path.parent.is_dir():
             raise UserError(f"{path}: there is no folder {path.parent}; make it first")
         with tempfile.TemporaryFile(dir=path.parent):
-            pass  # asking for permission would not tell of a read-only or a special file system
+            pass  # permission bits do not reveal a read-only or a special file system
 
 
 class Parts:
     """The folder `<target>.parts/` and the lock that makes its holder the only writer.
 
     Args:
-        target: the file to be.
-        header: JSON-ready dict that says what shards belong to, `fingerprint` in it why; those
-            under another header are discarded.
-        rows: their number.
-        what: a word for the file, in messages.
+        target: the file to write.
+        header: JSON-ready dict that identifies what the shards belong to; its `fingerprint` says
+            what they were computed from. Shards with another header are discarded.
+        rows: number of rows.
+        what: name of the file type, used in messages.
         suffix: of a shard's name.
-        size: bytes that a shard of these rows has, where that is known; one
-            of another size is damaged.
+        size: expected bytes of a shard of these rows, if known; a shard of another size is damaged.
 
     Attributes:
-        damaged: row ranges whose finished shard did not have its checksum and is to be made again.
-        stale: the header of the shards that were discarded, None where there were none.
-        published: whether the file was put there by an earlier call that did not come to tidy up.
+        damaged: row ranges whose finished shard fails its checksum and must be made again.
+        stale: the header of the discarded shards, None if none were discarded.
+        published: whether an earlier call wrote the file but was stopped before it removed its
+            shards.
     """
 
     def __init__(
@@ -127,11 +127,11 @@ class Parts:
 
     @staticmethod
     def folder_of(target: Path) -> Path:
-        """Where the parts of a file lie until it is written."""
+        """The folder that holds a file's shards until it is complete."""
         return Path(f"{target}.parts")
 
     def open(self) -> None:
-        """Takes the lock and keeps the valid shards, those of something else aside.
+        """Takes the lock, keeps the valid shards and discards those of another header.
 
         Raises:
             UserError: another process is writing, the place is not writable,
@@ -147,7 +147,7 @@ class Parts:
                 raise
 
     def close(self) -> None:
-        """Gives the lock back; finished shards stay, an empty folder does not."""
+        """Releases the lock; keeps finished shards, removes an empty folder."""
         try:
             with suppress(OSError):
                 (self.folder / OWNER).unlink(missing_ok=True)
@@ -162,7 +162,7 @@ class Parts:
         return sorted(self._shards, key=lambda rows: rows.start)
 
     def missing(self, most: int) -> list[range]:
-        """Ranges of at most so many rows that are not finished, ascending."""
+        """Ranges of at most `most` rows that are not finished, ascending."""
         gaps, reached = [], 0
         for rows in [*self.done, range(self.rows, self.rows)]:
             gaps += blocks(range(reached, rows.start), most)
@@ -187,16 +187,16 @@ class Parts:
         return notes
 
     def add(self, rows: range, data: bytes) -> None:
-        """Stores one shard for good. Raises OSError."""
-        # The line goes first: killed in between, the shard is just missing; one
-        # without a line is useless.
+        """Stores one shard durably. Raises OSError."""
+        # The manifest line is written first: after a kill in between, the shard counts as missing.
+        # A shard without a line could not be used.
         digest = hashlib.sha256(data).hexdigest()
         self._note({"rows": [rows.start, rows.stop], "sha256": digest})
         write_durably(self._file(rows), data)
         self._shards[rows] = digest
 
     def read(self, rows: range) -> bytes | None:
-        """One finished shard's bytes; None where the disk no longer gives what was written."""
+        """One finished shard's bytes; None if they are not what was written."""
         with suppress(FileNotFoundError):
             data = self._file(rows).read_bytes()
             if hashlib.sha256(data).hexdigest() == self._shards[rows]:
@@ -204,22 +204,22 @@ class Parts:
         return None
 
     def all(self) -> Iterator[bytes]:
-        """Every finished shard, by ascending rows. Raises WorkFailed where one is
-        no longer what was written.
+        """Every finished shard, by ascending rows. Raises WorkFailed if one is no longer what was
+        written.
         """
         for rows in self.done:
             data = self.read(rows)
             if data is None:
                 raise WorkFailed(
                     f"{self.folder}: the finished shard of {named(rows)} was damaged meanwhile; "
-                    "run the same command again to make it anew"
+                    "run the same command again to make it again"
                 )
             yield data
 
     @contextmanager
     def publishing(self, doing: str) -> Iterator[Path]:
-        """A file to fill and to sync, which becomes the target when the block ends well; then
-        nothing of the parts stays.
+        """A file to fill and to sync. If the block succeeds, it becomes the target and the shards
+        are removed.
 
         Raises:
             UserError, WorkFailed: as `reporting`.
@@ -232,7 +232,7 @@ class Parts:
             finally:
                 temp.unlink(missing_ok=True)
             sync_folder(self.target.parent)
-            with suppress(OSError):  # it only serves a call after a kill, and the file is there
+            with suppress(OSError):  # only a call after a kill needs it; the file is there
                 self._note(PUBLISHED)
             self.remove()
 
@@ -240,14 +240,16 @@ class Parts:
         """Removes our files and the folder. Raises OSError."""
         if not self.folder.is_dir():
             return
-        # the last one tells that the others may be gone
+        # the manifest is removed last: it shows that the other files may be gone
         for file in sorted(self._files(), key=lambda file: file.name == MANIFEST):
             file.unlink()
         self.folder.rmdir()
         self._shards.clear()
 
     def remove_if_idle(self) -> None:
-        """Removes what a run left that was killed between publishing the cache and tidying up."""
+        """Removes the shards of a run that was killed after publishing the file, if no process
+        writes.
+        """
         if self.folder.is_dir():
             with suppress(OSError, Timeout, UserError), self._lock.acquire(blocking=False):
                 self.remove()
@@ -268,8 +270,7 @@ class Parts:
                 pid, host = int(owner["pid"]), str(owner["host"])[:100]
                 if host != socket.gethostname() or _alive(pid):
                     return f"process {pid} on {host}"
-            # it has the lock but has not got as far as its name, or a dead
-            # one's name is still there
+            # the holder has not written its name yet, or the name of a dead process is still there
             time.sleep(0.02)
         return "another process"
 
@@ -309,7 +310,8 @@ class Parts:
         for file in files:
             if not self._ours.fullmatch(file.name) or not file.is_file():
                 raise UserError(
-                    f"{self.folder}: holds {file.name}, no part of a {self.what}; move it away"
+                    f"{self.folder}: holds {file.name}, which does not belong to a {self.what}; "
+                    "move it away"
                 )
         return files
 
@@ -347,12 +349,12 @@ class Parts:
 
 
 def blocks(rows: range, most: int) -> list[range]:
-    """Consecutive ranges of at most so many rows."""
+    """Consecutive ranges of at most `most` rows."""
     return [rows[start : start + most] for start in range(0, len(rows), most)]
 
 
 def named(rows: range) -> str:
-    """For people: the last row is the last of the range."""
+    """The range as text for messages; the last row is included."""
     return f"rows {rows.start} to {rows.stop - 1}"
 
 

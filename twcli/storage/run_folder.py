@@ -1,7 +1,7 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
 adapter/, tensorboard/, checksums.json and report.html.
 
-But for the report, which the command line puts there, this module alone writes in it. A folder or
+Only this module writes in it, except for the report, which the command line writes. A folder or
 file appears under its final name when it is complete.
 """
 
@@ -37,11 +37,11 @@ from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
 
 LOCK = ".lock"
-TEMPLATE = "template.txt"  # in model/: the frame, where it is not the tags
+TEMPLATE = "template.txt"  # in model/: the template, unless it is the tags
 
 
 class RunFolder:
-    """Paths of one run and what is written there."""
+    """The files of one run."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -61,25 +61,25 @@ class RunFolder:
 
     @property
     def template(self) -> str:
-        """What `--template` takes for the model of this run: the frame that it was trained in."""
+        """The value of `--template` for the model of this run: the template of its training."""
         file = self.model / TEMPLATE
         return str(file) if file.is_file() else "tags"
 
     @property
     def done(self) -> bool:
         """Whether the run has been finished."""
-        # `--overwrite` that was killed leaves a model without settings
+        # a killed `--overwrite` leaves a model without settings
         return self.config_file.is_file() and self.model.is_dir()
 
     @contextmanager
     def writer(self) -> Iterator[None]:
-        """Holds the run's lock; the system releases a dead holder's. A folder made here in which no
-        run was begun goes again.
+        """Holds the run's lock; the system releases the lock of a dead process. A folder created
+        here is removed again if no run was started in it.
 
         Raises:
             UserError: another process trains here, or the folder cannot be written.
             WorkFailed: the disk failed meanwhile.
-            Interrupted: a signal came that was not held back.
+            Interrupted: a signal came.
         """
         there = self.path.is_dir()
         try:
@@ -101,12 +101,13 @@ class RunFolder:
                 f"{error.filename or self.path}: {error.strerror or first_line(error)}; "
                 f"{self._mend}"
             ) from error
-        except SafetensorError as error:  # what safetensors makes of a full disk
+        except SafetensorError as error:  # raised by safetensors on a full disk
             raise WorkFailed(f"{self.path}: {first_line(error)}; {self._mend}") from error
         except KeyboardInterrupt:
             raise Interrupted(f"interrupted; {self._mend}") from None
         finally:
-            # a mount point, a folder in use: what went wrong before is what the user is told
+            # removal may fail (a mount point, a folder in use); the earlier error is reported
+            # instead
             with suppress(OSError):
                 if [p.name for p in self.path.iterdir()] == [LOCK]:
                     (self.path / LOCK).unlink()
@@ -115,11 +116,12 @@ class RunFolder:
             lock.release()
 
     def check(self, config: TrainConfig) -> None:
-        """Writes nothing; `--overwrite` allows any run.
+        """Checks that this run may be written here, and writes nothing; `--overwrite` allows any
+        old run.
 
         Raises:
-            UserError: it holds a run with other settings (the first one is named), or files of
-                something else; or a package that the settings need is missing.
+            UserError: it holds a run with other settings (the first difference is named), or
+                unrelated files; or a package that the settings need is missing.
         """
         if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
             raise UserError("--tensorboard: needs pip install 'twcli-cvae[tensorboard]'")
@@ -136,8 +138,8 @@ class RunFolder:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 
     def settled(self, config: TrainConfig) -> TrainConfig:
-        """`config` with the number of latents that the run here has found, where
-        `--latents auto` left it open.
+        """`config` with the number of latents of the existing run, where `--latents auto` left it
+        open.
         """
         left_open = config.latents is None or config.latents == AUTO
         if left_open and self.config_file.is_file() and not config.overwrite:
@@ -145,11 +147,12 @@ class RunFolder:
         return config
 
     def begin(self, config: TrainConfig, naming: dict[str, Any] | None = None) -> None:
-        """Puts down the settings, once everything else is known to be right; `--overwrite`
-        first removes the old run.
+        """Writes the settings, after all checks have passed; `--overwrite` first removes the old
+        run.
 
         Args:
-            naming: what is known of the records' latents, for those who judge the run later.
+            naming: what discovery found out about the records' latents, for a later evaluation of
+                the run.
         """
         if config.overwrite:
             self._clear()
@@ -160,7 +163,7 @@ class RunFolder:
         self._mend = how_to_resume(config.overwrite)
 
     def _own(self) -> set[str]:
-        """Names that a run makes, those of writes that were cut off included."""
+        """File and folder names that belong to a run, unfinished writes included."""
         files = (
             self.config_file,
             self.naming_file,
@@ -173,7 +176,7 @@ class RunFolder:
         return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:
-        # first: what is left of the rest belongs to no run any more
+        # the settings go first: without them the remaining files belong to no run
         self.config_file.unlink(missing_ok=True)
         for path in self.path.iterdir():
             if path.name in self._own():
@@ -185,11 +188,11 @@ class RunFolder:
             if there[key] != value:
                 raise UserError(
                     f"{self.path}: holds a run with {key}: {there[key]}, this one has {value}; "
-                    "give another --out, or --overwrite to start anew"
+                    "give another --out, or --overwrite to start over"
                 )
 
     def read_config(self) -> TrainConfig:
-        """Raises UserError where there is no run."""
+        """Raises UserError if there is no run."""
         if not self.config_file.is_file():
             raise UserError(
                 f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train "
@@ -200,13 +203,13 @@ class RunFolder:
     # metrics
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """All complete lines; a line torn by a kill is left out.
+        """All complete lines; a last line that a kill cut off is left out.
 
         Raises:
-            UserError: a line is damaged, or they are not those that the newest
-                checkpoint was saved after.
+            UserError: a line is damaged, or the lines differ from those at the newest checkpoint.
         """
-        newest = self.checkpoints.newest_content()  # before the file, which only grows
+        # read before the metrics, since that file only grows
+        newest = self.checkpoints.newest_content()
         data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
         lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
         metrics: list[dict[str, Any]] = []
@@ -218,14 +221,14 @@ class RunFolder:
                 sound = False
             if not sound:
                 raise UserError(
-                    f"{self.metrics_file}:{number}: is damaged; move the file away to go on "
-                    "without it"
+                    f"{self.metrics_file}:{number}: is damaged; move the file away to "
+                    "continue without it"
                 )
         before = b"".join(lines[: sum(m["step"] <= newest.get("step", 0) for m in metrics)])
         if before and sha256(before) != newest["metrics_sha256"]:
             raise UserError(
                 f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; "
-                "move it away to go on without it"
+                "move it away to continue without it"
             )
         return metrics
 
@@ -242,8 +245,8 @@ class RunFolder:
 
     @contextmanager
     def events(self, step: int) -> Iterator[None]:
-        """Inside it `append_metrics` writes for TensorBoard too; what it had of steps
-        after `step` is struck out.
+        """Within it `append_metrics` also writes TensorBoard events; older events of steps after
+        `step` are discarded.
         """
         from torch.utils.tensorboard import SummaryWriter
 
@@ -256,9 +259,9 @@ class RunFolder:
     def save_checkpoint(
         self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]
     ) -> None:
-        """Only the newest `keep` stay."""
+        """Saves a checkpoint and keeps the newest `keep`."""
         self.checkpoints.path.mkdir(exist_ok=True)
-        # this folder's entry and the metrics', before a checkpoint relies on them
+        # sync this folder and the metrics before a checkpoint relies on them
         sync_folder(self.path)
         with self.metrics_file.open("rb") as file:
             os.fsync(file.fileno())
@@ -271,8 +274,8 @@ class RunFolder:
         )
 
     def cut_back(self, step: int) -> list[dict[str, Any]]:
-        """Leaves what there was at the checkpoint of `step`, later metrics gone;
-        those that are left come back.
+        """Goes back to the checkpoint of `step`: removes later checkpoints and metrics, returns the
+        remaining metrics.
 
         Raises:
             UserError: the metrics are damaged.
@@ -285,7 +288,7 @@ class RunFolder:
         return left
 
     def read_naming(self) -> dict[str, Any]:
-        """What `begin` was given; empty where it was given nothing, or by an older version."""
+        """The `naming` that `begin` stored; empty if it stored none."""
         with suppress(OSError, ValueError):
             naming = json.loads(self.naming_file.read_bytes())
             if isinstance(naming, dict):
@@ -295,19 +298,19 @@ class RunFolder:
     # results
 
     def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
-        """On disk when it returns."""
+        """Stores the posterior's tensors durably."""
         write_durably(self.posterior_file, as_bytes(tensors))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
-        """Raises UserError where the file is missing or damaged."""
+        """Raises UserError if the file is missing or damaged."""
         try:
             return load(self.posterior_file.read_bytes())
         except (OSError, SafetensorError) as error:
             raise UserError(f"{self.posterior_file}: cannot be read: {error}") from error
 
     def save_adapter(self, adapter: Any) -> None:
-        """The LoRA weights and the new tokens' rows alone, as peft loads
-        them over the original model.
+        """Saves only the LoRA weights and the new tokens' embedding rows, in the format that peft
+        loads onto the original model.
         """
         with replacing(self.adapter) as staged:
             adapter.save_pretrained(staged, save_embedding_layers=False)
@@ -315,8 +318,8 @@ class RunFolder:
 
     @contextmanager
     def publishing_model(self) -> Iterator[Path]:
-        """A folder to save the model in; it becomes `model/` when the block ends well, checksums
-        of all results beside it.
+        """A folder to save the model in. If the block succeeds it becomes `model/`, and the
+        checksums of all results are written.
         """
         with replacing(self.model) as staged:
             yield staged
@@ -330,7 +333,7 @@ class RunFolder:
             write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
 
     def check_results(self) -> None:
-        """Raises UserError where a file of the finished run is not what training wrote."""
+        """Raises UserError if a file of the finished run is not what training wrote."""
         if problems := self._damaged_results():
             raise UserError(f"{problems[0]}; run its `twcli train` command again with --overwrite")
 
@@ -370,8 +373,8 @@ class RunFolder:
 
 
 def _synced_sums(folder: Path, name: str) -> dict[str, str]:
-    """sha256 of each file below it, by its path under `name`; what other libraries
-    wrote there is made durable.
+    """sha256 of each file in `folder`, keyed by its path under `name`; also syncs the files, which
+    other libraries wrote.
     """
     sums = {}
     for file in sorted(folder.rglob("*")):

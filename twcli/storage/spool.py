@@ -1,8 +1,8 @@
-"""Arrays that grow piece by piece and lie in a file without a name: memory holds the pages
-that are being looked at.
+"""Disk-backed arrays that grow piece by piece, in an unnamed file: memory holds only the pages in
+use.
 
-The file is in the folder for temporary files (`TMPDIR`) and goes when nothing looks at it any more,
-however the process ends.
+The file is in the folder for temporary files (`TMPDIR`). It disappears when nothing uses it any
+more, however the process ends.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, DTypeLike
 
 
 class Spool:
-    """A one-dimensional array to which pieces are added while it is open. A full disk is an
-    OSError that names the folder.
+    """A disk-backed one-dimensional array, to which pieces are appended while it is open. A full
+    disk raises an OSError that names the folder.
     """
 
     def __init__(self, dtype: DTypeLike) -> None:
@@ -28,16 +28,16 @@ class Spool:
         return self
 
     def __exit__(self, *_raised: object) -> None:
-        with _naming_the_folder():  # closing writes what appending could not
+        with _naming_the_folder():  # closing flushes the last appended bytes
             self._file.close()
 
     def append(self, piece: ArrayLike) -> None:
-        """Adds the entries of `piece` behind the last ones."""
+        """Appends the entries of `piece`."""
         with _naming_the_folder():
             self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
 
     def array(self) -> np.ndarray:
-        """All that was added, read-only; it stays when the spool is closed."""
+        """Everything appended so far, read-only; it stays valid after `__exit__`."""
         with _naming_the_folder():
             self._file.flush()
             return (
@@ -49,7 +49,7 @@ class Spool:
 
 @contextmanager
 def _naming_the_folder() -> Iterator[None]:
-    """The file has no name, and without one the disk of something else would be blamed."""
+    """Adds the folder to an OSError: the file has no name that would show which disk is full."""
     try:
         yield
     except OSError as error:
