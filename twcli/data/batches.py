@@ -17,7 +17,7 @@ from twcli.data.padding import budget_batches, gather_padded, prompt_by_prompt
 from twcli.data.template import Encoded, Template
 from twcli.storage.cache import Cache
 
-POOL = 64  # batches that are sorted by length together: little padding, and still a random order
+POOL = 64  # batches sorted by length together: little padding, and still a random order
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Batch:
     weights_BS: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch there; the copy may be under way still."""
+        """The batch on that device; the copy is asynchronous."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         for name, value in values.items():
             values[name] = None if value is None else value.to(device, non_blocking=True)
@@ -116,10 +116,10 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
     """The batch with each input token of y in the generator's sequence replaced by
     `pad` with probability `rate`.
 
-    Targets, weights and the z-free sequence stay. All K branches of a row lose the same tokens:
-    what differs between them is z alone.
+    Targets, weights and the z-free sequence are unchanged (word dropout; Bowman et al. 2016). All K
+    branches of a row lose the same tokens, so that they differ in z only.
     """
-    followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts nothing that is supervised
+    followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts no supervised token
     draws_BS = torch.from_numpy(rng.random(followed_BS.shape)).to(followed_BS.device)
     row, column = (followed_BS & (draws_BS < rate)).nonzero(as_tuple=True)
     latent_BL = batch.latent_BL.clone()
@@ -128,21 +128,21 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
 
 
 def leading(mass_N: torch.Tensor, share: float) -> tuple[int, float]:
-    """How many of the first hold all of the mass but at most `share` of it, 0 where there is none;
-    and the share that is left.
+    """The smallest count of leading entries that leaves at most `share` of the mass to the others,
+    0 if there is no mass; and the share that is left.
     """
-    behind_N = mass_N.flip(0).cumsum(0).flip(0)  # at a place and after it
+    behind_N = mass_N.flip(0).cumsum(0).flip(0)  # mass of each entry and of those after it
     count = int((behind_N > share * behind_N[0]).sum())
     return count, float(behind_N[count] / behind_N[0]) if 0 < count < len(behind_N) else 0.0
 
 
 def opening(batch: Batch, share: float) -> tuple[Batch, float]:
-    """The batch with every y cut behind the last token that b_t needs, and the share of the
-    batch's b_t that is cut off.
+    """The batch with every y cut off after the last token with relevant b_t, and the share of the
+    batch's b_t in the tokens that are cut off.
 
-    That share is at most `share`. What follows is given away by y_<t whatever z is, so branches
-    that are only compared need not be read to the end. Nothing is cut without weights, where all of
-    them are 0, or where `share` is.
+    That share is at most `share`. The later tokens are predictable from y_<t for any z, so branches
+    that are only compared need no forward pass to the end. Nothing is cut if there are no weights,
+    all weights are 0, or `share` is 0.
     """
     if batch.weights_BS is None or not share:
         return batch, 0.0
@@ -163,13 +163,13 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
 def batches_to_read(
     encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool
 ) -> list[np.ndarray]:
-    """Batches of places among `rows`, the longest first: in order of length, which pads least, or
-    prompt by prompt, whichever reads fewer tokens.
+    """Batches of positions in `rows`, longest first: sorted by length, which pads least, or by
+    prompt, whichever needs fewer tokens in the forward pass.
 
     Args:
-        batch_tokens: padded z-free tokens a batch.
-        branches: sequences that are read of each row.
-        shared: whether a batch reads each of its prompts once, instead of with each sequence.
+        batch_tokens: maximum z-free tokens per batch, padding included.
+        branches: sequences per row in the forward pass.
+        shared: whether each prompt of a batch is computed once, instead of with each sequence.
     """
     lengths, prompts, targets, prompt = (
         values[rows]
@@ -194,18 +194,19 @@ def batches_to_read(
 
 
 class Plan:
-    """The order of an epoch: a function of the seed and the epoch's number alone, so that
-    a resumed run repeats it.
+    """Batches of each epoch. They depend only on the seed and the epoch's number, so that a resumed
+    run repeats them.
 
-    Rows of one prompt stay in one batch, as long as the budget holds them: the assignment of a
-    prompt's completions to latents needs them side by side.
+    Rows of one prompt stay in one batch if the budget permits: the completions of a prompt are
+    assigned to latents together.
 
     Args:
         lengths: (N,) tokens of each row's z-free sequence.
         prompts: (N,) rows of one prompt share a number.
-        batch_tokens: padded z-free tokens a batch; the branches come on top.
+        batch_tokens: maximum z-free tokens per batch, padding included; the K branches are not
+            counted.
         seed: any number of integers.
-        rows: the rows to go through; None for all.
+        rows: the rows to use; None for all.
     """
 
     def __init__(
@@ -242,8 +243,8 @@ class Plan:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
-        """Batches without end, epoch after epoch, after the first `skip`;
-        none where there are no rows.
+        """An endless stream of batches, epoch after epoch, without the first `skip`; empty if there
+        are no rows.
         """
         number = 0
         while len(self._rows):
@@ -253,7 +254,7 @@ class Plan:
             number += 1
 
     def _cut(self, prompts: np.ndarray) -> list[np.ndarray]:
-        """Batches within the budget from prompts in the order of their longest row."""
+        """Batches within the budget, from prompts sorted by their longest row."""
         batches: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
         count = 0
@@ -262,7 +263,7 @@ class Plan:
             if waiting and self._longest[prompt] * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
                 waiting, count = [], 0
-            # one prompt alone is too much
+            # the rows of this prompt alone exceed the budget
             if self._longest[prompt] * len(rows) > self.batch_tokens:
                 batches += budget_batches(self.lengths, rows, self.batch_tokens)
                 continue

@@ -1,8 +1,8 @@
-"""A file of records becomes `Example`s: what `--data` names.
+"""Reads the records of `--data` as `Example`s.
 
-JSONL, also as `.gz` or `.zst`, is read as a stream with bounded memory a line; a `datasets`
-folder or hub name needs the extra `datasets`. A record holds x and y, or `messages` with one
-user and one assistant turn.
+JSONL, also as `.gz` or `.zst`, is read as a stream, with bounded memory per line; a `datasets`
+folder or hub name needs the extra `datasets`. A record holds x and y, or `messages` with one user
+and one assistant turn.
 """
 
 from __future__ import annotations
@@ -41,33 +41,33 @@ class Example:
 
 
 def read_examples(path: str, **fields: Any) -> list[Example]:
-    """All records of `stream_examples` at once, for what looks at them again."""
+    """All records of `stream_examples` as a list, for callers that need them more than once."""
     return list(stream_examples(path, **fields))
 
 
 def stream_examples(
     path: str, *, x_field: str = "x", y_field: str | None = "y", strategy_field: str | None = None
 ) -> Iterator[Example]:
-    """The records in file order, each read when it is asked for; a missing file is told at once.
+    """The records in file order, read lazily; a missing file is reported at once.
 
     Args:
-        y_field: None where only prompts are needed; y is then empty.
+        y_field: None if only prompts are needed; y is then empty.
         strategy_field: None leaves labels unread, as training does.
 
     Raises:
-        UserError: names the file, the line, the field and the mend; also where
-            there is no record at all.
+        UserError: names the file, the line, the field and the fix; also raised if there are no
+            records.
     """
     return _examples(path, _records(path), x_field, y_field, strategy_field)
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """The distinct prompts of records, in the order in which they first appear; their
-    texts lie on disk (`Spool`).
+    """The distinct prompts of records, in order of first appearance; their texts are in a
+    disk-backed array (`Spool`).
 
     Attributes:
-        digests: (P, 16) uint8, of their content.
+        digests: (P, 16) uint8, hashes of their texts.
     """
 
     digests: np.ndarray
@@ -77,8 +77,8 @@ class Prompts:
 
     @classmethod
     def of(cls, examples: Iterable[Example]) -> Prompts:
-        """Reads the examples once; of each, no more than a digest stays in memory."""
-        digests = bytearray()  # no object a record
+        """Reads the examples once; only a digest of each stays in memory."""
+        digests = bytearray()  # no Python object per record
         with Spool(np.uint8) as text, Spool(np.int64) as ends:
             stop = 0
             for example in examples:
@@ -111,7 +111,7 @@ def _examples(
     y_field: str | None,
     strategy_field: str | None,
 ) -> Iterator[Example]:
-    # digests of ids, and where they stand: no object a record
+    # digests of ids, and their line numbers: no Python object per record
     named, lines, number = bytearray(), array("Q"), 0
     for number, (where, record) in enumerate(records, start=1):
         if (name := record.get("id")) is not None and "id" not in (x_field, y_field):
@@ -158,8 +158,7 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                         f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; "
                         "write one record a line"
                     )
-                # Refused, not dropped in silence: other tools that read the
-                # file would not drop them.
+                # Refused instead of dropped silently: other tools that read the file would keep it.
                 if number == 1 and line.startswith(b"\xef\xbb\xbf"):
                     raise UserError(
                         f"{where}: begins with a byte order mark; save the file as UTF-8 without it"
@@ -182,9 +181,7 @@ def _jsonl_records(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _opened(file: Path) -> Any:
-    """The file's bytes as a stream, unpacked where its name says that it
-    is packed. Raises OSError.
-    """
+    """The file's bytes as a stream, decompressed if its suffix says so. Raises OSError."""
     if file.suffix == ".gz":
         return gzip.open(file, "rb")
     if file.suffix != ".zst":
@@ -197,7 +194,7 @@ def _opened(file: Path) -> Any:
 
 
 class _Zstandard(io.RawIOBase):
-    """A `.zst` file unpacked; what is wrong with it is an OSError, as it is for gzip."""
+    """A decompressed `.zst` file; errors in it are raised as OSError, as gzip does."""
 
     def __init__(self, zstandard: Any, file: Path) -> None:
         self._broken = zstandard.ZstdError
@@ -280,7 +277,7 @@ def _datasets_records(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             else datasets.load_dataset(path, split="train")
         )
     except Exception as error:
-        # the library raises a dozen unrelated types; all mean that it is not to be had
+        # the library raises a dozen unrelated types; all mean that the data cannot be loaded
         raise UserError(f"{path}: `datasets` cannot load it: {first_line(error)}") from error
     if isinstance(table, dict):
         raise UserError(
@@ -314,9 +311,7 @@ def _to_example(
 
 
 def _turns(messages: Any, where: str, x_field: str, y_field: str | None) -> dict[str, Any]:
-    """x and y of a conversation. More than one turn each would be no x and y:
-    nothing is left out in silence.
-    """
+    """x and y of a conversation. More turns are refused, so that none is dropped silently."""
     wanted = [["user", "assistant"]] + ([["user"]] if y_field is None else [])
     whole = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
     if not whole or [m.get("role") for m in messages] not in wanted:
@@ -347,7 +342,9 @@ def _text(record: dict[str, Any], field: str, where: str) -> str:
 
 
 def _check_id(value: Any, where: str) -> None:
-    """An id is a name and no place: nothing here is written under it, but other tools may."""
+    """Checks that an id is not a path: nothing here writes a file of that name, but other tools
+    may.
+    """
     if not isinstance(value, str | int) or isinstance(value, bool):
         raise UserError(
             f"{where}: field 'id' must be text or a whole number, found {type(value).__name__}"

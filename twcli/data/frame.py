@@ -1,5 +1,5 @@
-"""What stands around x, the latent section and y: the tags, a model's chat template, or a file
-with `{x}`, `{z}` and `{y}`.
+"""The prompt template, i.e. the fixed tokens around x, the latent section and y: the tags, a
+model's chat template, or a file with `{x}`, `{z}` and `{y}`.
 
 In a chat template the latent section comes last in the assistant's header.
 """
@@ -14,21 +14,21 @@ from typing import Any
 from twcli.errors import UserError
 
 CHAT = "chat"
-# What chat templates get for the date, so that a frame is the same tomorrow: what Llama 3's
-# takes where it is told none.
+# The date given to chat templates, so that a template gives the same tokens every day; the default
+# of Llama 3's template.
 TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What stands around x, the latent section and y.
+    """The fixed tokens around x, the latent section and y.
 
     Attributes:
         name: "tags", "chat" or "file".
-        text: the frame with `{x}`, `{z}` and `{y}`.
+        text: the template with `{x}`, `{z}` and `{y}`.
         head, middle, lead: ids before x, between x and the section, between the section and y.
-        close: ids after y, at least one; the first is supervised, ends a completion and is
-            nothing that text can hold.
+        close: ids after y, at least one; the first is supervised, ends a completion and never
+            results from text.
     """
 
     name: str
@@ -46,8 +46,8 @@ def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
         name: "tags", "chat", or a text file with `{x}`, `{z}` and `{y}`, in this order.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that hides the texts; the file
-            is none or lacks a place.
+        UserError: the tokenizer has no chat template, or one that changes the texts; the file is
+            missing or lacks a placeholder.
     """
     if name == "tags":
         return None
@@ -63,8 +63,7 @@ def read_frame(name: str, tokenizer: Any, source: str) -> Frame | None:
         close = [tokenizer.eos_token_id]
     if not head or not (middle or lead):
         raise UserError(
-            f"{name}: text must stand before {{x}} and between {{x}} and {{y}}, "
-            "so that x and y are told apart"
+            f"{name}: text is needed before {{x}} and between {{x}} and {{y}}, to separate x from y"
         )
     if not close or close[0] not in specials(tokenizer):
         raise UserError(
@@ -85,7 +84,7 @@ def _chat_text(tokenizer: Any, source: str) -> str:
         text: str = tokenizer.apply_chat_template(
             turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template()
         )
-    except Exception as error:  # a template is a program and fails as it likes
+    except Exception as error:  # a template is a program and may raise any error
         raise UserError(
             f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}"
         ) from error
@@ -109,8 +108,8 @@ def _file_text(name: str) -> str:
 
 
 def specials(tokenizer: Any) -> set[int]:
-    """Ids that no text becomes: special and added tokens, which text in
-    `split_special_tokens` mode never gives.
+    """Ids that never result from text: special and added tokens, since text is tokenised with
+    `split_special_tokens`.
     """
     return {
         *tokenizer.all_special_ids,

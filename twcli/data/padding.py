@@ -1,5 +1,5 @@
-"""Rows of unequal lengths: where they lie in a flat array, as one padded array,
-in batches within a budget.
+"""Rows of unequal lengths: their positions in a flat array, padded arrays, and batches within a
+token budget.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The places start .. start + length - 1 of each slice, one after another."""
+    """The indices start .. start + length - 1 of each slice, concatenated."""
     first = starts - (np.cumsum(lengths) - lengths)
     places: np.ndarray = np.arange(lengths.sum()) + np.repeat(first, lengths)
     return places
@@ -26,8 +26,8 @@ def gather_padded(
 
 
 def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """The order in which rows of one prompt, which share a number, stand together: that of the
-    longest row first, and so within each.
+    """An order in which rows of one prompt, which share a number, are adjacent. Prompts are sorted
+    by their longest row, descending, and so are the rows of each prompt.
     """
     _, prompt = np.unique(prompts, return_inverse=True)
     longest = np.zeros(len(prompt), np.int64)

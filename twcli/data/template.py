@@ -4,12 +4,12 @@ latent for the generator.
     z-free       <bos> <x> x </x> <y> y </y> <eos>
     with latent  <bos> <x> x </x> <z> z_k </z> <y> y </y> <eos>
 
-z_k is one vocabulary token, or P of them where one is too narrow a channel.
-x and y are tokenised apart from everything around them, so y's ids are the same in both.
-Supervised are the S tokens of y and its closing tag.
+z_k is one vocabulary token, or P tokens if one has too little capacity. x and y are tokenised
+separately from everything around them, so y's ids are the same in both. The S supervised tokens are
+those of y and its closing tag.
 
-A pretrained model has a frame of its own around x and y (see `frame`). What is said above of the
-tags holds for any frame.
+A pretrained chat model has its own template around x and y (see `frame`). The rules above hold for
+any template.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from twcli.storage.spool import Spool
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 HASH = np.dtype("V16")
-SHOWN_IDS = 1000  # of a frame, up to which its fingerprint tells them: a cache holds no endless one
+SHOWN_IDS = 1000  # ids up to which a fingerprint lists them all; above, it holds their hash
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 
 
@@ -44,14 +44,14 @@ def latent_tokens(k: int, count: int = 1) -> list[str]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """All rows' z-free token ids in one flat array; no Python object a row, and what is
-    large lies on disk (`Spool`).
+    """All rows' z-free token ids in one flat array. There is no Python object per row, and the
+    large arrays are disk-backed (`Spool`).
 
     Attributes:
         ids: (sum of lengths,) int32, the z-free sequences one after another.
         offsets: (N + 1,) int64 into `ids`.
-        prompt_lengths: (N,) int64, tokens before the one that predicts y's first:
-            those of `<bos> <x> x </x>`.
+        prompt_lengths: (N,) int64, tokens before the one that predicts the first token of y: those
+            of `<bos> <x> x </x>`.
         target_lengths: (N,) int64, supervised tokens S of each row (y and its closing tag).
         row_hash: (N, 16) uint8, blake2b over x's and y's ids.
         prompt_index: (N,) int64, rows with the same x ids share a number.
@@ -86,12 +86,12 @@ class Encoded:
         return ids
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """At most `count` row numbers, the first and the last among them, evenly spaced."""
+        """At most `count` evenly spaced row numbers, the first and the last included."""
         return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
 
     def data_hash(self) -> str:
-        """sha256 over all row hashes in order: x, y and their order, and
-        nothing else of a record.
+        """sha256 over all row hashes in order; it depends on x, y and the order of records, and on
+        nothing else.
         """
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
 
@@ -105,7 +105,7 @@ def add_tags(tokenizer: Any, frame: Frame | None) -> list[str]:
 
 
 def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
-    """They come last in the vocabulary and are never split."""
+    """Adds tokens at the end of the vocabulary; they are never split."""
     from tokenizers import AddedToken
 
     tokenizer.add_tokens(
@@ -114,15 +114,15 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
 
 
 class Template:
-    """A frame over one tokenizer.
+    """A prompt template with its tokenizer.
 
     Args:
         latent_tokens: vocabulary tokens P that spell one latent.
         frame: as `frame.read_frame` gives it; None for the tags.
-        added: tags that `add_tags` has added, of which the model knows nothing.
+        added: tags that `add_tags` added, which the model has never seen.
 
     Raises:
-        UserError: the tokenizer lacks a tag, which `add_tags` mends, or `<eos>`.
+        UserError: the tokenizer lacks a tag, which `add_tags` would add, or `<eos>`.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class Template:
         return self._tokenise([tag])[0] or [self.eos]
 
     def latent_ids(self, latents: int) -> list[list[int]]:
-        """The P ids of each of the K latents, in a tokenizer that `add_latents` has extended.
+        """The P ids of each of the K latents; needs `add_latents` first.
 
         Raises:
             UserError: the tokenizer has no such tokens.
@@ -198,8 +198,8 @@ class Template:
 
     @property
     def section_shift(self) -> int:
-        """Where the section begins, relative to `Encoded.prompt_lengths`: 0 for the tags, 1
-        where y follows it at once.
+        """Start of the latent section relative to `Encoded.prompt_lengths`: 0 for the tags, 1 if y
+        follows the section directly.
         """
         return 1 - len(self.frame.lead)
 
@@ -209,7 +209,7 @@ class Template:
         return 2 + self.latent_tokens
 
     def fingerprint(self) -> dict[str, Any]:
-        """What of the template b_t rests on: the ids around x and y."""
+        """The part of the template that b_t depends on: the ids around x and y."""
         f = self.frame
         if f.name == "tags":
             return {
@@ -243,7 +243,7 @@ class Template:
         return ids
 
     def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
-        """Ids up to where y begins; with `latent` (its P ids) the latent section too.
+        """Ids up to the start of y; with `latent` (its P ids) including the latent section.
 
         Raises:
             UserError: x has no token, or one that is a tag.
@@ -252,7 +252,7 @@ class Template:
         return [*self.frame.head, *self._x_ids(x), *self.frame.middle, *section, *self.frame.lead]
 
     def router_prompt(self, x: str) -> list[int]:
-        """Ids up to where a latent is to come; raises as `prompt`."""
+        """Ids up to the position that predicts the latent; raises as `prompt`."""
         return [*self.frame.head, *self._x_ids(x), *self.frame.middle, self.z_open]
 
     def _x_ids(self, x: str) -> list[int]:
@@ -261,7 +261,7 @@ class Template:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, cut at the closing tag; empty where there is only white space."""
+        """Text of generated ids, cut at the closing tag; empty if it is only white space."""
         ids = list(ids)
         for end in (self.y_close, self.eos):
             if end in ids:
@@ -270,15 +270,15 @@ class Template:
         return text if text.strip() else ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
-        """The text of each token, which joined give the text; a token that ends inside
-        a character gives nothing.
+        """The text of each token; joined they give the whole text. A token that ends inside a
+        character gives an empty string.
         """
         texts = [self.tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
         texts = [text.rstrip("\ufffd") for text in texts]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
     def encode(self, examples: Iterable[Example], *, max_length: int, source: str) -> Encoded:
-        """Tokenises all rows, in order, a block at a time: text that is streamed is not kept.
+        """Tokenises all rows in order, a block at a time, without keeping their text.
 
         Args:
             max_length: longest sequence in tokens, latent section included.
@@ -314,8 +314,8 @@ class Template:
     def _encode_block(
         self, block: list[Example], first: int, max_length: int, source: str
     ) -> list[Any]:
-        """What the fields of `Encoded` gain by a block, in their order: lengths for the offsets,
-        the hashes of x for the prompts.
+        """What a block adds to the fields of `Encoded`, in their order: lengths instead of offsets,
+        hashes of x instead of prompt numbers.
         """
         head, middle, lead, close = (
             self.frame.head,
@@ -366,7 +366,7 @@ class Template:
             raise UserError(
                 f"{where}: field '{field}' has no token in the vocabulary of {self.source}"
             )
-        if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary holds the tags as words
+        if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary has the tags as words
             tag = self.tokenizer.convert_ids_to_tokens(
                 next(t for t in tokens if t in self._reserved)
             )
@@ -377,9 +377,7 @@ class Template:
 
 
 def _numbered(keys: np.ndarray) -> np.ndarray:
-    """(N,) int64: equal keys share a number, counted from 0 in the order
-    in which they first appear.
-    """
+    """(N,) int64: equal keys share a number, counted from 0 in order of first appearance."""
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     number = np.empty(len(first), np.int64)
     number[np.argsort(first)] = np.arange(len(first))
@@ -387,8 +385,8 @@ def _numbered(keys: np.ndarray) -> np.ndarray:
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:
-    """`HASH`: 16 bytes over a row's x and y ids; the length of x keeps ("ab",
-    "c") apart from ("a", "bc").
+    """`HASH`: 16 bytes over a row's x and y ids; the length of x distinguishes ("ab", "c") from
+    ("a", "bc").
     """
     return hashlib.blake2b(
         len(x_ids).to_bytes(8, "little") + x_ids + y_ids, digest_size=HASH.itemsize

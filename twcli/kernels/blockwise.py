@@ -1,10 +1,11 @@
-"""Attention of branches that go on from shared prompts on a CPU, a block of queries at a time.
+"""Attention of branches that continue shared prompts, on a CPU, a block of queries at a time.
 
-Torch's CPU kernel computes nearly all that a causal mask hides, and to packed branches it could
-only give either a copy of the prompt each, or the scores of all with all. So queries are cut into
-blocks that are given the keys up to their last one: a block of a prompt that prompt's, a block of
-branches their prompt's and their own. What is hidden is computed within a block only, and each sum
-is taken in the order in which the kernel takes it for a branch alone.
+Torch's CPU kernel computes nearly all scores that a causal mask hides. For packed branches it would
+need a copy of the prompt for each branch, or compute the scores between all branches. So the
+queries are cut into blocks, and each block gets only the keys up to its last query: a block of a
+prompt gets that prompt's keys, a block of branches gets their prompt's keys and their own. Hidden
+scores are computed within a block only, and each sum has the order in which the kernel would
+compute it for a single branch.
 
 Shapes: N tokens; G prompts of up to P tokens, B rows of C branches of up to Q; M sequences of T
 tokens; A attention heads of size D.
@@ -21,39 +22,41 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-BLOCK = 64  # queries: few enough that little is hidden, many enough for fast matrix products
+BLOCK = 64  # queries: few enough for few hidden scores, many enough for fast matrix products
 STEP = 32  # queries in each of the kernel's own products
-TOGETHER = 128  # queries of short branches that are one block
+TOGETHER = 128  # queries of short branches that form one block
 
 
 def usable(device: torch.device) -> bool:
-    """Whether torch has the kernel there."""
+    """Whether torch has the kernel on this device."""
     return device.type == "cpu" and hasattr(
         torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu"
     )
 
 
 def cut(tokens: int) -> list[slice]:
-    """Blocks of about `BLOCK` of so many queries, less than `BLOCK + 2 * STEP` each."""
+    """Cuts the queries of `tokens` tokens into blocks of about `BLOCK`, each below `BLOCK + 2 *
+    STEP`.
+    """
     count = max(1, round(tokens / BLOCK))
     bounds = [tokens * i // count // STEP * STEP for i in range(count)] + [tokens]
     return [slice(*pair) for pair in pairwise(bounds)]
 
 
 def grouped(branches: int, tokens: int) -> list[int]:
-    """How many branches of so many tokens each are given keys together."""
+    """Sizes of the groups of branches that share one call of the kernel."""
     together = min(max(1, TOGETHER // tokens), branches)
     return [min(together, branches - first) for first in range(0, branches, together)]
 
 
 def cut_group(branches: int, tokens: int) -> list[slice]:
-    """Blocks of the queries of so many branches: of one by itself, or of all."""
+    """Query blocks of a group: a single branch is cut up, several branches form one block."""
     return cut(tokens) if branches == 1 else [slice(0, branches * tokens)]
 
 
 def reads(P: int, C: int, Q: int) -> tuple[list[tuple[int, int]], list[list[tuple[int, int]]]]:
-    """(queries, keys) of each call of the kernel for a prompt and, group by group,
-    for the C branches of a row.
+    """(queries, keys) of each kernel call: for a prompt and, group by group, for the C branches of
+    a row.
     """
 
     def sizes(blocks: list[slice], before: int) -> list[tuple[int, int]]:
@@ -63,8 +66,8 @@ def reads(P: int, C: int, Q: int) -> tuple[list[tuple[int, int]], list[list[tupl
 
 
 class Block(NamedTuple):
-    """Queries of a sequence, and what is added to their scores (M or 1, 1, n, keys); None
-    where they are plainly causal.
+    """Queries of a sequence, and the mask that is added to their scores (M or 1, 1, n, keys); None
+    if they are causal.
     """
 
     queries: slice
@@ -72,8 +75,8 @@ class Block(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Branches of a row that are given keys together, those of their prompt first: T tokens of the
-    row's C Q, and the blocks of those T.
+    """Branches of a row that share one call: T of the row's C Q tokens, and the query blocks of
+    those T. Their keys are those of the prompt, then their own.
     """
 
     tokens: slice
@@ -82,14 +85,14 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Fork:
-    """Prompts, and the branches that go on from them, all padded on the right, as N = G P + B C Q
-    tokens one after another.
+    """Prompts and the branches that continue them, all padded on the right, as one sequence of N =
+    G P + B C Q tokens.
 
     Attributes:
         prompts: (G, P).
         branches: (B, C, Q).
-        row_B: the prompt of each row; None where row i goes on from prompt i.
-        length_G: tokens of each prompt; None where all have P.
+        row_B: the prompt of each row; None if row i continues prompt i.
+        length_G: tokens of each prompt; None if all have P.
     """
 
     prompts: tuple[int, int]
@@ -117,7 +120,7 @@ class Fork:
         return x if self.row_B is None else x.index_select(0, self.row_B)
 
     def from_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(G, ..) of (B, ..), summed up."""
+        """(G, ..) of (B, ..), summed over the rows of each prompt."""
         return (
             x
             if self.row_B is None
@@ -126,12 +129,12 @@ class Fork:
 
     @cached_property
     def prompt_blocks(self) -> list[Block]:
-        """Of the prompts, which see themselves only."""
+        """Query blocks of the prompts, which attend to themselves only."""
         return causal_blocks(self.prompts[1])
 
     @cached_property
     def groups(self) -> list[Group]:
-        """Of the branches: those that attend in one call, with their masks."""
+        """Groups of branches that attend in one call, with their masks."""
         (_, P), (_, C, Q) = self.prompts, self.branches
         prompt_BP = torch.ones(1, P, dtype=torch.bool)
         if self.length_G is not None:
@@ -153,8 +156,8 @@ class Fork:
 
 
 def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tensor:
-    """(B, 1, n, P + n) added to the scores of n = branches * tokens queries, of which each sees
-    those before it in its own branch, and of the prompt what is true in `prompt_BP`.
+    """The additive mask (B, 1, n, P + n) of n = branches * tokens queries. Each query sees itself
+    and the tokens before it in its own branch, and the prompt tokens that are true in `prompt_BP`.
     """
     own = torch.block_diag(
         *[torch.ones(tokens, tokens, dtype=torch.bool, device=prompt_BP.device).tril()] * branches
@@ -164,18 +167,18 @@ def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tens
 
 
 def added(seen: torch.Tensor) -> torch.Tensor:
-    """What is added to scores so that only what is seen counts, float32."""
+    """The additive float32 mask: 0 where `seen`, -inf elsewhere."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
 
 
 def causal_blocks(tokens: int) -> list[Block]:
-    """Those of a causal sequence of so many tokens."""
+    """Query blocks of a causal sequence."""
     queries = cut(tokens) if tokens else []
     last, longest = (
         queries[-1].start if queries else 0,
         max((q.stop - q.start for q in queries), default=0),
     )
-    # its first query stands at column `last`
+    # its first query is at column `last`
     strip = added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])
     return [
         Block(
@@ -195,7 +198,7 @@ def causal(
     blocks: Sequence[Block],
     scale: float,
 ) -> torch.Tensor:
-    """What each of T tokens sees of itself and those before (M, A, T, D), without a gradient."""
+    """Causal attention's output (M, A, T, D), without a gradient."""
     output, sums = _empty(query.transpose(1, 2))
     output, sums = output.transpose(1, 2), sums.transpose(1, 2)
     _see(query, key, value, output, sums, blocks, scale)
@@ -203,7 +206,7 @@ def causal(
 
 
 def _empty(query: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """For output (.., A, D) and sums (.., A)."""
+    """Empty tensors for output (.., A, D) and log-sums (.., A)."""
     sums = query.new_empty(query.shape[:-1], dtype=torch.promote_types(query.dtype, torch.float32))
     return torch.empty_like(query, memory_format=torch.contiguous_format), sums
 
@@ -265,7 +268,7 @@ class _Attention(torch.autograd.Function):
 def _behind(
     shared: Sequence[torch.Tensor], own: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keys and values (B, A, P + T, D) of prompts and of what follows them."""
+    """Keys and values (B, A, P + T, D) of the prompts and of the branch tokens after them."""
     key, value = (torch.cat(pair, dim=2) for pair in zip(shared, own, strict=True))
     return key, value
 
@@ -279,8 +282,8 @@ def _see(
     blocks: Sequence[Block],
     scale: float,
 ) -> None:
-    """Puts into `output` (M, A, T, D) what the last T of (M, A, .., D) tokens see, and into `sums`
-    (M, A, T) their logs of sums.
+    """Writes the attention of the last T tokens of (M, A, .., D) into `output` (M, A, T, D), and
+    the logs of their sums of exponentials into `sums` (M, A, T).
     """
     for block, keys, mask in _with_keys(query, key, blocks):
         output[:, :, block], sums[:, :, block] = kernel(
@@ -299,11 +302,9 @@ def _see_backward(
     blocks: Sequence[Block],
     scale: float,
 ) -> list[torch.Tensor]:
-    """Puts the gradient of the query into `of_query` (M, A, T, D), and
-    gives those of key and value.
-    """
+    """Writes the query's gradient into `of_query` (M, A, T, D); returns those of key and value."""
     of_keys: list[torch.Tensor] = []
-    # the last block is given all keys
+    # starts with the last block, which has all keys
     for block, keys, mask in reversed(list(_with_keys(query, key, blocks))):
         of_query[:, :, block], *shares = kernel_backward(
             gradient[:, :, block],
@@ -325,7 +326,7 @@ def _see_backward(
 def _with_keys(
     query: torch.Tensor, key: torch.Tensor, blocks: Sequence[Block]
 ) -> Iterator[tuple[slice, slice, torch.Tensor | None]]:
-    """The queries of each block, the keys that they are given and their mask."""
+    """The queries, the keys and the mask of each block."""
     before = key.shape[2] - query.shape[2]
     for block in blocks:
         yield block.queries, slice(before + block.queries.stop), block.mask
@@ -339,7 +340,7 @@ def kernel(
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output (M, A, T, D) and the log of each token's sum of exponentials (M, A, T),
-    causal where there is no mask.
+    causal if there is no mask.
     """
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query,

@@ -1,4 +1,4 @@
-"""What the executions of a packed pass cost, from shapes alone, and which is cheapest."""
+"""Estimated costs of the executions of a packed forward pass, from its shapes alone."""
 
 from __future__ import annotations
 
@@ -20,36 +20,36 @@ from twcli.kernels.packing import (
     window_of,
 )
 
-# What attention costs, forward and backward, in multiply-adds of a linear layer: one of causal
-# scores, one under a mask, copying one key or value, and starting one of many calls. A call takes
-# as long as if each of its rows had more queries than it has. Measured in float32 on a CPU with
-# heads of 16 to 64; the choice between near equals is all that hangs on them.
+# Costs of attention, forward and backward, in multiply-adds of a linear layer: per causal score,
+# per masked score, per copied key or value, and per call. MORE_QUERIES is the overhead of a masked
+# call, as extra queries per row. Measured in float32 on a CPU with heads of 16 to 64; only the
+# choice between executions of similar cost depends on them.
 CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
 
 Count = TypeVar("Count", float, np.ndarray)
 
 
 def causal_cost(tokens: Count) -> Count:
-    """Attention of a causal sequence, in scores of a linear layer's price."""
+    """Cost of attention in a causal sequence, per unit of width."""
     return CAUSAL_SCORE * tokens**2 / 2
 
 
 def masked_cost(queries: Count, keys: Count, copy: float) -> Count:
-    """Attention under a mask with the copying of its keys, as `causal_cost`."""
+    """Cost of masked attention, copying of its keys included; unit as in `causal_cost`."""
     return keys * (MASKED_SCORE * (queries + MORE_QUERIES) + copy)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What the executions cost by the model of costs above, which knows shapes only: the
-    same run, the same choice.
+    """Estimated cost of each execution. It depends on shapes only, so that a repeated run makes the
+    same choice.
 
     Attributes:
         linear: weights that each token is multiplied with.
-        width: of scores and mixing, or of keys and values, over all layers.
-        window: tokens of a sliding window, beyond which only the plain execution is
-            right; None for no window.
-        layers: in which blocks attend, 0 where that form is not to be had.
+        width: multiply-adds per attention score, or values per key and value, over all layers.
+        window: tokens of a sliding window, beyond which only the plain execution is correct; None
+            if there is no window.
+        layers: layers of the model, 0 if `blockwise` is not usable.
     """
 
     linear: int
@@ -59,7 +59,7 @@ class Costs:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Costs:
-        """As its settings and weights tell."""
+        """From the model's config and weights."""
         config = model.config.get_text_config()
         return cls(
             sum(w.numel() for w in linear_weights(model)),
@@ -71,12 +71,12 @@ class Costs:
     def __call__(
         self, prompts: tuple[int, int], branches: tuple[int, int, int], real: int
     ) -> dict[str, float]:
-        """Execution -> multiply-adds of a linear layer, for the executions that are right.
+        """Execution -> multiply-adds of a linear layer, for the executions that are correct here.
 
         Args:
             prompts: (G, P).
             branches: (B, C, Q).
-            real: tokens of prompts and branches that are no padding.
+            real: tokens of prompts and branches without padding.
         """
         (G, P), (B, C, Q) = prompts, branches
         costs: dict[str, float] = {
@@ -111,8 +111,8 @@ class Costs:
 def cheapest(
     model: PreTrainedModel, prompts: tuple[int, int], branches: tuple[int, int, int], real: int
 ) -> str:
-    """The execution of least `Costs` for (G, P), (B, C, Q) and so many real tokens; none is
-    less than that of `flash`.
+    """The cheapest execution by `Costs` for (G, P), (B, C, Q) and `real` tokens; `flash`, if
+    usable, is always the cheapest.
     """
     costs = Costs.of(model)(prompts, branches, real)
     if BRANCHES in costs and flash.usable(model):

@@ -1,13 +1,13 @@
-"""Attention of sequences that go on from shared prompts in the flash kernels of a GPU: no padding,
-no mask, and no copy of a prompt.
+"""Attention of sequences that continue shared prompts, with a GPU's flash kernels: no padding, no
+mask, no copies of prompts.
 
     | prompt 1 | prompt 2 | .. | piece 1 of prompt 1 | piece 2 of prompt 1 | .. | piece 1 of 2 | ..
 
-Every prompt and every piece attends causally to itself in one call, and all pieces of a prompt to
-that prompt in another. What a piece's token sees is the two together, each with the share of its
-sum of exponentials, and the kernels' backward pass needs nothing of a token but that sum: so two
-calls with the joint one give the joint gradient (Dao 2023, FlashAttention-2, section 3.1; Juravsky
-et al. 2024, Hydragen, section 3.1, for the forward pass).
+One call computes the causal attention of every prompt and every piece to itself; another computes
+the attention of all pieces to their prompt. A piece's output is the average of the two, weighted by
+their sums of exponentials. The kernels' backward pass needs only that sum per token, so two
+backward calls with the joint sum give the joint gradient (Dao 2023, FlashAttention-2, section 3.1;
+Juravsky et al. 2024, Hydragen, section 3.1, for the forward pass).
 
 Shapes: N tokens, P of them in G prompts, the others in S pieces; A attention heads of size D, of
 keys and values maybe fewer.
@@ -21,18 +21,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-LARGEST_HEAD, MULTIPLE, AMPERE = 256, 8, (8, 0)  # what the kernels take
+LARGEST_HEAD, MULTIPLE, AMPERE = 256, 8, (8, 0)  # limits of the kernels
 
 
 def dtype_of(model: PreTrainedModel) -> torch.dtype:
-    """What the model's matrix products compute in."""
+    """The dtype of the model's matrix products."""
     device = model.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
 def usable(model: PreTrainedModel) -> bool:
-    """Whether the kernels take the model's heads, here and in the
-    precision that it computes in now.
+    """Whether the kernels support the model's attention heads on this device and in the current
+    precision.
     """
     config = model.config.get_text_config()
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -52,11 +52,13 @@ class Pieces:
 
     Attributes:
         own: (G + S + 1,) int32, ends of prompts and pieces, after a 0.
-        prompts: (G + 1,) the same of the prompts alone.
-        behind: (G + 1,) where what follows each prompt ends among the N - P tokens that follow any.
+        prompts: (G + 1,) the same for the prompts alone.
+        behind: (G + 1,) ends of all pieces of each prompt, among the N - P tokens of pieces, after
+            a 0.
         prompt_tokens: P.
-        longest, longest_prompt, longest_behind: tokens that none of the three has more of.
-        some_empty: whether a prompt may have no tokens.
+        longest, longest_prompt, longest_behind: maximum tokens of a sequence (prompt or piece), of
+            a prompt, and of all pieces of one prompt.
+        some_empty: whether a prompt may be empty.
     """
 
     own: torch.Tensor
@@ -81,8 +83,8 @@ class Pieces:
         longest_behind: int,
         some_empty: bool,
     ) -> Pieces:
-        """From lengths in tokens: of prompts, of pieces prompt by prompt, and of all
-        that follows each prompt.
+        """From lengths in tokens: of the prompts, of the pieces prompt by prompt, and of all pieces
+        of each prompt.
         """
 
         def ends(lengths: torch.Tensor) -> torch.Tensor:
@@ -135,7 +137,7 @@ class _Attention(torch.autograd.Function):
                 scale,
             )
             if pieces.some_empty:
-                # the kernel's word for a prompt of no tokens
+                # the kernel returns +inf for an empty prompt
                 more_sums = more_sums.masked_fill(more_sums == torch.inf, -torch.inf)
             share = torch.sigmoid(more_sums - sums[:, P:]).T[..., None]
             output[P:].lerp_(more, share.to(output.dtype))
@@ -193,8 +195,8 @@ def kernel(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), of
-    sequences one after another.
+    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), for concatenated
+    sequences.
     """
     return torch.ops.aten._flash_attention_forward(
         query,

@@ -1,5 +1,5 @@
-"""The language-model head: hidden states -> the NLL of the tokens that follow, without
-logits where none are needed.
+"""The LM head: hidden states -> the NLL of the next tokens, without logits at positions that are
+not scored.
 
 Shapes: R rows, T tokens, S supervised tokens, N supervised tokens of all rows, H
 hidden size, V vocabulary.
@@ -19,15 +19,15 @@ from twcli.kernels.linear import is_its_weights, linear
 # 128 MiB in float32: large enough for a fast matrix product, small beside the
 # weights of a large vocabulary
 HEAD_LOGITS = 2**25
-# 2 MiB of logits in float32: they are still in a CPU core's cache when they are summed up
+# 2 MiB of logits in float32: they fit in a CPU core's cache until they are summed
 BLOCK_TOKENS, BLOCK_WORDS = 1024, 512
-# exp(x) = exp2(x LOG2_E), which torch computes in little more than half the time on a CPU
+# exp(x) = exp2(x LOG2_E), which takes torch little more than half the time on a CPU
 LOG2_E = 1 / math.log(2)
 
 
 def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-    """Next-token logits (..., V) of hidden states (..., H), with the scalings some
-    families put behind the head.
+    """Next-token logits (..., V) of hidden states (..., H), with the scalings that some model
+    families apply after the LM head.
     """
     return _scaled(model, model.get_output_embeddings()(hidden))
 
@@ -52,8 +52,8 @@ def target_nll(
     targets_RS: torch.Tensor,
     active_RS: torch.Tensor,
 ) -> torch.Tensor:
-    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active; the head
-    sees active positions only.
+    """NLL (R, S) in nats, float32 (float64 from a float64 model), zero where not active; the LM
+    head is applied to active positions only.
 
     Args:
         first_R: column that predicts the first target, i.e. that of `<y>`.
@@ -66,12 +66,12 @@ def target_nll(
 def token_nll(
     model: PreTrainedModel, hidden_NH: torch.Tensor, targets_N: torch.Tensor
 ) -> torch.Tensor:
-    """NLL (N,) in nats, float32 or float64, of each target after the token whose
-    last hidden state is given.
+    """NLL (N,) in nats, float32 or float64, of each target, given the last hidden state of the
+    token before it.
 
-    Never more than `HEAD_LOGITS` logits at a time. Where those of all targets are more and a
-    gradient is wanted, the backward pass computes each piece's again. Without a gradient a CPU goes
-    over the vocabulary block by block and keeps no logits.
+    At most `HEAD_LOGITS` logits are in memory. If all targets need more, they are computed piece by
+    piece, and again in the backward pass. Without a gradient, a CPU goes over the vocabulary block
+    by block and stores no logits.
     """
     if not torch.is_grad_enabled() and _is_a_matrix(model):
         return torch.cat(
@@ -99,7 +99,7 @@ def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) ->
 
 
 def _is_a_matrix(model: PreTrainedModel) -> bool:
-    """Whether the head is its weights on a CPU and nothing else, hooks included."""
+    """Whether the LM head is a plain linear layer on a CPU, without hooks."""
     head = model.get_output_embeddings()
     return is_its_weights(head) and not head._forward_hooks and not head._forward_pre_hooks
 
@@ -125,14 +125,14 @@ def _nll_by_blocks(
 
 
 def _logsumexp_in_place(block: torch.Tensor) -> torch.Tensor:
-    """torch.logsumexp (N,) of (N, V), which makes copies: half of its time, and
-    nothing of the block is left.
+    """torch.logsumexp (N,) of (N, V) in half the time, since it makes no copies; destroys the
+    block.
     """
-    # where all are -inf, so is their sum, and not NaN
+    # if all values are -inf, the result is -inf and not NaN
     largest = block.amax(-1).clamp(min=torch.finfo(block.dtype).min)
     return block.sub_(largest[:, None]).mul_(LOG2_E).exp2_().sum(-1).log_().add_(largest)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Losses are taken in float32, or in float64 where the model has it; never in bf16."""
+    """Losses are computed in float32, or in float64 if the model is; never in bf16."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,8 +1,8 @@
 """Linear layers on a CPU without a gradient, by oneDNN.
 
-torch hands products in float32 to MKL, which uses less of a processor that is not of its maker than
-oneDNN does. oneDNN comes with torch as well, which takes it for other precisions only. With a
-gradient layers stay as they are.
+torch computes float32 products with MKL, which is slower than oneDNN on processors other than
+Intel's. oneDNN comes with torch, but torch uses it for other precisions only. With a gradient,
+layers are unchanged.
 
 Shapes: I inputs, O outputs.
 """
@@ -21,7 +21,7 @@ from torch import nn
 
 X86 = ("x86_64", "AMD64")
 TOLERANCE = 1e-5
-MOST_PACKED = 2**28  # weights, 1 GiB of them: a copy of more may not fit
+MOST_PACKED = 2**28  # weights, 1 GiB of them; a larger copy may not fit in memory
 
 
 def linear(
@@ -31,10 +31,10 @@ def linear(
     *,
     packed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(.., O) from (.., I), (O, I) and (O,): what `F.linear` gives but for rounding.
+    """(.., O) from (.., I), (O, I) and (O,): equal to `F.linear` up to rounding.
 
     Args:
-        packed: the weight in the order in which oneDNN reads it, where that has been made.
+        packed: the weight in oneDNN's memory order, if it was reordered before.
     """
     if (
         torch.is_grad_enabled()
@@ -51,15 +51,15 @@ def linear(
 
 @contextmanager
 def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
-    """While it lasts, layers of `model` that are weights on a CPU and nothing else compute by
-    `linear`; a compiled model's do not.
+    """Within it, the plain linear layers of `model` on a CPU are computed by `linear`; a compiled
+    model is unchanged.
 
     Args:
-        pack: whether weights that stay as they are will be read often: they are then copied in
-            oneDNN's order, if there are not too many, which it otherwise does in every call.
+        pack: copy the weights once into oneDNN's memory order, unless there are too many; otherwise
+            every call does so. For many calls with unchanged weights.
     """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
-    # A pass that has been replaced stays, be it by another of this.
+    # A layer whose `forward` is already replaced, perhaps by an outer `fast_linear`, keeps it.
     layers: list[Any] = (
         []
         if compiled
@@ -80,7 +80,7 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
 
 
 def is_its_weights(module: nn.Module) -> bool:
-    """A linear layer on a CPU and nothing else: no adapter, no shards of another process."""
+    """Whether it is a plain linear layer on a CPU: no adapter, no sharded weights."""
     return (
         type(module) is nn.Linear
         and type(module.weight) is nn.Parameter
@@ -102,9 +102,7 @@ def _packed(weight: torch.Tensor) -> torch.Tensor:
 
 @cache
 def _usable() -> bool:
-    """Whether this torch has oneDNN's product, which is no part of its
-    public face, and it is one.
-    """
+    """Whether oneDNN's product, which is not public API, exists and is correct here."""
     if platform.machine() not in X86 or not torch.backends.mkldnn.is_available():
         return False
     x, weight, bias = (torch.arange(float(n)).cos() for n in (6, 12, 4))
@@ -115,5 +113,5 @@ def _usable() -> bool:
             for w in (weight, _packed(weight))
         )
     except (AttributeError, NotImplementedError, RuntimeError, TypeError):
-        # whatever another version makes of it
+        # other torch versions may fail in any way
         return False

@@ -1,13 +1,13 @@
-"""Sequences that share a prompt, in one pass: every prompt is computed once, however
-many branches go on from it.
+"""Sequences that share a prompt, in one forward pass: every prompt is computed once, however many
+branches continue it.
 
-All tokens of a batch lie in one row, so that whatever works token by token sees no padding:
+All tokens of a batch form one sequence, so that layers that work token by token see no padding:
 
     | prompt 1 | prompt 2 | .. | branch 1 of row 1 | branch 2 of row 1 | .. | branch 1 of row 2 | ..
 
-Only attention must know what follows what. It works on prompts and on branches of equal length, so
-padding is put between them before it and taken out after it, and it takes one of these forms,
-whichever is cheapest for the shape:
+Only attention depends on which branch continues which prompt. It works on prompts and branches of
+equal length, so padding is inserted before attention and removed after it. Attention has one of
+these forms, whichever is cheapest for the shape:
 
     branches   each branch attends to a copy of its prompt's keys and values, then causally to
                itself
@@ -16,7 +16,7 @@ whichever is cheapest for the shape:
     blockwise  on a CPU, a few queries at a time: hardly a copy, and few scores that a mask hides
                (see `blockwise`)
 
-Where a GPU's kernels can do it (see `flash`), branches attend without copy, mask or padding.
+With a GPU's flash kernels (see `flash`), branches attend without copy, mask or padding.
 
 Shapes: G distinct prompts of up to P tokens, B rows, C branches a row of up to Q tokens, N = G P +
 B C Q, R of them real, H hidden size, A attention heads of size D.
@@ -38,21 +38,21 @@ from transformers import AttentionInterface, PreTrainedModel
 from twcli.kernels import blockwise, flash
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
-# where `blockwise` and `flash` are usable; the second is what "branches" are there
+# usable where `blockwise` and `flash` are; `flash` then replaces "branches"
 BLOCKWISE, KERNELS = "blockwise", "kernels"
 ATTENTION = "twcli_packed"
 
-DENSE = 0.95  # share of real tokens from which on padding costs less than taking it out
+DENSE = 0.95  # share of real tokens above which keeping the padding costs less than removing it
 
 
 def tokens_read(real: int, padded: int) -> int:
-    """Tokens that a packed pass reads where so many are real, and so many with padding."""
+    """Tokens that go through the model in a packed pass: `real`, or `padded` with padding."""
     return real if real < DENSE * padded else padded
 
 
 class _Rows(torch.autograd.Function):
-    """Rows `index` of x. `back` says where each row of x went, -1 for nowhere: so the gradient is
-    gathered as well, where that of an indexing would be added up row by row.
+    """Rows `index` of x. `back` gives the output row of each row of x, -1 for none. With it the
+    backward pass is a gather too; that of plain indexing would add row by row.
     """
 
     @staticmethod
@@ -69,20 +69,18 @@ class _Rows(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class Padding:
-    """Where R real tokens lie among N.
+    """Positions of R real tokens among N.
 
     Attributes:
-        real_R: the tokens in the order in which they are read.
-        place_N: the number of each real token, -1 for padding.
+        real_R: positions of the real tokens, in the order in which the model gets them.
+        place_N: number of each real token, -1 for padding.
     """
 
     real_R: torch.Tensor
     place_N: torch.Tensor
 
     def put_in(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ..) from (R, ..): padding repeats some token, and must have
-        no part in what is trained.
-        """
+        """(N, ..) from (R, ..): padding repeats some token, so it must not enter the loss."""
         return _Rows.apply(x, self.place_N.clamp(min=0), self.real_R)
 
     def taken_out(self, x: torch.Tensor) -> torch.Tensor:
@@ -110,8 +108,8 @@ class Packed:
 
     @cached_property
     def padding(self) -> Padding | None:
-        """None where nearly all tokens are real: then padding is read like them. The kernels want
-        none, and rows prompt by prompt.
+        """None if nearly all tokens are real: padding then goes through the model too. The flash
+        kernels need all padding removed and the rows sorted by prompt.
         """
         parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
         real_N = torch.cat(
@@ -136,7 +134,7 @@ class Packed:
 
     @cached_property
     def pieces(self) -> flash.Pieces:
-        """The real tokens as the kernels want them."""
+        """The layout of the real tokens for the flash kernels."""
         behind_G = torch.zeros_like(self.length_G).index_add(0, self.row_B, self.length_BC.sum(1))
         lengths_S = self.length_BC[self.order_B].flatten()
         tokens, shortest, longest = torch.stack(
@@ -155,7 +153,7 @@ class Packed:
 
     @cached_property
     def fork(self) -> blockwise.Fork:
-        """All tokens, padding included, as `blockwise` wants them."""
+        """The layout of all tokens, padding included, for `blockwise`."""
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
         return blockwise.Fork(
             (G, P),
@@ -166,7 +164,7 @@ class Packed:
 
     @cached_property
     def order_B(self) -> torch.Tensor:
-        """The rows prompt by prompt."""
+        """The rows sorted by prompt."""
         return self.row_B.argsort(stable=True)
 
     @property
@@ -178,7 +176,7 @@ class Packed:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """As `input_ids`: each branch goes on counting where its prompt ends."""
+        """Shaped as `input_ids`: positions of a branch continue those of its prompt."""
         G, P = self.prompt_GP.shape
         _, C, Q = self.branch_BCQ.shape
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
@@ -193,14 +191,14 @@ class Packed:
 
     @cached_property
     def one_to_one(self) -> bool:
-        """Whether row i goes on from prompt i, so that no prompt need be copied to its place."""
+        """Whether row i continues prompt i, so that prompts need no reordering."""
         B, G = len(self.row_B), len(self.length_G)
         return B == G and torch.equal(self.row_B, torch.arange(B, device=self.row_B.device))
 
     @cached_property
     def mask(self) -> torch.Tensor:
-        """What is added to the scores of the branches: (B C, 1, Q, P + Q), or for the
-        tree (B, 1, C Q, P + C Q).
+        """The additive mask of the branches: (B C, 1, Q, P + Q), or for the tree (B, 1, C Q, P + C
+        Q).
         """
         P, (C, Q) = self.prompt_GP.shape[1], self.branch_BCQ.shape[1:]
         prompt_BP = (
@@ -217,8 +215,8 @@ class Packed:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention's output (1, R, A, D) from (1, A, R, D), or with
-        padding N for R; not in `flash`.
+        """Attention's output (1, R, A, D) from (1, A, R, D), with N instead of R if padding is
+        kept; not for `flash`.
         """
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
         if self.padding is not None:
@@ -237,8 +235,8 @@ class Packed:
         pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
 
         def parted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            # In one split: its backward joins two pieces, where that of two slices would
-            # add up two padded tensors.
+            # One split: its backward pass concatenates two pieces, that of two slices would add two
+            # padded tensors.
             prompts, branches = x[0].split([G * P, B * C * Q], dim=1)
             return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(
                 1, pieces
@@ -256,7 +254,7 @@ class Packed:
             parted(key),
             parted(value),
         )
-        # A real token never looks right, where the padding is.
+        # Padding is on the right, where a causal token never looks.
         on_prompts = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         on_branches = F.scaled_dot_product_attention(
             branch_query,
@@ -271,7 +269,7 @@ class Packed:
 
 
 def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The query, and keys and values (.., A, N, D) with a head for each of the query's."""
+    """The query, and keys and values (.., A, N, D) with as many attention heads as it has."""
     groups = query.shape[-3] // shared[0].shape[-3]
     return query, *(x.repeat_interleave(groups, dim=-3) if groups > 1 else x for x in shared)
 
@@ -288,8 +286,8 @@ def _attention(
     packed: Any,
     **others: Any,
 ) -> tuple[torch.Tensor, None]:
-    """What transformers calls in each layer in place of its own attention; `packed` attends: a
-    `Packed`, or `Groups` or `Pieces`.
+    """The attention function that transformers calls in each layer. `packed` (a `Packed`, `Groups`
+    or `Pieces`) computes it.
     """
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
     return packed.attend(
@@ -301,8 +299,8 @@ AttentionInterface.register(ATTENTION, _attention)
 
 
 def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor:
-    """Last hidden states (B, C, Q, H) of the branches' tokens, as each branch after its
-    prompt would have them alone.
+    """Last hidden states (B, C, Q, H) of the branches' tokens, equal to those of each branch run
+    alone after its prompt.
     """
     with attention_of(model, ATTENTION):
         hidden = model.base_model(
@@ -318,7 +316,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
 
 @contextmanager
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """While it lasts, every layer attends by what `name` stands for."""
+    """Within it, every layer uses the attention registered under `name`."""
     config = model.config.get_text_config()
     before, config._attn_implementation = config._attn_implementation, name
     try:
@@ -328,12 +326,12 @@ def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
 
 
 def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | None:
-    """Why a prompt's states cannot be shared in this model; None where nothing known forbids it.
+    """Why this model cannot share a prompt's states among branches; None if no reason is known.
 
-    `trained` is whether it is read in training, where dropout acts.
+    `trained`: whether the model is in training mode, where dropout is active.
 
-    A model whose tokens meet elsewhere than in full attention, over a convolution or a recurrent
-    state, would let the branches see one another.
+    In a model that mixes tokens outside attention, by a convolution or a recurrent state, the
+    branches would see one another.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ()) - {
@@ -359,8 +357,8 @@ def why_not_packed(model: PreTrainedModel, *, trained: bool = True) -> str | Non
 
 
 def window_of(model: PreTrainedModel) -> int | None:
-    """Tokens that a sliding window holds, where any layer has one: a longer
-    sequence is not to be packed.
+    """Size of the sliding window in tokens, if any layer has one: longer sequences cannot be
+    packed.
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
@@ -369,6 +367,6 @@ def window_of(model: PreTrainedModel) -> int | None:
 
 
 def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The matrices that every token is multiplied with below the head: no embedding tables."""
+    """The matrices that every token is multiplied with below the LM head, no embedding tables."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]

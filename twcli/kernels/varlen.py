@@ -1,16 +1,16 @@
-"""Rows of any lengths in one sequence, without padding and with every prompt once, to
-be read without a gradient:
+"""Rows of any lengths as one sequence, without padding and with every prompt once, for a forward
+pass without a gradient:
 
     | prompt 1 | prompt 2 | .. | y of row 1 | y of row 2 | ..
 
-Whatever works token by token sees real tokens only. Attention gathers rows of about equal length
-into small padded groups, in one of two forms, prompt by prompt whichever costs less:
+Layers that work token by token see real tokens only. Attention gathers rows of about equal length
+into small padded groups, in one of two forms; for each prompt the cheaper one is chosen:
 
     whole   each row attends causally from its prompt's first token on; the prompt's scores are
             computed for each row
     apart   the prompt attends once, and each y under a mask to its prompt and to itself
 
-On a CPU long sequences attend in the blocks of `blockwise`. Where a GPU's kernels can do it (see
+On a CPU long sequences attend in the blocks of `blockwise`. With a GPU's flash kernels (see
 `flash`), nothing is gathered or padded.
 
 Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A
@@ -34,17 +34,17 @@ from twcli.kernels.costs import COPY, causal_cost, masked_cost
 from twcli.kernels.flash import Pieces
 from twcli.kernels.packing import with_all_heads
 
-# of a batch attend one after another: little padding, and scores that stay in a CPU core's cache
+# minimum number of groups in a batch: little padding, and scores fit in a CPU core's cache
 LEAST_GROUPS = 3
 
 
 @dataclass(frozen=True)
 class Group:
-    """Sequences that attend together: where their queries and keys lie among the N tokens.
+    """Sequences that attend in one call: positions of their queries and keys among the N tokens.
 
     Attributes:
         query_BQ: padded on the right, with any token.
-        key_BT: the same; the very queries where `mask` is None, which then attend causally.
+        key_BT: the same; equal to the queries if `mask` is None, which then attend causally.
         mask: added to the scores (B, 1, Q, T).
     """
 
@@ -54,7 +54,7 @@ class Group:
 
     @cached_property
     def blocks(self) -> list[blockwise.Block]:
-        """Where it attends causally and `blockwise` is usable, those in which it does."""
+        """The query blocks of `blockwise`; empty if it is not usable or the group has a mask."""
         return (
             blockwise.causal_blocks(self.query_BQ.shape[1])
             if self.mask is None and blockwise.usable(self.query_BQ.device)
@@ -68,7 +68,8 @@ class Groups:
 
     Attributes:
         groups: every token is a query of at least one.
-        place_N: where a token's output lies in that of all groups, padding included.
+        place_N: position of a token's output in the concatenated outputs of all groups, padding
+            included.
     """
 
     groups: list[Group]
@@ -78,7 +79,7 @@ class Groups:
     def of(
         cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device
     ) -> Groups:
-        """Of prompts and rows as `Varlen.of` has them."""
+        """From prompts and rows as in `Varlen.of`."""
         G, P_R, lengths = len(prompt_G), prompt_G[row_R], np.concatenate([prompt_G, length_R])
         starts, N = np.cumsum(lengths) - lengths, int(lengths.sum())
         whole_R = _whole(prompt_G, row_R, length_R)[row_R]
@@ -135,11 +136,11 @@ class Groups:
 
 @dataclass(frozen=True)
 class Varlen:
-    """How G prompts and what follows them in R rows lie in one sequence.
+    """The layout of G prompts and the rest of R rows in one sequence.
 
     Attributes:
-        position_N: each row goes on counting where its prompt ends.
-        attention: who attends to whom.
+        position_N: positions of a row's rest continue those of its prompt.
+        attention: which tokens attend to which.
     """
 
     position_N: torch.Tensor
@@ -155,11 +156,11 @@ class Varlen:
         *,
         kernels: bool = False,
     ) -> Varlen:
-        """Of G prompts of so many tokens, the prompt of each row, in ascending order, and
-        the tokens that follow it.
+        """From the lengths of G prompts, the prompt of each row, in ascending order, and the tokens
+        of each row after its prompt.
 
         Args:
-            kernels: whether `flash.usable` here.
+            kernels: whether to use the flash kernels, i.e. `flash.usable`.
         """
         lengths, first = (
             np.concatenate([prompt_G, length_R]),
@@ -191,7 +192,7 @@ def _pieces(
 
 
 def _whole(prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray) -> np.ndarray:
-    """(G,) whether the rows of a prompt attend as wholes, by `costs`."""
+    """(G,) whether the rows of a prompt attend as whole sequences, by `costs`."""
     all_R = prompt_G[row_R] + length_R
     costs = causal_cost(all_R), masked_cost(length_R, all_R, COPY)
     whole_G, apart_G = (np.bincount(row_R, cost_R, len(prompt_G)) for cost_R in costs)
@@ -223,8 +224,8 @@ def _group(
 def varlen_hidden_states(
     model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen, *, all_layers: bool = False
 ) -> Any:
-    """Last hidden states (N, H), each as its row would have it alone, or with `all_layers` the
-    tuple of every layer's, embeddings first; the model's attention must be `packing.ATTENTION`.
+    """Last hidden states (N, H), equal to those of each row run alone; with `all_layers` a tuple of
+    those of every layer, embeddings first. The model's attention must be `packing.ATTENTION`.
     """
     output = model.base_model(
         input_ids=input_ids_N[None],
