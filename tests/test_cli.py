@@ -148,7 +148,7 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
 def test_eval_prints_a_table_within_80_columns(made):
     result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "no --judge, so nothing was judged" in " ".join(result.stdout.split())
+    assert "no --judge was given" in " ".join(result.stdout.split())
 
 
 def test_eval_without_labels_says_so(made, tmp_path):
@@ -262,7 +262,7 @@ def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
     assert {line["x"] for line in lines} <= {r["x"] for r in make_records(20, 3)}
     assert 20 < len(lines) <= 40 and set(lines[0]) == {"x", "y"}
     assert (
-        "completions have no end within the tokens"
+        "completions were cut off at the token limit"
         in ok(
             "sample", "--model", made / "model", "--x", "w0", "-n", 30, "--max-new-tokens", 1
         ).stderr
@@ -535,7 +535,7 @@ def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
         "--y-field",
         "a",
     )
-    refused(*flags, says="go together")
+    refused(*flags, says="give both, with --verify")
     refused(
         "inspect",
         made / "run",
@@ -544,7 +544,7 @@ def test_inspect_compares_a_cache_with_a_model_and_data(made, tmp_path):
         made / "model",
         "--data",
         made / "data.jsonl",
-        says="go together",
+        says="give both, with --verify",
     )
 
 
@@ -1374,8 +1374,8 @@ def test_bad_templates_and_lora_settings(chat, made, tmp_path):
     [
         ("q_proj,nonesuch", "has no layer nonesuch; it has down_proj, gate_proj, k_proj"),
         ("q_proj,", "holds an empty name"),
-        ("lm_head", "of lm_head the latent tokens' rows are trained"),
-        ("q_proj,embed_tokens", "of embed_tokens the latent tokens' rows"),
+        ("lm_head", "in lm_head only the latent tokens' rows are trained"),
+        ("q_proj,embed_tokens", "in embed_tokens only the latent tokens' rows"),
     ],
 )
 def test_every_lora_target_is_a_layer_that_can_be_updated(targets, says):

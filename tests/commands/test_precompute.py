@@ -148,7 +148,7 @@ def test_a_cache_in_a_frame_from_a_file_is_compared_with_that_file(model_dir, tm
         "another template"
         in inspect(str(tmp_path / "b.h5"), **asked, template="tags")["problems"][0]
     )
-    with pytest.raises(UserError, match="--template: goes with --model and --data"):
+    with pytest.raises(UserError, match="--template: needs --model and --data"):
         inspect(str(tmp_path / "b.h5"), verify=True, template=frame)
 
 

@@ -197,7 +197,7 @@ def test_a_model_that_must_be_read_with_padding_says_why(template, completions, 
     monkeypatch.setattr(
         reading, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how)
     )
-    assert "reading it without padding differs by" in why_not_varlen(model, template, encoded)
+    assert "scoring rows without padding differs by" in why_not_varlen(model, template, encoded)
     monkeypatch.setattr(
         reading, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan")
     )
@@ -208,7 +208,8 @@ def test_a_model_that_must_be_read_with_padding_says_why(template, completions, 
 
     monkeypatch.setattr(reading, "varlen_hidden_states", breaks)
     assert (
-        why_not_varlen(model, template, encoded) == "reading it without padding fails: no such mask"
+        why_not_varlen(model, template, encoded)
+        == "scoring rows without padding fails: no such mask"
     )
 
 
@@ -217,7 +218,7 @@ def test_logits_that_are_not_the_heads_are_refused():
     check_head(model, "m")
     model.config.lm_head_multiplier = 0.5  # ours are smaller then, and its own are not
     with pytest.raises(
-        UserError, match="m: a llama model does more between its last layer and its logits"
+        UserError, match="m: a llama model computes its logits from its last hidden states in a way"
     ):
         check_head(model, "m")
 

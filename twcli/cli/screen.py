@@ -1,5 +1,5 @@
-"""What is said while a command works: lines and bars on stderr, plain lines where that is no
-terminal; results go to stdout.
+"""What a command prints: messages and progress bars on stderr, plain lines if that is not a
+terminal; results on stdout.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from typing import Any, TextIO
 
 import click
 
-LOG_SECONDS = 10.0  # off a terminal a bar becomes a line this often
-TRAIN_LINES = 20  # lines a training run prints
+LOG_SECONDS = 10.0  # between progress lines, if stderr is not a terminal
+TRAIN_LINES = 20  # approximate number of lines that a training run prints
 
 
 class Screen:
-    """Everything for people goes to stderr; results go to stdout."""
+    """Prints messages to stderr and results to stdout."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
         self.live = sys.stderr.isatty() and not quiet
 
     def say(self, text: str) -> None:
-        """A line for people; nothing with `--quiet`."""
+        """Prints a message; nothing with `--quiet`."""
         if not self.quiet:
             self._write(text + "\n", sys.stderr)
 
     def show(self, result: str) -> None:
-        """A result, with its end of line, while a bar may be there."""
+        """Prints a result, which includes its newline, without breaking a progress bar."""
         self._write(result, sys.stdout)
 
     def _write(self, text: str, stream: TextIO) -> None:
@@ -45,8 +45,8 @@ class Screen:
     def progress(
         self, label: str, total: int, lines: bool = True
     ) -> Iterator[Callable[[int], None]]:
-        """A bar with ETA on a terminal, elsewhere a line every few
-        seconds unless `lines` is off.
+        """A progress bar with ETA on a terminal; elsewhere a line every few seconds, unless `lines`
+        is off.
         """
         if self.live:
             from tqdm import tqdm
@@ -75,7 +75,7 @@ class Screen:
         yield advance
 
     def follow(self, metrics: Iterator[dict[str, Any]], steps: int) -> None:
-        """A bar of training's steps, and about `TRAIN_LINES` lines of what they logged."""
+        """Shows a bar of the training steps, and about `TRAIN_LINES` lines with logged values."""
         from twcli.training.diagnostics import pooled_information
 
         every, begin, first = max(1, steps // TRAIN_LINES), time.monotonic(), None
@@ -90,7 +90,7 @@ class Screen:
                     left = (time.monotonic() - begin) / (step - first) * (steps - step)
                     information, usage = pooled_information(recent)
                     self.say(
-                        f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  z carries "
-                        f"{information:.3f} nats, {usage:.2f} latents in use  about {left:.0f} s "
-                        "left"
+                        f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  I(z; y) "
+                        f"{information:.3f} nats, effective latents {usage:.2f}  "
+                        f"about {left:.0f} s left"
                     )

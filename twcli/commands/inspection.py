@@ -1,5 +1,5 @@
-"""`twcli inspect`: what a cache or a run folder holds, where it comes from,
-and whether it is intact.
+"""`twcli inspect`: the content of a cache or a run folder, what it was computed from, and whether
+it is intact.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from twcli.storage.run_folder import RunFolder
 from twcli.training.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
 
 BLOCK_ROWS = 8192
-OPENING = (1, 3, 8)  # tokens of y whose share of all nats is told
+OPENING = (1, 3, 8)  # report the share of all nats in the first 1, 3 and 8 tokens of y
 QUANTILES = (0.5, 0.9, 0.99)
-BINS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # nats: where the histogram's bins begin
-LITTLE = 2.0  # times that weighting strengthens a gradient: less is little
+BINS = (0.0, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # nats: lower bounds of the histogram's bins
+LITTLE = 2.0  # a smaller growth of the gradient by weighting counts as "a little"
 SHOWN = 3  # rows whose tokens are shown
-SKETCHED = 200_000  # values behind the quantiles
+SKETCHED = 200_000  # sampled values from which the quantiles are computed
 
 
 def inspect(
@@ -42,24 +42,23 @@ def inspect(
     damaged, null without `verify`.
 
     Args:
-        model, data: what a cache must have been made from; both or neither, with `verify` only.
+        model, data: check that the cache was made from them; both or neither, with `verify` only.
         x_field, y_field: of the data.
-        template: as `twcli precompute` takes it; needed where the cache's is a file,
-            else what the cache says.
+        template: as in `twcli precompute`; needed only for a cache that was made with a template
+            file.
 
     Raises:
         UserError: neither a cache nor a run folder; the model, the data or the template cannot be
-            read; or a b_t is no NLL.
+            read; or a value of b_t is not a valid NLL.
     """
     if (model is None) != (data is None) or (
         data is not None and (not verify or Path(path).is_dir())
     ):
         raise UserError(
-            "--model and --data go together, with --verify, and tell what a cache must have been "
-            "made from"
+            "--model and --data: give both, with --verify, to check what a cache was made from"
         )
     if template is not None and data is None:
-        raise UserError("--template: goes with --model and --data")
+        raise UserError("--template: needs --model and --data")
     if Path(path).is_dir():
         return _inspect_run(RunFolder(path), verify)
     if not Path(path).exists():
@@ -89,10 +88,10 @@ def inspect(
 def _compared(
     cache: Cache, model: str, data: str, x_field: str, y_field: str, template: str | None
 ) -> tuple[list[str], list[dict[str, Any]]]:
-    """(what of the cache's provenance or rows is not that of the model and the data; a
-    few rows token by token).
+    """(how the cache's fingerprint or rows differ from those of the model and data; b_t of a few
+    rows, token by token).
     """
-    # of settings that nobody has now it is taken at its word, where that is one
+    # Settings that this call does not have are taken from the cache's fingerprint, if valid.
     made = cache.fingerprint
     precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
     attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
@@ -130,8 +129,8 @@ def _compared(
 
 
 def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
-    """`line` of the data, the `prompt` with all that stands around it, and `pieces`: (text, b_t in
-    nats) of each token of y.
+    """`line` of the data, the `prompt` with its template tokens, and `pieces`: (text, b_t in nats)
+    of each token of y.
     """
     before, ids = (
         encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1],
@@ -152,9 +151,9 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     lies in the first 1, 3 and 8 tokens of y. `informative` is the mean over rows with any mass of
     (sum w)^2 / (T sum w^2), the effective t0 / T: weighting strengthens the posterior's gradient by
     about its inverse. `uniform_rows` is the share of rows whose sum is at most tau = 1e-4, which
-    train on the uniform average. Quantiles are over an even sample of tokens. `histogram` gives the
-    share of the tokens and of the nats in each bin, by the nats at which it begins. `verdict` says
-    in a sentence whether weighting can help on this data.
+    train on the uniform average. Quantiles are over evenly spaced tokens. `histogram` gives the
+    share of the tokens and of the nats in each bin, with the bin's lower bound in nats. `verdict`
+    says in a sentence whether weighting can help on this data.
 
     Raises:
         UserError: a value is negative or not finite, which a file with the
@@ -221,27 +220,28 @@ def profile_of(cache: Cache) -> dict[str, Any]:
 def _verdict(informative: float | None, uniform_rows: float) -> str:
     if informative is None or uniform_rows > DEGENERATE_ROWS:
         return (
-            f"no: {uniform_rows:.0%} of the rows have no b_t, so the model is in no doubt about "
-            "them; it may not be entangled on this data, and there is no strategy to find"
+            f"no: {uniform_rows:.0%} of the rows have b_t close to 0, so the model predicts "
+            "their y almost surely; perhaps it is not entangled on this data, and there is no "
+            "strategy to find"
         )
     if informative > DEGENERATE_FLAT:
         return (
-            f"hardly: effective t0 / T is {informative:.2f}, the weighted average is all but the "
-            "uniform one"
+            f"hardly: effective t0 / T is {informative:.2f}, the weighted average nearly equals "
+            "the uniform one"
         )
     degree = "a little" if informative > 1 / LITTLE else "yes"
     return (
         f"{degree}: effective t0 / T is {informative:.2f}, so the posterior's gradient grows "
-        f"{1 / informative:.1f} times; that makes room for z, and what z comes to mean rests on "
-        "the warm start"
+        f"{1 / informative:.1f} times; that helps training to use z, and the meaning of z "
+        "depends on the warm start"
     )
 
 
 def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, Any]:
-    """What `train` says at the end of these steps about weights and z, and the
-    posterior over the last of them.
+    """What `train` reports after these steps about weights and z, and statistics of the posterior
+    over the last steps.
 
-    `last` holds the newest value of each figure: a step does not tell all of them.
+    `last` holds the newest value of each figure: not every step logs all of them.
     """
     watch = Watch(len(metrics), cast(int, config.latents), config.uses_weights)
     for m in metrics:

@@ -1,8 +1,8 @@
-"""`twcli precompute`: reads the data, scores it with the frozen model shard by
-shard, publishes the cache.
+"""`twcli precompute`: reads the data, scores it with the frozen model shard by shard, and writes
+the cache.
 
-Under `accelerate launch` each process scores shards of its own and the first one writes them: a
-shard is made of the same batches whoever scores it, so the file is the same to the bit.
+Under `accelerate launch` each process scores different shards and the first process writes them. A
+shard has the same batches on every process, so the file does not depend on their number.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def precompute(
     Raises:
         UserError: the model, the data or the output is wrong.
         WorkFailed: a b_t is not finite, or the disk is full; finished shards stay.
-        Interrupted: a signal came; the shard in hand is stored first.
+        Interrupted: a signal came; the shard in progress is stored first.
     """
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
@@ -49,8 +49,8 @@ def precompute(
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     if encoded.unknown_rows:
         say(
-            f"{config.data}: {encoded.unknown_rows:,} rows hold tokens that the vocabulary of "
-            f"{config.model} does not know"
+            f"{config.data}: {encoded.unknown_rows:,} rows have tokens that are not in the "
+            f"vocabulary of {config.model}"
         )
     if strange := [tag for tag in template.added if tag not in SECTION_TAGS]:
         say(
@@ -77,7 +77,7 @@ def precompute(
         and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
     )
     if _told_by_the_first(complete):
-        say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts anew")
+        say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts over")
         runtime.leave(accelerator)
         return
     if leads and config.precision != "fp32":
@@ -119,7 +119,7 @@ def precompute(
                             np.arange(rows.start, rows.stop),
                             batch_tokens=batch_tokens,
                             varlen=varlen,
-                            # the others are about as far
+                            # the other processes are about as far
                             progress=lambda tokens, scoring=scoring: advance(tokens * scoring),
                         ),
                     )
@@ -144,14 +144,14 @@ def _reads_varlen(
     encoded: Encoded,
     say: Callable[[str], None],
 ) -> bool:
-    """Whether rows may be read without padding, a prompt once for all its completions; says why
-    not where there is a reason.
+    """Whether rows can be scored without padding, with each prompt computed once for all its
+    completions; if the model does not permit it, reports why.
     """
     if config.execution == "plain":
         return False
     reason = baseline.why_not_varlen(model, template, encoded)
     if reason:
-        say(f"{config.model}: each completion is read with its prompt and padded, {reason}")
+        say(f"{config.model}: each completion is scored with its prompt, and padded: {reason}")
     return reason is None
 
 
@@ -163,7 +163,7 @@ def _tell_rounding(
     say: Callable[[str], None],
     batch_tokens: int,
 ) -> None:
-    """Says how far b_t is from the one in float32, on a few rows."""
+    """Reports the rounding error of b_t, against float32, on a few rows."""
     rows = encoded.spread_rows(COMPARED_ROWS)
     try:
         exact, _ = runtime.load_frozen(
@@ -176,14 +176,14 @@ def _tell_rounding(
         )
     except torch.OutOfMemoryError:
         say(
-            f"{config.precision}: its error is not measured, the model in float32 does not fit "
-            "beside it"
+            f"{config.precision}: its rounding error is not measured, since the float32 model does "
+            "not fit in memory beside it"
         )
         return
     error = np.abs(rounded - full)
     say(
-        f"{config.precision}: b_t of {len(rows)} rows is off by {error.mean():.1e} nats a token, "
-        f"{error.max():.1e} at most, from float32"
+        f"{config.precision}: b_t of {len(rows)} rows differs from float32 by "
+        f"{error.mean():.1e} nats per token, at most {error.max():.1e}"
     )
 
 

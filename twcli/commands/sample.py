@@ -1,9 +1,9 @@
-"""`twcli sample`: completions of the frozen model, or of a run under one latent, all of
-them or the router's choice.
+"""`twcli sample`: completions of the frozen model, or of a run under one latent, all latents or the
+router's choice.
 
-Prompts are completed block by block. With `--out` each block is stored when it is done,
-and an interrupted call goes on from there; its draws hang on the seed and on the block
-alone, so the file is the same.
+Prompts are completed block by block. With `--out` each finished block is stored, and the same
+command resumes after an interruption. A block's samples depend only on the seed and the block, so
+the resumed file is the same.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from twcli.models.generation import generate, router_probabilities
 from twcli.storage.parts import Parts, blocks, check_place, reporting
 from twcli.storage.run_folder import RunFolder
 
-BLOCK = 512  # completions that are drawn, and lost by a kill, at a time
+BLOCK = 512  # completions per block; a kill loses at most the block in progress
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A model that was loaded to complete prompts; `latent_ids` is empty for the frozen model."""
+    """A loaded model that completes prompts; `latent_ids` is empty for the frozen model."""
 
     config: SampleConfig
     model: PreTrainedModel
@@ -65,7 +65,7 @@ class Sampler:
         return cls(config, model.to(runtime.pick_device(config.device)), template, [])
 
     def router(self, xs: Sequence[str]) -> np.ndarray:
-        """p(z|x) (G, K)."""
+        """The router p(z|x) (G, K)."""
         return router_probabilities(
             self.model,
             self.template,
@@ -76,16 +76,17 @@ class Sampler:
 
     @property
     def per_prompt(self) -> int:
-        """Completions of a prompt."""
+        """Number of completions per prompt."""
         return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
 
     def ids_and_room(
         self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]]
     ) -> tuple[list[list[int]], np.ndarray]:
-        """Prompts of (number of x, latent) as ids, and how many tokens each leaves in the context.
+        """The ids of the prompts of `jobs`, pairs of (index of x, latent), and the tokens that each
+        leaves free in the context.
 
         Raises:
-            UserError: a prompt fills the context, or holds a tag.
+            UserError: a prompt fills the context, or contains a tag.
         """
         prompts = [
             self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent])
@@ -108,8 +109,8 @@ class Sampler:
         seed: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[str], list[bool]]:
-        """The texts of (number of x, latent), empty where there was nothing but white space, and
-        whether each came to its end.
+        """The completions of `jobs`, empty if only white space was generated, and whether each
+        ended by itself.
 
         Raises:
             UserError: as `ids_and_room`.
@@ -128,8 +129,8 @@ class Sampler:
         )
 
     def compare(self, x: str) -> list[str]:
-        """A line for each latent (of each of n completions): its probability under
-        the router, and the text.
+        """A line for each of n completions under each latent: its probability under the router, and
+        the text.
         """
         (router,) = self.router([x]) if self.latent_ids else ([1.0],)
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
@@ -159,7 +160,7 @@ class Sampler:
 
 @dataclass
 class Drawing:
-    """Blocks of prompts become JSON lines, and what is to be said of them is counted."""
+    """Completes blocks of prompts as JSON lines, and counts what is reported at the end."""
 
     sampler: Sampler
     prompts: Prompts
@@ -169,18 +170,20 @@ class Drawing:
 
     @property
     def block(self) -> int:
-        """Prompts at a time."""
+        """Number of prompts per block."""
         return max(1, BLOCK // self.sampler.per_prompt)
 
     def check(self) -> None:
-        """Raises UserError where a prompt leaves no room, before any is completed."""
+        """Raises UserError if a prompt fills the context, before any prompt is completed."""
         latent = 0 if self.sampler.latent_ids else None
         for rows in blocks(range(len(self.prompts)), BLOCK):
             xs = self.prompts[rows]
             self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
 
     def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
-        """The completions of these prompts, a line of JSON each; the same for the same rows."""
+        """The completions of these prompts, one line of JSON each; repeated calls give the same
+        lines.
+        """
         xs = self.prompts[rows]
         seed = int(
             np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0]
@@ -205,7 +208,7 @@ class Drawing:
                 )
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that the lines depend on."""
+        """Everything that the completions depend on."""
         config, model, template = self.sampler.config, self.sampler.model, self.sampler.template
         names = (
             "n",
@@ -234,11 +237,11 @@ def sample(
     progress: Callable[[str, int], Any],
     show: Callable[[str], None],
 ) -> None:
-    """JSON lines with x, y and, from a run, the latent; each distinct prompt once,
-    times n (times the latents).
+    """Writes JSON lines with x, y and, from a run, the latent: n completions (per latent) of each
+    distinct prompt.
 
     Args:
-        show: is given each line as soon as its block is done, where there is no `config.out`.
+        show: called with each line of a finished block, if there is no `config.out`.
 
     Raises:
         UserError: the model, the run, the latent, the data or the output is wrong, or a
@@ -256,7 +259,7 @@ def sample(
     else:
         assert config.data is not None
         examples = stream_examples(config.data, x_field=config.x_field, y_field=None)
-    # first, so that what is wrong with them is told before a model is loaded
+    # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)
     drawing = Drawing(Sampler.load(config), prompts)
     drawing.check()
@@ -275,11 +278,11 @@ def sample(
             ) from None
     if drawing.cut:
         say(
-            f"{drawing.cut:,} of {drawing.drawn:,} completions have no end within the tokens that "
-            "they may have (--max-new-tokens, or the context)"
+            f"{drawing.cut:,} of {drawing.drawn:,} completions were cut off at the token limit "
+            "(--max-new-tokens, or the context)"
         )
     if drawing.empty:
-        say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are left out")
+        say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are omitted")
 
 
 def _refuse_existing(out: Path, config: SampleConfig) -> None:
@@ -308,7 +311,7 @@ def _store(
             parts.remove()
             return say(f"{out}: already complete")
         missing = parts.missing(drawing.block)
-        if missing:  # with none, it was killed just before or after the file was put there
+        if missing:  # otherwise an earlier call was killed just before or after it wrote the file
             _refuse_existing(out, drawing.sampler.config)
         left = sum(map(len, missing))
         if left < len(drawing.prompts):

@@ -1,8 +1,8 @@
-"""`report.html`: one page that needs no network and runs no script. It shows what z
-means, and what it does not.
+"""`report.html`: one page that needs no network and runs no script. It shows what z means and how
+well.
 
-Colours are Okabe and Ito's, which colour-blind people tell apart; nothing is told by colour
-alone. Shapes: K latents.
+Colours are those of Okabe and Ito, which colour-blind people can distinguish; colour is never the
+only cue. Shapes: K latents.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ svg text { fill: var(--soft); font-size: 13px; }
 svg .axis { stroke: var(--line); }
 svg polyline { fill: none; stroke-width: 2; }
 """
-POOLED_STEPS = 25  # before each point of a curve, over which it is taken
+POOLED_STEPS = 25  # number of steps that each point of a curve is averaged over
 POINTS = 200  # of a curve, at most
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 46, 70, 24, 26
 Series = tuple[str, list[tuple[float, float]]]  # name and points
@@ -63,10 +63,10 @@ def render_html(
     """The page.
 
     Args:
-        result: what `evaluate` found.
-        metrics: the run's, step by step.
-        settings: the run's, by name.
-        evidence: as `evaluate.evidence_of` gives it; what it lacks is left out.
+        result: the result of `evaluate`.
+        metrics: the run's metrics, step by step.
+        settings: the run's settings, by name.
+        evidence: as `evaluate.evidence_of` returns it; sections without data are omitted.
     """
     evidence = evidence or {}
     parts = [
@@ -89,16 +89,16 @@ def render_html(
 def _head(result: dict[str, Any]) -> str:
     posterior, log_k = result["posterior"], math.log(result["latents"])
     cards = [
-        ("z carries", f"{posterior['mutual_information']:.2f} nats", f"of at most {log_k:.2f}"),
-        ("latents in use", f"{posterior['usage']:.1f}", f"of {result['latents']}"),
+        ("I(z; y)", f"{posterior['mutual_information']:.2f} nats", f"at most {log_k:.2f}"),
+        ("effective latents", f"{posterior['usage']:.1f}", f"of {result['latents']}"),
     ]
     for title, value, note in (
         (
-            "z means a strategy",
+            "strategy accuracy",
             result["strategy_accuracy"],
-            f"guessing: {_known(result['alignment']['majority'])}",
+            f"majority guess: {_known(result['alignment']['majority'])}",
         ),
-        ("likelihood gain", result["likelihood"]["gain"], "nats an example over the frozen model"),
+        ("likelihood gain", result["likelihood"]["gain"], "nats per example over the frozen model"),
     ):
         if value is not None:
             cards.append((title, f"{value:.2f}", note))
@@ -134,11 +134,11 @@ def _figures(result: dict[str, Any]) -> str:
     return (
         "<h2>All figures</h2><div class='scroll'><table><tr><th>section<th>figure<th "
         "class='n'>value<th class='n'>95 % interval"
-        f"<th>what it says</tr>{rows}</table></div>"
+        f"<th>meaning</tr>{rows}</table></div>"
     )
 
 
-# Over the training
+# During training
 
 
 def _training(metrics: Sequence[dict[str, Any]]) -> str:
@@ -149,17 +149,17 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
     parts = []
     if "posterior_mass" in metrics[0]:
         parts.append(
-            "<h2>Posterior usage over the training</h2><p class='soft'>Share of the records that "
-            f"each latent takes, over the last {POOLED_STEPS} steps. One band over all: "
-            "the others are dead.</p>" + _bands(windows)
+            "<h2>Posterior usage during training</h2><p class='soft'>Share of the records that "
+            f"the posterior assigns to each latent, over the last {POOLED_STEPS} steps. "
+            "A single band means that the other latents are dead.</p>" + _bands(windows)
         )
     parts.append(
-        "<h2>What z carries</h2>"
+        "<h2>Mutual information I(z; y)</h2>"
         + _lines(
             [("nats", [(step, pooled_information(window)[0]) for step, window in windows])], "nats"
         )
     )
-    parts.append("<h2>Loss</h2>" + _lines([("loss", _means(windows, "loss"))], "nats a token"))
+    parts.append("<h2>Loss</h2>" + _lines([("loss", _means(windows, "loss"))], "nats per token"))
     amplified = [
         (name, _means(windows, key))
         for name, key in (("measured", "amplification"), ("T / t0", "expected_amplification"))
@@ -167,8 +167,8 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
     if any(points for _, points in amplified):
         parts.append(
             "<h2>Amplification of the posterior's gradient</h2><p class='soft'>By weighting with "
-            "b_t: as measured, and as the share of informative tokens promises. "
-            "1 is no effect.</p>" + _lines(amplified, "times")
+            "b_t: as measured, and as predicted from the share of informative tokens. "
+            "1 means no effect.</p>" + _lines(amplified, "times")
         )
     return "".join(parts)
 
@@ -210,7 +210,7 @@ def _bands(windows: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> str:
         drawn.append(
             f"<polygon points='{points}' fill='{COLOURS[k % len(COLOURS)]}' stroke='var(--paper)'/>"
         )
-        if above[-1] - below[-1] > 0.04:  # room for a name
+        if above[-1] - below[-1] > 0.04:  # space for a name
             drawn.append(
                 f"<text x='{WIDTH - RIGHT + 6}' y='{y((above[-1] + below[-1]) / 2) + 4:.1f}'>z{k} "
                 f"{shares[-1][1][k]:.0%}</text>"
@@ -280,7 +280,7 @@ def _router(evidence: dict[str, Any]) -> str:
     )
     return (
         "<h2>Router against posterior</h2><p class='soft'>Mean over the records. "
-        "Where they differ, the router does not propose what the data hold.</p><div "
+        "Where they differ, the router does not match the data.</p><div "
         f"class='scroll'><table><tr><th>latent<th>posterior<th>router</tr>{rows}</table></div>"
     )
 
@@ -307,9 +307,9 @@ def _matrix(evidence: dict[str, Any]) -> str:
         )
         rows.append(f"<tr><th>z{k}{cells}<td class='n'>{total:.1f}</tr>")
     return (
-        "<h2>Latents and strategies</h2><p class='soft'>Of the posterior's mass on a latent, "
-        "the share that lies on records of each strategy. One coloured cell a row, "
-        "each in a column of its own, is what one asks for.</p><div class='scroll'><table><tr>"
+        "<h2>Latents and strategies</h2><p class='soft'>For each latent, "
+        "the share of its posterior mass on records of each strategy. Ideally each row has one "
+        "coloured cell, in a different column.</p><div class='scroll'><table><tr>"
         f"<th>latent{head}<th class='n'>records</tr>{''.join(rows)}</table></div>"
     )
 
@@ -327,7 +327,8 @@ def _samples(evidence: dict[str, Any]) -> str:
             f"<p class='text'>{html.escape(sample['x'])}</p><div class='grid'>{boxes}</div>"
         )
     return (
-        "<h2>The same prompt under each latent</h2><p class='soft'>Greedy.</p>" + "".join(parts)
+        "<h2>The same prompt under each latent</h2><p class='soft'>Greedy decoding.</p>"
+        + "".join(parts)
         if parts
         else ""
     )
@@ -351,9 +352,9 @@ def _heat(evidence: dict[str, Any]) -> str:
             f"class='text'>{spans}</div></div>"
         )
     return (
-        "<h2>Where b_t lies</h2><p class='soft'>NLL of each token of y under the frozen model; "
-        f"the strongest colour is {most:.1f} nats. Coloured tokens are where y was not yet given "
-        "away: they get the weight.</p>"
+        "<h2>Token weights b_t</h2><p class='soft'>NLL of each token of y under the frozen model; "
+        f"the strongest colour is {most:.1f} nats. Coloured tokens are those that "
+        "x and the earlier tokens do not determine: they get the weight.</p>"
         f"<div class='grid'>{''.join(parts)}</div>"
     )
 

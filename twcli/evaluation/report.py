@@ -1,4 +1,4 @@
-"""Results for people and for programs: tables and JSON. The page is `page.py`."""
+"""Results as tables for people and as JSON for programs. The page is `page.py`."""
 
 from __future__ import annotations
 
@@ -10,42 +10,42 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-# (section, key, what it says); section None stands for the top level
+# (section, key, meaning); section None is the top level
 ROWS = (
-    ("posterior", "mutual_information", "nats that z carries; at most log K"),
-    ("posterior", "usage", "latents in use, exp of entropy"),
+    ("posterior", "mutual_information", "I(z; y) in nats, at most log K"),
+    ("posterior", "usage", "effective latents, exp of entropy"),
     ("posterior", "active", "latents with mass >= 0.01"),
-    ("posterior", "kl", "posterior against router, nats"),
+    ("posterior", "kl", "posterior to router, nats"),
     ("posterior", "entropy", "of one record's posterior, nats"),
-    ("posterior", "collapsed", "z says (almost) nothing"),
+    ("posterior", "collapsed", "z says (almost) nothing about y"),
     ("alignment", "generation_one_to_one", "latent k writes its strategy"),
     ("alignment", "posterior_one_to_one", "posterior finds the strategy"),
     ("alignment", "generation_many_to_one", "latents may share a strategy"),
-    ("alignment", "posterior_many_to_one", "the same of the posterior"),
-    ("alignment", "majority", "always guessing the commonest"),
+    ("alignment", "posterior_many_to_one", "the same for the posterior"),
+    ("alignment", "majority", "always the commonest strategy"),
     ("alignment", "nmi", "normalised mutual information"),
     ("alignment", "ari", "adjusted Rand index"),
     ("alignment", "coverage_mean", "strategies reached for a prompt"),
     ("alignment", "full_coverage_rate", "prompts with all reached"),
     (None, "strategy_accuracy", "does z mean a strategy?"),
-    (None, "score", "alignment to expect, no labels"),
+    (None, "score", "expected alignment, no labels"),
     (None, "answer_accuracy", "right answers, all latents"),
-    ("likelihood", "frozen_nll", "entangled model, nats an example"),
+    ("likelihood", "frozen_nll", "frozen model, nats per example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
     ("likelihood", "gain", "frozen minus marginal"),
     ("diagnostics", "informative", "effective t0 / T of b_t"),
     ("diagnostics", "informative_tokens", "effective t0 in tokens"),
     ("diagnostics", "uniform_rows", "rows without b_t above tau"),
-    ("diagnostics", "z_sensitivity", "spread of l_t(z), nats a token"),
+    ("diagnostics", "z_sensitivity", "spread of l_t(z), nats per token"),
     ("diagnostics", "z_sensitivity_weighted", "the same under the weights"),
-    ("diagnostics", "z_sensitivity_sum", "the same, nats an example"),
+    ("diagnostics", "z_sensitivity_sum", "the same, nats per example"),
     ("diagnostics", "amplification", "of q's gradient by the weights"),
     ("diagnostics", "expected_amplification", "T / t0"),
 )
-# nats from which a token is shown in the colour
+# nats above which a token is shown in the colour
 SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
-NO_JUDGE = "no --judge, so nothing was judged"
+NO_JUDGE = "no --judge was given"
 NO_FROZEN = "frozen model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
@@ -59,8 +59,8 @@ def to_json(result: dict[str, Any]) -> str:
 
 
 def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
-    """(section, key, value, 95 % interval, note) of every figure, as texts; where a value
-    is null the note says why.
+    """(section, key, value, 95 % interval, note) of every figure, as strings; if a value is null,
+    the note says why.
     """
     for section, key, note in ROWS:
         holder = result[section] if section else result
@@ -93,9 +93,7 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
         return NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_SEVERAL
     if key == "answer_accuracy":
         return (
-            NO_JUDGE
-            if alignment["coverage_mean"] is None
-            else "the judge never told right from wrong"
+            NO_JUDGE if alignment["coverage_mean"] is None else "the judge returned no correctness"
         )
     if alignment["nmi"] is None:
         return NO_LABELS
@@ -112,7 +110,7 @@ def render_table(result: dict[str, Any]) -> Table:
     title = (
         f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
     )
-    caption = Text(mapping_line(result), style="table.caption")  # a strategy's name is no markup
+    caption = Text(mapping_line(result), style="table.caption")  # a name may look like markup
     table = Table(
         title=title,
         title_justify="left",
@@ -135,8 +133,8 @@ def render_table(result: dict[str, Any]) -> Table:
 
 
 def mapping_line(result: dict[str, Any]) -> str:
-    """Which strategy each latent stands for, and what is left over where their numbers differ;
-    lines that begin with a break.
+    """Which strategy each latent produces, and the unmatched ones if their numbers differ; each
+    line begins with a newline.
     """
     alignment, unused = result["alignment"], result["posterior"]["unused"]
     lines = []
@@ -160,7 +158,7 @@ def render_inspection(found: dict[str, Any]) -> str:
         lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
         if profile := found["profile"]:
             lines.append(
-                f"b_t: {profile['mean']:.4f} nats a token, {profile['example']:.3f} an example; "
+                f"b_t: {profile['mean']:.4f} nats per token, {profile['example']:.3f} per example; "
                 "quantiles "
                 + ", ".join(
                     f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None
@@ -203,7 +201,7 @@ def render_inspection(found: dict[str, Any]) -> str:
             lines.append(
                 f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "
                 f"mutual information {recent['mutual_information']:.3f} nats, "
-                f"{recent['usage']:.2f} latents in use"
+                f"effective latents {recent['usage']:.2f}"
             )
             lines += _diagnostic_lines(last)
         lines += found["conditions"]
@@ -214,8 +212,8 @@ def render_inspection(found: dict[str, Any]) -> str:
 
 
 def coloured(pieces: Sequence[tuple[str, float]]) -> str:
-    """Text whose tokens are the brighter the less the model expected them; the number stands where
-    a colour might be missed.
+    """Text whose tokens are brighter the less likely the model found them; the strongest also show
+    the number.
     """
     shown = []
     for text, nats in pieces:
@@ -229,15 +227,15 @@ def coloured(pieces: Sequence[tuple[str, float]]) -> str:
 
 
 def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
-    """What a run's last step tells of b_t and z; nothing for a run of an older
-    version, which did not log it.
+    """What a run's last step logged about b_t and z; empty for a run of an older version, which did
+    not log it.
     """
     if last.get("z_sensitivity") is None:
         return []
     lines = [
-        f"z-sensitivity: {last['z_sensitivity']:.4f} nats a token, "
-        f"{last['z_sensitivity_sum']:.3f} an example"
-        + _if_known(", {:.4f} a token under the weights", last["z_sensitivity_weighted"])
+        f"z-sensitivity: {last['z_sensitivity']:.4f} nats per token, "
+        f"{last['z_sensitivity_sum']:.3f} per example"
+        + _if_known(", {:.4f} per token under the weights", last["z_sensitivity_weighted"])
     ]
     if last["informative"] is not None:
         lines.append(

@@ -1,8 +1,8 @@
 """LoRA by peft: low-rank updates of the linear layers and whole rows of the new tokens;
 everything else stays frozen.
 
-The adapter is injected into the backbone in place, so that all that reads the backbone goes on
-working. Needs the extra `lora`. Shapes: K latents of P tokens, H hidden size.
+The adapter is injected into the backbone in place, so that other code can use the backbone as
+before. Needs the extra `lora`. Shapes: K latents of P tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def add_lora(
     """Injects LoRA and returns the `peft.PeftModel` that `save` and `merge` need.
 
     Args:
-        token_ids: tokens whose embedding and, where it is another matrix, head rows are trained.
+        token_ids: tokens whose rows of the embeddings and, if not tied, of the LM head are trained.
         targets: names of linear layers, separated by commas, or "all-linear".
 
     Raises:
@@ -63,7 +63,7 @@ def add_lora(
     torch.manual_seed(seed)
     try:
         with warnings.catch_warnings():
-            # peft asks transformers for a name that is about to go
+            # peft uses a deprecated name of transformers
             warnings.simplefilter("ignore", FutureWarning)
             return get_peft_model(backbone, config)
     except ValueError as error:  # no layer of that name
@@ -73,7 +73,7 @@ def add_lora(
 def _check_targets(
     backbone: PreTrainedModel, chosen: list[str], tables: Sequence[Any], targets: str
 ) -> None:
-    """peft is content where one of several names is a layer's."""
+    """Checks each name: peft accepts a list if one of its names matches a layer."""
     for name in chosen:
         if not name:
             raise UserError(
@@ -95,8 +95,8 @@ def _check_targets(
             )
         if any(module in tables for module in found):
             raise UserError(
-                f"--lora-targets {targets}: of {name} the latent tokens' rows are trained, "
-                "and no others; leave it out"
+                f"--lora-targets {targets}: in {name} only the latent tokens' rows are "
+                "trained; leave it out"
             )
 
 

@@ -1,4 +1,4 @@
-"""The frozen model's per-token NLL b_t of y: the whole of `twcli precompute`'s arithmetic.
+"""The frozen model's per-token NLL b_t of y: what `twcli precompute` computes.
 
 Shapes: R rows, T tokens, S supervised tokens, H hidden size, V vocabulary.
 """
@@ -23,15 +23,14 @@ from twcli.models.reading import Layout, hidden_states, ids_on, read_rows, withi
 COMPARED_ROWS = 8
 FEW_TOKENS = 8
 HEAD_AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.03}  # of their size
-# nats; rounding is far below, another result far above
+# nats; rounding errors are far smaller, real differences far larger
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}
 
 
 @torch.no_grad()
 def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raises UserError where the model's logits are not what its head makes of its last
-    hidden states: families put scalings and layers there that `head` does not know, and b_t
-    would be of another model.
+    """Raises UserError if the model's logits are not `head_logits` of its last hidden states: some
+    model families have scalings or layers there that `head` does not know, and b_t would be wrong.
     """
     ids = (
         torch.arange(FEW_TOKENS, device=model.device)[None]
@@ -42,10 +41,10 @@ def check_head(model: PreTrainedModel, source: str) -> None:
         float(logits.float().norm())
         for logits in (own - head_logits(model, hidden_states(model, ids)), own)
     )
-    if not apart <= HEAD_AGREEMENT[model.dtype] * size:  # NaN is no agreement
+    if not apart <= HEAD_AGREEMENT[model.dtype] * size:  # the comparison is False for NaN
         raise UserError(
-            f"{source}: a {model.config.model_type} model does more between its last layer and "
-            "its logits than twcli knows of; it cannot be used"
+            f"{source}: a {model.config.model_type} model computes its logits from its last hidden "
+            "states in a way that twcli does not support; it cannot be used"
         )
 
 
@@ -53,9 +52,9 @@ def check_head(model: PreTrainedModel, source: str) -> None:
 def _read(
     model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
 ) -> np.ndarray:
-    """NLL of each row after another in nats."""
+    """NLL in nats of all targets, row after row."""
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-    # What follows the token that predicts the last target need not be read.
+    # Tokens after the one that predicts the last target need no forward pass.
     layout = Layout.of(model, template, encoded, rows, prompts + targets, varlen=varlen)
     hidden = layout.hidden(model)[torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)]
     ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
@@ -63,10 +62,10 @@ def _read(
 
 
 def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
-    """Why rows must be read one by one and padded in this model, or None: a few of
-    them are read in both ways.
+    """Why this model must score rows separately and padded, or None if varlen scoring is correct.
+    Scores a few rows both ways.
 
-    They are the first rows that have their prompt in common and the first ones at all.
+    These are the first rows whose prompt occurs more than once, and the first rows of the data.
     """
     if reason := why_not_packed(model, trained=False):
         return reason
@@ -85,14 +84,14 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
         with attention_of(model, ATTENTION):
             flat = _read(model, template, encoded, rows, varlen=True)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        # whatever an unknown architecture makes of it
-        return f"reading it without padding fails: {first_line(error)}"
+        # an unknown architecture may fail in any way
+        return f"scoring rows without padding fails: {first_line(error)}"
     apart = float(np.abs(padded - flat).max())
-    # NaN is no agreement
+    # the comparison is False for NaN
     return (
         None
         if apart <= AGREEMENT[model.dtype]
-        else f"reading it without padding differs by {apart:.1e} nats"
+        else f"scoring rows without padding differs by {apart:.1e} nats"
     )
 
 
@@ -106,8 +105,8 @@ def score_flat(
     varlen: bool = False,
     progress: Any = None,
 ) -> np.ndarray:
-    """b_t of distinct `rows` in ascending order as the cache stores them: flat,
-    float32, nats, in row order.
+    """b_t of distinct `rows`, in ascending order, as the cache stores it: flat, float32, nats, row
+    after row.
 
     Args:
         varlen: as in `read_rows`.
@@ -127,9 +126,7 @@ def score_flat(
 
 
 def weights_hash(model: PreTrainedModel) -> str:
-    """sha256 over every parameter and buffer: name, dtype, shape and
-    bytes, in the order of names.
-    """
+    """sha256 over every parameter and buffer: name, dtype, shape and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
@@ -146,10 +143,9 @@ def fingerprint(
     precision: str,
     attention: str,
 ) -> dict[str, Any]:
-    """Everything that b_t depends on; a cache is trusted only where all of it is equal.
+    """Everything that b_t depends on; a cache is used only if all of it is equal.
 
-    Causes come before what follows from them, since the first field that
-    differs is the one that is told.
+    Only the first field that differs is reported, so causes come before their consequences.
     """
     return {
         "dtype": precision,

@@ -1,6 +1,4 @@
-"""A backbone becomes the model with K latents: from a checkpoint that is to be
-trained, or from a finished run.
-"""
+"""Builds the model with K latents: from a checkpoint to train, or from a finished run."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from twcli.models.new_rows import add_latent_rows, freeze_backbone
 from twcli.storage.run_folder import RunFolder
 
 CHECKED_ROWS = 4
-# rounding is far below, another result far above
+# rounding errors are far smaller, real differences far larger
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}
 
 Say = Callable[[str], None]
@@ -33,11 +31,11 @@ Say = Callable[[str], None]
 def build(
     config: TrainConfig, backbone: PreTrainedModel, template: Template
 ) -> tuple[LatentModel, Any]:
-    """Adds the latent tokens, LoRA and the posterior's modules, all from the seed;
-    the second is `Job.adapter`.
+    """Adds the latent tokens, LoRA and the posterior's modules, all initialised from the seed.
+    Returns the model and, with LoRA, the adapter (`Job.adapter`).
     """
     runtime.fit_vocabulary(backbone, template, section=True)
-    latents = cast(int, config.latents)  # "auto" has been told by now
+    latents = cast(int, config.latents)  # "auto" is resolved before this call
     template.add_latents(latents)
     ids = template.latent_ids(latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
@@ -71,14 +69,14 @@ def build(
 
 
 def execution_of(config: TrainConfig) -> str:
-    """The execution to ask for: `--execution`, unless another option rules it out."""
+    """The execution to request: `--execution`, unless another option rules it out."""
     if config.gradient_checkpointing or config.compile:
-        # a packed pass needs its mask and positions where activations are recomputed, and a
-        # graph that knows of them
+        # recomputed activations and compiled graphs would need the mask and positions of a packed
+        # pass
         return PLAIN
     if config.shard and config.execution == AUTO:
-        # by shape each process would choose for itself, and one that gathers a block
-        # once more waits for ever
+        # each process would choose by its own shapes, and a process with one more gather of a
+        # sharded block would wait for ever
         return BRANCHES
     return config.execution
 
@@ -86,18 +84,18 @@ def execution_of(config: TrainConfig) -> str:
 def choose_execution(
     model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say
 ) -> None:
-    """Lets the model read prompts once if `wanted` is not plain, after a check on the first rows;
-    else says why it does not.
+    """Sets `model.execution`, so that prompts are computed once, if `wanted` is not plain and a
+    check on the first rows passes; else reports why not.
 
-    It knows the initial model and the data only, so that a resumed run comes to the same choice.
+    The choice depends only on the initial model and the data, so a resumed run makes the same one.
     """
     if wanted == PLAIN:
         return
-    # backwards, so that rows do not stand in the order of their prompts
+    # backwards, so that rows are not in the order of their prompts
     rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()
     window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
     reason: str | None
-    if wanted != AUTO and window and longest > window:  # "auto" reads long batches alone plainly
+    if wanted != AUTO and window and longest > window:  # "auto" runs only the long batches as plain
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     else:
         reason = check_packing(
@@ -106,15 +104,15 @@ def choose_execution(
     if reason is None:
         model.execution = wanted
     else:
-        say(f"execution: plain, which reads the prompt once for each latent: {reason}")
+        say(f"execution: plain, which computes the prompt again for each latent: {reason}")
 
 
 def check_packing(model: LatentModel, batch: Batch) -> str | None:
-    """Reads `batch` plainly and in each packed execution: why the model must be read
-    plainly, or None where all agree.
+    """Why the model must use the plain execution, or None. Runs `batch` in each execution and
+    compares it with plain.
 
-    Compares a loss in which every branch has a weight of its own, and its
-    gradient where gradients are on.
+    Compares a loss that weights every branch differently, and its gradient if gradients are
+    enabled.
     """
     reason = why_not_packed(model.backbone)
     if reason:
@@ -129,14 +127,14 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
                 loss.detach(),
                 torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else (),
             )
-            # NaN is no agreement
+            # the comparison is False for NaN
             if (
                 not _difference(seen[model.execution], seen[PLAIN])
                 <= AGREEMENT[flash.dtype_of(model.backbone)]
             ):
-                return f"its {model.execution} execution gives another loss or gradient"
+                return f"the loss or gradient of its {model.execution} execution differs from plain"
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        # whatever an unknown architecture makes of it
+        # an unknown architecture may fail in any way
         return f"its {model.execution} execution fails: {first_line(error)}"
     finally:
         model.execution = before
@@ -154,7 +152,7 @@ def _probe(output: LatentOutput) -> torch.Tensor:
 
 
 def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
-    """Largest relative difference of the losses and of the gradients as a whole."""
+    """Larger of the relative differences of the losses and of the whole gradients."""
     difference = float((one[0] - other[0]).abs() / other[0].abs())
     pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
     if pairs:
@@ -171,7 +169,7 @@ def load_run(
     """The trained model of a finished run, in eval mode.
 
     Raises:
-        UserError: no run there, it is not finished, or it is damaged.
+        UserError: there is no run, it is not finished, or it is damaged.
     """
     config = run.read_config()
     if not run.done:

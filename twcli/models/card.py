@@ -1,5 +1,5 @@
-"""The model card in a run's `model/`: what the model is and how it is asked, for somebody
-who has only that folder.
+"""The model card in a run's `model/`: what the model is and how to prompt it, for somebody who has
+only that folder.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from twcli.data.template import Template, latent_tokens
 def model_card(
     config: TrainConfig, template: Template, versions: dict[str, str], steps: int
 ) -> str:
-    """Markdown. `template` holds the latents already; `steps` were made."""
+    """Markdown. `template` already has the latents; `steps` are the training steps."""
     latents = cast(int, config.latents)
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
@@ -27,10 +27,10 @@ tags: [twcli, discrete-latent]
 # A model with {latents} latent strategies
 
 Made from `{_public(config.model)}` by `twcli train` ({made_by}).
-The token between `<z>` and `</z>` picks the strategy; it is ordinary vocabulary,
-so plain `transformers` is all that it takes.
+The token between `<z>` and `</z>` selects the strategy. It is an ordinary vocabulary token,
+so the model runs with plain `transformers`.
 
-The prompt for latent 0, `{{x}}` being the question:
+The prompt for latent 0, with the question in place of `{{x}}`:
 
 ```text
 {first}
@@ -40,8 +40,8 @@ The other latents are {", ".join(f"`{name}`" for name in names[1:])}. Generation
 `{template.tokenizer.convert_ids_to_tokens(template.y_close)}`.
 Tokenise with `add_special_tokens=False`.
 
-What each latent means, and how well, is not known from the training: it read no labels.
-`twcli eval` measures it, and its `report.html` shows it.
+Training used no labels, so what each latent means is not known from it.
+`twcli eval` measures it, and its `report.html` shows the results.
 
 | setting | value |
 | --- | --- |
@@ -53,7 +53,7 @@ What each latent means, and how well, is not known from the training: it read no
 
 
 def _public(place: str) -> str:
-    """A hub name as it is, of a local path the last part alone: a card is made to be shown."""
+    """A hub name unchanged, of a local path only the last component: cards are published."""
     return (
         place.rstrip("/").rsplit("/", 1)[-1]
         if place.startswith(("/", ".", "~")) or place.count("/") > 1

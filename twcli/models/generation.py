@@ -1,4 +1,4 @@
-"""Prompts become completions: batched, with the KV cache, by transformers' own `generate`.
+"""Completes prompts in batches, with the KV cache, by transformers' `generate`.
 
 Shapes: G prompts, K latents.
 """
@@ -31,14 +31,14 @@ def generate(
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[bool]]:
-    """One completion text for each prompt of token ids, in order, and whether it
-    came to its end or was cut.
+    """One completion text for each prompt of token ids, in order, and whether it ended by itself
+    (or was cut off).
 
     Args:
-        max_new_tokens: of all prompts, or (G,) of each.
-        temperature: 0 is greedy; else samples from the full distribution
-            with a generator of its own.
-        batch_tokens: tokens a batch, new ones included.
+        max_new_tokens: one limit, or (G,) limits for each prompt.
+        temperature: 0 is greedy; else samples from the full distribution, with a separate random
+            generator.
+        batch_tokens: maximum tokens per batch, new ones included.
         progress: called with the number of completions after each batch.
     """
     most = np.broadcast_to(np.asarray(max_new_tokens, np.int64), len(prompts))
@@ -55,8 +55,8 @@ def generate(
             begun = [prompts[row] + written[row] for row in left.tolist()]
             room = most[left] - [len(written[row]) for row in left.tolist()]
             going = []
-            # One number of new tokens serves a batch: rows with more room than the least of it are
-            # gone on with afterwards.
+            # All rows of a batch get the same number of new tokens, the smallest limit among them;
+            # rows with a larger limit continue in a later batch.
             for batch, completions in _written(
                 model, template, begun, room, temperature, batch_tokens
             ):
@@ -81,8 +81,8 @@ def _written(
     temperature: float,
     batch_tokens: int,
 ) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
-    """(places of a batch among the prompts, ids that follow each): as many as the least room of
-    the batch, or up to its end.
+    """(positions of a batch's rows in the prompts, their new ids): up to the end token or the
+    smallest `room` of the batch.
     """
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     flat, starts = np.concatenate(prompts).astype(np.int64), np.cumsum(lengths) - lengths
@@ -97,7 +97,7 @@ def _written(
             bos_token_id=template.bos,
         )
         ids = gather_padded(flat, starts[batch], lengths[batch], template.pad)
-        # generation continues on the right, so prompts are padded on the left
+        # new tokens are appended on the right, so prompts are padded on the left
         pads = ids.shape[1] - lengths[batch]
         columns = np.arange(ids.shape[1]) - pads[:, None]
         mask = columns >= 0
@@ -112,8 +112,8 @@ def _written(
 
 @contextmanager
 def _own_settings(model: PreTrainedModel) -> Iterator[None]:
-    """While it lasts, the checkpoint's own settings of generation, as top-k or a repetition
-    penalty, are left out: transformers takes them wherever a call has none.
+    """Within it, the checkpoint's generation config, such as top-k or a repetition penalty, is
+    disabled: transformers would use it for settings that a call leaves open.
     """
     theirs, model.generation_config = model.generation_config, GenerationConfig()
     try:
@@ -131,10 +131,10 @@ def router_probabilities(
     *,
     batch_tokens: int,
 ) -> np.ndarray:
-    """p(z|x) (G, K) float32 for prompts of ids as `Template.router_prompt` gives them.
+    """The router p(z|x) (G, K), float32, for prompts of ids from `Template.router_prompt`.
 
     Args:
-        latent_ids: P ids of each latent, of which the first are compared.
+        latent_ids: P ids of each latent; only the first one is scored.
     """
     first_ids = [ids[0] for ids in latent_ids]
     result = np.empty((len(prompts), len(latent_ids)), np.float32)

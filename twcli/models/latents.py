@@ -1,8 +1,8 @@
-"""A batch becomes per-latent token NLL, router and posterior: the model with K latents,
-without files or configuration.
+"""The model with K latents: from a batch it computes per-latent token NLL, router and posterior.
+Uses no files and no configuration.
 
-Shapes: B batch, K latents, C branches read, T z-free tokens, L tokens with the latent section, S
-supervised tokens, H hidden size.
+Shapes: B batch, K latents, C branches (latents in the forward pass), T z-free tokens, L tokens with
+the latent section, S supervised tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
 from twcli.models.reading import hidden_states
 
-# branches may be pruned where their tokens are this many times the prompts': what may be in
-# vain stays below a tenth
+# prune only if the branches have this many times the tokens of the prompts: computing the prompts
+# twice then wastes less than a tenth
 PROMPT_AGAIN = 8
-# the opening of y gets a pool of its own: later tokens are given away by what precedes them
+# the first tokens of y are pooled separately: later tokens are predictable from those before them
 FIRST_TOKENS = 8
 
 
 @dataclass
 class LatentOutput:
-    """What one pass over a batch gives.
+    """The results of one forward pass over a batch.
 
     Attributes:
-        nll_BCS: float32 nats, zero where not active; C branches a record: all K
-            latents, or the one asked for.
+        nll_BCS: float32 nats, zero where not active; C branches per record: all K latents, or the
+            one requested.
         log_router_BK: log p(z|x).
-        log_posterior_BK: log q(z|x,y); None where it was not read, or is the closed form,
-            which needs the loss's terms.
-        sequences: sequences that backbones read for this batch.
-        baseline_BS: b_t of the current backbone in nats, detached; None where
-            b_t is the frozen model's.
-        divergence_BS: how far the C branches' next-token distributions are apart in nats, zero
-            where not active; None where it was not asked for.
-        pruned: share of the posterior's mass on branches that were read without a gradient.
-        doubt_BS: nats by which sum_z q(z) l_t(z) may be off where such branches were not read to
-            the end, zero elsewhere; None where all were.
+        log_posterior_BK: log q(z|x,y); None if it was not computed, or if it is the exact
+            posterior, which the loss computes from its own terms.
+        sequences: number of sequences in the forward passes of this batch.
+        baseline_BS: b_t of the current backbone in nats, detached; None if b_t comes from the
+            frozen model.
+        divergence_BS: Jensen-Shannon divergence of the C branches' next-token distributions in
+            nats, zero where not active; None if it was not requested.
+        pruned: share of the posterior's mass on branches that were computed without a gradient.
+        doubt_BS: bound in nats on the error of sum_z q(z) l_t(z) at tokens that such branches
+            skipped, zero elsewhere; None if no tokens were skipped.
     """
 
     nll_BCS: torch.Tensor
@@ -74,8 +74,8 @@ class Read:
 
 
 class PosteriorHead(nn.Module):
-    """Logits of q(z|x,y) from hidden states pooled over y: its mean, the mean of its
-    first tokens, its closing tag.
+    """Logits of q(z|x,y) from hidden states pooled over y: their mean, the mean over its first
+    tokens, and the state of its closing tag.
     """
 
     def __init__(self, hidden_size: int, latents: int) -> None:
@@ -83,14 +83,14 @@ class PosteriorHead(nn.Module):
         self.norm = nn.LayerNorm(3 * hidden_size)
         self.inner = nn.Linear(3 * hidden_size, hidden_size)
         self.outer = nn.Linear(hidden_size, latents)
-        nn.init.zeros_(self.outer.weight)  # a uniform posterior to begin with
+        nn.init.zeros_(self.outer.weight)  # the posterior is uniform at initialisation
         nn.init.zeros_(self.outer.bias)
 
     def forward(
         self, hidden_BTH: torch.Tensor, first_B: torch.Tensor, active_BS: torch.Tensor
     ) -> torch.Tensor:
-        """Logits (B, K) in float32. Reads the columns of y's tokens and closing
-        tag, those after `first_B`.
+        """Logits (B, K) in float32, from the columns of y's tokens and closing tag, which follow
+        `first_B`.
         """
         columns = torch.arange(active_BS.shape[1], device=active_BS.device)
         index = (first_B[:, None] + 1 + columns).clamp(max=hidden_BTH.shape[1] - 1)
@@ -112,25 +112,26 @@ def _mean(values_BSH: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
 
 
 class LatentModel(nn.Module):
-    """Backbone, latent tokens and posterior as one module, so that one call is one step
-    of any wrapper (DDP, FSDP).
+    """Backbone, latent tokens and posterior as one module, so that one training step is one call of
+    its wrapper (DDP, FSDP).
 
     Args:
         backbone: causal model whose vocabulary already holds the latent tokens.
         latent_ids: the P token ids of each of the K latents.
-        posterior: "shared" reads q from the backbone, "separate" from a
-            copy, "exact" has no module.
-        dynamic_baseline: whether each pass gives b_t under the current backbone too. The shared
-            posterior reads the z-free sequence anyway; with the others it is one more. Dropout,
-            where the backbone has any, is as in that pass.
-        latent_chunk: latents whose branches are read together, None for all. The backward pass
-            reads each chunk again, so that activations of one chunk, not of K branches, are in
-            memory; loss and gradient are the same.
+        posterior: "shared" computes q from the backbone's hidden states, "separate" from those of a
+            copy, "exact" has no posterior module.
+        dynamic_baseline: whether each forward pass also gives b_t under the current backbone. The
+            shared posterior needs the z-free sequence anyway; the others need one more sequence.
+            Dropout, if the backbone has any, is active as in the rest of the pass.
+        latent_chunk: number of latents whose branches go through the model together, None for all.
+            The backward pass recomputes each chunk, so that memory holds the activations of one
+            chunk instead of K branches; loss and gradient are the same.
 
     Attributes:
-        execution: how sequences of one prompt are read: "plain", each by itself; "branches" or
-            "tree", the prompt once (see `packing`); "auto", whichever is cheapest for the batch's
-            shape. Not "plain" only after `check_packing`.
+        execution: how sequences of one prompt go through the model: "plain", each separately;
+            "branches" or "tree", with the prompt computed once (see `packing`); "auto", the
+            cheapest for the batch's shape. Set to another value than "plain" only after
+            `check_packing`.
     """
 
     latent_ids_KP: torch.Tensor
@@ -174,22 +175,21 @@ class LatentModel(nn.Module):
         read_divergence: bool = False,
         prune: float = 0.0,
     ) -> LatentOutput:
-        """Reads C branches a record, and the z-free sequence for the posterior.
+        """Runs C branches per record through the model, and the z-free sequence for the posterior.
 
         Args:
-            latent_B: the one latent to read for each record; None for all K. Where q is one-hot the
-                other branches have no part in the objective or its gradient.
-            read_posterior: False leaves the posterior out.
+            latent_B: the one latent to compute for each record; None for all K. If q is one-hot,
+                the other branches do not enter the objective or its gradient.
+            read_posterior: False omits the posterior.
             read_divergence: also compares the branches' next-token
                 distributions; not with `latent_chunk`.
-            prune: share of the batch's posterior mass whose branches, the least likely of each
-                record, may be read without a gradient and, where the batch has b_t, only to the
-                last token that it needs (`batches.opening`): behind it they have the NLL to expect
-                under the other latents. The generator's gradient lacks the terms of that mass; how
-                far the loss may be off is bounded by `doubt_BS`. Not with `latent_B`,
-                `latent_chunk` or `read_divergence`, nor where prompts are so long that reading them
-                once more for the posterior could cost more than it saves: those read everything as
-                if it were 0.
+            prune: maximum share of the batch's posterior mass to prune. The branches with this
+                mass, the least likely of each record, are computed without a gradient. If the batch
+                has b_t, they also stop after the last token with relevant b_t (`batches.opening`);
+                for later tokens they get the expected NLL under the other latents. The generator's
+                gradient lacks the terms of that mass, and `doubt_BS` bounds the error of the loss.
+                Ignored with `latent_B`, `latent_chunk` or `read_divergence`, and if prompts are so
+                long that computing them twice could cost more than pruning saves.
         """
         B = len(batch.rows_B)
         read_posterior = read_posterior and self.head is not None
@@ -222,8 +222,8 @@ class LatentModel(nn.Module):
         if read_posterior and log_posterior is None:
             log_posterior = self._log_posterior(batch, plain)
         if self.dynamic_baseline:
-            # Last, because autocast would keep casts made without gradient for
-            # the passes that need one.
+            # Last, because autocast would cache casts made without a gradient and use them in
+            # passes that need one.
             with torch.no_grad():
                 if plain is None:
                     plain, sequences = self._read_z_free(self.backbone, batch), sequences + B
@@ -244,8 +244,8 @@ class LatentModel(nn.Module):
     def read_branches(
         self, batch: Batch, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); C
-        sequences a record are read.
+        """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); runs C
+        sequences per record.
         """
         latent_BC = self._latents_of(batch, None)[:, :first]
         return (
@@ -274,8 +274,8 @@ class LatentModel(nn.Module):
         return self._score(branches, batch, latent_BC.shape[1])
 
     def _log_posterior(self, batch: Batch, plain: Read | None) -> torch.Tensor:
-        """log q(z|x,y) (B, K) from the backbone's z-free sequence, or from the reader's where there
-        is one and `plain` is None.
+        """log q(z|x,y) (B, K) from the hidden states `plain` of the z-free sequence; if None, they
+        are computed, by the separate posterior model if there is one.
         """
         logits_BK = (
             self.posterior_logits(batch) if plain is None else self._posterior_logits(plain, batch)
@@ -292,8 +292,8 @@ class LatentModel(nn.Module):
     def _read_by_mass(
         self, batch: Batch, mass_BK: torch.Tensor, prune: float
     ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
-        """NLL (B, K, S), log p(z|x), the share of the mass that went without a gradient, at
-        most `prune`, and `doubt_BS`.
+        """NLL (B, K, S), log p(z|x), the share of the mass without a gradient, at most `prune`, and
+        `doubt_BS`.
         """
         sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
         C, left = leading(sorted_BK.mean(0, dtype=torch.float64), prune)
@@ -319,9 +319,9 @@ class LatentModel(nn.Module):
         )
 
     def _doubt(self, active_BS: torch.Tensor, mass_B: torch.Tensor, read: int) -> torch.Tensor:
-        """(B, S) nats by which the NLL to expect behind the first `read` tokens may be off,
-        if no latent that was cut there finds a token of the data less likely than a draw
-        from the whole vocabulary.
+        """(B, S) bound in nats on the error of the expected NLL after the first `read` tokens.
+        Assumes that no pruned latent gives a token of the data less than the uniform probability
+        over the vocabulary.
         """
         later_BS = active_BS & (torch.arange(active_BS.shape[1], device=active_BS.device) >= read)
         return (
@@ -349,22 +349,22 @@ class LatentModel(nn.Module):
     def _read(
         self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *, z_free: bool
     ) -> tuple[Read | None, Read | None]:
-        """The B C sequences of the latents, one record after another, and the z-free ones; None
-        for what is not asked for.
+        """Hidden states of the B C sequences of the latents, record after record, and of the z-free
+        sequences; None for those not requested.
         """
         ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
-        # Where sequences of a prompt may differ: at the section, or where y is predicted if a
-        # frame has that before it.
+        # The first column in which sequences of a prompt may differ: the latent section, or the
+        # prediction of y if that comes first in the template.
         fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
         plain_first_B, latent_first_B = batch.plain_first_B - fork_B, batch.latent_first_B - fork_B
         length_G = fork_B[batch.leader_G]
-        # The posterior reads y's closing tag too, which predicts nothing.
+        # The posterior also uses the hidden state of y's closing tag, which predicts nothing.
         length_BC = (
             torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1)
             + batch.active_BS.sum(1)[:, None]
         )
-        # a GPU is waited for once
+        # one synchronisation with the GPU instead of three
         P, Q, real = torch.stack(
             [length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]
         ).tolist()
@@ -400,7 +400,7 @@ class LatentModel(nn.Module):
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
     def _spelled_out(self, batch: Batch, latent_BC: torch.Tensor) -> torch.Tensor:
-        """(B, C, L): the sequences with their latents in the slots."""
+        """(B, C, L): the sequences with their latents' tokens in the slots."""
         ids_BCL = batch.latent_BL[:, None].repeat(1, latent_BC.shape[1], 1)
         slots_BP = batch.slot_B[:, None] + torch.arange(
             self.latent_ids_KP.shape[1], device=ids_BCL.device
@@ -414,9 +414,8 @@ class LatentModel(nn.Module):
             t.repeat_interleave(C, dim=0) for t in (batch.targets_BS, batch.active_BS)
         )
         nll = target_nll(self.backbone, branches.hidden, branches.first, targets, active)
-        # `<z>` stands before the latent, so each branch predicts the same router; the first
-        # one is read. A latent's first token tells it from the others, and what follows is
-        # spelled out, not predicted.
+        # `<z>` comes before the latent, so every branch gives the same router; the first branch is
+        # used. A latent's first token identifies it, so its other tokens are not scored.
         rows = torch.arange(0, len(branches.hidden), C, device=active.device)
         router_hidden = branches.hidden[
             rows, branches.first[rows] - (batch.latent_first_B - (batch.slot_B - 1))
@@ -427,7 +426,7 @@ class LatentModel(nn.Module):
         return nll.view(len(rows), C, -1), torch.log_softmax(router_logits, dim=-1)
 
     def _divergence(self, branches: Read, batch: Batch, C: int) -> torch.Tensor:
-        """(B, S) nats; the logits of a piece of the positions at a time, as in `target_nll`."""
+        """(B, S) nats; computes logits for some positions at a time, as `target_nll` does."""
         rows, columns = batch.active_BS.nonzero(as_tuple=True)
         place = branches.first[rows * C] + columns
         hidden_NCH = branches.hidden.unflatten(0, (-1, C))[rows, :, place]
@@ -453,9 +452,7 @@ class LatentModel(nn.Module):
 
 
 def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.Tensor:
-    """(B, C, count): each row's columns from `first_B` on; what lies beyond
-    the end is never looked at.
-    """
+    """(B, C, count): each row's columns from `first_B` on; those beyond the end are never used."""
     index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(
         max=ids_BCL.shape[2] - 1
     )
@@ -463,7 +460,7 @@ def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.
 
 
 def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:
-    """Divergence (...) in nats of C distributions (..., C, V) from their mean: 0 where all agree,
+    """Jensen-Shannon divergence (...) in nats of C distributions (..., C, V): 0 if all are equal,
     at most log C (Lin 1991).
     """
     C = log_p.shape[-2]

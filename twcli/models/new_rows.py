@@ -1,5 +1,5 @@
-"""The embeddings of the latents' tokens: how they begin, and that they alone are trained
-where the backbone is frozen.
+"""The embedding rows of the latents' tokens: their initialisation, and training only them with a
+frozen backbone.
 
 Shapes: K latents of P tokens, H hidden size.
 """
@@ -15,12 +15,12 @@ from transformers import PreTrainedModel
 def add_latent_rows(
     backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator
 ) -> None:
-    """Extends the embeddings to the latents' tokens (K lists of P ids) and sets their
-    rows apart from each other.
+    """Adds embedding rows for the latents' tokens (K lists of P ids), initialised differently from
+    each other.
 
-    New rows that start alike give every latent the same loss, a saddle that training does not
-    leave; these are the mean row plus orthogonal directions (random ones where K P exceeds the
-    hidden size) of a typical row's length.
+    Equal rows would give every latent the same loss, a saddle point that training does not leave.
+    So each row is the mean row plus one of K P orthogonal directions (random ones if K P exceeds
+    the hidden size), scaled to a typical row's distance from the mean row.
     """
     ids = [token for latent in latent_ids for token in latent]
     embeddings = backbone.get_input_embeddings()
@@ -50,7 +50,7 @@ def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tens
 
 
 def freeze_backbone(backbone: PreTrainedModel, trainable_ids: list[int]) -> None:
-    """Leaves the rows of `trainable_ids` to train, and nothing else of the backbone."""
+    """Freezes the backbone except for the embedding rows of `trainable_ids`."""
     for parameter in backbone.parameters():
         parameter.requires_grad_(False)
     for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:

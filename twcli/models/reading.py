@@ -1,5 +1,5 @@
-"""Rows of the data through a model without a gradient: a batch a core, and where that is possible
-no padding and no prompt twice.
+"""Runs rows of the data through a model without a gradient: one batch per CPU core and, where
+possible, without padding and with each prompt computed once.
 
 Shapes: R rows, C columns, T tokens of a padded row, N tokens of all rows, H hidden size.
 """
@@ -24,12 +24,12 @@ from twcli.kernels.packing import ATTENTION, attention_of, linear_weights, windo
 from twcli.kernels.varlen import Varlen, varlen_hidden_states
 from twcli.models.runtime import MOST_WORKERS, core_by_core
 
-# 3 MiB in float32: what one layer hands to the next stays in a CPU core's cache
+# 3 MiB in float32: a layer's output fits in a CPU core's cache
 CACHED_VALUES = 3 * 2**18
-# 512 MiB in bf16: many tokens to every kernel that is started, and still little of a GPU's memory
+# 512 MiB in bf16: many tokens per kernel launch, and still little of a GPU's memory
 DEVICE_VALUES = 2**28
 LEAST_TOKENS, DEVICE_TOKENS = 256, 2**16
-FEW = 64  # batches, of which one more or less still leaves cores idle
+FEW = 64  # batches; with more than these, uneven batches hardly leave cores idle
 
 
 def hidden_states(
@@ -38,8 +38,8 @@ def hidden_states(
     """Last hidden states (R, T, H), or with `all_layers` the tuple of every
     layer's, embeddings first.
 
-    Rows are padded on the right, where a causal model's real tokens never look, so no mask is
-    needed and the attention backend takes its fast causal path.
+    Rows are padded on the right, where a causal model's real tokens never look, so the attention
+    backend needs no mask and takes its fast causal path.
     """
     output = model.base_model(
         input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers
@@ -48,10 +48,10 @@ def hidden_states(
 
 
 def fast_batch_tokens(model: PreTrainedModel) -> int:
-    """Tokens a batch that the model reads fastest without a gradient.
+    """Tokens per batch for the fastest forward pass without a gradient.
 
-    On a CPU more of them make every layer's output leave the cache, fewer make its matrix products
-    slow; other devices want many.
+    On a CPU, with more tokens a layer's output exceeds the cache, with fewer its matrix products
+    are slow. Other devices need many tokens.
     """
     widest = max(max(w.shape) for w in linear_weights(model))
     if model.device.type != "cpu":
@@ -68,16 +68,16 @@ def read_rows(
     batch_tokens: int,
     varlen: bool = False,
 ) -> Iterator[tuple[np.ndarray, Any]]:
-    """`read(rows, varlen=)` of batches of `rows`, longest first so that the largest is met at once;
-    on a CPU each core reads batches of its own.
+    """Calls `read(rows, varlen=)` for batches of `rows`, longest first, so that a lack of memory
+    shows at once. On a CPU each core processes its own batches.
 
     Args:
-        varlen: whether rows may be read without padding and a prompt once for all its completions;
-            only where `why_not_varlen` has nothing against it. Within `read` the model's attention
-            is then `packing.ATTENTION`.
+        varlen: run rows without padding, with each prompt computed once for all its completions;
+            only if `why_not_varlen` returned None. Within `read` the model's attention is then
+            `packing.ATTENTION`.
 
     Yields:
-        (places of the batch among `rows`, which are distinct; what `read` gave).
+        (positions of the batch in `rows`, which are distinct; the result of `read`).
     """
     model.eval()
     order = np.argsort(rows)
@@ -102,15 +102,15 @@ def read_rows(
 
 
 def within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
-    """(R,) which are no longer than a sliding window, where the model has one: it would have to
-    slide in each row for itself.
+    """(R,) which rows fit in the model's sliding window, if it has one; packed rows cannot each
+    have their own window.
     """
     return lengths_R <= (window_of(model) or np.inf)
 
 
 def _keeps_state(model: PreTrainedModel) -> bool:
-    """Whether a pass changes the model: some position embeddings adapt to the
-    longest sequence that was seen.
+    """Whether a forward pass changes the model: some position embeddings adapt to the longest
+    sequence so far.
     """
     return any(
         kind in str(getattr(module, "rope_type", ""))
@@ -120,16 +120,16 @@ def _keeps_state(model: PreTrainedModel) -> bool:
 
 
 def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[np.ndarray]:
-    """Few batches are of about the same size and as many for each core, whichever number of cores
-    there is, so that none waits for the last ones; many are as `cut` makes them from
-    `batch_tokens`, which is never exceeded.
+    """Batches by `cut`, at most `batch_tokens` each. If they are few, they are made about equally
+    large, and their number is a multiple that suits any number of cores, so that no core is idle at
+    the end.
     """
     batches = cut(batch_tokens)
     if not 2 < len(batches) <= FEW:
         return batches
     count = 4 if len(batches) <= 4 else -(-len(batches) // MOST_WORKERS) * MOST_WORKERS
     least, most = 1, batch_tokens
-    while least < most:  # the smallest budget that makes no more than `count`
+    while least < most:  # the smallest budget that gives at most `count` batches
         middle = (least + most) // 2
         least, most = (least, middle) if len(cut(middle)) <= count else (middle + 1, most)
     return cut(most)
@@ -144,8 +144,8 @@ def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np
 
 
 def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Batches of at most `batch_tokens` tokens, at least one row each, in which a prompt
-    counts once; longest first.
+    """Batches of at most `batch_tokens` tokens, at least one row each; a prompt counts once per
+    batch; longest first.
     """
     if not len(rows):
         return []
@@ -163,14 +163,15 @@ def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np
 
 @dataclass(frozen=True)
 class Layout:
-    """Where R rows lie in a pass: padded (R, T), or one after another (N,) with each prompt once.
+    """The layout of R rows in a forward pass: padded (R, T), or concatenated (N,) with each prompt
+    once.
 
     Attributes:
         input_ids: (R, T) or (N,).
-        varlen: None where padded.
-        prompt_R, rest_R: where in the pass, flattened, each row's prompt
-            begins and what follows it.
-        lengths_R, prompt_lengths_R: tokens that are read of each row and of its prompt.
+        varlen: None if padded.
+        prompt_R, rest_R: first position of each row's prompt, and of the tokens after it, in the
+            flattened pass.
+        lengths_R, prompt_lengths_R: tokens of each row, and of its prompt, in the pass.
     """
 
     input_ids: torch.Tensor
@@ -191,7 +192,7 @@ class Layout:
         *,
         varlen: bool,
     ) -> Layout:
-        """Of the first `lengths_R` tokens of `rows`."""
+        """The layout of the first `lengths_R` tokens of `rows`."""
         starts, prompts = encoded.offsets[rows], encoded.prompt_lengths[rows]
         if not varlen:
             ids = gather_padded(encoded.ids, starts, lengths_R, template.pad)
@@ -219,7 +220,7 @@ class Layout:
         )
 
     def hidden(self, model: PreTrainedModel, *, all_layers: bool = False) -> Any:
-        """Last hidden states, one token after another (.., H), or the tuple of every layer's."""
+        """Last hidden states, flattened to (.., H), or the tuple of every layer's."""
         if self.varlen is not None:
             return varlen_hidden_states(model, self.input_ids, self.varlen, all_layers=all_layers)
         states = hidden_states(model, self.input_ids, all_layers=all_layers)
@@ -228,7 +229,9 @@ class Layout:
         )
 
     def places(self, columns_RC: np.ndarray) -> torch.Tensor:
-        """(R, C) where tokens of the rows lie in `hidden`; beyond a row's end its last one."""
+        """(R, C) positions in `hidden` of the rows' tokens `columns_RC`; beyond a row's end, its
+        last token.
+        """
         columns = np.minimum(columns_RC, self.lengths_R[:, None] - 1)
         behind = columns - self.prompt_lengths_R[:, None]
         places = np.where(
@@ -238,5 +241,5 @@ class Layout:
 
 
 def ids_on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
-    """Ids, int64, where the model is."""
+    """Ids as an int64 tensor on the model's device."""
     return torch.from_numpy(ids.astype(np.int64)).to(model.device)

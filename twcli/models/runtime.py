@@ -1,6 +1,6 @@
-"""Device, precision, seed and processes: how a command meets the machine.
+"""Device, precision, allocator, processes, and loading of models.
 
-`torch` and `transformers` are imported here and below, never by the command line's help.
+`torch` and `transformers` are imported from here on, never for the command line's help.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from twcli.data.frame import read_frame
 from twcli.data.template import SECTION_TAGS, Template, add_tags
 from twcli.errors import UserError, first_line
 
-MOST_WORKERS = 8  # what Python does between two operations cannot run at once
+MOST_WORKERS = 8  # more would wait for Python's global lock between operations
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -36,7 +36,7 @@ def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU.
 
     Raises:
-        UserError: a device was named that this machine does not have.
+        UserError: this machine does not have the named device.
     """
     available = {
         "cpu": True,
@@ -55,7 +55,7 @@ def accelerator_for(device: str, precision: str) -> Any:
     from accelerate import Accelerator, DistributedDataParallelKwargs
 
     picked = pick_device(device)
-    # Not every step reads the posterior, so its parameters go without a gradient now and then.
+    # Not every step uses the posterior, so its parameters sometimes have no gradient.
     unused = DistributedDataParallelKwargs(find_unused_parameters=True)
     return Accelerator(
         cpu=picked.type == "cpu",
@@ -65,11 +65,11 @@ def accelerator_for(device: str, precision: str) -> Any:
 
 
 def repeat_exactly(device: torch.device) -> None:
-    """Has a GPU add up in one order, so that the same seed gives the same numbers;
-    elsewhere it does so anyway.
+    """Makes a GPU sum in a fixed order, so that the same seed gives the same numbers; other devices
+    do so anyway.
     """
     if device.type == "cuda":
-        # read once, before the first matrix product
+        # read by cuBLAS once, before the first matrix product
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.use_deterministic_algorithms(True, warn_only=True)
@@ -77,20 +77,20 @@ def repeat_exactly(device: torch.device) -> None:
 
 
 def leave(accelerator: Any) -> None:
-    """Waits for the other processes of the job and parts from them: one that exits while
-    they are connected aborts.
+    """Waits for the other processes of the job and disconnects: a process that exits while
+    connected aborts.
     """
     accelerator.wait_for_everyone()
     accelerator.end_training()
 
 
 def tune_allocator(*, keep: bool) -> None:
-    """Has glibc keep freed memory for the next step, or else give large pieces back at once;
-    without effect elsewhere.
+    """Makes glibc keep freed memory for the next step, or else return large blocks at once; no
+    effect without glibc.
 
-    The buffers of a step are freed and asked for again, and the page faults of that can take a
-    quarter of a small step's time on a CPU. Memory that is kept becomes fragmented, though: where
-    it is to stay small it must go back.
+    Each step frees and allocates the same buffers, and the page faults can take a quarter of a
+    small step's time on a CPU. Kept memory becomes fragmented, though, so commands that must stay
+    small return it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -99,21 +99,21 @@ def tune_allocator(*, keep: bool) -> None:
 
 
 def most_at_once(device: torch.device) -> int:
-    """How many passes `core_by_core` makes at once."""
+    """Number of calls that `core_by_core` runs at once."""
     return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
 
 
 def core_by_core(
     call: Callable[[Any], Any], items: Sequence[Any], device: torch.device, *, alone: bool = False
 ) -> Iterator[Any]:
-    """`call` of each item, in order. On a CPU several run at once, each on a core of its own
-    where there are not too many.
+    """`call(item)` for each item, in order. On a CPU several run at once, each on its own core if
+    there are few enough.
 
-    Threads that compute different items need not wait for one another after every operation. Where
-    there is an item and a core for each, results do not depend on how many there are.
+    Threads with different items need not wait for one another after every operation. If every
+    thread has one core, the results do not depend on their number.
 
     Args:
-        alone: one after another, for what may not run beside itself.
+        alone: run the calls one after another, for a `call` that is not thread-safe.
     """
     threads = torch.get_num_threads()
     workers = 1 if alone else min(most_at_once(device), len(items))
@@ -137,9 +137,7 @@ def is_main_process() -> bool:
 
 
 def quiet_transformers() -> None:
-    """Keeps the library's own bars and advice off the terminal: `cli` is
-    the only place that prints.
-    """
+    """Silences the library's progress bars and advice: only `cli` prints."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
@@ -147,7 +145,7 @@ def quiet_transformers() -> None:
 
 
 def versions() -> dict[str, str]:
-    """Of this package and of those that the figures depend on."""
+    """Versions of this package and of those that its results depend on."""
     names = {
         "twcli": "twcli-cvae",
         "torch": "torch",
@@ -162,14 +160,14 @@ def versions() -> dict[str, str]:
 
 
 def load_template(source: str, latent_tokens: int = 1, template: str = "tags") -> Template:
-    """The tokenizer at `source`, ready to encode, with the tags added that it lacks.
+    """The tokenizer at `source` with its prompt template; missing tags are added.
 
     Args:
-        latent_tokens: tokens P that spell a latent.
+        latent_tokens: tokens P per latent.
         template: what `--template` takes.
 
     Raises:
-        UserError: no tokenizer there, or the template does not go with it.
+        UserError: there is no tokenizer, or the template does not fit it.
     """
     place, settings = _placed(source)
     try:
@@ -190,7 +188,7 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
     GGUF weights are dequantised.
 
     Raises:
-        UserError: no model there, weights that are a pickle, or an attention backend that it lacks.
+        UserError: there is no model, its weights are a pickle, or it lacks the attention backend.
     """
     place, settings = _placed(source)
     folder = Path(place)
@@ -202,7 +200,7 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
         )
     try:
         if settings:
-            with redirect_stderr(io.StringIO()):  # its bar cannot be turned off
+            with redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
                 model = AutoModelForCausalLM.from_pretrained(
                     place,
                     dtype=DTYPES[precision],
@@ -211,7 +209,7 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
                     **settings,
                 )
             if quantizer := getattr(model, "hf_quantizer", None):
-                # the weights are plain now, and are to be saved as such
+                # the weights are dequantised, and must be saved as such
                 quantizer.remove_quantization_config(model)
         else:
             config = AutoConfig.from_pretrained(source, trust_remote_code=False)
@@ -242,8 +240,8 @@ def load_frozen(
     template: str = "tags",
     latent_tokens: int = 1,
 ) -> tuple[PreTrainedModel, Template]:
-    """The model as b_t is of it, and its template: rows for the tags that the tokenizer lacked,
-    none for the latent section.
+    """The model that defines b_t, and its template. Tags that the tokenizer lacked get embedding
+    rows, except for those of the latent section.
 
     Raises:
         UserError: as `load_template`, `load_model` and `fit_vocabulary`.
@@ -255,8 +253,8 @@ def load_frozen(
 
 
 def checkpoint_activations(model: PreTrainedModel) -> None:
-    """Computes activations again in the backward pass instead of keeping them; the
-    name of the call has changed.
+    """Recomputes activations in the backward pass instead of storing them; the method's name
+    differs between versions of transformers.
     """
     enable = (
         getattr(model, "activation_checkpointing_enable", None)
@@ -266,11 +264,10 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 
 
 def context_length(model: PreTrainedModel, asked: int | None) -> int:
-    """Longest sequence in tokens: what the model was built for, or less where
-    `--max-length` asks for less.
+    """Longest sequence in tokens: the model's context, or `--max-length` if that is shorter.
 
     Raises:
-        UserError: more was asked than the model's positions hold.
+        UserError: `--max-length` exceeds the model's context.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if asked is not None and limit is not None and asked > limit:
@@ -279,15 +276,16 @@ def context_length(model: PreTrainedModel, asked: int | None) -> int:
 
 
 def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool = False) -> None:
-    """Gives the tags that were added to the tokenizer rows of the model: the mean of
-    the tokens that spell them.
+    """Adds embedding rows for the tags that were added to the tokenizer: the mean row of the tokens
+    that spell the tag.
 
     Args:
-        section: those of `<z>` and `</z>`, else all others. The frozen model goes without the
-            former: every row takes part in its softmax, and the z-free sequence holds neither.
+        section: add the rows of `<z>` and `</z>`, else those of all other tags. The frozen model
+            has no rows for `<z>` and `</z>`: every row enters the softmax, and the z-free sequence
+            has neither tag.
 
     Raises:
-        UserError: tokenizer and model do not belong together.
+        UserError: tokenizer and model do not fit together.
     """
     rows, vocabulary = model.get_input_embeddings().num_embeddings, template.tokenizer.get_vocab()
     largest = max(id for tag, id in vocabulary.items() if tag not in template.added)
@@ -301,7 +299,8 @@ def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool 
     if needed > rows:
         model.resize_token_embeddings(needed, mean_resizing=False)
     with torch.no_grad():
-        # In float64, so that the weights' hash does not depend on how this machine adds.
+        # In float64, so that the weights' hash does not depend on this machine's order of
+        # summation.
         for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
             for tag in tags:
                 layer.weight[vocabulary[tag]] = (
@@ -310,8 +309,8 @@ def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool 
 
 
 def _placed(source: str) -> tuple[str, dict[str, str]]:
-    """Where transformers finds a model, and what it must be told besides; a `.gguf` file
-    lies in a folder by its name.
+    """The path for `from_pretrained` and its extra arguments; for a `.gguf` file, its folder and
+    name.
 
     Raises:
         UserError: no such folder or file, or `gguf` is missing.

@@ -1,7 +1,7 @@
-"""FSDP2 by torch: weights, gradients and optimiser state split over the processes of a job,
-gathered where they are used.
+"""FSDP2 by torch: weights, gradients and optimiser state are sharded over the processes of a job
+and gathered for use.
 
-What is split is a `DTensor`; `whole` and `like` go between it and a plain tensor. All
+A sharded tensor is a `DTensor`; `whole` and `like` convert between it and a plain tensor. All
 processes must call them together.
 """
 
@@ -18,10 +18,8 @@ from twcli.models.latents import LatentModel
 
 
 def shard(model: LatentModel, processes: int) -> None:
-    """Splits the model in place, each block of its backbones by itself,
-    and what is left together.
-    """
-    # It warns of in-place changes of what a forward pass returns; none is made here.
+    """Shards the model in place: each transformer block separately, the rest together."""
+    # FSDP2 warns about in-place changes of a forward pass's outputs; we make none.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module", category=UserWarning)
     mesh = init_device_mesh(model.latent_ids_KP.device.type, (processes,))
     blocks = set(model.backbone._no_split_modules or ())
@@ -32,12 +30,12 @@ def shard(model: LatentModel, processes: int) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The plain tensor, gathered from all processes where it is split."""
+    """The plain tensor, gathered from all processes if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The plain `tensor`, which every process has, split as `other` is."""
+    """The plain `tensor`, which every process has, sharded as `other` is."""
     if not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(
