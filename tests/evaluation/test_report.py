@@ -50,11 +50,7 @@ def test_a_null_says_why():
         for _, key, value, _, note in rows_of(summarise(**perfect(judge=False)))
         if value == "-"
     }
-    assert (
-        notes["generation_one_to_one"]
-        == notes["answer_accuracy"]
-        == "no --judge was given"
-    )
+    assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge was given"
     bare = summarise(**{**perfect(judge=False), "labels": None, "frozen_nll": None})
     notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
     assert (
