@@ -252,7 +252,7 @@ def noisy_posteriors(rng, truth, latents, proportions):
 def test_no_repulsion_is_found_where_latents_are_drawn_independently(size):
     rng = np.random.default_rng(size)
     truth = rng.choice(3, 400 * size, p=UNEVEN)
-    prior = fit_prior(noisy_posteriors(rng, truth, 3, UNEVEN), [size] * 400, 0.0)
+    prior = fit_prior(noisy_posteriors(rng, truth, 3, UNEVEN), [size] * 400)
     assert prior.repulsion == 0.0
     assert np.abs(prior.proportions - UNEVEN).max() < 0.03
 
@@ -261,7 +261,7 @@ def test_no_repulsion_is_found_where_latents_are_drawn_independently(size):
 def test_a_large_repulsion_is_found_where_no_latent_repeats_in_a_prompt(size):
     rng = np.random.default_rng(size)
     truth = np.concatenate([rng.permutation(4)[:size] for _ in range(400)])
-    prior = fit_prior(noisy_posteriors(rng, truth, 4, even(4)), [size] * 400, 0.0)
+    prior = fit_prior(noisy_posteriors(rng, truth, 4, even(4)), [size] * 400)
     assert prior.repulsion >= 4.0
     assert np.abs(prior.proportions - 0.25).max() < 0.03
 
@@ -273,19 +273,30 @@ def test_a_repulsion_in_between_is_found():
     shared = sum((ways[:, i] == ways[:, j]).astype(float) for i, j in combinations(range(3), 2))
     weight = np.exp(-1.0 * shared)
     truth = ways[rng.choice(27, 1500, p=weight / weight.sum())].ravel()
-    prior = fit_prior(noisy_posteriors(rng, truth, 3, even(3)), [3] * 1500, 0.0)
+    prior = fit_prior(noisy_posteriors(rng, truth, 3, even(3)), [3] * 1500)
     assert prior.repulsion in (0.5, 1.0, 2.0)
 
 
 def test_one_completion_a_prompt_says_nothing_about_repulsion():
     posterior = np.eye(3)[np.arange(60) % 3]
-    assert fit_prior(posterior, [1] * 60, 0.0).repulsion == 0.0
+    assert fit_prior(posterior, [1] * 60).repulsion == 0.0
+
+
+def test_one_large_prompt_does_not_speak_for_all_and_copies_of_a_file_say_nothing():
+    prompt = np.repeat(np.arange(101), [4] * 100 + [300])
+    content = np.arange(len(prompt)).astype("<u8").view(np.uint8).reshape(-1, 8).repeat(2, axis=1)
+    content[400:640] = content[400]
+    assert 0.3 < identical_pairs(prompt, content) < 0.35  # 299 of 599, times 0.64
+    content[400:] = np.arange(1000, 1300).astype("<u8").view(np.uint8).reshape(-1, 8).repeat(2, 1)
+    twice = np.concatenate([prompt, prompt]), np.concatenate([content, content])
+    assert identical_pairs(*twice) == 0.0
+    assert identical_pairs(twice[0][:-1], twice[1][:-1]) > 0.0
 
 
 def test_identical_completions_show_that_a_strategy_is_one_string():
     posterior = np.eye(2)[np.repeat(np.arange(20) % 2, 2)]  # which by itself repels nothing
-    assert math.isinf(fit_prior(posterior, [2] * 20, 0.26).repulsion)
-    assert not math.isinf(fit_prior(posterior, [2] * 20, 0.24).repulsion)
+    assert math.isinf(fit_prior(posterior, [2] * 20, one_string=True).repulsion)
+    assert not math.isinf(fit_prior(posterior, [2] * 20).repulsion)
     # sum pi^2 is 0.46, half of which
     assert one_string_a_strategy(0.231, UNEVEN) and not one_string_a_strategy(0.229, UNEVEN)
 
@@ -297,7 +308,7 @@ def test_identical_pairs_by_hand():
     prompt = np.array([0, 1, 0, 0, 1, 2])
     content = np.zeros((6, 16), np.uint8)
     content[:, 0] = [1, 2, 1, 3, 4, 5]
-    assert identical_pairs(prompt, content) == 1 / 4
+    assert identical_pairs(prompt, content) == pytest.approx((2 * 1 / 3 + 1 * 0) / 3)
     content[4] = content[1]
-    assert identical_pairs(prompt, content) == 2 / 4
+    assert identical_pairs(prompt, content) == pytest.approx((2 * 1 / 3 + 1 * 1) / 3)
     assert identical_pairs(np.arange(6), np.arange(96, dtype=np.uint8).reshape(6, 16)) == 0.0

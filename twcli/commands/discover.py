@@ -8,6 +8,7 @@ of the cache: a killed call resumes, another number of latents or seed reads not
 from __future__ import annotations
 
 import datetime
+import shlex
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +19,20 @@ from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.config.commands import AUTO, DiscoverConfig
+from twcli.config.options import flag_of
 from twcli.data.dataset import Example, stream_examples
 from twcli.data.names import write_names
 from twcli.data.template import Encoded, Template
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, read_features
-from twcli.discovery.naming import Naming, Progress, Rows, name_rows, naming_record
+from twcli.discovery.naming import (
+    LEAST_ROWS_A_LATENT,
+    Naming,
+    Progress,
+    Rows,
+    name_rows,
+    naming_record,
+)
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
 from twcli.errors import Interrupted, UserError, how_to_resume
 from twcli.models import baseline, reading, runtime
@@ -37,7 +46,7 @@ TYPICAL = 4  # completions shown of each latent
 AMBIGUOUS = 8  # shown of all
 SURE = 0.9  # a name of less probability is called ambiguous
 RELIABLE = 0.9  # a score from which the verdict is that naming worked
-ABOVE_CHANCE = 0.1  # a score that is no further above chance is called chance
+ABOVE_CHANCE = 0.1  # of what lies between chance and 1; a score below it is called chance
 
 Say = Callable[[str], None]
 
@@ -96,8 +105,8 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
         naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
     if naming is None:
         raise UserError(
-            f"{config.data}: {len(encoded):,} records are too few to find strategies in; "
-            "give at least 16, better some hundreds"
+            f"{config.data}: too few distinct records to find strategies in; give at least "
+            f"{LEAST_ROWS_A_LATENT * (latents or 2)}, better some hundreds"
         )
     with reporting(out, "write there"):
         write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
@@ -198,11 +207,13 @@ def summary_of(
 ) -> dict[str, Any]:
     """What the terminal, `--json` and the page show of a naming."""
     named = np.flatnonzero(naming.latent_N >= 0)
-    unsure = named[naming.probability_N[named] < SURE]
+    rows = Rows.of(encoded).rows  # what is shown is shown once
+    once_N = np.full(len(encoded), -1, np.int64)
+    once_N[rows] = naming.latent_N[rows]
+    unsure = np.flatnonzero((once_N >= 0) & (naming.probability_N < SURE))
     ambiguous = unsure[np.argsort(naming.probability_N[unsure], kind="stable")][:AMBIGUOUS]
-    typical = typical_rows(naming.probability_N, naming.latent_N, None, naming.latents, TYPICAL)
-    step = max(1, len(named) // PHRASE_ROWS)
-    counted = named[::step][:PHRASE_ROWS]
+    typical = typical_rows(naming.probability_N, once_N, None, naming.latents, TYPICAL)
+    counted = _some(named, PHRASE_ROWS)
     texts = _texts(records, set(np.concatenate([counted, ambiguous, *typical]).tolist()))
     phrases = distinctive_phrases(
         [texts[row].y for row in counted.tolist()], naming.latent_N[counted], naming.latents
@@ -241,22 +252,20 @@ def summary_of(
             }
             for row in ambiguous.tolist()
         ],
-        "ambiguous_share": len(unsure) / max(len(named), 1),
+        "ambiguous_share": len(unsure) / max(int((once_N >= 0).sum()), 1),
         "map": _map(naming),
         "names": config.out,
         "page": str(page_path(config.out)),
-        "command": (
-            f"twcli train --model {config.model} --data {config.data} --baseline FILE.h5 "
-            f"--names {config.out} --out RUN"
-        ),
+        "command": _train_command(config),
     }
 
 
 def verdict_of(naming: Naming) -> str:
     """Whether naming worked, in a sentence."""
     score, found = naming.score or 0.0, f"{naming.used} strategies"
+    above_chance = (score - naming.chance) / (1 - naming.chance)
     expected = f"about {score:.0%} of the records are expected to be named right"
-    if score <= naming.chance + ABOVE_CHANCE:
+    if above_chance <= ABOVE_CHANCE:
         return (
             f"No strategies found: {naming.latents} groups of completions can be made, but no "
             "better than by chance. Try another number of latents, more records, or a larger model."
@@ -264,6 +273,24 @@ def verdict_of(naming: Naming) -> str:
     if score < RELIABLE:
         return f"{found} found, not reliably: {expected}. Look at them before you train."
     return f"{found} found: {expected} (chance {naming.chance:.0%})."
+
+
+def _train_command(config: DiscoverConfig) -> str:
+    """The call that trains on these names, in the same template and fields."""
+    words = ["twcli", "train", "--model", config.model, "--data", config.data]
+    for name in ("template", "x_field", "y_field", "max_length"):
+        value = getattr(config, name)
+        default = type(config).__dataclass_fields__[name].default
+        if value != default:
+            words += [flag_of(name), str(value)]
+    return shlex.join([*words, "--baseline", "FILE.h5", "--names", config.out, "--out", "RUN"])
+
+
+def _some(rows: np.ndarray, most: int) -> np.ndarray:
+    """At most so many of the rows, at random but always the same, in their order."""
+    if len(rows) <= most:
+        return rows
+    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
 def _texts(records: Iterable[Example], wanted: set[int]) -> dict[int, Example]:
@@ -283,9 +310,8 @@ def _mean(values: np.ndarray) -> float:
 def _map(naming: Naming) -> dict[str, Any] | None:
     if naming.points is None or naming.point_rows is None:
         return None
-    step = max(1, len(naming.points) // MAP_POINTS)
-    rows = naming.point_rows[::step][:MAP_POINTS]
-    points = naming.points[::step][:MAP_POINTS]
+    places = _some(np.arange(len(naming.points)), MAP_POINTS)
+    rows, points = naming.point_rows[places], naming.points[places]
     latents = naming.latent_N[rows]
     return {
         "points": [[float(x), float(y), int(k)] for (x, y), k in zip(points, latents, strict=True)]

@@ -105,9 +105,14 @@ def _pooled(
     x_RX = layout.places(
         np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS))
     )
+    # Once a prompt: a long one may have many short completions here.
+    _, leaders, prompt_R = np.unique(
+        encoded.prompt_index[rows], return_index=True, return_inverse=True
+    )
     x_columns = np.arange(max(int(x_lengths.max()), 1))
-    whole_x = torch.from_numpy(x_columns < x_lengths[:, None]).to(device)
-    all_x_RX = layout.places(first + np.broadcast_to(x_columns, (len(rows), len(x_columns))))
+    whole_x = torch.from_numpy(x_columns < x_lengths[leaders, None]).to(device)
+    all_x = layout.places(first + np.broadcast_to(x_columns, (len(rows), len(x_columns))))
+    all_x_PX, prompt_R = all_x[leaders], torch.from_numpy(prompt_R).to(device)
     last_x_R1 = layout.places(prompts[:, None])
     layers = layout.hidden(model, all_layers=True)
     features: list[list[torch.Tensor]] = [[] for _ in KINDS]
@@ -126,8 +131,8 @@ def _pooled(
             features[
                 LATER_SIMILARITIES if last is None or last > FIRST_TOKENS else FIRST_SIMILARITIES
             ].append(similar)
-        x = (hidden[all_x_RX] * whole_x[..., None]).sum(1)
-        mean_x.append(x / whole_x.sum(1, keepdim=True).clamp(min=1))
+        x = (hidden[all_x_PX] * whole_x[..., None]).sum(1)
+        mean_x.append((x / whole_x.sum(1, keepdim=True).clamp(min=1))[prompt_R])
         last_x.append(hidden[last_x_R1][:, 0])
     features.append(mean_x + last_x)
     return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features)

@@ -72,6 +72,7 @@ FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
 FIT_ROWS = 12_000  # rows of them, at most
 COUNT_PROMPTS = 1500  # of them, in which the number of latents is looked for
 BLOCK_PROMPTS = 1024
+CHUNK_ROWS = 32  # of one prompt that are named together
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
 SURE = 0.999  # probability of a name where strategies write one string each: no more is known
 
@@ -169,9 +170,8 @@ class Naming:
 
     @property
     def chance(self) -> float:
-        """Share right of naming every row after the most frequent latent."""
-        named = self.latent_N[self.latent_N >= 0]
-        return float(np.bincount(named).max() / len(named)) if len(named) else 1 / self.latents
+        """Share right of names that say nothing: what the score is when nothing is stable."""
+        return 1 / self.latents
 
 
 def naming_record(naming: Naming) -> dict[str, Any]:
@@ -234,6 +234,16 @@ class Rows:
         cuts = np.cumsum(self.sizes)[:-1]
         return [group for group in np.split(self.rows, cuts) if len(group) >= least]
 
+    def chunks(self) -> list[np.ndarray]:
+        """Each prompt's rows, at most `CHUNK_ROWS` together: a prompt with thousands of completions
+        is taken for several, or one prompt could be all that is looked at.
+        """
+        return [
+            group[start : start + CHUNK_ROWS]
+            for group in self.groups()
+            for start in range(0, len(group), CHUNK_ROWS)
+        ]
+
 
 def name_rows(
     source: Source,
@@ -256,18 +266,17 @@ def name_rows(
     # probability d; equal proportions are assumed as long as none are known.
     if several and identical >= ONE_STRING / (latents or MOST_CLUSTERS):
         naming = _name_distinct(source, encoded, found.groups(2), latents, seed, progress)
-        if identical >= ONE_STRING / naming.latents:
+        if one_string_a_strategy(identical, naming.prior.proportions):
             return naming
     if len(found.rows) < LEAST_ROWS_A_LATENT * (latents or 2):
         return None
-    return _name_repeating(source, encoded, found.groups(), identical, latents, seed, progress)
+    return _name_repeating(source, encoded, found.chunks(), latents, seed, progress)
 
 
 def _name_repeating(
     source: Source,
     encoded: Encoded,
     groups: list[np.ndarray],
-    identical: float,
     latents: int | None,
     seed: int,
     progress: Progress,
@@ -289,7 +298,7 @@ def _name_repeating(
     if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
         with progress("naming: search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
-    prior = fit_prior(found.posterior_NK, sizes.tolist(), identical)
+    prior = fit_prior(found.posterior_NK, sizes.tolist())
     latent_N = np.full(len(encoded), -1, np.int64)
     second_N = np.full(len(encoded), -1, np.int64)
     probability_N = np.zeros(len(encoded), np.float32)
@@ -322,7 +331,7 @@ def _name_repeating(
         score=score_of(found),
         stability=found.stability,
         one_string=False,
-        prompts=len(groups),
+        prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
         nested=_nested(counts, K) if latents is None else None,
         points=_picture(views, found),
@@ -349,7 +358,9 @@ def _numbers(
     numbers = (
         range(2, MOST_LATENTS + 1) if latents is None else range(latents, latents + FURTHER + 1)
     )
-    numbers = [number for number in numbers if number <= most] or [latents or 2]
+    numbers = [number for number in numbers if number <= most]
+    if not numbers and latents is None:
+        numbers = [2]
     with progress("naming: how many latents", len(numbers)) as advance:
         counts = counts_of(
             numbers, [view[rows] for view in views], weight_N[rows], sizes[:cut], seed, advance
@@ -359,7 +370,9 @@ def _numbers(
         K = found.posterior_NK.shape[1]
         if len(np.unique(found.posterior_NK.argmax(1))) < 2:
             return 1 / K
-        from_here = [count for count in counts if count.latents >= K] or counts
+        from_here = [count for count in counts if count.latents >= K]
+        if not from_here:
+            return expected_share_right(found.stability, K)
         agree = np.array([agreement(from_here[0], count) for count in from_here])
         right = float(plausibility(from_here) @ agree) * expected_share_right(found.stability, K)
         return max(right, 1 / K)
@@ -481,8 +494,9 @@ def given_names(
     soft = np.full((len(kept), latents), (1 - SURE) / max(latents - 1, 1))
     soft[np.arange(len(kept)), latent_N[kept]] = SURE
     identical = identical_pairs(encoded.prompt_index, encoded.row_hash)
-    prior = fit_prior(soft, [size for size in sizes if size], identical)
     several = bool((found.sizes > 1).any())
+    one_string = several and one_string_a_strategy(identical, soft.mean(0))
+    prior = fit_prior(soft, [size for size in sizes if size], one_string=one_string)
     return Naming(
         latent_N=latent_N,
         probability_N=probability_N,
@@ -492,7 +506,7 @@ def given_names(
         used=_used(latent_N),
         score=None,
         stability=None,
-        one_string=several and one_string_a_strategy(identical, prior.proportions),
+        one_string=one_string,
         prompts=len(found.sizes),
     )
 

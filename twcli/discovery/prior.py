@@ -58,6 +58,8 @@ class LatentPrior:
         Exact: the sum depends on the counts of each latent only, so it is a product of K
         polynomials.
         """
+        if not self.repulsion:
+            return 0.0
         counts = np.arange(size + 1)
         pairs = counts * (counts - 1) / 2
         log_coefficients = np.full(size + 1, -np.inf)
@@ -154,18 +156,18 @@ def _mean_field(
 
 
 def fit_prior(
-    posterior_NK: np.ndarray, sizes: Sequence[int], identical_share: float
+    posterior_NK: np.ndarray, sizes: Sequence[int], *, one_string: bool = False
 ) -> LatentPrior:
     """The likeliest proportions and repulsion, given what features say of each row by itself.
 
     Args:
         posterior_NK: P(z | features), rows of distinct completions, prompt by prompt.
         sizes: rows of each prompt.
-        identical_share: `identical_pairs` of the data.
+        one_string: whether each strategy writes one string a prompt (`one_string_a_strategy`).
     """
     counts_K = posterior_NK.sum(0) + PSEUDO_ROWS
     proportions = counts_K / counts_K.sum()
-    if one_string_a_strategy(identical_share, proportions):
+    if one_string:
         return LatentPrior(proportions, math.inf)
     log_likelihood_NK = np.log(np.maximum(posterior_NK, 1e-4)) - np.log(proportions)
     fitted = [LatentPrior(proportions, repulsion) for repulsion in REPULSIONS]
@@ -184,18 +186,30 @@ def one_string_a_strategy(identical_share: float, proportions: np.ndarray) -> bo
 def identical_pairs(prompt_N: np.ndarray, hash_NH: np.ndarray) -> float:
     """Share of the pairs of completions of one prompt that are the same string; 0 without pairs.
 
+    A prompt of m completions counts m - 1 times, so that one large prompt does not speak for all.
+    Data in which every record occurs equally often, and more than once, are copies of themselves,
+    which says nothing of how completions are drawn: 0.
+
     Args:
         prompt_N: (N,) rows of one prompt share a number.
         hash_NH: (N, 16) uint8, content of each row.
     """
-    _, content_N = np.unique(hash_NH, axis=0, return_inverse=True)
-    pairs = _pairs(np.unique(prompt_N, return_counts=True)[1])
-    return _pairs(np.bincount(content_N.reshape(-1))) / pairs if pairs else 0.0
+    _, first, content_N = np.unique(hash_NH, axis=0, return_index=True, return_inverse=True)
+    copies_C = np.bincount(content_N.reshape(-1))
+    size_P = np.bincount(prompt_N)
+    if len(copies_C) > 1 and copies_C.min() > 1 and copies_C.min() == copies_C.max():
+        return 0.0
+    identical_P = np.bincount(prompt_N[first], _pairs(copies_C), minlength=len(size_P))
+    several = size_P > 1
+    if not several.any():
+        return 0.0
+    share_P = identical_P[several] / _pairs(size_P[several])
+    return float(np.average(share_P, weights=size_P[several] - 1))
 
 
-def _pairs(counts: np.ndarray) -> float:
+def _pairs(counts: np.ndarray) -> np.ndarray:
     counts = counts.astype(np.float64)
-    return float((counts * (counts - 1) / 2).sum())
+    return counts * (counts - 1) / 2
 
 
 def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:

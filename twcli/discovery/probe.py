@@ -31,19 +31,22 @@ class Probe:
         sizes: rows of each prompt.
         points: (N, D).
         distinct: whether distinct completions of a prompt are distinct strategies.
+        proportions: (K,) of the naming that the run was trained on; None for equal ones.
     """
 
     rows: np.ndarray
     sizes: list[int]
     points: np.ndarray
     distinct: bool
+    proportions: np.ndarray | None = None
 
     def predicted(self, soft_NK: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
         """(what of the latents is predicted (N,), what could be (N,)), to be summed and divided.
 
         The share is 1 where each row has a latent with certainty and a discriminant that was fitted
         to other prompts predicts it, and 0 where latents are used alike for every row or change
-        their meaning from prompt to prompt. A latent that no row takes leaves less than could be.
+        their meaning from prompt to prompt. Latents that share out the rows less evenly than the
+        naming did, because one was lost, leave less than could be.
 
         Args:
             soft_NK: probability of each latent for each row.
@@ -51,10 +54,12 @@ class Probe:
         if self.distinct:
             return predictability(self.points, self.sizes, soft_NK, seed)
         K = soft_NK.shape[1]
+        shares_K = np.full(K, 1 / K) if self.proportions is None else self.proportions
+        attainable = 1 - float((shares_K**2).sum())  # of certain latents with these shares
         rng = np.random.default_rng([seed, 6])
         posterior_NK = out_of_fold(self.points, soft_NK.argmax(1), np.asarray(self.sizes), K, rng)
         predicted_N = ((posterior_NK - posterior_NK.mean(0)) * soft_NK).sum(1)
-        return predicted_N, np.full(len(soft_NK), 1 - 1 / K)
+        return predicted_N, np.full(len(soft_NK), attainable)
 
 
 def probe_of(
@@ -63,6 +68,7 @@ def probe_of(
     *,
     distinct: bool,
     seed: int,
+    proportions: np.ndarray | None = None,
     most_rows: int = PROBE_ROWS,
     progress: Progress = silent,
 ) -> Probe | None:
@@ -73,7 +79,7 @@ def probe_of(
         most_rows: about so many rows at most, where they are not.
     """
     found = Rows.of(encoded)
-    groups = found.groups(2 if distinct else 1)
+    groups = found.groups(2) if distinct else found.chunks()
     order = np.random.default_rng([seed, 7]).permutation(len(groups))[:PROBE_PROMPTS]
     chosen = [groups[i] for i in order]
     if len(chosen) < 2:
@@ -91,4 +97,4 @@ def probe_of(
         points = Space.fit(features.kinds, seed).points(features.kinds, 0)
     else:
         points = discriminant_points(PromptEffects.fit(features, sizes)[1])
-    return Probe(rows, sizes, points, distinct)
+    return Probe(rows, sizes, points, distinct, proportions)

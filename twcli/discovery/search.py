@@ -105,6 +105,8 @@ class Way:
         np.add.at(sums, clusters.labels_, views[0][fitted_N])
         counts = np.bincount(clusters.labels_, minlength=fine)[:, None]
         left = views[0] - (sums / np.maximum(counts, 1))[clusters.predict(seen)]
+        if not left.shape[1]:
+            return left
         with np.errstate(invalid="ignore"):  # nothing may be left over
             count = min(self.directions, *left[fitted_N].shape)
             axes = PCA(count, random_state=0).fit(left[fitted_N])
@@ -239,7 +241,7 @@ def out_of_fold(
 ) -> np.ndarray:
     """P(z | points) (N, K), each row by a discriminant of other prompts' rows."""
     fold_N = np.repeat(rng.permutation(len(sizes_P)) % FOLDS, sizes_P)
-    posterior_NK = np.eye(latents)[clusters_N]
+    posterior_NK = (1 - DOUBT) * np.eye(latents)[clusters_N] + DOUBT / latents
     for fold in range(FOLDS):
         held = fold_N == fold
         if held.any() and not held.all():

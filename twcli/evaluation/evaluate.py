@@ -241,9 +241,13 @@ def _frozen(
             progress=advance,
         )
     # Runs of older versions took distinct completions of a prompt for distinct strategies.
-    distinct = bool(RunFolder(config.run).read_naming().get("one_string", True))
+    naming = RunFolder(config.run).read_naming()
+    distinct = bool(naming.get("one_string", True))
+    shares = np.asarray(naming["proportions"], float) if "proportions" in naming else None
     features = ModelSource(frozen, template, again, config.batch_tokens, varlen)
-    return flat, probe_of(features, again, distinct=distinct, seed=config.seed, progress=progress)
+    return flat, probe_of(
+        features, again, distinct=distinct, seed=config.seed, proportions=shares, progress=progress
+    )
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
@@ -142,6 +144,8 @@ def prepare(
     )
     source = ModelSource(backbone, template, encoded, 8 * config.batch_tokens, varlen)
     config, naming = _named(run.settled(config), source, encoded, say, progress)
+    # One naming for all processes: rounding could name a row, and so every latent, otherwise.
+    config, naming = broadcast_object_list([config, naming])
     distinct = naming is None or naming.one_string
     steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
     probe = probe_of(
@@ -149,6 +153,7 @@ def prepare(
         encoded,
         distinct=distinct,
         seed=config.seed,
+        proportions=None if naming is None else naming.prior.proportions,
         most_rows=_scored_rows(config, encoded, steps),
         progress=progress,
     )
@@ -186,7 +191,7 @@ def prepare(
         "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS},
     }
     if config.names is not None:  # the path alone would not show that the file was edited since
-        provenance["names"] = hashlib.sha256(np.ascontiguousarray(latent_N)).hexdigest()
+        provenance["names"] = hashlib.sha256(Path(config.names).read_bytes()).hexdigest()
     return Job(
         config,
         run,
@@ -306,6 +311,11 @@ def _named(
                 say(f"names: latent {empty[0]} has no records and is not trained")
             return dataclasses.replace(config, latents=latents), naming
     naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
+    if naming is None and names is not None and (names.latent_N >= 0).any():
+        naming = given_names(encoded, names.latent_N, names.probability_N, latents)
+        left = int((names.latent_N < 0).sum())
+        say(f"names: {left:,} records stay without a name, too few to find strategies in")
+        return dataclasses.replace(config, latents=latents), naming
     if naming is None:
         if latents is None:
             raise UserError(
