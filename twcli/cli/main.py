@@ -172,7 +172,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     with run.writer() if leads else nullcontext():
         run.check(config)
         if run.done and not config.overwrite:
-            screen.say(f"{config.out}: already trained; --overwrite starts anew")
+            screen.say(f"{config.out}: already trained; --overwrite starts over")
             return
         job = prepare(config, run, screen.say, screen.progress)
         trainer.begin(job)
