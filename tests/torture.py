@@ -216,6 +216,16 @@ class Tally:
         return right
 
 
+def drawn_again(records: list[dict]) -> list[dict]:
+    """The records with the last completion of each prompt of three as its first one: strategies of
+    one string each, whose naming takes no time.
+    """
+    return [
+        record | {"y": records[row - 2]["y"]} if row % 3 == 2 else record
+        for row, record in enumerate(records)
+    ]
+
+
 class Bench:
     """Inputs, the undisturbed results, and a fresh folder for every job."""
 
@@ -224,7 +234,7 @@ class Bench:
         self.model, self.data = folder / "model", folder / "data.jsonl"
         make_model().save_pretrained(self.model)
         make_tokenizer().save_pretrained(self.model)
-        self.records = make_records(20, 3)
+        self.records = drawn_again(make_records(20, 3))
         write_jsonl(self.data, self.records)
         begin = time.monotonic()
         self.whole = self.job("whole")

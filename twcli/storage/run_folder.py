@@ -1,5 +1,5 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
-adapter/, tensorboard/, checksums.json and report.html.
+adapter/, tensorboard/, naming.json, checksums.json and report.html.
 
 Only this module writes in it, except for the report, which the command line writes. A folder or
 file appears under its final name when it is complete.
@@ -156,9 +156,9 @@ class RunFolder:
         """
         if config.overwrite:
             self._clear()
+        if naming is not None:  # a resumed run's as well: it may have been damaged meanwhile
+            write_durably(self.naming_file, json_line(naming))
         if not self.config_file.is_file():
-            if naming is not None:
-                write_durably(self.naming_file, json_line(naming))
             write_durably(self.config_file, to_yaml(config).encode())
         self._mend = how_to_resume(config.overwrite)
 
@@ -325,7 +325,8 @@ class RunFolder:
             yield staged
             sums = {
                 file.name: sha256(file.read_bytes())
-                for file in (self.metrics_file, self.posterior_file)
+                for file in (self.metrics_file, self.posterior_file, self.naming_file)
+                if file is not self.naming_file or file.is_file()
             }
             if self.adapter.is_dir():
                 sums |= _synced_sums(self.adapter, "adapter")
