@@ -18,6 +18,7 @@ from twcli.discovery.search import Found, matched_share, search
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
 TOLERANCE = 0.03  # of stability, within which two numbers are equally stable
+DOUBT = 0.1  # of stability: a number that is less stable by this is held a third as likely
 FURTHER = 2  # numbers above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 
@@ -77,7 +78,7 @@ def best_count(counts: Sequence[Count]) -> Count:
 def plausibility(counts: Sequence[Count]) -> np.ndarray:
     """(number of counts,) weights of sum 1: how far each number is held to be the right one."""
     stability = np.array([count.stability for count in counts])
-    weights = np.exp((stability - stability.max()) / TOLERANCE)
+    weights = np.exp((stability - stability.max()) / DOUBT)
     return weights / weights.sum()
 
 
