@@ -7,7 +7,7 @@ A cell is one task, draw and seed. It makes the data, runs `twcli discover` on i
 names found with the strategies that the data were written in; `auto` cells leave the number of
 latents to the command, `train` cells train a model on the names and evaluate it. Labels are read
 for the comparison alone. Every finished cell is kept as JSON below --out and is not run again with
-the same settings: an interrupted call goes on. The tables hold all cells kept.
+the same settings: an interrupted call resumes. The tables hold all cells kept.
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from sklearn.decomposition import PCA
 
+from twcli.discovery.prompt_effects import prompt_means
+
 DIRECTIONS = 256  # principal directions that the regression sees
 # share of prompts with two completions, from which their differences leave the naming open
 PAIRS = 0.9
@@ -45,7 +47,7 @@ class Centring:
         """
         means, shares = [], []
         for kind in features:
-            prompts = _prompt_means(kind, sizes)
+            prompts = prompt_means(kind, sizes)
             apart = (
                 (kind - np.repeat(prompts, sizes, axis=0)).std(0)
                 if keep
@@ -60,16 +62,10 @@ class Centring:
     def __call__(self, features: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
         """Centres features (N, F) of each kind, grouped by prompt, where they stand."""
         for kind, mean, share in zip(features, self.means, self.shares, strict=True):
-            prompts = _prompt_means(kind, sizes)
+            prompts = prompt_means(kind, sizes)
             kind -= np.repeat(
                 prompts - share * (prompts - mean) if share.any() else prompts, sizes, axis=0
             )
-
-
-def _prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
-    """(P, F)."""
-    sizes_P = np.asarray(sizes)
-    return np.add.reduceat(features, np.cumsum(sizes_P) - sizes_P, axis=0) / sizes_P[:, None]
 
 
 def in_pairs(sizes: Sequence[int]) -> bool:

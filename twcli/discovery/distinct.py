@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from twcli.discovery.centring import whitened
 from twcli.discovery.exchanges import ALIKE, search
 from twcli.discovery.predictability import CrossValidation, above_chance
 from twcli.discovery.prior import assign_groups
+from twcli.discovery.search import matched_share
 
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature
@@ -202,10 +202,3 @@ def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.nd
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return (points**2).sum(1)[:, None] - 2 * points @ centroids.T + (centroids**2).sum(1)
-
-
-def matched_share(one: np.ndarray, other: np.ndarray, latents: int) -> float:
-    counts = np.zeros((latents, latents))
-    np.add.at(counts, (one, other), 1)
-    rows, columns = linear_sum_assignment(-counts)
-    return counts[rows, columns].sum() / len(one)

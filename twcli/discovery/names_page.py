@@ -12,8 +12,8 @@ Keys of the summary:
         None, and what chance gives; all in [0, 1].
     stability: float or None. repulsion: nats a pair of completions of one prompt, or "infinite".
     proportions: K floats in [0, 1].
-    per_latents: a dict for each K that was tried, with latents, stability, agreement, evidence,
-        score and chosen; empty where K was given.
+    per_latents: a dict for each K that was tried, with latents, stability, evidence,
+        score and chosen; where K was given, that one and the next larger ones.
     nested: str or None, how finer answers nest in coarser ones.
     latent_cards: K dicts with latent, share, mean_probability, phrases (text, z, share and, where
         known, elsewhere) and typical (row, x, y, probability).
