@@ -33,11 +33,21 @@ MAX_LINE_BYTES = 16 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One record: prompt x, completion y and, for evaluation only, its strategy label."""
+    """One record: prompt x, completion y and, for evaluation only, its strategy label.
+
+    Attributes:
+        x: the prompt. Of a conversation a readable text of it, for reports and judges only.
+        y: the completion. Of a conversation the text of the target turn.
+        messages: of a conversation all turns, the last one being the assistant's turn to learn;
+            None where the record is two texts.
+        tools: the functions offered in the conversation, as the chat template takes them.
+    """
 
     x: str
     y: str
     strategy: str | None = None
+    messages: tuple[dict[str, Any], ...] | None = None
+    tools: list[Any] | None = None
 
 
 def read_examples(path: str, **fields: Any) -> list[Example]:
