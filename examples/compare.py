@@ -25,18 +25,28 @@ def main(arguments: list[str]) -> None:
     table.add_column("")
     for name in results:
         table.add_column(name, justify="right", no_wrap=True)
-    for rows in zip(*map(rows_of, results.values()), strict=True):
-        if rows[0][0] == "diagnostics":  # about the weights, which say little about the result
-            continue
-        table.add_row(
-            rows[0][1],
-            *(f"{value}  [{interval}]" if interval else value for _, _, value, interval, _ in rows),
-        )
+    figures = {name: figures_of(result) for name, result in results.items()}
+    # runs may have different numbers of latents, which have a row each
+    for key in dict.fromkeys(key for one in figures.values() for key in one):
+        table.add_row(key, *(one.get(key, "-") for one in figures.values()))
     console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(table, markup=False)
     for name, result in results.items():
         if lines := mapping_line(result).splitlines():
             print(f"{name}: " + "; ".join(lines[1:]))
+
+
+def figures_of(result: dict) -> dict[str, str]:
+    """Name -> value and interval; without the diagnostics, which are about the weights and say
+    little about the result.
+    """
+    return {
+        f"{section} {key}" if section == "retention" else key: f"{value}  [{interval}]"
+        if interval
+        else value
+        for section, key, value, interval, _ in rows_of(result)
+        if section != "diagnostics"
+    }
 
 
 def read(file: str) -> dict:

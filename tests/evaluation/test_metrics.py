@@ -4,6 +4,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
 from tests.discovery.test_score import predictability
 from twcli.evaluation.metrics import Generations, ari, nmi, one_to_one, summarise
+from twcli.training.retention import retention
 
 NAMES = ["a", "b", "c"]
 
@@ -245,3 +246,29 @@ def test_a_strategy_too_many_is_told_as_merged(judge):
     alignment = summarise(**inputs)["alignment"]
     assert alignment["mapping"]["0"] == "a" and alignment["mapping"]["1"] in ("b", "c")
     assert alignment["merged"] == {"c" if alignment["mapping"]["1"] == "b" else "b": 1}
+
+
+def test_retention_against_what_the_frozen_model_carries_out():
+    """Of strategy b, a third of the records, the frozen model carries out half and is right in a
+    third of those; the run is asked for it 40 times, obeys 30 times and is right 20 times.
+    """
+    inputs = perfect(prompts=40)
+    prompt = np.repeat(np.arange(40), 3)
+    made = [["c", "a", "b" if number < 30 else None] for number in range(40)]
+    right = [[True, True, number < 20] for number in range(40)]
+    ours = Generations(prompt, np.tile(np.arange(3), 40), sum(made, []), sum(right, []))
+    drawn = [["a", "c", "b" if number % 2 else None] for number in range(40)]
+    drawn_right = [[True, True, number % 6 == 1] for number in range(40)]
+    frozen = Generations(prompt, np.tile(np.arange(3), 40), sum(drawn, []), sum(drawn_right, []))
+    latent = inputs["posterior"].argmax(1)
+    kept = retention(latent, inputs["frozen_nll"], inputs["marginal_nll"], np.zeros((120, 3)))
+    result = summarise(**inputs, retained=kept, sampled=ours, frozen_sampled=frozen)
+    assert [entry["strategy"] for entry in result["retention"]] == ["c", "a", "b"]
+    last = result["retention"][2]
+    assert last["obeyed"] == 0.75 and last["frozen_obeyed"] == pytest.approx(0.5)
+    assert last["right"] == 0.5 and last["frozen_right"] == pytest.approx(7 / 20)
+    assert last["obeyed_ci"][0] < 0.75 < last["obeyed_ci"][1]
+    assert (last["gain"], last["below"], last["retained"]) == (0.5, False, 1.0)
+    bare = summarise(**perfect(judge=False), retained=kept)["retention"][2]
+    assert bare["strategy"] is bare["obeyed"] is bare["frozen_right_ci"] is None
+    assert summarise(**perfect())["retention"] is None

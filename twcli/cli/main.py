@@ -162,6 +162,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     from twcli.storage.run_folder import RunFolder
     from twcli.training import trainer
     from twcli.training.job import prepare
+    from twcli.training.retention import retention_lines
 
     runtime.quiet_transformers()
     if dry_run:
@@ -182,13 +183,15 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         )
         screen.follow(trainer.fit(job, screen.say), job.steps)
         # by all processes: each may hold a part of the model
-        score = trainer.score(job, screen.progress)
+        score, retained = trainer.score(job, screen.progress)
         trainer.export(job)
         runtime.leave(job.accelerator)
     if score is not None:
         screen.say(
             f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)"
         )
+    for line in retention_lines(retained):
+        screen.say(line)
     screen.say(
         f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
         "TEST.jsonl"

@@ -32,11 +32,15 @@ class Predictability:
     Attributes:
         predicted, attainable: (N,) as `probe.Probe.predicted` gives them.
         gain: (N,) nats, frozen minus marginal NLL.
+        latent: (N,) int, each record's latent, -1 for none; None leaves latents out of account.
+        below: (K,) bool, latents whose gain is below 0 beyond doubt.
     """
 
     predicted: np.ndarray
     attainable: np.ndarray
     gain: np.ndarray
+    latent: np.ndarray | None = None
+    below: np.ndarray | None = None
 
 
 def run_score(
@@ -49,7 +53,8 @@ def run_score(
     predicted makes up the rest. What the model writes is then taken to be a strategy at all as far
     as its distribution is the frozen model's: their overlap is bounded from below by exp(-KL), but
     for a constant (Bretagnolle and Huber 1979), and on what the frozen model wrote the KL is the
-    likelihood that was lost.
+    likelihood that was lost. Latents count alike, so one strategy of K that was lost costs its K-th
+    part although the mean likelihood hardly shows it.
 
     Args:
         weight_N: how often each record counts; None for once.
@@ -59,8 +64,29 @@ def run_score(
     if share is None:
         return None
     share = min(max(share, 0.0), 1.0)  # of a few prompts its estimate may be anything
-    overlap = np.exp(min(0.0, weight_N @ records.gain / weight_N.sum()))
-    return float((1 / latents + (1 - 1 / latents) * share) * overlap)
+    return float((1 / latents + (1 - 1 / latents) * share) * _overlap(records, weight_N))
+
+
+def _overlap(records: Predictability, weight_N: np.ndarray) -> float:
+    """Mean over the latents that have records. One that is not below the frozen model beyond doubt
+    counts with all records' gain or its own, whichever is higher: few records say little.
+    """
+    gain = float(weight_N @ records.gain / weight_N.sum())
+    if records.latent is None or records.below is None:
+        return float(np.exp(min(0.0, gain)))
+    named = records.latent >= 0
+    mass_K = np.bincount(records.latent[named], weight_N[named], minlength=len(records.below))
+    sum_K = np.bincount(
+        records.latent[named],
+        (weight_N * records.gain)[named],
+        minlength=len(records.below),
+    )
+    here = mass_K > 0
+    if not here.any():
+        return float(np.exp(min(0.0, gain)))
+    gain_K = sum_K[here] / mass_K[here]
+    gain_K = np.where(records.below[here], gain_K, np.maximum(gain_K, gain))
+    return float(np.exp(np.minimum(0.0, gain_K)).mean())
 
 
 def ratio(numerator: float, denominator: float) -> float | None:

@@ -11,13 +11,14 @@ import importlib
 import os
 import reprlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig, TrainConfig
 from twcli.data.batches import batches_to_read, collate
@@ -26,7 +27,6 @@ from twcli.data.padding import gather_padded
 from twcli.data.template import Encoded, Template
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
-from twcli.discovery.score import Predictability
 from twcli.errors import UserError, first_line
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.kernels.packing import PLAIN
@@ -37,6 +37,7 @@ from twcli.models.latents import LatentModel
 from twcli.storage.run_folder import RunFolder
 from twcli.training import diagnostics, loss
 from twcli.training.objective import reconstruction
+from twcli.training.retention import judged_by_probe, retention
 
 Judge = Callable[[str, str], tuple[str | None, bool | None]]
 VERDICT = "a judge returns (strategy or None, correct or None) for any text"
@@ -92,7 +93,9 @@ def evaluate(
     encoded = template.encode(examples, max_length=max_length, source=config.data)
     with torch.no_grad():
         choose_execution(model, trained.execution, template, encoded, say)
-    frozen_flat, probe = _frozen(config, trained, examples, encoded, say, progress)
+    frozen_flat, probe, frozen_texts = _frozen(
+        config, trained, examples, encoded, judge is not None, say, progress
+    )
     with progress("posterior", len(encoded)) as advance:
         passes = read_all(
             model,
@@ -107,7 +110,15 @@ def evaluate(
     if judge and not any(labels):
         labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
     prompts, texts = _completions(
-        config, model, template, examples, encoded, max_length, None if judge else SHOWN, progress
+        config,
+        model.backbone,
+        template,
+        examples,
+        encoded,
+        max_length,
+        model.latent_ids_KP.tolist(),
+        None if judge else SHOWN,
+        progress,
     )
     generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
     frozen = (
@@ -115,11 +126,24 @@ def evaluate(
         if frozen_flat is None
         else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
     )
-    predictability = None
-    if probe is not None:
-        shares = probe.predicted(passes.responsibilities[probe.rows], config.seed)
-        gain = (frozen - passes.marginal_nll)[probe.rows]
-        predictability = Predictability(*shares, gain=gain)
+    predictability, retained = None, None
+    if frozen is not None:
+        retained = retention(
+            passes.posterior.argmax(1), frozen, passes.marginal_nll, passes.generator_nll
+        )
+    if probe is not None and frozen is not None:
+        predictability = judged_by_probe(
+            probe,
+            passes.responsibilities[probe.rows],
+            frozen[probe.rows],
+            passes.marginal_nll[probe.rows],
+            config.seed,
+        )
+    sampled, frozen_sampled = None, None
+    if judge and frozen_texts is not None:
+        sampled, frozen_sampled = _drawn_alike(
+            config, model, template, examples, encoded, max_length, judge, frozen_texts, progress
+        )
     result = summarise(
         posterior=passes.posterior,
         router=passes.router,
@@ -130,6 +154,9 @@ def evaluate(
         labels=labels if any(labels) else None,
         generations=generations,
         predictability=predictability,
+        retained=retained,
+        sampled=sampled,
+        frozen_sampled=frozen_sampled,
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
@@ -198,11 +225,12 @@ def _frozen(
     trained: TrainConfig,
     examples: list[Example],
     encoded: Encoded,
+    draw: bool,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
-) -> tuple[np.ndarray | None, Probe | None]:
-    """(b_t of the records, the probe that the run is scored by) of the model that the run started
-    from; None where it is gone.
+) -> tuple[np.ndarray | None, Probe | None, list[list[str]] | None]:
+    """(b_t of the records, the probe that the run is scored by, K completions of each distinct
+    prompt where `draw`) of the model that the run started from; None where it is gone.
     """
     source = config.model or trained.model
     try:
@@ -219,7 +247,7 @@ def _frozen(
             f"frozen model not found ({error}); score and likelihood.gain are left out, "
             "give --model to have them"
         )
-        return None, None
+        return None, None, None
     again = template.encode(
         examples, max_length=runtime.context_length(frozen, None), source=config.data
     )
@@ -245,9 +273,25 @@ def _frozen(
     distinct = bool(naming.get("one_string", True))
     shares = np.asarray(naming["proportions"], float) if "proportions" in naming else None
     features = ModelSource(frozen, template, again, config.batch_tokens, varlen)
-    return flat, probe_of(
+    probe = probe_of(
         features, again, distinct=distinct, seed=config.seed, proportions=shares, progress=progress
     )
+    texts = None
+    if draw:
+        limit = runtime.context_length(frozen, config.max_length)
+        _, texts = _completions(
+            config,
+            frozen,
+            template,
+            examples,
+            again,
+            limit,
+            [None] * int(trained.latents or 1),
+            None,
+            progress,
+            temperature=1.0,
+        )
+    return flat, probe, texts
 
 
 @dataclass(frozen=True)
@@ -258,6 +302,7 @@ class Passes:
         posterior, router: (N, K) probabilities.
         responsibilities: (N, K) proportional to p(y|x,z): which latents would write y, whatever
             router and posterior say.
+        generator_nll: (N, K) nats, -log p(y|x,z).
         marginal_nll: (N,) nats, -log sum_z p(z|x) p(y|x,z), the sum exact.
         figures: (N,) each, of `diagnostics.row_figures`.
     """
@@ -265,6 +310,7 @@ class Passes:
     posterior: np.ndarray
     router: np.ndarray
     responsibilities: np.ndarray
+    generator_nll: np.ndarray
     marginal_nll: np.ndarray
     figures: dict[str, np.ndarray]
 
@@ -286,7 +332,7 @@ def read_all(
     """
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
-    passes = Passes(np.empty((N, K)), np.empty((N, K)), np.empty((N, K)), np.empty(N), {})
+    passes = Passes(*(np.empty((N, K)) for _ in range(4)), np.empty(N), {})
     if frozen_flat is None and not model.dynamic_baseline:
         trained = dataclasses.replace(
             trained,
@@ -323,43 +369,84 @@ def read_all(
         passes.responsibilities[rows], passes.marginal_nll[rows] = (
             t.cpu() for t in loss.responsibilities(output.nll_BCS, output.log_router_BK)
         )
+        passes.generator_nll[rows] = output.nll_BCS.double().sum(-1).cpu()
         progress(len(rows))
     return passes
 
 
 def _completions(
     config: EvalConfig,
-    model: LatentModel,
+    model: PreTrainedModel,
     template: Template,
     examples: list[Example],
     encoded: Encoded,
     max_length: int,
+    latents: Sequence[list[int] | None],
     limit: int | None,
     progress: Callable[[str, int], Any],
+    *,
+    temperature: float = 0.0,
 ) -> tuple[np.ndarray, list[list[str]]]:
-    """(first row of each distinct prompt, at most `limit` of them; its greedy
-    completion under each latent).
+    """(first row of each distinct prompt, at most `limit` of them; its completions, one for each of
+    `latents`).
+
+    Args:
+        latents: token ids of a latent each; None for the model without one.
+        temperature: 0 is greedy.
     """
     _, first = np.unique(encoded.prompt_index, return_index=True)
-    first, latent_ids = first[:limit], model.latent_ids_KP.tolist()
-    prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latent_ids]
+    first = first[:limit]
+    prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latents]
     budget = np.minimum(
         config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
         max_length - np.asarray([len(prompt) for prompt in prompts]),
     )
     with progress("generating", len(prompts)) as advance:
         texts, _ = generate(
-            model.backbone,
+            model,
             template,
             prompts,
             max_new_tokens=budget,
-            temperature=0.0,
+            temperature=temperature,
             seed=config.seed,
             batch_tokens=4 * config.batch_tokens,
             progress=advance,
         )
-    K = len(latent_ids)
+    K = len(latents)
     return first, [texts[start : start + K] for start in range(0, len(texts), K)]
+
+
+def _drawn_alike(
+    config: EvalConfig,
+    model: LatentModel,
+    template: Template,
+    examples: list[Example],
+    encoded: Encoded,
+    max_length: int,
+    judge: Judge,
+    frozen_texts: list[list[str]],
+    progress: Callable[[str, int], Any],
+) -> tuple[Generations, Generations]:
+    """Completions drawn from the run, one for each latent, and as many from the frozen model, both
+    at temperature 1 and judged. Greedy ones would flatter whichever model is compared.
+    """
+    prompts, texts = _completions(
+        config,
+        model.backbone,
+        template,
+        examples,
+        encoded,
+        max_length,
+        model.latent_ids_KP.tolist(),
+        None,
+        progress,
+        temperature=1.0,
+    )
+    ours, frozen = (
+        _judged_all(config, judge, examples, encoded, prompts, each)
+        for each in (texts, frozen_texts)
+    )
+    return ours, frozen
 
 
 def _judged_all(

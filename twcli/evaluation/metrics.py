@@ -7,6 +7,7 @@ K latents, C strategies, P prompts.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import entr, xlogy
 
 from twcli.discovery.score import Predictability, ratio, run_score
+from twcli.training.retention import Retention
 
 ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
 COLLAPSED_SHARE = 0.05  # of log K nats: less mutual information than this is a collapse
@@ -53,6 +55,9 @@ def summarise(
     seed: int,
     diagnostics: dict[str, np.ndarray] | None = None,
     predictability: Predictability | None = None,
+    retained: Sequence[Retention] | None = None,
+    sampled: Generations | None = None,
+    frozen_sampled: Generations | None = None,
 ) -> dict[str, Any]:
     """All keys of `eval --json`; `<key>_ci` holds a 95 % bootstrap interval [low, high].
 
@@ -71,6 +76,9 @@ def summarise(
             NaN where a record has none.
         predictability: of the records that the run is scored by, which need not be all;
             gives the label-free `score`.
+        retained: what became of the completions of each latent.
+        sampled, frozen_sampled: completions drawn from the run, one for each latent, and as many
+            from the frozen model, `latents` of the latter being the numbers of the draws.
 
     Where K is not the number of strategies: `posterior.unused` lists the latents whose mean
     posterior is below `ACTIVE_MASS`; `alignment.spare` gives for every other latent that the
@@ -78,8 +86,9 @@ def summarise(
     `alignment.merged` for every strategy left over the latent that takes most of its records.
 
     Returns:
-        Sections `posterior`, `alignment`, `likelihood`, `diagnostics` and the single figures; null
-        where there is nothing to tell.
+        Sections `posterior`, `alignment`, `likelihood`, `diagnostics`, the list `retention` with an
+        entry for each latent that has records, and the single figures; null where there is nothing
+        to tell.
     """
     rng = np.random.default_rng([seed, 0])
     scored_P = _second_half(int(prompts.max()) + 1, rng)
@@ -114,6 +123,19 @@ def summarise(
         else _with_intervals(
             lambda weight_N: {"score": run_score(predictability, posterior.shape[1], weight_N)},
             len(predictability.gain),
+            bootstrap,
+            rng,
+        )
+    )
+    result["retention"] = (
+        None
+        if retained is None
+        else _retention(
+            retained,
+            result["alignment"]["mapping"],
+            labels,
+            sampled,
+            frozen_sampled,
             bootstrap,
             rng,
         )
@@ -242,6 +264,92 @@ def _answer_accuracy(
         return {"answer_accuracy": ratio(weight_P @ right_P, weight_P @ known_P)}
 
     return _with_intervals(figures, len(known_P), bootstrap, rng)
+
+
+# Retention: is each strategy written as well as before?
+
+
+def _retention(
+    retained: Sequence[Retention],
+    mapping: dict[str, str | None] | None,
+    labels: Sequence[str | None] | None,
+    sampled: Generations | None,
+    frozen_sampled: Generations | None,
+    bootstrap: int,
+    rng: np.random.Generator,
+) -> list[dict[str, Any]]:
+    """Without a judge `strategy` and what follows it are null."""
+    entries: list[dict[str, Any]] = []
+    names = ("obeyed", "frozen_obeyed", "right", "frozen_right")
+    for latent in retained:
+        entry: dict[str, Any] = dataclasses.asdict(latent)
+        entry |= {"retained": latent.retained, "below": latent.below}
+        entry["gain_ci"] = None if latent.gain_ci is None else list(latent.gain_ci)
+        entry |= {"strategy": None} | {f"{n}{s}": None for n in names for s in ("", "_ci")}
+        strategy = (mapping or {}).get(str(latent.latent))
+        if strategy is not None and sampled is not None and frozen_sampled is not None:
+            entry["strategy"] = strategy
+            entry |= _with_intervals(
+                _carried_out(latent.latent, strategy, labels or (), sampled, frozen_sampled),
+                len(np.unique(sampled.prompts)),
+                bootstrap,
+                rng,
+            )
+        entries.append(entry)
+    return entries
+
+
+def _carried_out(
+    latent: int,
+    strategy: str,
+    labels: Sequence[str | None],
+    sampled: Generations,
+    frozen: Generations,
+) -> Callable[[np.ndarray], Figures]:
+    """`obeyed`: share of the completions asked for by the latent that the judge sees as its
+    strategy. `frozen_obeyed`: the strategy's share of what the frozen model draws over its share of
+    the labelled records, at most 1: what of it the frozen model carries out. `right` and
+    `frozen_right`: share of right answers of the completions asked for, and of the frozen model's
+    that are of the strategy.
+    """
+    prompt_G = np.unique(sampled.prompts, return_inverse=True)[1]
+    prompt_F = np.unique(frozen.prompts, return_inverse=True)[1]
+    count = len(np.unique(sampled.prompts))
+    known = [label for label in labels if label is not None]
+    share = sum(label == strategy for label in known) / len(known) if known else 0.0
+
+    def per_prompt(prompts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+        return np.bincount(prompts, chosen.astype(float), minlength=count)
+
+    asked_G = sampled.latents == latent
+    seen_G = np.array([s == strategy for s in sampled.strategies])
+    seen_F = np.array([s == strategy for s in frozen.strategies])
+    known_G, known_F = (
+        np.array([c is not None for c in each.correct]) for each in (sampled, frozen)
+    )
+    right_G, right_F = (np.array([bool(c) for c in each.correct]) for each in (sampled, frozen))
+    asked_P = per_prompt(prompt_G, asked_G)
+    obeyed_P = per_prompt(prompt_G, asked_G & seen_G)
+    drawn_P = per_prompt(prompt_F, np.ones(len(prompt_F)))
+    of_it_P = per_prompt(prompt_F, seen_F)
+    told_P, right_P = (
+        per_prompt(prompt_G, asked_G & known_G),
+        per_prompt(prompt_G, asked_G & right_G),
+    )
+    told_frozen_P = per_prompt(prompt_F, seen_F & known_F)
+    right_frozen_P = per_prompt(prompt_F, seen_F & right_F)
+
+    def figures(weight_P: np.ndarray) -> Figures:
+        drawn = ratio(weight_P @ of_it_P, weight_P @ drawn_P)
+        carried = None if drawn is None else ratio(drawn, share)
+        return {
+            "obeyed": ratio(weight_P @ obeyed_P, weight_P @ asked_P),
+            "frozen_obeyed": None if carried is None else min(carried, 1.0),
+            "right": ratio(weight_P @ right_P, weight_P @ told_P),
+            "frozen_right": ratio(weight_P @ right_frozen_P, weight_P @ told_frozen_P),
+        }
+
+    return figures
 
 
 # Alignment: latents against strategies

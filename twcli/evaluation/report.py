@@ -50,6 +50,7 @@ NO_FROZEN = "frozen model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
 NO_SEVERAL = "no two prompts with two completions"
+NO_RECORDS = "no record has this latent"
 NO_SPLIT = "nothing to score, or one prompt only"
 
 
@@ -69,6 +70,29 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
             yield section or "", key, "-", "", _why_null(result, section, key)
         else:
             yield section or "", key, _number(value), _interval(holder.get(f"{key}_ci")), note
+    yield from _retention_rows(result)
+
+
+def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
+    """What became of each latent's completions, nats an example."""
+    found = {entry["latent"]: entry for entry in result.get("retention") or ()}
+    why = NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_RECORDS
+    for latent in range(result["latents"]):
+        entry, key = found.get(latent), f"z{latent}"
+        if entry is None:
+            yield "retention", key, "-", "", why
+            continue
+        note = "BELOW the frozen model" if entry["below"] else "against the frozen model"
+        note += f"; {entry['retained']:.0%} left"
+        if entry["obeyed"] is not None:
+            note += f"; obeyed {entry['obeyed']:.0%}" + _before(entry["frozen_obeyed"])
+        if entry["right"] is not None:
+            note += f"; right {entry['right']:.0%}" + _before(entry["frozen_right"])
+        yield "retention", key, f"{entry['gain']:+.3f}", _interval(entry["gain_ci"]), note
+
+
+def _before(value: float | None) -> str:
+    return "" if value is None else f" (before {value:.0%})"
 
 
 def _number(value: Any) -> str:

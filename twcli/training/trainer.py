@@ -21,7 +21,7 @@ from twcli import signals
 from twcli.data.batches import Batch, batches_to_read, collate, drop_history, opening
 from twcli.discovery.naming import anchored, naming_record
 from twcli.discovery.prior import assign_rows, without_spares
-from twcli.discovery.score import Predictability, run_score
+from twcli.discovery.score import run_score
 from twcli.errors import Interrupted, WorkFailed, how_to_resume
 from twcli.kernels.packing import PLAIN
 from twcli.models import runtime
@@ -34,6 +34,7 @@ from twcli.training.job import ADAM_BETAS, Job, Say, plan_of
 from twcli.training.loss import responsibilities
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
+from twcli.training.retention import Retention, judged_by_probe, retention
 from twcli.training.stages import FREE, REFINE, ahead, batches, read_ahead
 from twcli.training.state import restore, snapshot
 
@@ -331,15 +332,20 @@ def _diverged(job: Job, step: int, rows: np.ndarray, what: str) -> WorkFailed:
 
 
 @torch.no_grad()
-def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
-    """The `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1,
-    without a label. None where no prompts have several completions.
+def score(job: Job, progress: Callable[[str, int], Any]) -> tuple[float | None, list[Retention]]:
+    """(the `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1,
+    without a label; what became of each latent's completions). None and nothing where no prompts
+    have several completions.
     """
-    if job.probe is None:
-        return None
+    if job.probe is None or job.frozen_nll_N is None:
+        return None, []
     job.model.eval()
-    rows = job.probe.rows
-    soft_NK, marginal_N = np.empty((len(rows), job.model.latents)), np.empty(len(rows))
+    rows, latents = job.probe.rows, job.model.latents
+    soft_NK, generator_NK, marginal_N = (
+        np.empty((len(rows), latents)),
+        np.empty((len(rows), latents)),
+        np.empty(len(rows)),
+    )
     with progress("score", len(rows)) as advance:
         for places in batches_to_read(
             job.encoded,
@@ -356,12 +362,14 @@ def score(job: Job, progress: Callable[[str, int], Any]) -> float | None:
             soft_NK[places], marginal_N[places] = (
                 t.cpu() for t in responsibilities(nll_BKS, log_p_BK)
             )
+            generator_NK[places] = nll_BKS.double().sum(-1).cpu()
             advance(len(places))
-    predicted, attainable = job.probe.predicted(soft_NK, job.config.seed)
-    return run_score(
-        Predictability(predicted, attainable, gain=job.frozen_nll_N - marginal_N),
-        job.model.latents,
-    )
+    # Without a naming the generator itself says which latent a completion has.
+    named_N = job.latent_N[rows]
+    latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
+    found = retention(latent_N, job.frozen_nll_N, marginal_N, generator_NK)
+    records = judged_by_probe(job.probe, soft_NK, job.frozen_nll_N, marginal_N, job.config.seed)
+    return run_score(records, latents), found
 
 
 def export(job: Job) -> None:

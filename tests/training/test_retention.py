@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from scipy.stats import t
+
+from twcli.discovery.score import Predictability, run_score
+from twcli.training.retention import retention, retention_lines
+
+RNG = np.random.default_rng(0)
+
+
+def lost(latents=4, each=50, loss=3.0):
+    """Latent 1 writes its completions `loss` nats worse than the frozen model, the others better so
+    that the mean likelihood is as it was.
+    """
+    latent_N = np.repeat(np.arange(latents), each)
+    frozen_N = 10 + RNG.normal(size=latents * each)
+    gain_N = np.where(latent_N == 1, -loss, loss / (latents - 1))
+    gain_N = gain_N + RNG.normal(size=latents * each) / 10
+    return latent_N, frozen_N, frozen_N - gain_N
+
+
+def test_a_strategy_that_was_lost_is_named_though_the_mean_likelihood_hides_it():
+    latent_N, frozen_N, marginal_N = lost()
+    assert abs((frozen_N - marginal_N).mean()) < 0.05
+    generator_NK = np.tile(marginal_N[:, None], 4) + np.arange(4)
+    found = retention(latent_N, frozen_N, marginal_N, generator_NK)
+    assert [entry.below for entry in found] == [False, True, False, False]
+    one = found[1]
+    gain = (frozen_N - marginal_N)[latent_N == 1]
+    half = t.ppf(0.975, 49) * gain.std(ddof=1) / np.sqrt(50)
+    assert one.records == 50 and one.gain == pytest.approx(gain.mean())
+    assert one.gain_ci == pytest.approx((gain.mean() - half, gain.mean() + half))
+    assert one.retained == pytest.approx(np.exp(gain.mean()))
+    assert one.generator_nll == pytest.approx((marginal_N + 1)[latent_N == 1].mean())
+    (line,) = retention_lines(found)
+    assert line.startswith("retention: z1 is below the frozen model, -3.0") and "5% of" in line
+    (fine,) = retention_lines([entry for entry in found if not entry.below])
+    assert fine.startswith("retention: no latent is below the frozen model; the least is z")
+
+
+def test_few_records_prove_nothing_and_a_latent_without_records_has_no_entry():
+    latent_N = np.array([0, 0, 2, -1])
+    frozen_N, marginal_N = np.array([1.0, 5.0, 1.0, 1.0]), np.array([2.0, 5.1, 9.0, 9.0])
+    first, other = retention(latent_N, frozen_N, marginal_N, np.zeros((4, 3)))
+    assert (first.latent, other.latent) == (0, 2)
+    assert first.gain < 0 and not first.below  # two records, far apart
+    assert other.gain_ci is None and not other.below
+    assert retention_lines([]) == []
+
+
+def test_the_score_falls_with_the_latent_that_was_lost_and_with_no_other():
+    latent_N, frozen_N, marginal_N = lost()
+    records = np.full(200, 0.75)
+    below_K = np.array([False, True, False, False])
+
+    def score(**more):
+        return run_score(Predictability(records, records, frozen_N - marginal_N, **more), 4)
+
+    assert score() == pytest.approx(1.0, abs=0.05)
+    assert score(latent=latent_N, below=below_K) == pytest.approx((3 + np.exp(-3)) / 4, abs=0.01)
+    # what is not beyond doubt costs no more than the run's own gain
+    assert score() <= score(latent=latent_N, below=np.zeros(4, bool)) <= 1
+    assert score(latent=np.full(200, -1), below=below_K) == pytest.approx(score())

@@ -1,0 +1,139 @@
+"""Is each strategy still written as well as the frozen model wrote it? `twcli train` says so at its
+end, `twcli eval` shows it for each latent, and the score of a run falls with a latent that is not.
+
+A completion of latent k has the likelihood sum_z p(z|x) p(y|x,z) under the run and p(y|x) under the
+frozen model, which also has to choose the strategy before it writes it. Their mean log ratio over
+the completions of one latent is its gain. The mean over all completions hides a strategy that was
+lost: the others gain what it loses.
+
+Shapes: N records, K latents. Nats an example.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student
+
+from twcli.discovery.probe import Probe
+from twcli.discovery.score import Predictability
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What became of the completions of one latent.
+
+    Attributes:
+        latent: its number.
+        records: completions that have it.
+        frozen_nll: mean NLL under the frozen model.
+        generator_nll: mean NLL under the generator, given this latent.
+        gain: mean of the frozen model's NLL minus the run's, the sum over z exact.
+        gain_ci: Student's 95 % interval of that mean, None for a single record.
+    """
+
+    latent: int
+    records: int
+    frozen_nll: float
+    generator_nll: float
+    gain: float
+    gain_ci: tuple[float, float] | None
+
+    @property
+    def below(self) -> bool:
+        """Whether the run is worse than the frozen model by more than the interval."""
+        return self.gain_ci is not None and self.gain_ci[1] < 0
+
+    @property
+    def retained(self) -> float:
+        """From 0 to 1: how much of the frozen model's distribution of these completions is left, up
+        to a constant in the bound (Bretagnolle and Huber 1979).
+        """
+        return math.exp(min(0.0, self.gain))
+
+
+def retention(
+    latent_N: np.ndarray,
+    frozen_N: np.ndarray,
+    marginal_N: np.ndarray,
+    generator_NK: np.ndarray,
+) -> list[Retention]:
+    """One entry for each latent that has records, in order.
+
+    Args:
+        latent_N: int, the latent that the naming or the posterior gave each record; -1 for none.
+        frozen_N, marginal_N: NLL under the frozen model and under the run.
+        generator_NK: NLL under the generator with each latent.
+    """
+    found = []
+    for latent in range(generator_NK.shape[1]):
+        rows = np.flatnonzero(latent_N == latent)
+        if not len(rows):
+            continue
+        gain_n = frozen_N[rows] - marginal_N[rows]
+        found.append(
+            Retention(
+                latent=latent,
+                records=len(rows),
+                frozen_nll=float(frozen_N[rows].mean()),
+                generator_nll=float(generator_NK[rows, latent].mean()),
+                gain=float(gain_n.mean()),
+                gain_ci=_interval(gain_n),
+            )
+        )
+    return found
+
+
+def _interval(values_n: np.ndarray) -> tuple[float, float] | None:
+    if len(values_n) < 2:
+        return None
+    half = student.ppf((1 + CONFIDENCE) / 2, len(values_n) - 1) * values_n.std(ddof=1)
+    half /= math.sqrt(len(values_n))
+    return float(values_n.mean() - half), float(values_n.mean() + half)
+
+
+def judged_by_probe(
+    probe: Probe, soft_NK: np.ndarray, frozen_N: np.ndarray, marginal_N: np.ndarray, seed: int
+) -> Predictability:
+    """What the run's score is made of.
+
+    A record's latent is the one that would write it with the highest probability: training and
+    evaluation know that of the same records alike.
+
+    Args:
+        soft_NK: responsibilities, proportional to p(y|x,z), of the probe's rows.
+        frozen_N, marginal_N: their NLL under the frozen model and under the run.
+    """
+    latent_N = soft_NK.argmax(1)
+    found = retention(latent_N, frozen_N, marginal_N, np.zeros(soft_NK.shape))
+    below_K = np.zeros(soft_NK.shape[1], bool)
+    below_K[[entry.latent for entry in found if entry.below]] = True
+    predicted_N, attainable_N = probe.predicted(soft_NK, seed)
+    return Predictability(
+        predicted_N, attainable_N, gain=frozen_N - marginal_N, latent=latent_N, below=below_K
+    )
+
+
+def retention_lines(found: Sequence[Retention]) -> list[str]:
+    """What `twcli train` says of it, the latents that are below one by one."""
+    if not found:
+        return []
+    below = [entry for entry in found if entry.below]
+    if not below:
+        worst = min(found, key=lambda entry: entry.gain)
+        return [
+            f"retention: no latent is below the frozen model; the least is z{worst.latent}, "
+            f"{worst.gain:+.2f} nats an example"
+        ]
+    return [
+        f"retention: z{entry.latent} is below the frozen model, {entry.gain:+.2f} nats an example "
+        f"({entry.gain_ci[0]:.2f} to {entry.gain_ci[1]:.2f}), on {entry.records:,} of its records: "
+        f"{entry.retained:.0%} of that strategy is left; train longer, or with a lower --lr"
+        for entry in below
+        if entry.gain_ci is not None
+    ]
