@@ -1,3 +1,5 @@
+from itertools import chain
+
 import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -256,10 +258,12 @@ def test_retention_against_what_the_frozen_model_carries_out():
     prompt = np.repeat(np.arange(40), 3)
     made = [["c", "a", "b" if number < 30 else None] for number in range(40)]
     right = [[True, True, number < 20] for number in range(40)]
-    ours = Generations(prompt, np.tile(np.arange(3), 40), sum(made, []), sum(right, []))
+    ours = Generations(prompt, np.tile(np.arange(3), 40), list(chain(*made)), list(chain(*right)))
     drawn = [["a", "c", "b" if number % 2 else None] for number in range(40)]
     drawn_right = [[True, True, number % 6 == 1] for number in range(40)]
-    frozen = Generations(prompt, np.tile(np.arange(3), 40), sum(drawn, []), sum(drawn_right, []))
+    frozen = Generations(
+        prompt, np.tile(np.arange(3), 40), list(chain(*drawn)), list(chain(*drawn_right))
+    )
     latent = inputs["posterior"].argmax(1)
     kept = retention(latent, inputs["frozen_nll"], inputs["marginal_nll"], np.zeros((120, 3)))
     result = summarise(**inputs, retained=kept, sampled=ours, frozen_sampled=frozen)
