@@ -64,14 +64,14 @@ from benchmarks.workloads import (
 )
 from twcli.commands.precompute import precompute
 from twcli.config.commands import PrecomputeConfig, TrainConfig
-from twcli.data.batches import Batch, Plan, collate
+from twcli.data.batches import Batch, BatchSampler, collate
 from twcli.kernels import packing
 from twcli.kernels.packing import AUTO
 from twcli.models.runtime import quiet_transformers, tune_allocator
 from twcli.storage.cache import Cache, CacheWriter
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.job import plan_of, prepare
+from twcli.training.setup import batch_sampler_of, prepare
 from twcli.training.stages import batches
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,7 +104,7 @@ def shape_rows(
     exact = gradient(
         model.double(),
         partial(
-            separate_passes, model, replace(batch, weights_BS=batch.weights_BS.double()), False
+            separate_passes, model, replace(batch, baseline_BS=batch.baseline_BS.double()), False
         ),
     )
     rounding = (
@@ -129,9 +129,9 @@ def mixed(repeats: int) -> Row:
     """
     model, encoded = latent_model(llama(), 4), rows_to_score(1024, 4)
     model.execution = AUTO
-    plan = Plan(encoded.lengths, encoded.prompt_index, batch_tokens=2048, seed=[0])
-    batch = collate(plan.epoch(0)[0], encoded, TEMPLATE, None)
-    batch = replace(batch, weights_BS=batch.active_BS.float())
+    sampler = BatchSampler(encoded.lengths, encoded.prompt_index, batch_tokens=2048, seed=[0])
+    batch = collate(sampler.epoch(0)[0], encoded, TEMPLATE, None)
+    batch = replace(batch, baseline_BS=batch.active_BS.float())
 
     def step(dense: float) -> None:
         with patch.object(packing, "DENSE", dense):
@@ -156,8 +156,8 @@ def decided(P: int, K: int, S: int, early: int, rows: int, repeats: int) -> Row:
     with torch.no_grad():
         model.head.outer.bias[0] = 14.0
     batch = batch_of(P, S, rows, model.backbone.config.vocab_size)
-    batch = replace(batch, weights_BS=batch.weights_BS * (torch.arange(S) < early))
-    blind = replace(batch, weights_BS=None)
+    batch = replace(batch, baseline_BS=batch.baseline_BS * (torch.arange(S) < early))
+    blind = replace(batch, baseline_BS=None)
 
     def step(read: Batch, prune: float) -> torch.Tensor:
         output = model(read, prune=prune)
@@ -289,33 +289,36 @@ def steps_beside_plain_ones(config: TrainConfig, used: int | None = None) -> Cos
     """Runs `config`; `used` stands for the number of latents that the warm start found."""
     run = RunFolder(config.out)
     with run.writer():
-        job = prepare(config, run, silent, no_bar)
-        job.used = used or job.used
+        setup = prepare(config, run, silent, no_bar)
+        setup.used = used or setup.used
         run.begin(config)
-        tuned = copy.deepcopy(job.model.backbone)
+        tuned = copy.deepcopy(setup.model.backbone)
         # as `trainer` has it
         optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4, fused=True)
         stream = batches(
-            job.stages, 0, partial(plan_of, config, job.encoded), np.flatnonzero(job.latent_N >= 0)
+            setup.stages,
+            0,
+            partial(batch_sampler_of, config, setup.encoded),
+            np.flatnonzero(setup.latent_N >= 0),
         )
-        steps = trainer.fit(job, silent)
+        steps = trainer.fit(setup, silent)
         ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}
         reading = []
         for stage, (rows,) in stream:
             start = time.process_time()
-            job.cache.read(rows)
+            setup.cache.read(rows)
             read = time.process_time()
             next(steps)
             middle = time.process_time()
             reading.append((read - start) / (middle - read))
-            batch = collate(rows, job.encoded, job.template, job.cache)
+            batch = collate(rows, setup.encoded, setup.encoder, setup.cache)
             tuned(input_ids=batch.plain_BT, labels=batch.plain_BT, use_cache=False).loss.backward()
             torch.nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             ours[stage].append((middle - read) / (time.process_time() - middle))
     refine, settle = (median(ours[stage][2:]) for stage in ("refine", "settle"))
-    return Cost(refine, settle, median(reading), job.used)
+    return Cost(refine, settle, median(reading), setup.used)
 
 
 # Memory

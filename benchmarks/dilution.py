@@ -41,12 +41,12 @@ from twcli.commands.precompute import precompute
 from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.data.dataset import read_examples
 from twcli.data.padding import gather_padded
-from twcli.evaluation.evaluate import read_all
+from twcli.evaluation.evaluate import forward_all
 from twcli.models import baseline, runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.job import prepare
 from twcli.training.loss import entropy, reconstruction
+from twcli.training.setup import prepare
 
 TRAIN_RECORDS, TEST_RECORDS, COMPLETIONS = 8000, 600, 4
 MEASURE_EVERY = 50  # steps between two points of a curve
@@ -155,19 +155,19 @@ def measure(work: Path, plan: Plan, jobs: int) -> dict[str, Any]:
         jobs, multiprocessing.get_context("spawn"), initializer=one_thread
     ) as pool:
         profiled = [(task, pool.submit(profile, work, task, plan)) for task in PROFILED_TASKS]
-        profiles = {task: job.result() for task, job in profiled}
+        profiles = {task: future.result() for task, future in profiled}
         started = [
             (name, seed, pool.submit(curve, work, TRAINED_TASK, name, seed, plan))
             for seed in range(plan.seeds)
             for name in RUNS
         ]
         runs: dict[str, list[Any]] = {name: [] for name in RUNS}
-        for name, seed, job in started:
-            runs[name].append(job.result())
+        for name, seed, future in started:
+            runs[name].append(future.result())
             say(
                 f"{name}, seed {seed}: mutual information "
-                f"{job.result()['mutual_information'][-1]:.3f} nats, gain "
-                f"{job.result()['gain'][-1]:.2f} nats an example"
+                f"{future.result()['mutual_information'][-1]:.3f} nats, gain "
+                f"{future.result()['gain'][-1]:.2f} nats an example"
             )
     return {"plan": asdict(plan), "profile": profiles, "gradient": gradients(), "training": runs}
 
@@ -223,12 +223,12 @@ def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
 
 
 def frozen_nll(model: Path, data: Path) -> tuple[Any, np.ndarray]:
-    template, frozen = runtime.load_template(str(model)), runtime.load_model(str(model))
-    encoded = template.encode(
+    encoder, frozen = runtime.load_encoder(str(model)), runtime.load_model(str(model))
+    encoded = encoder.encode(
         read_examples(str(data)), max_length=runtime.context_length(frozen, None), source=str(data)
     )
     return encoded, baseline.score_flat(
-        frozen, template, encoded, np.arange(len(encoded)), batch_tokens=4096
+        frozen, encoder, encoded, np.arange(len(encoded)), batch_tokens=4096
     )
 
 
@@ -303,26 +303,26 @@ def curve(work: Path, task: str, name: str, seed: int, plan: Plan) -> dict[str, 
     )
     run = RunFolder(out)
     with run.writer():
-        job = prepare(config, run, lambda _text: None, no_bar)
+        setup = prepare(config, run, lambda _text: None, no_bar)
         run.begin(config)
         encoded, flat = frozen_nll(model, test)
         frozen = np.add.reduceat(flat, encoded.target_offsets[:-1], dtype=np.float64).mean()
         result: dict[str, list[float]] = {
             key: [] for key in ("step", "mutual_information", "gain", "amplification")
         }
-        for metrics in trainer.fit(job, lambda _text: None):
+        for metrics in trainer.fit(setup, lambda _text: None):
             if metrics["step"] % MEASURE_EVERY == 0:
-                job.model.eval()
-                passes = read_all(
-                    job.model,
-                    job.template,
+                setup.model.eval()
+                passes = forward_all(
+                    setup.model,
+                    setup.encoder,
                     encoded,
                     config,
                     flat,
                     batch_tokens=4096,
                     progress=lambda _count: None,
                 )
-                job.model.train()
+                setup.model.train()
                 q = torch.from_numpy(passes.posterior)
                 result["step"].append(metrics["step"])
                 result["mutual_information"].append((entropy(q.mean(0)) - entropy(q).mean()).item())

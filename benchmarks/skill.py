@@ -62,16 +62,16 @@ def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
     it, writes it to its end.
     """
     runtime.quiet_transformers()
-    model, template = runtime.load_frozen(model_path)
+    model, encoder = runtime.load_frozen(model_path)
     begun = [(x, name, beginning) for x in xs for name, beginning in beginnings(task, x).items()]
     traces = [trace.split() for x in xs for trace in task.traces(x).values()]
     prompts = [
-        template.prompt(x) + template.tokenizer(y, add_special_tokens=False)["input_ids"]
+        encoder.prompt(x) + encoder.tokenizer(y, add_special_tokens=False)["input_ids"]
         for x, _, y in begun
     ]
     texts, _ = generate(
         model,
-        template,
+        encoder,
         prompts,
         max_new_tokens=max(map(len, traces)) + SPARE_TOKENS,
         temperature=0.0,

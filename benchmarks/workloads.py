@@ -21,9 +21,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import Batch, collate, opening
-from twcli.data.template import Encoded
+from twcli.data.encoder import Encoded
 from twcli.kernels.packing import AUTO, PLAIN, linear_weights
-from twcli.models import baseline, reading
+from twcli.models import baseline, forward
 from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows
 from twcli.training import loss
@@ -135,7 +135,7 @@ def batch_of(P: int, S: int, rows: int, vocabulary: int) -> Batch:
     )
     batch = collate(np.arange(rows), encoded, TEMPLATE, None)
     weights = torch.from_numpy(rng.exponential(size=(rows, S)).astype(np.float32))
-    return Batch(**{**vars(batch), "weights_BS": weights})
+    return Batch(**{**vars(batch), "baseline_BS": weights})
 
 
 def latent_model(backbone: LlamaForCausalLM, K: int) -> LatentModel:
@@ -209,7 +209,7 @@ def total(
 
 def reconstruction(nll_BKS: torch.Tensor, batch: Batch) -> torch.Tensor:
     return loss.reconstruction(
-        nll_BKS, batch.active_BS, batch.weights_BS, uniform_weight=1.0, token_weight=2.0, tau=1e-4
+        nll_BKS, batch.active_BS, batch.baseline_BS, uniform_weight=1.0, token_weight=2.0, tau=1e-4
     )
 
 
@@ -287,12 +287,12 @@ def default_recipe(model: LatentModel, batch: Batch) -> None:
     model.execution = AUTO
     config = TrainConfig(model="", data="", out="", baseline="-", latents=model.latents)
     with torch.no_grad():
-        nll_BCS, _ = model.read_branches(opening(batch, config.prune)[0])
+        nll_BCS, _ = model.score_branches(opening(batch, config.prune)[0])
     latent_B = nll_BCS.sum(-1).argmin(1)
     for settles in (False, True):
         model.zero_grad()
         loss_B, _ = step_loss(
-            model(batch, latent_B, read_posterior=settles), batch, config, latent_B
+            model(batch, latent_B, with_posterior=settles), batch, config, latent_B
         )
         loss_B.sum().backward()
 
@@ -381,7 +381,7 @@ def score(
         encoded,
         np.arange(rows or len(encoded)),
         varlen=varlen,
-        batch_tokens=reading.fast_batch_tokens(model),
+        batch_tokens=forward.fast_batch_tokens(model),
     )
 
 

@@ -35,11 +35,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.make_data import Parser
 from examples.muon import Muon
 from twcli.data.dataset import Example, read_examples
+from twcli.data.encoder import TAGS, Encoded, ExampleEncoder
 from twcli.data.padding import gather_padded
-from twcli.data.template import TAGS, Encoded, Template
 from twcli.errors import UserError
 from twcli.kernels.head import head_logits
-from twcli.models.reading import hidden_states
+from twcli.models.forward import hidden_states
 from twcli.models.runtime import quiet_transformers
 
 HELD_OUT = 0.05  # share of the prompts
@@ -122,25 +122,25 @@ def entangle(
 ) -> dict[str, float | None]:
     """Trains and saves the model; returns the report's figures."""
     examples = read_examples(data, strategy_field="strategy")
-    template = Template(make_tokenizer(examples), data)
-    encoded = template.encode(examples, max_length=sys.maxsize, source=data)
+    encoder = ExampleEncoder(make_tokenizer(examples), data)
+    encoded = encoder.encode(examples, max_length=sys.maxsize, source=data)
     train, held = split_by_prompt(encoded.prompt_index, settings.seed)
-    model = make_model(template, settings, longest=int(encoded.lengths.max()))
+    model = make_model(encoder, settings, longest=int(encoded.lengths.max()))
     # before the minutes of training: a wrong --out shows at once
     out.mkdir(parents=True, exist_ok=True)
     say(
         f"{len(train)} records to train on, {len(held)} held out, "
-        f"{len(template.tokenizer)} tokens in the vocabulary, {model.num_parameters():,} parameters"
+        f"{len(encoder.tokenizer)} tokens in the vocabulary, {model.num_parameters():,} parameters"
     )
-    fit(model, encoded, train, settings, template.pad, say)
-    nats = nats_per_example(model, encoded, held if len(held) else train, template.pad)
+    fit(model, encoded, train, settings, encoder.pad, say)
+    nats = nats_per_example(model, encoded, held if len(held) else train, encoder.pad)
     floor, how = entropy_floor(examples, encoded)
     say(
         f"{'held-out' if len(held) else 'training'} loss {nats:.4f} nats per example; floor "
         + (f"{floor:.4f}: " if floor is not None else "unknown: ")
         + how
     )
-    save(model, template, out)
+    save(model, encoder, out)
     say(f"{out}: saved")
     return {"nats": nats, "floor": floor}
 
@@ -165,16 +165,16 @@ def make_tokenizer(examples: Sequence[Example]) -> PreTrainedTokenizerFast:
     )
 
 
-def make_model(template: Template, settings: Settings, longest: int) -> LlamaForCausalLM:
+def make_model(encoder: ExampleEncoder, settings: Settings, longest: int) -> LlamaForCausalLM:
     """A Llama with random weights and room for a latent and for
     completions longer than any seen.
     """
     positions = max(256, 2 * longest + 64)
-    template.tokenizer.model_max_length = positions
+    encoder.tokenizer.model_max_length = positions
     torch.manual_seed(settings.seed)
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=len(template.tokenizer),
+            vocab_size=len(encoder.tokenizer),
             num_hidden_layers=settings.layers,
             hidden_size=settings.hidden,
             intermediate_size=2 * settings.hidden,
@@ -182,9 +182,9 @@ def make_model(template: Template, settings: Settings, longest: int) -> LlamaFor
             num_key_value_heads=HEADS,
             max_position_embeddings=positions,
             tie_word_embeddings=False,
-            bos_token_id=template.bos,
-            eos_token_id=template.eos,
-            pad_token_id=template.pad,
+            bos_token_id=encoder.bos,
+            eos_token_id=encoder.eos,
+            pad_token_id=encoder.pad,
         )
     )
 
@@ -350,14 +350,14 @@ def agreement_rate(prompts: np.ndarray, completions: Sequence[str]) -> float | N
     return int((copies * (copies - 1)).sum()) / pairs if pairs else None
 
 
-def save(model: LlamaForCausalLM, template: Template, out: Path) -> None:
+def save(model: LlamaForCausalLM, encoder: ExampleEncoder, out: Path) -> None:
     model.generation_config = GenerationConfig(
-        bos_token_id=template.bos,
-        eos_token_id=[template.y_close, template.eos],
-        pad_token_id=template.pad,
+        bos_token_id=encoder.bos,
+        eos_token_id=[encoder.y_close, encoder.eos],
+        pad_token_id=encoder.pad,
     )
     model.save_pretrained(out)
-    template.tokenizer.save_pretrained(out)
+    encoder.tokenizer.save_pretrained(out)
 
 
 if __name__ == "__main__":

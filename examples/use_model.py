@@ -28,7 +28,7 @@ try:
 except (OSError, ValueError) as error:
     parser.error(f"--model {options.model}: {str(error).splitlines()[0]}")
 file = Path(options.model) / "template.txt"
-frame = (
+template = (
     file.read_text(encoding="utf-8")
     if file.is_file()
     else f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}"
@@ -40,7 +40,7 @@ for token in tokenizer.get_added_vocab():
 
 for k in sorted(latents):
     section = f"<z>{''.join(token for _, token in sorted(latents[k].items()))}</z>"
-    text = frame.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
+    text = template.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
     prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     output = model.generate(
         input_ids=prompt["input_ids"],

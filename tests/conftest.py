@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from twcli.data.template import TAGS, Template
+from twcli.data.encoder import TAGS, ExampleEncoder
 from twcli.discovery import naming as naming_module
 from twcli.discovery import search as search_module
 from twcli.discovery.centring import Centring
@@ -119,8 +119,8 @@ def model_dir(tmp_path_factory):
 
 
 @pytest.fixture
-def template():
-    return Template(make_tokenizer(), "tiny")
+def encoder():
+    return ExampleEncoder(make_tokenizer(), "tiny")
 
 
 @pytest.fixture
@@ -128,10 +128,10 @@ def data_file(tmp_path):
     return write_jsonl(tmp_path / "data.jsonl", make_records())
 
 
-def encode(template, records, max_length=128):
+def encode(encoder, records, max_length=128):
     from twcli.data.dataset import Example
 
-    return template.encode(
+    return encoder.encode(
         [Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl"
     )
 

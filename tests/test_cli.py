@@ -22,7 +22,7 @@ from twcli import __version__
 from twcli.cli.main import main
 from twcli.commands import sample as sampling
 from twcli.config.commands import TrainConfig
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.adapters import add_lora
 from twcli.models.card import model_card
@@ -361,7 +361,7 @@ def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sampling.Parts, "remove", killed)
+        patch.setattr(sampling.Shards, "remove", killed)
         assert twcli(*flags).exit_code == 130
     drawn = (tmp_path / "g.jsonl").read_bytes()
     monkeypatch.setattr(sampling, "generate", lambda *_, **__: pytest.fail("drew again"))
@@ -1384,13 +1384,13 @@ def test_every_lora_target_is_a_layer_that_can_be_updated(targets, says):
 
 
 def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatch, capsys):
-    template = Template(make_tokenizer(), "tiny", latent_tokens=11)
-    template.add_latents(2)
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", latent_tokens=11)
+    encoder.add_latents(2)
     asked = []
 
     class Tokenizer:
-        bos_token = template.tokenizer.bos_token
-        get_added_vocab = template.tokenizer.get_added_vocab
+        bos_token = encoder.tokenizer.bos_token
+        get_added_vocab = encoder.tokenizer.get_added_vocab
 
         def __call__(self, text, **_settings):
             asked.append(text)
@@ -1408,14 +1408,14 @@ def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatc
     runpy.run_path(str(ROOT / "examples" / "use_model.py"))
     assert capsys.readouterr().out == "--- z0\ny\n--- z1\ny\n"
     config = TrainConfig(model="M", data="D", baseline="B", latents=2, out="R", latent_tokens=11)
-    (shown,) = re.findall(r"```text\n(.*)\n```", model_card(config, template, {}, 4))
+    (shown,) = re.findall(r"```text\n(.*)\n```", model_card(config, encoder, {}, 4))
     assert asked[0] == shown.replace("{x}", "w0 w1") and len(asked) == 2
-    frame = (
-        template.frame.text.split("{y}")[0]
+    template = (
+        encoder.template.text.split("{y}")[0]
         .replace("{x}", "14 3 9 0 7")
         .replace("{z}", "<z><z2></z>")
     )
-    assert f'tokenizer("{frame}", ' in (ROOT / "README.md").read_text()
+    assert f'tokenizer("{template}", ' in (ROOT / "README.md").read_text()
 
 
 def test_memory_that_runs_out_is_one_line(made, tmp_path, monkeypatch):

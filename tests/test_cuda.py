@@ -17,7 +17,7 @@ from tests.kernels import test_flash
 from tests.kernels.test_packing import SIZES, batch_of, build, everything, model_of
 from tests.training import test_trainer
 from tests.training.test_trainer import distinct, run, same, weights  # noqa: F401
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.kernels import flash
 from twcli.kernels.flash import Pieces
 from twcli.kernels.packing import AUTO, BRANCHES, PLAIN
@@ -81,9 +81,9 @@ def test_kernels_compute_what_is_written_out(size, heads, monkeypatch):
 
 @pytest.mark.parametrize("posterior", ["shared", "separate"])
 def test_bf16_with_kernels_is_off_from_float32_no_more_than_without(posterior):
-    model, template = build(model_of(LlamaConfig(**{**SIZES, "num_hidden_layers": 4})), posterior)
+    model, encoder = build(model_of(LlamaConfig(**{**SIZES, "num_hidden_layers": 4})), posterior)
     model.cuda()
-    batch = batch_of(template, range(12), completions=3).to(model.backbone.device)
+    batch = batch_of(encoder, range(12), completions=3).to(model.backbone.device)
     _, exact = everything(model, batch)
     found = {}
     for model.execution in (PLAIN, BRANCHES):
@@ -98,32 +98,32 @@ def test_bf16_with_kernels_is_off_from_float32_no_more_than_without(posterior):
 
 @pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
 def test_packed_executions_agree_with_plain(precision, monkeypatch):
-    model, template = build(model_of(LlamaConfig(**SIZES)))
+    model, encoder = build(model_of(LlamaConfig(**SIZES)))
     model.cuda()
     calls, kernel = [], flash.kernel
     monkeypatch.setattr(flash, "kernel", lambda *args: calls.append(1) or kernel(*args))
     with torch.autocast("cuda", precision, enabled=precision != torch.float32):
-        assert check_packing(model, batch_of(template).to(model.backbone.device)) is None
+        assert check_packing(model, batch_of(encoder).to(model.backbone.device)) is None
     assert bool(calls) == (precision == torch.bfloat16)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 0.2)])
 def test_b_t_depends_on_neither_device_nor_batches_nor_kernels(precision, tolerance):
-    template = Template(make_tokenizer(), "tiny", 1)
-    encoded = encode(template, make_records(40, 3))
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", 1)
+    encoded = encode(encoder, make_records(40, 3))
     rows, model = np.arange(len(encoded)), make_model()
-    expected = baseline.score_flat(model, template, encoded, rows, batch_tokens=300)
+    expected = baseline.score_flat(model, encoder, encoded, rows, batch_tokens=300)
     model.to("cuda", precision)
-    assert baseline.why_not_varlen(model, template, encoded) is None
+    assert baseline.why_not_varlen(model, encoder, encoded) is None
     found = [
-        baseline.score_flat(model, template, encoded, rows, batch_tokens=tokens, varlen=varlen)
+        baseline.score_flat(model, encoder, encoded, rows, batch_tokens=tokens, varlen=varlen)
         for tokens in (1, 300, 10**6)
         for varlen in (False, True)
     ]
     errors = [np.abs(f - expected).mean() for f in found]  # of every other one without kernels
     assert max(errors) < tolerance and max(errors[1::2]) < 1.5 * max(errors[::2]) + 1e-6
     assert np.array_equal(
-        baseline.score_flat(model, template, encoded, rows, batch_tokens=300, varlen=True), found[3]
+        baseline.score_flat(model, encoder, encoded, rows, batch_tokens=300, varlen=True), found[3]
     )
 
 
@@ -245,11 +245,11 @@ def test_every_command_runs(inputs, tmp_path):
 
 
 def test_auto_takes_the_kernels(monkeypatch):
-    model, template = build(model_of(LlamaConfig(**SIZES)))
+    model, encoder = build(model_of(LlamaConfig(**SIZES)))
     model.cuda()
     calls, kernel = [], flash.kernel
     monkeypatch.setattr(flash, "kernel", lambda *args: calls.append(1) or kernel(*args))
-    model.execution, batch = AUTO, batch_of(template).to(model.backbone.device)
+    model.execution, batch = AUTO, batch_of(encoder).to(model.backbone.device)
     model(batch)
     assert not calls  # in float32 there are none
     with torch.autocast("cuda", torch.bfloat16):

@@ -45,10 +45,10 @@ from twcli.cli import main as cli
 from twcli.config.commands import TrainConfig
 from twcli.config.options import read_yaml
 from twcli.data.dataset import read_examples
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models import runtime
-from twcli.storage import cache_format, checkpoints, parts, run_folder
+from twcli.storage import cache_format, checkpoints, run_folder, shards
 from twcli.storage.cache import Cache, CacheWriter
 from twcli.training import trainer
 
@@ -187,8 +187,10 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
     def nothing(*_: Any) -> None:
         return None
 
-    around(parts.Parts, "add", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}")
-    around(parts.Parts, "publishing", lambda *_: "publishing", nothing)
+    around(
+        shards.Shards, "add", nothing, lambda _r, _s, rows, *_: f"stored {rows.start} {rows.stop}"
+    )
+    around(shards.Shards, "publishing", lambda *_: "publishing", nothing)
     around(
         run_folder.RunFolder,
         "save_checkpoint",
@@ -302,8 +304,8 @@ class Bench:
         refuse the file that is there.
         """
         # its files go before the folder does: empty, it tells nothing any more
-        parts = job / "drawn.jsonl.parts"
-        return (job / "drawn.jsonl").exists() and not (parts.is_dir() and any(parts.iterdir()))
+        shards = job / "drawn.jsonl.parts"
+        return (job / "drawn.jsonl").exists() and not (shards.is_dir() and any(shards.iterdir()))
 
     @staticmethod
     def _flags(command: str, flags: dict[str, Any], changes: dict[str, Any]) -> list[Any]:
@@ -741,8 +743,8 @@ def provenance(bench: Bench, tally: Tally) -> None:
                 file.attrs["format_version"] = cache_format.FORMAT_VERSION + 1
 
             def other_template() -> None:
-                real = Template.fingerprint
-                Template.fingerprint = lambda self: {**real(self), "version": 2}
+                real = ExampleEncoder.fingerprint
+                ExampleEncoder.fingerprint = lambda self: {**real(self), "version": 2}
 
             for name, changes, said, before in (
                 ("weights", {"model": other_model}, "another weights", None),

@@ -19,7 +19,7 @@ from tests.test_cli import ok, refused, twcli
 from twcli.commands import discover as command
 from twcli.commands.discover import features_path, page_path
 from twcli.data.dataset import Example
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.storage.run_folder import RunFolder
 
 RECORDS = make_strategies(60)
@@ -57,7 +57,7 @@ def never(*_args, **_how):
 
 
 def hashes_of(records):
-    encoded = Template(make_tokenizer(), "tiny").encode(
+    encoded = ExampleEncoder(make_tokenizer(), "tiny").encode(
         [Example(r["x"], r["y"]) for r in records], max_length=128, source="d"
     )
     return [row.tobytes().hex() for row in encoded.row_hash]
@@ -130,7 +130,7 @@ def test_names_that_may_have_been_edited_are_not_replaced_unasked(made, copy):
 
 @pytest.mark.parametrize("change", [("--latents", 2), ("--latents", 3, "--seed", 5)])
 def test_another_number_or_seed_reads_no_model_again(made, copy, monkeypatch, change):
-    monkeypatch.setattr(command, "read_features", never)
+    monkeypatch.setattr(command, "embed_rows", never)
     out = copy / "names.jsonl"
     result = ok("discover", *flags(made), *change, "--out", out, "--overwrite")
     assert "60 distinct records, read before" in result.stderr
@@ -155,15 +155,15 @@ def test_features_of_other_data_are_read_anew(made, copy):
 
 def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
-    read, reads = command.read_features, []
+    read, reads = command.embed_rows, []
 
-    def cut(model, template, encoded, rows, **how):
+    def cut(model, encoder, encoded, rows, **how):
         if len(reads) == 1:
             raise KeyboardInterrupt
         reads.append(rows)
-        return read(model, template, encoded, rows, **how)
+        return read(model, encoder, encoded, rows, **how)
 
-    monkeypatch.setattr(command, "read_features", cut)
+    monkeypatch.setattr(command, "embed_rows", cut)
     call = ("discover", *flags(made), "--latents", 3, "--out", tmp_path / "names.jsonl")
     result = twcli(*call)
     assert result.exit_code == 130, result.stderr
@@ -171,11 +171,11 @@ def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
     assert "same command again" in result.stderr.splitlines()[-1]
     again = []
 
-    def watched(model, template, encoded, rows, **how):
+    def watched(model, encoder, encoded, rows, **how):
         again.append(rows)
-        return read(model, template, encoded, rows, **how)
+        return read(model, encoder, encoded, rows, **how)
 
-    monkeypatch.setattr(command, "read_features", watched)
+    monkeypatch.setattr(command, "embed_rows", watched)
     ok(*call)
     assert sorted(np.concatenate(reads + again).tolist()) == list(range(60))
     assert len(reads) == 1 and len(again) == 2
@@ -190,16 +190,16 @@ def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
 
 def test_a_failure_in_the_middle_keeps_what_was_read(made, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
-    read, count = command.read_features, []
+    read, count = command.embed_rows, []
 
-    def failing(model, template, encoded, rows, **how):
+    def failing(model, encoder, encoded, rows, **how):
         count.append(len(rows))
-        found = read(model, template, encoded, rows, **how)
+        found = read(model, encoder, encoded, rows, **how)
         if len(count) == 2:
             found.kinds[0][0, 0] = np.nan
         return found
 
-    monkeypatch.setattr(command, "read_features", failing)
+    monkeypatch.setattr(command, "embed_rows", failing)
     call = ("discover", *flags(made), "--latents", 3, "--out", tmp_path / "names.jsonl")
     result = twcli(*call)
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1
@@ -287,9 +287,9 @@ def held_latents(monkeypatch):
 
     seen, fit = {}, trainer.fit
 
-    def watched(job, say):
-        seen.update(latent_N=job.latent_N.copy(), naming=job.naming, used=job.used)
-        return fit(job, say)
+    def watched(setup, say):
+        seen.update(latent_N=setup.latent_N.copy(), naming=setup.naming, used=setup.used)
+        return fit(setup, say)
 
     monkeypatch.setattr(trainer, "fit", watched)
     return seen
@@ -312,7 +312,7 @@ def test_a_training_holds_the_names(made, train, tmp_path, monkeypatch):
 
 
 def test_a_training_with_names_reads_no_features_for_them(made, train, tmp_path, monkeypatch):
-    monkeypatch.setattr("twcli.training.job.name_rows", never)
+    monkeypatch.setattr("twcli.training.setup.name_rows", never)
     ok(*train, "--names", made / "names.jsonl", "--out", tmp_path / "run")
 
 

@@ -44,9 +44,9 @@ def cached(model_dir, folder, said=lambda _line: None, records=RECORDS, **change
 
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
 def test_every_value_in_the_file_equals_plain_transformers(
-    model_dir, template, tmp_path, rows_a_batch
+    model_dir, encoder, tmp_path, rows_a_batch
 ):
-    encoded = encode(template, RECORDS)
+    encoded = encode(encoder, RECORDS)
     nll, lengths = cached(
         model_dir, tmp_path, batch_tokens=rows_a_batch * int(encoded.lengths.max())
     )
@@ -129,15 +129,15 @@ def test_the_bar_counts_what_all_processes_score(model_dir, tmp_path, monkeypatc
 
 def made_from_a_file(model_dir, folder):
     """Where a frame, and a cache that was made in it, lie."""
-    frame = folder / "frame.txt"
-    frame.write_text("<x>{x}</x>{z}<y>{y}</y>")
-    cached(model_dir, folder, template=str(frame))
-    return str(frame), {"verify": True, "model": model_dir, "data": str(folder / "d.jsonl")}
+    template = folder / "frame.txt"
+    template.write_text("<x>{x}</x>{z}<y>{y}</y>")
+    cached(model_dir, folder, template=str(template))
+    return str(template), {"verify": True, "model": model_dir, "data": str(folder / "d.jsonl")}
 
 
 def test_a_cache_in_a_frame_from_a_file_is_compared_with_that_file(model_dir, tmp_path):
-    frame, asked = made_from_a_file(model_dir, tmp_path)
-    found = inspect(str(tmp_path / "b.h5"), **asked, template=frame)
+    template, asked = made_from_a_file(model_dir, tmp_path)
+    found = inspect(str(tmp_path / "b.h5"), **asked, template=template)
     assert found["problems"] == [] and len(found["texts"]) == 3
     with pytest.raises(
         UserError,
@@ -149,7 +149,7 @@ def test_a_cache_in_a_frame_from_a_file_is_compared_with_that_file(model_dir, tm
         in inspect(str(tmp_path / "b.h5"), **asked, template="tags")["problems"][0]
     )
     with pytest.raises(UserError, match="--template: needs --model and --data"):
-        inspect(str(tmp_path / "b.h5"), verify=True, template=frame)
+        inspect(str(tmp_path / "b.h5"), verify=True, template=template)
 
 
 @pytest.mark.parametrize("value", [-1.0, np.nan, np.inf])
@@ -166,15 +166,15 @@ def test_a_file_of_right_checksums_and_wrong_values_is_refused(tmp_path, value):
 
 @pytest.mark.parametrize("execution", ["plain", "auto"])
 def test_a_prompt_is_read_once_unless_it_is_to_be_read_plainly(
-    model_dir, template, tmp_path, execution, monkeypatch
+    model_dir, encoder, tmp_path, execution, monkeypatch
 ):
-    read, rows_read = baseline._read, {False: 0, True: 0}
+    read, rows_read = baseline._score, {False: 0, True: 0}
 
     def watched(*inputs, varlen):
         rows_read[varlen] += len(inputs[-1])
         return read(*inputs, varlen=varlen)
 
-    monkeypatch.setattr(baseline, "_read", watched)
+    monkeypatch.setattr(baseline, "_score", watched)
     nll, _ = cached(model_dir, tmp_path, records=LONG, execution=execution)
-    assert np.abs(nll - reference(make_model(), encode(template, LONG))).max() <= 1e-5
+    assert np.abs(nll - reference(make_model(), encode(encoder, LONG))).max() <= 1e-5
     assert rows_read[True] == (0 if execution == "plain" else 2 * len(LONG))  # once for the check

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from tests.conftest import encode, make_records, make_tokenizer
-from twcli.data.batches import Plan, batches_to_read, collate, drop_history, opening
+from twcli.data.batches import BatchSampler, collate, drop_history, forward_batches, opening
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import gather_padded, prompt_by_prompt
-from twcli.data.template import Template
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7
 # <z>=8 </z>=9 w0=10 w1=11 ...
@@ -26,9 +26,9 @@ class FlatCache:
         ).astype(np.float32), lengths
 
 
-def test_batch_by_hand(template):
-    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
-    batch = collate(np.array([1, 0]), encoded, template, FlatCache(encoded.target_lengths))
+def test_batch_by_hand(encoder):
+    encoded = encode(encoder, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
+    batch = collate(np.array([1, 0]), encoded, encoder, FlatCache(encoded.target_lengths))
     assert batch.plain_BT.tolist() == [
         [1, 4, 13, 5, 6, 14, 15, 16, 7, 2],
         [1, 4, 10, 11, 5, 6, 12, 7, 2, 0],
@@ -41,13 +41,13 @@ def test_batch_by_hand(template):
     assert batch.plain_first_B.tolist() == [4, 5] and batch.latent_first_B.tolist() == [7, 8]
     assert batch.targets_BS.tolist() == [[14, 15, 16, 7], [12, 7, 0, 0]]
     assert batch.active_BS.tolist() == [[True] * 4, [True, True, False, False]]
-    assert batch.weights_BS.tolist() == [[10, 11, 12, 13], [0, 1, 0, 0]]
+    assert batch.baseline_BS.tolist() == [[10, 11, 12, 13], [0, 1, 0, 0]]
 
 
 def test_batch_with_two_tokens_a_latent_by_hand():
-    template = Template(make_tokenizer(), "tiny", latent_tokens=2)
-    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4"}])
-    batch = collate(np.array([0, 1]), encoded, template, None)
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", latent_tokens=2)
+    encoded = encode(encoder, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4"}])
+    batch = collate(np.array([0, 1]), encoded, encoder, None)
     assert batch.latent_BL.tolist() == [
         [1, 4, 10, 11, 5, 8, 0, 0, 9, 6, 12, 7, 2],
         [1, 4, 13, 5, 8, 0, 0, 9, 6, 14, 7, 2, 0],
@@ -55,16 +55,16 @@ def test_batch_with_two_tokens_a_latent_by_hand():
     assert batch.slot_B.tolist() == [6, 5] and batch.latent_first_B.tolist() == [9, 8]
 
 
-def test_dropped_history_by_hand(template):
-    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
-    whole = collate(np.array([1, 0]), encoded, template, FlatCache(encoded.target_lengths))
+def test_dropped_history_by_hand(encoder):
+    encoded = encode(encoder, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
+    whole = collate(np.array([1, 0]), encoded, encoder, FlatCache(encoded.target_lengths))
     # All of y goes; prompt, tags and what follows y stay.
     bare = drop_history(whole, 1.0, np.random.default_rng(0), pad=0)
     assert bare.latent_BL.tolist() == [
         [1, 4, 13, 5, 8, 0, 9, 6, 0, 0, 0, 7, 2],
         [1, 4, 10, 11, 5, 8, 0, 9, 6, 0, 7, 2, 0],
     ]
-    for name in ("plain_BT", "targets_BS", "active_BS", "weights_BS"):
+    for name in ("plain_BT", "targets_BS", "active_BS", "baseline_BS"):
         assert getattr(bare, name) is getattr(whole, name)
     assert whole.latent_BL[0, 8] == 14  # the batch itself is left as it was
     assert (
@@ -73,45 +73,45 @@ def test_dropped_history_by_hand(template):
     )
 
 
-def test_history_is_dropped_at_the_rate(template):
-    encoded = encode(template, [{"x": "w0", "y": " ".join(["w1"] * 80)}] * 50)
+def test_history_is_dropped_at_the_rate(encoder):
+    encoded = encode(encoder, [{"x": "w0", "y": " ".join(["w1"] * 80)}] * 50)
     batch = drop_history(
-        collate(np.arange(50), encoded, template, None), 0.3, np.random.default_rng(0), pad=0
+        collate(np.arange(50), encoded, encoder, None), 0.3, np.random.default_rng(0), pad=0
     )
     # 50 slots are pads too
     assert (batch.latent_BL == 0).sum().item() - 50 == pytest.approx(0.3 * 50 * 80, rel=0.1)
 
 
-def test_targets_are_the_same_ids_in_both_sequences(template):
-    encoded = encode(template, make_records(9, 2))
-    batch = collate(np.arange(18), encoded, template, None)
+def test_targets_are_the_same_ids_in_both_sequences(encoder):
+    encoded = encode(encoder, make_records(9, 2))
+    batch = collate(np.arange(18), encoded, encoder, None)
     for ids, first in (
         (batch.plain_BT, batch.plain_first_B),
         (batch.latent_BL, batch.latent_first_B),
     ):
         for row in range(18):
             n = int(batch.active_BS[row].sum())
-            assert ids[row, first[row]] == template.frame.lead[-1]
+            assert ids[row, first[row]] == encoder.template.before_y[-1]
             assert (
                 ids[row, first[row] + 1 : first[row] + 1 + n].tolist()
                 == batch.targets_BS[row, :n].tolist()
             )
-    assert batch.weights_BS is None
+    assert batch.baseline_BS is None
 
 
-def weighted(encoded, template, weights):
-    batch = collate(np.arange(len(encoded)), encoded, template, None)
-    return replace(batch, weights_BS=torch.tensor(weights))
+def weighted(encoded, encoder, weights):
+    batch = collate(np.arange(len(encoded)), encoded, encoder, None)
+    return replace(batch, baseline_BS=torch.tensor(weights))
 
 
-def test_an_opening_by_hand(template):
-    encoded = encode(template, [{"x": "w0 w1", "y": "w2 w3"}, {"x": "w3", "y": "w4 w5 w6"}])
-    batch = weighted(encoded, template, [[2.0, 1.0, 0.0, 0.0], [4.0, 2.0, 0.75, 0.25]])
+def test_an_opening_by_hand(encoder):
+    encoded = encode(encoder, [{"x": "w0 w1", "y": "w2 w3"}, {"x": "w3", "y": "w4 w5 w6"}])
+    batch = weighted(encoded, encoder, [[2.0, 1.0, 0.0, 0.0], [4.0, 2.0, 0.75, 0.25]])
     whole, lost = opening(batch, 0.02)  # the last token of all holds 0.025
     assert whole is batch and lost == 0
     cut, lost = opening(batch, 0.1)
     assert lost == pytest.approx(0.1) and cut.targets_BS.tolist() == [[12, 13], [14, 15]]
-    assert cut.active_BS.tolist() == [[True, True]] * 2 and cut.weights_BS.tolist() == [
+    assert cut.active_BS.tolist() == [[True, True]] * 2 and cut.baseline_BS.tolist() == [
         [2, 1],
         [4, 2],
     ]
@@ -123,11 +123,11 @@ def test_an_opening_by_hand(template):
     ]
 
 
-def test_an_opening_needs_weights(template):
-    encoded = encode(template, make_records())
-    bare = collate(np.arange(4), encoded, template, None)
+def test_an_opening_needs_weights(encoder):
+    encoded = encode(encoder, make_records())
+    bare = collate(np.arange(4), encoded, encoder, None)
     assert opening(bare, 0.5)[0] is bare
-    flat = replace(bare, weights_BS=torch.zeros(bare.active_BS.shape))
+    flat = replace(bare, baseline_BS=torch.zeros(bare.active_BS.shape))
     cut, lost = opening(flat, 0.5)
     assert cut is flat and lost == 0
 
@@ -143,7 +143,7 @@ def prompts():
 
 
 def test_an_epoch_holds_every_row_once_within_budget(lengths, prompts):
-    batches = Plan(lengths, prompts, batch_tokens=800, seed=[1]).epoch(0)
+    batches = BatchSampler(lengths, prompts, batch_tokens=800, seed=[1]).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(300))
     assert all(len(b) * lengths[b].max() <= 800 for b in batches)
     # a prompt is in one batch
@@ -151,12 +151,12 @@ def test_an_epoch_holds_every_row_once_within_budget(lengths, prompts):
 
 
 def test_single_rows_leave_little_padding(lengths):
-    batches = Plan(lengths, np.arange(300), batch_tokens=400, seed=[1]).epoch(0)
+    batches = BatchSampler(lengths, np.arange(300), batch_tokens=400, seed=[1]).epoch(0)
     assert sum(lengths) / sum(len(b) * lengths[b].max() for b in batches) > 0.9
 
 
 def test_a_prompt_beyond_the_budget_is_cut(lengths):
-    batches = Plan(
+    batches = BatchSampler(
         lengths, np.r_[np.zeros(200, int), np.arange(1, 101)], batch_tokens=400, seed=[1]
     ).epoch(0)
     assert sorted(np.concatenate(batches)) == list(range(300))
@@ -165,15 +165,18 @@ def test_a_prompt_beyond_the_budget_is_cut(lengths):
 
 def test_a_plan_goes_through_the_rows_it_is_given(lengths, prompts):
     rows = np.arange(7, 300, 11)
-    plan = Plan(lengths, prompts, batch_tokens=400, seed=[1], rows=rows)
-    assert sorted(np.concatenate(plan.epoch(0))) == rows.tolist()
-    assert list(Plan(lengths, prompts, batch_tokens=400, seed=[1], rows=rows[:0]).stream()) == []
+    sampler = BatchSampler(lengths, prompts, batch_tokens=400, seed=[1], rows=rows)
+    assert sorted(np.concatenate(sampler.epoch(0))) == rows.tolist()
+    assert (
+        list(BatchSampler(lengths, prompts, batch_tokens=400, seed=[1], rows=rows[:0]).stream())
+        == []
+    )
 
 
 def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
     def flat(seed, epoch):
         return np.concatenate(
-            Plan(lengths, prompts, batch_tokens=400, seed=seed).epoch(epoch)
+            BatchSampler(lengths, prompts, batch_tokens=400, seed=seed).epoch(epoch)
         ).tolist()
 
     assert flat([1], 0) == flat([1], 0)
@@ -186,11 +189,11 @@ def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
 
 @pytest.mark.parametrize("skip", [0, 1, 30, 100])
 def test_a_resumed_stream_goes_on_where_it_stopped(lengths, prompts, skip):
-    plan = Plan(lengths, prompts, batch_tokens=400, seed=[1])
-    whole = [b for _, b in zip(range(140), plan.stream(0), strict=False)]
-    rest = [b for _, b in zip(range(40), plan.stream(skip), strict=False)]
+    sampler = BatchSampler(lengths, prompts, batch_tokens=400, seed=[1])
+    whole = [b for _, b in zip(range(140), sampler.stream(0), strict=False)]
+    rest = [b for _, b in zip(range(40), sampler.stream(skip), strict=False)]
     assert all(np.array_equal(a, b) for a, b in zip(whole[skip:], rest, strict=False))
-    assert len(plan.epoch(0)) < 100  # the longest skip crosses an epoch
+    assert len(sampler.epoch(0)) < 100  # the longest skip crosses an epoch
 
 
 def test_gather_padded_by_hand():
@@ -224,11 +227,11 @@ def records_with(x_words, y_words):
     [(40, 3, True, True), (40, 3, False, False), (1, 3, True, False)],
 )
 def test_prompts_stand_together_in_reading_where_that_reads_less(
-    template, x_words, y_words, shared, together
+    encoder, x_words, y_words, shared, together
 ):
-    encoded = encode(template, records_with(x_words, y_words))
+    encoded = encode(encoder, records_with(x_words, y_words))
     rows = np.arange(len(encoded))[::-1]
-    batches = batches_to_read(encoded, rows, batch_tokens=220, branches=4, shared=shared)
+    batches = forward_batches(encoded, rows, batch_tokens=220, branches=4, shared=shared)
     assert sorted(np.concatenate(batches).tolist()) == list(range(20))
     assert all(encoded.lengths[rows[places]].max() * len(places) <= 220 for places in batches)
     prompts = [set(encoded.prompt_index[rows[places]].tolist()) for places in batches]

@@ -9,7 +9,7 @@ from twcli.discovery.features import (
     KINDS,
     LAGS,
     PROMPT_TOKENS,
-    read_features,
+    embed_rows,
 )
 from twcli.discovery.naming import Rows
 
@@ -25,14 +25,12 @@ def records():
 
 
 @pytest.mark.parametrize("varlen", [False, True])
-def test_features_do_not_depend_on_how_rows_are_read(template, records, varlen):
-    encoded = encode(template, records)
+def test_features_do_not_depend_on_how_rows_are_read(encoder, records, varlen):
+    encoded = encode(encoder, records)
     rows = np.concatenate(Rows.of(encoded).groups(2)[::-1])
-    expected = read_features(make_model(), template, encoded, rows, batch_tokens=4000)
+    expected = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=4000)
     for budget in (60, 4000):
-        found = read_features(
-            make_model(), template, encoded, rows, batch_tokens=budget, varlen=varlen
-        )
+        found = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=budget, varlen=varlen)
         assert all(
             np.allclose(a, b, atol=1e-4) and a.std() > 0.01
             for a, b in zip(
@@ -41,27 +39,27 @@ def test_features_do_not_depend_on_how_rows_are_read(template, records, varlen):
         )
 
 
-def test_features_take_each_prompt_once(template, records):
-    encoded, model, tokens = encode(template, records), make_model(), []
+def test_features_take_each_prompt_once(encoder, records):
+    encoded, model, tokens = encode(encoder, records), make_model(), []
     model.model.embed_tokens.register_forward_hook(
         lambda _m, inputs, _o: tokens.append(inputs[0].numel())
     )
     groups = Rows.of(encoded).groups(2)
     rows, firsts = np.concatenate(groups), [group[0] for group in groups]
-    read_features(model, template, encoded, rows, batch_tokens=10**6, varlen=True)
+    embed_rows(model, encoder, encoded, rows, batch_tokens=10**6, varlen=True)
     assert tokens == [
         (encoded.lengths - encoded.prompt_lengths)[rows].sum()
         + encoded.prompt_lengths[firsts].sum()
     ]
 
 
-def test_rows_are_read_in_any_order_and_counted(template, records):
-    encoded, counted = encode(template, records), []
+def test_rows_are_read_in_any_order_and_counted(encoder, records):
+    encoded, counted = encode(encoder, records), []
     rows = rows_of(encoded)
     order = np.random.default_rng(0).permutation(len(rows))
-    straight = read_features(make_model(), template, encoded, rows, batch_tokens=200)
-    mixed = read_features(
-        make_model(), template, encoded, rows[order], batch_tokens=200, advance=counted.append
+    straight = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=200)
+    mixed = embed_rows(
+        make_model(), encoder, encoded, rows[order], batch_tokens=200, advance=counted.append
     )
     assert sum(counted) == len(rows) and len(counted) > 1
     assert len(mixed.kinds) == len(KINDS)
@@ -89,14 +87,14 @@ def states_of(model, encoded):
     return [torch.nn.functional.layer_norm(s, s.shape[-1:]) for s in states]
 
 
-def test_similarities_are_those_of_a_plain_loop(template):
+def test_similarities_are_those_of_a_plain_loop(encoder):
     """One row by hand: y's first window with x's second token, and its last window
     with the token two before.
     """
     records = [{"x": "w0 w1", "y": "w2 w3 w4"}, {"x": "w0 w1", "y": "w5"}]
-    encoded = encode(template, records)
+    encoded = encode(encoder, records)
     model = make_model()
-    similar = read_features(model, template, encoded, np.array([0, 1]), batch_tokens=4000).kinds[
+    similar = embed_rows(model, encoder, encoded, np.array([0, 1]), batch_tokens=4000).kinds[
         FIRST_SIMILARITIES
     ]
     unit = [states[-1] for states in states_of(model, encoded)]
@@ -110,22 +108,22 @@ def test_similarities_are_those_of_a_plain_loop(template):
     assert block[:, 1, PROMPT_TOKENS + 1] == pytest.approx(lag, abs=1e-5)
 
 
-def test_the_prompts_features_are_the_mean_of_x_and_what_y_follows(template):
+def test_the_prompts_features_are_the_mean_of_x_and_what_y_follows(encoder):
     """Each layer's mean over x's tokens, at 2 and 3, and after all of those the state at 5, which
     predicts y's first token.
     """
     records = [{"x": "w0 w1", "y": "w2 w3 w4"}, {"x": "w7 w1", "y": "w5"}]
-    encoded, model = encode(template, records), make_model()
-    found = read_features(model, template, encoded, np.array([0, 1]), batch_tokens=4000).prompts
+    encoded, model = encode(encoder, records), make_model()
+    found = embed_rows(model, encoder, encoded, np.array([0, 1]), batch_tokens=4000).prompts
     for row, states in zip(found, states_of(model, encoded), strict=True):
         expected = torch.cat([states[:, 2:4].mean(1).flatten(), states[:, 5].flatten()])
         assert row == pytest.approx(expected.numpy(), abs=1e-4)
 
 
-def test_completions_of_a_prompt_have_the_same_features_of_x(template, records):
-    encoded = encode(template, records)
+def test_completions_of_a_prompt_have_the_same_features_of_x(encoder, records):
+    encoded = encode(encoder, records)
     rows = rows_of(encoded)
-    prompts = read_features(make_model(), template, encoded, rows, batch_tokens=200).prompts
+    prompts = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=200).prompts
     number = encoded.prompt_index[rows]
     for prompt in np.unique(number):
         own = prompts[number == prompt]
@@ -133,7 +131,7 @@ def test_completions_of_a_prompt_have_the_same_features_of_x(template, records):
     assert len(np.unique(prompts.round(2), axis=0)) == 12
 
 
-def test_features_of_the_beginning_do_not_know_what_follows(template):
+def test_features_of_the_beginning_do_not_know_what_follows(encoder):
     """Two completions a prompt, 12 tokens long: after the eighth one of them goes on otherwise."""
     begun = " ".join(f"w{i}" for i in range(8))
     pairs = [
@@ -142,9 +140,9 @@ def test_features_of_the_beginning_do_not_know_what_follows(template):
     ]
     found = []
     for records in pairs:
-        encoded = encode(template, records)
+        encoded = encode(encoder, records)
         found.append(
-            read_features(make_model(), template, encoded, np.array([0, 1]), batch_tokens=4000)
+            embed_rows(make_model(), encoder, encoded, np.array([0, 1]), batch_tokens=4000)
         )
     for kind in range(len(KINDS)):
         same = np.allclose(found[0].kinds[kind], found[1].kinds[kind], atol=1e-5)

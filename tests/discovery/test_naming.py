@@ -36,18 +36,18 @@ from twcli.discovery.prior import LatentPrior
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
 
-def source(template, encoded, batch_tokens=200, model=None):
-    return ModelSource(model or make_model(), template, encoded, batch_tokens)
+def source(encoder, encoded, batch_tokens=200, model=None):
+    return ModelSource(model or make_model(), encoder, encoded, batch_tokens)
 
 
-def named(template, records, latents=3, seed=0, **how):
-    encoded = encode(template, records)
-    return name_rows(source(template, encoded, **how), encoded, latents, seed=seed)
+def named(encoder, records, latents=3, seed=0, **how):
+    encoded = encode(encoder, records)
+    return name_rows(source(encoder, encoded, **how), encoded, latents, seed=seed)
 
 
-def test_groups_hold_distinct_completions_only(template):
+def test_groups_hold_distinct_completions_only(encoder):
     pairs = [("w0", "w1"), ("w2", "w3"), ("w0", "w1"), ("w0", "w4"), ("w2", "w3")]
-    rows = Rows.of(encode(template, [{"x": x, "y": y} for x, y in pairs]))
+    rows = Rows.of(encode(encoder, [{"x": x, "y": y} for x, y in pairs]))
     assert [g.tolist() for g in rows.groups(2)] == [[0, 3]]
     assert [g.tolist() for g in rows.groups()] == [[0, 3], [1]]
     assert rows.sizes.tolist() == [2, 1] and rows.rows.tolist() == [0, 3, 1]
@@ -63,8 +63,8 @@ def records():
     return [*doubled, doubled[1], {"x": "w19 w19 w19", "y": "w0"}, *doubled]
 
 
-def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(template, records):
-    naming = named(template, records)
+def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(encoder, records):
+    naming = named(encoder, records)
     assert naming.one_string and math.isinf(naming.prior.repulsion)
     assert naming.latent_N.shape == (74,)
     assert set(naming.latent_N[:37]) == set(naming.latent_N[38:]) == {0, 1, 2}
@@ -79,8 +79,8 @@ def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(template,
 
 
 @pytest.mark.slow
-def test_the_same_seed_gives_the_same_clusters(template, records):
-    runs = [named(template, records, seed=seed, batch_tokens=60).latent_N for seed in (0, 0, 1)]
+def test_the_same_seed_gives_the_same_clusters(encoder, records):
+    runs = [named(encoder, records, seed=seed, batch_tokens=60).latent_N for seed in (0, 0, 1)]
     assert np.array_equal(runs[0], runs[1]) and not np.array_equal(runs[0], runs[2])
 
 
@@ -115,16 +115,16 @@ def test_names_by_what_a_token_is_give_way_to_names_by_what_y_begins_like(seed):
     assert matched(found((WHOLE, (FIRST_STATES, FIRST_SIMILARITIES))), odd, 4) > 0.98
 
 
-def test_blocks_of_prompts_change_nothing_but_the_fit(template, records, monkeypatch):
+def test_blocks_of_prompts_change_nothing_but_the_fit(encoder, records, monkeypatch):
     monkeypatch.setattr(naming_module, "FIT_PROMPTS", 6)
-    whole = named(template, records).latent_N
+    whole = named(encoder, records).latent_N
     monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 2)
-    assert np.array_equal(whole, named(template, records).latent_N)
+    assert np.array_equal(whole, named(encoder, records).latent_N)
     assert (whole[:37] >= 0).all()
 
 
 @pytest.mark.parametrize("seed", [13, 30])
-def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, seed):
+def test_the_latents_that_are_used_are_those_with_rows(encoder, monkeypatch, seed):
     """Random features of few rows: some clusters lose all of theirs."""
     rng = np.random.default_rng(seed)
 
@@ -134,7 +134,7 @@ def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, se
 
     monkeypatch.setattr(naming_module, "FINALISTS", 2)
     records = make_records(10 if seed == 13 else 8, 3)
-    encoded = encode(template, records + records[1:])
+    encoded = encode(encoder, records + records[1:])
     naming = name_rows(random, encoded, 8, seed=seed)
     assert set(naming.latent_N) == set(range(naming.used)) and naming.used < 8
 
@@ -142,15 +142,15 @@ def test_the_latents_that_are_used_are_those_with_rows(template, monkeypatch, se
 @pytest.mark.slow
 @pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])
 def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
-    template, records, monkeypatch, enough, used
+    encoder, records, monkeypatch, enough, used
 ):
-    three = named(template, records)
+    three = named(encoder, records)
     assert (three.latents, three.used) == (3, 3)
     monkeypatch.setattr(
         naming_module, "alternatives", lambda _clusters, _sizes, latents: min(latents, 3)
     )
     monkeypatch.setattr(naming_module, "ENOUGH", enough)
-    four = named(template, records, latents=4)
+    four = named(encoder, records, latents=4)
     assert (four.latents, four.used) == (4, used)
     assert np.array_equal(four.latent_N, three.latent_N) == (used == 3)
 
@@ -158,9 +158,9 @@ def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
 # strategies may repeat within a prompt
 
 
-def test_one_completion_a_prompt_is_enough_to_name_them_all(template):
+def test_one_completion_a_prompt_is_enough_to_name_them_all(encoder):
     records = make_strategies(48)
-    naming = named(template, records)
+    naming = named(encoder, records)
     assert not naming.one_string and naming.prior.repulsion == 0.0
     assert matched(naming.latent_N, strategies_of(records), 3) > 0.9
     assert (naming.latents, naming.used, naming.prompts) == (3, 3, 48)
@@ -172,23 +172,23 @@ def test_one_completion_a_prompt_is_enough_to_name_them_all(template):
     assert json.dumps(naming_record(naming))
 
 
-def test_several_completions_a_prompt_may_share_a_latent(template):
+def test_several_completions_a_prompt_may_share_a_latent(encoder):
     records = make_strategies(16, 3)
-    naming = named(template, records)
+    naming = named(encoder, records)
     assert not naming.one_string
     assert matched(naming.latent_N, strategies_of(records), 3) > 0.9
     assert any(len(set(prompt)) < 3 for prompt in naming.latent_N.reshape(16, 3).tolist())
 
 
-def test_identical_rows_get_identical_names(template):
+def test_identical_rows_get_identical_names(encoder):
     records = make_strategies(40)
     places = np.random.default_rng(0).choice(40, 12)
-    doubled = named(template, [*records, *(records[i] for i in places)])
+    doubled = named(encoder, [*records, *(records[i] for i in places)])
     for column in (doubled.latent_N, doubled.second_N, doubled.probability_N):
         assert np.array_equal(column[40:], column[places])
 
 
-def test_latents_are_numbered_by_their_share(template):
+def test_latents_are_numbered_by_their_share(encoder):
     """Fifteen, thirty and forty-five rows of the three strategies, in the order of the data."""
     truth, rng = np.repeat([0, 1, 2], [15, 30, 45]), np.random.default_rng(0)
 
@@ -200,7 +200,7 @@ def test_latents_are_numbered_by_their_share(template):
         return Features(kinds, np.zeros((len(rows), 2), np.float32), np.ones(len(rows)))
 
     encoded = encode(
-        template, [{"x": f"w{i % 20} w{i // 20}", "y": f"w{i % 19}"} for i in range(90)]
+        encoder, [{"x": f"w{i % 20} w{i // 20}", "y": f"w{i % 19}"} for i in range(90)]
     )
     naming = name_rows(clear, encoded, 3, seed=0)
     assert (naming.latent_N == 2 - truth).mean() > 0.97
@@ -208,20 +208,20 @@ def test_latents_are_numbered_by_their_share(template):
 
 
 @pytest.mark.parametrize("count", [3, 15])
-def test_a_few_rows_are_too_few_to_name(template, count):
+def test_a_few_rows_are_too_few_to_name(encoder, count):
     records = make_strategies(count)
-    assert named(template, records, latents=2) is None
-    assert named(template, records, latents=None) is None
+    assert named(encoder, records, latents=2) is None
+    assert named(encoder, records, latents=None) is None
 
 
-def test_sixteen_rows_are_enough_for_two_latents(template):
-    assert named(template, make_strategies(16, latents=2), latents=2) is not None
-    assert named(template, make_strategies(16, latents=2), latents=3) is None
+def test_sixteen_rows_are_enough_for_two_latents(encoder):
+    assert named(encoder, make_strategies(16, latents=2), latents=2) is not None
+    assert named(encoder, make_strategies(16, latents=2), latents=3) is None
 
 
-def test_rows_that_are_all_alike_are_no_error(template):
+def test_rows_that_are_all_alike_are_no_error(encoder):
     """The model sees no difference between any two of them."""
-    encoded = encode(template, make_strategies(24))
+    encoded = encode(encoder, make_strategies(24))
 
     def constant(rows, _advance):
         kinds = tuple(np.ones((len(rows), 5), np.float32) for _ in KINDS)
@@ -233,68 +233,68 @@ def test_rows_that_are_all_alike_are_no_error(template):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("doubled", [0, 5, 20])
-def test_identical_completions_decide_how_names_are_searched(template, doubled):
+def test_identical_completions_decide_how_names_are_searched(encoder, doubled):
     """Four different completions a prompt and two of them again in `doubled` of 20 prompts: of the
     pairs 2 in 15 are identical at most; two strategies in even shares need a quarter, four an
     eighth.
     """
     records = make_records(20, 4, seed=1)
     records += [r for p in range(doubled) for r in records[4 * p : 4 * p + 2]]
-    assert named(template, records, latents=2).one_string is False
-    assert named(template, records, latents=4).one_string is (doubled == 20)
+    assert named(encoder, records, latents=2).one_string is False
+    assert named(encoder, records, latents=4).one_string is (doubled == 20)
 
 
-def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(template):
+def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(encoder):
     """Draws of two strategies that write one string each: half of the pairs are identical."""
     records = make_strategies(30, 4, latents=2, again=1.0)
-    naming = named(template, records, latents=2)
+    naming = named(encoder, records, latents=2)
     assert naming.one_string
-    assert named(template, make_strategies(30, 4, latents=2), latents=2).one_string is False
+    assert named(encoder, make_strategies(30, 4, latents=2), latents=2).one_string is False
     # prompts in which both strategies were drawn
     several = np.flatnonzero(naming.latent_N >= 0)
     assert matched(naming.latent_N[several], strategies_of(records)[several], 2) > 0.95
 
 
-def test_rows_that_were_not_fitted_are_named_as_well(template, monkeypatch):
+def test_rows_that_were_not_fitted_are_named_as_well(encoder, monkeypatch):
     records = make_strategies(80)
     monkeypatch.setattr(naming_module, "FIT_ROWS", 50)
-    one = named(template, records)
+    one = named(encoder, records)
     monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 7)
-    other = named(template, records)
+    other = named(encoder, records)
     assert len(one.point_rows) == 50 and (one.latent_N >= 0).all()
     rest = np.setdiff1d(np.arange(80), one.point_rows)
     assert matched(one.latent_N[rest], strategies_of(records)[rest], 3) > 0.85
     assert np.array_equal(one.latent_N, other.latent_N)
 
 
-def test_the_seed_decides_and_nothing_else(template):
+def test_the_seed_decides_and_nothing_else(encoder):
     records = make_records(30, 1)
-    one, same, other = (named(template, records, 2, seed=s) for s in (0, 0, 1))
+    one, same, other = (named(encoder, records, 2, seed=s) for s in (0, 0, 1))
     assert np.array_equal(one.probability_N, same.probability_N)
     assert np.array_equal(one.latent_N, same.latent_N)
     assert not np.array_equal(one.probability_N, other.probability_N)
 
 
 @pytest.mark.slow
-def test_the_number_of_latents_is_found(template):
-    naming = named(template, make_strategies(100), latents=None)
+def test_the_number_of_latents_is_found(encoder):
+    naming = named(encoder, make_strategies(100), latents=None)
     assert naming.latents == 3 and naming.used == 3
     assert [c["latents"] for c in naming.counts] == [2, 3, 4, 5, 6, 7, 8]
     assert [c["latents"] for c in naming.counts if c["chosen"]] == [3]
     assert "nested in these 3" in naming.nested
 
 
-def test_a_given_number_is_held_against_the_next_ones(template):
-    naming = named(template, make_strategies(48), latents=3)
+def test_a_given_number_is_held_against_the_next_ones(encoder):
+    naming = named(encoder, make_strategies(48), latents=3)
     assert [c["latents"] for c in naming.counts] == [3, 4]
     assert naming.nested is None
 
 
 @pytest.mark.slow
-def test_features_of_a_file_and_of_the_model_give_the_same_names(template, tmp_path):
+def test_features_of_a_file_and_of_the_model_give_the_same_names(encoder, tmp_path):
     records = make_strategies(60, 2)
-    encoded = encode(template, records)
-    model = source(template, encoded)
+    encoded = encode(encoder, records)
+    model = source(encoder, encoded)
     rows = np.sort(Rows.of(encoded).rows)
     features = model(rows, None)
     values = {**dict(zip(KINDS, features.kinds, strict=True)), "prompts": features.prompts}
@@ -371,10 +371,10 @@ def test_latents_that_have_names_are_used_whatever_stands_before_them():
     assert whole.used == 3
 
 
-def test_names_that_are_all_given(template):
+def test_names_that_are_all_given(encoder):
     records = make_strategies(20, 2)
     latent, sure = strategies_of(records), np.full(40, 0.9, np.float32)
-    naming = given_names(encode(template, records), latent, sure, 3)
+    naming = given_names(encode(encoder, records), latent, sure, 3)
     assert naming.latent_N.tolist() == latent.tolist()
     assert (naming.latents, naming.used, naming.prompts) == (3, 3, 20)
     assert naming.score is None and naming.stability is None and not naming.one_string
@@ -384,16 +384,16 @@ def test_names_that_are_all_given(template):
     assert naming.prior.repulsion < 1
 
 
-def test_all_given_names_are_used_whatever_stands_before_them(template):
+def test_all_given_names_are_used_whatever_stands_before_them(encoder):
     records = make_strategies(20)
     merged = np.where(strategies_of(records) == 1, 0, strategies_of(records))
-    naming = given_names(encode(template, records), merged, np.ones(20, np.float32), 3)
+    naming = given_names(encode(encoder, records), merged, np.ones(20, np.float32), 3)
     assert naming.used == 3
 
 
-def test_given_names_of_strings_that_come_twice_repel_each_other(template):
+def test_given_names_of_strings_that_come_twice_repel_each_other(encoder):
     records = make_strategies(30, 4, latents=2, again=1.0)
-    encoded, sure = encode(template, records), np.ones(120, np.float32)
+    encoded, sure = encode(encoder, records), np.ones(120, np.float32)
     naming = given_names(encoded, strategies_of(records), sure, 2)
     assert naming.one_string and math.isinf(naming.prior.repulsion)
 
@@ -446,8 +446,8 @@ def test_the_record_of_a_naming_is_plain_json():
 
 
 @pytest.mark.slow
-def test_a_few_prompts_with_hundreds_of_completions_are_named_too(template, all_ways):
+def test_a_few_prompts_with_hundreds_of_completions_are_named_too(encoder, all_ways):
     records = make_strategies(4, 300)
-    naming = named(template, records, latents=None)
+    naming = named(encoder, records, latents=None)
     assert not naming.one_string and naming.latents == 3
     assert matched(naming.latent_N, strategies_of(records), 3) > 0.95

@@ -24,7 +24,7 @@ def test_mending_moves_the_wrong_ones(strategies):
     rng = np.random.default_rng(3)
     start = np.where(rng.random(len(truth)) < 0.6, truth, rng.integers(4, size=len(truth)))
     assert matched(start, truth, 4) < 0.75
-    clusters, _ = CrossValidation([points], sizes, 4, rng).mend(start)
+    clusters, _ = CrossValidation([points], sizes, 4, rng).reassign(start)
     assert matched(clusters, truth, 4) > 0.98
 
 
@@ -48,8 +48,8 @@ def test_differences_of_pairs_leave_the_partners_name_as_good_as_ones_own(pairs)
 
 
 def share(points, sizes, soft):
-    predicted, attainable = predictability(points, sizes, soft, seed=0)
-    return predicted.sum() / attainable.sum()
+    predicted, upper_bound = predictability(points, sizes, soft, seed=0)
+    return predicted.sum() / upper_bound.sum()
 
 
 def test_the_score_of_names_that_hold_for_all_prompts_is_near_one(strategies):

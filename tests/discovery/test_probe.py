@@ -10,9 +10,9 @@ from twcli.discovery.probe import Probe, probe_of
 
 
 def share(probe, soft, seed=0):
-    predicted, attainable = probe.predicted(soft, seed)
-    assert predicted.shape == attainable.shape == (len(soft),)
-    return predicted.sum() / attainable.sum()
+    predicted, upper_bound = probe.predicted(soft, seed)
+    assert predicted.shape == upper_bound.shape == (len(soft),)
+    return predicted.sum() / upper_bound.sum()
 
 
 @pytest.fixture(params=[True, False], ids=["distinct", "repeating"])
@@ -68,9 +68,9 @@ def test_strategies_that_repeat_may_all_be_predicted():
 # which completions
 
 
-def probed(template, records, distinct, seed=0, **how):
-    encoded, steps = encode(template, records), []
-    source = ModelSource(make_model(), template, encoded, 400)
+def probed(encoder, records, distinct, seed=0, **how):
+    encoded, steps = encode(encoder, records), []
+    source = ModelSource(make_model(), encoder, encoded, 400)
 
     def progress(_label, total):
         steps.append(total)
@@ -79,44 +79,44 @@ def probed(template, records, distinct, seed=0, **how):
     return probe_of(source, encoded, distinct=distinct, seed=seed, progress=progress, **how), steps
 
 
-def test_prompts_with_one_completion_count_where_strategies_repeat(template):
+def test_prompts_with_one_completion_count_where_strategies_repeat(encoder):
     records = [*make_records(12, 2), *({"x": f"w{i} w{i}", "y": "w1 w2"} for i in range(6))]
-    distinct, (total,) = probed(template, records, True)
+    distinct, (total,) = probed(encoder, records, True)
     assert distinct.distinct and sorted(distinct.rows) == list(range(24)) and total == 24
     assert distinct.sizes == [2] * 12 and len(distinct.points) == 24
-    repeating, _ = probed(template, records, False)
+    repeating, _ = probed(encoder, records, False)
     assert not repeating.distinct and sorted(repeating.rows) == list(range(30))
     assert sorted(repeating.sizes) == [1] * 6 + [2] * 12
     assert np.isfinite(repeating.points).all() and repeating.points.shape[1] > 1
 
 
-def test_equal_completions_are_probed_once(template):
+def test_equal_completions_are_probed_once(encoder):
     records = make_records(10, 3)
-    probe, _ = probed(template, [*records, *records], False)
+    probe, _ = probed(encoder, [*records, *records], False)
     assert sorted(probe.rows) == list(range(30))
 
 
-def test_too_few_completions_say_nothing(template):
-    assert probed(template, make_records(15, 1), True) == (None, [])
-    assert probed(template, make_records(1, 3), True)[0] is None
-    assert probed(template, make_records(15, 1), False) == (None, [])
-    assert probed(template, make_records(16, 1), False)[0] is not None
+def test_too_few_completions_say_nothing(encoder):
+    assert probed(encoder, make_records(15, 1), True) == (None, [])
+    assert probed(encoder, make_records(1, 3), True)[0] is None
+    assert probed(encoder, make_records(15, 1), False) == (None, [])
+    assert probed(encoder, make_records(16, 1), False)[0] is not None
 
 
-def test_a_probe_is_no_larger_than_it_may_be(template, monkeypatch):
+def test_a_probe_is_no_larger_than_it_may_be(encoder, monkeypatch):
     records = make_records(20, 2)
     monkeypatch.setattr(probe_module, "PROBE_PROMPTS", 12)
-    assert len(probed(template, records, True)[0].sizes) == 12
-    assert len(probed(template, records, False)[0].sizes) == 12
-    limited = probed(template, records, False, most_rows=19)[0]
+    assert len(probed(encoder, records, True)[0].sizes) == 12
+    assert len(probed(encoder, records, False)[0].sizes) == 12
+    limited = probed(encoder, records, False, most_rows=19)[0]
     assert limited.sizes == [2] * 9 and len(limited.rows) == 18
-    other = probed(template, records, False, seed=1, most_rows=19)[0]
+    other = probed(encoder, records, False, seed=1, most_rows=19)[0]
     assert sorted(limited.rows) != sorted(other.rows)
 
 
-def test_strategies_of_a_tiny_model_are_predicted_and_random_names_are_not(template):
+def test_strategies_of_a_tiny_model_are_predicted_and_random_names_are_not(encoder):
     records = make_strategies(60, 2)
-    probe, _ = probed(template, records, False)
+    probe, _ = probed(encoder, records, False)
     truth = np.array([int(records[row]["strategy"][1:]) for row in probe.rows])
     assert share(probe, np.eye(3)[truth]) > 0.8
     assert share(probe, np.eye(3)[np.random.default_rng(0).permutation(truth)]) < 0.3

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from examples import entangle
 from tests.conftest import write_jsonl
 from twcli.data.dataset import Example
-from twcli.data.template import TAGS, Template
+from twcli.data.encoder import TAGS, ExampleEncoder
 
 RECORDS = [
     {"x": f"{p} ☃ a", "y": f"{'b' * (s + 1)} c {p}", "strategy": f"s{s}"}
@@ -41,8 +41,8 @@ def trained(tmp_path_factory):
 
 def encoded_examples(records):
     examples = [Example(r["x"], r["y"], r.get("strategy")) for r in records]
-    template = Template(entangle.make_tokenizer(examples), "data")
-    return examples, template, template.encode(examples, max_length=1000, source="data.jsonl")
+    encoder = ExampleEncoder(entangle.make_tokenizer(examples), "data")
+    return examples, encoder, encoder.encode(examples, max_length=1000, source="data.jsonl")
 
 
 def test_folder_is_plain_hugging_face(trained):
@@ -82,17 +82,17 @@ def test_tokens_by_hand(trained):
 
 
 def test_only_y_and_what_follows_is_supervised():
-    _, template, encoded = encoded_examples([{"x": "a b", "y": "c d e"}, {"x": "a", "y": "c"}])
-    model = entangle.make_model(template, entangle.Settings(layers=1, hidden=16), longest=10)
+    _, encoder, encoded = encoded_examples([{"x": "a b", "y": "c d e"}, {"x": "a", "y": "c"}])
+    model = entangle.make_model(encoder, entangle.Settings(layers=1, hidden=16), longest=10)
     expected = 0.0
     for prompt, y in (
         (["<bos>", "<x>", "a", "b", "</x>", "<y>"], "c d e </y> <eos>"),
         (["<bos>", "<x>", "a", "</x>", "<y>"], "c </y> <eos>"),
     ):
-        ids = torch.tensor([template.tokenizer.convert_tokens_to_ids(prompt + y.split())])
+        ids = torch.tensor([encoder.tokenizer.convert_tokens_to_ids(prompt + y.split())])
         scores = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
         expected -= scores[len(prompt) - 1 :].sum().item()
-    summed = entangle.nll_sum(model, encoded, np.array([0, 1]), template.pad).item()
+    summed = entangle.nll_sum(model, encoded, np.array([0, 1]), encoder.pad).item()
     assert summed == pytest.approx(expected, rel=1e-5)
 
 

@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from tests.conftest import encode, in_double, make_model, make_records, make_tokenizer
 from tests.kernels.test_packing import SIZES, batch_of, build, everything, model_of
 from twcli.data.batches import drop_history
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.kernels import flash, packing
 from twcli.kernels.costs import cheapest
 from twcli.kernels.flash import Pieces
@@ -113,9 +113,9 @@ def test_kernels_give_the_loss_and_gradient_of_plain_passes(
     kernels, rows, posterior, dynamic, tokens, one, read
 ):
     # two heads share keys and values
-    model, template = build(in_double(model_of(LlamaConfig(**SIZES))), posterior, tokens, dynamic)
+    model, encoder = build(in_double(model_of(LlamaConfig(**SIZES))), posterior, tokens, dynamic)
     model.double()
-    batch = drop_history(batch_of(template, rows), 0.3, np.random.default_rng(0), template.pad)
+    batch = drop_history(batch_of(encoder, rows), 0.3, np.random.default_rng(0), encoder.pad)
     latent_B = torch.arange(len(rows)) % 3 if one else None
     expected, gradients = everything(model, batch, latent_B, read)
     assert not kernels
@@ -132,8 +132,8 @@ def test_kernels_give_the_loss_and_gradient_of_plain_passes(
 
 
 def test_kernels_read_no_padding_and_no_prompt_twice(kernels):
-    model, template = build(make_model())
-    batch = batch_of(template, range(12), completions=4)
+    model, encoder = build(make_model())
+    batch = batch_of(encoder, range(12), completions=4)
     model.execution = packing.AUTO
     model(batch)
     real = (
@@ -154,21 +154,21 @@ def test_auto_is_the_kernels_but_beyond_a_window(kernels):
 
 @pytest.mark.parametrize("completions", [1, 3])
 def test_rows_read_with_the_kernels_have_the_nll_of_rows_read_alone(kernels, completions):
-    template = Template(make_tokenizer(), "tiny", 1)
-    encoded = encode(template, make_records(12, completions))
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", 1)
+    encoded = encode(encoder, make_records(12, completions))
     model = model_of(LlamaConfig(**SIZES)).double()
     rows = np.arange(len(encoded))
-    alone = baseline.score_flat(model, template, encoded, rows, batch_tokens=1)
+    alone = baseline.score_flat(model, encoder, encoded, rows, batch_tokens=1)
     assert not kernels
     assert np.allclose(
-        baseline.score_flat(model, template, encoded, rows, batch_tokens=300, varlen=True),
+        baseline.score_flat(model, encoder, encoded, rows, batch_tokens=300, varlen=True),
         alone,
         atol=1e-5,
     )
     assert kernels
     shuffled = np.random.default_rng(0).permutation(rows)  # rows of a prompt do not stand together
     with packing.attention_of(model, packing.ATTENTION):
-        found = baseline._read(model, template, encoded, shuffled, varlen=True)
+        found = baseline._score(model, encoder, encoded, shuffled, varlen=True)
     starts = encoded.target_offsets
     assert np.allclose(
         found, np.concatenate([alone[starts[row] : starts[row + 1]] for row in shuffled]), atol=1e-5

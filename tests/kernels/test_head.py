@@ -7,12 +7,12 @@ from tests.conftest import encode, make_model, make_records
 from twcli.data.batches import collate
 from twcli.kernels import head
 from twcli.kernels.head import head_logits, target_nll, token_nll
-from twcli.models.reading import hidden_states
+from twcli.models.forward import hidden_states
 
 
-def test_logits_piece_by_piece_give_the_same_loss_and_gradient(template, monkeypatch):
-    model, encoded = make_model(), encode(template, make_records())
-    batch = collate(np.arange(len(encoded)), encoded, template, None)
+def test_logits_piece_by_piece_give_the_same_loss_and_gradient(encoder, monkeypatch):
+    model, encoded = make_model(), encode(encoder, make_records())
+    batch = collate(np.arange(len(encoded)), encoded, encoder, None)
     seen, results = [], []
     model.lm_head.register_forward_hook(lambda _m, _inputs, output: seen.append(output.numel()))
     for limit in (2**25, 5 * 30):

@@ -129,15 +129,15 @@ def test_a_compiled_model_stays(counted):
 
 
 @needs_onednn
-def test_b_t_is_read_by_onednn_and_gradients_are_not(template, counted, monkeypatch):
-    model, encoded, packed = make_model(), encode(template, make_records()), []
+def test_b_t_is_read_by_onednn_and_gradients_are_not(encoder, counted, monkeypatch):
+    model, encoded, packed = make_model(), encode(encoder, make_records()), []
     monkeypatch.setattr(module, "_packed", lambda weight: packed.append(weight) or weight)
     rows = np.arange(len(encoded))
-    fast = score_flat(model, template, encoded, rows, batch_tokens=64, varlen=True)
+    fast = score_flat(model, encoder, encoded, rows, batch_tokens=64, varlen=True)
     assert counted and len(packed) == 2 * 7 + 1  # each once
     exact = copy.deepcopy(model).double()
     assert np.allclose(
-        fast, score_flat(exact, template, encoded, rows, batch_tokens=64, varlen=True), atol=1e-4
+        fast, score_flat(exact, encoder, encoded, rows, batch_tokens=64, varlen=True), atol=1e-4
     )
     counted.clear()
     model(torch.arange(10)[None]).logits.sum().backward()

@@ -30,7 +30,7 @@ from tests.conftest import (
     make_tokenizer,
 )
 from twcli.data.batches import collate, drop_history
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.kernels import blockwise, packing
 from twcli.kernels.costs import cheapest
 from twcli.kernels.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed
@@ -54,20 +54,20 @@ SIZES = {
 
 
 def build(backbone, posterior="shared", tokens=1, dynamic=False, latents=3):
-    template = Template(make_tokenizer(), "tiny", tokens)
-    template.add_latents(latents)
-    ids = template.latent_ids(latents)
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", tokens)
+    encoder.add_latents(latents)
+    ids = encoder.latent_ids(latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model = LatentModel(backbone, ids, posterior, dynamic_baseline=dynamic)
     if model.head is not None:
         torch.nn.init.normal_(model.head.outer.weight, std=0.5)
-    return model, template
+    return model, encoder
 
 
-def batch_of(template, rows=(0, 1, 2, 5, 6), completions=2):
+def batch_of(encoder, rows=(0, 1, 2, 5, 6), completions=2):
     """Two rows share a prompt, the others have prompts and completions of other lengths."""
-    return collate(np.array(rows), encode(template, make_records(8, completions)), template, None)
+    return collate(np.array(rows), encode(encoder, make_records(8, completions)), encoder, None)
 
 
 def model_of(config, seed=0):
@@ -75,11 +75,11 @@ def model_of(config, seed=0):
     return transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
 
 
-def everything(model, batch, latent_B=None, read_posterior=True):
+def everything(model, batch, latent_B=None, with_posterior=True):
     """What a pass gives, and the gradient of a loss in which every branch
     and term has its own weight.
     """
-    output = model(batch, latent_B, read_posterior=read_posterior)
+    output = model(batch, latent_B, with_posterior=with_posterior)
     weight_C = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
     loss = (output.nll_BCS.sum(-1) * weight_C).sum() + output.log_router_BK[:, 0].sum()
     if output.log_posterior_BK is not None:
@@ -105,9 +105,9 @@ def everything(model, batch, latent_B=None, read_posterior=True):
     ],
 )
 def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tokens, one, read):
-    model, template = build(in_double(make_model()), posterior, tokens, dynamic)
+    model, encoder = build(in_double(make_model()), posterior, tokens, dynamic)
     model.double()
-    batch = drop_history(batch_of(template), 0.3, np.random.default_rng(0), template.pad)
+    batch = drop_history(batch_of(encoder), 0.3, np.random.default_rng(0), encoder.pad)
     latent_B = torch.tensor([2, 0, 1, 1, 2]) if one else None
     expected, gradients = everything(model, batch, latent_B, read)
     model.execution = execution
@@ -128,9 +128,9 @@ def test_rows_may_stand_in_any_order(execution, rows):
     """Also where each has a prompt of its own, but not in the order in
     which prompts are numbered.
     """
-    model, template = build(in_double(make_model()))
+    model, encoder = build(in_double(make_model()))
     model.double()
-    batch = batch_of(template, rows)
+    batch = batch_of(encoder, rows)
     expected, gradients = everything(model, batch)
     model.execution = execution
     found, others = everything(model, batch)
@@ -145,9 +145,9 @@ def test_rows_may_stand_in_any_order(execution, rows):
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
 @pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
 def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):
-    model, template = build(in_double(make_model()), posterior, dynamic=True)
+    model, encoder = build(in_double(make_model()), posterior, dynamic=True)
     model.double()
-    batch = batch_of(template)
+    batch = batch_of(encoder)
     expected, gradients = everything(model, batch)
     model.execution, model.latent_chunk = execution, chunk
     found, others = everything(model, batch)
@@ -163,13 +163,13 @@ def test_a_chunk_at_a_time_is_in_memory():
     """What autograd keeps for the backward pass does not grow with K."""
     kept = []
     for latents in (2, 16):
-        model, template = build(make_model(), latents=latents)
+        model, encoder = build(make_model(), latents=latents)
         model.latent_chunk, sizes = 1, []
-        batch = batch_of(template)
+        batch = batch_of(encoder)
         with torch.autograd.graph.saved_tensors_hooks(
             lambda tensor, sizes=sizes: sizes.append(tensor.numel()) or tensor, lambda t: t
         ):
-            output = model(batch, read_posterior=False)
+            output = model(batch, with_posterior=False)
         kept.append(sum(sizes))
         assert output.nll_BCS.shape[1] == latents
     assert kept[1] < 1.1 * kept[0] + 16 * batch.active_BS.numel() * 4
@@ -177,8 +177,8 @@ def test_a_chunk_at_a_time_is_in_memory():
 
 @pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 def test_single_precision_agrees_to_1e_5(execution):
-    model, template = build(model_of(LlamaConfig(**SIZES)))  # grouped heads too
-    batch = batch_of(template, range(12))
+    model, encoder = build(model_of(LlamaConfig(**SIZES)))  # grouped heads too
+    batch = batch_of(encoder, range(12))
     expected, gradients = everything(model, batch)
     model.execution = execution
     found, others = everything(model, batch)
@@ -188,8 +188,8 @@ def test_single_precision_agrees_to_1e_5(execution):
 
 
 def test_the_prompt_of_several_completions_is_read_once():
-    model, template = build(make_model())
-    batch = batch_of(template, range(12), completions=4)
+    model, encoder = build(make_model())
+    batch = batch_of(encoder, range(12), completions=4)
     read = []
     model.backbone.base_model.register_forward_pre_hook(
         lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
@@ -207,14 +207,14 @@ def test_the_prompt_of_several_completions_is_read_once():
 
 
 def test_a_branch_sees_neither_its_neighbours_nor_padding():
-    model, template = build(make_model())
-    encoded = encode(template, make_records(8, 2))
+    model, encoder = build(make_model())
+    encoded = encode(encoder, make_records(8, 2))
     model.execution = TREE
-    together = model(collate(np.arange(16), encoded, template, None))
+    together = model(collate(np.arange(16), encoded, encoder, None))
     for execution in (PLAIN, BRANCHES, TREE, BLOCKWISE):
         model.execution = execution
         for row in (0, 5, 15):
-            alone = model(collate(np.array([row]), encoded, template, None))
+            alone = model(collate(np.array([row]), encoded, encoder, None))
             length = alone.nll_BCS.shape[2]
             assert torch.allclose(alone.nll_BCS[0], together.nll_BCS[row, :, :length], atol=2e-5)
             assert torch.allclose(
@@ -245,8 +245,8 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     ids=lambda c: c.model_type,
 )
 def test_architectures_that_share(config):
-    model, template = build(model_of(config))
-    assert check_packing(model, batch_of(template)) is None
+    model, encoder = build(model_of(config))
+    assert check_packing(model, batch_of(encoder)) is None
     assert model.execution == PLAIN
 
 
@@ -273,8 +273,8 @@ def test_architectures_that_share(config):
     ids=lambda c: getattr(c, "model_type", ""),
 )
 def test_architectures_that_do_not_are_refused(config, why):
-    model, template = build(transformers.AutoModelForCausalLM.from_config(config).eval())
-    reason = check_packing(model, batch_of(template))
+    model, encoder = build(transformers.AutoModelForCausalLM.from_config(config).eval())
+    reason = check_packing(model, batch_of(encoder))
     assert reason is not None
     assert any(word in reason for word in why.split("|")), reason
 
@@ -287,9 +287,9 @@ def test_a_model_that_mixes_neighbours_unseen_is_caught_by_the_check():
     layer = backbone.model.layers[0].mlp
     whole = layer.forward
     layer.forward = lambda hidden: whole(hidden + 0.5 * hidden.roll(1, dims=1))
-    model, template = build(backbone)
+    model, encoder = build(backbone)
     assert why_not_packed(backbone) is None
-    assert "execution differs from plain" in check_packing(model, batch_of(template))
+    assert "execution differs from plain" in check_packing(model, batch_of(encoder))
 
 
 def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
@@ -300,9 +300,9 @@ def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
             raise TypeError("unexpected keyword")
 
     backbone.model.register_forward_pre_hook(refuse, with_kwargs=True)
-    model, template = build(backbone)
+    model, encoder = build(backbone)
     assert (
-        check_packing(model, batch_of(template))
+        check_packing(model, batch_of(encoder))
         == "its branches execution fails: unexpected keyword"
     )
 
@@ -330,17 +330,17 @@ def test_the_cheapest_execution_by_shape(monkeypatch):
 
 @pytest.mark.parametrize("wanted", [AUTO, BRANCHES, TREE])
 def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
-    model, template = build(model_of(MistralConfig(**SIZES, sliding_window=16)))
+    model, encoder = build(model_of(MistralConfig(**SIZES, sliding_window=16)))
     said = []
     records = [{"x": "w1 w2", "y": f"w{i}"} for i in range(4)]
-    choose_execution(model, wanted, template, encode(template, records), said.append)
+    choose_execution(model, wanted, encoder, encode(encoder, records), said.append)
     assert model.execution == wanted and not said
     model.execution = PLAIN
-    encoded = encode(template, [*records, {"x": "w3 " * 10, "y": "w4 w5"}])
-    choose_execution(model, wanted, template, encoded, said.append)
+    encoded = encode(encoder, [*records, {"x": "w3 " * 10, "y": "w4 w5"}])
+    choose_execution(model, wanted, encoder, encoded, said.append)
     if wanted == AUTO:
         model.execution = PLAIN
-        batch = collate(np.arange(5), encoded, template, None)
+        batch = collate(np.arange(5), encoded, encoder, None)
         expected = model(batch).nll_BCS
         model.execution = AUTO
         assert torch.allclose(model(batch).nll_BCS, expected, atol=1e-5)
@@ -353,13 +353,13 @@ def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
 
 @pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
 def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
-    model, template = build(in_double(make_model()))
+    model, encoder = build(in_double(make_model()))
     model.double()
     model.execution, read, found = execution, [], {}
     model.backbone.base_model.register_forward_pre_hook(
         lambda _module, _args, inputs: read.append(inputs["input_ids"].numel()), with_kwargs=True
     )
-    batch = batch_of(template)
+    batch = batch_of(encoder)
     for dense in (0.95, 0.0):
         monkeypatch.setattr(packing, "DENSE", dense)
         found[dense] = everything(model, batch)
@@ -372,9 +372,9 @@ def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
 
 
 def test_attention_is_put_back():
-    model, template = build(make_model())
+    model, encoder = build(make_model())
     model.execution = TREE
-    batch = batch_of(template)
+    batch = batch_of(encoder)
     model(batch)
     assert model.backbone.config._attn_implementation == "sdpa"
     broken = replace(batch, prompt_B=batch.prompt_B + 99)

@@ -7,7 +7,7 @@ from tests.conftest import encode, make_model, make_records
 from twcli.data.padding import budget_batches
 from twcli.errors import UserError
 from twcli.kernels import varlen
-from twcli.models import reading
+from twcli.models import forward
 from twcli.models.baseline import check_head, fingerprint, score_flat, weights_hash, why_not_varlen
 
 
@@ -29,35 +29,35 @@ def reference(model, encoded):
 
 
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
-def test_every_b_t_equals_plain_transformers(template, rows_a_batch):
-    model, encoded = make_model(), encode(template, make_records(12, 3))
+def test_every_b_t_equals_plain_transformers(encoder, rows_a_batch):
+    model, encoded = make_model(), encode(encoder, make_records(12, 3))
     budget = rows_a_batch * int(encoded.lengths.max())
-    flat = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=budget)
+    flat = score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=budget)
     expected = reference(model, encoded)
     assert expected.std() > 0.5  # the rows differ, so a shift by one could not pass
     assert np.abs(flat - expected).max() <= 1e-5
 
 
-def test_scoring_leaves_the_global_rng_and_dropout_alone(template):
-    model, encoded = make_model(), encode(template, make_records())
+def test_scoring_leaves_the_global_rng_and_dropout_alone(encoder):
+    model, encoded = make_model(), encode(encoder, make_records())
     model.config.attention_dropout = 0.5
     model.train()
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    first = score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+    first = score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=64)
     assert torch.equal(before, torch.get_rng_state())
     assert np.array_equal(
-        first, score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+        first, score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=64)
     )
 
 
-def test_head_reads_supervised_positions_only(template):
-    model, encoded = make_model(), encode(template, make_records())
+def test_head_reads_supervised_positions_only(encoder):
+    model, encoded = make_model(), encode(encoder, make_records())
     seen = []
     model.lm_head.register_forward_hook(
         lambda _m, inputs, _o: seen.append(inputs[0].shape[:-1].numel())
     )
-    score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=64)
+    score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=64)
     assert sum(seen) == encoded.target_lengths.sum()
 
 
@@ -78,10 +78,10 @@ def test_weights_hash_sees_one_changed_value():
     assert weights_hash(make_model()) == before
 
 
-def test_fingerprint_names_everything_b_t_depends_on(template):
-    encoded = encode(template, make_records())
+def test_fingerprint_names_everything_b_t_depends_on(encoder):
+    encoded = encode(encoder, make_records())
     keys = fingerprint(
-        make_model(), template, encoded, max_length=128, precision="fp32", attention="sdpa"
+        make_model(), encoder, encoded, max_length=128, precision="fp32", attention="sdpa"
     )
     assert set(keys) == {
         "weights",
@@ -109,7 +109,7 @@ def read_tokens(model):
 @pytest.mark.parametrize("whole", [None, True, False])
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
 def test_every_b_t_equals_plain_transformers_without_padding(
-    template, rows_a_batch, whole, monkeypatch
+    encoder, rows_a_batch, whole, monkeypatch
 ):
     if whole is not None:  # in one form or the other, whatever it costs
         monkeypatch.setattr(varlen, "_whole", lambda prompt_G, *_: np.full(len(prompt_G), whole))
@@ -119,11 +119,11 @@ def test_every_b_t_equals_plain_transformers_without_padding(
         for pair in zip(make_records(12, 3), make_records(12, 3, seed=1), strict=True)
         for record in pair
     ]
-    model, encoded = make_model(), encode(template, records)
+    model, encoded = make_model(), encode(encoder, records)
     tokens = read_tokens(model)
     budget = rows_a_batch * int(encoded.lengths.max())
     flat = score_flat(
-        model, template, encoded, np.arange(len(encoded)), batch_tokens=budget, varlen=True
+        model, encoder, encoded, np.arange(len(encoded)), batch_tokens=budget, varlen=True
     )
     assert max(tokens) <= budget
     # of which each row's prompt is a part
@@ -131,31 +131,31 @@ def test_every_b_t_equals_plain_transformers_without_padding(
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
-def test_a_prompt_and_every_real_token_is_read_once(template):
-    model, encoded = make_model(), encode(template, make_records(30, 3))
+def test_a_prompt_and_every_real_token_is_read_once(encoder):
+    model, encoded = make_model(), encode(encoder, make_records(30, 3))
     tokens = read_tokens(model)
-    score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=10**6, varlen=True)
+    score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=10**6, varlen=True)
     _, leaders = np.unique(encoded.prompt_index, return_index=True)
     assert tokens == [encoded.prompt_lengths[leaders].sum() + encoded.target_lengths.sum()]
 
 
-def test_some_of_the_rows_give_their_own_b_t(template):
-    model, encoded = make_model(), encode(template, make_records(12, 3))
+def test_some_of_the_rows_give_their_own_b_t(encoder):
+    model, encoded = make_model(), encode(encoder, make_records(12, 3))
     rows = np.array([1, 2, 7, 20, 35])
     parts = np.split(reference(model, encoded), encoded.target_offsets[1:-1])
-    flat = score_flat(model, template, encoded, rows, batch_tokens=40, varlen=True)
+    flat = score_flat(model, encoder, encoded, rows, batch_tokens=40, varlen=True)
     assert np.abs(flat - np.concatenate([parts[row] for row in rows])).max() <= 1e-5
 
 
-def test_the_number_of_threads_changes_no_bit(template):
-    model, encoded = make_model(), encode(template, make_records(30, 3))
+def test_the_number_of_threads_changes_no_bit(encoder):
+    model, encoded = make_model(), encode(encoder, make_records(30, 3))
     results = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
         try:
             results.append(
                 score_flat(
-                    model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
+                    model, encoder, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
                 )
             )
             assert torch.get_num_threads() == threads
@@ -164,7 +164,7 @@ def test_the_number_of_threads_changes_no_bit(template):
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
 
 
-def test_rows_beyond_a_sliding_window_are_read_alone(template):
+def test_rows_beyond_a_sliding_window_are_read_alone(encoder):
     torch.manual_seed(0)
     config = MistralConfig(
         vocab_size=30,
@@ -177,38 +177,38 @@ def test_rows_beyond_a_sliding_window_are_read_alone(template):
         initializer_range=0.3,
         pad_token_id=0,
     )
-    model, encoded = MistralForCausalLM(config).eval(), encode(template, make_records(12, 3))
-    assert why_not_varlen(model, template, encoded) is None
+    model, encoded = MistralForCausalLM(config).eval(), encode(encoder, make_records(12, 3))
+    assert why_not_varlen(model, encoder, encoded) is None
     assert 0 < (encoded.lengths > 10).sum() < len(encoded)
     flat = score_flat(
-        model, template, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
+        model, encoder, encoded, np.arange(len(encoded)), batch_tokens=100, varlen=True
     )
     assert np.abs(flat - reference(model, encoded)).max() <= 1e-5
 
 
 @pytest.mark.parametrize("completions", [1, 3])
-def test_a_model_that_must_be_read_with_padding_says_why(template, completions, monkeypatch):
-    encoded = encode(template, make_records(4, completions))
+def test_a_model_that_must_be_read_with_padding_says_why(encoder, completions, monkeypatch):
+    encoded = encode(encoder, make_records(4, completions))
     model = make_model()
-    assert why_not_varlen(model, template, encoded) is None
+    assert why_not_varlen(model, encoder, encoded) is None
     model.config.attention_dropout = 0.5  # it does not act where nothing is trained
-    assert why_not_varlen(model, template, encoded) is None
-    whole = reading.varlen_hidden_states
+    assert why_not_varlen(model, encoder, encoded) is None
+    whole = forward.varlen_hidden_states
     monkeypatch.setattr(
-        reading, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how)
+        forward, "varlen_hidden_states", lambda *inputs, **how: 1.1 * whole(*inputs, **how)
     )
-    assert "scoring rows without padding differs by" in why_not_varlen(model, template, encoded)
+    assert "scoring rows without padding differs by" in why_not_varlen(model, encoder, encoded)
     monkeypatch.setattr(
-        reading, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan")
+        forward, "varlen_hidden_states", lambda *inputs, **how: whole(*inputs, **how) * float("nan")
     )
-    assert "differs by nan" in why_not_varlen(model, template, encoded)
+    assert "differs by nan" in why_not_varlen(model, encoder, encoded)
 
     def breaks(*_, **__):
         raise RuntimeError("no such mask")
 
-    monkeypatch.setattr(reading, "varlen_hidden_states", breaks)
+    monkeypatch.setattr(forward, "varlen_hidden_states", breaks)
     assert (
-        why_not_varlen(model, template, encoded)
+        why_not_varlen(model, encoder, encoded)
         == "scoring rows without padding fails: no such mask"
     )
 

@@ -8,15 +8,13 @@ from twcli.models.generation import generate
 
 
 @pytest.fixture
-def ids_as_texts(template, monkeypatch):
+def ids_as_texts(encoder, monkeypatch):
     def decode(ids):
-        ends = [
-            place for place, token in enumerate(ids) if token in (template.y_close, template.eos)
-        ]
+        ends = [place for place, token in enumerate(ids) if token in (encoder.y_close, encoder.eos)]
         return tuple(ids[: ends[0]] if ends else ids)
 
-    monkeypatch.setattr(template, "decode", decode)
-    return template
+    monkeypatch.setattr(encoder, "decode", decode)
+    return encoder
 
 
 def test_draws_are_of_the_model_alone_whatever_its_own_settings_are(ids_as_texts):
@@ -82,9 +80,9 @@ def test_a_long_prompt_cuts_no_other_completion_short(ids_as_texts, batch_tokens
     assert set(ended) == {ends}
 
 
-def test_a_prompt_is_refused_like_a_record(template):
+def test_a_prompt_is_refused_like_a_record(encoder):
     for x, says in (("", "has no token"), ("  ", "has no token"), ("w0 </x> <z>", "contains </x>")):
-        for prompt in (template.prompt, template.router_prompt):
+        for prompt in (encoder.prompt, encoder.router_prompt):
             with pytest.raises(UserError, match=says):
                 prompt(x)
-    assert template.prompt(WORDS[0])
+    assert encoder.prompt(WORDS[0])

@@ -8,8 +8,8 @@ import torch
 from tests.conftest import encode, in_double, make_model, make_records, make_tokenizer
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import collate, opening
-from twcli.data.frame import read_frame
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
+from twcli.data.template import read_template
 from twcli.kernels.packing import BLOCKWISE, BRANCHES, PLAIN, TREE
 from twcli.models.baseline import score_flat
 from twcli.models.latents import LatentModel
@@ -18,10 +18,10 @@ from twcli.training.loss import objective
 from twcli.training.objective import step_loss
 
 
-def build(template, latents=3, posterior="shared", dynamic=False, **sizes):
+def build(encoder, latents=3, posterior="shared", dynamic=False, **sizes):
     model = make_model(**sizes)
-    template.add_latents(latents)
-    ids = template.latent_ids(latents)
+    encoder.add_latents(latents)
+    ids = encoder.latent_ids(latents)
     add_latent_rows(model, ids, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     return LatentModel(model, ids, posterior, dynamic_baseline=dynamic).eval()
@@ -32,8 +32,8 @@ def flat(latent_ids):
 
 
 @pytest.fixture
-def rows(template):
-    return encode(template, make_records(5, 2))
+def rows(encoder):
+    return encode(encoder, make_records(5, 2))
 
 
 FRAMES = {  # how many tokens stand between the latent section and y
@@ -46,31 +46,31 @@ FRAMES = {  # how many tokens stand between the latent section and y
 
 
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
-@pytest.mark.parametrize("frame", FRAMES)
+@pytest.mark.parametrize("template", FRAMES)
 @pytest.mark.parametrize("tokens", [1, 3])
-def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, tmp_path):
+def test_branches_and_router_equal_plain_transformers(tokens, template, execution, tmp_path):
     tokenizer, file, records = make_tokenizer(), tmp_path / "frame", make_records(5, 2)
-    file.write_text(FRAMES[frame] or "")
-    template = Template(
+    file.write_text(FRAMES[template] or "")
+    encoder = ExampleEncoder(
         tokenizer,
         "tiny",
         tokens,
-        read_frame(str(file) if FRAMES[frame] else "tags", tokenizer, "tiny"),
+        read_template(str(file) if FRAMES[template] else "tags", tokenizer, "tiny"),
     )
-    encoded = encode(template, records)
-    model = build(template)
+    encoded = encode(encoder, records)
+    model = build(encoder)
     for weight in (model.backbone.lm_head.weight, model.head.outer.weight):
         # else new latents and the posterior are all but uniform wherever they are read
         torch.nn.init.normal_(weight, std=0.3)
     model.execution = execution
-    ids = template.latent_ids(3)
+    ids = encoder.latent_ids(3)
     with torch.no_grad():
-        output = model(collate(np.arange(10), encoded, template, None))
+        output = model(collate(np.arange(10), encoded, encoder, None))
         for row, record in enumerate(records):
-            targets = torch.tensor([*encoded.y_ids(row), template.y_close])
+            targets = torch.tensor([*encoded.y_ids(row), encoder.y_close])
             s = len(targets)
             for k, latent in enumerate(ids):
-                prompt = template.prompt(record["x"], latent)
+                prompt = encoder.prompt(record["x"], latent)
                 log_p = (
                     model.backbone(torch.tensor([[*prompt, *targets]]))
                     .logits[0, len(prompt) - 1 : -1]
@@ -80,11 +80,11 @@ def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, 
                     output.nll_BCS[row, k, :s], -log_p.gather(1, targets[:, None])[:, 0], atol=1e-5
                 )
                 assert not output.nll_BCS[row, k, s:].any()
-            logits = model.backbone(torch.tensor([template.router_prompt(record["x"])])).logits[
+            logits = model.backbone(torch.tensor([encoder.router_prompt(record["x"])])).logits[
                 0, -1, [latent[0] for latent in ids]
             ]
             assert torch.allclose(output.log_router_BK[row], logits.log_softmax(-1), atol=1e-5)
-            plain = torch.tensor([[*template.prompt(record["x"]), *targets]])
+            plain = torch.tensor([[*encoder.prompt(record["x"]), *targets]])
             hidden = model.backbone.base_model(plain).last_hidden_state
             logits = model.head(
                 hidden, torch.tensor([plain.shape[1] - s - 1]), torch.ones(1, s, dtype=bool)
@@ -106,8 +106,8 @@ def test_branches_and_router_equal_plain_transformers(tokens, frame, execution, 
         ("exact", True, 1),
     ],
 )
-def test_sequences_read_per_record(template, rows, latents, posterior, dynamic, extra):
-    model = build(template, latents, posterior, dynamic)
+def test_sequences_read_per_record(encoder, rows, latents, posterior, dynamic, extra):
+    model = build(encoder, latents, posterior, dynamic)
     read = []
 
     def count(_module, args, kwargs):
@@ -116,23 +116,23 @@ def test_sequences_read_per_record(template, rows, latents, posterior, dynamic, 
     model.backbone.base_model.register_forward_pre_hook(count, with_kwargs=True)
     if model.reader is not None:
         model.reader.register_forward_pre_hook(count, with_kwargs=True)
-    output = model(collate(np.arange(7), rows, template, None))
+    output = model(collate(np.arange(7), rows, encoder, None))
     assert sum(read) == 7 * (latents + extra) == output.sequences
 
 
 @pytest.mark.parametrize("posterior", ["shared", "separate", "exact"])
-def test_dynamic_baseline_is_the_frozen_one_as_long_as_the_backbone_is(template, rows, posterior):
-    frozen = score_flat(make_model(), template, rows, np.arange(10), batch_tokens=200)
-    model = build(template, posterior=posterior, dynamic=True)
+def test_dynamic_baseline_is_the_frozen_one_as_long_as_the_backbone_is(encoder, rows, posterior):
+    frozen = score_flat(make_model(), encoder, rows, np.arange(10), batch_tokens=200)
+    model = build(encoder, posterior=posterior, dynamic=True)
     # the new vocabulary takes no probability, so that b_t is the smaller model's
     with torch.no_grad():
         model.backbone.lm_head = masked_head(model.backbone.lm_head, 30)
-    batch = collate(np.arange(10), rows, template, None)
+    batch = collate(np.arange(10), rows, encoder, None)
     baseline = model(batch).baseline_BS
     assert not baseline.requires_grad and baseline.dtype == torch.float32
     assert torch.allclose(baseline[batch.active_BS], torch.from_numpy(frozen), atol=1e-5)
     assert not baseline[~batch.active_BS].any()
-    assert build(template, posterior=posterior)(batch).baseline_BS is None
+    assert build(encoder, posterior=posterior)(batch).baseline_BS is None
 
 
 def masked_head(head, known):
@@ -143,14 +143,14 @@ def masked_head(head, known):
 
 
 @pytest.mark.parametrize("posterior", ["shared", "separate", "exact"])
-def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, posterior):
+def test_dynamic_baseline_changes_no_gradient_by_being_read(encoder, rows, posterior):
     """b_t only weights: a step with the backbone's b_t equals one in which the same
     numbers come from a file.
     """
-    batch = collate(np.arange(6), rows, template, None)
+    batch = collate(np.arange(6), rows, encoder, None)
     gradients = []
     for dynamic in (True, False):
-        model = build(template, posterior=posterior, dynamic=dynamic)
+        model = build(encoder, posterior=posterior, dynamic=dynamic)
         output = model(batch)
         if dynamic:
             weights = output.baseline_BS
@@ -165,9 +165,9 @@ def test_dynamic_baseline_changes_no_gradient_by_being_read(template, rows, post
     )
 
 
-def test_a_double_model_gives_double_losses(template, rows):
-    single, double = build(template, dynamic=True), in_double(build(template, dynamic=True))
-    batch = collate(np.arange(6), rows, template, None)
+def test_a_double_model_gives_double_losses(encoder, rows):
+    single, double = build(encoder, dynamic=True), in_double(build(encoder, dynamic=True))
+    batch = collate(np.arange(6), rows, encoder, None)
     one, other = single(batch), double(batch)
     for name in ("nll_BCS", "log_router_BK", "log_posterior_BK", "baseline_BS"):
         assert (
@@ -177,40 +177,40 @@ def test_a_double_model_gives_double_losses(template, rows):
         assert torch.allclose(getattr(one, name), getattr(other, name).float(), atol=1e-4)
 
 
-def test_posterior_ignores_padding_and_batch_mates(template, rows):
-    model = build(template)
+def test_posterior_ignores_padding_and_batch_mates(encoder, rows):
+    model = build(encoder)
     torch.nn.init.normal_(model.head.outer.weight)
-    together = model.posterior_logits(collate(np.arange(10), rows, template, None))
+    together = model.posterior_logits(collate(np.arange(10), rows, encoder, None))
     alone = torch.cat(
-        [model.posterior_logits(collate(np.array([i]), rows, template, None)) for i in range(10)]
+        [model.posterior_logits(collate(np.array([i]), rows, encoder, None)) for i in range(10)]
     )
     assert torch.allclose(together, alone, atol=1e-5)
     assert together.std(0).min() > 0.01
 
 
-def test_posterior_starts_uniform(template, rows):
-    log_q = build(template)(collate(np.arange(4), rows, template, None)).log_posterior_BK
+def test_posterior_starts_uniform(encoder, rows):
+    log_q = build(encoder)(collate(np.arange(4), rows, encoder, None)).log_posterior_BK
     assert torch.allclose(log_q.exp(), torch.full((4, 3), 1 / 3))
 
 
 @pytest.mark.parametrize("latents", [2, 8, 50])
-def test_latent_rows_start_apart(template, latents):
-    model = build(template, latents).backbone
-    rows = model.get_input_embeddings().weight[flat(template.latent_ids(latents))]
+def test_latent_rows_start_apart(encoder, latents):
+    model = build(encoder, latents).backbone
+    rows = model.get_input_embeddings().weight[flat(encoder.latent_ids(latents))]
     typical = torch.pdist(model.get_input_embeddings().weight[:30]).mean()
     assert torch.pdist(rows).min() > 0.5 * typical
     assert model.config.vocab_size == 30 + latents == model.get_output_embeddings().weight.shape[0]
 
 
-def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
-    model = build(template, posterior="shared")
-    ids = flat(template.latent_ids(3))
+def test_frozen_backbone_moves_only_the_latent_tokens(encoder, rows):
+    model = build(encoder, posterior="shared")
+    ids = flat(encoder.latent_ids(3))
     freeze_backbone(model.backbone, ids)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     optimizer = torch.optim.AdamW(
         (p for p in model.parameters() if p.requires_grad), lr=0.1, weight_decay=0.0
     )
-    output = model(collate(np.arange(8), rows, template, None))
+    output = model(collate(np.arange(8), rows, encoder, None))
     # Not a plain sum over latents: that has no gradient in q.
     (output.nll_BCS.mean(-1) * output.log_posterior_BK.exp()).sum().backward()
     optimizer.step()
@@ -228,33 +228,31 @@ def test_frozen_backbone_moves_only_the_latent_tokens(template, rows):
 
 
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
-def test_an_opening_has_the_losses_of_the_whole(template, rows, execution):
-    model = build(template)
+def test_an_opening_has_the_losses_of_the_whole(encoder, rows, execution):
+    model = build(encoder)
     model.execution = execution
-    batch = collate(np.arange(10), rows, template, None)
+    batch = collate(np.arange(10), rows, encoder, None)
     weights = torch.zeros(batch.active_BS.shape)
     weights[:, :2] = 1.0
-    cut, _ = opening(replace(batch, weights_BS=weights), 1e-3)
+    cut, _ = opening(replace(batch, baseline_BS=weights), 1e-3)
     assert cut.active_BS.shape[1] == 2 < batch.active_BS.shape[1]
-    (whole, router), (part, router_too) = (model.read_branches(b) for b in (batch, cut))
+    (whole, router), (part, router_too) = (model.score_branches(b) for b in (batch, cut))
     assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(
         router, router_too, atol=1e-5
     )
 
 
-def prunable(template, execution, posterior):
+def prunable(encoder, execution, posterior):
     """A model whose posterior all but rules out some latents, in float64, and
     a batch of short prompts.
     """
-    model = in_double(build(template, 8, posterior)).double()
+    model = in_double(build(encoder, 8, posterior)).double()
     model.execution = execution
     torch.nn.init.normal_(model.head.outer.weight, std=0.3)
     with torch.no_grad():
         model.head.outer.bias[:3] = 8.0
-    rows = encode(
-        template, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)]
-    )
-    return model, collate(np.arange(6), rows, template, None)
+    rows = encode(encoder, [{"x": "w1", "y": f"w{i} w{i + 1} w3 w4 w5 w6 w7 w8"} for i in range(6)])
+    return model, collate(np.arange(6), rows, encoder, None)
 
 
 def loss_and_gradients(model, batch, prune):
@@ -272,8 +270,8 @@ def loss_and_gradients(model, batch, prune):
 
 @pytest.mark.parametrize("posterior", ["shared", "separate"])
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
-def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution, posterior):
-    model, batch = prunable(template, execution, posterior)
+def test_pruning_keeps_the_loss_and_the_posteriors_gradient(encoder, execution, posterior):
+    model, batch = prunable(encoder, execution, posterior)
     whole, loss, exact = loss_and_gradients(model, batch, 0.0)
     pruned, loss_too, gradients = loss_and_gradients(model, batch, 1e-2)
     assert whole.pruned == 0 < pruned.pruned <= 1e-2
@@ -291,15 +289,15 @@ def test_pruning_keeps_the_loss_and_the_posteriors_gradient(template, execution,
 
 
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
-def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, monkeypatch):
-    model, batch = prunable(template, execution, "shared")
+def test_latents_without_mass_are_read_as_far_as_b_t_needs(encoder, execution, monkeypatch):
+    model, batch = prunable(encoder, execution, "shared")
     weights = torch.full(batch.active_BS.shape, 1e-5).double()
     weights[:, :3] = 1.0
-    batch, read, found = replace(batch, weights_BS=weights), [], {}
-    score = LatentModel._read_and_score
+    batch, read, found = replace(batch, baseline_BS=weights), [], {}
+    score = LatentModel._forward_and_score
     monkeypatch.setattr(
         LatentModel,
-        "_read_and_score",
+        "_forward_and_score",
         lambda model, batch, latents: (
             read.append((latents.shape[1], batch.active_BS.shape[1])),
             score(model, batch, latents),
@@ -316,7 +314,7 @@ def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, 
     assert (
         (whole, part, C + others) == (S, 3, 8)
         and found[0.0][2] == 0
-        and found[0.0][0].doubt_BS is None
+        and found[0.0][0].nll_bound_BS is None
     )
     (exact, loss, _), (output, loss_too, bound) = found[0.0], found[1e-2]
     unlikely_BK = torch.ones(6, 8, dtype=torch.bool).scatter(
@@ -337,8 +335,8 @@ def test_latents_without_mass_are_read_as_far_as_b_t_needs(template, execution, 
     assert bound == pytest.approx((left_out_B * shares_B).mean().item(), rel=1e-6)
 
 
-def test_pruning_drops_no_mass_above_the_share(template):
-    model, batch = prunable(template, PLAIN, "shared")
+def test_pruning_drops_no_mass_above_the_share(encoder):
+    model, batch = prunable(encoder, PLAIN, "shared")
     q_BK = model(batch).log_posterior_BK.exp().detach()
     sorted_K = q_BK.sort(1, descending=True).values.mean(0)
     left_K = [sorted_K[k:].sum().item() for k in range(9)]
@@ -349,14 +347,14 @@ def test_pruning_drops_no_mass_above_the_share(template):
 
 
 @pytest.mark.parametrize("undecided", ["an even posterior", "a long prompt"])
-def test_nothing_is_pruned_where_it_would_not_pay(template, undecided):
-    model, batch = prunable(template, PLAIN, "shared")
+def test_nothing_is_pruned_where_it_would_not_pay(encoder, undecided):
+    model, batch = prunable(encoder, PLAIN, "shared")
     if undecided == "an even posterior":
         torch.nn.init.zeros_(model.head.outer.weight)
         torch.nn.init.zeros_(model.head.outer.bias)
     else:
-        rows = encode(template, [{"x": "w1 " * 40, "y": "w2 w3"}, {"x": "w4 " * 40, "y": "w2 w3"}])
-        batch = collate(np.arange(2), rows, template, None)
+        rows = encode(encoder, [{"x": "w1 " * 40, "y": "w2 w3"}, {"x": "w4 " * 40, "y": "w2 w3"}])
+        batch = collate(np.arange(2), rows, encoder, None)
     _, loss, exact = loss_and_gradients(model, batch, 0.0)
     pruned, loss_too, gradients = loss_and_gradients(model, batch, 1e-2)
     assert pruned.pruned == 0 and loss_too == pytest.approx(loss, rel=1e-12)

@@ -79,16 +79,16 @@ def write_gguf(path):
 
 def test_a_gguf_file_is_a_model_that_can_be_saved_and_loaded(tmp_path, capfd):
     source = write_gguf(tmp_path / "tiny.gguf")
-    model, template = runtime.load_model(source), runtime.load_template(source)
-    runtime.fit_vocabulary(model, template)
-    assert template.added == ["<x>", "</x>", "<y>", "</y>", "<z>", "</z>"]
-    ids = torch.tensor([template.prompt("w0 w1")])
+    model, encoder = runtime.load_model(source), runtime.load_encoder(source)
+    runtime.fit_vocabulary(model, encoder)
+    assert encoder.added == ["<x>", "</x>", "<y>", "</y>", "<z>", "</z>"]
+    ids = torch.tensor([encoder.prompt("w0 w1")])
     assert ids.max() < model.get_input_embeddings().num_embeddings
     model.save_pretrained(tmp_path / "again")
-    template.tokenizer.save_pretrained(tmp_path / "again")
+    encoder.tokenizer.save_pretrained(tmp_path / "again")
     again = runtime.load_model(str(tmp_path / "again"))
     assert torch.allclose(model(ids).logits, again(ids).logits, atol=1e-6)
-    assert runtime.load_template(str(tmp_path / "again")).prompt("w0 w1") == ids[0].tolist()
+    assert runtime.load_encoder(str(tmp_path / "again")).prompt("w0 w1") == ids[0].tolist()
     assert "Converting" not in capfd.readouterr().err
 
 
@@ -130,16 +130,16 @@ def test_no_such_gguf_file(tmp_path):
 
 def test_rows_of_added_tags_are_the_mean_of_what_spells_them(tmp_path):
     source = write_gguf(tmp_path / "tiny.gguf")
-    model, template = runtime.load_model(source), runtime.load_template(source)
+    model, encoder = runtime.load_model(source), runtime.load_encoder(source)
     old = model.get_input_embeddings().num_embeddings
-    runtime.fit_vocabulary(model, template)
+    runtime.fit_vocabulary(model, encoder)
     # the frozen model goes without <z> and </z>
     assert model.get_input_embeddings().num_embeddings == old + 4
-    runtime.fit_vocabulary(model, template, section=True)
+    runtime.fit_vocabulary(model, encoder, section=True)
     rows = model.get_input_embeddings().weight
     assert len(rows) == old + 6
-    tag = template.tokenizer.convert_tokens_to_ids("</z>")
-    assert torch.allclose(rows[tag], rows[template.spelling("</z>")].mean(0), atol=1e-6)
+    tag = encoder.tokenizer.convert_tokens_to_ids("</z>")
+    assert torch.allclose(rows[tag], rows[encoder.spelling("</z>")].mean(0), atol=1e-6)
 
 
 FAMILIES = {

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from twcli.errors import UserError, WorkFailed, first_difference
-from twcli.storage import cache_format, parts
+from twcli.storage import cache_format, shards
 from twcli.storage.cache import Cache, CacheWriter
 
 ROOT = Path(__file__).parent.parent.parent
@@ -240,7 +240,7 @@ def test_wrong_arguments_are_refused(path):
 
 
 @pytest.mark.parametrize(
-    ("place", "mend"),
+    ("place", "fix"),
     [
         ("/proc/F.h5", "cannot write there"),
         ("missing/F.h5", "make it first"),
@@ -249,12 +249,12 @@ def test_wrong_arguments_are_refused(path):
         ("x" * 300, "cannot write there: file name too long"),
     ],
 )
-def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place, mend):
+def test_a_place_that_cannot_be_written_is_refused_at_once(tmp_path, place, fix):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     before = sorted(tmp_path.rglob("*"))
     message = refusal(lambda: some_rows().writer(tmp_path / place))
-    assert str(place) in message and mend in message
+    assert str(place) in message and fix in message
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -323,18 +323,18 @@ def test_a_shard_damaged_before_publishing_is_not_published(path):
 def test_torn_files_are_swept_up(path):
     truth = some_rows()
     truth.write(path, 2)
-    parts = path.parent / "F.h5.parts"
-    (parts / "14-21.f32.tmp").write_bytes(b"torn")
-    (parts / "publish.tmp").write_bytes(b"torn")
-    (parts / "21-28.f32").write_bytes(b"was never listed")
-    with open(parts / "manifest.jsonl", "ab") as file:
+    shards = path.parent / "F.h5.parts"
+    (shards / "14-21.f32.tmp").write_bytes(b"torn")
+    (shards / "publish.tmp").write_bytes(b"torn")
+    (shards / "21-28.f32").write_bytes(b"was never listed")
+    with open(shards / "manifest.jsonl", "ab") as file:
         file.write(
             b'\n{"rows": [14, 21], "sha256": "00"}\n\n{"rows": [7, 30]}\n[]\n{"rows": [28, 3'
         )
     with truth.writer(path) as writer:
         assert writer.notes == []
         assert writer.missing[0] == range(14, 21)
-        assert {p.name for p in parts.iterdir()} == {
+        assert {p.name for p in shards.iterdir()} == {
             "0-7.f32",
             "7-14.f32",
             "manifest.jsonl",
@@ -347,10 +347,10 @@ def test_torn_files_are_swept_up(path):
 def test_a_shard_that_overlaps_another_is_dropped(path):
     truth = some_rows()
     truth.write(path, 2)
-    parts = path.parent / "F.h5.parts"
+    shards = path.parent / "F.h5.parts"
     data = truth.part(range(3, 14)).tobytes()
-    (parts / "3-14.f32").write_bytes(data)
-    with open(parts / "manifest.jsonl", "a") as file:
+    (shards / "3-14.f32").write_bytes(data)
+    with open(shards / "manifest.jsonl", "a") as file:
         file.write(json.dumps({"rows": [3, 14], "sha256": hashlib.sha256(data).hexdigest()}))
     assert truth.write(path) == 4
     assert truth.matches(path)
@@ -359,10 +359,10 @@ def test_a_shard_that_overlaps_another_is_dropped(path):
 def test_a_shard_of_another_size_is_made_again_though_its_checksum_is_right(path):
     truth = some_rows()
     truth.write(path, 2)
-    parts = path.parent / "F.h5.parts"
+    shards = path.parent / "F.h5.parts"
     data = truth.part(range(7, 14)).tobytes()[:-4]
-    (parts / "7-14.f32").write_bytes(data)
-    with open(parts / "manifest.jsonl", "a") as file:
+    (shards / "7-14.f32").write_bytes(data)
+    with open(shards / "manifest.jsonl", "a") as file:
         file.write(json.dumps({"rows": [7, 14], "sha256": hashlib.sha256(data).hexdigest()}))
     with truth.writer(path) as writer:
         assert writer.missing[0] == range(7, 14) and "rows 7 to 13 is damaged" in writer.notes[0]
@@ -522,7 +522,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
     full; the next try succeeds.
     """
     truth = Truth([3000] * 30, shard_rows=10)
-    real, failures = parts.write_all, 0
+    real, failures = shards.write_all, 0
     for number in range(1000):
         countdown = iter(range(number))
 
@@ -533,7 +533,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
             real(handle, data, position)
 
         with monkeypatch.context() as patch:
-            patch.setattr(parts, "write_all", full)
+            patch.setattr(shards, "write_all", full)
             patch.setattr(cache_format, "write_all", full)
             try:
                 truth.write(path)
@@ -549,7 +549,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
 
 
 def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
-    truth, real = some_rows(), parts.write_all
+    truth, real = some_rows(), shards.write_all
 
     def torn(handle, data):
         real(handle, data[:20])
@@ -557,7 +557,7 @@ def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
 
     with truth.writer(path) as writer:
         with monkeypatch.context() as patch, pytest.raises(WorkFailed):
-            patch.setattr(parts, "write_all", torn)
+            patch.setattr(shards, "write_all", torn)
             writer.write(range(7), truth.part(range(7)))
         writer.write(range(7), truth.part(range(7)))
     assert truth.write(path) == 5
@@ -600,7 +600,7 @@ def test_a_published_cache_misses_nothing_and_its_folder_is_synced_after_the_ren
     truth = some_rows()
     synced = []
     monkeypatch.setattr(
-        "twcli.storage.parts.sync_folder", lambda folder: synced.append((folder, path.exists()))
+        "twcli.storage.shards.sync_folder", lambda folder: synced.append((folder, path.exists()))
     )
     with truth.writer(path) as writer:
         for rows in writer.missing:

@@ -23,7 +23,7 @@ import pytest
 
 from tests.storage.test_cache import some_rows as b_t_of_some_rows
 from twcli.errors import UserError, WorkFailed
-from twcli.storage import cache_format, durable, feature_store, parts
+from twcli.storage import cache_format, durable, feature_store, shards
 from twcli.storage.cache import Cache
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
@@ -516,7 +516,7 @@ def test_any_single_write_may_fail(path, monkeypatch, for_good):
             real(handle, data, position)
 
         with monkeypatch.context() as patch:
-            for module in (durable, parts, cache_format, feature_store):
+            for module in (durable, shards, cache_format, feature_store):
                 patch.setattr(module, "write_all", full)
             try:
                 truth.write(path)
@@ -549,17 +549,17 @@ def test_who_loses_the_lock_while_discarding_shards_leaves_those_of_the_winner(p
     truth, other = Truth(), Truth(widths={"max": 2})
     truth.write(path, 3)
     mine, theirs = other.writer(path), truth.writer(path)
-    real = parts.Parts.close
+    real = shards.Shards.close
 
     def close_and_lose(self):
         real(self)
         with monkeypatch.context() as patch:
-            patch.setattr(parts.Parts, "close", real)
+            patch.setattr(shards.Shards, "close", real)
             theirs.__enter__()
             theirs.write(range(7), truth.part(range(7)))
 
     with monkeypatch.context() as patch:
-        patch.setattr(parts.Parts, "close", close_and_lose)
+        patch.setattr(shards.Shards, "close", close_and_lose)
         assert "is writing it" in refusal(mine.__enter__)
     theirs.__exit__()
     assert truth.write(path) == 5

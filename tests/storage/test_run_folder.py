@@ -15,7 +15,7 @@ from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.models.card import model_card
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.job import prepare
+from twcli.training.setup import prepare
 
 MADE = {"weights": "aa", "template": {"ids": [1, 2]}, "settings": {}}
 
@@ -255,7 +255,7 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("overwrite", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")]
+    ("overwrite", "fix"), [(False, "; run the"), (True, "; without --overwrite, run the")]
 )
 @pytest.mark.parametrize(
     ("error", "said"),
@@ -265,22 +265,22 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypa
         (SafetensorError("I/O error: no space\nat all"), "r: I/O error: no space"),
     ],
 )
-def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overwrite, mend):
+def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overwrite, fix):
     run = RunFolder(tmp_path / "r")
     with pytest.raises(WorkFailed) as caught, run.writer():
         run.begin(settings(run.path, overwrite=overwrite))
         with run.publishing_model():
             raise error
-    assert str(caught.value).endswith(f"{said}{mend} same command again to resume")
+    assert str(caught.value).endswith(f"{said}{fix} same command again to resume")
 
 
 @pytest.mark.parametrize(
-    ("begun", "mend"), [(False, "; run the"), (True, "; without --overwrite, run the")]
+    ("begun", "fix"), [(False, "; run the"), (True, "; without --overwrite, run the")]
 )
-def test_an_interruption_says_how_to_go_on(tmp_path, begun, mend):
+def test_an_interruption_says_how_to_go_on(tmp_path, begun, fix):
     run = RunFolder(tmp_path / "r")
     with (
-        pytest.raises(Interrupted, match=f"^interrupted{mend} same command again to resume$"),
+        pytest.raises(Interrupted, match=f"^interrupted{fix} same command again to resume$"),
         run.writer(),
     ):
         if begun:
@@ -289,10 +289,10 @@ def test_an_interruption_says_how_to_go_on(tmp_path, begun, mend):
 
 
 @pytest.mark.parametrize(
-    ("overwrite", "mend"), [(False, "run the"), (True, "without --overwrite, run the")]
+    ("overwrite", "fix"), [(False, "run the"), (True, "without --overwrite, run the")]
 )
 def test_an_interrupted_training_says_how_to_go_on(
-    model_dir, tmp_path, monkeypatch, overwrite, mend
+    model_dir, tmp_path, monkeypatch, overwrite, fix
 ):
     config = settings(
         tmp_path / "r",
@@ -308,13 +308,13 @@ def test_an_interrupted_training_says_how_to_go_on(
     )
     run = RunFolder(config.out)
     with pytest.raises(Interrupted) as caught, run.writer():
-        job = prepare(config, run, lambda _line: None, no_bar)
-        trainer.begin(job)
+        setup = prepare(config, run, lambda _line: None, no_bar)
+        trainer.begin(setup)
         monkeypatch.setattr("twcli.signals.pending", lambda: True)
-        list(trainer.fit(job, lambda _line: None))
+        list(trainer.fit(setup, lambda _line: None))
     assert (
         str(caught.value)
-        == f"interrupted after step 1 of 3, which is stored; {mend} same command again to resume"
+        == f"interrupted after step 1 of 3, which is stored; {fix} same command again to resume"
     )
 
 
@@ -327,9 +327,9 @@ def test_a_link_among_the_results_is_removed_and_what_it_leads_to_is_not(run, tm
     assert len(list((tmp_path / "elsewhere" / "checkpoints").iterdir())) == 2
 
 
-def test_the_card_tells_the_steps_that_were_made(template, tmp_path):
+def test_the_card_tells_the_steps_that_were_made(encoder, tmp_path):
     assert "| steps, seed | 37, 0 |" in model_card(
-        settings(tmp_path, epochs=3), template, {"torch": "2"}, 37
+        settings(tmp_path, epochs=3), encoder, {"torch": "2"}, 37
     )
 
 

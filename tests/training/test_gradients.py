@@ -11,7 +11,7 @@ import torch
 from tests.conftest import encode, in_double, make_model, make_records, make_tokenizer
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import collate, drop_history
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows
 from twcli.training.loss import objective
@@ -27,24 +27,24 @@ def config(**changes):
 
 def case(posterior="shared", tokens=1, dynamic=False, dropout=0.0):
     """(model in float64, batch with random b_t, ids of the latents)."""
-    template = Template(make_tokenizer(), "tiny", tokens)
-    template.add_latents(LATENTS)
-    ids = template.latent_ids(LATENTS)
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", tokens)
+    encoder.add_latents(LATENTS)
+    ids = encoder.latent_ids(LATENTS)
     backbone = make_model(hidden=16)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     model = LatentModel(backbone, ids, posterior, dynamic_baseline=dynamic)
     if model.head is not None:
         torch.nn.init.normal_(model.head.outer.weight, std=0.5)  # a posterior that is not uniform
-    batch = collate(np.arange(ROWS), encode(template, make_records(2, 2)), template, None)
-    batch = drop_history(batch, dropout, np.random.default_rng(0), template.pad)
+    batch = collate(np.arange(ROWS), encode(encoder, make_records(2, 2)), encoder, None)
+    batch = drop_history(batch, dropout, np.random.default_rng(0), encoder.pad)
     weights = 2 * torch.rand(
         batch.active_BS.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
     )
     weights[1] = 0.0  # a row below tau
     return (
         in_double(model),
-        replace(batch, weights_BS=weights * batch.active_BS),
+        replace(batch, baseline_BS=weights * batch.active_BS),
         [i for latent in ids for i in latent],
     )
 
@@ -161,7 +161,7 @@ def test_one_branch_gives_the_gradient_of_all_branches_where_q_is_one_hot():
             output = model(batch)
             one_hot = torch.nn.functional.one_hot(latents, LATENTS).double()
             reff = reconstruction(
-                output.nll_BCS, batch.active_BS, batch.weights_BS, config(posterior="exact")
+                output.nll_BCS, batch.active_BS, batch.baseline_BS, config(posterior="exact")
             )
             objective(one_hot.log(), output.log_router_BK, reff, config().beta).sum().backward()
         gradients.append({name: p.grad for name, p in model.named_parameters()})

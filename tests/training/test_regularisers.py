@@ -8,7 +8,7 @@ import torch
 from tests.conftest import encode, make_model, make_records, make_tokenizer
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import collate
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.latents import LatentModel, jensen_shannon
 from twcli.models.new_rows import add_latent_rows
@@ -37,16 +37,16 @@ def drawn():
 
 @pytest.fixture
 def model_and_batch():
-    template = Template(make_tokenizer(), "tiny", 1)
-    template.add_latents(K)
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", 1)
+    encoder.add_latents(K)
     backbone = make_model(hidden=16)
-    add_latent_rows(backbone, template.latent_ids(K), torch.Generator().manual_seed(0))
+    add_latent_rows(backbone, encoder.latent_ids(K), torch.Generator().manual_seed(0))
     torch.manual_seed(0)
-    model = LatentModel(backbone, template.latent_ids(K), "shared")
+    model = LatentModel(backbone, encoder.latent_ids(K), "shared")
     torch.nn.init.normal_(model.head.outer.weight, std=0.5)
-    batch = collate(np.arange(6), encode(template, make_records(2, 3)), template, None)
+    batch = collate(np.arange(6), encode(encoder, make_records(2, 3)), encoder, None)
     weights = torch.rand(batch.active_BS.shape, generator=torch.Generator().manual_seed(1))
-    return model, replace(batch, weights_BS=weights * batch.active_BS)
+    return model, replace(batch, baseline_BS=weights * batch.active_BS)
 
 
 # beta
@@ -163,10 +163,10 @@ def test_normalise_divides_the_reconstruction_of_a_step(model_and_batch):
     model, batch = model_and_batch
     output = model(batch)
     plain, divided = (
-        reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options(normalise=n))
+        reconstruction(output.nll_BCS, batch.active_BS, batch.baseline_BS, options(normalise=n))
         for n in (False, True)
     )
-    mean = batch.weights_BS.sum(1) / batch.active_BS.sum(1)
+    mean = batch.baseline_BS.sum(1) / batch.active_BS.sum(1)
     assert torch.allclose(divided * mean[:, None], plain, rtol=1e-5)
 
 
@@ -183,7 +183,7 @@ def test_jensen_shannon_between_its_bounds():
 def test_the_divergence_is_that_of_the_branches_logits(model_and_batch):
     """Against a plain forward pass of each branch, spelled out."""
     model, batch = model_and_batch
-    output = model(batch, read_divergence=True)
+    output = model(batch, with_divergence=True)
     with torch.no_grad():
         everything = torch.arange(K).expand(len(batch.rows_B), -1)
         ids_BKL = model._spelled_out(batch, everything)
@@ -197,10 +197,10 @@ def test_the_divergence_is_that_of_the_branches_logits(model_and_batch):
 
 def test_divergence_is_rewarded(model_and_batch):
     model, batch = model_and_batch
-    output = model(batch, read_divergence=True)
+    output = model(batch, with_divergence=True)
     with_it, parts = step_loss(output, batch, options(divergence=2.0), None)
     without, _ = step_loss(replace(output, divergence_BS=None), batch, options(), None)
-    mean = (output.divergence_BS * batch.weights_BS).double().sum(1) / batch.weights_BS.sum(1)
+    mean = (output.divergence_BS * batch.baseline_BS).double().sum(1) / batch.baseline_BS.sum(1)
     assert torch.allclose(without - with_it, 2.0 * mean, atol=1e-5)
     assert parts["divergence"] == pytest.approx(mean.mean().item(), rel=1e-5)
 
@@ -224,7 +224,7 @@ def test_the_posterior_is_taught_the_update(model_and_batch, update):
     output = replace(output, log_posterior_BK=torch.log_softmax(logits, -1))
     loss, _ = step_loss(output, batch, options(posterior_update=update), None)
     (gradient,) = torch.autograd.grad(loss.sum(), logits)
-    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
+    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.baseline_BS, options())
     target = {"hard": hard_posterior, "balanced": balanced_posterior}[update](
         output.log_router_BK, reff, 0.1
     )
@@ -235,7 +235,7 @@ def test_the_options_are_off_by_default(model_and_batch):
     """The loss with every option at its default is the objective and nothing else."""
     model, batch = model_and_batch
     output = model(batch)
-    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.weights_BS, options())
+    reff = reconstruction(output.nll_BCS, batch.active_BS, batch.baseline_BS, options())
     assert torch.equal(
         step_loss(output, batch, options(), None)[0],
         objective(output.log_posterior_BK, output.log_router_BK, reff, 0.1),

@@ -4,21 +4,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from twcli.data.batches import Plan
-from twcli.training.stages import Stage, ahead, batches, read_ahead, stages_of
+from twcli.data.batches import BatchSampler
+from twcli.training.stages import Stage, batches, prefetch, remaining, stages_of
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
 HELD = np.arange(30)
 
 
-def plan_of(stage, rows):
-    return Plan(LENGTHS, PROMPTS, batch_tokens=60, seed=[*stage.encode()], rows=rows)
+def batch_sampler_of(stage, rows):
+    return BatchSampler(LENGTHS, PROMPTS, batch_tokens=60, seed=[*stage.encode()], rows=rows)
 
 
 def run(step=0, rank=0, processes=1):
     return [
         (name, rows)
-        for name, (rows,) in batches(STAGES, step, plan_of, HELD, rank=rank, processes=processes)
+        for name, (rows,) in batches(
+            STAGES, step, batch_sampler_of, HELD, rank=rank, processes=processes
+        )
     ]
 
 
@@ -33,7 +35,7 @@ def test_stages_by_hand():
 
 
 def test_what_lies_ahead_of_a_stage():
-    assert [ahead(STAGES, step, "refine") for step in (5, 11, 17)] == [1, 7 / 13, 1 / 13]
+    assert [remaining(STAGES, step, "refine") for step in (5, 11, 17)] == [1, 7 / 13, 1 / 13]
 
 
 def test_each_stage_reads_its_own_rows():
@@ -65,9 +67,9 @@ def test_processes_read_disjoint_rows():
 
 
 def test_one_process_reads_in_turn_what_several_read_at_once():
-    alone = list(batches(STAGES, 0, plan_of, HELD, accumulate=4))
+    alone = list(batches(STAGES, 0, batch_sampler_of, HELD, accumulate=4))
     ranks = [
-        list(batches(STAGES, 0, plan_of, HELD, rank=rank, processes=2, accumulate=2))
+        list(batches(STAGES, 0, batch_sampler_of, HELD, rank=rank, processes=2, accumulate=2))
         for rank in range(2)
     ]
     for step, (name, rows) in enumerate(alone):
@@ -87,7 +89,7 @@ def test_reading_ahead_gives_every_step_its_own_batches():
 
     first, second = [1, 2], [3]
     steps = iter([("refine", first), ("settle", first), ("hold", second), ("refine", [1, 2])])
-    found = list(read_ahead(steps, batch))
+    found = list(prefetch(steps, batch))
     assert found == [
         ("refine", [10, 20]),
         ("settle", [10, 20]),
@@ -95,12 +97,12 @@ def test_reading_ahead_gives_every_step_its_own_batches():
         ("refine", [10, 20]),
     ]
     assert read == [1, 2, 3, 1, 2]  # the same rows at once again were not read again
-    assert list(read_ahead(iter([]), batch)) == []
+    assert list(prefetch(iter([]), batch)) == []
 
 
 def test_the_next_step_is_read_while_this_one_is_computed():
     begun = {rows: threading.Event() for rows in range(3)}
-    stream = read_ahead((("free", [rows]) for rows in range(3)), lambda rows: begun[rows].set())
+    stream = prefetch((("free", [rows]) for rows in range(3)), lambda rows: begun[rows].set())
     next(stream)
     assert begun[1].wait(60) and not begun[2].is_set()  # one ahead, and no more
     stream.close()
@@ -111,7 +113,7 @@ def test_what_fails_in_reading_is_raised_at_its_own_step():
         if rows == 1:
             raise OSError("unreadable")
 
-    stream = read_ahead((("free", [rows]) for rows in range(3)), read)
+    stream = prefetch((("free", [rows]) for rows in range(3)), read)
     assert next(stream) == ("free", [None])
     with pytest.raises(OSError, match="unreadable"):
         next(stream)

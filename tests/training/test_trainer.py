@@ -32,8 +32,8 @@ from twcli.models.latents import LatentModel, LatentOutput
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.diagnostics import SUMMARY
-from twcli.training.job import plan_of, prepare
 from twcli.training.objective import step_loss
+from twcli.training.setup import batch_sampler_of, prepare
 
 
 @contextmanager
@@ -59,10 +59,10 @@ def repeating():
     """Strategies may repeat within a prompt."""
 
 
-def name_as(job, latent_N, **changes):
+def name_as(setup, latent_N, **changes):
     """The job as if that had been found."""
-    job.latent_N[:] = latent_N
-    job.naming = dataclasses.replace(job.naming, latent_N=np.array(latent_N), **changes)
+    setup.latent_N[:] = latent_N
+    setup.naming = dataclasses.replace(setup.naming, latent_N=np.array(latent_N), **changes)
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +102,12 @@ def run(config, stop_after=None):
         folder.check(config)
         if folder.done and not config.overwrite:
             return folder
-        job = prepare(config, folder, silent, no_bar)
+        setup = prepare(config, folder, silent, no_bar)
         folder.begin(config)
-        for metrics in trainer.fit(job, silent):
+        for metrics in trainer.fit(setup, silent):
             if metrics["step"] == stop_after:
                 return folder
-        trainer.export(job)
+        trainer.export(setup)
     return folder
 
 
@@ -246,16 +246,16 @@ def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(
 
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, said.append, no_bar)
+        setup = prepare(config, folder, said.append, no_bar)
         monkeypatch.setattr(LatentModel, "forward", watched)
         folder.begin(config)
-        metrics = list(trainer.fit(job, silent))
+        metrics = list(trainer.fit(setup, silent))
     assert any("latents: 2 of 5 are used" in line for line in said)
-    assert set(job.latent_N) == {0, 1} and set(written) == {0, 1, 2, 3, 4}
+    assert set(setup.latent_N) == {0, 1} and set(written) == {0, 1, 2, 3, 4}
     assert sum(metrics[-1]["posterior_mass"][:2]) > 0.95
     assert {m["sequences_per_record"] for m in metrics if m["stage"] == "refine"} == {3.0}
     counts = np.bincount(written) / len(written)  # three write the first's rows, two the second's
-    shares = np.bincount(job.latent_N) / len(job.latent_N)
+    shares = np.bincount(setup.latent_N) / len(setup.latent_N)
     assert counts[[0, 2, 4]] == pytest.approx(np.full(3, shares[0] / 3), abs=0.05)
     assert counts[[1, 3]] == pytest.approx(np.full(2, shares[1] / 2), abs=0.05)
 
@@ -368,11 +368,11 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
     config = settings(inputs, tmp_path / "r", steps=30, lr=3e-3, **changes)
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
-        trainer.begin(job)
-        list(trainer.fit(job, silent))
-        score, _ = trainer.score(job, no_bar)
-        trainer.export(job)
+        setup = prepare(config, folder, silent, no_bar)
+        trainer.begin(setup)
+        list(trainer.fit(setup, silent))
+        score, _ = trainer.score(setup, no_bar)
+        trainer.export(setup)
     evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
     assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
 
@@ -480,7 +480,7 @@ def test_a_run_under_other_defaults_is_not_gone_on_with(
     inputs, tmp_path, monkeypatch, default, value, field
 ):
     run(settings(inputs, tmp_path / "r"), stop_after=5)
-    monkeypatch.setattr(f"twcli.training.job.{default}", value)
+    monkeypatch.setattr(f"twcli.training.setup.{default}", value)
     with pytest.raises(UserError, match=f"made with another {field}"):
         run(settings(inputs, tmp_path / "r"))
 
@@ -512,16 +512,16 @@ def test_too_few_records_train_without_a_naming_and_say_so(inputs, tmp_path):
     )
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = prepare(config, folder, said.append, no_bar)
+        setup = prepare(config, folder, said.append, no_bar)
         folder.begin(config)
-        assert [m["stage"] for m in trainer.fit(job, silent)] == ["free", "free"]
+        assert [m["stage"] for m in trainer.fit(setup, silent)] == ["free", "free"]
     assert any("twcli sample --model" in line for line in said)
 
 
 def test_a_held_row_trains_only_its_latent_and_teaches_the_posterior(inputs, tmp_path):
     nll, logits = torch.rand(2, 1, 4, requires_grad=True), torch.zeros(2, 3, requires_grad=True)
     output = LatentOutput(nll, torch.full((2, 3), 1 / 3).log(), torch.log_softmax(logits, -1), 4)
-    batch = SimpleNamespace(active_BS=torch.ones(2, 4, dtype=torch.bool), weights_BS=None)
+    batch = SimpleNamespace(active_BS=torch.ones(2, 4, dtype=torch.bool), baseline_BS=None)
     loss_B, parts = step_loss(
         output, batch, settings(inputs, tmp_path / "r", weighting="uniform"), torch.tensor([1, 2])
     )
@@ -552,12 +552,12 @@ def test_no_step_reads_more_than_K_plus_1_sequences_a_record(
     )
     folder, read, counted = RunFolder(config.out), [], []
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
+        setup = prepare(config, folder, silent, no_bar)
         folder.begin(config)
-        job.model.backbone.base_model.register_forward_pre_hook(
+        setup.model.backbone.base_model.register_forward_pre_hook(
             lambda _module, _args, inputs: read.append(len(inputs["input_ids"])), with_kwargs=True
         )
-        for metrics in trainer.fit(job, silent):
+        for metrics in trainer.fit(setup, silent):
             counted.append((metrics["stage"], sum(read) / metrics["records"]))
             assert counted[-1][1] == metrics["sequences_per_record"]
             read.clear()
@@ -586,23 +586,23 @@ def test_a_cut_that_b_t_does_not_feel_changes_no_assignment(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", prune=0.4)
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
+        setup = prepare(config, folder, silent, no_bar)
     rows = np.arange(12)
-    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
-    weights = torch.zeros_like(batch.weights_BS)
+    batch = trainer.collate(rows, setup.encoded, setup.encoder, setup.cache)
+    weights = torch.zeros_like(batch.baseline_BS)
     weights[:, :2] = 1.0
-    batch, read = dataclasses.replace(batch, weights_BS=weights), job.model.read_branches
-    job.model.read_branches = lambda b, _first: (
+    batch, read = dataclasses.replace(batch, baseline_BS=weights), setup.model.score_branches
+    setup.model.score_branches = lambda b, _first: (
         (nll := read(b)[0]).masked_fill(torch.arange(nll.shape[2]) >= 2, 1.0),
         None,
     )
     found = {}
     for share in (0.0, 0.4):
-        job.config = dataclasses.replace(config, prune=share)
-        name_as(job, np.full(len(job.latent_N), -1))
-        nll_BKS, pruned = trainer._refine(job, batch, rows, 0)
+        setup.config = dataclasses.replace(config, prune=share)
+        name_as(setup, np.full(len(setup.latent_N), -1))
+        nll_BKS, pruned = trainer._refine(setup, batch, rows, 0)
         assert nll_BKS.shape == (12, 3, batch.targets_BS.shape[1]) and pruned == 0
-        found[share] = job.latent_N.copy()
+        found[share] = setup.latent_N.copy()
     assert np.array_equal(found[0.0], found[0.4]) and (found[0.4][rows] >= 0).all()
 
 
@@ -613,18 +613,21 @@ def test_prompts_read_once_train_the_same_model_from_fewer_tokens(inputs, tmp_pa
         config = settings(inputs, tmp_path / execution, hold=0.3, release=0.2, execution=execution)
         folder, tokens = RunFolder(config.out), []
         with folder.writer():
-            job = prepare(config, folder, silent, no_bar)
-            name_as(job, np.arange(len(job.latent_N)) % 3)
-            job.used = 3  # random records have no clusters but those of rounding
-            assert job.model.execution == execution
+            setup = prepare(config, folder, silent, no_bar)
+            name_as(setup, np.arange(len(setup.latent_N)) % 3)
+            setup.used = 3  # random records have no clusters but those of rounding
+            assert setup.model.execution == execution
             folder.begin(config)
-            job.model.backbone.base_model.register_forward_pre_hook(
+            setup.model.backbone.base_model.register_forward_pre_hook(
                 lambda _module, _args, inputs, tokens=tokens: tokens.append(
                     inputs["input_ids"].numel()
                 ),
                 with_kwargs=True,
             )
-            seen[execution] = [metrics["loss"] for metrics in trainer.fit(job, silent)], sum(tokens)
+            seen[execution] = (
+                [metrics["loss"] for metrics in trainer.fit(setup, silent)],
+                sum(tokens),
+            )
     assert seen["auto"][0][0] == pytest.approx(seen["plain"][0][0], rel=1e-5)
     # a step's rounding grows over the next ones
     assert seen["auto"][0] == pytest.approx(seen["plain"][0], rel=1e-3)
@@ -640,8 +643,8 @@ def test_a_model_that_cannot_share_its_prompt_is_read_plainly_and_said_so(inputs
     config = settings(inputs, tmp_path / "r", model=str(tmp_path / "model"), **DYNAMIC)
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = prepare(config, folder, said.append, no_bar)
-    assert job.model.execution == "plain"
+        setup = prepare(config, folder, said.append, no_bar)
+    assert setup.model.execution == "plain"
     assert [line for line in said if "execution: plain" in line and "dropout" in line]
 
 
@@ -694,12 +697,12 @@ def test_refining_mends_a_warm_start_that_is_mostly_wrong(tmp_path, trust):
     )
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
-        name_as(job, noisy)
+        setup = prepare(config, folder, silent, no_bar)
+        name_as(setup, noisy)
         folder.begin(config)
-        list(trainer.fit(job, silent))
+        list(trainer.fit(setup, silent))
     assert (noisy == truth).mean() < 0.75
-    assert (job.latent_N == truth).mean() > 0.98
+    assert (setup.latent_N == truth).mean() > 0.98
 
 
 @pytest.mark.slow
@@ -708,22 +711,22 @@ def test_clusters_stand_where_the_generator_hardly_reads_z_and_yield_later(input
     config = settings(inputs, tmp_path / "r", hold=0.25, trust=trust)
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
+        setup = prepare(config, folder, silent, no_bar)
     rows = np.arange(12)
-    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
-    job.used, cluster_N = 3, np.arange(len(job.latent_N)) % 3
-    name_as(job, cluster_N)
+    batch = trainer.collate(rows, setup.encoded, setup.encoder, setup.cache)
+    setup.used, cluster_N = 3, np.arange(len(setup.latent_N)) % 3
+    name_as(setup, cluster_N)
     other = (cluster_N[rows] + 1) % 3
     costs = torch.ones(12, 3, batch.targets_BS.shape[1])
 
     def assigned(margin, step):
         nll = costs.clone()
         nll[rows, other, 0] -= margin
-        job.model.read_branches = lambda *_: (nll, None)
-        trainer._refine(job, batch, rows, step)
-        return job.latent_N[rows]
+        setup.model.score_branches = lambda *_: (nll, None)
+        trainer._refine(setup, batch, rows, step)
+        return setup.latent_N[rows]
 
-    first, last = job.stages[1].first, job.stages[1].last - 1
+    first, last = setup.stages[1].first, setup.stages[1].last - 1
     assert (first, last) == (3, 11)
     assert (assigned(trust - few, first) == cluster_N[rows]).all()
     assert (assigned(trust + few, first) == other).all()
@@ -754,11 +757,11 @@ def prepared(config):
 
 
 def test_one_completion_a_prompt_is_named_and_held_to_the_end(single, tmp_path, repeating):
-    job, said = prepared(settings(single, tmp_path / "r"))
+    setup, said = prepared(settings(single, tmp_path / "r"))
     truth = strategies_of(make_strategies(60))
-    assert matched(job.latent_N, truth, 3) > 0.9 and job.used == 3
-    assert [(stage.name, stage.last) for stage in job.stages] == [("hold", 12)]
-    assert not job.probe.distinct and sorted(job.probe.rows) == list(range(60))
+    assert matched(setup.latent_N, truth, 3) > 0.9 and setup.used == 3
+    assert [(stage.name, stage.last) for stage in setup.stages] == [("hold", 12)]
+    assert not setup.probe.distinct and sorted(setup.probe.rows) == list(range(60))
     assert any("completions of a prompt may share a latent" in line for line in said)
     assert any("of the records expected right, by chance" in line for line in said)
 
@@ -774,14 +777,14 @@ def test_one_completion_a_prompt_is_named_and_held_to_the_end(single, tmp_path, 
 def test_how_long_a_naming_of_strategies_that_repeat_is_held(
     single, tmp_path, repeating, changes, stages
 ):
-    job, _ = prepared(settings(single, tmp_path / "r", **changes))
-    assert [(stage.name, stage.last) for stage in job.stages] == stages
+    setup, _ = prepared(settings(single, tmp_path / "r", **changes))
+    assert [(stage.name, stage.last) for stage in setup.stages] == stages
 
 
 def test_where_a_strategy_is_one_string_the_naming_is_held_a_while(inputs, tmp_path):
-    job, said = prepared(settings(inputs, tmp_path / "r", steps=20))
-    assert [(stage.name, stage.last) for stage in job.stages] == [("hold", 3), ("refine", 20)]
-    assert job.probe.distinct
+    setup, said = prepared(settings(inputs, tmp_path / "r", steps=20))
+    assert [(stage.name, stage.last) for stage in setup.stages] == [("hold", 3), ("refine", 20)]
+    assert setup.probe.distinct
     assert any("completions of a prompt never share a latent" in line for line in said)
 
 
@@ -801,23 +804,23 @@ def test_a_killed_run_of_strategies_that_repeat_ends_like_an_unbroken_one(
 @pytest.mark.slow
 def test_refining_goes_by_the_naming_where_the_generator_is_undecided(single, tmp_path, repeating):
     """Rows take another latent once it is likelier by more nats than the naming is sure of."""
-    job, _ = prepared(settings(single, tmp_path / "r", hold=0.25))
+    setup, _ = prepared(settings(single, tmp_path / "r", hold=0.25))
     rows, named = np.arange(12), np.arange(60) % 3
     name_as(
-        job,
+        setup,
         named,
         probability_N=np.full(60, 0.9, np.float32),
         prior=LatentPrior(np.full(3, 1 / 3), 0.0),
     )
-    batch = trainer.collate(rows, job.encoded, job.template, job.cache)
+    batch = trainer.collate(rows, setup.encoded, setup.encoder, setup.cache)
     other, nats = (named[rows] + 1) % 3, math.log(0.9 / 0.05)
 
     def assigned(margin):
         nll = torch.ones(12, 3, batch.targets_BS.shape[1])
         nll[rows, other, 0] -= margin
-        job.model.read_branches = lambda *_: (nll, None)
-        trainer._refine(job, batch, rows, job.stages[1].first)
-        return job.latent_N[rows]
+        setup.model.score_branches = lambda *_: (nll, None)
+        trainer._refine(setup, batch, rows, setup.stages[1].first)
+        return setup.latent_N[rows]
 
     assert (assigned(nats - 0.05) == named[rows]).all()
     assert (assigned(nats + 0.05) == other).all()
@@ -834,11 +837,11 @@ def test_a_run_says_later_how_its_records_were_named(single, inputs, tmp_path, m
         config = settings(folder, tmp_path / name, steps=3)
         made = RunFolder(config.out)
         with made.writer():
-            job = prepare(config, made, silent, no_bar)
-            trainer.begin(job)
-            list(trainer.fit(job, silent))
-            score, _ = trainer.score(job, no_bar)
-            trainer.export(job)
+            setup = prepare(config, made, silent, no_bar)
+            trainer.begin(setup)
+            list(trainer.fit(setup, silent))
+            score, _ = trainer.score(setup, no_bar)
+            trainer.export(setup)
         assert RunFolder(tmp_path / name).read_naming()["one_string"] is one_string
         evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
         found = evaluate(evaluation, silent, no_bar)[0]["score"]
@@ -888,8 +891,8 @@ def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_pat
     config = settings(inputs, tmp_path / "r", steps=1, baseline_policy="dynamic")
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = prepare(config, folder, said.append, no_bar)
-    assert job.cache is None and any("b.h5 is not read" in line for line in said)
+        setup = prepare(config, folder, said.append, no_bar)
+    assert setup.cache is None and any("b.h5 is not read" in line for line in said)
 
 
 @pytest.mark.slow
@@ -923,10 +926,10 @@ def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
     )
     assert prompt["input_ids"].tolist() == [[1, 4, 10, 11, 5, 8, 34, 35, 9, 6]]
     assert model.generate(**prompt, max_new_tokens=20, do_sample=False).shape[1] > 10
-    loaded, template, _ = load_run(folder, device="cpu", precision="fp32", attention="sdpa")
+    loaded, encoder, _ = load_run(folder, device="cpu", precision="fp32", attention="sdpa")
     assert (
         loaded.latent_ids_KP.tolist() == [[30, 31], [32, 33], [34, 35]]
-        and template.latent_section == 4
+        and encoder.latent_section == 4
     )
 
 
@@ -935,9 +938,9 @@ def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")
     folder, said = RunFolder(config.out), []
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
+        setup = prepare(config, folder, silent, no_bar)
         folder.begin(config)
-        for _ in trainer.fit(job, said.append):
+        for _ in trainer.fit(setup, said.append):
             pass
     assert [line.split(":")[:2] for line in said] == [
         ["step 5", " degenerate weights"],
@@ -967,20 +970,20 @@ def test_accumulated_batches_are_one_batch(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=1, accumulate=3, warm_start="none")
     folder = RunFolder(config.out)
     with folder.writer():
-        job = prepare(config, folder, silent, no_bar)
-        trainer.begin(job)
+        setup = prepare(config, folder, silent, no_bar)
+        trainer.begin(setup)
         rows = next(
             trainer.batches(
-                job.stages,
+                setup.stages,
                 0,
-                lambda stage, rows: plan_of(config, job.encoded, stage, rows),
+                lambda stage, rows: batch_sampler_of(config, setup.encoded, stage, rows),
                 np.arange(0),
                 accumulate=3,
             )
         )[1]
         assert len(set(map(len, rows))) > 1
-        batch = trainer.collate(np.concatenate(rows), job.encoded, job.template, job.cache)
-        loss_B, _ = step_loss(job.model(batch), batch, config, None)
-        (metrics,) = trainer.fit(job, silent)
+        batch = trainer.collate(np.concatenate(rows), setup.encoded, setup.encoder, setup.cache)
+        loss_B, _ = step_loss(setup.model(batch), batch, config, None)
+        (metrics,) = trainer.fit(setup, silent)
     assert metrics["records"] == sum(map(len, rows))
     assert metrics["loss"] == pytest.approx(loss_B.mean().item(), rel=1e-5)

@@ -161,8 +161,8 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     from twcli.models import runtime
     from twcli.storage.run_folder import RunFolder
     from twcli.training import trainer
-    from twcli.training.job import prepare
     from twcli.training.retention import retention_lines
+    from twcli.training.setup import prepare
 
     runtime.quiet_transformers()
     if dry_run:
@@ -175,17 +175,17 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         if run.done and not config.overwrite:
             screen.say(f"{config.out}: already trained; --overwrite starts over")
             return
-        job = prepare(config, run, screen.say, screen.progress)
-        trainer.begin(job)
+        setup = prepare(config, run, screen.say, screen.progress)
+        trainer.begin(setup)
         screen.say(
-            f"training: {len(job.encoded):,} records, {job.model.latents} latents, "
-            f"{job.steps} steps, peak lr {job.lr:.1e}"
+            f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
+            f"{setup.steps} steps, peak lr {setup.lr:.1e}"
         )
-        screen.follow(trainer.fit(job, screen.say), job.steps)
+        screen.follow(trainer.fit(setup, screen.say), setup.steps)
         # by all processes: each may hold a part of the model
-        score, retained = trainer.score(job, screen.progress)
-        trainer.export(job)
-        runtime.leave(job.accelerator)
+        score, retained = trainer.score(setup, screen.progress)
+        trainer.export(setup)
+        runtime.leave(setup.accelerator)
     if score is not None:
         screen.say(
             f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)"

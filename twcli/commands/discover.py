@@ -21,10 +21,10 @@ from twcli import signals
 from twcli.config.commands import AUTO, DiscoverConfig
 from twcli.config.options import flag_of
 from twcli.data.dataset import Example, stream_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import write_names
-from twcli.data.template import Encoded, Template
 from twcli.discovery import features as feature_reading
-from twcli.discovery.features import KINDS, Features, read_features
+from twcli.discovery.features import KINDS, Features, embed_rows
 from twcli.discovery.naming import (
     LEAST_ROWS_A_LATENT,
     Naming,
@@ -35,9 +35,9 @@ from twcli.discovery.naming import (
 )
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
 from twcli.errors import Interrupted, UserError, how_to_resume
-from twcli.models import baseline, reading, runtime
+from twcli.models import baseline, forward, runtime
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
-from twcli.storage.parts import reporting
+from twcli.storage.shards import reporting
 
 SHARD_ROWS = 512
 PHRASE_ROWS = 20_000  # completions in which phrases are counted
@@ -90,15 +90,15 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
     fields = {"x_field": config.x_field, "y_field": config.y_field}
     examples = stream_examples(config.data, **fields)
     runtime.tune_allocator(keep=True)
-    model, template = runtime.load_frozen(
+    model, encoder = runtime.load_frozen(
         config.model,
         precision=config.precision,
         attention=config.attention,
         template=config.template,
     )
     max_length = runtime.context_length(model, config.max_length)
-    encoded = template.encode(examples, max_length=max_length, source=config.data)
-    store = _features(config, model, template, encoded, max_length, say, progress)
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
+    store = _features(config, model, encoder, encoded, max_length, say, progress)
     latents = None if config.latents == AUTO else int(config.latents)
     with store:
         source = StoredFeatures.of(store, encoded)
@@ -117,7 +117,7 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
 def _features(
     config: DiscoverConfig,
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     max_length: int,
     say: Say,
@@ -129,7 +129,7 @@ def _features(
     row_hash = encoded.row_hash[rows]
     print_ = baseline.fingerprint(
         model,
-        template,
+        encoder,
         encoded,
         max_length=max_length,
         precision=config.precision,
@@ -140,8 +140,8 @@ def _features(
         say(f"features: {len(rows):,} distinct records, read before")
         return FeatureStore(path)
     model.to(runtime.pick_device(config.device))
-    varlen = baseline.why_not_varlen(model, template, encoded) is None
-    batch_tokens = min(config.batch_tokens, reading.fast_batch_tokens(model))
+    varlen = baseline.why_not_varlen(model, encoder, encoded) is None
+    batch_tokens = min(config.batch_tokens, forward.fast_batch_tokens(model))
     writer = FeatureWriter(
         path,
         fingerprint=print_,
@@ -155,9 +155,9 @@ def _features(
         missing = writer.missing
         with progress("reading the frozen model (records)", sum(map(len, missing))) as advance:
             for shard in missing:
-                found = read_features(
+                found = embed_rows(
                     model,
-                    template,
+                    encoder,
                     encoded,
                     rows[shard.start : shard.stop],
                     batch_tokens=batch_tokens,
@@ -191,7 +191,7 @@ class StoredFeatures:
         return cls(store, np.sort(Rows.of(encoded).rows), encoded.target_lengths)
 
     def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
-        """As `features.read_features`."""
+        """As `features.embed_rows`."""
         values = self.store.read(np.searchsorted(self.rows, rows))
         if advance:
             advance(len(rows))

@@ -11,8 +11,8 @@ import numpy as np
 
 from twcli.config.commands import ATTENTION, PRECISIONS, TrainConfig
 from twcli.data.dataset import stream_examples
-from twcli.data.frame import CHAT
-from twcli.data.template import Encoded, Template
+from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.template import CHAT
 from twcli.errors import UserError
 from twcli.models import baseline, runtime
 from twcli.storage.cache import Cache
@@ -100,7 +100,7 @@ def _compared(
         raise UserError(
             f"{cache.path}: was made with --template FILE; give the same --template to compare it"
         )
-    scored, frame = runtime.load_frozen(
+    scored, encoder = runtime.load_frozen(
         model,
         precision=precision,
         attention=attention,
@@ -108,14 +108,14 @@ def _compared(
     )
     limit = runtime.context_length(scored, None)
     max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = frame.encode(
+    encoded = encoder.encode(
         stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data
     )
     try:
         cache.check(
             baseline.fingerprint(
                 scored,
-                frame,
+                encoder,
                 encoded,
                 max_length=max_length,
                 precision=precision,
@@ -125,10 +125,10 @@ def _compared(
         )
     except UserError as error:
         return [str(error)], []
-    return [], [_text(cache, frame, encoded, row) for row in encoded.spread_rows(SHOWN)]
+    return [], [_text(cache, encoder, encoded, row) for row in encoded.spread_rows(SHOWN)]
 
 
-def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[str, Any]:
+def _text(cache: Cache, encoder: ExampleEncoder, encoded: Encoded, row: int) -> dict[str, Any]:
     """`line` of the data, the `prompt` with its template tokens, and `pieces`: (text, b_t in nats)
     of each token of y.
     """
@@ -139,8 +139,8 @@ def _text(cache: Cache, template: Template, encoded: Encoded, row: int) -> dict[
     nats = cache.read(np.asarray([row]))[0][: len(ids)].tolist()
     return {
         "line": int(row) + 1,
-        "prompt": template.tokenizer.decode(before),
-        "pieces": list(zip(template.pieces(ids), nats, strict=True)),
+        "prompt": encoder.tokenizer.decode(before),
+        "pieces": list(zip(encoder.pieces(ids), nats, strict=True)),
     }
 
 

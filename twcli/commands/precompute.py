@@ -19,9 +19,9 @@ from transformers import PreTrainedModel
 from twcli import signals
 from twcli.config.commands import PrecomputeConfig
 from twcli.data.dataset import stream_examples
-from twcli.data.template import SECTION_TAGS, Encoded, Template
+from twcli.data.encoder import SECTION_TAGS, Encoded, ExampleEncoder
 from twcli.errors import Interrupted, how_to_resume
-from twcli.models import baseline, reading, runtime
+from twcli.models import baseline, forward, runtime
 from twcli.storage.cache import CacheWriter
 
 COMPARED_ROWS = 16
@@ -39,20 +39,20 @@ def precompute(
     """
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
-    model, template = runtime.load_frozen(
+    model, encoder = runtime.load_frozen(
         config.model,
         precision=config.precision,
         attention=config.attention,
         template=config.template,
     )
     max_length = runtime.context_length(model, config.max_length)
-    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
     if encoded.unknown_rows:
         say(
             f"{config.data}: {encoded.unknown_rows:,} rows have tokens that are not in the "
             f"vocabulary of {config.model}"
         )
-    if strange := [tag for tag in template.added if tag not in SECTION_TAGS]:
+    if strange := [tag for tag in encoder.added if tag not in SECTION_TAGS]:
         say(
             f"{config.model}: never trained on {', '.join(strange)}, so b_t will be poor; "
             "give --template chat or FILE, or train it on the tags first as examples/entangle.py "
@@ -60,7 +60,7 @@ def precompute(
         )
     print_ = baseline.fingerprint(
         model,
-        template,
+        encoder,
         encoded,
         max_length=max_length,
         precision=config.precision,
@@ -69,19 +69,19 @@ def precompute(
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
     baseline.check_head(model, config.model)
-    batch_tokens = config.batch_tokens or reading.fast_batch_tokens(model)
+    batch_tokens = config.batch_tokens or forward.fast_batch_tokens(model)
     leads = accelerator.is_main_process
     complete = (
         leads
         and not config.overwrite
         and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
     )
-    if _told_by_the_first(complete):
+    if _said_by_the_first(complete):
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts over")
         runtime.leave(accelerator)
         return
     if leads and config.precision != "fp32":
-        _tell_rounding(config, model, template, encoded, say, batch_tokens)
+        _tell_rounding(config, model, encoder, encoded, say, batch_tokens)
     opened = (
         CacheWriter(
             config.out,
@@ -97,14 +97,14 @@ def precompute(
     with opened as writer, signals.held() as pending:
         for note in () if writer is None else writer.notes:
             say(note)
-        missing = _told_by_the_first(None if writer is None else writer.missing)
+        missing = _said_by_the_first(None if writer is None else writer.missing)
         if sum(map(len, missing)) < len(encoded):
             say(
                 f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows "
                 "are done"
             )
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
-        varlen = _reads_varlen(config, model, template, encoded, say) if missing else False
+        varlen = _varlen_agrees(config, model, encoder, encoded, say) if missing else False
         with progress("precompute (tokens)", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
                 shards = missing[first : first + accelerator.num_processes]
@@ -114,7 +114,7 @@ def precompute(
                         rows,
                         baseline.score_flat(
                             model,
-                            template,
+                            encoder,
                             encoded,
                             np.arange(rows.start, rows.stop),
                             batch_tokens=batch_tokens,
@@ -137,10 +137,10 @@ def precompute(
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
 
 
-def _reads_varlen(
+def _varlen_agrees(
     config: PrecomputeConfig,
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     say: Callable[[str], None],
 ) -> bool:
@@ -149,7 +149,7 @@ def _reads_varlen(
     """
     if config.execution == "plain":
         return False
-    reason = baseline.why_not_varlen(model, template, encoded)
+    reason = baseline.why_not_varlen(model, encoder, encoded)
     if reason:
         say(f"{config.model}: each completion is scored with its prompt, and padded: {reason}")
     return reason is None
@@ -158,7 +158,7 @@ def _reads_varlen(
 def _tell_rounding(
     config: PrecomputeConfig,
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     say: Callable[[str], None],
     batch_tokens: int,
@@ -171,7 +171,7 @@ def _tell_rounding(
         )
         exact.to(model.device)
         rounded, full = (
-            baseline.score_flat(m, template, encoded, rows, batch_tokens=batch_tokens)
+            baseline.score_flat(m, encoder, encoded, rows, batch_tokens=batch_tokens)
             for m in (model, exact)
         )
     except torch.OutOfMemoryError:
@@ -187,6 +187,6 @@ def _tell_rounding(
     )
 
 
-def _told_by_the_first(value: Any) -> Any:
+def _said_by_the_first(value: Any) -> Any:
     """The first process's value, in every process."""
     return broadcast_object_list([value])[0]

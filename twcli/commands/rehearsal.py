@@ -12,11 +12,11 @@ import numpy as np
 from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
 from twcli.data.dataset import stream_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import budget_batches
-from twcli.data.template import Encoded, Template
 from twcli.discovery.distinct import MOST_CLUSTERS
-from twcli.models import baseline, reading, runtime
-from twcli.training.job import steps_of
+from twcli.models import baseline, forward, runtime
+from twcli.training.setup import steps_of
 
 MIB = 2**20
 PASSES = 3.0  # a training pass in forward passes: one forward, two backward
@@ -33,7 +33,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         UserError: what the call itself would refuse about the model or the data.
     """
     examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    model, template = runtime.load_frozen(
+    model, encoder = runtime.load_frozen(
         config.model,
         precision=config.precision,
         attention=config.attention,
@@ -41,7 +41,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         latent_tokens=config.latent_tokens if isinstance(config, TrainConfig) else 1,
     )
     limit = runtime.context_length(model, config.max_length)
-    encoded = template.encode(examples, max_length=limit, source=config.data)
+    encoded = encoder.encode(examples, max_length=limit, source=config.data)
     model.to(runtime.pick_device(config.device))
     tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
     yield (
@@ -51,10 +51,10 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     )
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
-    yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, template)}"
+    yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
     batches = 1 if isinstance(config, TrainConfig) else runtime.most_at_once(model.device)
     speed = _tokens_a_second(
-        model, template, encoded, config.batch_tokens or reading.fast_batch_tokens(model), batches
+        model, encoder, encoded, config.batch_tokens or forward.fast_batch_tokens(model), batches
     )
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
@@ -82,26 +82,26 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         yield f"{flag_of(name)}: {value}  ({origins.get(name, 'default')})"
 
 
-def marked(encoded: Encoded, template: Template) -> str:
+def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
     """The first row's tokens as text, the supervised ones between [[ and ]]."""
     first = int(encoded.prompt_lengths[0]) + 1
     last = first + int(encoded.target_lengths[0])
     ids = encoded.ids[: encoded.offsets[1]].tolist()
     before, inside, after = (
-        template.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:])
+        encoder.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:])
     )
     return repr(f"{before}[[{inside}]]{after}")
 
 
 def _tokens_a_second(
-    model, template: Template, encoded: Encoded, batch_tokens: int, batches: int
+    model, encoder: ExampleEncoder, encoded: Encoded, batch_tokens: int, batches: int
 ) -> float:
     """Of one forward pass over batches of ordinary rows, after one to warm up."""
     order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
     rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
     for _ in range(2):
         start = time.perf_counter()
-        baseline.score_flat(model, template, encoded, np.sort(rows), batch_tokens=batch_tokens)
+        baseline.score_flat(model, encoder, encoded, np.sort(rows), batch_tokens=batch_tokens)
         seconds = time.perf_counter() - start
     return float(encoded.lengths[rows].sum()) / seconds
 

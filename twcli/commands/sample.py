@@ -21,13 +21,13 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import SampleConfig
 from twcli.data.dataset import Example, Prompts, stream_examples
-from twcli.data.template import Template
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import Interrupted, UserError, how_to_resume
 from twcli.models import baseline, runtime
 from twcli.models.building import load_run
 from twcli.models.generation import generate, router_probabilities
-from twcli.storage.parts import Parts, blocks, check_place, reporting
 from twcli.storage.run_folder import RunFolder
+from twcli.storage.shards import Shards, blocks, check_place, reporting
 
 BLOCK = 512  # completions per block; a kill loses at most the block in progress
 
@@ -38,14 +38,14 @@ class Sampler:
 
     config: SampleConfig
     model: PreTrainedModel
-    template: Template
+    encoder: ExampleEncoder
     latent_ids: list[list[int]]
 
     @classmethod
     def load(cls, config: SampleConfig) -> Sampler:
         """Raises UserError: the model, the run or the latent is wrong."""
         if config.run is not None:
-            latent_model, template, trained = load_run(
+            latent_model, encoder, trained = load_run(
                 RunFolder(config.run),
                 device=config.device,
                 precision=config.precision,
@@ -54,22 +54,22 @@ class Sampler:
             latent, latents = config.latent or "", cast(int, trained.latents)
             if latent.isdecimal() and int(latent) >= latents:
                 raise UserError(f"--latent {latent}: the run has the latents 0 to {latents - 1}")
-            return cls(config, latent_model.backbone, template, template.latent_ids(latents))
+            return cls(config, latent_model.backbone, encoder, encoder.latent_ids(latents))
         assert config.model is not None
-        model, template = runtime.load_frozen(
+        model, encoder = runtime.load_frozen(
             config.model,
             precision=config.precision,
             attention=config.attention,
             template=config.template,
         )
-        return cls(config, model.to(runtime.pick_device(config.device)), template, [])
+        return cls(config, model.to(runtime.pick_device(config.device)), encoder, [])
 
     def router(self, xs: Sequence[str]) -> np.ndarray:
         """The router p(z|x) (G, K)."""
         return router_probabilities(
             self.model,
-            self.template,
-            [self.template.router_prompt(x) for x in xs],
+            self.encoder,
+            [self.encoder.router_prompt(x) for x in xs],
             self.latent_ids,
             batch_tokens=self.config.batch_tokens,
         )
@@ -89,7 +89,7 @@ class Sampler:
             UserError: a prompt fills the context, or contains a tag.
         """
         prompts = [
-            self.template.prompt(xs[row], None if latent is None else self.latent_ids[latent])
+            self.encoder.prompt(xs[row], None if latent is None else self.latent_ids[latent])
             for row, latent in jobs
         ]
         context = runtime.context_length(self.model, self.config.max_length)
@@ -119,7 +119,7 @@ class Sampler:
         most = room if config.max_new_tokens is None else np.minimum(config.max_new_tokens, room)
         return generate(
             self.model,
-            self.template,
+            self.encoder,
             prompts,
             max_new_tokens=most,
             temperature=config.temperature,
@@ -209,7 +209,7 @@ class Drawing:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the completions depend on."""
-        config, model, template = self.sampler.config, self.sampler.model, self.sampler.template
+        config, model, encoder = self.sampler.config, self.sampler.model, self.sampler.encoder
         names = (
             "n",
             "latent",
@@ -225,8 +225,8 @@ class Drawing:
             "device": model.device.type,
             "block": self.block,
             "weights": baseline.weights_hash(model),
-            "tokenizer": template.tokenizer_hash(),
-            "template": template.fingerprint(),
+            "tokenizer": encoder.tokenizer_hash(),
+            "template": encoder.fingerprint(),
             "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest(),
         }
 
@@ -252,7 +252,7 @@ def sample(
     out = None if config.out is None else Path(config.out)
     if out is not None:
         check_place(out)
-        if not Parts.folder_of(out).exists():
+        if not Shards.folder_of(out).exists():
             _refuse_existing(out, config)
     if config.x is not None:
         examples: Iterable[Example] = [Example(config.x, "")]
@@ -293,8 +293,8 @@ def _refuse_existing(out: Path, config: SampleConfig) -> None:
 def _store(
     out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]
 ) -> None:
-    parts, count = (
-        Parts(
+    shards, count = (
+        Shards(
             out,
             {"fingerprint": drawing.fingerprint()},
             len(drawing.prompts),
@@ -303,14 +303,14 @@ def _store(
         ),
         0,
     )
-    parts.open()
+    shards.open()
     try:
-        for note in parts.notes():
+        for note in shards.notes():
             say(note)
-        if parts.published:
-            parts.remove()
+        if shards.published:
+            shards.remove()
             return say(f"{out}: already complete")
-        missing = parts.missing(drawing.block)
+        missing = shards.missing(drawing.block)
         if missing:  # otherwise an earlier call was killed just before or after it wrote the file
             _refuse_existing(out, drawing.sampler.config)
         left = sum(map(len, missing))
@@ -323,13 +323,13 @@ def _store(
             for rows in missing:
                 data = "".join(drawing.lines(rows, advance)).encode()
                 with reporting(out, "store completions"):
-                    parts.add(rows, data)
-        with parts.publishing("write the completions") as temp, open(temp, "wb") as file:
-            for data in parts.all():
+                    shards.add(rows, data)
+        with shards.publishing("write the completions") as temp, open(temp, "wb") as file:
+            for data in shards.all():
                 file.write(data)
                 count += data.count(b"\n")
             file.flush()
             os.fsync(file.fileno())
     finally:
-        parts.close()
+        shards.close()
     say(f"{out}: {count:,} completions")

@@ -62,8 +62,8 @@ class TemplateConfig(Config):
     template: str = option(
         "tags",
         help=(
-            "Frame of x and y: `tags`, `chat` (the tokenizer's own: x is the user's turn, y the "
-            "assistant's), or a text file with {x}, {z} and {y}."
+            "Template around x and y: `tags`, `chat` (the tokenizer's own: x is the user's turn, y "
+            "the assistant's), or a text file with {x}, {z} and {y}."
         ),
     )
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import budget_batches, gather_padded, prompt_by_prompt
-from twcli.data.template import Encoded, Template
 from twcli.storage.cache import Cache
 
 POOL = 64  # batches sorted by length together: little padding, and still a random order
@@ -46,7 +46,7 @@ class Batch:
     latent_first_B: torch.Tensor
     targets_BS: torch.Tensor
     active_BS: torch.Tensor
-    weights_BS: torch.Tensor | None
+    baseline_BS: torch.Tensor | None
 
     def to(self, device: torch.device) -> Batch:
         """The batch on that device; the copy is asynchronous."""
@@ -56,11 +56,13 @@ class Batch:
         return Batch(**values)
 
 
-def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache | None) -> Batch:
+def collate(
+    rows: np.ndarray, encoded: Encoded, encoder: ExampleEncoder, cache: Cache | None
+) -> Batch:
     """Builds the batch of `rows` with array arithmetic only."""
     starts, lengths = encoded.offsets[rows], encoded.lengths[rows]
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-    target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, template.pad)
+    target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, encoder.pad)
     active = np.arange(target_ids.shape[1]) < targets[:, None]
     weights = None
     if cache is not None:
@@ -75,14 +77,14 @@ def collate(rows: np.ndarray, encoded: Encoded, template: Template, cache: Cache
         rows_B=torch.from_numpy(rows),
         prompt_B=torch.from_numpy(prompt),
         leader_G=torch.from_numpy(leaders),
-        plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, template.pad)),
+        plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, encoder.pad)),
         plain_first_B=torch.from_numpy(prompts),
-        latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, template)),
-        slot_B=torch.from_numpy(prompts + template.section_shift + 1),
-        latent_first_B=torch.from_numpy(prompts + template.latent_section),
+        latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, encoder)),
+        slot_B=torch.from_numpy(prompts + encoder.section_shift + 1),
+        latent_first_B=torch.from_numpy(prompts + encoder.latent_section),
         targets_BS=_ids(target_ids),
         active_BS=torch.from_numpy(active),
-        weights_BS=weights,
+        baseline_BS=weights,
     )
 
 
@@ -91,20 +93,18 @@ def _with_latent_section(
     lengths: np.ndarray,
     prompts: np.ndarray,
     encoded: Encoded,
-    template: Template,
+    encoder: ExampleEncoder,
 ) -> np.ndarray:
-    section = np.asarray(
-        [template.z_open, *[template.pad] * template.latent_tokens, template.z_close]
-    )
+    section = np.asarray([encoder.z_open, *[encoder.pad] * encoder.latent_tokens, encoder.z_close])
     columns = np.arange(lengths.max() + len(section))
     # position relative to the section's start
-    after = columns - prompts[:, None] - template.section_shift
+    after = columns - prompts[:, None] - encoder.section_shift
     source = np.where(after < 0, columns, columns - len(section))
     ids = encoded.ids[np.clip(starts[:, None] + source, 0, len(encoded.ids) - 1)]
     ids = np.where(
         (after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids
     )
-    padded: np.ndarray = np.where(columns < lengths[:, None] + len(section), ids, template.pad)
+    padded: np.ndarray = np.where(columns < lengths[:, None] + len(section), ids, encoder.pad)
     return padded
 
 
@@ -144,10 +144,10 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
     that are only compared need no forward pass to the end. Nothing is cut if there are no weights,
     all weights are 0, or `share` is 0.
     """
-    if batch.weights_BS is None or not share:
+    if batch.baseline_BS is None or not share:
         return batch, 0.0
-    needed, left = leading(batch.weights_BS.sum(0, dtype=torch.float64), share)
-    if needed in (0, batch.weights_BS.shape[1]):
+    needed, left = leading(batch.baseline_BS.sum(0, dtype=torch.float64), share)
+    if needed in (0, batch.baseline_BS.shape[1]):
         return batch, 0.0
     cut = replace(
         batch,
@@ -155,12 +155,12 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
         latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed],
         targets_BS=batch.targets_BS[:, :needed],
         active_BS=batch.active_BS[:, :needed],
-        weights_BS=batch.weights_BS[:, :needed],
+        baseline_BS=batch.baseline_BS[:, :needed],
     )
     return cut, left
 
 
-def batches_to_read(
+def forward_batches(
     encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool
 ) -> list[np.ndarray]:
     """Batches of positions in `rows`, longest first: sorted by length, which pads least, or by
@@ -193,7 +193,7 @@ def batches_to_read(
     )
 
 
-class Plan:
+class BatchSampler:
     """Batches of each epoch. They depend only on the seed and the epoch's number, so that a resumed
     run repeats them.
 

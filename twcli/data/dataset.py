@@ -24,7 +24,7 @@ import numpy as np
 
 from twcli.config.options import check_characters
 from twcli.errors import UserError, first_line
-from twcli.storage.spool import Spool
+from twcli.storage.disk_array import DiskArray
 
 DIGEST_BYTES = 16
 # a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
@@ -74,7 +74,7 @@ def stream_examples(
 @dataclass(frozen=True)
 class Prompts:
     """The distinct prompts of records, in order of first appearance; their texts are in a
-    disk-backed array (`Spool`).
+    disk-backed array (`DiskArray`).
 
     Attributes:
         digests: (P, 16) uint8, hashes of their texts.
@@ -89,7 +89,7 @@ class Prompts:
     def of(cls, examples: Iterable[Example]) -> Prompts:
         """Reads the examples once; only a digest of each stays in memory."""
         digests = bytearray()  # no Python object per record
-        with Spool(np.uint8) as text, Spool(np.int64) as ends:
+        with DiskArray(np.uint8) as text, DiskArray(np.int64) as ends:
             stop = 0
             for example in examples:
                 data = example.x.encode()

@@ -146,8 +146,8 @@ def read_names(path: str | Path, row_hash: np.ndarray, latents: int | None) -> N
     return Names(latent_N, probability_N, latents)
 
 
-def _refuse(where: str, field: str, what: str, mend: str) -> NoReturn:
-    raise UserError(f"{where}: field '{field}' {what}; {mend}")
+def _refuse(where: str, field: str, what: str, fix: str) -> NoReturn:
+    raise UserError(f"{where}: field '{field}' {what}; {fix}")
 
 
 def _if_other_data(what: str) -> str:
@@ -252,26 +252,26 @@ def _check_hash(value: Any, expected: np.ndarray, where: str) -> None:
 def _latent(value: Any, most: int, limit: str, where: str) -> int:
     if value is None:
         return -1
-    mend = f"write 0 to {most - 1}, or null to have it found"
+    fix = f"write 0 to {most - 1}, or null to have it found"
     if not _is_whole(value):
-        _refuse(where, "latent", f"must be a whole number or null, found {_shown(value)}", mend)
+        _refuse(where, "latent", f"must be a whole number or null, found {_shown(value)}", fix)
     if value < 0:
-        _refuse(where, "latent", f"is negative: {_shown(value)}", mend)
+        _refuse(where, "latent", f"is negative: {_shown(value)}", fix)
     if value >= most:
-        _refuse(where, "latent", f"is an unknown latent {_shown(value)}; {limit}", mend)
+        _refuse(where, "latent", f"is an unknown latent {_shown(value)}; {limit}", fix)
     return int(value)
 
 
 def _probability(value: Any, unnamed: bool, where: str) -> float:
-    mend = "write a number from 0 to 1"
+    fix = "write a number from 0 to 1"
     if value is None:
         if not unnamed:
-            _refuse(where, "probability", "is null beside a latent", mend)
+            _refuse(where, "probability", "is null beside a latent", fix)
         return 0.0
     if not isinstance(value, int | float) or isinstance(value, bool):
-        _refuse(where, "probability", f"must be a number, found {_shown(value)}", mend)
+        _refuse(where, "probability", f"must be a number, found {_shown(value)}", fix)
     if not 0 <= value <= 1:
-        _refuse(where, "probability", f"is {_shown(value)}, outside 0 to 1", mend)
+        _refuse(where, "probability", f"is {_shown(value)}, outside 0 to 1", fix)
     return value
 
 

@@ -3,7 +3,7 @@ their features in `spaces`.
 
 Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for
 every prompt can be told by a linear map from completions of other prompts; of many, the one that a
-cross-validated ridge regression tells best is kept, after the regression has mended it. Several
+cross-validated ridge regression tells best is kept, after the regression has reassigned it. Several
 views of the completions may judge together, so that of namings which one of them tells alike
 another decides. What starts get wrong most often is a pair of clusters whose names are exchanged
 for some prompts, so the best ones are also searched pair by pair. Of namings that are told equally
@@ -27,7 +27,7 @@ from twcli.discovery.search import matched_share
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
-# mended starts whose pairs of clusters are searched; a pair of completions tells less
+# reassigned starts whose pairs of clusters are searched; a pair of completions tells less
 FINALISTS, PAIRED_FINALISTS = 4, 8
 SEARCH_WORK = 12  # such a search takes about as long as so many starts
 TIE = 5e-4  # difference of scores that says nothing
@@ -82,7 +82,8 @@ def best_count(
         rng = np.random.default_rng([seed, 5, latents])
         judge = CrossValidation(views, sizes, latents, rng)
         gains[latents] = above_chance(
-            max(judge.mend(start)[1] for start in starts_of(kinds, sizes, latents, rng)), latents
+            max(judge.reassign(start)[1] for start in starts_of(kinds, sizes, latents, rng)),
+            latents,
         )
         if advance:
             advance(1)
@@ -143,19 +144,19 @@ def best_clustering(
     Args:
         views: as in `CrossValidation`; by the first one ties are broken.
         advance: called with units of work, `clustering_work` in all.
-        finalists: mended starts, no two alike, whose pairs are searched.
+        finalists: reassigned starts, no two alike, whose pairs are searched.
 
     Returns:
         clusters (N,); their score; agreement of the starts with them.
     """
     judge = CrossValidation(views, sizes, latents, rng)
-    mended = []
+    reassigned = []
     for start in starts:
-        mended.append(judge.mend(start))
+        reassigned.append(judge.reassign(start))
         if advance:
             advance(1)
-    found = list(mended)
-    for clusters, score in _distinct(mended, latents, finalists):
+    found = list(reassigned)
+    for clusters, score in _distinct(reassigned, latents, finalists):
         found += search(judge, clusters, score)
         if advance:
             advance(SEARCH_WORK)
@@ -165,7 +166,7 @@ def best_clustering(
     return (
         clusters,
         score,
-        float(np.mean([matched_share(clusters, other, latents) for other, _ in mended])),
+        float(np.mean([matched_share(clusters, other, latents) for other, _ in reassigned])),
     )
 
 

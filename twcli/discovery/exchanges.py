@@ -14,11 +14,11 @@ import numpy as np
 from sklearn.decomposition import FastICA
 from sklearn.exceptions import ConvergenceWarning
 
-from twcli.discovery.predictability import MENDINGS, CrossValidation, ridge_map
+from twcli.discovery.predictability import REASSIGNMENTS, CrossValidation, ridge_map
 
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
-# ways of naming one pair of clusters anew: judged by one assignment, and mended
-EXCHANGES, MENDED_EXCHANGES = 12, 3
+# ways of naming one pair of clusters anew: judged by one assignment, and reassigned
+EXCHANGES, REASSIGNED_EXCHANGES = 12, 3
 # by which such a way may be told worse than the present one: the other clusters have a say as well
 SLACK = 0.04
 MARGIN = 1e-6
@@ -44,11 +44,11 @@ def search(
             new for view in judge.views for new in _exchanges(judge, view, clusters, *pair)
         )
         screened = sorted(map(judge.assign, exchanged), key=lambda result: -result[1])
-        for told, _ in screened[:MENDED_EXCHANGES]:
-            mended, better = judge.mend(told)
-            met.append((mended, better))
+        for told, _ in screened[:REASSIGNED_EXCHANGES]:
+            reassigned, better = judge.reassign(told)
+            met.append((reassigned, better))
             if better > score + MARGIN:
-                clusters, score = mended, better
+                clusters, score = reassigned, better
                 waiting = [other for other in pairs if other != pair]
                 break
     return met
@@ -76,7 +76,7 @@ def _exchanges(
     # two strategies that begin alike
     if np.abs(apart).max(initial=0) <= FLAT * np.abs(points).max(initial=0):
         return []
-    chosen, exchanged = _told_best(*_mended(_two_humps(apart), apart, second)), []
+    chosen, exchanged = _most_predictable(*_reassigned(_two_humps(apart), apart, second)), []
     for sign in chosen:
         new = clusters.copy()
         new[rows_one[sign < 0]], new[rows_other[sign < 0]] = other, one
@@ -109,7 +109,7 @@ def _two_humps(apart: np.ndarray) -> np.ndarray:
     return np.where(np.concatenate(tried, axis=1) >= 0, 1.0, -1.0)
 
 
-def _mended(
+def _reassigned(
     signs: np.ndarray, apart: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(signs, the values that they are the signs of), (P, C) both, after regressions on each half
@@ -117,7 +117,7 @@ def _mended(
     """
     ridges = [(told, ridge_map(apart[~told])) for told in (second, ~second)]
     values = np.empty_like(signs)
-    for _ in range(MENDINGS):
+    for _ in range(REASSIGNMENTS):
         for told, ridge in ridges:
             values[told] = apart[told] @ (ridge @ signs[~told])
         previous, signs = signs, np.where(values >= 0, 1.0, -1.0)
@@ -126,7 +126,7 @@ def _mended(
     return signs, values
 
 
-def _told_best(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
+def _most_predictable(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
     """Up to `EXCHANGES` columns (P,), best told first, none of them nearly another or the first,
     which is the present one.
     """

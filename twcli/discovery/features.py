@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.data.template import Encoded, Template
-from twcli.models.reading import Layout, fast_batch_tokens, read_rows
+from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.models.forward import Layout, fast_batch_tokens, forward_rows
 
 VERSION = 1  # of what is computed here, for files that keep it
 FIRST_TOKENS = 8
@@ -49,9 +49,9 @@ class Features:
     lengths: np.ndarray
 
 
-def read_features(
+def embed_rows(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     rows: np.ndarray,
     *,
@@ -62,14 +62,14 @@ def read_features(
     """Features of distinct rows in any order; one forward pass each, without a gradient.
 
     Args:
-        varlen: as in `reading.read_rows`.
+        varlen: as in `forward.forward_rows`.
         advance: called with the number of rows after each batch.
     """
     features: list[np.ndarray] = []
-    read = partial(_pooled, model, template, encoded)
+    read = partial(_pooled, model, encoder, encoded)
     # the states of all layers lie in memory, of a batch a core
     batch_tokens = min(batch_tokens, fast_batch_tokens(model))
-    for places, values in read_rows(
+    for places, values in forward_rows(
         model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
     ):
         features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
@@ -83,7 +83,12 @@ def read_features(
 
 @torch.no_grad()
 def _pooled(
-    model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    varlen: bool,
 ) -> tuple[np.ndarray, ...]:
     """(R, F) of a few layers, each kind; last the features of x (R, G)."""
     prompts, targets, device = (
@@ -91,10 +96,10 @@ def _pooled(
         encoded.target_lengths[rows],
         model.device,
     )
-    layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
+    layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
     # x stands between the head and the middle
-    frame, first = template.frame, len(template.frame.head)
-    x_lengths = prompts + 1 - first - len(frame.middle) - len(frame.lead)
+    template, first = encoder.template, len(encoder.template.before_x)
+    x_lengths = prompts + 1 - first - len(template.before_z) - len(template.before_y)
     columns = np.arange(targets.max())
     active, in_prompt = (
         torch.from_numpy(inside).to(device)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.data.template import Encoded, Template
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.discovery.centring import Centring, Space, in_pairs
 from twcli.discovery.distinct import (
     ENOUGH,
@@ -42,7 +42,7 @@ from twcli.discovery.features import (
     LATER_SIMILARITIES,
     STATES,
     Features,
-    read_features,
+    embed_rows,
 )
 from twcli.discovery.number import (
     COUNTED_ROWS,
@@ -105,20 +105,20 @@ class ModelSource:
 
     Attributes:
         batch_tokens: tokens a batch at most.
-        varlen: as in `reading.read_rows`.
+        varlen: as in `forward.forward_rows`.
     """
 
     model: PreTrainedModel
-    template: Template
+    encoder: ExampleEncoder
     encoded: Encoded
     batch_tokens: int
     varlen: bool = False
 
     def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
-        """As `features.read_features`."""
-        return read_features(
+        """As `features.embed_rows`."""
+        return embed_rows(
             self.model,
-            self.template,
+            self.encoder,
             self.encoded,
             rows,
             batch_tokens=self.batch_tokens,

@@ -297,7 +297,7 @@ def _chosen(
             break
         tokens = tuple(grams.tokens_GM[gram_H[h], : length_H[h]].tolist())
         count = int(count_H[h])
-        owed = not stronger.isdisjoint(_parts(tokens))
+        owed = not stronger.isdisjoint(_shard_folder(tokens))
         stronger.add(tokens)
         if owed or any(_same_stretch(tokens, count, *other) for other in taken):
             continue
@@ -316,7 +316,7 @@ def _order(z: np.ndarray, length: np.ndarray, gram: np.ndarray) -> np.ndarray:
     return told[np.lexsort((gram[told], -length[told], -rounded))]
 
 
-def _parts(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def _shard_folder(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
     for length in range(1, len(tokens)):
         for start in range(len(tokens) - length + 1):
             yield tokens[start : start + length]
@@ -326,7 +326,7 @@ def _same_stretch(one: tuple[int, ...], count: int, other: tuple[int, ...], othe
     if min(count, others) < SAME_COUNT * max(count, others):
         return False
     overlap = one[-2:] == other[:2] or one[:2] == other[-2:]
-    return one in _parts(other) or (overlap and min(len(one), len(other)) > 1)
+    return one in _shard_folder(other) or (overlap and min(len(one), len(other)) > 1)
 
 
 def _joined(tokens: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from twcli.discovery.prior import assign_groups
 
 RIDGE = 1e-2  # of their mean variance
-MENDINGS = 12
+REASSIGNMENTS = 12
 ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
 
 
@@ -26,14 +26,14 @@ class Half:
     """The prompts that are told by a regression of the others.
 
     Attributes:
-        fitted_N, told_N: which rows are the others', and which are these prompts'.
+        fitted_N, predicted_N: which rows are the others', and which are these prompts'.
         sizes: rows of each of these prompts.
         maps: for each view, from targets of the others to regression weights.
         points: for each view, these prompts' rows.
     """
 
     fitted_N: np.ndarray
-    told_N: np.ndarray
+    predicted_N: np.ndarray
     sizes: np.ndarray
     maps: list[np.ndarray]
     points: list[np.ndarray]
@@ -64,25 +64,27 @@ class CrossValidation:
         self.second_P = second
         self.halves = []
         for fitted in (~second, second):
-            fitted_N, told_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
-            if fitted_N.any() and told_N.any():
+            fitted_N, predicted_N = np.repeat(fitted, sizes), np.repeat(~fitted, sizes)
+            if fitted_N.any() and predicted_N.any():
                 maps = [ridge_map(view[fitted_N]).astype(np.float32) for view in views]
-                points = [np.asarray(view[told_N], np.float32) for view in views]
-                self.halves.append(Half(fitted_N, told_N, np.asarray(sizes)[~fitted], maps, points))
+                points = [np.asarray(view[predicted_N], np.float32) for view in views]
+                self.halves.append(
+                    Half(fitted_N, predicted_N, np.asarray(sizes)[~fitted], maps, points)
+                )
 
     def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,) that the other half's regression assigns, their score)."""
         told, total = clusters.copy(), 0.0
         for half in self.halves:
             values = half.values(one_hot(clusters[half.fitted_N], self.latents))
-            told[half.told_N] = chosen = assign_groups(-values[0], half.sizes)
+            told[half.predicted_N] = chosen = assign_groups(-values[0], half.sizes)
             total += sum(float(value[np.arange(len(chosen)), chosen].sum()) for value in values)
         return told, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
 
-    def mend(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
+    def reassign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
         score = 0.0
-        for _ in range(MENDINGS):
+        for _ in range(REASSIGNMENTS):
             told, score = self.assign(clusters)
             if np.array_equal(told, clusters):
                 break
@@ -107,12 +109,14 @@ def predictability(
         soft_NK: probability of each latent for each row.
     """
     latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
-    told_N, attainable_N = np.zeros(len(points)), np.zeros(len(points))
+    predicted_N, upper_bound_N = np.zeros(len(points)), np.zeros(len(points))
     for half in CrossValidation([points], sizes, latents, np.random.default_rng([seed, 6])).halves:
         (values,) = half.values(soft_NK[half.fitted_N] - 1 / latents)
-        told_N[half.told_N] = (values * soft_NK[half.told_N]).sum(1)
-        attainable_N[half.told_N] = 1 - 1 / np.minimum(np.repeat(half.sizes, half.sizes), latents)
-    return told_N, attainable_N
+        predicted_N[half.predicted_N] = (values * soft_NK[half.predicted_N]).sum(1)
+        upper_bound_N[half.predicted_N] = 1 - 1 / np.minimum(
+            np.repeat(half.sizes, half.sizes), latents
+        )
+    return predicted_N, upper_bound_N
 
 
 def above_chance(score: float, latents: int) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.data.template import Encoded
+from twcli.data.encoder import Encoded
 from twcli.discovery.centring import Centring, Space
 from twcli.discovery.naming import Progress, Rows, Source, silent
 from twcli.discovery.predictability import predictability
@@ -55,11 +55,11 @@ class Probe:
             return predictability(self.points, self.sizes, soft_NK, seed)
         K = soft_NK.shape[1]
         shares_K = np.full(K, 1 / K) if self.proportions is None else self.proportions
-        attainable = 1 - float((shares_K**2).sum())  # of certain latents with these shares
+        upper_bound = 1 - float((shares_K**2).sum())  # of certain latents with these shares
         rng = np.random.default_rng([seed, 6])
         posterior_NK = out_of_fold(self.points, soft_NK.argmax(1), np.asarray(self.sizes), K, rng)
         predicted_N = ((posterior_NK - posterior_NK.mean(0)) * soft_NK).sum(1)
-        return predicted_N, np.full(len(soft_NK), attainable)
+        return predicted_N, np.full(len(soft_NK), upper_bound)
 
 
 def probe_of(

@@ -30,14 +30,14 @@ class Predictability:
     records.
 
     Attributes:
-        predicted, attainable: (N,) as `probe.Probe.predicted` gives them.
+        predicted, upper_bound: (N,) as `probe.Probe.predicted` gives them.
         gain: (N,) nats, frozen minus marginal NLL.
         latent: (N,) int, each record's latent, -1 for none; None leaves latents out of account.
         below: (K,) bool, latents whose gain is below 0 beyond doubt.
     """
 
     predicted: np.ndarray
-    attainable: np.ndarray
+    upper_bound: np.ndarray
     gain: np.ndarray
     latent: np.ndarray | None = None
     below: np.ndarray | None = None
@@ -60,7 +60,7 @@ def run_score(
         weight_N: how often each record counts; None for once.
     """
     weight_N = np.ones(len(records.gain)) if weight_N is None else weight_N
-    share = ratio(weight_N @ records.predicted, weight_N @ records.attainable)
+    share = ratio(weight_N @ records.predicted, weight_N @ records.upper_bound)
     if share is None:
         return None
     share = min(max(share, 0.0), 1.0)  # of a few prompts its estimate may be anything

@@ -21,10 +21,10 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig, TrainConfig
-from twcli.data.batches import batches_to_read, collate
+from twcli.data.batches import collate, forward_batches
 from twcli.data.dataset import Example, read_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import gather_padded
-from twcli.data.template import Encoded, Template
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
 from twcli.errors import UserError, first_line
@@ -86,23 +86,23 @@ def evaluate(
         strategy_field=config.strategy_field,
     )
     run = RunFolder(config.run)
-    model, template, trained = load_run(
+    model, encoder, trained = load_run(
         run, device=config.device, precision=config.precision, attention=config.attention
     )
     max_length = runtime.context_length(model.backbone, config.max_length)
-    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
     with torch.no_grad():
-        choose_execution(model, trained.execution, template, encoded, say)
-    frozen_flat, probe, frozen_texts = _frozen(
+        choose_execution(model, trained.execution, encoder, encoded, say)
+    baseline_flat, probe, frozen_texts = _frozen(
         config, trained, examples, encoded, judge is not None, say, progress
     )
     with progress("posterior", len(encoded)) as advance:
-        passes = read_all(
+        passes = forward_all(
             model,
-            template,
+            encoder,
             encoded,
             trained,
-            frozen_flat,
+            baseline_flat,
             batch_tokens=config.batch_tokens,
             progress=advance,
         )
@@ -112,7 +112,7 @@ def evaluate(
     prompts, texts = _completions(
         config,
         model.backbone,
-        template,
+        encoder,
         examples,
         encoded,
         max_length,
@@ -123,8 +123,8 @@ def evaluate(
     generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
     frozen = (
         None
-        if frozen_flat is None
-        else np.add.reduceat(frozen_flat, encoded.target_offsets[:-1], dtype=np.float64)
+        if baseline_flat is None
+        else np.add.reduceat(baseline_flat, encoded.target_offsets[:-1], dtype=np.float64)
     )
     predictability, retained = None, None
     if frozen is not None:
@@ -142,7 +142,7 @@ def evaluate(
     sampled, frozen_sampled = None, None
     if judge and frozen_texts is not None:
         sampled, frozen_sampled = _drawn_alike(
-            config, model, template, examples, encoded, max_length, judge, frozen_texts, progress
+            config, model, encoder, examples, encoded, max_length, judge, frozen_texts, progress
         )
     result = summarise(
         posterior=passes.posterior,
@@ -160,7 +160,7 @@ def evaluate(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    pieces = _pieces(template, encoded, examples, frozen_flat)
+    pieces = _pieces(encoder, encoded, examples, baseline_flat)
     return result, evidence_of(
         passes.posterior, passes.router, labels, examples, prompts, texts, pieces
     )
@@ -203,19 +203,22 @@ def evidence_of(
 
 
 def _pieces(
-    template: Template, encoded: Encoded, examples: list[Example], frozen_flat: np.ndarray | None
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    examples: list[Example],
+    baseline_flat: np.ndarray | None,
 ) -> list[dict[str, Any]]:
     """The first completions of a few prompts, token by token with b_t in nats;
     none without a frozen model.
     """
-    if frozen_flat is None:
+    if baseline_flat is None:
         return []
     found = []
     for row in encoded.spread_rows(SHOWN):
         ids = encoded.y_ids(row)
-        nats = frozen_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
+        nats = baseline_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
         found.append(
-            {"x": examples[row].x, "pieces": list(zip(template.pieces(ids), nats, strict=True))}
+            {"x": examples[row].x, "pieces": list(zip(encoder.pieces(ids), nats, strict=True))}
         )
     return found
 
@@ -234,7 +237,7 @@ def _frozen(
     """
     source = config.model or trained.model
     try:
-        frozen, template = runtime.load_frozen(
+        frozen, encoder = runtime.load_frozen(
             source,
             precision=config.precision,
             attention=config.attention,
@@ -248,7 +251,7 @@ def _frozen(
             "give --model to have them"
         )
         return None, None, None
-    again = template.encode(
+    again = encoder.encode(
         examples, max_length=runtime.context_length(frozen, None), source=config.data
     )
     if not np.array_equal(again.row_hash, encoded.row_hash):
@@ -257,11 +260,11 @@ def _frozen(
             "give the model that the run started from"
         )
     frozen.to(runtime.pick_device(config.device))
-    varlen = baseline.why_not_varlen(frozen, template, again) is None
+    varlen = baseline.why_not_varlen(frozen, encoder, again) is None
     with progress("frozen model", int(again.lengths.sum())) as advance:
         flat = baseline.score_flat(
             frozen,
-            template,
+            encoder,
             again,
             np.arange(len(again)),
             batch_tokens=config.batch_tokens,
@@ -272,7 +275,7 @@ def _frozen(
     naming = RunFolder(config.run).read_naming()
     distinct = bool(naming.get("one_string", True))
     shares = np.asarray(naming["proportions"], float) if "proportions" in naming else None
-    features = ModelSource(frozen, template, again, config.batch_tokens, varlen)
+    features = ModelSource(frozen, encoder, again, config.batch_tokens, varlen)
     probe = probe_of(
         features, again, distinct=distinct, seed=config.seed, proportions=shares, progress=progress
     )
@@ -282,7 +285,7 @@ def _frozen(
         _, texts = _completions(
             config,
             frozen,
-            template,
+            encoder,
             examples,
             again,
             limit,
@@ -316,12 +319,12 @@ class Passes:
 
 
 @torch.no_grad()
-def read_all(
+def forward_all(
     model: LatentModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     trained: TrainConfig,
-    frozen_flat: np.ndarray | None,
+    baseline_flat: np.ndarray | None,
     *,
     batch_tokens: int,
     progress: Callable[[int], None],
@@ -333,7 +336,7 @@ def read_all(
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
     passes = Passes(*(np.empty((N, K)) for _ in range(4)), np.empty(N), {})
-    if frozen_flat is None and not model.dynamic_baseline:
+    if baseline_flat is None and not model.dynamic_baseline:
         trained = dataclasses.replace(
             trained,
             weighting="mixed",
@@ -342,18 +345,18 @@ def read_all(
             ablation="none",
         )
     starts = encoded.target_offsets
-    for rows in batches_to_read(
+    for rows in forward_batches(
         encoded,
         np.arange(N),
         batch_tokens=batch_tokens,
         branches=K + 1,
         shared=model.execution != PLAIN,
     ):
-        batch = collate(rows, encoded, template, None).to(device)
+        batch = collate(rows, encoded, encoder, None).to(device)
         output = model(batch)
         weights = output.baseline_BS
-        if weights is None and frozen_flat is not None:
-            padded = gather_padded(frozen_flat, starts[rows], encoded.target_lengths[rows], 0.0)
+        if weights is None and baseline_flat is not None:
+            padded = gather_padded(baseline_flat, starts[rows], encoded.target_lengths[rows], 0.0)
             weights = torch.from_numpy(padded.astype(np.float32)).to(device)
         log_q = output.log_posterior_BK
         if log_q is None:
@@ -377,7 +380,7 @@ def read_all(
 def _completions(
     config: EvalConfig,
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     examples: list[Example],
     encoded: Encoded,
     max_length: int,
@@ -396,7 +399,7 @@ def _completions(
     """
     _, first = np.unique(encoded.prompt_index, return_index=True)
     first = first[:limit]
-    prompts = [template.prompt(examples[row].x, latent) for row in first for latent in latents]
+    prompts = [encoder.prompt(examples[row].x, latent) for row in first for latent in latents]
     budget = np.minimum(
         config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
         max_length - np.asarray([len(prompt) for prompt in prompts]),
@@ -404,7 +407,7 @@ def _completions(
     with progress("generating", len(prompts)) as advance:
         texts, _ = generate(
             model,
-            template,
+            encoder,
             prompts,
             max_new_tokens=budget,
             temperature=temperature,
@@ -419,7 +422,7 @@ def _completions(
 def _drawn_alike(
     config: EvalConfig,
     model: LatentModel,
-    template: Template,
+    encoder: ExampleEncoder,
     examples: list[Example],
     encoded: Encoded,
     max_length: int,
@@ -433,7 +436,7 @@ def _drawn_alike(
     prompts, texts = _completions(
         config,
         model.backbone,
-        template,
+        encoder,
         examples,
         encoded,
         max_length,

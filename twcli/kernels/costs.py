@@ -16,7 +16,7 @@ from twcli.kernels.packing import (
     PLAIN,
     TREE,
     linear_weights,
-    tokens_read,
+    tokens_computed,
     window_of,
 )
 
@@ -84,7 +84,7 @@ class Costs:
         }
         if self.window is None or P + Q <= self.window:
             linear, on_prompts = (
-                tokens_read(real, G * P + B * C * Q) * self.linear,
+                tokens_computed(real, G * P + B * C * Q) * self.linear,
                 G * causal_cost(P),
             )
             of_form = {

@@ -45,7 +45,7 @@ ATTENTION = "twcli_packed"
 DENSE = 0.95  # share of real tokens above which keeping the padding costs less than removing it
 
 
-def tokens_read(real: int, padded: int) -> int:
+def tokens_computed(real: int, padded: int) -> int:
     """Tokens that go through the model in a packed pass: `real`, or `padded` with padding."""
     return real if real < DENSE * padded else padded
 
@@ -127,7 +127,7 @@ class Packed:
                 [prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()]
             )
             real_R = order_N[real_N[order_N]]
-        elif tokens_read(len(real_R), len(real_N)) == len(real_N):
+        elif tokens_computed(len(real_R), len(real_N)) == len(real_N):
             return None
         number_R = torch.arange(len(real_R), device=real_R.device)
         return Padding(real_R, real_R.new_full((len(real_N),), -1).index_copy(0, real_R, number_R))

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import slices
-from twcli.data.template import Encoded, Template
 from twcli.errors import UserError, first_line
 from twcli.kernels.head import head_logits, token_nll
 from twcli.kernels.packing import ATTENTION, attention_of, why_not_packed
-from twcli.models.reading import Layout, hidden_states, ids_on, read_rows, within_window
+from twcli.models.forward import Layout, forward_rows, hidden_states, ids_on, within_window
 
 COMPARED_ROWS = 8
 FEW_TOKENS = 8
@@ -49,19 +49,24 @@ def check_head(model: PreTrainedModel, source: str) -> None:
 
 
 @torch.no_grad()
-def _read(
-    model: PreTrainedModel, template: Template, encoded: Encoded, rows: np.ndarray, *, varlen: bool
+def _score(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    varlen: bool,
 ) -> np.ndarray:
     """NLL in nats of all targets, row after row."""
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     # Tokens after the one that predicts the last target need no forward pass.
-    layout = Layout.of(model, template, encoded, rows, prompts + targets, varlen=varlen)
+    layout = Layout.of(model, encoder, encoded, rows, prompts + targets, varlen=varlen)
     hidden = layout.hidden(model)[torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)]
     ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
     return token_nll(model, hidden, ids_on(model, ids)).cpu().numpy()
 
 
-def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded) -> str | None:
+def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded) -> str | None:
     """Why this model must score rows separately and padded, or None if varlen scoring is correct.
     Scores a few rows both ways.
 
@@ -80,9 +85,9 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
         return None
     model.eval()
     try:
-        padded = _read(model, template, encoded, rows, varlen=False)
+        padded = _score(model, encoder, encoded, rows, varlen=False)
         with attention_of(model, ATTENTION):
-            flat = _read(model, template, encoded, rows, varlen=True)
+            flat = _score(model, encoder, encoded, rows, varlen=True)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
         # an unknown architecture may fail in any way
         return f"scoring rows without padding fails: {first_line(error)}"
@@ -97,7 +102,7 @@ def why_not_varlen(model: PreTrainedModel, template: Template, encoded: Encoded)
 
 def score_flat(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     rows: np.ndarray,
     *,
@@ -109,14 +114,14 @@ def score_flat(
     after row.
 
     Args:
-        varlen: as in `read_rows`.
+        varlen: as in `forward_rows`.
         progress: called with the number of tokens after each batch.
     """
     targets = encoded.target_lengths[rows]
     starts = np.cumsum(targets) - targets
     flat = np.empty(targets.sum(), np.float32)
-    read = partial(_read, model, template, encoded)
-    for places, nll in read_rows(
+    read = partial(_score, model, encoder, encoded)
+    for places, nll in forward_rows(
         model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
     ):
         flat[slices(starts[places], targets[places])] = nll
@@ -136,7 +141,7 @@ def weights_hash(model: PreTrainedModel) -> str:
 
 def fingerprint(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     *,
     max_length: int,
@@ -152,7 +157,7 @@ def fingerprint(
         "attention": attention,
         "max_length": max_length,
         "weights": weights_hash(model),
-        "tokenizer": template.tokenizer_hash(),
-        "template": template.fingerprint(),
+        "tokenizer": encoder.tokenizer_hash(),
+        "template": encoder.fingerprint(),
         "data": encoded.data_hash(),
     }

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import Batch, collate
-from twcli.data.template import Encoded, Template
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.errors import UserError, first_line
 from twcli.kernels import blockwise, flash
 from twcli.kernels.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed, window_of
@@ -29,21 +29,21 @@ Say = Callable[[str], None]
 
 
 def build(
-    config: TrainConfig, backbone: PreTrainedModel, template: Template
+    config: TrainConfig, backbone: PreTrainedModel, encoder: ExampleEncoder
 ) -> tuple[LatentModel, Any]:
     """Adds the latent tokens, LoRA and the posterior's modules, all initialised from the seed.
-    Returns the model and, with LoRA, the adapter (`Job.adapter`).
+    Returns the model and, with LoRA, the adapter (`Setup.adapter`).
     """
-    runtime.fit_vocabulary(backbone, template, section=True)
+    runtime.fit_vocabulary(backbone, encoder, section=True)
     latents = cast(int, config.latents)  # "auto" is resolved before this call
-    template.add_latents(latents)
-    ids = template.latent_ids(latents)
+    encoder.add_latents(latents)
+    ids = encoder.latent_ids(latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
     new_ids = [
         *(token for latent in ids for token in latent),
-        template.z_open,
-        template.z_close,
-        *template.added_ids,
+        encoder.z_open,
+        encoder.z_close,
+        *encoder.added_ids,
     ]
     adapter = None
     if config.adapt == "lora":
@@ -82,7 +82,7 @@ def execution_of(config: TrainConfig) -> str:
 
 
 def choose_execution(
-    model: LatentModel, wanted: str, template: Template, encoded: Encoded, say: Say
+    model: LatentModel, wanted: str, encoder: ExampleEncoder, encoded: Encoded, say: Say
 ) -> None:
     """Sets `model.execution`, so that prompts are computed once, if `wanted` is not plain and a
     check on the first rows passes; else reports why not.
@@ -99,7 +99,7 @@ def choose_execution(
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     else:
         reason = check_packing(
-            model, collate(rows, encoded, template, None).to(model.backbone.device)
+            model, collate(rows, encoded, encoder, None).to(model.backbone.device)
         )
     if reason is None:
         model.execution = wanted
@@ -165,7 +165,7 @@ def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tupl
 
 def load_run(
     run: RunFolder, *, device: str, precision: str, attention: str
-) -> tuple[LatentModel, Template, TrainConfig]:
+) -> tuple[LatentModel, ExampleEncoder, TrainConfig]:
     """The trained model of a finished run, in eval mode.
 
     Raises:
@@ -177,11 +177,11 @@ def load_run(
             f"{run.path}: the run is not finished; run its `twcli train` command again to resume"
         )
     run.check_results()
-    template = runtime.load_template(str(run.model), config.latent_tokens, run.template)
+    encoder = runtime.load_encoder(str(run.model), config.latent_tokens, run.template)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
     model = LatentModel(
         backbone,
-        template.latent_ids(cast(int, config.latents)),
+        encoder.latent_ids(cast(int, config.latents)),
         config.posterior,
         dynamic_baseline=config.baseline_policy == "dynamic",
     )
@@ -197,4 +197,4 @@ def load_run(
                 f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again"
             )
         model.load_state_dict(stored, strict=False)
-    return model.to(runtime.pick_device(device)).eval(), template, config
+    return model.to(runtime.pick_device(device)).eval(), encoder, config

@@ -7,17 +7,17 @@ from __future__ import annotations
 from typing import cast
 
 from twcli.config.commands import TrainConfig
-from twcli.data.template import Template, latent_tokens
+from twcli.data.encoder import ExampleEncoder, latent_tokens
 
 
 def model_card(
-    config: TrainConfig, template: Template, versions: dict[str, str], steps: int
+    config: TrainConfig, encoder: ExampleEncoder, versions: dict[str, str], steps: int
 ) -> str:
     """Markdown. `template` already has the latents; `steps` are the training steps."""
     latents = cast(int, config.latents)
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
-    first = template.frame.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
+    first = encoder.template.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -37,7 +37,7 @@ The prompt for latent 0, with the question in place of `{{x}}`:
 ```
 
 The other latents are {", ".join(f"`{name}`" for name in names[1:])}. Generation ends with
-`{template.tokenizer.convert_ids_to_tokens(template.y_close)}`.
+`{encoder.tokenizer.convert_ids_to_tokens(encoder.y_close)}`.
 Tokenise with `add_special_tokens=False`.
 
 Training used no labels, so what each latent means is not known from it.

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import budget_batches, gather_padded
-from twcli.data.template import Template
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
-from twcli.models.reading import hidden_states
+from twcli.models.forward import hidden_states
 
 
 @torch.no_grad()
 def generate(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     prompts: Sequence[list[int]],
     *,
     max_new_tokens: int | np.ndarray,
@@ -58,11 +58,11 @@ def generate(
             # All rows of a batch get the same number of new tokens, the smallest limit among them;
             # rows with a larger limit continue in a later batch.
             for batch, completions in _written(
-                model, template, begun, room, temperature, batch_tokens
+                model, encoder, begun, room, temperature, batch_tokens
             ):
                 for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
-                    ended[row] = not {template.y_close, template.eos}.isdisjoint(ids)
+                    ended[row] = not {encoder.y_close, encoder.eos}.isdisjoint(ids)
                 more = [
                     row for row in left[batch[room[batch] > room[batch].min()]] if not ended[row]
                 ]
@@ -70,12 +70,12 @@ def generate(
                 if progress:
                     progress(len(batch) - len(more))
             left = np.asarray(going, np.int64)
-    return [template.decode(ids) for ids in written], ended
+    return [encoder.decode(ids) for ids in written], ended
 
 
 def _written(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     prompts: Sequence[list[int]],
     room: np.ndarray,
     temperature: float,
@@ -92,16 +92,16 @@ def _written(
             do_sample=temperature > 0,
             temperature=temperature or None,
             top_k=0,
-            eos_token_id=[template.y_close, template.eos],
-            pad_token_id=template.pad,
-            bos_token_id=template.bos,
+            eos_token_id=[encoder.y_close, encoder.eos],
+            pad_token_id=encoder.pad,
+            bos_token_id=encoder.bos,
         )
-        ids = gather_padded(flat, starts[batch], lengths[batch], template.pad)
+        ids = gather_padded(flat, starts[batch], lengths[batch], encoder.pad)
         # new tokens are appended on the right, so prompts are padded on the left
         pads = ids.shape[1] - lengths[batch]
         columns = np.arange(ids.shape[1]) - pads[:, None]
         mask = columns >= 0
-        ids = np.where(mask, np.take_along_axis(ids, np.maximum(columns, 0), axis=1), template.pad)
+        ids = np.where(mask, np.take_along_axis(ids, np.maximum(columns, 0), axis=1), encoder.pad)
         output = model.generate(
             input_ids=torch.from_numpy(ids).to(model.device),
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
@@ -125,13 +125,13 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
 @torch.no_grad()
 def router_probabilities(
     model: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     prompts: Sequence[list[int]],
     latent_ids: list[list[int]],
     *,
     batch_tokens: int,
 ) -> np.ndarray:
-    """The router p(z|x) (G, K), float32, for prompts of ids from `Template.router_prompt`.
+    """The router p(z|x) (G, K), float32, for prompts of ids from `ExampleEncoder.router_prompt`.
 
     Args:
         latent_ids: P ids of each latent; only the first one is scored.
@@ -143,7 +143,7 @@ def router_probabilities(
     starts = np.cumsum(lengths) - lengths
     for batch in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
         ids = torch.from_numpy(
-            gather_padded(flat, starts[batch], lengths[batch], template.pad).astype(np.int64)
+            gather_padded(flat, starts[batch], lengths[batch], encoder.pad).astype(np.int64)
         )
         hidden = hidden_states(model, ids.to(model.device))
         last = hidden[torch.arange(len(batch)), torch.from_numpy(lengths[batch] - 1)]

@@ -24,7 +24,7 @@ from twcli.kernels.costs import cheapest
 from twcli.kernels.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
-from twcli.models.reading import hidden_states
+from twcli.models.forward import hidden_states
 
 # prune only if the branches have this many times the tokens of the prompts: computing the prompts
 # twice then wastes less than a tenth
@@ -49,7 +49,7 @@ class LatentOutput:
         divergence_BS: Jensen-Shannon divergence of the C branches' next-token distributions in
             nats, zero where not active; None if it was not requested.
         pruned: share of the posterior's mass on branches that were computed without a gradient.
-        doubt_BS: bound in nats on the error of sum_z q(z) l_t(z) at tokens that such branches
+        nll_bound_BS: bound in nats on the error of sum_z q(z) l_t(z) at tokens that such branches
             skipped, zero elsewhere; None if no tokens were skipped.
     """
 
@@ -60,7 +60,7 @@ class LatentOutput:
     baseline_BS: torch.Tensor | None = None
     divergence_BS: torch.Tensor | None = None
     pruned: float = 0.0
-    doubt_BS: torch.Tensor | None = None
+    nll_bound_BS: torch.Tensor | None = None
 
 
 @dataclass
@@ -171,8 +171,8 @@ class LatentModel(nn.Module):
         batch: Batch,
         latent_B: torch.Tensor | None = None,
         *,
-        read_posterior: bool = True,
-        read_divergence: bool = False,
+        with_posterior: bool = True,
+        with_divergence: bool = False,
         prune: float = 0.0,
     ) -> LatentOutput:
         """Runs C branches per record through the model, and the z-free sequence for the posterior.
@@ -180,53 +180,53 @@ class LatentModel(nn.Module):
         Args:
             latent_B: the one latent to compute for each record; None for all K. If q is one-hot,
                 the other branches do not enter the objective or its gradient.
-            read_posterior: False omits the posterior.
-            read_divergence: also compares the branches' next-token
+            with_posterior: False omits the posterior.
+            with_divergence: also compares the branches' next-token
                 distributions; not with `latent_chunk`.
             prune: maximum share of the batch's posterior mass to prune. The branches with this
                 mass, the least likely of each record, are computed without a gradient. If the batch
                 has b_t, they also stop after the last token with relevant b_t (`batches.opening`);
                 for later tokens they get the expected NLL under the other latents. The generator's
-                gradient lacks the terms of that mass, and `doubt_BS` bounds the error of the loss.
-                Ignored with `latent_B`, `latent_chunk` or `read_divergence`, and if prompts are so
-                long that computing them twice could cost more than pruning saves.
+                gradient lacks the terms of that mass, and `nll_bound_BS` bounds the error of the
+                loss. Ignored with `latent_B`, `latent_chunk` or `with_divergence`, and if prompts
+                are so long that computing them twice could cost more than pruning saves.
         """
         B = len(batch.rows_B)
-        read_posterior = read_posterior and self.head is not None
+        with_posterior = with_posterior and self.head is not None
         latent_BC = self._latents_of(batch, latent_B)
-        z_free = read_posterior and self.reader is None
+        z_free = with_posterior and self.reader is None
         plain: Read | None
-        divergence, log_posterior, pruned, doubt = None, None, 0.0, None
+        divergence, log_posterior, pruned, nll_bound = None, None, 0.0, None
         if (
             prune
-            and read_posterior
+            and with_posterior
             and latent_B is None
-            and not read_divergence
+            and not with_divergence
             and self._may_prune(batch)
         ):
-            plain = self._read_z_free(self.backbone, batch) if z_free else None
+            plain = self._forward_z_free(self.backbone, batch) if z_free else None
             log_posterior = self._log_posterior(batch, plain)
-            nll_BCS, log_router_BK, pruned, doubt = self._read_by_mass(
+            nll_BCS, log_router_BK, pruned, nll_bound = self._forward_by_mass(
                 batch, log_posterior.detach().exp(), prune
             )
         elif self._in_chunks(latent_BC):
             nll_BCS, log_router_BK = self._chunk_by_chunk(batch, latent_BC)
-            plain = self._read_z_free(self.backbone, batch) if z_free else None
+            plain = self._forward_z_free(self.backbone, batch) if z_free else None
         else:
-            branches, plain = self._read(self.backbone, batch, latent_BC, z_free=z_free)
+            branches, plain = self._forward(self.backbone, batch, latent_BC, z_free=z_free)
             assert branches is not None
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
-            if read_divergence:
+            if with_divergence:
                 divergence = self._divergence(branches, batch, latent_BC.shape[1])
-        baseline, sequences = None, nll_BCS.shape[0] * nll_BCS.shape[1] + B * read_posterior
-        if read_posterior and log_posterior is None:
+        baseline, sequences = None, nll_BCS.shape[0] * nll_BCS.shape[1] + B * with_posterior
+        if with_posterior and log_posterior is None:
             log_posterior = self._log_posterior(batch, plain)
         if self.dynamic_baseline:
             # Last, because autocast would cache casts made without a gradient and use them in
             # passes that need one.
             with torch.no_grad():
                 if plain is None:
-                    plain, sequences = self._read_z_free(self.backbone, batch), sequences + B
+                    plain, sequences = self._forward_z_free(self.backbone, batch), sequences + B
                 baseline = target_nll(
                     self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS
                 )
@@ -238,10 +238,10 @@ class LatentModel(nn.Module):
             baseline_BS=baseline,
             divergence_BS=divergence,
             pruned=pruned,
-            doubt_BS=doubt,
+            nll_bound_BS=nll_bound,
         )
 
-    def read_branches(
+    def score_branches(
         self, batch: Batch, first: int | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """NLL (B, C, S) under the `first` C latents, or all K, and log p(z|x) (B, K); runs C
@@ -251,7 +251,7 @@ class LatentModel(nn.Module):
         return (
             self._chunk_by_chunk(batch, latent_BC)
             if self._in_chunks(latent_BC)
-            else self._read_and_score(batch, latent_BC)
+            else self._forward_and_score(batch, latent_BC)
         )
 
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
@@ -261,15 +261,15 @@ class LatentModel(nn.Module):
         self, batch: Batch, latent_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         parts = [
-            checkpoint(self._read_and_score, batch, chunk_BC, use_reentrant=False)
+            checkpoint(self._forward_and_score, batch, chunk_BC, use_reentrant=False)
             for chunk_BC in latent_BC.split(self.latent_chunk, dim=1)
         ]
         return torch.cat([nll for nll, _ in parts], dim=1), parts[0][1]
 
-    def _read_and_score(
+    def _forward_and_score(
         self, batch: Batch, latent_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        branches, _ = self._read(self.backbone, batch, latent_BC, z_free=False)
+        branches, _ = self._forward(self.backbone, batch, latent_BC, z_free=False)
         assert branches is not None
         return self._score(branches, batch, latent_BC.shape[1])
 
@@ -289,36 +289,36 @@ class LatentModel(nn.Module):
             and prompts * PROMPT_AGAIN < (self.latents - 1) * batch.active_BS.numel()
         )
 
-    def _read_by_mass(
+    def _forward_by_mass(
         self, batch: Batch, mass_BK: torch.Tensor, prune: float
     ) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor | None]:
         """NLL (B, K, S), log p(z|x), the share of the mass without a gradient, at most `prune`, and
-        `doubt_BS`.
+        `nll_bound_BS`.
         """
         sorted_BK, order_BK = mass_BK.sort(dim=1, descending=True)
         C, left = leading(sorted_BK.mean(0, dtype=torch.float64), prune)
-        nll_BKS, log_router_BK = self._read_and_score(batch, order_BK[:, :C])
-        doubt_BS = None
+        nll_BKS, log_router_BK = self._forward_and_score(batch, order_BK[:, :C])
+        nll_bound_BS = None
         if C < self.latents:
             opened, _ = opening(batch, prune)
             with torch.no_grad():
-                others, _ = self._read_and_score(opened, order_BK[:, C:])
+                others, _ = self._forward_and_score(opened, order_BK[:, C:])
                 if (read := others.shape[2]) < nll_BKS.shape[2]:
                     likely_BC = sorted_BK[:, :C] / sorted_BK[:, :C].sum(1, keepdim=True)
                     later = torch.einsum("bc,bcs->bs", likely_BC, nll_BKS[..., read:])
                     others = torch.cat(
                         [others, later[:, None].expand(-1, self.latents - C, -1)], dim=2
                     )
-                    doubt_BS = self._doubt(batch.active_BS, sorted_BK[:, C:].sum(1), read)
+                    nll_bound_BS = self._nll_bound(batch.active_BS, sorted_BK[:, C:].sum(1), read)
             nll_BKS = torch.cat([nll_BKS, others], dim=1)
         return (
             nll_BKS.gather(1, order_BK.argsort(dim=1)[..., None].expand_as(nll_BKS)),
             log_router_BK,
             left,
-            doubt_BS,
+            nll_bound_BS,
         )
 
-    def _doubt(self, active_BS: torch.Tensor, mass_B: torch.Tensor, read: int) -> torch.Tensor:
+    def _nll_bound(self, active_BS: torch.Tensor, mass_B: torch.Tensor, read: int) -> torch.Tensor:
         """(B, S) bound in nats on the error of the expected NLL after the first `read` tokens.
         Assumes that no pruned latent gives a token of the data less than the uniform probability
         over the vocabulary.
@@ -332,7 +332,7 @@ class LatentModel(nn.Module):
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
         """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
-        plain = self._read_z_free(self.reader or self.backbone, batch)
+        plain = self._forward_z_free(self.reader or self.backbone, batch)
         return self._posterior_logits(plain, batch)
 
     def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
@@ -341,12 +341,12 @@ class LatentModel(nn.Module):
         )
         return everything if latent_B is None else latent_B[:, None]
 
-    def _read_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
-        _, plain = self._read(model, batch, None, z_free=True)
+    def _forward_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
+        _, plain = self._forward(model, batch, None, z_free=True)
         assert plain is not None
         return plain
 
-    def _read(
+    def _forward(
         self, model: PreTrainedModel, batch: Batch, latent_BC: torch.Tensor | None, *, z_free: bool
     ) -> tuple[Read | None, Read | None]:
         """Hidden states of the B C sequences of the latents, record after record, and of the z-free

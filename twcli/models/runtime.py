@@ -23,8 +23,8 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from twcli.data.frame import read_frame
-from twcli.data.template import SECTION_TAGS, Template, add_tags
+from twcli.data.encoder import SECTION_TAGS, ExampleEncoder, add_tags
+from twcli.data.template import read_template
 from twcli.errors import UserError, first_line
 
 MOST_WORKERS = 8  # more would wait for Python's global lock between operations
@@ -159,7 +159,7 @@ def versions() -> dict[str, str]:
     return found
 
 
-def load_template(source: str, latent_tokens: int = 1, template: str = "tags") -> Template:
+def load_encoder(source: str, latent_tokens: int = 1, template: str = "tags") -> ExampleEncoder:
     """The tokenizer at `source` with its prompt template; missing tags are added.
 
     Args:
@@ -179,8 +179,8 @@ def load_template(source: str, latent_tokens: int = 1, template: str = "tags") -
         raise UserError(
             f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer"
         )
-    frame = read_frame(template, tokenizer, source)
-    return Template(tokenizer, source, latent_tokens, frame, add_tags(tokenizer, frame))
+    parsed = read_template(template, tokenizer, source)
+    return ExampleEncoder(tokenizer, source, latent_tokens, parsed, add_tags(tokenizer, parsed))
 
 
 def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa") -> PreTrainedModel:
@@ -239,14 +239,14 @@ def load_frozen(
     attention: str = "sdpa",
     template: str = "tags",
     latent_tokens: int = 1,
-) -> tuple[PreTrainedModel, Template]:
+) -> tuple[PreTrainedModel, ExampleEncoder]:
     """The model that defines b_t, and its template. Tags that the tokenizer lacked get embedding
     rows, except for those of the latent section.
 
     Raises:
-        UserError: as `load_template`, `load_model` and `fit_vocabulary`.
+        UserError: as `load_encoder`, `load_model` and `fit_vocabulary`.
     """
-    read = load_template(source, latent_tokens, template)
+    read = load_encoder(source, latent_tokens, template)
     model = load_model(source, precision=precision, attention=attention)
     fit_vocabulary(model, read)
     return model, read
@@ -275,7 +275,9 @@ def context_length(model: PreTrainedModel, asked: int | None) -> int:
     return asked or limit or 2**20
 
 
-def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool = False) -> None:
+def fit_vocabulary(
+    model: PreTrainedModel, encoder: ExampleEncoder, *, section: bool = False
+) -> None:
     """Adds embedding rows for the tags that were added to the tokenizer: the mean row of the tokens
     that spell the tag.
 
@@ -287,14 +289,14 @@ def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool 
     Raises:
         UserError: tokenizer and model do not fit together.
     """
-    rows, vocabulary = model.get_input_embeddings().num_embeddings, template.tokenizer.get_vocab()
-    largest = max(id for tag, id in vocabulary.items() if tag not in template.added)
+    rows, vocabulary = model.get_input_embeddings().num_embeddings, encoder.tokenizer.get_vocab()
+    largest = max(id for tag, id in vocabulary.items() if tag not in encoder.added)
     if largest >= rows:
         raise UserError(
-            f"{template.source}: the tokenizer's largest id is {largest}, the model has {rows} "
+            f"{encoder.source}: the tokenizer's largest id is {largest}, the model has {rows} "
             "embeddings; they do not belong together"
         )
-    tags = [tag for tag in template.added if (tag in SECTION_TAGS) == section]
+    tags = [tag for tag in encoder.added if (tag in SECTION_TAGS) == section]
     needed = max((vocabulary[tag] + 1 for tag in tags), default=0)
     if needed > rows:
         model.resize_token_embeddings(needed, mean_resizing=False)
@@ -304,7 +306,7 @@ def fit_vocabulary(model: PreTrainedModel, template: Template, *, section: bool 
         for layer in {model.get_input_embeddings(), model.get_output_embeddings()}:
             for tag in tags:
                 layer.weight[vocabulary[tag]] = (
-                    layer.weight[template.spelling(tag)].double().mean(0).to(layer.weight.dtype)
+                    layer.weight[encoder.spelling(tag)].double().mean(0).to(layer.weight.dtype)
                 )
 
 

@@ -26,7 +26,7 @@ def shard(model: LatentModel, processes: int) -> None:
     for module in [m for m in model.modules() if type(m).__name__ in blocks]:
         fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
-    register_fsdp_forward_method(model, "read_branches")
+    register_fsdp_forward_method(model, "score_branches")
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,7 +8,7 @@ it, other commands read it.
     cache = Cache("F.h5")
     nll, lengths = cache.read(np.array([17, 3, 42]))
 
-See `cache_format.py` for the file's content and `parts.py` for the files next to it while it is
+See `cache_format.py` for the file's content and `shards.py` for the files next to it while it is
 written.
 """
 
@@ -37,7 +37,7 @@ from twcli.storage.cache_format import (
     trailer_problem,
     write_file,
 )
-from twcli.storage.parts import Parts, check_place, named, reporting
+from twcli.storage.shards import Shards, check_place, named, reporting
 
 ROUNDING = 1e-4  # nats; rounding may make a log-softmax positive by this much
 REPORTED = 20  # damaged places that `verify` lists
@@ -92,7 +92,7 @@ class CacheWriter:
                 raise UserError(f"{self.path}: is not a cache; name another --out")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._parts = _parts(self.path, self._header(), self.offsets)
+        self._shard_folder = _shard_folder(self.path, self._header(), self.offsets)
 
     @classmethod
     def already_complete(
@@ -108,21 +108,21 @@ class CacheWriter:
         except UserError:
             return False
         if intact:
-            _parts(Path(path), {}, np.zeros(1, np.int64)).remove_if_idle()
+            _shard_folder(Path(path), {}, np.zeros(1, np.int64)).remove_if_idle()
         return intact
 
     def __enter__(self) -> CacheWriter:
-        self._parts.open()
-        self.notes += self._parts.notes()
+        self._shard_folder.open()
+        self.notes += self._shard_folder.notes()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._parts.close()
+        self._shard_folder.close()
 
     @property
     def missing(self) -> list[range]:
         """Row ranges of at most `shard_rows` that are still to be written, ascending."""
-        return [] if self._published else self._parts.missing(self.shard_rows)
+        return [] if self._published else self._shard_folder.missing(self.shard_rows)
 
     def write(self, rows: range, nll: np.ndarray) -> None:
         """Stores b_t of `rows` durably.
@@ -152,7 +152,9 @@ class CacheWriter:
                 f"of y is {nll[wrong[0]]:.4g}; the model is broken or its precision too low"
             )
         with reporting(self.path, f"store {named(rows)}"):
-            self._parts.add(rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes())
+            self._shard_folder.add(
+                rows, np.where(nll <= 0, np.float32(0), nll).astype("<f4").tobytes()
+            )
 
     def publish(self) -> None:
         """Writes the complete file to `path` and removes the shards; memory does not grow with N.
@@ -163,9 +165,11 @@ class CacheWriter:
         """
         if self.missing:
             raise ValueError(f"{named(self.missing[0])} are missing")
-        with self._parts.publishing("write the cache") as temp:
+        with self._shard_folder.publishing("write the cache") as temp:
             handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            write_file(handle, self._fingerprint, self.offsets, self.row_hash, self._parts.all())
+            write_file(
+                handle, self._fingerprint, self.offsets, self.row_hash, self._shard_folder.all()
+            )
         self._published = True
 
     def _check_arguments(self) -> None:
@@ -206,7 +210,7 @@ class CacheWriter:
     def _check_rows(self, rows: range) -> None:
         inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
         if not inside or any(
-            rows.start < done.stop and done.start < rows.stop for done in self._parts.done
+            rows.start < done.stop and done.start < rows.stop for done in self._shard_folder.done
         ):
             raise ValueError(f"{rows} is not a range of missing rows")
 
@@ -398,8 +402,8 @@ class Cache:
         return problems
 
 
-def _parts(path: Path, header: dict[str, Any], offsets: np.ndarray) -> Parts:
-    return Parts(
+def _shard_folder(path: Path, header: dict[str, Any], offsets: np.ndarray) -> Shards:
+    return Shards(
         path,
         header,
         len(offsets) - 1,

@@ -16,7 +16,7 @@ fletcher32 filter:
     attributes `features_version` (int), `fingerprint` (JSON), `widths` (JSON: values a feature)
 
 The last line is as in the cache of b_t: the sha256 of everything before it. While the file is
-written, finished shards are next to it (`parts.py`): a line of JSON with the widths, then the
+written, finished shards are next to it (`shards.py`): a line of JSON with the widths, then the
 values of their rows as in the file.
 """
 
@@ -54,7 +54,7 @@ from twcli.storage.cache_format import (
     trailer_problem,
 )
 from twcli.storage.durable import write_all
-from twcli.storage.parts import Parts, check_place, named, reporting
+from twcli.storage.shards import Shards, check_place, named, reporting
 
 FEATURES_VERSION = 1
 HALF = np.dtype("<f2")
@@ -115,7 +115,7 @@ class FeatureWriter:
                 raise UserError(f"{self.path}: is not a feature file; name another one")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._parts = _parts(self.path, self._header(), len(self.row_hash))
+        self._shard_folder = _shard_folder(self.path, self._header(), len(self.row_hash))
 
     @classmethod
     def already_complete(
@@ -131,33 +131,33 @@ class FeatureWriter:
         except UserError:
             return False
         if intact:
-            _parts(Path(path), {}, 0).remove_if_idle()
+            _shard_folder(Path(path), {}, 0).remove_if_idle()
         return intact
 
     def __enter__(self) -> FeatureWriter:
-        self._parts.open()
+        self._shard_folder.open()
         try:
-            self.notes += self._parts.notes()
+            self.notes += self._shard_folder.notes()
             with reporting(self.path, "write there"):
                 fits = self._take_widths()
                 if not fits:
-                    self._parts.remove()
+                    self._shard_folder.remove()
         except BaseException:
-            self._parts.close()
+            self._shard_folder.close()
             raise
         if not fits:
             # outside of `try`: `close` removes files, so only the holder of the lock may call it
-            self._parts.close()
-            self._parts.open()
+            self._shard_folder.close()
+            self._shard_folder.open()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._parts.close()
+        self._shard_folder.close()
 
     @property
     def missing(self) -> list[range]:
         """Row ranges of at most `shard_rows` that are still to be written, ascending."""
-        return [] if self._published else self._parts.missing(self.shard_rows)
+        return [] if self._published else self._shard_folder.missing(self.shard_rows)
 
     def write(self, rows: range, values: dict[str, np.ndarray]) -> None:
         """Stores the features of `rows` durably.
@@ -189,7 +189,7 @@ class FeatureWriter:
                 half[:, columns] = array
         self._check_finite(rows, half, values, widths)
         with reporting(self.path, f"store {named(rows)}"):
-            self._parts.add(rows, b"".join([_first_line(widths), half.view(np.uint8).data]))
+            self._shard_folder.add(rows, b"".join([_first_line(widths), half.view(np.uint8).data]))
         self.widths = widths
 
     def publish(self) -> None:
@@ -203,7 +203,7 @@ class FeatureWriter:
         if self.missing:
             raise ValueError(f"{named(self.missing[0])} are missing")
         assert self.widths is not None  # there is at least one shard
-        with self._parts.publishing("write the features") as temp:
+        with self._shard_folder.publishing("write the features") as temp:
             handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             _write_file(handle, self._fingerprint, self.row_hash, self.widths, self._shards())
         self._published = True
@@ -239,22 +239,22 @@ class FeatureWriter:
         """Takes the widths from the finished shards; False, with a note, if they differ from the
         caller's.
         """
-        if not self._parts.done:
+        if not self._shard_folder.done:
             return True
-        found = _widths_of_shard(next(self._parts.all()))
+        found = _widths_of_shard(next(self._shard_folder.all()))
         if found is not None and self.widths in (None, found):
             self.widths = found
             return True
         self.notes.append(
-            f"{self._parts.folder}: an unfinished feature file was discarded: its features have "
-            "other names or widths"
+            f"{self._shard_folder.folder}: an unfinished feature file was discarded: its features "
+            "have other names or widths"
         )
         return False
 
     def _check_rows(self, rows: range) -> None:
         inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
         if not inside or any(
-            rows.start < done.stop and done.start < rows.stop for done in self._parts.done
+            rows.start < done.stop and done.start < rows.stop for done in self._shard_folder.done
         ):
             raise ValueError(f"{rows} is not a range of missing rows")
 
@@ -287,11 +287,11 @@ class FeatureWriter:
         """(rows, D) float16 of every shard, in order."""
         assert self.widths is not None
         begin, width = _first_line(self.widths), sum(self.widths.values())
-        for rows, data in zip(self._parts.done, self._parts.all(), strict=True):
+        for rows, data in zip(self._shard_folder.done, self._shard_folder.all(), strict=True):
             size = len(begin) + HALF.itemsize * len(rows) * width
             if not data.startswith(begin) or len(data) != size:
                 raise WorkFailed(
-                    f"{self._parts.folder}: the finished shard of {named(rows)} holds other "
+                    f"{self._shard_folder.folder}: the finished shard of {named(rows)} holds other "
                     "features; delete the folder"
                 )
             yield np.frombuffer(data, HALF, offset=len(begin)).reshape(len(rows), width)
@@ -513,8 +513,8 @@ def _widths_of_shard(data: bytes) -> dict[str, int] | None:
     return None
 
 
-def _parts(path: Path, header: dict[str, Any], rows: int) -> Parts:
-    return Parts(path, header, rows, what="feature file", suffix=".f16")
+def _shard_folder(path: Path, header: dict[str, Any], rows: int) -> Shards:
+    return Shards(path, header, rows, what="feature file", suffix=".f16")
 
 
 def _holds_b_t(path: str) -> bool:

@@ -57,7 +57,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
         self._events: Any = None
-        self._mend = how_to_resume()
+        self._resume_hint = how_to_resume()
 
     @property
     def template(self) -> str:
@@ -99,12 +99,12 @@ class RunFolder:
         except OSError as error:
             raise WorkFailed(
                 f"{error.filename or self.path}: {error.strerror or first_line(error)}; "
-                f"{self._mend}"
+                f"{self._resume_hint}"
             ) from error
         except SafetensorError as error:  # raised by safetensors on a full disk
-            raise WorkFailed(f"{self.path}: {first_line(error)}; {self._mend}") from error
+            raise WorkFailed(f"{self.path}: {first_line(error)}; {self._resume_hint}") from error
         except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {self._mend}") from None
+            raise Interrupted(f"interrupted; {self._resume_hint}") from None
         finally:
             # removal may fail (a mount point, a folder in use); the earlier error is reported
             # instead
@@ -160,7 +160,7 @@ class RunFolder:
             write_durably(self.naming_file, json_line(naming))
         if not self.config_file.is_file():
             write_durably(self.config_file, to_yaml(config).encode())
-        self._mend = how_to_resume(config.overwrite)
+        self._resume_hint = how_to_resume(config.overwrite)
 
     def _own(self) -> set[str]:
         """File and folder names that belong to a run, unfinished writes included."""

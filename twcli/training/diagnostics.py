@@ -242,7 +242,7 @@ def _below(value: float | None, limit: float) -> bool:
 
 def advice(name: str, metrics: dict[str, Any], latents: int) -> str:
     """One line: the condition, its figures and what to do."""
-    fact, mend = CONDITIONS[name]
+    fact, fix = CONDITIONS[name]
     figures = {
         key: metrics.get(key) or 0.0
         for key in (
@@ -253,7 +253,7 @@ def advice(name: str, metrics: dict[str, Any], latents: int) -> str:
             "mutual_information",
         )
     }
-    return f"{name}: {fact.format(log_k=math.log(latents), **figures)}; {mend}"
+    return f"{name}: {fact.format(log_k=math.log(latents), **figures)}; {fix}"
 
 
 class Watch:

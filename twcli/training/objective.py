@@ -18,7 +18,7 @@ def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
     """b_t (B, S) in nats: the current backbone's where the model gave it,
     else the cache's, else None.
     """
-    return batch.weights_BS if output.baseline_BS is None else output.baseline_BS
+    return batch.baseline_BS if output.baseline_BS is None else output.baseline_BS
 
 
 def reconstruction(
@@ -45,19 +45,19 @@ def reconstruction(
 
 @torch.no_grad()
 def _bound(
-    doubt_BS: torch.Tensor | None,
+    nll_bound_BS: torch.Tensor | None,
     active_BS: torch.Tensor,
     weights_BS: torch.Tensor | None,
     config: TrainConfig,
 ) -> float:
-    """Nats by which the batch's mean loss may be off: Reff's share in `LatentOutput.doubt_BS`,
+    """Nats by which the batch's mean loss may be off: Reff's share in `LatentOutput.nll_bound_BS`,
     whatever is subtracted from it.
     """
-    if doubt_BS is None:
+    if nll_bound_BS is None:
         return 0.0
     most, least = (
         reconstruction(nll_BS[:, None], active_BS, weights_BS, config)
-        for nll_BS in (doubt_BS, torch.zeros_like(doubt_BS))
+        for nll_BS in (nll_bound_BS, torch.zeros_like(nll_bound_BS))
     )
     return (most - least).mean().item()
 
@@ -85,7 +85,7 @@ def step_loss(
     reff_BC = reconstruction(output.nll_BCS, batch.active_BS, weights_BS, config)
     log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
     parts: dict[str, float | None] = {
-        "pruned_bound": _bound(output.doubt_BS, batch.active_BS, weights_BS, config)
+        "pruned_bound": _bound(output.nll_bound_BS, batch.active_BS, weights_BS, config)
     }
     if latent_B is None:
         q_BK = None

@@ -113,9 +113,9 @@ def judged_by_probe(
     found = retention(latent_N, frozen_N, marginal_N, np.zeros(soft_NK.shape))
     below_K = np.zeros(soft_NK.shape[1], bool)
     below_K[[entry.latent for entry in found if entry.below]] = True
-    predicted_N, attainable_N = probe.predicted(soft_NK, seed)
+    predicted_N, upper_bound_N = probe.predicted(soft_NK, seed)
     return Predictability(
-        predicted_N, attainable_N, gain=frozen_N - marginal_N, latent=latent_N, below=below_K
+        predicted_N, upper_bound_N, gain=frozen_N - marginal_N, latent=latent_N, below=below_K
     )
 
 

@@ -20,11 +20,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.data.batches import Batch, Plan
+from twcli.data.batches import Batch, BatchSampler
 
 HOLD, REFINE, SETTLE, FREE = "hold", "refine", "settle", "free"
 
-PlanOf = Callable[[str, np.ndarray | None], Plan]
+SamplerOf = Callable[[str, np.ndarray | None], BatchSampler]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def stages_of(steps: int, *, hold: float, release: float, warm: bool) -> list[St
     return [Stage(name, first, last) for name, first, last in cuts if first < last]
 
 
-def ahead(stages: list[Stage], step: int, name: str) -> float:
+def remaining(stages: list[Stage], step: int, name: str) -> float:
     """Share of the stage `name` that lies ahead at `step`: 1 at its first step, 0 behind it."""
     stage = next(stage for stage in stages if stage.name == name)
     return (stage.last - step) / (stage.last - stage.first)
@@ -60,7 +60,7 @@ def ahead(stages: list[Stage], step: int, name: str) -> float:
 def batches(
     stages: list[Stage],
     step: int,
-    plan_of: PlanOf,
+    batch_sampler_of: SamplerOf,
     held_rows: np.ndarray,
     *,
     rank: int = 0,
@@ -74,17 +74,17 @@ def batches(
     and 8 x 1 are the same step.
 
     Args:
-        plan_of: the plan of a stage over the given rows, over all where None.
+        batch_sampler_of: the plan of a stage over the given rows, over all where None.
         held_rows: those that the warm start assigned.
     """
     for stage in stages:
         if step >= stage.last:
             continue
-        plan = plan_of(stage.name, held_rows if stage.name == HOLD else None)
+        sampler = batch_sampler_of(stage.name, held_rows if stage.name == HOLD else None)
         names = (REFINE, SETTLE) if stage.name == REFINE else (stage.name,)
         start = max(step, stage.first)
         visits, turn = divmod(start - stage.first, len(names))
-        stream = plan.stream(skip=visits * processes * accumulate)
+        stream = sampler.stream(skip=visits * processes * accumulate)
         for number in range(start, stage.last):
             if number == start or turn == 0:
                 every = [next(stream) for _ in range(processes * accumulate)]
@@ -93,7 +93,7 @@ def batches(
             turn = (turn + 1) % len(names)
 
 
-def read_ahead(
+def prefetch(
     steps: Iterable[tuple[str, list[np.ndarray]]], read: Callable[[np.ndarray], Batch]
 ) -> Iterator[tuple[str, list[Batch]]]:
     """The steps' batches, which a thread reads while the step before is computed; the same rows

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import budget_batches, gather_padded, prompt_by_prompt, slices
-from twcli.data.template import Encoded, Template
 from twcli.kernels import flash
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import ATTENTION, attention_of, linear_weights, window_of
@@ -59,7 +59,7 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
     return max(LEAST_TOKENS, CACHED_VALUES // widest)
 
 
-def read_rows(
+def forward_rows(
     model: PreTrainedModel,
     encoded: Encoded,
     rows: np.ndarray,
@@ -185,7 +185,7 @@ class Layout:
     def of(
         cls,
         model: PreTrainedModel,
-        template: Template,
+        encoder: ExampleEncoder,
         encoded: Encoded,
         rows: np.ndarray,
         lengths_R: np.ndarray,
@@ -195,7 +195,7 @@ class Layout:
         """The layout of the first `lengths_R` tokens of `rows`."""
         starts, prompts = encoded.offsets[rows], encoded.prompt_lengths[rows]
         if not varlen:
-            ids = gather_padded(encoded.ids, starts, lengths_R, template.pad)
+            ids = gather_padded(encoded.ids, starts, lengths_R, encoder.pad)
             first = np.arange(len(rows)) * ids.shape[1]
             return cls(ids_on(model, ids), None, first, first + prompts, lengths_R, prompts)
         _, leaders, prompt = np.unique(

@@ -19,10 +19,10 @@ from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
-from twcli.data.batches import Plan
+from twcli.data.batches import BatchSampler
 from twcli.data.dataset import stream_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
-from twcli.data.template import Encoded, Template
 from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.errors import UserError
@@ -54,7 +54,7 @@ Say = Callable[[str], None]
 
 
 @dataclass
-class Job:
+class Setup:
     """Everything that `trainer.fit` needs, checked.
 
     Attributes:
@@ -75,7 +75,7 @@ class Job:
     config: TrainConfig
     run: RunFolder
     model: LatentModel
-    template: Template
+    encoder: ExampleEncoder
     encoded: Encoded
     cache: Cache | None
     latent_N: np.ndarray
@@ -93,7 +93,7 @@ class Job:
 
 def prepare(
     config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]
-) -> Job:
+) -> Setup:
     """Loads and checks all inputs, rescores some rows against the cache, and makes the warm start.
 
     Args:
@@ -107,26 +107,26 @@ def prepare(
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
-    backbone, template = runtime.load_frozen(
+    backbone, encoder = runtime.load_frozen(
         config.model,
         attention=config.attention,
         template=config.template,
         latent_tokens=config.latent_tokens,
     )
     max_length = runtime.context_length(backbone, config.max_length)
-    encoded = template.encode(examples, max_length=max_length, source=config.data)
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
     if config.uses_weights and config.term_weights()[0] == 0:
         say(
             "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
             "--weighting mixed keeps them"
         )
     baseline.check_head(backbone, config.model)
-    fingerprint = _expected_fingerprint(config, backbone, template, encoded, max_length)
+    fingerprint = _expected_fingerprint(config, backbone, encoder, encoded, max_length)
     if config.baseline_policy == "frozen":
         cache = Cache(config.baseline)
         cache.check(fingerprint, encoded.row_hash)
         backbone.to(accelerator.device)
-        difference = rescore(backbone, template, encoded, cache, config)
+        difference = rescore(backbone, encoder, encoded, cache, config)
         say(
             f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; "
             f"{min(RESCORED_ROWS, len(encoded))} rows rescored, largest difference "
@@ -140,9 +140,9 @@ def prepare(
             + (f"; {config.baseline} is not read" if config.baseline else "")
         )
     varlen = (
-        config.execution != PLAIN and baseline.why_not_varlen(backbone, template, encoded) is None
+        config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
     )
-    source = ModelSource(backbone, template, encoded, 8 * config.batch_tokens, varlen)
+    source = ModelSource(backbone, encoder, encoded, 8 * config.batch_tokens, varlen)
     config, naming = _named(run.settled(config), source, encoded, say, progress)
     # One naming for all processes: rounding could name a row, and so every latent, otherwise.
     config, naming = broadcast_object_list([config, naming])
@@ -160,11 +160,11 @@ def prepare(
     frozen_nll = (
         None
         if probe is None
-        else _frozen_nll(probe.rows, backbone, template, encoded, cache, config)
+        else _frozen_nll(probe.rows, backbone, encoder, encoded, cache, config)
     )
-    model, adapter = build(config, backbone, template)
+    model, adapter = build(config, backbone, encoder)
     with accelerator.autocast():
-        choose_execution(model, execution_of(config), template, encoded, say)
+        choose_execution(model, execution_of(config), encoder, encoded, say)
     none = np.full(len(encoded), -1, np.int64)
     latent_N = none if naming is None else naming.latent_N.copy()
     hold = config.hold
@@ -192,11 +192,11 @@ def prepare(
     }
     if config.names is not None:  # the path alone would not show that the file was edited since
         provenance["names"] = hashlib.sha256(Path(config.names).read_bytes()).hexdigest()
-    return Job(
+    return Setup(
         config,
         run,
         model,
-        template,
+        encoder,
         encoded,
         cache,
         latent_N,
@@ -216,7 +216,7 @@ def prepare(
 def _expected_fingerprint(
     config: TrainConfig,
     backbone: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     max_length: int,
 ) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def _expected_fingerprint(
         )
     return baseline.fingerprint(
         scored,
-        template,
+        encoder,
         encoded,
         max_length=max_length,
         precision=config.baseline_precision,
@@ -241,7 +241,7 @@ def _expected_fingerprint(
 
 def rescore(
     backbone: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     cache: Cache,
     config: TrainConfig,
@@ -253,7 +253,7 @@ def rescore(
     """
     rng = np.random.default_rng([config.seed, 2])
     rows = np.sort(rng.choice(len(encoded), min(RESCORED_ROWS, len(encoded)), replace=False))
-    fresh = baseline.score_flat(backbone, template, encoded, rows, batch_tokens=config.batch_tokens)
+    fresh = baseline.score_flat(backbone, encoder, encoded, rows, batch_tokens=config.batch_tokens)
     stored, _ = cache.read(rows)
     difference = float(np.abs(fresh - stored).max())
     if difference > RESCORE_LIMIT[config.baseline_precision]:
@@ -267,7 +267,7 @@ def rescore(
 def _frozen_nll(
     rows: np.ndarray,
     backbone: PreTrainedModel,
-    template: Template,
+    encoder: ExampleEncoder,
     encoded: Encoded,
     cache: Cache | None,
     config: TrainConfig,
@@ -279,9 +279,7 @@ def _frozen_nll(
     flat = (
         cache.read(rows)[0]
         if cache
-        else baseline.score_flat(
-            backbone, template, encoded, rows, batch_tokens=config.batch_tokens
-        )
+        else baseline.score_flat(backbone, encoder, encoded, rows, batch_tokens=config.batch_tokens)
     )
     lengths = encoded.target_lengths[rows]
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
@@ -374,10 +372,12 @@ def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int) -> int:
     return min(PROBE_ROWS, max(LEAST_SCORED_ROWS, int(passes / config.latents)))
 
 
-def plan_of(config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None) -> Plan:
+def batch_sampler_of(
+    config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None
+) -> BatchSampler:
     """The order in which a stage goes through its rows."""
     seed = [config.seed, *stage.encode()]
-    return Plan(
+    return BatchSampler(
         encoded.lengths,
         encoded.prompt_index,
         batch_tokens=config.batch_tokens,
@@ -394,8 +394,8 @@ def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
     """
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
-    plan = plan_of(config, encoded, FREE, None)
-    batches = sum(len(plan.epoch(number)) for number in range(config.epochs))
+    sampler = batch_sampler_of(config, encoded, FREE, None)
+    batches = sum(len(sampler.epoch(number)) for number in range(config.epochs))
     if batches < batches_a_step:
         raise UserError(
             f"--epochs {config.epochs}: {batches} batches are no step, which takes "

@@ -6,9 +6,9 @@ import torch
 
 from tests.conftest import encode, make_model, make_records
 from twcli.kernels.packing import ATTENTION, attention_of
-from twcli.models import reading
+from twcli.models import forward
 from twcli.models.baseline import score_flat
-from twcli.models.reading import Layout, fast_batch_tokens
+from twcli.models.forward import Layout, fast_batch_tokens
 
 
 @pytest.mark.slow
@@ -19,11 +19,11 @@ def test_a_wide_model_reads_fewer_tokens_at_once():
     assert fast_batch_tokens(make_model(hidden=4096, layers=1)) == 256
 
 
-def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template, monkeypatch):
+def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(encoder, monkeypatch):
     seen = []
-    one_by_one = reading.core_by_core
+    one_by_one = forward.core_by_core
     monkeypatch.setattr(
-        reading,
+        forward,
         "core_by_core",
         lambda *inputs, alone: seen.append(alone) or one_by_one(*inputs, alone=alone),
     )
@@ -37,16 +37,16 @@ def test_a_model_that_changes_as_it_reads_reads_one_batch_after_another(template
             "original_max_position_embeddings": 64,
         }
         model = make_model(rope_parameters=parameters)
-        encoded = encode(template, make_records())
-        score_flat(model, template, encoded, np.arange(len(encoded)), batch_tokens=100)
+        encoded = encode(encoder, make_records())
+        score_flat(model, encoder, encoded, np.arange(len(encoded)), batch_tokens=100)
         assert set(seen) == {alone}
         seen.clear()
 
 
-def test_batches_by_prompt_hold_every_row_once_within_budget(template):
-    encoded = encode(template, make_records(30, 3))
+def test_batches_by_prompt_hold_every_row_once_within_budget(encoder):
+    encoded = encode(encoder, make_records(30, 3))
     rows = np.random.default_rng(0).permutation(len(encoded))[:70]
-    batches = reading._by_prompt(encoded, rows, 60)
+    batches = forward._by_prompt(encoded, rows, 60)
     assert sorted(np.concatenate(batches)) == sorted(rows)
     for batch in batches:
         _, leaders = np.unique(encoded.prompt_index[batch], return_index=True)
@@ -57,11 +57,11 @@ def test_batches_by_prompt_hold_every_row_once_within_budget(template):
 
 
 @pytest.mark.parametrize("varlen", [False, True])
-def test_every_token_is_found_where_it_was_read(template, varlen):
-    model, encoded = make_model(), encode(template, make_records(4, 3))
+def test_every_token_is_found_where_it_was_read(encoder, varlen):
+    model, encoded = make_model(), encode(encoder, make_records(4, 3))
     rows = np.array([7, 0, 1, 2, 11])
     lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
-    layout = Layout.of(model, template, encoded, rows, lengths, varlen=varlen)
+    layout = Layout.of(model, encoder, encoded, rows, lengths, varlen=varlen)
     ids = layout.input_ids.flatten().numpy()
     columns = np.broadcast_to(np.arange(lengths.max() + 2), (len(rows), lengths.max() + 2))
     found = ids[layout.places(columns).numpy()]
@@ -76,10 +76,10 @@ def test_every_token_is_found_where_it_was_read(template, varlen):
 
 
 @pytest.mark.parametrize("varlen", [False, True])
-def test_layers_are_those_of_plain_transformers(template, varlen):
-    model, encoded = make_model(), encode(template, make_records(4, 3))
+def test_layers_are_those_of_plain_transformers(encoder, varlen):
+    model, encoded = make_model(), encode(encoder, make_records(4, 3))
     rows = np.arange(5)
-    layout = Layout.of(model, template, encoded, rows, encoded.lengths[rows], varlen=varlen)
+    layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
     with torch.no_grad(), attention_of(model, ATTENTION) if varlen else nullcontext():
         layers = layout.hidden(model, all_layers=True)
     places = layout.places(
@@ -100,17 +100,17 @@ def test_layers_are_those_of_plain_transformers(template, varlen):
 
 @pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("budget", [40, 60, 150, 300, 450, 2000])
-def test_few_batches_are_shared_out_evenly(template, varlen, budget):
-    encoded = encode(template, make_records(40, 3))
+def test_few_batches_are_shared_out_evenly(encoder, varlen, budget):
+    encoded = encode(encoder, make_records(40, 3))
     rows, read = np.arange(len(encoded)), []
     model = make_model()
     model.model.embed_tokens.register_forward_hook(
         lambda _m, inputs, _o: read.append(inputs[0].numel())
     )
-    flat = score_flat(model, template, encoded, rows, batch_tokens=budget, varlen=varlen)
+    flat = score_flat(model, encoder, encoded, rows, batch_tokens=budget, varlen=varlen)
     assert len(flat) == encoded.target_lengths.sum() and max(read) <= budget
-    unaltered = len((reading._by_prompt if varlen else reading._by_length)(encoded, rows, budget))
-    if unaltered > reading.FEW:
+    unaltered = len((forward._by_prompt if varlen else forward._by_length)(encoded, rows, budget))
+    if unaltered > forward.FEW:
         assert len(read) == unaltered
     elif unaltered > 4:
         assert unaltered <= len(read) <= unaltered + 7

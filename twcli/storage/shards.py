@@ -80,7 +80,7 @@ def check_place(path: Path) -> None:
             pass  # permission bits do not reveal a read-only or a special file system
 
 
-class Parts:
+class Shards:
     """The folder `<target>.parts/` and the lock that makes its holder the only writer.
 
     Args:

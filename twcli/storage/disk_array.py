@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 
-class Spool:
+class DiskArray:
     """A disk-backed one-dimensional array, to which pieces are appended while it is open. A full
     disk raises an OSError that names the folder.
     """
@@ -24,7 +24,7 @@ class Spool:
         self._dtype = np.dtype(dtype)
         self._file = tempfile.TemporaryFile(prefix="twcli-")  # noqa: SIM115  # closed by `__exit__`
 
-    def __enter__(self) -> Spool:
+    def __enter__(self) -> DiskArray:
         return self
 
     def __exit__(self, *_raised: object) -> None:

@@ -12,16 +12,16 @@ import pytest
 from tests.conftest import encode, make_tokenizer
 from twcli.data.batches import collate
 from twcli.data.dataset import Example
-from twcli.data.frame import read_frame
-from twcli.data.template import ENCODE_BLOCK, Template, add_tags
+from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder, add_tags
+from twcli.data.template import read_template
 from twcli.errors import UserError
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7
 # <z>=8 </z>=9 w0=10 w1=11 ...
 
 
-def test_z_free_sequence_by_hand(template):
-    encoded = encode(template, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
+def test_z_free_sequence_by_hand(encoder):
+    encoded = encode(encoder, [{"x": "w0 w1", "y": "w2"}, {"x": "w3", "y": "w4 w5 w6"}])
     assert encoded.ids.tolist() == [1, 4, 10, 11, 5, 6, 12, 7, 2, 1, 4, 13, 5, 6, 14, 15, 16, 7, 2]
     assert encoded.offsets.tolist() == [0, 9, 19]
     assert encoded.prompt_lengths.tolist() == [5, 4]
@@ -29,57 +29,55 @@ def test_z_free_sequence_by_hand(template):
     assert encoded.target_offsets.tolist() == [0, 2, 6]
 
 
-def test_prompt_with_latent_by_hand(template):
-    template.add_latents(2)
-    z0, z1 = template.latent_ids(2)
+def test_prompt_with_latent_by_hand(encoder):
+    encoder.add_latents(2)
+    z0, z1 = encoder.latent_ids(2)
     assert (z0, z1) == ([30], [31])
-    assert template.prompt("w0", z1) == [1, 4, 10, 5, 8, 31, 9, 6]
-    assert template.prompt("w0") == [1, 4, 10, 5, 6]
+    assert encoder.prompt("w0", z1) == [1, 4, 10, 5, 8, 31, 9, 6]
+    assert encoder.prompt("w0") == [1, 4, 10, 5, 6]
 
 
 def test_a_latent_of_two_tokens_by_hand():
-    template = Template(make_tokenizer(), "tiny", latent_tokens=2)
-    template.add_latents(2)
-    assert template.latent_ids(2) == [[30, 31], [32, 33]]
-    assert template.tokenizer.convert_ids_to_tokens([30, 31, 32, 33]) == [
+    encoder = ExampleEncoder(make_tokenizer(), "tiny", latent_tokens=2)
+    encoder.add_latents(2)
+    assert encoder.latent_ids(2) == [[30, 31], [32, 33]]
+    assert encoder.tokenizer.convert_ids_to_tokens([30, 31, 32, 33]) == [
         "<z0.0>",
         "<z0.1>",
         "<z1.0>",
         "<z1.1>",
     ]
-    assert template.prompt("w0", [32, 33]) == [1, 4, 10, 5, 8, 32, 33, 9, 6]
+    assert encoder.prompt("w0", [32, 33]) == [1, 4, 10, 5, 8, 32, 33, 9, 6]
     with pytest.raises(UserError, match=r"data.jsonl:1: 12 tokens .* more than the limit of 11"):
-        encode(template, [{"x": "w0", "y": "w1"}], max_length=11)
+        encode(encoder, [{"x": "w0", "y": "w1"}], max_length=11)
 
 
-def test_tags_inside_text_never_open_a_section(template):
+def test_tags_inside_text_never_open_a_section(encoder):
     with pytest.raises(UserError, match=r"data.jsonl:2: field 'y' contains </y>"):
-        encode(template, [{"x": "w0", "y": "w1"}, {"x": "w0", "y": "w2 </y> w3"}])
+        encode(encoder, [{"x": "w0", "y": "w1"}, {"x": "w0", "y": "w2 </y> w3"}])
 
 
-def test_unknown_words_are_counted(template):
-    assert (
-        encode(template, [{"x": "w0 never", "y": "w1"}, {"x": "w0", "y": "w1"}]).unknown_rows == 1
-    )
+def test_unknown_words_are_counted(encoder):
+    assert encode(encoder, [{"x": "w0 never", "y": "w1"}, {"x": "w0", "y": "w1"}]).unknown_rows == 1
 
 
-def test_row_hash_depends_on_x_and_y_and_their_border(template):
+def test_row_hash_depends_on_x_and_y_and_their_border(encoder):
     rows = [("w0", "w1"), ("w0 w1", "w2"), ("w0", "w1 w2"), ("w1", "w0"), ("w0", "w1")]
-    hashes = encode(template, [{"x": x, "y": y} for x, y in rows]).row_hash
+    hashes = encode(encoder, [{"x": x, "y": y} for x, y in rows]).row_hash
     assert len({h.tobytes() for h in hashes}) == 4
     assert np.array_equal(hashes[0], hashes[4])
 
 
-def test_prompt_index_groups_equal_prompts(template):
-    encoded = encode(template, [{"x": x, "y": "w1"} for x in ("w0", "w5", "w0", "w5 w5", "w5")])
+def test_prompt_index_groups_equal_prompts(encoder):
+    encoded = encode(encoder, [{"x": x, "y": "w1"} for x in ("w0", "w5", "w0", "w5 w5", "w5")])
     assert encoded.prompt_index.tolist() == [0, 1, 0, 2, 1]
 
 
-def test_limit_counts_the_latent_section(template):
+def test_limit_counts_the_latent_section(encoder):
     record = [{"x": "w0", "y": "w1"}]  # 8 tokens, 11 with the latent section
-    encode(template, record, max_length=11)
+    encode(encoder, record, max_length=11)
     with pytest.raises(UserError, match=r"data.jsonl:1: 11 tokens .* more than the limit of 10"):
-        encode(template, record, max_length=10)
+        encode(encoder, record, max_length=10)
 
 
 def test_missing_tags_are_named():
@@ -88,7 +86,7 @@ def test_missing_tags_are_named():
         tokenizer_object=_without(tokenizer, "</y>"), bos_token="<bos>", eos_token="<eos>"
     )
     with pytest.raises(UserError, match="has no </y>"):
-        Template(bare, "DIR")
+        ExampleEncoder(bare, "DIR")
 
 
 def _without(tokenizer, tag):
@@ -100,16 +98,16 @@ def _without(tokenizer, tag):
     return result
 
 
-def test_decode_cuts_at_the_closing_tag(template):
-    assert template.decode([10, 11, 7, 12, 2]) == "w0 w1"
-    assert template.decode([10, 2, 11]) == "w0"
+def test_decode_cuts_at_the_closing_tag(encoder):
+    assert encoder.decode([10, 11, 7, 12, 2]) == "w0 w1"
+    assert encoder.decode([10, 2, 11]) == "w0"
 
 
-def test_encode_is_the_same_in_one_block_and_in_many(template, monkeypatch):
+def test_encode_is_the_same_in_one_block_and_in_many(encoder, monkeypatch):
     examples = [Example(f"w{i % 7}", f"w{i % 5} w{i % 3}") for i in range(20)]
-    whole = template.encode(examples, max_length=64, source="f")
-    monkeypatch.setattr("twcli.data.template.ENCODE_BLOCK", 3)
-    parts = template.encode(examples, max_length=64, source="f")
+    whole = encoder.encode(examples, max_length=64, source="f")
+    monkeypatch.setattr("twcli.data.encoder.ENCODE_BLOCK", 3)
+    parts = encoder.encode(examples, max_length=64, source="f")
     assert whole.ids.tolist() == parts.ids.tolist() and whole.data_hash() == parts.data_hash()
 
 
@@ -211,10 +209,12 @@ KINDS = ["gpt2", "digits", pytest.param("smollm2", marks=pytest.mark.slow)]
 
 
 def framed(tokenizer, name, latent_tokens=1):
-    frame = read_frame(str(name), tokenizer, "DIR")
-    template = Template(tokenizer, "DIR", latent_tokens, frame, add_tags(tokenizer, frame))
-    template.add_latents(3)
-    return template
+    template = read_template(str(name), tokenizer, "DIR")
+    encoder = ExampleEncoder(
+        tokenizer, "DIR", latent_tokens, template, add_tags(tokenizer, template)
+    )
+    encoder.add_latents(3)
+    return encoder
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,13 +226,13 @@ def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tm
         text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for text in ADVERSARIAL
     }
-    template = framed(tokenizer, tmp_path / "file" if name == "file" else name, latent_tokens=2)
+    encoder = framed(tokenizer, tmp_path / "file" if name == "file" else name, latent_tokens=2)
     pairs = [(x, y) for x in ADVERSARIAL for y in ADVERSARIAL]
-    encoded = template.encode([Example(x, y) for x, y in pairs], max_length=1000, source="d")
-    batch = collate(np.arange(len(pairs)), encoded, template, None)
-    section = [template.z_open, template.pad, template.pad, template.z_close]
+    encoded = encoder.encode([Example(x, y) for x, y in pairs], max_length=1000, source="d")
+    batch = collate(np.arange(len(pairs)), encoded, encoder, None)
+    section = [encoder.z_open, encoder.pad, encoder.pad, encoder.z_close]
     for row, (x, y) in enumerate(pairs):
-        wanted = [*alone[y], template.y_close]
+        wanted = [*alone[y], encoder.y_close]
         plain, latent = batch.plain_BT[row].tolist(), batch.latent_BL[row].tolist()
         first, after, slot = (
             int(batch.plain_first_B[row]) + 1,
@@ -245,36 +245,36 @@ def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tm
         ) == len(wanted)
         assert latent[slot - 1 : slot + 3] == section and latent[: slot - 1] + latent[
             slot + 3 :
-        ] == plain + [template.pad] * (len(latent) - 4 - len(plain))
-        assert template.prompt(x) == plain[:first]
-        assert template.prompt(x, [template.pad] * 2) == latent[:after]
-        assert template.router_prompt(x) == latent[:slot]
-        assert template.decode(wanted) == (y if y.strip() else "")
+        ] == plain + [encoder.pad] * (len(latent) - 4 - len(plain))
+        assert encoder.prompt(x) == plain[:first]
+        assert encoder.prompt(x, [encoder.pad] * 2) == latent[:after]
+        assert encoder.router_prompt(x) == latent[:slot]
+        assert encoder.decode(wanted) == (y if y.strip() else "")
 
 
 def test_chat_by_text():
     tokenizer = byte_level(False)
-    template = framed(tokenizer, "chat")
-    text = tokenizer.decode(template.prompt("Hi", template.latent_ids(3)[1]))
+    encoder = framed(tokenizer, "chat")
+    text = tokenizer.decode(encoder.prompt("Hi", encoder.latent_ids(3)[1]))
     assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<z><z1></z>"
-    assert template.y_close == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert encoder.y_close == tokenizer.convert_tokens_to_ids("<|im_end|>")
     assert (
-        template.frame.text
+        encoder.template.text
         == "<|endoftext|><|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n{z}{y}<|im_end|>\n"
     )
-    assert template.added == ["<z>", "</z>"]
+    assert encoder.added == ["<z>", "</z>"]
 
 
 def test_the_text_of_a_chat_frame_is_a_frame_file(tmp_path):
     tokenizer = byte_level(False)
-    chat = read_frame("chat", tokenizer, "DIR")
+    chat = read_template("chat", tokenizer, "DIR")
     (tmp_path / "t.txt").write_text(chat.text + "\n")
-    again = read_frame(str(tmp_path / "t.txt"), tokenizer, "DIR")
-    assert (again.head, again.middle, again.lead, again.close) == (
-        chat.head,
-        chat.middle,
-        chat.lead,
-        chat.close,
+    again = read_template(str(tmp_path / "t.txt"), tokenizer, "DIR")
+    assert (again.before_x, again.before_z, again.before_y, again.after_y) == (
+        chat.before_x,
+        chat.before_z,
+        chat.before_y,
+        chat.after_y,
     )
 
 
@@ -302,14 +302,15 @@ def test_a_frame_that_tells_the_date_is_the_same_tomorrow():
     tokenizer.chat_template = (
         "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT_TEMPLATE
     )
-    assert read_frame("chat", tokenizer, "DIR").text.startswith("26 Jul 2024<|endoftext|>")
+    assert read_template("chat", tokenizer, "DIR").text.startswith("26 Jul 2024<|endoftext|>")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_frame(tmp_path):
     (tmp_path / "plain").write_text(FRAME_FILE)
     (tmp_path / "marked").write_text("\ufeff" + FRAME_FILE, encoding="utf-8")
     one, two = (
-        read_frame(str(tmp_path / name), byte_level(False), "DIR") for name in ("plain", "marked")
+        read_template(str(tmp_path / name), byte_level(False), "DIR")
+        for name in ("plain", "marked")
     )
     assert one == two
 
@@ -330,7 +331,7 @@ def test_bad_frame_files(tmp_path, text, says):
     if text is not None:
         (tmp_path / "t").write_text(text)
     with pytest.raises(UserError, match=re.escape(says)):
-        read_frame(str(tmp_path / "t"), byte_level(False), "DIR")
+        read_template(str(tmp_path / "t"), byte_level(False), "DIR")
 
 
 @pytest.mark.parametrize(
@@ -348,20 +349,20 @@ def test_bad_chat_templates(chat, says):
     tokenizer = byte_level(False)
     tokenizer.chat_template = chat
     with pytest.raises(UserError, match=says):
-        read_frame("chat", tokenizer, "DIR")
+        read_template("chat", tokenizer, "DIR")
 
 
 def test_a_file_without_an_end_is_ended_by_eos(tmp_path):
     (tmp_path / "t").write_text("Q: {x}\nA:{z}{y}\n")
     tokenizer = byte_level(False)
-    assert read_frame(str(tmp_path / "t"), tokenizer, "DIR").close == [tokenizer.eos_token_id]
+    assert read_template(str(tmp_path / "t"), tokenizer, "DIR").after_y == [tokenizer.eos_token_id]
 
 
 @pytest.mark.slow
-def test_memory_does_not_grow_by_what_is_encoded(template):
+def test_memory_does_not_grow_by_what_is_encoded(encoder):
     def held(rows):
         tracemalloc.start()
-        encoded = template.encode(
+        encoded = encoder.encode(
             (Example(x=f"{1 + row % 9} + 2", y="3 | 3") for row in range(rows)),
             max_length=64,
             source="d.jsonl",

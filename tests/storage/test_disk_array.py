@@ -6,7 +6,7 @@ import tempfile
 import numpy as np
 import pytest
 
-from twcli.storage.spool import Spool
+from twcli.storage.disk_array import DiskArray
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.dtype("V16")])
@@ -15,46 +15,46 @@ def test_pieces_follow_one_another_and_outlive_the_spool(dtype):
         np.arange(count * np.dtype(dtype).itemsize, dtype=np.uint8).view(dtype)
         for count in (3, 0, 5)
     ]
-    with Spool(dtype) as spool:
+    with DiskArray(dtype) as array_file:
         for piece in pieces:
-            spool.append(piece)
-        array = spool.array()
+            array_file.append(piece)
+        array = array_file.array()
     assert array.dtype == dtype and np.array_equal(array, np.concatenate(pieces))
     with pytest.raises(ValueError, match="read-only"):
         array[0] = array[1]
 
 
 def test_numbers_take_the_spools_type():
-    with Spool(np.int32) as spool:
-        spool.append([1, 2])
-        spool.append(np.array([3], np.int64))
-        assert spool.array().tolist() == [1, 2, 3]
+    with DiskArray(np.int32) as array_file:
+        array_file.append([1, 2])
+        array_file.append(np.array([3], np.int64))
+        assert array_file.array().tolist() == [1, 2, 3]
 
 
 def test_nothing_added_is_an_empty_array():
-    with Spool(np.int64) as spool:
-        array = spool.array()
+    with DiskArray(np.int64) as array_file:
+        array = array_file.array()
     assert array.shape == (0,) and array.dtype == np.int64
 
 
 def test_nothing_is_left_in_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with Spool(np.int64) as spool:
-        spool.append([7])
-        assert spool.array().tolist() == [7] and not list(tmp_path.iterdir())
+    with DiskArray(np.int64) as array_file:
+        array_file.append([7])
+        assert array_file.array().tolist() == [7] and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_told(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))
-    with pytest.raises(OSError) as full, Spool(np.uint8) as spool:
-        spool.append([1])
+    with pytest.raises(OSError) as full, DiskArray(np.uint8) as array_file:
+        array_file.append([1])
     assert full.value.errno == errno.ENOSPC and full.value.filename == tempfile.gettempdir()
 
 
 def test_a_full_disk_is_told_of_what_waited_to_be_written(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb"))
-    with pytest.raises(OSError) as left, Spool(np.uint8) as spool:
-        spool.append([1])
+    with pytest.raises(OSError) as left, DiskArray(np.uint8) as array_file:
+        array_file.append([1])
         with pytest.raises(OSError) as read:
-            spool.array()
+            array_file.array()
     assert {read.value.filename, left.value.filename} == {tempfile.gettempdir()}
