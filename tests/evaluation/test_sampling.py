@@ -114,7 +114,7 @@ def test_the_proportional_order_is_nested_and_keeps_shares():
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_kinds_are_what_enumeration_counts(k):
     kinds = [0, 0, 1, -1]
-    draws = make_draws([0] * 4 + [1] * 4, strategies=kinds + [2, 2, 2, 2])
+    draws = make_draws([0] * 4 + [1] * 4, strategies=[*kinds, 2, 2, 2, 2])
     expected = np.mean([len({c for c in chosen if c >= 0}) for chosen in combinations(kinds, k)])
     found = sampling.kinds(draws, draws.strategies, 2, 1, np.array([k]))[:, 0]
     np.testing.assert_allclose(found, [expected, 1.0], atol=1e-12)
