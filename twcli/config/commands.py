@@ -463,7 +463,15 @@ class EvalConfig(DataConfig, ComputeConfig):
 
     run: str = option(help="Run folder that `twcli train` wrote.", path=True)
     judge: str | None = option(
-        None, help="MODULE:FUNCTION with judge(x, y) -> (strategy, correct)."
+        None,
+        help=(
+            "Who says what is right: exact, number (the last one), regex:PATTERN, "
+            "reasoning_gym:TASK, cmd:COMMAND (JSON in, JSON out), or MODULE:FUNCTION with "
+            "judge(x, y) -> (strategy, correct)."
+        ),
+    )
+    judge_seconds: float = option(
+        10.0, help="Time limit of the judge for one completion.", above=0.0, maximum=86400.0
     )
     model: str | None = option(
         None, help="Frozen model for the likelihood gain; default: the one of the run.", path=True

@@ -71,6 +71,30 @@ def stream_examples(
     return _examples(path, _records(path), x_field, y_field, strategy_field)
 
 
+def stream_answers(
+    path: str, *, x_field: str = "x", y_field: str = "y"
+) -> Iterator[tuple[str, str, str | None, dict[str, Any] | None]]:
+    """(x, y, the record's `answer`, its `metadata`) of each record, for judges that compare with
+    them; None where a record has none.
+
+    Raises:
+        UserError: as `stream_examples`, or `answer` is neither text nor a number.
+    """
+    for where, record in _records(path):
+        example = _to_example(record, where, x_field, y_field, None)
+        answer, metadata = record.get("answer"), record.get("metadata")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
+            raise UserError(
+                f"{where}: field 'answer' must be text or a number, found {type(answer).__name__}"
+            )
+        yield (
+            example.x,
+            example.y,
+            None if answer is None else str(answer),
+            metadata if isinstance(metadata, dict) else None,
+        )
+
+
 @dataclass(frozen=True)
 class Prompts:
     """The distinct prompts of records, in order of first appearance; their texts are in a

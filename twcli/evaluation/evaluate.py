@@ -7,12 +7,7 @@ Shapes: N records, K latents, S supervised tokens.
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
-import reprlib
-import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +22,8 @@ from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import gather_padded
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
-from twcli.errors import UserError, first_line
+from twcli.errors import UserError
+from twcli.evaluation.judges import Judge, load_judge
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
@@ -39,34 +35,8 @@ from twcli.training import diagnostics, loss
 from twcli.training.objective import reconstruction
 from twcli.training.retention import judged_by_probe, retention
 
-Judge = Callable[[str, str], tuple[str | None, bool | None]]
-VERDICT = "a judge returns (strategy or None, correct or None) for any text"
 SHOWN = 4  # prompts and records on the page
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
-
-
-def load_judge(name: str) -> Judge:
-    """The function at MODULE:FUNCTION, with the working folder on the import path.
-
-    Raises:
-        UserError: no such module or function, or the module cannot be run.
-    """
-    module, _, function = name.partition(":")
-    if not module or not function:
-        raise UserError(f"--judge {name}: give MODULE:FUNCTION, such as examples.tasks:judge")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        with redirect_stdout(sys.stderr):  # standard output is for the result
-            judge = getattr(importlib.import_module(module), function)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything; say whose it was
-        raise UserError(
-            f"--judge {name}: cannot be imported from {os.getcwd()}: {type(error).__name__}: "
-            f"{first_line(error)}"
-        ) from error
-    if not callable(judge):
-        raise UserError(f"--judge {name}: is not a function")
-    return judge
 
 
 def evaluate(
@@ -78,7 +48,7 @@ def evaluate(
     Raises:
         UserError: the run, the data or the judge is wrong.
     """
-    judge = load_judge(config.judge) if config.judge else None
+    judge = load_judge(config) if config.judge else None
     examples = read_examples(
         config.data,
         x_field=config.x_field,
@@ -107,8 +77,10 @@ def evaluate(
             progress=advance,
         )
     labels = [e.strategy for e in examples]
-    if judge and not any(labels):
-        labels = [_judged(judge, e.x, e.y, config.judge)[0] for e in examples]
+    if judge and judge.names_strategies and not any(labels):
+        with progress("judging the records", len(examples)) as advance:
+            verdicts = judge.verdicts([(e.x, e.y) for e in examples], advance)
+        labels = [verdict and verdict[0] for verdict in verdicts]
     prompts, texts = _completions(
         config,
         model.backbone,
@@ -120,7 +92,7 @@ def evaluate(
         None if judge else SHOWN,
         progress,
     )
-    generations = _judged_all(config, judge, examples, encoded, prompts, texts) if judge else None
+    generations = _judged_all(judge, examples, encoded, prompts, texts) if judge else None
     frozen = (
         None
         if baseline_flat is None
@@ -140,7 +112,7 @@ def evaluate(
             config.seed,
         )
     sampled, frozen_sampled = None, None
-    if judge and frozen_texts is not None:
+    if judge and judge.names_strategies and frozen_texts is not None:
         sampled, frozen_sampled = _drawn_alike(
             config, model, encoder, examples, encoded, max_length, judge, frozen_texts, progress
         )
@@ -160,6 +132,9 @@ def evaluate(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
+    result["judge"] = judge.report() if judge else None
+    if judge and (warning := judge.warning()):
+        say(warning)
     pieces = _pieces(encoder, encoded, examples, baseline_flat)
     return result, evidence_of(
         passes.posterior, passes.router, labels, examples, prompts, texts, pieces
@@ -446,50 +421,29 @@ def _drawn_alike(
         temperature=1.0,
     )
     ours, frozen = (
-        _judged_all(config, judge, examples, encoded, prompts, each)
-        for each in (texts, frozen_texts)
+        _judged_all(judge, examples, encoded, prompts, each) for each in (texts, frozen_texts)
     )
     return ours, frozen
 
 
 def _judged_all(
-    config: EvalConfig,
     judge: Judge,
     examples: list[Example],
     encoded: Encoded,
     prompts: np.ndarray,
     texts: list[list[str]],
 ) -> Generations:
-    verdicts = [
-        _judged(judge, examples[row].x, y, config.judge)
-        for row, ys in zip(prompts, texts, strict=True)
-        for y in ys
-    ]
+    """Completions without a verdict are left out."""
     K = len(texts[0])
-    return Generations(
-        prompts=np.repeat(encoded.prompt_index[prompts], K),
-        latents=np.tile(np.arange(K), len(prompts)),
-        strategies=[s for s, _ in verdicts],
-        correct=[c for _, c in verdicts],
+    verdicts = judge.verdicts(
+        [(examples[row].x, y) for row, ys in zip(prompts, texts, strict=True) for y in ys]
     )
-
-
-def _judged(judge: Judge, x: str, y: str, name: str | None) -> tuple[str | None, bool | None]:
-    try:
-        with redirect_stdout(sys.stderr):
-            verdict = judge(x, y)
-    except (Exception, SystemExit) as error:
-        raise UserError(
-            f"--judge {name}: raised {type(error).__name__}: {error} on y {y[:60]!r}; {VERDICT}"
-        ) from error
-    if isinstance(verdict, tuple | list) and len(verdict) == 2:
-        strategy, correct = verdict
-        if isinstance(strategy, str | None) and (
-            correct is None
-            or (isinstance(correct, int | np.integer | np.bool_) and correct in (0, 1))
-        ):
-            return strategy or None, None if correct is None else bool(correct)
-    raise UserError(
-        f"--judge {name}: returned {reprlib.repr(verdict)} on y {y[:60]!r}; {VERDICT}: text, "
-        "and True or False"
+    known = np.array([verdict is not None for verdict in verdicts])
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    return Generations(
+        prompts=np.repeat(encoded.prompt_index[prompts], K)[known],
+        latents=np.tile(np.arange(K), len(prompts))[known],
+        strategies=[s for s, _ in judged],
+        correct=[c for _, c in judged],
+        named=judge.names_strategies,
     )

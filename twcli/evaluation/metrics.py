@@ -34,12 +34,14 @@ class Generations:
         latents: (G,) int.
         strategies: what the judge saw, None for no known strategy.
         correct: whether the answer is right, None where the judge cannot tell.
+        named: whether the judge can tell strategies at all.
     """
 
     prompts: np.ndarray
     latents: np.ndarray
     strategies: Sequence[str | None]
     correct: Sequence[bool | None]
+    named: bool = True
 
 
 def summarise(
@@ -104,10 +106,9 @@ def summarise(
     result["posterior"]["collapsed"] = bool(
         result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1])
     )
-    result["alignment"] = _alignment(
-        posterior, prompts, labels, generations, scored_P, bootstrap, rng
-    )
-    key = "posterior_one_to_one" if generations is None else "generation_one_to_one"
+    named = generations if generations is not None and generations.named else None
+    result["alignment"] = _alignment(posterior, prompts, labels, named, scored_P, bootstrap, rng)
+    key = "posterior_one_to_one" if named is None else "generation_one_to_one"
     for suffix in ("", "_ci"):
         result[f"strategy_accuracy{suffix}"] = result["alignment"][f"{key}{suffix}"]
     result |= _answer_accuracy(generations, bootstrap, rng)
@@ -291,7 +292,7 @@ def _retention(
             entry["strategy"] = strategy
             entry |= _with_intervals(
                 _carried_out(latent.latent, strategy, labels or (), sampled, frozen_sampled),
-                len(np.unique(sampled.prompts)),
+                len(np.union1d(sampled.prompts, frozen_sampled.prompts)),
                 bootstrap,
                 rng,
             )
@@ -312,9 +313,10 @@ def _carried_out(
     `frozen_right`: share of right answers of the completions asked for, and of the frozen model's
     that are of the strategy.
     """
-    prompt_G = np.unique(sampled.prompts, return_inverse=True)[1]
-    prompt_F = np.unique(frozen.prompts, return_inverse=True)[1]
-    count = len(np.unique(sampled.prompts))
+    # a prompt may have no judged completion of one of them
+    prompts = np.union1d(sampled.prompts, frozen.prompts)
+    prompt_G, prompt_F = (np.searchsorted(prompts, each.prompts) for each in (sampled, frozen))
+    count = len(prompts)
     known = [label for label in labels if label is not None]
     share = sum(label == strategy for label in known) / len(known) if known else 0.0
 

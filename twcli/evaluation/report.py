@@ -46,6 +46,7 @@ ROWS = (
 SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
 NO_JUDGE = "no --judge was given"
+NO_NAMES = "the judge names no strategies"
 NO_FROZEN = "frozen model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
@@ -116,9 +117,7 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     if key == "score":
         return NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_SEVERAL
     if key == "answer_accuracy":
-        return (
-            NO_JUDGE if alignment["coverage_mean"] is None else "the judge returned no correctness"
-        )
+        return NO_JUDGE if result.get("judge") is None else "the judge returned no correctness"
     if alignment["nmi"] is None:
         return NO_LABELS
     if (
@@ -126,7 +125,7 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
         or alignment["coverage_mean"] is not None
     ):
         return NO_SPLIT
-    return NO_JUDGE
+    return NO_JUDGE if result.get("judge") is None else NO_NAMES
 
 
 def render_table(result: dict[str, Any]) -> Table:
