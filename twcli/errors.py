@@ -38,7 +38,7 @@ def how_to_resume(overwrite: bool = False) -> str:
     return f"{'without --overwrite, ' if overwrite else ''}run the same command again to resume"
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another library's error says, in one short line; its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
