@@ -221,8 +221,6 @@ def test_every_command_runs(inputs, tmp_path):
             6,
             "--out",
             out,
-            "--baseline-precision",
-            precision,
             *common,
         )
         figures = json.loads(

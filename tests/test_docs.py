@@ -1,10 +1,12 @@
 """The commands and claims of the README and of docs/, run."""
 
 import ast
+import graphlib
 import re
 import runpy
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -122,10 +124,14 @@ def test_the_shell_completes_commands_and_options():
 
 
 def test_the_file_tree_is_the_real_one():
-    assert set(_listed()) == {
-        ".".join(file.relative_to(ROOT).with_suffix("").parts)
-        for file in (ROOT / "twcli").rglob("[!_]*.py")
-    }
+    listed = re.findall(r"^ {6}(\w+)/ ", README, re.MULTILINE)
+    assert {path.parent.name for path in (ROOT / "twcli").glob("*/__init__.py")} == set(listed)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [layer.split(" | ") for layer in settings["contracts"][0]["layers"]]
+    depth = {name: number for number, layer in enumerate(layers) for name in layer}
+    assert listed == sorted(listed, key=depth.get, reverse=True)
+    for path in (ROOT / "twcli").rglob("*.py"):
+        assert ast.get_docstring(ast.parse(path.read_text())), path
     tree = README.split("## What is where", 1)[1]
     examples, benchmarks = tree.split("    examples/", 1)[1].split("    benchmarks/", 1)
     for folder, text in (("examples", examples), ("benchmarks", benchmarks)):
@@ -139,29 +145,19 @@ def test_every_make_target_is_in_the_makefile():
     assert set(re.findall(r"^    make (\w+)", README, re.MULTILINE)) <= targets
 
 
-def test_modules_import_only_from_those_that_the_readme_lists_above_them():
-    place = {module: number for number, module in enumerate(_listed())}
-    for module in place:
-        tree = ast.parse((ROOT / module.replace(".", "/")).with_suffix(".py").read_text())
-        for node in ast.walk(tree):
-            if (
-                isinstance(node, ast.ImportFrom)
-                and node.module
-                and node.module.partition(".")[0] == "twcli"
-            ):
-                for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
-                    assert name not in place or place[name] <= place[module], (
-                        f"{module} imports {name}"
-                    )
-
-
-def _listed():
-    """The package's modules in the order of the README."""
-    folder, modules = "", []
-    tree = README.partition("    twcli/\n")[2].partition("    docs/")[0]
-    for indent, name, end in re.findall(r"^( {6,8})(\w+)(/|\.py) ", tree, re.MULTILINE):
-        if end == "/":
-            folder = f"{name}."
-        else:
-            modules.append(f"twcli.{folder if len(indent) == 8 else ''}{name}")
-    return modules
+def test_no_module_imports_itself_through_others():
+    files = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts): file
+        for file in (ROOT / "twcli").rglob("*.py")
+    }
+    imports = {
+        module: {
+            name
+            for node in ast.walk(ast.parse(file.read_text()))
+            if isinstance(node, ast.ImportFrom) and node.module
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+            if name in files
+        }
+        for module, file in files.items()
+    }
+    list(graphlib.TopologicalSorter(imports).static_order())  # raises CycleError

@@ -774,12 +774,6 @@ def provenance(bench: Bench, tally: Tally) -> None:
                     None,
                 ),
                 (
-                    "dtype",
-                    {"baseline_precision": "bf16"},
-                    'another dtype: the cache has "fp32", this call has "bf16"',
-                    None,
-                ),
-                (
                     "attention",
                     {"attention": "eager"},
                     'another attention: the cache has "sdpa", this call has "eager"',

@@ -35,6 +35,7 @@ def test_yaml_round_trip(tmp_path):
         ({"latent_tokens": 0}, "--latent-tokens: 0 is too small"),
         ({"history_dropout": 1.0}, "--history-dropout: 1.0 is too large"),
         ({"betta": 1.0}, "here: unknown key 'betta'"),
+        ({"baseline-precision": "fp32"}, "here: --baseline-precision is gone: .* leave it out"),
         ({"x" * 10_000: 1.0}, "here: unknown key 'x{100}'"),
         ({"steps": 10**400}, "--steps: the number is too large"),
         ({"beta": 10**400}, "--beta: the number is too large"),

@@ -110,7 +110,7 @@ def test_a_run_from_a_gguf_file(tmp_path, precision):
         "--device",
         "cpu",
     ]
-    baseline = ["--baseline", f"{tmp_path}/b.h5", "--baseline-precision", precision]
+    baseline = ["--baseline", f"{tmp_path}/b.h5"]
     for call in (
         ["precompute", *common, "--precision", precision, "--out", f"{tmp_path}/b.h5"],
         ["train", *common, *baseline, "--latents", "2", "--steps", "2", "--out", f"{tmp_path}/run"],

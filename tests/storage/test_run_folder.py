@@ -46,6 +46,19 @@ def tensors(step):
     return {"model.weight": torch.full((3,), float(step)), "latents": torch.arange(step)}
 
 
+def test_a_run_with_an_option_that_is_gone_opens_and_resumes(run):
+    run.config_file.write_text(run.config_file.read_text() + "baseline_precision: fp32\n")
+    assert run.read_config() == settings(run.path)
+    run.check(settings(run.path))
+    old = made(run)
+    run.save_checkpoint(
+        6, tensors(6), 2, {**old, "settings": {**old["settings"], "baseline_precision": "fp32"}}
+    )
+    assert run.checkpoints.newest(old, TrainConfig.retired)[0] == 6
+    with pytest.raises(UserError, match=r"another settings\.baseline_precision"):
+        run.checkpoints.newest(old)
+
+
 def train(run, first, last, keep=2):
     for step in range(first, last + 1):
         run.append_metrics({"step": step, "loss": 1 / step})

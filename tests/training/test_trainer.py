@@ -441,7 +441,6 @@ def test_the_exported_model_is_plain_transformers(inputs, tmp_path):
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"baseline_precision": "bf16"}, "dtype|weights"),
         ({"max_length": 100}, "max_length"),
         ({"attention": "eager"}, "attention"),
     ],

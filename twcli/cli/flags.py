@@ -36,6 +36,7 @@ def config_options(kind: type[Config]) -> Callable[[Any], Any]:
         )(function)
         for field in reversed(fields):
             function = _option(kind, field)(function)
+        function.retired = kind.retired
         return function
 
     return decorate

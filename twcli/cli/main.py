@@ -50,6 +50,7 @@ class OneLineErrors(click.Group):
             click.echo(error.ctx.get_help(), err=True)
             code = 2
         except click.ClickException as error:
+            error = _instead(error)
             place = (
                 error.ctx.command_path
                 if isinstance(error, click.UsageError) and error.ctx
@@ -80,6 +81,16 @@ class OneLineErrors(click.Group):
         except KeyboardInterrupt as error:  # click would print an empty line for it
             resumes = context.invoked_subcommand in ("precompute", "train", "discover")
             raise Interrupted("interrupted" + f"; {how_to_resume()}" * resumes) from error
+
+
+def _instead(error: click.ClickException) -> click.ClickException:
+    """For an option that earlier versions had: what takes its place."""
+    if isinstance(error, click.NoSuchOption) and error.ctx is not None:
+        retired = getattr(error.ctx.command.callback, "retired", {})
+        name = error.option_name.lstrip("-").replace("-", "_")
+        if name in retired:
+            return click.UsageError(f"{error.option_name} {retired[name]}", ctx=error.ctx)
+    return error
 
 
 def _fail(line: str, code: int) -> int:

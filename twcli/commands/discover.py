@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.config.commands import AUTO, DiscoverConfig
 from twcli.config.options import flag_of
 from twcli.data.dataset import Example, stream_examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoder import Encoded
 from twcli.data.names import write_names
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, embed_rows
@@ -36,6 +35,7 @@ from twcli.discovery.naming import (
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
 from twcli.errors import Interrupted, UserError, how_to_resume
 from twcli.models import baseline, forward, runtime
+from twcli.models.inputs import Inputs, open_inputs
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 from twcli.storage.shards import reporting
 
@@ -87,18 +87,10 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"{out}: name a file in a folder that exists")
     _check_apart(config)
-    fields = {"x_field": config.x_field, "y_field": config.y_field}
-    examples = stream_examples(config.data, **fields)
     runtime.tune_allocator(keep=True)
-    model, encoder = runtime.load_frozen(
-        config.model,
-        precision=config.precision,
-        attention=config.attention,
-        template=config.template,
-    )
-    max_length = runtime.context_length(model, config.max_length)
-    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
-    store = _features(config, model, encoder, encoded, max_length, say, progress)
+    inputs = open_inputs(**config.inputs())
+    encoded = inputs.encoded
+    store = _features(config, inputs, say, progress)
     latents = None if config.latents == AUTO else int(config.latents)
     with store:
         source = StoredFeatures.of(store, encoded)
@@ -110,32 +102,17 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
         )
     with reporting(out, "write there"):
         write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
-    records = stream_examples(config.data, **fields)
+    records = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     return summary_of(config, naming, encoded, records)
 
 
-def _features(
-    config: DiscoverConfig,
-    model: PreTrainedModel,
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    max_length: int,
-    say: Say,
-    progress: Progress,
-) -> FeatureStore:
+def _features(config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progress) -> FeatureStore:
     """The file of features, complete: read from the model as far as it is not there."""
     path = features_path(config.out)
+    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     rows = np.sort(Rows.of(encoded).rows)
     row_hash = encoded.row_hash[rows]
-    print_ = baseline.fingerprint(
-        model,
-        encoder,
-        encoded,
-        max_length=max_length,
-        precision=config.precision,
-        attention=config.attention,
-    )
-    print_ = {**print_, "features": feature_reading.VERSION}
+    print_ = {**inputs.fingerprint(), "features": feature_reading.VERSION}
     if FeatureWriter.already_complete(path, print_, row_hash):
         say(f"features: {len(rows):,} distinct records, read before")
         return FeatureStore(path)

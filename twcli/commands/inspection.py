@@ -4,17 +4,17 @@ it is intact.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
 from twcli.config.commands import ATTENTION, PRECISIONS, TrainConfig
-from twcli.data.dataset import stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.template import CHAT
 from twcli.errors import UserError
-from twcli.models import baseline, runtime
+from twcli.models.inputs import open_inputs
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
 from twcli.training.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
@@ -100,32 +100,23 @@ def _compared(
         raise UserError(
             f"{cache.path}: was made with --template FILE; give the same --template to compare it"
         )
-    scored, encoder = runtime.load_frozen(
+    inputs = open_inputs(
         model,
+        data,
+        x_field=x_field,
+        y_field=y_field,
+        template=template or (CHAT if name == CHAT else "tags"),
         precision=precision,
         attention=attention,
-        template=template or (CHAT if name == CHAT else "tags"),
     )
-    limit = runtime.context_length(scored, None)
-    max_length = made["max_length"] if made.get("max_length") in range(1, limit + 1) else limit
-    encoded = encoder.encode(
-        stream_examples(data, x_field=x_field, y_field=y_field), max_length=max_length, source=data
-    )
+    if made.get("max_length") in range(1, inputs.max_length + 1):
+        inputs = replace(inputs, max_length=made["max_length"])
+    encoded = inputs.encoded
     try:
-        cache.check(
-            baseline.fingerprint(
-                scored,
-                encoder,
-                encoded,
-                max_length=max_length,
-                precision=precision,
-                attention=attention,
-            ),
-            encoded.row_hash,
-        )
+        cache.check(inputs.fingerprint(), encoded.row_hash)
     except UserError as error:
         return [str(error)], []
-    return [], [_text(cache, encoder, encoded, row) for row in encoded.spread_rows(SHOWN)]
+    return [], [_text(cache, inputs.encoder, encoded, row) for row in encoded.spread_rows(SHOWN)]
 
 
 def _text(cache: Cache, encoder: ExampleEncoder, encoded: Encoded, row: int) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.config.commands import PrecomputeConfig
-from twcli.data.dataset import stream_examples
 from twcli.data.encoder import SECTION_TAGS, Encoded, ExampleEncoder
 from twcli.errors import Interrupted, how_to_resume
 from twcli.models import baseline, forward, runtime
+from twcli.models.inputs import open_inputs
 from twcli.storage.cache import CacheWriter
 
 COMPARED_ROWS = 16
@@ -37,16 +37,9 @@ def precompute(
         WorkFailed: a b_t is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in progress is stored first.
     """
-    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     runtime.tune_allocator(keep=True)
-    model, encoder = runtime.load_frozen(
-        config.model,
-        precision=config.precision,
-        attention=config.attention,
-        template=config.template,
-    )
-    max_length = runtime.context_length(model, config.max_length)
-    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
+    inputs = open_inputs(**config.inputs())
+    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     if encoded.unknown_rows:
         say(
             f"{config.data}: {encoded.unknown_rows:,} rows have tokens that are not in the "
@@ -58,14 +51,7 @@ def precompute(
             "give --template chat or FILE, or train it on the tags first as examples/entangle.py "
             "does"
         )
-    print_ = baseline.fingerprint(
-        model,
-        encoder,
-        encoded,
-        max_length=max_length,
-        precision=config.precision,
-        attention=config.attention,
-    )
+    print_ = inputs.fingerprint()
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
     baseline.check_head(model, config.model)

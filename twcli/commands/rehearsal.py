@@ -11,11 +11,11 @@ import numpy as np
 
 from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
-from twcli.data.dataset import stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.models import baseline, forward, runtime
+from twcli.models.inputs import open_inputs
 from twcli.training.setup import steps_of
 
 MIB = 2**20
@@ -32,22 +32,18 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     Raises:
         UserError: what the call itself would refuse about the model or the data.
     """
-    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    model, encoder = runtime.load_frozen(
-        config.model,
-        precision=config.precision,
-        attention=config.attention,
-        template=config.template,
+    inputs = open_inputs(
+        **config.inputs(),
         latent_tokens=config.latent_tokens if isinstance(config, TrainConfig) else 1,
     )
-    limit = runtime.context_length(model, config.max_length)
-    encoded = encoder.encode(examples, max_length=limit, source=config.data)
+    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     model.to(runtime.pick_device(config.device))
     tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
     yield (
         f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; "
         f"{tokens:,} tokens, {supervised:,} of them supervised; the longest row has "
-        f"{int(encoded.lengths.max()):,} of {limit:,}; none is cut, a longer one is refused"
+        f"{int(encoded.lengths.max()):,} of {inputs.max_length:,}; none is cut, a longer one "
+        "is refused"
     )
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"

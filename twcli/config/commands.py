@@ -5,7 +5,7 @@ are made from these fields.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from twcli.config.options import Config, flag_of, option
 from twcli.errors import UserError
@@ -46,7 +46,9 @@ class ComputeConfig(Config):
 
     device: str = option("auto", help="Device to run on.", choices=DEVICES)
     precision: str = option(
-        "fp32", help="Arithmetic of the model; losses are always float32.", choices=PRECISIONS
+        "fp32",
+        help="Precision of the arithmetic. Losses and the weights that are trained stay float32.",
+        choices=PRECISIONS,
     )
     attention: str = option("sdpa", help="Attention backend of transformers.", choices=ATTENTION)
     batch_tokens: int = option(4096, help="Tokens a batch, padding included.", minimum=1)
@@ -69,10 +71,21 @@ class TemplateConfig(Config):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
-    """`twcli precompute`: the frozen model, once over the data."""
+class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
+    """A frozen model and the records that it scores."""
 
     model: str = option(help=MODEL_HELP, path=True)
+
+    def inputs(self) -> dict[str, Any]:
+        """The arguments of `models.inputs.open_inputs`."""
+        names = ("model", "data", "x_field", "y_field", "template", "precision", "attention")
+        return {name: getattr(self, name) for name in (*names, "max_length")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(InputsConfig):
+    """`twcli precompute`: the frozen model, once over the data."""
+
     out: str = option(help="HDF5 file to write.", path=True)
     batch_tokens: int | None = option(
         None,
@@ -97,10 +110,9 @@ class PrecomputeConfig(DataConfig, TemplateConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscoverConfig(DataConfig, TemplateConfig, ComputeConfig):
+class DiscoverConfig(InputsConfig):
     """`twcli discover`: a latent for each record, found without labels."""
 
-    model: str = option(help=MODEL_HELP, path=True)
     out: str = option(
         help="names.jsonl to write; its page and the features lie beside it.", path=True
     )
@@ -118,10 +130,13 @@ class DiscoverConfig(DataConfig, TemplateConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
+class TrainConfig(InputsConfig):
     """`twcli train`: the entangled model becomes one with K latent strategies."""
 
-    model: str = option(help=MODEL_HELP, path=True)
+    retired: ClassVar[dict[str, str]] = {
+        "baseline_precision": "is gone: the file at --baseline holds its precision; leave it out",
+    }
+
     baseline: str | None = option(
         None,
         help=(
@@ -351,9 +366,6 @@ class TrainConfig(DataConfig, TemplateConfig, ComputeConfig):
     tensorboard: bool = option(
         False,
         help="Also write each step's metrics for TensorBoard, to tensorboard/ in the run folder.",
-    )
-    baseline_precision: str = option(
-        "fp32", help="Precision that the baseline file must have been made in.", choices=PRECISIONS
     )
     overwrite: bool = option(False, help="Start anew, replacing what is there.")
 

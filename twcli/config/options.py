@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from twcli.errors import UserError
 
@@ -47,7 +47,12 @@ def check_characters(text: str, where: str) -> None:
 class Config:
     """What every command's configuration shares: validation by field
     metadata and a JSON round trip.
+
+    Attributes:
+        retired: names of options that earlier versions had, and what to do instead.
     """
+
+    retired: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -72,6 +77,8 @@ class Config:
         clean = {}
         for key, value in values.items():
             name = str(key).replace("-", "_")
+            if name in cls.retired:
+                raise UserError(f"{source}: {flag_of(name)} {cls.retired[name]}")
             if name not in known:
                 raise UserError(
                     f"{source}: unknown key '{str(key)[:100]}'; known keys: "

@@ -29,6 +29,7 @@ from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
 from twcli.models.building import choose_execution, load_run
 from twcli.models.generation import generate
+from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel
 from twcli.storage.run_folder import RunFolder
 from twcli.training import diagnostics, loss
@@ -212,11 +213,13 @@ def _frozen(
     """
     source = config.model or trained.model
     try:
-        frozen, encoder = runtime.load_frozen(
+        inputs = open_inputs(
             source,
+            config.data,
+            examples=examples,
+            template=RunFolder(config.run).template,
             precision=config.precision,
             attention=config.attention,
-            template=RunFolder(config.run).template,
         )
     except UserError as error:
         if config.model:
@@ -226,9 +229,7 @@ def _frozen(
             "give --model to have them"
         )
         return None, None, None
-    again = encoder.encode(
-        examples, max_length=runtime.context_length(frozen, None), source=config.data
-    )
+    frozen, encoder, again = inputs.model, inputs.encoder, inputs.encoded
     if not np.array_equal(again.row_hash, encoded.row_hash):
         raise UserError(
             f"{source}: its tokenizer gives other token ids than the run's; "

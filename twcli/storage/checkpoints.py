@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,15 @@ class Checkpoints:
         for old in self._folders()[:-keep]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def newest(self, provenance: dict[str, Any]) -> tuple[int, dict[str, torch.Tensor], list[str]]:
+    def newest(
+        self, provenance: dict[str, Any], retired: Container[str] = ()
+    ) -> tuple[int, dict[str, torch.Tensor], list[str]]:
         """(step, tensors, notes): the newest undamaged checkpoint; step 0 and no tensors if there
         is none.
+
+        Args:
+            retired: settings of earlier versions, which may be in the checkpoint and not in
+                `provenance`.
 
         Raises:
             UserError: it was made from something other than `provenance`; the first
@@ -60,9 +67,11 @@ class Checkpoints:
             except DAMAGED as error:
                 notes.append(f"{folder}: damaged ({error}); skipped")
                 continue
-            if different := first_difference(
-                content["provenance"], json.loads(json.dumps(provenance))
-            ):
+            made = content["provenance"]
+            if "settings" in made:
+                settings = {k: v for k, v in made["settings"].items() if k not in retired}
+                made = {**made, "settings": settings}
+            if different := first_difference(made, json.loads(json.dumps(provenance))):
                 name, stored, wanted = different
                 raise UserError(
                     f"{folder}: made with another {name}: the checkpoint has {stored}, "

@@ -198,7 +198,10 @@ class RunFolder:
                 f"{self.path}: holds no run (no config.yaml); give the folder of `twcli train "
                 "--out`"
             )
-        return TrainConfig.from_mapping(read_yaml(str(self.config_file)), str(self.config_file))
+        settings = read_yaml(str(self.config_file))
+        for name in TrainConfig.retired:  # of a run that an earlier version made
+            settings.pop(name, None)
+        return TrainConfig.from_mapping(settings, str(self.config_file))
 
     # metrics
 

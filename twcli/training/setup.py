@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from accelerate.utils import broadcast_object_list
@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import BatchSampler
-from twcli.data.dataset import stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
 from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
@@ -29,6 +28,7 @@ from twcli.errors import UserError
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
 from twcli.models.building import build, choose_execution, execution_of
+from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
@@ -103,37 +103,32 @@ def prepare(
     Raises:
         UserError: an input is wrong or the cache belongs to something else.
     """
-    examples = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
-    backbone, encoder = runtime.load_frozen(
-        config.model,
-        attention=config.attention,
-        template=config.template,
-        latent_tokens=config.latent_tokens,
+    # the weights are trained in float32; --precision is that of the arithmetic
+    inputs = open_inputs(
+        **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens
     )
-    max_length = runtime.context_length(backbone, config.max_length)
-    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
+    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     if config.uses_weights and config.term_weights()[0] == 0:
         say(
             "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
             "--weighting mixed keeps them"
         )
     baseline.check_head(backbone, config.model)
-    fingerprint = _expected_fingerprint(config, backbone, encoder, encoded, max_length)
     if config.baseline_policy == "frozen":
-        cache = Cache(config.baseline)
-        cache.check(fingerprint, encoded.row_hash)
+        cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
         backbone.to(accelerator.device)
-        difference = rescore(backbone, encoder, encoded, cache, config)
+        difference = rescore(backbone, encoder, encoded, cache, config, fingerprint["dtype"])
         say(
-            f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens; "
+            f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens, made in "
+            f"{fingerprint['dtype']}; "
             f"{min(RESCORED_ROWS, len(encoded))} rows rescored, largest difference "
             f"{difference:.1e} nats"
         )
     else:
-        cache = None
+        cache, fingerprint = None, inputs.fingerprint()
         backbone.to(accelerator.device)
         say(
             "baseline: b_t of the current backbone at each step"
@@ -213,40 +208,16 @@ def prepare(
     )
 
 
-def _expected_fingerprint(
-    config: TrainConfig,
-    backbone: PreTrainedModel,
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    max_length: int,
-) -> dict[str, Any]:
-    if config.baseline_precision == "fp32":
-        scored = backbone
-    else:
-        scored, _ = runtime.load_frozen(
-            config.model,
-            precision=config.baseline_precision,
-            attention=config.attention,
-            template=config.template,
-        )
-    return baseline.fingerprint(
-        scored,
-        encoder,
-        encoded,
-        max_length=max_length,
-        precision=config.baseline_precision,
-        attention=config.attention,
-    )
-
-
 def rescore(
     backbone: PreTrainedModel,
     encoder: ExampleEncoder,
     encoded: Encoded,
     cache: Cache,
     config: TrainConfig,
+    made_in: str,
 ) -> float:
-    """Largest difference in nats between the cache and the model on a few random rows.
+    """Largest difference in nats between the cache, made in the precision `made_in`, and the model
+    on a few random rows.
 
     Raises:
         UserError: larger than any kernel or precision explains.
@@ -256,7 +227,7 @@ def rescore(
     fresh = baseline.score_flat(backbone, encoder, encoded, rows, batch_tokens=config.batch_tokens)
     stored, _ = cache.read(rows)
     difference = float(np.abs(fresh - stored).max())
-    if difference > RESCORE_LIMIT[config.baseline_precision]:
+    if difference > RESCORE_LIMIT[made_in]:
         raise UserError(
             f"{config.baseline}: rescoring {len(rows)} rows differs by up to {difference:.3g} "
             "nats; run `twcli precompute --overwrite` again"

@@ -87,7 +87,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         (setup.model, optimizer) if sharded else accelerator.prepare(setup.model, optimizer)
     )
     held_rows = np.flatnonzero(setup.latent_N >= 0)
-    step, tensors, notes = run.checkpoints.newest(setup.provenance)
+    step, tensors, notes = run.checkpoints.newest(setup.provenance, config.retired)
     for note in notes:
         say(note)
     if step:

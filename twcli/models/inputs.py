@@ -1,0 +1,115 @@
+"""The inputs of every command: a frozen model, its tokenizer and template, and the encoded records;
+and the cache that belongs to them.
+
+`precompute`, `discover`, `train`, `eval`, `inspect` and `--dry-run` open them here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from twcli.config.commands import PRECISIONS
+from twcli.data.dataset import Example, stream_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.models import baseline, runtime
+from twcli.storage.cache import Cache
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A frozen model and the records that it scores.
+
+    Attributes:
+        source: where the model was loaded from, for messages; `data` likewise.
+        template: the value of `--template`.
+        max_length: longest sequence in tokens, latent section included.
+        precision: the weights' precision, "fp32" or "bf16".
+    """
+
+    source: str
+    data: str
+    template: str
+    model: PreTrainedModel
+    encoder: ExampleEncoder
+    encoded: Encoded
+    max_length: int
+    precision: str
+    attention: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that b_t of these records depends on."""
+        return self._fingerprint(self.model, self.precision)
+
+    def open_cache(self, path: str) -> tuple[Cache, dict[str, Any]]:
+        """The cache at `path` and its fingerprint; its `dtype` is the precision that it was made
+        in, which need not be this one.
+
+        Raises:
+            UserError: it is damaged, or of another model, data or setting; the field is named.
+        """
+        cache = Cache(path)
+        made_in = cache.fingerprint.get("dtype")
+        precision = made_in if made_in in PRECISIONS else self.precision
+        scored = self.model
+        if precision != self.precision:
+            # weights are hashed as they were when the cache was made
+            scored, _ = runtime.load_frozen(
+                self.source,
+                precision=precision,
+                attention=self.attention,
+                template=self.template,
+            )
+        fingerprint = self._fingerprint(scored, precision)
+        cache.check(fingerprint, self.encoded.row_hash)
+        return cache, fingerprint
+
+    def _fingerprint(self, model: PreTrainedModel, precision: str) -> dict[str, Any]:
+        return baseline.fingerprint(
+            model,
+            self.encoder,
+            self.encoded,
+            max_length=self.max_length,
+            precision=precision,
+            attention=self.attention,
+        )
+
+
+def open_inputs(
+    model: str,
+    data: str,
+    *,
+    x_field: str = "x",
+    y_field: str = "y",
+    examples: Iterable[Example] | None = None,
+    template: str = "tags",
+    precision: str = "fp32",
+    attention: str = "sdpa",
+    max_length: int | None = None,
+    latent_tokens: int = 1,
+) -> Inputs:
+    """Loads the model and encodes the records. The model stays on the CPU.
+
+    Args:
+        examples: the records, where they have been read already; else they are read from `data`.
+        max_length: tokens; None for the model's context.
+        latent_tokens: vocabulary tokens P that spell one latent.
+
+    Raises:
+        UserError: the model, the template or a record is wrong, or they do not fit together.
+    """
+    if examples is None:
+        examples = stream_examples(data, x_field=x_field, y_field=y_field)
+    frozen, encoder = runtime.load_frozen(
+        model,
+        precision=precision,
+        attention=attention,
+        template=template,
+        latent_tokens=latent_tokens,
+    )
+    limit = runtime.context_length(frozen, max_length)
+    encoded = encoder.encode(examples, max_length=limit, source=data)
+    return Inputs(model, data, template, frozen, encoder, encoded, limit, precision, attention)
