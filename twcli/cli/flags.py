@@ -63,6 +63,11 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
     settings: dict[str, Any] = {
         "help": field.metadata["help"] + ("  [required]" if required else "")
     }
+    if plain is tuple:
+        settings["help"] += "  May be given several times."
+        return click.option(
+            flag_of(field.name), field.name, multiple=True, metavar="TEXT", **settings
+        )
     if plain is bool:
         return click.option(flag_of(field.name), is_flag=True, default=None, **settings)
     if "choices" in field.metadata:
@@ -99,4 +104,4 @@ def _in_file(config_file: str | None) -> dict[str, Any]:
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in flags.items() if value is not None}
+    return {name: value for name, value in flags.items() if value not in (None, ())}

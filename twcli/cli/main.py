@@ -1,7 +1,7 @@
 """The command line: options become a config, a config becomes one call; nothing
 below it prints but `screen`.
 
-twcli precompute | train | eval | sample | inspect
+twcli precompute | discover | train | eval | sample | export | inspect
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from twcli.cli.screen import Screen
 from twcli.config.commands import (
     DiscoverConfig,
     EvalConfig,
+    ExportConfig,
     PrecomputeConfig,
     SampleConfig,
     TrainConfig,
@@ -276,6 +277,22 @@ def _converse(sampler: Any) -> None:
             click.echo(f"x: byte {error.start + 1} is not UTF-8", err=True)
         except UserError as error:
             click.echo(str(error), err=True)
+
+
+@main.command(short_help="A run as a model for transformers, servers, peft or llama.cpp.")
+@config_options(ExportConfig)
+def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
+    """Write a run as a model that runs without this package.
+
+    Its chat template takes the latent: apply_chat_template(messages, latent=2). Before it is done
+    the folder is loaded again, and must give the prompts and the logits of the run.
+    """
+    config, screen = resolve(ExportConfig, flags, config_file), Screen(quiet)
+    from twcli.commands.export import export as run
+    from twcli.models import runtime
+
+    runtime.quiet_transformers()
+    run(config, screen.say)
 
 
 @main.command(short_help="What a cache or a run holds; is it intact?")

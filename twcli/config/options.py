@@ -23,7 +23,8 @@ def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) ->
     """A dataclass field that is also a command-line option. Metadata: choices,
     minimum, above, maximum, path.
 
-    `words` are values that a number's option takes as well.
+    `words` are values that a number's option takes as well. A field of type `tuple[str, ...]` is an
+    option that may be given several times.
     """
     return dataclasses.field(default=default, metadata={"help": help, **metadata})
 
@@ -60,8 +61,9 @@ class Config:
 
     @classmethod
     def kind(cls, name: str) -> type:
-        """The plain type of a field (`int | None` gives `int`)."""
+        """The plain type of a field (`int | None` gives `int`, `tuple[str, ...]` gives `tuple`)."""
         hint: Any = typing.get_type_hints(cls)[name]
+        hint = typing.get_origin(hint) or hint if hint == tuple[str, ...] else hint
         if isinstance(hint, types.UnionType):
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         return typing.cast(type, hint)
@@ -99,7 +101,11 @@ class Config:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON and YAML types only."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
 
 
 def _shown(value: Any) -> str:
@@ -119,6 +125,8 @@ def _as_from_a_flag(value: Any, kind: type) -> Any:
             return float(value)
         if kind is str and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
+        if kind is tuple and isinstance(value, list | str):
+            return (value,) if isinstance(value, str) else tuple(value)
     except ValueError:  # no number, or one that Python refuses to spell: the check says so
         pass
     return value
@@ -134,8 +142,11 @@ def _check_field(field: dataclasses.Field[Any], value: Any, kind: type) -> None:
         return
     if isinstance(value, int) and abs(value) >= 2**63:
         raise UserError(f"{flag}: the number is too large")
-    if isinstance(value, str):
-        check_characters(value, flag)
+    for text in value if isinstance(value, tuple) else (value,):
+        if isinstance(text, str):
+            check_characters(text, flag)
+        elif isinstance(value, tuple):
+            raise UserError(f"{flag}: {_shown(text)} is not of type str")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kind) or (kind is not bool and isinstance(value, bool)):

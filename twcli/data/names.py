@@ -2,8 +2,9 @@
 
 One JSON object a line, in the order of the data:
 `{"row": 0, "hash": "32 hex digits", "latent": 2, "probability": 0.9731}`. `latent` null means that
-the training has to find it. Further keys, such as a person's notes, are ignored. Shapes: N rows of
-the data, K latents.
+the training has to find it. `name`, a string, names the latent for people and for `twcli export`;
+it is enough on one line of the latent. Further keys, such as a person's notes, are ignored. Shapes:
+N rows of the data, K latents.
 """
 
 from __future__ import annotations
@@ -144,6 +145,27 @@ def read_names(path: str | Path, row_hash: np.ndarray, latents: int | None) -> N
         if not latents:
             _refuse(f"{path}:1", "latent", "is null on every line", "give --latents")
     return Names(latent_N, probability_N, latents)
+
+
+def read_latent_names(path: str | Path) -> dict[int, str]:
+    """The latents' names, by latent, of those that have one.
+
+    Raises:
+        UserError: the file cannot be read, or a latent has two names.
+    """
+    names: dict[int, str] = {}
+    for where, record in _records(path):
+        latent, name = record.get("latent"), record.get("name")
+        if not _is_whole(latent) or not isinstance(name, str):
+            continue
+        if names.setdefault(latent, name) != name:
+            _refuse(
+                where,
+                "name",
+                f"is {_shown(name)}, and latent {latent} was named {_shown(names[latent])} before",
+                "leave one of them out",
+            )
+    return names
 
 
 def _refuse(where: str, field: str, what: str, fix: str) -> NoReturn:

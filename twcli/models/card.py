@@ -1,9 +1,11 @@
-"""The model card in a run's `model/`: what the model is and how to prompt it, for somebody who has
-only that folder.
+"""Model cards: what a model is and how to prompt it, for somebody who has only its folder. One is
+for a run's `model/`, one for what `twcli export` writes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import cast
 
 from twcli.config.commands import TrainConfig
@@ -59,3 +61,110 @@ def _public(place: str) -> str:
         if place.startswith(("/", ".", "~")) or place.count("/") > 1
         else place
     )
+
+
+def export_card(
+    config: TrainConfig,
+    versions: Mapping[str, str],
+    *,
+    form: str,
+    names: Mapping[int, str],
+    default: str,
+) -> str:
+    """Markdown for an exported folder.
+
+    Args:
+        config: the settings of the run.
+        form: "hf", "adapter" or "gguf".
+        names: names of some of the latents.
+        default: the latent that is used where a call names none.
+    """
+    latents = cast(int, config.latents)
+    made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
+    on_hub = not config.model.endswith(".gguf") and not Path(config.model).exists()
+    library = {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[form]
+    base = f"base_model: {config.model}\n" if on_hub else ""
+    rows = "\n".join(f"| {k} | {names.get(k, '')} |" for k in range(latents))
+    example = names.get(latents - 1, str(latents - 1))
+    value = f'"{example}"' if example in names.values() else example
+    load = _LOAD[form].format(base=_public(config.model))
+    return f"""---
+library_name: {library}
+pipeline_tag: text-generation
+{base}tags: [twcli, discrete-latent]
+---
+
+# A model with {latents} latent strategies
+
+Made from `{_public(config.model)}` by `twcli train` and `twcli export --to {form}` ({made_by}).
+A latent selects the strategy by which the model answers:
+
+| latent | name |
+| --- | --- |
+{rows}
+
+Where a call names none, it is latent {default}.
+
+## With transformers
+
+```python
+{load}
+messages = [{{"role": "user", "content": "..."}}]
+prompt = tokenizer.apply_chat_template(
+    messages, latent={value}, add_generation_prompt=True, return_tensors="pt", return_dict=True
+)
+output = model.generate(**prompt, max_new_tokens=200)
+print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+
+## Over an OpenAI-compatible server
+
+{_SERVE[form]}
+
+```python
+answer = client.chat.completions.create(
+    model=MODEL, messages=messages, extra_body={{"chat_template_kwargs": {{"latent": {value}}}}}
+)
+```
+
+Where a server does not pass `chat_template_kwargs` on, the first line of a system message names the
+latent; the chat template reads that line and drops it:
+
+```python
+messages = [{{"role": "system", "content": "latent: {example}"}}, *messages]
+```
+
+`latent="router"` ends the prompt at `<z>`: the model's next token, among the latents' tokens alone,
+is the latent that its router draws for the prompt. Call again with that latent.
+
+Training used no labels, so what each latent means is not known from it; names were given by hand.
+"""
+
+
+_LOAD = {
+    "hf": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
+    "adapter": """from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+base = AutoModelForCausalLM.from_pretrained("{base}")
+if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # rows for the new tokens
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+model = PeftModel.from_pretrained(base, FOLDER)
+
+# or in one line, which does the same:
+# model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)""",
+    "gguf": """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
+}
+_SERVE = {
+    "hf": "For example `vllm serve FOLDER`, or `transformers serve`.",
+    "adapter": """Few servers load an adapter that adds tokens; serve the merged folder of
+`twcli export --to hf` instead.""",
+    "gguf": "For example `llama-server -m model.gguf --jinja`.",
+}

@@ -47,11 +47,17 @@ def write_durably(path: Path, data: bytes) -> None:
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder to fill; it replaces `folder` if the block succeeds. Raises OSError."""
+    """A new folder to fill; it replaces `folder` if the block succeeds and is removed if it fails.
+    Raises OSError.
+    """
     staged = folder.with_name(f".{folder.name}")
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
-    yield staged
+    try:
+        yield staged
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(staged, folder)
     sync_folder(folder.parent)

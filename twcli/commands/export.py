@@ -1,0 +1,436 @@
+"""`twcli export`: a finished run becomes a folder that runs without this package.
+
+hf       the merged model, whose chat template takes `latent`
+adapter  LoRA and the new tokens' rows, for peft on the base model
+gguf     one file for llama.cpp, for models of the Llama family
+
+The folder is written beside `--out`, loaded again by the library that will read it, and must give
+the run's own prompts and logits; only then it gets its name. Shapes: K latents, T tokens, V words.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+
+from twcli.config.commands import ExportConfig, TrainConfig
+from twcli.data import latent_chat
+from twcli.data.dataset import stream_examples
+from twcli.data.encoder import SECTION_TAGS, TAGS, ExampleEncoder
+from twcli.data.names import read_latent_names
+from twcli.errors import UserError, WorkFailed, first_line
+from twcli.models import gguf_file, runtime
+from twcli.models.building import load_run
+from twcli.models.card import export_card
+from twcli.storage.durable import replacing, sync_folder
+from twcli.storage.run_folder import RunFolder
+
+NOTE = "export.json"  # what the folder was made of, so that the same command finds it done
+# largest difference of a logit: other kernels or a merged adapter stay far below it, a wrong weight
+# far above
+TOLERANCE = 1e-4
+CHECKED_LATENTS = 16
+CHECKED_RECORDS = 64
+# Texts on which chat templates and tokenizers differ from each other.
+PROBES = (
+    "What is 2 + 2?",
+    " spaces around ",
+    "Two\n\nlines\tand a tab\n",
+    "\nfirst a newline",
+    "naïve café, 你好, мир, 🙂",
+    "def f(x):\n    return {x}",
+    "{{ messages }} {% set z = 1 %}",
+    "7",
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the run itself gives, which the exported folder must give too.
+
+    Attributes:
+        prompts: x, latent and the prompt's ids.
+        sequences: token ids of some prompts with a completion.
+        logits: float32 (T, V) of each of the sequences.
+    """
+
+    prompts: list[tuple[str, int, list[int]]]
+    sequences: list[list[int]]
+    logits: list[torch.Tensor]
+
+
+def export(config: ExportConfig, say: Say) -> None:
+    """Writes and checks the folder, and uploads it where that is asked for.
+
+    Raises:
+        UserError: the run, a name, the form or the place is wrong.
+        WorkFailed: the exported model differs from the run, the disk is full or the upload failed;
+            an export that was finished stays.
+    """
+    run, out = RunFolder(config.run), Path(config.out)
+    _check_place(out)
+    trained = run.read_config()
+    if config.to == "adapter" and trained.adapt != "lora":
+        raise UserError(
+            f"{config.run}: was trained with --adapt {trained.adapt}, so there is no adapter; "
+            "give --to hf"
+        )
+    names = config.names() or _stored_names(trained, say)
+    note = _note(config, run, names)
+    if out.exists() and not config.overwrite:
+        if _read_note(out) != note:
+            raise UserError(f"{out}: exists and holds something else; --overwrite replaces it")
+        say(f"{out}: already exported; --overwrite makes it again")
+    else:
+        _export(config, run, trained, names, note, say)
+    if config.push_to_hub is not None:
+        _upload(out, config.push_to_hub, say)
+
+
+def _export(
+    config: ExportConfig,
+    run: RunFolder,
+    trained: TrainConfig,
+    names: Mapping[int, str],
+    note: Mapping[str, Any],
+    say: Say,
+) -> None:
+    out = Path(config.out)
+    latent_model, encoder, _ = load_run(
+        run, device=config.device, precision=config.precision, attention="sdpa"
+    )
+    model, latents = latent_model.backbone, cast(int, trained.latents)
+    splitting = ""
+    if config.to == "gguf":
+        splitting = gguf_file.check(model.config, encoder, config.run)
+    found = latent_chat.sections(latents, trained.latent_tokens, names)
+    default = config.latent if config.latent is not None else _most_frequent(run, latents)
+    if default not in found:
+        raise UserError(f"--latent {default}: the run has {', '.join(found)}")
+    _make_special(encoder)
+    texts = _probes(encoder, trained)
+    latent_ids = encoder.latent_ids(latents)
+    checked = [
+        k * latents // min(latents, CHECKED_LATENTS) for k in range(min(latents, CHECKED_LATENTS))
+    ]
+    prompts = [
+        (x, k, encoder.prompt(x, latent_ids[k]))
+        for i, x in enumerate(texts)
+        for k in (checked if i == 0 else [i % latents])
+    ]
+    encoder.tokenizer.chat_template = _chat_template(encoder, found, default, prompts)
+    reference = _reference(model, encoder, prompts, checked)
+    model.generation_config = GenerationConfig(
+        bos_token_id=encoder.bos,
+        eos_token_id=[encoder.y_close, encoder.eos],
+        pad_token_id=encoder.pad,
+        # servers take what a call leaves open from here: the model's own distribution
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+    )
+    try:
+        with replacing(out) as staged:
+            _write(staged, config, run, trained, latent_model.backbone, encoder, splitting)
+            card = export_card(
+                trained, runtime.versions(), form=config.to, names=names, default=default
+            )
+            (staged / "README.md").write_text(card, encoding="utf-8")
+            # the run's model makes room for the export's
+            del latent_model, model
+            gc.collect()
+            difference = _verify(staged, config, trained, reference, say)
+            (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
+            _sync(staged)
+    except OSError as error:
+        raise WorkFailed(
+            f"{error.filename or out}: {error.strerror or first_line(error)}"
+        ) from error
+    say(
+        f"{out}: {config.to}, checked: prompts are those of training, logits differ by "
+        f"{difference:.1e} at most"
+    )
+
+
+def _check_place(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out}: is a file; --out names a folder")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"{out}: there is no folder {out.parent}; make it first")
+    if out.is_dir() and not _read_note(out) and any(out.iterdir()):
+        raise UserError(f"{out}: holds files that are no export; give another --out")
+    try:
+        with tempfile.TemporaryFile(dir=out.absolute().parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written: {error.strerror}") from error
+
+
+def _note(config: ExportConfig, run: RunFolder, names: Mapping[int, str]) -> dict[str, Any]:
+    try:
+        made_of = hashlib.sha256(run.checksums_file.read_bytes()).hexdigest()
+    except OSError:  # an unfinished run; loading it says so
+        made_of = ""
+    return {
+        "made_by": "twcli export",
+        "to": config.to,
+        "run": made_of,
+        "precision": config.precision,
+        "names": {str(k): name for k, name in sorted(names.items())},
+        "latent": config.latent,
+    }
+
+
+def _read_note(out: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((out / NOTE).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _stored_names(trained: TrainConfig, say: Say) -> dict[int, str]:
+    """Names in the file that the run was trained with, where it is still there and holds any."""
+    if trained.names is None or not Path(trained.names).is_file():
+        return {}
+    names = read_latent_names(trained.names)
+    if names:
+        say("names: " + ", ".join(f"{k} {name}" for k, name in sorted(names.items())))
+    return names
+
+
+def _most_frequent(run: RunFolder, latents: int) -> str:
+    """The latent with the largest share of the records that the run was trained with."""
+    shares = run.read_naming().get("proportions")
+    if not isinstance(shares, list) or len(shares) > latents or not shares:
+        return "0"
+    return str(max(range(len(shares)), key=lambda k: shares[k]))
+
+
+def _make_special(encoder: ExampleEncoder) -> None:
+    """Tags that were plain words of the vocabulary become tokens that are found without spaces
+    around them, as the chat template writes them.
+    """
+    tokenizer = encoder.tokenizer
+    tags = TAGS if encoder.template.name == "tags" else SECTION_TAGS
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if missing := [tag for tag in tags if tag not in special]:
+        tokenizer.add_special_tokens(
+            {"additional_special_tokens": missing}, replace_extra_special_tokens=False
+        )
+
+
+def _probes(encoder: ExampleEncoder, trained: TrainConfig) -> list[str]:
+    """Prompts that the template takes: the first of the training data if they are still there, a
+    line of the vocabulary's words, and `PROBES`.
+    """
+    texts: list[str] = []
+    if Path(trained.data).is_file():
+        try:
+            rows = stream_examples(trained.data, x_field=trained.x_field, y_field=None)
+            texts += dict.fromkeys(row.x for row in islice(rows, CHECKED_RECORDS))
+        except UserError:  # changed since; the others will do
+            pass
+    tokenizer = encoder.tokenizer
+    ids = range(0, len(tokenizer), max(1, len(tokenizer) // CHECKED_RECORDS))
+    special = set(tokenizer.added_tokens_decoder)
+    texts.append(" ".join(tokenizer.decode([id]).strip() for id in ids if id not in special))
+    good = []
+    for x in [*texts, *PROBES]:
+        try:
+            encoder.prompt(x)
+        except UserError:  # no token of the vocabulary, or one that is a tag
+            continue
+        good.append(x)
+    if not good:
+        raise UserError(f"{encoder.source}: its tokenizer takes none of the texts to check with")
+    return good
+
+
+def _chat_template(
+    encoder: ExampleEncoder,
+    found: Mapping[str, str],
+    default: str,
+    prompts: Sequence[tuple[str, int, list[int]]],
+) -> str | dict[str, str]:
+    """The tokenizer's chat template with latents; for other frames one that builds their
+    prompts.
+    """
+    tokenizer = encoder.tokenizer
+    if encoder.template.name == "chat":
+        own = tokenizer.chat_template
+        if isinstance(own, dict):
+            return {
+                name: latent_chat.with_latents(text, found, default) for name, text in own.items()
+            }
+        return latent_chat.with_latents(own, found, default)
+    plain, spaced = (
+        latent_chat.one_turn(encoder.template.text, found, default, space=space)
+        for space in (False, True)
+    )
+    return min(plain, spaced, key=lambda text: len(_misread(tokenizer, prompts, text)))
+
+
+def _misread(
+    tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]], text: str | None = None
+) -> list[str]:
+    """The x whose prompts by the chat template are not those of training."""
+    wrong = []
+    for x, latent, ids in prompts:
+        rendered = tokenizer.apply_chat_template(
+            [{"role": "user", "content": x}],
+            chat_template=text,
+            latent=latent,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+        if rendered != ids:
+            wrong.append(x)
+    return wrong
+
+
+@torch.no_grad()
+def _logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
+    device = model.device
+    return [
+        model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu()
+        for ids in sequences
+    ]
+
+
+def _reference(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    prompts: list[tuple[str, int, list[int]]],
+    checked: Sequence[int],
+) -> Reference:
+    first = [ids for _, _, ids in prompts[: len(checked)]]
+    answer = encoder.prompt(prompts[0][0])[1:4]  # any ids will do as a completion
+    context = runtime.context_length(model, None)
+    sequences = [(ids + answer)[:context] for ids in first]
+    return Reference(prompts, sequences, _logits(model, sequences))
+
+
+def _write(
+    folder: Path,
+    config: ExportConfig,
+    run: RunFolder,
+    trained: TrainConfig,
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    splitting: str,
+) -> None:
+    name = Path(config.out).absolute().name
+    if config.to == "gguf":
+        gguf_file.write(folder / gguf_file.FILE, model, encoder, name, splitting)
+        return
+    if config.to == "hf":
+        model.save_pretrained(folder, safe_serialization=True)
+    else:
+        for file in run.adapter.iterdir():
+            shutil.copy(file, folder / file.name)
+        settings = json.loads((folder / "adapter_config.json").read_bytes())
+        settings["base_model_name_or_path"] = trained.model
+        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
+        model.generation_config.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+
+
+def _verify(
+    folder: Path, config: ExportConfig, trained: TrainConfig, reference: Reference, say: Say
+) -> float:
+    """Largest difference of a logit between the folder's model and the run's.
+
+    Raises:
+        WorkFailed: it is larger than rounding explains, the folder cannot be loaded, or its chat
+            template gives other prompts.
+    """
+    source = str(folder / gguf_file.FILE if config.to == "gguf" else folder)
+    settings = {"gguf_file": gguf_file.FILE} if config.to == "gguf" else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
+        if config.to == "adapter":
+            model = _with_adapter(folder, trained, len(tokenizer))
+        else:
+            model = runtime.load_model(source, precision=config.precision)
+        model = model.to(runtime.pick_device(config.device))
+        logits = _logits(model, reference.sequences)
+    except (UserError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        raise WorkFailed(
+            f"{config.out}: the export cannot be loaded: {first_line(error)}"
+        ) from error
+    wrong = _misread(tokenizer, reference.prompts)
+    if wrong:
+        raise WorkFailed(
+            f"{config.out}: the chat template gives {len(wrong)} of {len(reference.prompts)} "
+            f"prompts other tokens than training did, the first {wrong[0][:60]!r}; nothing was "
+            "written"
+        )
+    if any(
+        mine.shape != theirs.shape for mine, theirs in zip(logits, reference.logits, strict=True)
+    ):
+        raise WorkFailed(f"{config.out}: the export has another vocabulary than the run")
+    difference = max(
+        float((mine - theirs).abs().max())
+        for mine, theirs in zip(logits, reference.logits, strict=True)
+    )
+    if not difference <= TOLERANCE:  # false for NaN
+        raise WorkFailed(
+            f"{config.out}: the exported model's logits differ by {difference:.1e} from the run's, "
+            f"more than {TOLERANCE:.0e}; nothing was written"
+        )
+    return difference
+
+
+def _with_adapter(folder: Path, trained: TrainConfig, words: int) -> Any:
+    """The base model with the folder's adapter, by peft alone."""
+    from peft import PeftModel
+
+    base = runtime.load_model(trained.model, attention="sdpa")
+    if words > base.get_input_embeddings().num_embeddings:
+        base.resize_token_embeddings(words, mean_resizing=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
+        return PeftModel.from_pretrained(base, str(folder)).eval()
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def _upload(out: Path, repository: str, say: Say) -> None:
+    """Uploads the folder; a repository that is made for it is private."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+
+    again = f"{out} is finished; the same command uploads it again"
+    try:
+        api = HfApi()
+        made = not api.repo_exists(repository)
+        api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(
+            repo_id=repository, folder_path=out, commit_message="Model exported by twcli"
+        )
+    except (HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+        raise WorkFailed(f"--push-to-hub {repository}: {first_line(error)}; {again}") from error
+    say(f"uploaded to {repository}" + (", which is private" if made else ""))

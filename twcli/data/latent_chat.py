@@ -1,0 +1,174 @@
+"""Chat templates that take a latent: the text of a Jinja template which puts the latent's section
+at the end of the generation prompt, where training had it.
+
+    tokenizer.apply_chat_template(messages, latent=2, add_generation_prompt=True)
+
+A latent is named by its number or its name. Where a server does not pass `latent` on, the first
+line of a system message does it: `latent: 2`; the template reads that line and drops it. "router"
+ends the prompt at `<z>`, whose next token, among the latents', is the router's choice.
+
+The text goes to `transformers`, vLLM, SGLang and llama.cpp alike, which all trim a block's newline
+and strip the space before it (`trim_blocks`, `lstrip_blocks`), so it keeps to what they share.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+
+from twcli.data.encoder import latent_tokens
+from twcli.errors import UserError
+
+ROUTER = "router"
+LINE = "latent:"  # how a system message's first line that names a latent begins
+LONGEST_NAME = 64
+
+# `latent` becomes a key of `latent_sections`; a system line wins over the argument, since it lies
+# with the request's own messages. `messages` is what is left of them.
+_CHOICE = """\
+{%- set latent_sections = @SECTIONS@ %}
+{%- if latent is not defined or latent is none %}
+  {%- set latent = @DEFAULT@ %}
+{%- endif %}
+{%- if messages and messages[0]['role'] == 'system' and messages[0]['content'] %}
+  {%- set latent_content = messages[0]['content'] %}
+  {%- if latent_content is string %}
+    {%- set latent_text = latent_content %}
+    {%- set latent_parts = [] %}
+  {%- else %}
+    {%- set latent_text = latent_content[0]['text'] if latent_content[0]['text'] else '' %}
+    {%- set latent_parts = latent_content[1:] %}
+  {%- endif %}
+  {%- set latent_line = latent_text.split('\\n')[0] %}
+  {%- if latent_line.startswith('@LINE@') %}
+    {%- set latent = latent_line[@LENGTH@:] %}
+    {%- set latent_rest = latent_text[(latent_line | length) + 1:] %}
+    {%- if latent_content is string and latent_rest | trim %}
+      {%- set messages = [{'role': 'system', 'content': latent_rest}] + messages[1:] %}
+    {%- elif latent_rest | trim %}
+      {%- set latent_parts = [{'type': 'text', 'text': latent_rest}] + latent_parts %}
+      {%- set messages = [{'role': 'system', 'content': latent_parts}] + messages[1:] %}
+    {%- elif latent_parts %}
+      {%- set messages = [{'role': 'system', 'content': latent_parts}] + messages[1:] %}
+    {%- else %}
+      {%- set messages = messages[1:] %}
+    {%- endif %}
+  {%- endif %}
+{%- endif %}
+{%- set latent = latent | string | trim %}
+{%- if latent not in latent_sections %}
+  {{- raise_exception('latent ' + latent + ' is unknown; this model has ' + @KNOWN@) }}
+{%- endif %}
+"""
+
+# One user turn, as the prompts of training; the completion may follow, for whoever scores it.
+_ONE_TURN = """\
+{%- if not messages or messages | length > 2 or messages[0]['role'] != 'user'
+    or (messages | length == 2 and messages[1]['role'] != 'assistant') %}
+  {{- raise_exception('this model was trained on one user turn and its answer; give just those') }}
+{%- endif %}
+{%- set latent_x = messages[0]['content'] %}
+{%- if latent_x is not string %}
+  {%- set latent_x = latent_x | map(attribute='text') | join('') %}
+{%- endif %}
+{{- @HEAD@ + @SPACE@ + latent_x + @MIDDLE@ }}
+{%- if add_generation_prompt or messages | length == 2 %}
+  {{- latent_sections[latent] }}
+  {%- if latent != 'router' %}
+    {{- @LEAD@ }}
+  {%- endif %}
+{%- endif %}
+{%- if messages | length == 2 %}
+  {{- messages[1]['content'] + @CLOSE@ }}
+{%- endif %}
+"""
+# SentencePiece puts a space before the first text of a string and before no other; training
+# tokenised x as a string of its own.
+_LEADING_SPACE = "('' if latent_x[:1] == ' ' else ' ')"
+
+
+def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, str]:
+    """What stands for each latent in the generation prompt, by its number as text, by its name, and
+    for "router".
+
+    Args:
+        latents: K.
+        tokens: vocabulary tokens P that spell one latent.
+        names: names of some of the latents.
+
+    Raises:
+        UserError: a name that cannot be told from another, or of a latent that is not there.
+    """
+    by_number = {str(k): f"<z>{''.join(latent_tokens(k, tokens))}</z>" for k in range(latents)}
+    found = {**by_number, ROUTER: "<z>"}
+    for k, name in names.items():
+        if not 0 <= k < latents:
+            raise UserError(f"--name {k}={name}: the run has the latents 0 to {latents - 1}")
+        if not name.strip() or name != name.strip() or len(name) > LONGEST_NAME:
+            raise UserError(
+                f"--name {k}={name}: give a name of 1 to {LONGEST_NAME} characters without space "
+                "around it"
+            )
+        if not name.isprintable() or name.isdecimal():
+            raise UserError(f"--name {k}={name}: give a name of one line that is no number")
+        if name in found:
+            raise UserError(f"--name {k}={name}: '{name}' already stands for something else")
+        found[name] = by_number[str(k)]
+    return found
+
+
+def with_latents(template: str, found: Mapping[str, str], default: str) -> str:
+    """The chat template `template` with the latent's section at the end of its generation prompt.
+
+    Args:
+        found: the result of `sections`.
+        default: the key of `found` that is used where a call names no latent.
+    """
+    # Jinja drops a template's last newline, which here would come to stand in the middle.
+    body = template.removesuffix("\n").removesuffix("\r")
+    tail = "{{ latent_sections[latent] if add_generation_prompt else '' }}"
+    return _choice(found, default) + body + tail
+
+
+def one_turn(text: str, found: Mapping[str, str], default: str, *, space: bool = False) -> str:
+    """A chat template that builds the prompts of a frame: one user turn becomes x.
+
+    Args:
+        text: the frame with `{x}`, `{z}` and `{y}`.
+        found, default: as for `with_latents`.
+        space: put a space before x.
+    """
+    head, rest = text.split("{x}", 1)
+    middle, rest = rest.split("{z}", 1)
+    lead, close = rest.split("{y}", 1)
+    values = {
+        "HEAD": _literal(head),
+        "SPACE": _LEADING_SPACE if space else "''",
+        "MIDDLE": _literal(middle),
+        "LEAD": _literal(lead),
+        "CLOSE": _literal(close),
+    }
+    return _choice(found, default) + _filled(_ONE_TURN, values).removesuffix("\n")
+
+
+def _choice(found: Mapping[str, str], default: str) -> str:
+    known = ", ".join(found)
+    values = {
+        "SECTIONS": json.dumps(dict(found), ensure_ascii=False),
+        "DEFAULT": _literal(default),
+        "LINE": LINE,
+        "LENGTH": str(len(LINE)),
+        "KNOWN": _literal(known),
+    }
+    return _filled(_CHOICE, values)
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    """`text` with each `@NAME@` replaced; in one pass, since a value may look like a place."""
+    return re.sub("@([A-Z]+)@", lambda place: values[place[1]], text)
+
+
+def _literal(text: str) -> str:
+    """Jinja reads a JSON string as it is, if characters beyond ASCII are not escaped."""
+    return json.dumps(text, ensure_ascii=False)
