@@ -29,7 +29,7 @@ from twcli.models.card import model_card
 from twcli.training.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("precompute", "discover", "train", "eval", "sample", "inspect")
+COMMANDS = ("precompute", "discover", "train", "eval", "sample", "export", "inspect")
 JUDGE = "tests.conftest:judge"
 
 

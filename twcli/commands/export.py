@@ -133,7 +133,9 @@ def _export(
         for i, x in enumerate(texts)
         for k in (checked if i == 0 else [i % latents])
     ]
-    encoder.tokenizer.chat_template = _chat_template(encoder, found, default, prompts)
+    encoder.tokenizer.chat_template = _chat_template(
+        encoder, found, default, prompts, own=trained.template == "chat"
+    )
     reference = _reference(model, encoder, prompts, checked)
     model.generation_config = GenerationConfig(
         bos_token_id=encoder.bos,
@@ -268,18 +270,20 @@ def _chat_template(
     found: Mapping[str, str],
     default: str,
     prompts: Sequence[tuple[str, int, list[int]]],
+    *,
+    own: bool,
 ) -> str | dict[str, str]:
-    """The tokenizer's chat template with latents; for other frames one that builds their
-    prompts.
+    """The tokenizer's own chat template with latents, or one that builds the prompts of the run's
+    template.
     """
     tokenizer = encoder.tokenizer
-    if encoder.template.name == "chat":
-        own = tokenizer.chat_template
-        if isinstance(own, dict):
+    if own:
+        texts = tokenizer.chat_template
+        if isinstance(texts, dict):
             return {
-                name: latent_chat.with_latents(text, found, default) for name, text in own.items()
+                name: latent_chat.with_latents(text, found, default) for name, text in texts.items()
             }
-        return latent_chat.with_latents(own, found, default)
+        return latent_chat.with_latents(texts, found, default)
     plain, spaced = (
         latent_chat.one_turn(encoder.template.text, found, default, space=space)
         for space in (False, True)

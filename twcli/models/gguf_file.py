@@ -55,7 +55,7 @@ def check(model_config: Any, encoder: ExampleEncoder, place: str) -> str:
         raise UserError(
             f"{place}: --to gguf does not write {rope['rope_type']} rotary embeddings; {CONVERTER}"
         )
-    name = _splitting(json.loads(encoder.tokenizer.backend_tokenizer.to_str()))
+    name = splitting_of(json.loads(encoder.tokenizer.backend_tokenizer.to_str()))
     if name is None:
         raise UserError(
             f"{place}: --to gguf writes byte-level BPE tokenizers that split text as GPT-2, Llama "
@@ -64,7 +64,12 @@ def check(model_config: Any, encoder: ExampleEncoder, place: str) -> str:
     return name
 
 
-def _splitting(state: dict[str, Any]) -> str | None:
+def splitting_of(state: dict[str, Any]) -> str | None:
+    """llama.cpp's name for how this tokenizer splits text before BPE, None if it has none.
+
+    Args:
+        state: the tokenizer as `tokenizer.json` has it.
+    """
     model, splitter = state["model"], state.get("pre_tokenizer") or {}
     if model["type"] != "BPE" or model.get("byte_fallback") or state.get("normalizer"):
         return None
