@@ -175,7 +175,7 @@ FEWER = {
     (search_module, "FINE_CLUSTERS"): (3,),
     (search_module, "RESTARTS"): 1,
     (search_module, "HALVINGS"): 1,
-    (naming_module, "FURTHER"): 1,
+    (naming_module, "ABOVE"): 1,
 }
 ALL = {(module, name): getattr(module, name) for module, name in FEWER}
 

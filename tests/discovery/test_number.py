@@ -15,11 +15,17 @@ from twcli.discovery.number import (
 from twcli.discovery.search import Discriminant, Found
 
 
-def named(clusters, latents, stability=0.9, used=None):
+def named(clusters, latents, above_noise=0.9, used=None):
     """What was found, by hand."""
-    posterior = np.eye(latents)[np.array(clusters)]
-    found = Found(posterior, Discriminant(None, np.array([]), latents), stability, stability, 0.0)
-    return Count(latents, stability, latents if used is None else used, found)
+    found = Found(
+        np.eye(latents)[np.array(clusters)],
+        Discriminant(None, np.array([]), latents),
+        stability=0.9,
+        above_noise=above_noise,
+        lead_stability=0.9,
+        ambiguity=0.0,
+    )
+    return Count(latents, latents if used is None else used, found)
 
 
 def counted(points, numbers):
@@ -34,7 +40,7 @@ def test_three_clusters_are_three():
     counts = counts_of([2, 3, 4, 5], [points] * 3, np.ones(240), [1] * 240, 0, steps.append)
     assert [count.latents for count in counts] == [2, 3, 4, 5] and steps == [1] * 4
     assert best_count(counts).latents == 3
-    assert counts[1].stability > 0.97 and counts[1].used == 3
+    assert counts[1].found.stability > 0.97 and counts[1].used == 3
 
 
 def test_kinds_of_kinds_are_nested():
@@ -47,7 +53,7 @@ def test_kinds_of_kinds_are_nested():
     points[:, 0] += 40 * coarse
     points[:, 1] += 9 * fine
     two, three, four = counted(points, [2, 3, 4])
-    assert min(two.stability, four.stability) > 0.97
+    assert min(two.found.stability, four.found.stability) > 0.97
     assert nesting(four, two) == pytest.approx(1.0, abs=0.01)
     assert nesting(four, two) > nesting(named(rng.integers(4, size=300), 4), two) + 0.3
     assert best_count([two, three, four]).latents == 4
@@ -63,7 +69,7 @@ def test_nesting_and_agreement_by_hand():
 
 def test_of_the_most_stable_numbers_the_largest_is_taken():
     def best(*figures):
-        return best_count([named([0, 1], k, stability) for k, stability in figures]).latents
+        return best_count([named([0, 1], k, above) for k, above in figures]).latents
 
     near, far = 0.95 - 0.9 * TOLERANCE, 0.95 - 1.1 * TOLERANCE
     assert best((2, 0.95), (3, near), (4, 0.80)) == 3

@@ -12,8 +12,8 @@ Keys of the summary:
         None, and what chance gives; all in [0, 1].
     stability: float or None. repulsion: nats a pair of completions of one prompt, or "infinite".
     proportions: K floats in [0, 1].
-    per_latents: a dict for each K that was tried, with latents, stability, evidence,
-        score and chosen; where K was given, that one and the next larger ones.
+    per_latents: a dict for each K that was tried, with latents, stability, above_noise or
+        evidence, score and chosen; where K was given, that one and its neighbours.
     nested: str or None, how finer answers nest in coarser ones.
     latent_cards: K dicts with latent, share, mean_probability, phrases (text, z, share and, where
         known, elsewhere) and typical (row, x, y, probability).
@@ -251,8 +251,9 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
 
 
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
-    names = ("stability", "evidence", "score")
-    lines = ["latents" + "".join(f"{name:>12}" for name in names)]
+    criterion = "evidence" if per_latents[0].get("above_noise") is None else "above_noise"
+    names = ("stability", criterion, "score")
+    lines = ["latents" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
     for row in per_latents:
         values = "".join(f"{_fitted(_number(row[name]), 11):>12}" for name in names)
         lines.append(f"{row['latents']:>7}{values}{'  chosen' if row['chosen'] else ''}")

@@ -45,8 +45,9 @@ from twcli.discovery.features import (
     embed_rows,
 )
 from twcli.discovery.number import (
+    ABOVE,
+    BELOW,
     COUNTED_ROWS,
-    FURTHER,
     MOST_LATENTS,
     Count,
     agreement,
@@ -356,9 +357,11 @@ def _numbers(
     rows = slice(0, int(sizes[:cut].sum()))
     most = int(sizes[:cut].sum()) // LEAST_ROWS_A_LATENT
     numbers = (
-        range(2, MOST_LATENTS + 1) if latents is None else range(latents, latents + FURTHER + 1)
+        range(2, MOST_LATENTS + 1)
+        if latents is None
+        else range(latents - BELOW, latents + ABOVE + 1)
     )
-    numbers = [number for number in numbers if number <= most]
+    numbers = [number for number in numbers if 2 <= number <= most]
     if not numbers and latents is None:
         numbers = [2]
     with progress("naming: how many latents", len(numbers)) as advance:
@@ -370,12 +373,13 @@ def _numbers(
         K = found.posterior_NK.shape[1]
         if len(np.unique(found.posterior_NK.argmax(1))) < 2:
             return 1 / K
-        from_here = [count for count in counts if count.latents >= K]
-        if not from_here:
-            return expected_share_right(found.stability, K)
-        agree = np.array([agreement(from_here[0], count) for count in from_here])
-        right = float(plausibility(from_here) @ agree) * expected_share_right(found.stability, K)
-        return max(right, 1 / K)
+        right = expected_share_right(found.stability, found.above_noise, K)
+        near = [count for count in counts if -BELOW <= count.latents - K <= ABOVE]
+        own = next((count for count in near if count.latents == K), None)
+        if own is None:
+            return right
+        agree = np.array([agreement(own, count) for count in near])
+        return max(float(plausibility(near) @ agree) * right, 1 / K)
 
     return counts, score_of
 
@@ -384,9 +388,13 @@ def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
     return [
         {
             "latents": count.latents,
-            "stability": round(count.stability, 4),
+            "stability": round(count.found.stability, 4),
+            "above_noise": round(count.found.above_noise, 4),
             "evidence": None,
-            "score": round(expected_share_right(count.found.stability, count.latents), 4),
+            "score": round(
+                expected_share_right(count.found.stability, count.found.above_noise, count.latents),
+                4,
+            ),
             "used": count.used,
             "chosen": count.latents == latents,
         }
@@ -400,9 +408,9 @@ def _nested(counts: list[Count], latents: int) -> str | None:
     finer = [count for count in counts if count.latents > latents]
     if not finer:
         return None
-    best = max(finer, key=lambda count: count.stability)
+    best = max(finer, key=lambda count: count.found.above_noise)
     return (
-        f"{best.latents} latents would be a finer answer of stability {best.stability:.2f}, "
+        f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
         f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"
     )
 

@@ -1,9 +1,11 @@
 """How many latents there are, where strategies may repeat within a prompt: as many as are stable.
 
 Two namings from separate halves of the prompts agree as long as every cluster is there in both; one
-cluster too many is cut from another at a place that differs between the halves. Several numbers may
-be stable, the larger ones nested in the smaller ones: strategies have sub-kinds. The largest number
-that is as stable as the most stable one is taken, unless it only splits off a handful of rows.
+cluster too many is cut from another at a place that differs between the halves. Few clusters are
+stable even where there are none, so what counts is by how much points without structure are less
+stable. Several numbers may be stable, the larger ones nested in the smaller ones: strategies have
+sub-kinds. The largest number that is as stable as the most stable one is taken, unless it only
+splits off a handful of rows.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ from twcli.discovery.search import Found, matched_share, search
 
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
-TOLERANCE = 0.03  # of stability, within which two numbers are equally stable
-DOUBT = 0.1  # of stability: a number that is less stable by this is held a third as likely
-FURTHER = 2  # numbers above a given one that are compared with it
+TOLERANCE = 0.05  # of stability above noise, within which two numbers are equally stable
+DOUBT = 0.05  # of it: a number that is less stable by this is held a third as likely
+BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 
 
@@ -29,15 +31,19 @@ class Count:
 
     Attributes:
         latents: K.
-        stability: mean of that of the most stable ways and of the kept naming's own way.
         used: clusters with more than a handful of rows.
         found: the naming of the rows that were looked at.
     """
 
     latents: int
-    stability: float
     used: int
     found: Found
+
+    @classmethod
+    def of(cls, found: Found) -> Count:
+        """Of a naming of the rows that are looked at."""
+        shares_K = found.posterior_NK.mean(0)
+        return cls(len(shares_K), int((shares_K >= LEAST_SHARE).sum()), found)
 
     @property
     def clusters_N(self) -> np.ndarray:
@@ -56,10 +62,7 @@ def counts_of(
     """The naming under each of these numbers, of the same rows."""
     counts = []
     for latents in numbers:
-        found = search(views, weight_N, sizes, latents, seed)
-        shares_K = found.posterior_NK.mean(0)
-        stability = (found.stability + found.lead_stability) / 2
-        counts.append(Count(latents, stability, int((shares_K >= LEAST_SHARE).sum()), found))
+        counts.append(Count.of(search(views, weight_N, sizes, latents, seed)))
         if advance:
             advance(1)
     return counts
@@ -68,17 +71,17 @@ def counts_of(
 def best_count(counts: Sequence[Count]) -> Count:
     """The largest number among the most stable ones whose clusters all have rows."""
     full = [count for count in counts if count.used == count.latents] or list(counts)
-    highest = max(count.stability for count in full)
+    highest = max(count.found.above_noise for count in full)
     return max(
-        (count for count in full if count.stability >= highest - TOLERANCE),
+        (count for count in full if count.found.above_noise >= highest - TOLERANCE),
         key=lambda count: count.latents,
     )
 
 
 def plausibility(counts: Sequence[Count]) -> np.ndarray:
     """(number of counts,) weights of sum 1: how far each number is held to be the right one."""
-    stability = np.array([count.stability for count in counts])
-    weights = np.exp((stability - stability.max()) / DOUBT)
+    above_noise = np.array([count.found.above_noise for count in counts])
+    weights = np.exp((above_noise - above_noise.max()) / DOUBT)
     return weights / weights.sum()
 
 

@@ -12,16 +12,22 @@ import numpy as np
 from scipy.special import expit
 
 # Where the share right, above chance, is half of what it is at full stability, and how fast it
-# falls there: fitted to namings of the natural suite (`make natural`), whose labels say what was
-# right. Stability overstates: two halves may agree on a wrong answer.
-HALF_STABILITY = 0.81
-STABILITY_WIDTH = 0.025
+# falls there; the same for stability above that of noise. Fitted to namings of the natural suite
+# (`make natural`), whose labels say what was right. Stability overstates: two halves may agree on a
+# wrong answer.
+HALF_STABILITY, STABILITY_WIDTH = 0.75, 0.03
+HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.15, 0.04
 
 
-def expected_share_right(stability: float, latents: int) -> float:
-    """Share of rows that a naming of this stability is expected to name right, from 1 / K to 1."""
-    reliability = float(expit((stability - HALF_STABILITY) / STABILITY_WIDTH))
-    return 1 / latents + (1 - 1 / latents) * reliability
+def expected_share_right(stability: float, above_noise: float, latents: int) -> float:
+    """Share of rows that a naming is expected to name right, from 1 / K to 1, if K is right.
+
+    Args:
+        stability, above_noise: as in `search.Found`.
+    """
+    reliability = expit((stability - HALF_STABILITY) / STABILITY_WIDTH)
+    reliability *= expit((above_noise - HALF_ABOVE_NOISE) / ABOVE_NOISE_WIDTH)
+    return 1 / latents + (1 - 1 / latents) * float(reliability)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,16 @@
 
 There are many reasonable ways to cluster points: which features, how many directions, k-means or a
 Gaussian mixture; and clusters of wordings may hide what differs across all wordings, so each way is
-also tried on what is left after fine clusters' means are taken out (alternative clustering). Each
-way names the rows from either half of the prompts; how far the two namings agree on all rows is its
-stability (Lange et al. 2004). The naming that the stable ways agree with most is kept, and those
-that agree with it vote for each row (evidence accumulation, Fred and Jain 2005). On natural data
-this ranks namings far better than likelihood or explained variance, which prefer tight sub-kinds.
-A linear discriminant that was fitted to the votes on other prompts then names each row: what holds
-for all prompts is kept, and single votes that do not are corrected.
+also tried on what is left after fine clusters' means are taken out (alternative clustering). A
+frequent strategy lies densely and a rare one sparsely, and k-means would cut the former before it
+finds the latter: rows are weighted by the inverse of the density around them, so that a strategy
+counts by the variety of its completions, not by their number. Each way names the rows from either
+half of the prompts; how far the two namings agree on all rows is its stability (Lange et al. 2004).
+The naming that the stable ways agree with most is kept, and those that agree with it vote for each
+row (evidence accumulation, Fred and Jain 2005). On natural data this ranks namings far better than
+likelihood or explained variance, which prefer tight sub-kinds. A linear discriminant that was
+fitted to the votes on other prompts then names each row: what holds for all prompts is kept, and
+single votes that do not are corrected.
 
 Shapes: N rows that lie prompt by prompt, D directions, K clusters, W ways.
 """
@@ -25,13 +28,16 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.mixture import GaussianMixture
 
 KMEANS_DIRECTIONS = (6, 12, 24, 48)
 OTHER_DIRECTIONS = (12, 24, 48)
 FINE_CLUSTERS = (3, 5)  # times K, whose means are taken out
+NEIGHBOURS = 0.01  # share of the rows, whose median distance is the scale of a density
 RESTARTS = 4
 HALVINGS = 4  # of the prompts, over which stability is averaged
+NOISE_HALVINGS = 2  # of them for points without structure, which vary less
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 REGULARISATION = 1e-3  # of the mean variance, on a mixture's covariances
 STABLE = 8  # powers: how much more the stable ways count,
@@ -40,7 +46,21 @@ VOTERS = 0.75  # agreement with the kept naming, from which a way votes
 LEAST_ROWS = 4  # a cluster, in each half
 FOLDS = 5  # of the prompts, for the discriminant
 CORRECTIONS = 2  # rounds of it
+TINY = 1e-12
 DOUBT = 1e-3  # least probability of any cluster, shared out evenly: no feature is ever that sure
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How much rows count where they are averaged.
+
+    Attributes:
+        plain_N: (N,) by their number of tokens.
+        even: for each view (N,), by `even_weights`.
+    """
+
+    plain_N: np.ndarray
+    even: tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -51,35 +71,36 @@ class Way:
         view: which view is clustered.
         directions: leading ones of it.
         fine: clusters whose means are taken out of the first view beforehand; 0 for none.
-        covariance: of a Gaussian mixture, "tied" or "spherical"; None for k-means.
+        mixture: Gaussians of one covariance, which start from k-means, in its place.
     """
 
     view: int
     directions: int
     fine: int = 0
-    covariance: str | None = None
+    mixture: bool = False
 
     def name(
         self,
         views: Sequence[np.ndarray],
-        weight_N: np.ndarray,
+        weights: Weights,
         latents: int,
         fitted_N: np.ndarray,
         seed: int,
     ) -> np.ndarray:
         """Clusters (N,) of all rows by what is fitted to the rows `fitted_N` (N,) bool."""
-        points = views[self.view]
+        points, weight_N = views[self.view], weights.even[self.view]
         if self.fine:
+            weight_N = weights.plain_N
             points = self._without_fine_clusters(views, weight_N, fitted_N, seed)
         points = points[:, : self.directions]
         if not points.shape[1]:
             return np.zeros(len(points), np.int64)
         means = _kmeans(points[fitted_N], weight_N[fitted_N], latents, seed)
-        if self.covariance is None:
+        if not self.mixture:
             return means.predict(points).astype(np.int64)
         mixture = GaussianMixture(
             latents,
-            covariance_type=self.covariance,
+            covariance_type="tied",
             means_init=means.cluster_centers_,
             reg_covar=REGULARISATION * float(points[fitted_N].var()) + 1e-12,
             random_state=seed,
@@ -121,10 +142,27 @@ def ways_of(latents: int, views: int) -> list[Way]:
         for times in FINE_CLUSTERS:
             ends = min(OTHER_DIRECTIONS), max(OTHER_DIRECTIONS)
             found += [Way(view, directions, fine=times * latents) for directions in ends]
-        for directions in OTHER_DIRECTIONS:
-            found += [Way(view, directions, covariance="tied")]
-            found += [Way(view, directions, covariance="spherical")]
+        found += [Way(view, directions, mixture=True) for directions in OTHER_DIRECTIONS]
     return found
+
+
+def even_weights(points: np.ndarray, weight_N: np.ndarray, used_N: np.ndarray) -> np.ndarray:
+    """Weights (N,) that count each region of the points alike, however densely rows lie there.
+
+    A row's weight is divided by a Gaussian kernel density, whose width is the median distance to
+    the row that `NEIGHBOURS` of all are nearer than. Rows that are not used keep theirs.
+    """
+    seen = points[used_N][:, : max(KMEANS_DIRECTIONS)]
+    if len(seen) < 2 or not seen.shape[1]:
+        return weight_N
+    squared_NN = euclidean_distances(seen.astype(np.float32), squared=True)
+    nearest = max(2, round(NEIGHBOURS * len(seen)))
+    width = float(np.median(np.partition(squared_NN, min(nearest, len(seen) - 1))[:, nearest]))
+    density_N = np.exp(squared_NN / -(width + TINY)).sum(1)
+    even_N = weight_N.copy()
+    even_N[used_N] /= density_N
+    even_N[used_N] *= weight_N[used_N].mean() / even_N[used_N].mean()
+    return even_N
 
 
 @dataclass(frozen=True)
@@ -175,7 +213,9 @@ class Found:
     Attributes:
         posterior_NK: P(z | features) of each row, from discriminants fitted on other prompts.
         discriminant: fitted to all rows, for rows that were not here.
-        stability: of the ways that are most stable (the upper third), mean agreement of the halves.
+        stability: share of rows on which whole searches of either half of the prompts agree.
+        above_noise: how far the stable ways are above what they are on points without structure,
+            from 0 to 1, which is full stability; below 0 where they are less stable than that.
         lead_stability: of the way whose naming is kept.
         ambiguity: largest stability among ways whose naming is another one; 0 where there is none.
     """
@@ -183,6 +223,7 @@ class Found:
     posterior_NK: np.ndarray
     discriminant: Discriminant
     stability: float
+    above_noise: float
     lead_stability: float
     ambiguity: float
 
@@ -207,29 +248,101 @@ def search(
     rng = np.random.default_rng([seed, 8])
     used_P = _first_prompts(sizes_P, SEARCHED_ROWS, rng)
     used_N = np.repeat(used_P, sizes_P)
-    halvings = [_halves(used_P, rng) for _ in range(HALVINGS)]
-    namings, stabilities = [], []
-    for way in ways_of(latents, len(views)):
-        namings.append(way.name(views, weight_N, latents, used_N, seed))
-        stabilities.append(
-            float(
-                np.mean(
-                    [
-                        _agreement(way, views, weight_N, latents, half_P, used_P, sizes_P, seed)
-                        for half_P in halvings
-                    ]
+    halvings = [_halves(used_P, sizes_P, rng) for _ in range(HALVINGS)]
+    weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in views))
+    ways = ways_of(latents, len(views))
+    namings_WN = np.empty((len(ways), len(used_N)), np.int64)
+    halves_WH2N = np.empty((len(ways), HALVINGS, 2, len(used_N)), np.int64)
+    for index, way in enumerate(ways):
+        namings_WN[index] = way.name(views, weights, latents, used_N, seed)
+        for halving, sides in enumerate(halvings):
+            for side, fitted_N in enumerate(sides):
+                halves_WH2N[index, halving, side] = (
+                    way.name(views, weights, latents, fitted_N, seed + 1)
+                    if min(half.sum() for half in sides) >= LEAST_ROWS * latents
+                    else rng.integers(latents, size=len(used_N))  # too few rows to say anything
                 )
-            )
-        )
         if advance:
             advance(1)
-    votes_NK, *figures = _elected(namings, np.array(stabilities), latents)
-    points, clusters_N = discriminant_points(views), votes_NK.argmax(1)
+    stability_W = np.array(
+        [
+            np.mean([matched_share(*sides[:, used_N], latents) for sides in halves_H2N])
+            for halves_H2N in halves_WH2N
+        ]
+    )
+    points = discriminant_points(views)
+    outcomes = [
+        [
+            _outcome(halves_WH2N[:, halving, side], stability_W, points, fitted_N, latents)
+            for side, fitted_N in enumerate(sides)
+        ]
+        for halving, sides in enumerate(halvings)
+    ]
+    agreements = [matched_share(one[used_N], other[used_N], latents) for one, other in outcomes]
+    votes_NK, lead, ambiguity = _elected(namings_WN, stability_W, latents)
+    clusters_N = votes_NK.argmax(1)
     posterior_NK = votes_NK
     for _ in range(CORRECTIONS):
         posterior_NK = out_of_fold(points, clusters_N, sizes_P, latents, rng)
         clusters_N = posterior_NK.argmax(1)
-    return Found(posterior_NK, Discriminant.fit(points, clusters_N, latents), *figures)
+    discriminant = Discriminant.fit(points, clusters_N, latents)
+    noise = _noise_stability(views, weight_N, latents, halvings[:NOISE_HALVINGS], seed)
+    return Found(
+        posterior_NK,
+        discriminant,
+        stability=float(np.mean(agreements)),
+        above_noise=(_upper_third(stability_W) - noise) / max(1 - noise, TINY),
+        lead_stability=lead,
+        ambiguity=ambiguity,
+    )
+
+
+def _noise_stability(
+    views: Sequence[np.ndarray],
+    weight_N: np.ndarray,
+    latents: int,
+    halvings: Sequence[tuple[np.ndarray, np.ndarray]],
+    seed: int,
+) -> float:
+    """Stability of k-means on Gaussian points of the same variances, which have no clusters.
+
+    A reference in the manner of Tibshirani et al. (2001): few clusters are stable by themselves,
+    along the direction of largest variance.
+    """
+    rng = np.random.default_rng([seed, 9])
+    used_N = halvings[0][0] | halvings[0][1]
+    noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
+    weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
+    stabilities = []
+    for view in range(len(views)):
+        for directions in KMEANS_DIRECTIONS:
+            way = Way(view, directions)
+            for sides in halvings:
+                if min(half.sum() for half in sides) < LEAST_ROWS * latents:
+                    continue
+                one, other = (way.name(noise, weights, latents, half, seed + 1) for half in sides)
+                stabilities.append(matched_share(one[used_N], other[used_N], latents))
+    return _upper_third(np.array(stabilities)) if stabilities else 1 / latents
+
+
+def _upper_third(stabilities: np.ndarray) -> float:
+    """Mean of the largest third."""
+    return float(np.sort(stabilities)[-max(1, len(stabilities) // 3) :].mean())
+
+
+def _outcome(
+    namings_WN: np.ndarray,
+    stability_W: np.ndarray,
+    points: np.ndarray,
+    fitted_N: np.ndarray,
+    latents: int,
+) -> np.ndarray:
+    """Clusters (N,) that the whole search finds from the rows `fitted_N` (N,) bool."""
+    clusters_N = _elected(namings_WN, stability_W, latents)[0].argmax(1)
+    for _ in range(CORRECTIONS):
+        discriminant = Discriminant.fit(points[fitted_N], clusters_N[fitted_N], latents)
+        clusters_N = discriminant(points).argmax(1)
+    return clusters_N
 
 
 def out_of_fold(
@@ -251,29 +364,10 @@ def out_of_fold(
     return posterior_NK
 
 
-def _agreement(
-    way: Way,
-    views: Sequence[np.ndarray],
-    weight_N: np.ndarray,
-    latents: int,
-    half_P: np.ndarray,
-    used_P: np.ndarray,
-    sizes_P: np.ndarray,
-    seed: int,
-) -> float:
-    """How far namings from either half of the used prompts agree on the used rows."""
-    used_N = np.repeat(used_P, sizes_P)
-    halves = [np.repeat(used_P & side, sizes_P) for side in (half_P, ~half_P)]
-    if min(half.sum() for half in halves) < LEAST_ROWS * latents:
-        return 1 / latents  # too few rows to say anything
-    one, other = (way.name(views, weight_N, latents, half, seed + 1) for half in halves)
-    return matched_share(one[used_N], other[used_N], latents)
-
-
 def _elected(
-    namings: list[np.ndarray], stability_W: np.ndarray, latents: int
-) -> tuple[np.ndarray, float, float, float]:
-    """(votes (N, K), and the figures of `Found` in its order)."""
+    namings: Sequence[np.ndarray], stability_W: np.ndarray, latents: int
+) -> tuple[np.ndarray, float, float]:
+    """(votes (N, K), stability of the kept naming, and the best of those that name otherwise)."""
     alike_WW = np.array([[matched_share(a, b, latents) for b in namings] for a in namings])
     weight_W = stability_W**STABLE
     lead = int(((alike_WW**ALIKE @ weight_W) * np.sqrt(weight_W)).argmax())
@@ -283,10 +377,8 @@ def _elected(
             renamed = relabelled(naming, namings[lead], latents)
             votes_NK[np.arange(len(renamed)), renamed] += weight * alike**ALIKE
     others = stability_W[alike_WW[lead] < VOTERS]
-    best = np.sort(stability_W)[-max(1, len(stability_W) // 3) :]
     return (
         votes_NK / votes_NK.sum(1, keepdims=True),
-        float(best.mean()),
         float(stability_W[lead]),
         float(others.max(initial=0.0)),
     )
@@ -309,12 +401,14 @@ def _first_prompts(sizes_P: np.ndarray, rows: int, rng: np.random.Generator) -> 
     return chosen_P
 
 
-def _halves(used_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(P,) bool: a random half of the used prompts."""
+def _halves(
+    used_P: np.ndarray, sizes_P: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (N,) bool of a random half of the used prompts, and of the other half."""
     half_P = np.zeros(len(used_P), bool)
     used = np.flatnonzero(used_P)
     half_P[rng.permutation(used)[: len(used) // 2]] = True
-    return half_P
+    return np.repeat(half_P, sizes_P), np.repeat(used_P & ~half_P, sizes_P)
 
 
 def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.ndarray, float]:

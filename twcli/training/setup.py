@@ -310,9 +310,10 @@ def naming_lines(naming: Naming) -> list[str]:
     """What discovery found, in a few plain lines."""
     lines = []
     if len(naming.counts) > 1:
-        key = "evidence" if naming.one_string else "stability"
+        key = "evidence" if naming.one_string else "above_noise"
+        criterion = key if naming.one_string else "stability above noise"
         tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
-        lines.append(f"latents: {naming.latents}; {key} by number of latents: {tried}")
+        lines.append(f"latents: {naming.latents}; {criterion} by number of latents: {tried}")
     covered = float((naming.latent_N >= 0).mean())
     shares = np.bincount(naming.latent_N[naming.latent_N >= 0], minlength=naming.latents)
     shown = "/".join(f"{share:.0%}" for share in shares / max(shares.sum(), 1))
