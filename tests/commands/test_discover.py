@@ -112,7 +112,7 @@ def test_json_says_what_was_found(made, copy):
     assert found["proportions"] == pytest.approx((counts / 60).tolist())
     assert found["chance"] == pytest.approx(1 / 3, abs=1e-4)
     assert found["repulsion"] == 0.0 and 0 < found["stability"] <= 1
-    assert [count["latents"] for count in found["per_latents"]] == [3, 4]
+    assert [count["latents"] for count in found["per_latents"]] == [2, 3, 4]
     assert [card["latent"] for card in found["latent_cards"]] == [0, 1, 2]
     assert all(RECORDS[row["row"]]["y"] == row["y"] for row in found["ambiguous"])
 

@@ -284,9 +284,9 @@ def test_the_number_of_latents_is_found(encoder):
     assert "nested in these 3" in naming.nested
 
 
-def test_a_given_number_is_held_against_the_next_ones(encoder):
+def test_a_given_number_is_held_against_its_neighbours(encoder):
     naming = named(encoder, make_strategies(48), latents=3)
-    assert [c["latents"] for c in naming.counts] == [3, 4]
+    assert [c["latents"] for c in naming.counts] == [2, 3, 4]
     assert naming.nested is None
 
 
