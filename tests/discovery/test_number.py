@@ -15,12 +15,12 @@ from twcli.discovery.number import (
 from twcli.discovery.search import Discriminant, Found
 
 
-def named(clusters, latents, above_noise=0.9, used=None):
+def named(clusters, latents, above_noise=0.9, used=None, stability=1.0):
     """What was found, by hand."""
     found = Found(
         np.eye(latents)[np.array(clusters)],
         Discriminant(None, np.array([]), latents),
-        stability=0.9,
+        stability=stability,
         above_noise=above_noise,
         lead_stability=0.9,
         ambiguity=0.0,
@@ -75,6 +75,12 @@ def test_of_the_most_stable_numbers_the_largest_is_taken():
     assert best((2, 0.95), (3, near), (4, 0.80)) == 3
     assert best((2, 0.95), (3, far), (4, 0.80)) == 2
     assert best((2, 0.60), (3, 0.80), (4, 0.99)) == 4
+
+
+def test_a_number_whose_search_does_not_repeat_itself_has_less_support():
+    steady, fickle = named([0, 1], 2, 0.7), named([0, 1], 3, 0.9, stability=0.85)
+    assert steady.support > 0.65 and fickle.support < 0.2
+    assert best_count([steady, fickle]).latents == 2
 
 
 def test_a_number_is_as_plausible_as_it_is_stable():

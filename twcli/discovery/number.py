@@ -14,13 +14,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit
 
 from twcli.discovery.search import Found, matched_share, search
 
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
-TOLERANCE = 0.05  # of stability above noise, within which two numbers are equally stable
-DOUBT = 0.05  # of it: a number that is less stable by this is held a third as likely
+TOLERANCE = 0.05  # of `Count.support`, within which two numbers are equally good
+HALF_SUPPORT, SUPPORT_WIDTH = 0.9, 0.03  # stability of a whole search that halves the support
+DOUBT = 0.05  # of stability above noise: a number that has less by this is held a third as likely
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 
@@ -46,6 +48,12 @@ class Count:
         return cls(len(shares_K), int((shares_K >= LEAST_SHARE).sum()), found)
 
     @property
+    def support(self) -> float:
+        """Stability above noise, as far as the whole search is stable as well."""
+        repeats = float(expit((self.found.stability - HALF_SUPPORT) / SUPPORT_WIDTH))
+        return self.found.above_noise * repeats
+
+    @property
     def clusters_N(self) -> np.ndarray:
         """(N,) the likeliest latent of each row that was looked at."""
         return self.found.posterior_NK.argmax(1)
@@ -69,11 +77,11 @@ def counts_of(
 
 
 def best_count(counts: Sequence[Count]) -> Count:
-    """The largest number among the most stable ones whose clusters all have rows."""
+    """The largest number among those of most support whose clusters all have rows."""
     full = [count for count in counts if count.used == count.latents] or list(counts)
-    highest = max(count.found.above_noise for count in full)
+    highest = max(count.support for count in full)
     return max(
-        (count for count in full if count.found.above_noise >= highest - TOLERANCE),
+        (count for count in full if count.support >= highest - TOLERANCE),
         key=lambda count: count.latents,
     )
 
