@@ -58,8 +58,12 @@ def test_the_pipeline_runs_as_written(tmp_path, monkeypatch):
     train, precompute = (line.strip() for line in makefile.splitlines() if line.startswith("\t"))
     call(precompute.replace("$<", "train.jsonl").replace("$@", "train.bt.h5"))
     call(train.replace("$<", "train.bt.h5"))
-    (code,) = blocks("python")
-    exec(compile(code.replace("14 3 9 0 7", "w0 w1"), "README.md", "exec"), {})
+    plain, notebook = blocks("python")
+    exec(compile(plain.replace("14 3 9 0 7", "w0 w1"), "README.md", "exec"), {})
+    notebook = notebook.replace("train(**files,", "train(**files, steps=4, batch_tokens=300,")
+    names = {}
+    exec(compile(notebook, "README.md", "exec"), names)
+    assert len(names["losses"]) == 4
 
 
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]

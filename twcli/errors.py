@@ -4,6 +4,8 @@ The library raises these; `cli` prints one line and turns them into exit codes.
 """
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -15,7 +17,7 @@ class TwcliError(Exception):
 
 class UserError(TwcliError):
     """The call or an input is wrong: names the file, the line or field,
-    and the mend (exit code 2).
+    and what to do (exit code 2).
     """
 
     exit_code = 2
@@ -26,8 +28,8 @@ class WorkFailed(TwcliError):
 
 
 class Interrupted(TwcliError):
-    """A signal ended the work after what was done had been stored, and says how to go on; the
-    exit code tells which signal.
+    """A signal ended the work; says what is stored and how to resume. The exit code names the
+    signal.
     """
 
 
@@ -36,6 +38,25 @@ def how_to_resume(overwrite: bool = False) -> str:
     same command would delete it.
     """
     return f"{'without --overwrite, ' if overwrite else ''}run the same command again to resume"
+
+
+def interrupted(stored: str = "", *, overwrite: bool = False) -> Interrupted:
+    """The error for a signal that ended work which the same command resumes.
+
+    Args:
+        stored: what was stored, to follow "interrupted".
+        overwrite: as in `how_to_resume`.
+    """
+    return Interrupted(f"interrupted{stored}; {how_to_resume(overwrite)}")
+
+
+@contextmanager
+def resumable(stored: str = "", overwrite: Callable[[], bool] = lambda: False) -> Iterator[None]:
+    """Turns the KeyboardInterrupt of a signal into `interrupted`; nothing else does."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise interrupted(stored, overwrite=overwrite()) from None
 
 
 def first_line(error: BaseException) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import nullcontext
 from typing import Any, NoReturn
 
 import click
@@ -25,8 +24,7 @@ from twcli.config.commands import (
     TrainConfig,
 )
 from twcli.config.options import check_characters
-from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, how_to_resume
-from twcli.storage.durable import write_durably
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, resumable
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost."
@@ -77,11 +75,14 @@ class OneLineErrors(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, context: click.Context) -> Any:
+        # click would print an empty line for a KeyboardInterrupt
+        if context.invoked_subcommand in ("precompute", "train", "discover"):
+            with resumable():
+                return super().invoke(context)
         try:
             return super().invoke(context)
-        except KeyboardInterrupt as error:  # click would print an empty line for it
-            resumes = context.invoked_subcommand in ("precompute", "train", "discover")
-            raise Interrupted("interrupted" + f"; {how_to_resume()}" * resumes) from error
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted") from None
 
 
 def _instead(error: click.ClickException) -> click.ClickException:
@@ -148,14 +149,12 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     """Find strategies in completions without labels: a latent for each record."""
     config, screen = resolve(DiscoverConfig, flags, config_file), Screen(quiet)
     from twcli.commands.discover import discover as run
-    from twcli.commands.discover import page_path
-    from twcli.discovery.names_page import render_names_page, summary_lines
+    from twcli.discovery.names_page import summary_lines
     from twcli.evaluation import report
     from twcli.models import runtime
 
     runtime.quiet_transformers()
     summary = run(config, screen.say, screen.progress)
-    write_durably(page_path(config.out), render_names_page(summary).encode())
     if as_json:
         click.echo(report.to_json({k: v for k, v in summary.items() if k not in ("map",)}))
         return
@@ -170,44 +169,16 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
 def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
+    from twcli.commands.train import train as run
     from twcli.models import runtime
-    from twcli.storage.run_folder import RunFolder
-    from twcli.training import trainer
-    from twcli.training.retention import retention_lines
-    from twcli.training.setup import prepare
 
     runtime.quiet_transformers()
     if dry_run:
         return _rehearse(config, flags, config_file)
-    # under `accelerate launch` one process writes and prints for all
-    leads = runtime.is_main_process()
-    run, screen = RunFolder(config.out), Screen(quiet or not leads)
-    with run.writer() if leads else nullcontext():
-        run.check(config)
-        if run.done and not config.overwrite:
-            screen.say(f"{config.out}: already trained; --overwrite starts over")
-            return
-        setup = prepare(config, run, screen.say, screen.progress)
-        trainer.begin(setup)
-        screen.say(
-            f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
-            f"{setup.steps} steps, peak lr {setup.lr:.1e}"
-        )
-        screen.follow(trainer.fit(setup, screen.say), setup.steps)
-        # by all processes: each may hold a part of the model
-        score, retained = trainer.score(setup, screen.progress)
-        trainer.export(setup)
-        runtime.leave(setup.accelerator)
-    if score is not None:
-        screen.say(
-            f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)"
-        )
-    for line in retention_lines(retained):
-        screen.say(line)
-    screen.say(
-        f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
-        "TEST.jsonl"
-    )
+    # under `accelerate launch` one process prints for all
+    screen = Screen(quiet or not runtime.is_main_process())
+    with screen.training() as on_step:
+        run(config, screen.say, screen.progress, on_step)
 
 
 @main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
@@ -216,21 +187,12 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
 def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
-    from twcli.evaluation import page, report
-    from twcli.evaluation.evaluate import evaluate as run
+    from twcli.commands.evaluate import evaluate as run
+    from twcli.evaluation import report
     from twcli.models import runtime
-    from twcli.storage.run_folder import RunFolder
 
     runtime.quiet_transformers()
-    result, evidence = run(config, screen.say, screen.progress)
-    folder = RunFolder(config.run)
-    html = page.render_html(
-        result, folder.read_metrics(), folder.read_config().to_mapping(), evidence
-    )
-    try:
-        write_durably(folder.report, html.encode())
-    except OSError as error:  # evaluating a run that one may only read is fine
-        screen.say(f"{folder.report}: not written: {error.strerror}")
+    result = run(config, screen.say, screen.progress)
     if as_json:
         click.echo(report.to_json(result))
     else:

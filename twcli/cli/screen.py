@@ -8,7 +8,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, TextIO
 
 import click
@@ -74,23 +74,37 @@ class Screen:
 
         yield advance
 
-    def follow(self, metrics: Iterator[dict[str, Any]], steps: int) -> None:
-        """Shows a bar of the training steps, and about `TRAIN_LINES` lines with logged values."""
+    @contextmanager
+    def training(self) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Gives a function that takes each step's metrics: a bar of the steps, and about
+        `TRAIN_LINES` lines with logged values.
+        """
         from twcli.training.diagnostics import pooled_information
 
-        every, begin, first = max(1, steps // TRAIN_LINES), time.monotonic(), None
-        recent: deque[dict[str, Any]] = deque(maxlen=every)
-        with self.progress("training", steps, lines=False) as advance:
-            for m in metrics:
-                step = m["step"]
-                advance(step if first is None else 1)
-                first = step - 1 if first is None else first
-                recent.append(m)
-                if step % every == 0 or step == steps:
-                    left = (time.monotonic() - begin) / (step - first) * (steps - step)
-                    information, usage = pooled_information(recent)
-                    self.say(
-                        f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  I(z; y) "
-                        f"{information:.3f} nats, effective latents {usage:.2f}  "
-                        f"about {left:.0f} s left"
-                    )
+        recent: deque[dict[str, Any]] = deque()
+        begin, first, advance = 0.0, 0, None
+
+        def on_step(m: dict[str, Any]) -> None:
+            nonlocal begin, first, advance, recent
+            step, steps = m["step"], m["steps"]
+            every = max(1, steps // TRAIN_LINES)
+            if advance is None:  # a resumed run begins where it was interrupted
+                begin, first = time.monotonic(), step
+                advance = bars.enter_context(self.progress("training", steps, lines=False))
+                advance(step - 1)
+                recent = deque(maxlen=every)
+            advance(1)
+            recent.append(m)
+            if step % every == 0 or step == steps:
+                left = (time.monotonic() - begin) / max(step - first, 1) * (steps - step)
+                information, usage = pooled_information(recent)
+                self.say(
+                    f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  I(z; y) "
+                    f"{information:.3f} nats, effective latents {usage:.2f}  "
+                    f"about {left:.0f} s left"
+                )
+            if step == steps:
+                bars.close()
+
+        with ExitStack() as bars:
+            yield on_step

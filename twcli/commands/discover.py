@@ -24,6 +24,7 @@ from twcli.data.encoder import Encoded
 from twcli.data.names import write_names
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, embed_rows
+from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import (
     LEAST_ROWS_A_LATENT,
     Naming,
@@ -33,9 +34,10 @@ from twcli.discovery.naming import (
     naming_record,
 )
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
-from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
+from twcli.storage.durable import write_durably
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 from twcli.storage.shards import reporting
 
@@ -74,7 +76,7 @@ def _check_apart(config: DiscoverConfig) -> None:
 
 
 def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, Any]:
-    """Writes `config.out` and the features beside it; returns what `names_page` shows.
+    """Writes `config.out`, its page and the features beside it; returns what the page shows.
 
     Raises:
         UserError: the model, the data or the output is wrong, or there are too few records.
@@ -103,7 +105,9 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
     with reporting(out, "write there"):
         write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
     records = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    return summary_of(config, naming, encoded, records)
+    summary = summary_of(config, naming, encoded, records)
+    write_durably(page_path(config.out), render_names_page(summary).encode())
+    return summary
 
 
 def _features(config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progress) -> FeatureStore:
@@ -144,7 +148,7 @@ def _features(config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progre
                 values = dict(zip(KINDS, found.kinds, strict=True))
                 writer.write(shard, {**values, "prompts": found.prompts})
                 if pending():
-                    raise Interrupted(f"interrupted; finished shards are kept; {how_to_resume()}")
+                    raise interrupted("; finished shards are kept")
         writer.publish()
     return FeatureStore(path)
 

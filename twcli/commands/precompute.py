@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from twcli import signals
 from twcli.config.commands import PrecomputeConfig
 from twcli.data.encoder import SECTION_TAGS, Encoded, ExampleEncoder
-from twcli.errors import Interrupted, how_to_resume
+from twcli.errors import interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import open_inputs
 from twcli.storage.cache import CacheWriter
@@ -115,7 +115,7 @@ def precompute(
                     if writer is not None:
                         writer.write(rows, nll)
                 if any(gather_object([pending()])):
-                    raise Interrupted(f"interrupted; finished shards are kept; {how_to_resume()}")
+                    raise interrupted("; finished shards are kept")
         if writer is not None:
             writer.publish()
     runtime.leave(accelerator)

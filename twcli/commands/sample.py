@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from twcli.config.commands import SampleConfig
 from twcli.data.dataset import Example, Prompts, stream_examples
 from twcli.data.encoder import ExampleEncoder
-from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.errors import UserError, resumable
 from twcli.models import baseline, runtime
 from twcli.models.building import load_run
 from twcli.models.generation import generate, router_probabilities
@@ -269,13 +269,8 @@ def sample(
                 for line in drawing.lines(rows, advance):
                     show(line)
     else:
-        try:
+        with resumable(f"; finished blocks of {drawing.block:,} prompts are kept"):
             _store(out, drawing, say, progress)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; finished blocks of {drawing.block:,} prompts are kept; "
-                f"{how_to_resume()}"
-            ) from None
     if drawing.cut:
         say(
             f"{drawing.cut:,} of {drawing.drawn:,} completions were cut off at the token limit "

@@ -26,12 +26,12 @@ from safetensors.torch import load
 from twcli.config.commands import AUTO, TrainConfig
 from twcli.config.options import read_yaml, to_yaml
 from twcli.errors import (
-    Interrupted,
     UserError,
     WorkFailed,
     first_difference,
     first_line,
     how_to_resume,
+    resumable,
 )
 from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
@@ -57,7 +57,7 @@ class RunFolder:
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
         self._events: Any = None
-        self._resume_hint = how_to_resume()
+        self._overwrites = False
 
     @property
     def template(self) -> str:
@@ -95,16 +95,13 @@ class RunFolder:
                 f"{error.filename or self.path}: cannot be written: {error.strerror or error}"
             ) from error
         try:
-            yield
-        except OSError as error:
-            raise WorkFailed(
-                f"{error.filename or self.path}: {error.strerror or first_line(error)}; "
-                f"{self._resume_hint}"
-            ) from error
-        except SafetensorError as error:  # raised by safetensors on a full disk
-            raise WorkFailed(f"{self.path}: {first_line(error)}; {self._resume_hint}") from error
-        except KeyboardInterrupt:
-            raise Interrupted(f"interrupted; {self._resume_hint}") from None
+            with resumable(overwrite=lambda: self._overwrites):
+                yield
+        except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+            place = getattr(error, "filename", None) or self.path
+            reason = getattr(error, "strerror", None) or first_line(error)
+            hint = how_to_resume(self._overwrites)
+            raise WorkFailed(f"{place}: {reason}; {hint}") from error
         finally:
             # removal may fail (a mount point, a folder in use); the earlier error is reported
             # instead
@@ -160,7 +157,7 @@ class RunFolder:
             write_durably(self.naming_file, json_line(naming))
         if not self.config_file.is_file():
             write_durably(self.config_file, to_yaml(config).encode())
-        self._resume_hint = how_to_resume(config.overwrite)
+        self._overwrites = config.overwrite
 
     def _own(self) -> set[str]:
         """File and folder names that belong to a run, unfinished writes included."""

@@ -22,7 +22,7 @@ from twcli.data.batches import Batch, collate, drop_history, forward_batches, op
 from twcli.discovery.naming import anchored, naming_record
 from twcli.discovery.prior import assign_rows, without_spares
 from twcli.discovery.score import run_score
-from twcli.errors import Interrupted, WorkFailed, how_to_resume
+from twcli.errors import WorkFailed, interrupted
 from twcli.kernels.packing import PLAIN
 from twcli.models import runtime
 from twcli.models.adapters import new_row_gradients
@@ -134,9 +134,9 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                     run.save_checkpoint(step, tensors, config.keep_checkpoints, setup.provenance)
             yield metrics
             if stopping:
-                raise Interrupted(
-                    f"interrupted after step {step} of {setup.steps}, which is stored; "
-                    f"{how_to_resume(config.overwrite)}"
+                raise interrupted(
+                    f" after step {step} of {setup.steps}, which is stored",
+                    overwrite=config.overwrite,
                 )
     accelerator.wait_for_everyone()
 

@@ -1,0 +1,32 @@
+"""`twcli eval`: a run and held-out records become figures, and the run's `report.html`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twcli.config.commands import EvalConfig
+from twcli.evaluation import evaluate as evaluation
+from twcli.evaluation import page
+from twcli.storage.durable import write_durably
+from twcli.storage.run_folder import RunFolder
+
+
+def evaluate(
+    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+) -> dict[str, Any]:
+    """All figures of `eval --json`, as `metrics.summarise` documents them; the page goes to the
+    run's folder.
+
+    Raises:
+        UserError: the run, the data or the judge is wrong.
+    """
+    result, evidence = evaluation.evaluate(config, say, progress)
+    run = RunFolder(config.run)
+    settings = run.read_config().to_mapping()
+    html = page.render_html(result, run.read_metrics(), settings, evidence)
+    try:
+        write_durably(run.report, html.encode())
+    except OSError as error:  # evaluating a run that one may only read is fine
+        say(f"{run.report}: not written: {error.strerror}")
+    return result

@@ -1,0 +1,67 @@
+"""`twcli train`: an entangled model, records and b_t become a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+from twcli.config.commands import TrainConfig
+from twcli.models import runtime
+from twcli.storage.run_folder import RunFolder
+from twcli.training import trainer
+from twcli.training.retention import retention_lines
+from twcli.training.setup import prepare
+
+
+def train(
+    config: TrainConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    on_step: Callable[[dict[str, Any]], None],
+) -> dict[str, Any]:
+    """Trains `config.out` to the end, resuming from its newest checkpoint.
+
+    Under `accelerate launch` every process calls it; the first one writes.
+
+    Args:
+        on_step: called after each step with its metrics, as in `metrics.jsonl`, and `steps`, the
+            number of all steps.
+
+    Returns:
+        `run`, the folder; `score`, the one-to-one alignment to expect from 0 to 1, None where no
+        prompts have several completions or the run was done before.
+
+    Raises:
+        UserError: an input is wrong, or the folder holds another run.
+        WorkFailed: a loss is not finite, or the disk is full; the last checkpoint stays.
+        Interrupted: a signal came; the step was finished and stored.
+    """
+    leads = runtime.is_main_process()
+    run = RunFolder(config.out)
+    with run.writer() if leads else nullcontext():
+        run.check(config)
+        if run.done and not config.overwrite:
+            say(f"{config.out}: already trained; --overwrite starts over")
+            return {"run": config.out, "score": None}
+        setup = prepare(config, run, say, progress)
+        trainer.begin(setup)
+        say(
+            f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
+            f"{setup.steps} steps, peak lr {setup.lr:.1e}"
+        )
+        for metrics in trainer.fit(setup, say):
+            on_step({**metrics, "steps": setup.steps})
+        # by all processes: each may hold a part of the model
+        score, retained = trainer.score(setup, progress)
+        trainer.export(setup)
+        runtime.leave(setup.accelerator)
+    if score is not None:
+        say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
+    for line in retention_lines(retained):
+        say(line)
+    say(
+        f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
+        "TEST.jsonl"
+    )
+    return {"run": config.out, "score": score}
