@@ -12,12 +12,13 @@ from pathlib import Path
 import click
 
 from twcli.cli.main import main
+from twcli.config.options import GROUPS, OUTPUT
 
 PAGE = Path(__file__).parent / "commands.md"
 HEAD = """# Commands
 
-Made by `python docs/make_commands.py` from the commands themselves; `twcli COMMAND --help` says the
-same.
+Made by `python docs/make_commands.py` from the commands themselves. `twcli COMMAND --help` shows
+the options that are often needed, `--help-all` all of them.
 
 Exit codes: 0 done, 1 the work failed, 2 the call or an input is wrong. Results go to standard
 output, all else to standard error, which `--quiet` silences where it is taken, but for errors.
@@ -35,13 +36,16 @@ def reference() -> str:
         arguments = [
             p.make_metavar(context) for p in command.params if isinstance(p, click.Argument)
         ]
-        parts.append(
-            f"\n## twcli {' '.join([name, *arguments])}\n\n{command.help}\n\n| option | what it "
-            "does |\n| --- | --- |\n"
-        )
-        for option in command.params:
-            if isinstance(option, click.Option):
-                parts.append(_row(option, context))
+        parts.append(f"\n## twcli {' '.join([name, *arguments])}\n\n{command.help}\n")
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        for group in GROUPS:
+            rows = [
+                _row(option, context)
+                for option in options
+                if getattr(option, "group", OUTPUT) == group
+            ]
+            if rows:
+                parts.append(f"\n| {group} | |\n| --- | --- |\n{''.join(rows)}")
     return "".join(parts)
 
 

@@ -2,6 +2,7 @@
 wrong, and how the help reads.
 """
 
+import dataclasses
 import errno
 import json
 import re
@@ -22,6 +23,7 @@ from twcli import __version__
 from twcli.cli.main import main
 from twcli.commands import sample as sampling
 from twcli.config.commands import TrainConfig
+from twcli.config.options import flag_of
 from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.adapters import add_lora
@@ -961,6 +963,42 @@ def test_help_fits_80_columns_and_describes_every_option(command):
     lines = ok(*command, "--help").stdout.splitlines()
     assert max(map(len, lines)) <= 80
     assert not any(line.rstrip().endswith("...") for line in lines[1:])
+
+
+def options_of(text):
+    return re.findall(r"^  (?:-h, )?(-[\w-]+)", text, re.MULTILINE)
+
+
+def test_the_help_of_train_fits_a_screen_and_the_rest_is_one_option_away():
+    short, everything = (ok("train", flag).stdout for flag in ("--help", "--help-all"))
+    assert len(options_of(short)) <= 18
+    groups = ["Inputs", "Strategies", "Optimisation", "Resources", "Output"]
+    assert re.findall(r"^(\w.*):$", short, re.MULTILINE) == groups
+    names = {flag_of(field.name) for field in dataclasses.fields(TrainConfig)}
+    assert names <= set(options_of(everything)) and set(options_of(short)) <= {
+        *options_of(everything)
+    }
+    literature = everything.partition("For comparison with the literature:")[2]
+    assert {"--ablation", "--free-bits", "--divergence", "--beta-cycles"} <= {
+        *options_of(literature)
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "says"),
+    [
+        ("train", "--baseline-precision", "holds its precision; leave it out"),
+        ("train", "--strategy-field", "only `twcli eval` reads the strategies"),
+        ("precompute", "--strategy-field", "only `twcli eval` reads the strategies"),
+        ("export", "--precision", "is --dtype here"),
+    ],
+)
+def test_an_option_that_is_gone_says_what_to_do_instead(tmp_path, command, option, says):
+    result = twcli(command, option, "fp32")
+    assert result.exit_code == 2 and result.stderr.count("\n") == 1
+    assert f"{command}: {option} " in result.stderr and says in result.stderr
+    (tmp_path / "c.yaml").write_text(f"{option[2:]}: fp32")
+    refused(command, "--config", tmp_path / "c.yaml", says=["c.yaml: ", option, says])
 
 
 def test_version():

@@ -206,7 +206,7 @@ def test_a_gguf_file_has_the_weights_the_control_tokens_and_the_chat_template(ch
 @pytest.mark.parametrize(("form", "file"), [("hf", "model.safetensors"), ("gguf", "model.gguf")])
 def test_half_precision_is_written_and_checked(chat, tmp_path, form, file):
     out = tmp_path / form
-    ok("export", "--run", chat / "run", "--to", form, "--out", out, "--precision", "bf16")
+    ok("export", "--run", chat / "run", "--to", form, "--out", out, "--dtype", "bf16")
     settings = {"gguf_file": file} if form == "gguf" else {}
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16, **settings)
     run = AutoModelForCausalLM.from_pretrained(chat / "run" / "model", dtype=torch.bfloat16)

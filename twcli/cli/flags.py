@@ -11,7 +11,60 @@ from typing import Any
 
 import click
 
-from twcli.config.options import Config, flag_of, read_yaml
+from twcli.config.options import GROUPS, OUTPUT, Config, flag_of, read_yaml
+
+
+class GroupedOption(click.Option):
+    """An option that help shows in a group.
+
+    Attributes:
+        group: the group's name.
+        rare: whether `--help` leaves it out and only `--help-all` shows it.
+    """
+
+    def __init__(
+        self, *names: Any, group: str = OUTPUT, rare: bool = False, **settings: Any
+    ) -> None:
+        super().__init__(*names, **settings)
+        self.group, self.rare = group, rare
+
+
+class GroupedCommand(click.Command):
+    """A command whose `--help` shows what is often needed, in groups, and `--help-all` the rest."""
+
+    def get_params(self, context: click.Context) -> list[click.Parameter]:
+        """The command's parameters, then `--help` and `--help-all`."""
+        help_all = click.Option(
+            ["--help-all"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=self._show_all,
+            help="Show every option and exit.",
+        )
+        rare = any(getattr(param, "rare", False) for param in self.params)
+        return [*super().get_params(context), *([help_all] if rare else [])]
+
+    def _show_all(self, context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+        if given and not context.resilient_parsing:
+            context.meta["twcli.help_all"] = True
+            click.echo(context.get_help(), color=context.color)
+            context.exit()
+
+    def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Writes a section a group."""
+        everything = context.meta.get("twcli.help_all", False)
+        shown: dict[str, list[tuple[str, str]]] = {group: [] for group in GROUPS}
+        for parameter in self.get_params(context):
+            record = parameter.get_help_record(context)
+            if not isinstance(parameter, click.Option) or record is None:
+                continue
+            if everything or not getattr(parameter, "rare", False):
+                shown[getattr(parameter, "group", OUTPUT)].append(record)
+        for group, records in shown.items():
+            if records:
+                with formatter.section(group):
+                    formatter.write_dl(records)
 
 
 def config_options(kind: type[Config]) -> Callable[[Any], Any]:
@@ -21,18 +74,26 @@ def config_options(kind: type[Config]) -> Callable[[Any], Any]:
     own = inspect.get_annotations(kind)
     fields = sorted(
         dataclasses.fields(kind),
-        key=lambda f: (f.default is not dataclasses.MISSING, f.name not in own),
+        key=lambda f: (
+            GROUPS.index(f.metadata["group"]),
+            f.default is not dataclasses.MISSING,
+            f.name not in own,
+        ),
     )
 
     def decorate(function: Any) -> Any:
-        function = click.option("--quiet", is_flag=True, help="Print errors and results only.")(
-            function
-        )
+        function = click.option(
+            "--quiet",
+            cls=GroupedOption,
+            rare=True,
+            is_flag=True,
+            help="Print errors and results only.",
+        )(function)
         function = click.option(
             "--config",
             "config_file",
             metavar="FILE",
-            help="YAML file with the names of the options above; a flag wins over it.",
+            help="YAML file with the options' names as keys; an option given here wins over it.",
         )(function)
         for field in reversed(fields):
             function = _option(kind, field)(function)
@@ -61,7 +122,10 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
     required = field.default is dataclasses.MISSING
     plain = kind.kind(field.name)
     settings: dict[str, Any] = {
-        "help": field.metadata["help"] + ("  [required]" if required else "")
+        "cls": GroupedOption,
+        "group": field.metadata["group"],
+        "rare": field.metadata["rare"],
+        "help": field.metadata["help"] + ("  [required]" if required else ""),
     }
     if plain is tuple:
         settings["help"] += "  May be given several times."

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import click
 
 from twcli import __version__, signals
-from twcli.cli.flags import config_options, origins, resolve
+from twcli.cli.flags import GroupedCommand, GroupedOption, config_options, origins, resolve
 from twcli.cli.screen import Screen
 from twcli.config.commands import (
     DiscoverConfig,
@@ -23,7 +23,7 @@ from twcli.config.commands import (
     SampleConfig,
     TrainConfig,
 )
-from twcli.config.options import check_characters
+from twcli.config.options import INPUTS, check_characters
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, resumable
 
 dry_run_option = click.option(
@@ -114,7 +114,7 @@ def main() -> None:
     signals.install()
 
 
-@main.command(short_help="Frozen model, once over the data: per-token NLL b_t.")
+@main.command(cls=GroupedCommand, short_help="Frozen model, once over the data: per-token NLL b_t.")
 @config_options(PrecomputeConfig)
 @dry_run_option
 def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
@@ -142,7 +142,7 @@ def _rehearse(
         click.echo(line)
 
 
-@main.command(short_help="A latent for each record, to look at and to edit.")
+@main.command(cls=GroupedCommand, short_help="A latent for each record, to look at and to edit.")
 @config_options(DiscoverConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -163,7 +163,7 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     screen.say(f"{config.out}: {summary['records']:,} names; train: {summary['command']}")
 
 
-@main.command(short_help="Entangled model, data and b_t: a run folder.")
+@main.command(cls=GroupedCommand, short_help="Entangled model, data and b_t: a run folder.")
 @config_options(TrainConfig)
 @dry_run_option
 def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
@@ -181,7 +181,9 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
         run(config, screen.say, screen.progress, on_step)
 
 
-@main.command(name="eval", short_help="Did it collapse? Does z mean a strategy?")
+@main.command(
+    cls=GroupedCommand, name="eval", short_help="Did it collapse? Does z mean a strategy?"
+)
 @config_options(EvalConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
@@ -205,7 +207,7 @@ def _print_table(table: Any) -> None:
     Console(width=None if sys.stdout.isatty() else 80).print(table)
 
 
-@main.command(short_help="Completions by the frozen model, or by latent.")
+@main.command(cls=GroupedCommand, short_help="Completions by the frozen model, or by latent.")
 @config_options(SampleConfig)
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""
@@ -241,7 +243,9 @@ def _converse(sampler: Any) -> None:
             click.echo(str(error), err=True)
 
 
-@main.command(short_help="A run as a model for transformers, servers, peft or llama.cpp.")
+@main.command(
+    cls=GroupedCommand, short_help="A run as a model for transformers, servers, peft or llama.cpp."
+)
 @config_options(ExportConfig)
 def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Write a run as a model that runs without this package.
@@ -257,7 +261,7 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     run(config, screen.say)
 
 
-@main.command(short_help="What a cache or a run holds; is it intact?")
+@main.command(cls=GroupedCommand, short_help="What a cache or a run holds; is it intact?")
 @click.argument("path", metavar="F.h5|RUN")
 @click.option(
     "--verify",
@@ -266,26 +270,40 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
 )
 @click.option(
     "--model",
+    cls=GroupedOption,
+    group=INPUTS,
     metavar="PATH",
     help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.",
 )
 @click.option(
-    "--data", metavar="PATH", help="With --verify and --model: the records that a cache must be of."
+    "--data",
+    cls=GroupedOption,
+    group=INPUTS,
+    metavar="PATH",
+    help="With --verify and --model: the records that a cache must be of.",
 )
 @click.option(
     "--x-field",
+    cls=GroupedOption,
+    group=INPUTS,
     metavar="TEXT",
     default="x",
     help="Field of --data that holds the prompt.  [default: x]",
 )
 @click.option(
     "--y-field",
+    cls=GroupedOption,
+    group=INPUTS,
     metavar="TEXT",
     default="y",
     help="Field of --data that holds the completion.  [default: y]",
 )
 @click.option(
-    "--template", metavar="FILE", help="The --template FILE that the cache was made with."
+    "--template",
+    cls=GroupedOption,
+    group=INPUTS,
+    metavar="FILE",
+    help="The --template FILE that the cache was made with.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def inspect(

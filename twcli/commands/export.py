@@ -112,7 +112,7 @@ def _export(
 ) -> None:
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
-        run, device=config.device, precision=config.precision, attention="sdpa"
+        run, device=config.device, precision=config.dtype, attention="sdpa"
     )
     model, latents = latent_model.backbone, cast(int, trained.latents)
     splitting = ""
@@ -193,7 +193,7 @@ def _note(config: ExportConfig, run: RunFolder, names: Mapping[int, str]) -> dic
         "made_by": "twcli export",
         "to": config.to,
         "run": made_of,
-        "precision": config.precision,
+        "precision": config.dtype,
         "names": {str(k): name for k, name in sorted(names.items())},
         "latent": config.latent,
     }
@@ -372,7 +372,7 @@ def _verify(
         if config.to == "adapter":
             model = _with_adapter(folder, trained, len(tokenizer))
         else:
-            model = runtime.load_model(source, precision=config.precision)
+            model = runtime.load_model(source, precision=config.dtype)
         model = model.to(runtime.pick_device(config.device))
         logits = _logits(model, reference.sequences)
     except (UserError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:

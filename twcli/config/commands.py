@@ -8,7 +8,17 @@ import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from twcli.config.options import Config, flag_of, option
+from twcli.config.options import (
+    INPUTS,
+    LITERATURE,
+    OPTIMISATION,
+    OUTPUT,
+    RESOURCES,
+    STRATEGIES,
+    Config,
+    flag_of,
+    option,
+)
 from twcli.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
@@ -34,29 +44,40 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 class DataConfig(Config):
     """Where the records are and what their fields are called."""
 
-    data: str = option(help="Records: a JSONL file, a `datasets` folder or a hub name.", path=True)
-    x_field: str = option("x", help="Field that holds the prompt.")
-    y_field: str = option("y", help="Field that holds the completion.")
-    strategy_field: str = option(
-        "strategy",
-        help="Field that holds the strategy label, where there is one (evaluation only).",
+    data: str = option(
+        group=INPUTS, help="Records: a JSONL file, a `datasets` folder or a hub name.", path=True
     )
+    x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
+    y_field: str = option("y", group=INPUTS, rare=True, help="Field that holds the completion.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Config):
     """Where and in which precision the model runs."""
 
-    device: str = option("auto", help="Device to run on.", choices=DEVICES)
+    device: str = option("auto", group=RESOURCES, help="Device to run on.", choices=DEVICES)
     precision: str = option(
         "fp32",
-        help="Precision of the arithmetic. Losses and the weights that are trained stay float32.",
+        group=RESOURCES,
+        help="Precision of the arithmetic. Losses and trained weights stay float32.",
         choices=PRECISIONS,
     )
-    attention: str = option("sdpa", help="Attention backend of transformers.", choices=ATTENTION)
-    batch_tokens: int = option(4096, help="Tokens a batch, padding included.", minimum=1)
+    attention: str = option(
+        "sdpa",
+        group=RESOURCES,
+        rare=True,
+        help="Attention implementation of transformers.",
+        choices=ATTENTION,
+    )
+    batch_tokens: int = option(
+        4096, group=RESOURCES, help="Maximum tokens per batch, padding included.", minimum=1
+    )
     max_length: int | None = option(
-        None, help="Longest sequence in tokens; default: the model's own limit.", minimum=8
+        None,
+        group=INPUTS,
+        rare=True,
+        help="Maximum sequence length in tokens; default: the model's context.",
+        minimum=8,
     )
 
 
@@ -66,9 +87,10 @@ class TemplateConfig(Config):
 
     template: str = option(
         "tags",
+        group=INPUTS,
         help=(
-            "Template around x and y: `tags`, `chat` (the tokenizer's own: x is the user's turn, y "
-            "the assistant's), or a text file with {x}, {z} and {y}."
+            "Text around x and y: `tags`, `chat` (the tokenizer's chat template), or a file with "
+            "{x}, {z} and {y}."
         ),
     )
 
@@ -77,7 +99,11 @@ class TemplateConfig(Config):
 class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
     """A frozen model and the records that it scores."""
 
-    model: str = option(help=MODEL_HELP, path=True)
+    retired: ClassVar[dict[str, str]] = {
+        "strategy_field": "is gone: only `twcli eval` reads the strategies; leave it out",
+    }
+
+    model: str = option(group=INPUTS, help=MODEL_HELP, path=True)
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of `models.inputs.open_inputs`."""
@@ -89,27 +115,39 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
 class PrecomputeConfig(InputsConfig):
     """`twcli precompute`: the frozen model, once over the data."""
 
-    out: str = option(help="HDF5 file to write.", path=True)
+    out: str = option(group=OUTPUT, help="HDF5 file to write.", path=True)
     batch_tokens: int | None = option(
         None,
+        group=RESOURCES,
         help=(
-            "Tokens a batch; default: what a CPU's cache holds for this model, "
-            "at most 65536 on other devices."
+            "Maximum tokens per batch, padding included; default: what fits a CPU's cache, 65536 "
+            "on a GPU."
         ),
         minimum=1,
     )
     execution: str = option(
         "auto",
+        group=RESOURCES,
+        rare=True,
         help=(
-            "How rows are read: plain, each by itself and padded; auto, without padding and a "
-            "prompt once for its completions."
+            "plain computes each row separately and padded; auto computes each prompt once for "
+            "all its completions, without padding."
         ),
         choices=("auto", "plain"),
     )
     shard_rows: int = option(
-        4096, help="Rows that are made durable together; a rerun resumes after them.", minimum=1
+        4096,
+        group=RESOURCES,
+        rare=True,
+        help=(
+            "Rows stored at a time; after an interruption the same command resumes after the last"
+            " stored ones."
+        ),
+        minimum=1,
     )
-    overwrite: bool = option(False, help="Replace the cache at --out once the new one is complete.")
+    overwrite: bool = option(
+        False, group=OUTPUT, help="Replace the file at --out, once the new one is complete."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,18 +155,25 @@ class DiscoverConfig(InputsConfig):
     """`twcli discover`: a latent for each record, found without labels."""
 
     out: str = option(
-        help="names.jsonl to write; its page and the features lie beside it.", path=True
+        group=OUTPUT,
+        help=("names.jsonl to write; its page and its features are written next to it."),
+        path=True,
     )
     latents: int | str = option(
         AUTO,
-        help="Number of latent strategies K, or auto: chosen by how stable the naming is.",
+        group=STRATEGIES,
+        help=("Number of latents K, or auto: choose K by how stable the clusters are."),
         minimum=2,
         maximum=1024,
         words=(AUTO,),
     )
-    seed: int = option(0, help="Seed of the search.", minimum=0, maximum=2**31 - 1)
+    seed: int = option(
+        0, group=STRATEGIES, help="Seed of the search.", minimum=0, maximum=2**31 - 1
+    )
     overwrite: bool = option(
-        False, help="Replace the names at --out, and features of another model or data."
+        False,
+        group=OUTPUT,
+        help="Replace the names at --out, and features of another model or data.",
     )
 
 
@@ -137,22 +182,22 @@ class TrainConfig(InputsConfig):
     """`twcli train`: the entangled model becomes one with K latent strategies."""
 
     retired: ClassVar[dict[str, str]] = {
+        **InputsConfig.retired,
         "baseline_precision": "is gone: the file at --baseline holds its precision; leave it out",
     }
 
     baseline: str | None = option(
         None,
-        help=(
-            "HDF5 file that `twcli precompute` wrote for this model and data; "
-            "required unless --baseline-policy is dynamic."
-        ),
+        group=INPUTS,
+        help="File that `twcli precompute` wrote for this model and data.",
         path=True,
     )
     latents: int | str | None = option(
         None,
+        group=STRATEGIES,
         help=(
-            "Number of latent strategies K, or auto: chosen by how stable the naming is. "
-            "Required unless --names is given."
+            "Number of latents K, or auto: choose K by how stable the clusters are. Not needed "
+            "with --names."
         ),
         minimum=2,
         maximum=1024,
@@ -160,217 +205,292 @@ class TrainConfig(InputsConfig):
     )
     names: str | None = option(
         None,
+        group=INPUTS,
         help=(
-            "File that `twcli discover` wrote, as it is or edited: a latent for each record; "
-            "a latent that is null is found."
+            "File that `twcli discover` wrote, edited or not: a latent for each record; null is "
+            "found."
         ),
         path=True,
     )
-    out: str = option(help="Run folder to write.", path=True)
+    out: str = option(group=OUTPUT, help="Run folder to write.", path=True)
 
     batch_tokens: int = option(
-        2048, help="Tokens a batch, padding included, before the branches.", minimum=1
+        2048,
+        group=OPTIMISATION,
+        help=("Maximum tokens per batch, padding included; the K latent copies are not counted."),
+        minimum=1,
     )
 
     weighting: str = option(
         "mixed",
+        group=LITERATURE,
         help=(
-            "Weights of the token losses: b_t, none, or the uniform and the weighted term together."
+            "Weights of the token losses: token (b_t), uniform, or mixed (the sum of both terms)."
         ),
         choices=("token", "uniform", "mixed"),
     )
     uniform_weight: float = option(
-        1.0, help="Factor of the uniform term under mixed weighting.", minimum=0.0
+        1.0,
+        group=LITERATURE,
+        help="Factor of the uniform term under --weighting mixed.",
+        minimum=0.0,
     )
     token_weight: float = option(
-        2.0, help="Factor of the b_t-weighted term under mixed weighting.", minimum=0.0
+        2.0,
+        group=LITERATURE,
+        help="Factor of the b_t-weighted term under --weighting mixed.",
+        minimum=0.0,
     )
     baseline_policy: str = option(
         "frozen",
+        group=LITERATURE,
         help=(
-            "b_t of the frozen model (the file at --baseline), or of the backbone as it is at "
-            "each step."
+            "b_t of the frozen model (the file at --baseline), or of the current model at each "
+            "step."
         ),
         choices=("frozen", "dynamic"),
     )
     ablation: str = option(
         "none",
-        help=(
-            "Subtract b_t in the weighted term instead of weighting with it: its mean over y, "
-            "or each token's."
-        ),
+        group=LITERATURE,
+        help=("Subtract b_t instead of weighting with it: its mean over y, or each token's."),
         choices=("none", "scalar-baseline", "token-baseline"),
     )
-    beta: float = option(0.1, help="Factor of KL(posterior || router), in nats.", above=0.0)
+    beta: float = option(
+        0.1, group=LITERATURE, help="Factor of KL(posterior || router), in nats.", above=0.0
+    )
     beta_warmup: float = option(
         0.0,
-        help="Share of the steps, or of each of --beta-cycles, over which beta rises from 0.",
+        group=LITERATURE,
+        help=("Share of the steps, or of each cycle, over which beta rises from 0 (KL annealing)."),
         minimum=0.0,
         maximum=1.0,
     )
-    beta_cycles: int = option(1, help="Times that beta rises anew.", minimum=1)
+    beta_cycles: int = option(
+        1, group=LITERATURE, help="Number of annealing cycles (cyclical KL annealing).", minimum=1
+    )
     free_bits: float = option(
         0.0,
-        help="KL in nats that costs an example nothing, where the posterior is learned.",
+        group=LITERATURE,
+        help=(
+            "KL in nats per example that is not penalised (free bits), where the posterior is "
+            "learned."
+        ),
         minimum=0.0,
     )
     posterior_update: str = option(
         "learned",
+        group=LITERATURE,
         help=(
-            "Where the posterior is learned: by the objective's gradient; or it is taught the "
-            "likeliest latent of each example (hard EM), or the closed form with latents balanced "
-            "over the batch (Sinkhorn)."
+            "How the posterior is learned: by gradient, by hard EM, or from the closed form with "
+            "latents balanced over the batch (Sinkhorn)."
         ),
         choices=("learned", "hard", "balanced"),
     )
     divergence: float = option(
         0.0,
+        group=LITERATURE,
         help=(
-            "Factor of the b_t-weighted Jensen-Shannon divergence between the latents' next "
-            "tokens, which is rewarded where the posterior is learned."
+            "Factor of a reward for the b_t-weighted Jensen-Shannon divergence between the "
+            "latents' next tokens, where the posterior is learned."
         ),
         minimum=0.0,
     )
-    normalise: bool = option(False, help="Divide a row's reconstruction by its mean b_t.")
+    normalise: bool = option(
+        False, group=LITERATURE, help="Divide each row's reconstruction by its mean b_t."
+    )
     tau: float = option(
         1e-4,
-        help="Sum of b_t (nats) up to which a row falls back to the uniform average.",
+        group=LITERATURE,
+        help="Sum of b_t in nats up to which a row is weighted uniformly.",
         minimum=0.0,
     )
     posterior: str = option(
         "shared",
-        help="q(z|x,y): a head on the trained backbone, on a copy of its own, or the closed form.",
+        group=LITERATURE,
+        help=(
+            "q(z|x,y): a head on the trained model, a head on a separate copy of it, or the exact"
+            " posterior."
+        ),
         choices=("shared", "separate", "exact"),
     )
     warm_start: str = option(
         "centered",
-        help="First posterior: the naming of the records that is found without labels, or none.",
+        group=LITERATURE,
+        help=("Posterior at the start: the clusters of the records (centered), or none."),
         choices=("centered", "none"),
     )
     hold: float | None = option(
         None,
+        group=STRATEGIES,
+        rare=True,
         help=(
-            "Share of the steps in which the posterior is held at the naming; after it the "
-            "generator's own assignment of a prompt's completions to latents takes its place. "
-            "Default: 0.15 where each strategy writes one string a prompt, else all of them."
+            "Share of the steps in which the posterior is held at the clusters; afterwards the "
+            "generator's own assignment replaces it. Default: 0.15 where each strategy writes one"
+            " string per prompt, else 1."
         ),
         minimum=0.0,
         maximum=1.0,
     )
     trust: float = option(
         0.0,
+        group=STRATEGIES,
+        rare=True,
         help=(
-            "Nats by which another latent must be likelier than the named one for a completion "
-            "to take it, where each strategy writes one string; fades to 0 between --hold and "
-            "--release."
+            "Nats by which another latent must be likelier than its cluster before a completion "
+            "changes to it; falls to 0 between --hold and --release."
         ),
         minimum=0.0,
     )
     release: float = option(
         0.0,
-        help="Share of the last steps in which the learned posterior takes over.",
+        group=STRATEGIES,
+        rare=True,
+        help="Share of the last steps in which the learned posterior is used.",
         minimum=0.0,
         maximum=1.0,
     )
     latent_tokens: int = option(
         1,
-        help="Vocabulary tokens P that spell one latent; more widen a single-token bottleneck.",
+        group=STRATEGIES,
+        rare=True,
+        help="Vocabulary tokens per latent; more give each latent more capacity.",
         minimum=1,
         maximum=64,
     )
     history_dropout: float = option(
         0.0,
+        group=STRATEGIES,
+        rare=True,
         help=(
-            "Share of y's input tokens hidden from the generator in training, "
-            "so that it goes on needing z."
+            "Probability of masking each past y token in the generator's input (word dropout), to"
+            " keep z informative."
         ),
         minimum=0.0,
         maximum=0.9,
     )
     adapt: str = option(
         "full",
+        group=OPTIMISATION,
         help=(
-            "Train the whole backbone, low-rank updates of it and the latent tokens' rows, "
-            "or only those rows."
+            "What is trained: the full model, LoRA updates and the latent tokens' embeddings, or "
+            "(frozen) those embeddings alone."
         ),
         choices=("full", "lora", "frozen"),
     )
-    lora_rank: int = option(16, help="Rank of the updates under --adapt lora.", minimum=1)
+    lora_rank: int = option(
+        16, group=OPTIMISATION, rare=True, help="Rank of the LoRA updates.", minimum=1
+    )
     lora_alpha: float = option(
-        32.0, help="Scale of the updates under --adapt lora; they count alpha / rank.", above=0.0
+        32.0,
+        group=OPTIMISATION,
+        rare=True,
+        help="Scale of the LoRA updates: they are multiplied by alpha / rank.",
+        above=0.0,
     )
     lora_targets: str = option(
         "all-linear",
-        help="Layers that --adapt lora updates: names separated by commas, or all-linear.",
+        group=OPTIMISATION,
+        rare=True,
+        help="Layers with LoRA updates: names separated by commas, or all-linear.",
     )
     execution: str = option(
         "auto",
+        group=RESOURCES,
+        rare=True,
         help=(
-            "How the sequences of one prompt are read: plain, each by itself; branches or tree, "
-            "the prompt once and attention in one of two forms, branches on a GPU in bf16 without "
-            "padding; auto, what is cheapest for the shape of each batch, on a CPU in a third "
-            "form too."
+            "How sequences with a common prompt are computed: plain, each separately; branches or"
+            " tree, the prompt once with one of two attention layouts; auto, the fastest for each"
+            " batch."
         ),
         choices=("auto", "plain", "branches", "tree"),
     )
     latent_chunk: int | None = option(
         None,
+        group=RESOURCES,
+        rare=True,
         help=(
-            "Latents whose branches are in memory together; default: all. The same gradient, "
-            "from a third more arithmetic."
+            "Latents computed at a time, to save memory; default: all. The gradient is the same, "
+            "in a third more time."
         ),
         minimum=1,
     )
     prune: float = option(
         1e-3,
+        group=RESOURCES,
+        rare=True,
         help=(
-            "Share that a step may leave out: of a batch's b_t where branches are only compared, "
-            "of the posterior's mass where branches are trained; the bound on the loss is logged; "
-            "0 leaves out nothing."
+            "Largest share of a batch's b_t, or of the posterior's mass, that a step may skip; "
+            "the bound on the loss is logged. 0 skips nothing."
         ),
         minimum=0.0,
         maximum=0.5,
     )
     steps: int | None = option(
-        None, help="Optimiser steps; default 2000 unless --epochs is given.", minimum=1
+        None,
+        group=OPTIMISATION,
+        help="Optimiser steps; default: 2000, unless --epochs is given.",
+        minimum=1,
     )
-    epochs: int | None = option(None, help="Passes over the data, instead of --steps.", minimum=1)
+    epochs: int | None = option(
+        None,
+        group=OPTIMISATION,
+        rare=True,
+        help="Passes over the data, instead of --steps.",
+        minimum=1,
+    )
     lr: float | None = option(
-        None, help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).", above=0.0
+        None,
+        group=OPTIMISATION,
+        help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).",
+        above=0.0,
     )
     accumulate: int = option(
-        1, help="Batches a process reads one after the other for one optimiser step.", minimum=1
+        1,
+        group=OPTIMISATION,
+        rare=True,
+        help="Batches per process and optimiser step (gradient accumulation).",
+        minimum=1,
     )
     shard: bool = option(
         False,
-        help=(
-            "Split weights, gradients and optimiser state over the processes (FSDP2), "
-            "instead of a copy each."
-        ),
+        group=RESOURCES,
+        rare=True,
+        help=("Shard weights, gradients and optimiser state over the processes (FSDP2)."),
     )
     compile: bool = option(
         False,
-        help=(
-            "Compile the backbone with torch.compile: a minute or more at first, "
-            "and prompts are read plainly."
-        ),
+        group=RESOURCES,
+        rare=True,
+        help="Compile the model with torch.compile; --execution is then plain.",
     )
     gradient_checkpointing: bool = option(
-        False, help="Less memory for about a third more time; prompts are read plainly."
+        False,
+        group=RESOURCES,
+        rare=True,
+        help=("Use less memory for about a third more time; --execution is then plain."),
     )
     seed: int = option(
         0,
-        help="Seed of the data order, the initial values and the warm start.",
+        group=OPTIMISATION,
+        rare=True,
+        help="Seed of the data order, the initial values and the clustering.",
         minimum=0,
         maximum=2**31 - 1,
     )
-    checkpoint_every: int = option(100, help="Steps between checkpoints.", minimum=1)
-    keep_checkpoints: int = option(2, help="Checkpoints kept.", minimum=1)
+    checkpoint_every: int = option(
+        100, group=OUTPUT, rare=True, help="Steps between checkpoints.", minimum=1
+    )
+    keep_checkpoints: int = option(
+        2, group=OUTPUT, rare=True, help="Number of checkpoints kept.", minimum=1
+    )
     tensorboard: bool = option(
         False,
+        group=OUTPUT,
+        rare=True,
         help="Also write each step's metrics for TensorBoard, to tensorboard/ in the run folder.",
     )
-    overwrite: bool = option(False, help="Start anew, replacing what is there.")
+    overwrite: bool = option(False, group=OUTPUT, help="Start over, replacing the run at --out.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -476,9 +596,13 @@ class TrainConfig(InputsConfig):
 class EvalConfig(DataConfig, ComputeConfig):
     """`twcli eval`: did the posterior collapse, and does z mean a strategy?"""
 
-    run: str = option(help="Run folder that `twcli train` wrote.", path=True)
+    run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
+    strategy_field: str = option(
+        "strategy", group=INPUTS, rare=True, help="Field that holds the strategy label, if any."
+    )
     judge: str | None = option(
         None,
+        group=INPUTS,
         help=(
             "Who says what is right: exact, number (the last one), regex:PATTERN, "
             "reasoning_gym:TASK, cmd:COMMAND (JSON in, JSON out), or MODULE:FUNCTION with "
@@ -486,17 +610,37 @@ class EvalConfig(DataConfig, ComputeConfig):
         ),
     )
     judge_seconds: float = option(
-        10.0, help="Time limit of the judge for one completion.", above=0.0, maximum=86400.0
+        10.0,
+        group=INPUTS,
+        rare=True,
+        help="Time limit of the judge for one completion.",
+        above=0.0,
+        maximum=86400.0,
     )
     model: str | None = option(
-        None, help="Frozen model for the likelihood gain; default: the one of the run.", path=True
+        None,
+        group=INPUTS,
+        rare=True,
+        help="Frozen model for the likelihood gain; default: the one of the run.",
+        path=True,
     )
     max_new_tokens: int | None = option(
-        None, help="Longest generated completion; default: longest y of the data + 16.", minimum=1
+        None,
+        group=RESOURCES,
+        rare=True,
+        help="Longest generated completion; default: longest y of the data + 16.",
+        minimum=1,
     )
-    bootstrap: int = option(1000, help="Resamples behind each 95 % interval.", minimum=10)
+    bootstrap: int = option(
+        1000, group=OUTPUT, rare=True, help="Resamples for each 95 % interval.", minimum=10
+    )
     seed: int = option(
-        0, help="Seed of the halves and of the resamples.", minimum=0, maximum=2**31 - 1
+        0,
+        group=OUTPUT,
+        rare=True,
+        help="Seed of the split into halves and of the resamples.",
+        minimum=0,
+        maximum=2**31 - 1,
     )
 
 
@@ -504,28 +648,49 @@ class EvalConfig(DataConfig, ComputeConfig):
 class SampleConfig(TemplateConfig, ComputeConfig):
     """`twcli sample`: completions of the frozen model, or of a trained run by latent."""
 
-    model: str | None = option(None, help="Entangled model to sample from.", path=True)
-    run: str | None = option(None, help="Run folder to sample from.", path=True)
-    data: str | None = option(None, help="Records whose prompts to complete.", path=True)
-    x: str | None = option(None, help="One prompt to complete.")
+    model: str | None = option(
+        None, group=INPUTS, help="Entangled model to sample from.", path=True
+    )
+    run: str | None = option(None, group=INPUTS, help="Run folder to sample from.", path=True)
+    data: str | None = option(
+        None, group=INPUTS, help="Records whose prompts to complete.", path=True
+    )
+    x: str | None = option(None, group=INPUTS, help="One prompt to complete.")
     interactive: bool = option(
         False,
+        group=INPUTS,
         help=(
-            "Read prompts from the terminal, one a line, and show what every latent makes of each."
+            "Read prompts from the terminal, one per line, and show the completion of every latent."
         ),
     )
-    x_field: str = option("x", help="Field that holds the prompt.")
+    x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
     latent: str | None = option(
-        None, help="Latent to use: a number, `all` or `router` (default; runs only)."
+        None,
+        group=STRATEGIES,
+        help="Latent to use: a number, `all`, or `router` (default). Needs --run.",
     )
-    n: int = option(1, help="Completions a prompt (and latent).", minimum=1)
-    temperature: float = option(1.0, help="Sampling temperature; 0 is greedy.", minimum=0.0)
+    n: int = option(
+        1,
+        group=STRATEGIES,
+        help="Completions per prompt, and per latent with --latent all.",
+        minimum=1,
+    )
+    temperature: float = option(
+        1.0, group=STRATEGIES, help="Sampling temperature; 0 is greedy.", minimum=0.0
+    )
     max_new_tokens: int | None = option(
-        None, help="Longest completion; default: what the model's limit leaves.", minimum=1
+        None,
+        group=STRATEGIES,
+        help=("Maximum tokens of a completion; default: as many as the context permits."),
+        minimum=1,
     )
-    seed: int = option(0, help="Seed of the sampling.", minimum=0, maximum=2**31 - 1)
-    out: str | None = option(None, help="JSONL file to write; default: standard output.", path=True)
-    overwrite: bool = option(False, help="Replace the file at --out.")
+    seed: int = option(
+        0, group=STRATEGIES, help="Seed of the sampling.", minimum=0, maximum=2**31 - 1
+    )
+    out: str | None = option(
+        None, group=OUTPUT, help="JSONL file to write; default: standard output.", path=True
+    )
+    overwrite: bool = option(False, group=OUTPUT, help="Replace the file at --out.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -563,17 +728,21 @@ class SampleConfig(TemplateConfig, ComputeConfig):
 class ExportConfig(Config):
     """`twcli export`: a trained run as a model that runs without this package."""
 
-    run: str = option(help="Run folder that `twcli train` wrote.", path=True)
+    retired: ClassVar[dict[str, str]] = {"precision": "is --dtype here"}
+
+    run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
     to: str = option(
+        group=OUTPUT,
         help=(
             "Form: hf, a merged folder for transformers and most servers; adapter, for peft on the "
             "base model; gguf, for llama.cpp."
         ),
         choices=EXPORTS,
     )
-    out: str = option(help="Folder to write.", path=True)
+    out: str = option(group=OUTPUT, help="Folder to write.", path=True)
     name: tuple[str, ...] = option(
         (),
+        group=STRATEGIES,
         help=(
             "Name of a latent, as 0=terse; then latent='terse' works as latent=0 does. Default: "
             "the names in the file that the run was trained with."
@@ -581,24 +750,29 @@ class ExportConfig(Config):
     )
     latent: str | None = option(
         None,
+        group=STRATEGIES,
         help=(
             "Latent where a call names none: a number or a name; default: the most frequent one."
         ),
     )
-    precision: str = option(
-        "fp32", help="Precision of the weights that are written.", choices=PRECISIONS
+    dtype: str = option(
+        "fp32", group=OUTPUT, help="Precision of the weights that are written.", choices=PRECISIONS
     )
-    device: str = option("auto", help="Device on which the export is checked.", choices=DEVICES)
+    device: str = option(
+        "auto", group=RESOURCES, help="Device on which the export is checked.", choices=DEVICES
+    )
     push_to_hub: str | None = option(
-        None, help="Also upload the folder to this Hugging Face repository, OWNER/NAME."
+        None,
+        group=OUTPUT,
+        help="Also upload the folder to this Hugging Face repository, OWNER/NAME.",
     )
-    overwrite: bool = option(False, help="Replace what is at --out.")
+    overwrite: bool = option(False, group=OUTPUT, help="Replace what is at --out.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to == "adapter" and self.precision != "fp32":
+        if self.to == "adapter" and self.dtype != "fp32":
             raise UserError(
-                "--to adapter: its weights are written as they were trained; leave --precision out"
+                "--to adapter: its weights are written as they were trained; leave --dtype out"
             )
         if self.push_to_hub is not None and not REPOSITORY.fullmatch(self.push_to_hub):
             raise UserError(f"--push-to-hub: '{self.push_to_hub}' is not OWNER/NAME")

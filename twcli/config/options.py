@@ -19,14 +19,31 @@ from twcli.errors import UserError
 MAX_CONFIG_BYTES = 256 * 2**10
 
 
-def option(default: Any = dataclasses.MISSING, *, help: str, **metadata: Any) -> Any:
-    """A dataclass field that is also a command-line option. Metadata: choices,
-    minimum, above, maximum, path.
+# Groups of `--help`, in its order; the last one is for research and shown by `--help-all` alone.
+INPUTS, STRATEGIES, OPTIMISATION = "Inputs", "Strategies", "Optimisation"
+RESOURCES, OUTPUT, LITERATURE = "Resources", "Output", "For comparison with the literature"
+GROUPS = (INPUTS, STRATEGIES, OPTIMISATION, RESOURCES, OUTPUT, LITERATURE)
 
-    `words` are values that a number's option takes as well. A field of type `tuple[str, ...]` is an
-    option that may be given several times.
+
+def option(
+    default: Any = dataclasses.MISSING,
+    *,
+    help: str,
+    group: str = OUTPUT,
+    rare: bool = False,
+    **metadata: Any,
+) -> Any:
+    """A dataclass field that is also a command-line option. A field of type `tuple[str, ...]` is
+    an option that may be given several times.
+
+    Args:
+        group: the one of `GROUPS` that help shows it in.
+        rare: `--help` leaves it out, `--help-all` shows it.
+        metadata: `choices`, `minimum`, `above`, `maximum`, `path`; `words`, values that a number's
+            option takes as well.
     """
-    return dataclasses.field(default=default, metadata={"help": help, **metadata})
+    shown = {"help": help, "group": group, "rare": rare or group == LITERATURE}
+    return dataclasses.field(default=default, metadata={**shown, **metadata})
 
 
 def flag_of(name: str) -> str:
