@@ -23,14 +23,15 @@ from typing import Any
 
 import numpy as np
 
-from twcli.errors import UserError, WorkFailed, first_difference
+from twcli.errors import UserError, WorkFailed
 from twcli.storage.cache_format import (
-    ANEW,
-    BLOCK,
+    CACHE,
     FORMAT_VERSION,
     Opened,
+    check_made_from,
     check_offsets,
     content_digest,
+    damaged_places,
     may_be_replaced,
     open_file,
     to_json,
@@ -40,7 +41,6 @@ from twcli.storage.cache_format import (
 from twcli.storage.shards import Shards, check_place, named, reporting
 
 ROUNDING = 1e-4  # nats; rounding may make a log-softmax positive by this much
-REPORTED = 20  # damaged places that `verify` lists
 
 __all__ = ["FORMAT_VERSION", "Cache", "CacheWriter"]
 
@@ -191,9 +191,8 @@ class CacheWriter:
                 cache.check(fingerprint, self.row_hash)
                 problems = cache.verify()
         except UserError as error:
-            raise UserError(
-                str(error) if ANEW in str(error) else f"{error}; pass --overwrite to replace it"
-            ) from None
+            hint = "" if CACHE.remedy in str(error) else "; pass --overwrite to replace it"
+            raise UserError(f"{error}{hint}") from None
         state = problems[0] if problems else "already complete"
         raise UserError(f"{self.path}: {state}; pass --overwrite to start over")
 
@@ -293,21 +292,10 @@ class Cache:
                 is named, nested by dots.
             row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
         """
-        different = first_difference(self.fingerprint, json.loads(to_json(expected)))
-        row = self._first_other_row(row_hash)
-        where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
-        if different:
-            name, stored, wanted = different
-            raise UserError(
-                f"{self.path}: made with another {name}: the cache has {stored}, "
-                f"this call has {wanted}{where}"
-            )
-        if len(row_hash) != self.rows:
-            raise UserError(
-                f"{self.path}: made from {self.rows} rows, the data have {len(row_hash)}{where}"
-            )
-        if where:
-            raise UserError(f"{self.path}: made from other data{where}")
+        opened = self._open()
+        check_made_from(
+            self.path, "cache", opened.fingerprint, opened.columns["row_hash"], expected, row_hash
+        )
 
     def verify(self) -> list[str]:
         """Reads all of the file and checks every checksum.
@@ -316,16 +304,9 @@ class Cache:
             One line per problem; empty if every bit is as it was published.
         """
         opened = self._open()
-        problems = [problem] if (problem := trailer_problem(opened.source)) else []
-        damaged = [line for column in opened.columns.values() for line in column.damaged()]
-        if damaged:
-            more = (
-                [f"and {len(damaged) - REPORTED} more damaged places"]
-                if len(damaged) > REPORTED
-                else []
-            )
-            return problems + damaged[:REPORTED] + more
-        return problems + self._content_problems(opened)
+        problem = trailer_problem(opened.source)
+        damaged = damaged_places(opened.columns.values())
+        return ([problem] if problem else []) + (damaged or self._content_problems(opened))
 
     def close(self) -> None:
         """Closes this process's handles; a later call opens them again."""
@@ -376,17 +357,6 @@ class Cache:
         starts, stops = bounds[place], bounds[place + 1]
         flat = columns["nll"].gather(starts[first], stops[last] - starts[first])
         return flat.astype(np.float32, copy=False), stops - starts
-
-    def _first_other_row(self, row_hash: np.ndarray) -> int | None:
-        common = min(self.rows, len(row_hash))
-        for start in range(0, common, BLOCK):
-            stop = min(start + BLOCK, common)
-            other = np.flatnonzero(
-                (self.row_hashes(start, stop) != row_hash[start:stop]).any(axis=1)
-            )
-            if len(other):
-                return start + int(other[0])
-        return None
 
     def _content_problems(self, opened: Opened) -> list[str]:
         content = content_digest(to_json(opened.fingerprint), self.rows, self.tokens)

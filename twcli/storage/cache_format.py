@@ -1,5 +1,5 @@
 """The HDF5 side of `cache.py`: defines the file's layout, writes it to a disk that may fail, and
-checks whatever it reads.
+checks whatever it reads. `feature_store.py` does so with its own layout.
 
 N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher32 filter:
 
@@ -9,8 +9,7 @@ N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher
     attributes `format_version` (int), `fingerprint` (JSON), `content_sha256` (all of the above)
 
 After the end of the HDF5 data comes one line with the sha256 of everything before it, which
-HDF5 readers skip: HDF5's own checksums leave gaps, and any flipped bit must be found. The
-only module that uses h5py.
+HDF5 readers skip: HDF5's own checksums leave gaps, and any flipped bit must be found.
 """
 
 from __future__ import annotations
@@ -29,22 +28,40 @@ from typing import Any
 import h5py
 import numpy as np
 
-from twcli.errors import UserError
+from twcli.errors import UserError, first_difference
 from twcli.storage.durable import write_all
 
+Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # dtype, shape of one entry, entries a chunk
+
 FORMAT_VERSION = 1
-COLUMNS: dict[str, tuple[np.dtype[Any], tuple[int, ...], int]] = {
+COLUMNS: dict[str, Layout] = {
     "offsets": (np.dtype("<i8"), (), 4096),
     "row_hash": (np.dtype("u1"), (16,), 4096),
     "nll": (np.dtype("<f4"), (), 16384),
-}  # dtype, shape of one entry, entries a chunk
+}
 SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5
 CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
 FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
 TRAILER = b"\ntwcli cache, sha256 of all bytes before this line: %s\n"
 TRAILER_BYTES = len(TRAILER % (b"0" * 64))
 BLOCK = 1 << 16  # entries per step, so that memory does not grow with the file
-ANEW = "make it again with `twcli precompute --overwrite`"
+REPORTED = 20  # damaged places that `verify` names one by one
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How messages name a file.
+
+    Attributes:
+        word: what it is.
+        remedy: what to do about a damaged one.
+    """
+
+    word: str
+    remedy: str
+
+
+CACHE = Kind("cache", "make it again with `twcli precompute --overwrite`")
 
 
 def to_json(fingerprint: dict[str, Any]) -> bytes:
@@ -153,18 +170,44 @@ def write_file(
     Raises:
         OSError: the original error of the disk.
     """
+    write_hdf5(
+        handle,
+        lambda file, sink: _fill(file, sink, fingerprint, offsets, row_hash, shards),
+    )
+
+
+def write_hdf5(handle: int, fill: Callable[[h5py.File, Sink], None]) -> None:
+    """Writes what `fill` puts into an HDF5 file and the checksum line to the empty file `handle`,
+    which is closed, and syncs it. `fill` stops early if the sink has an error.
+
+    Raises:
+        OSError: the original error of the disk.
+    """
     with Sink(handle) as sink:
         # v110: its metadata carries checksums, so damage there is an error and not a
         # crash or a wrong shape.
         try:
             with h5py.File(sink, "w", libver=("v110", "v110")) as file:
-                _fill(file, sink, fingerprint, offsets, row_hash, shards)
+                fill(file, sink)
         finally:
             if sink.error:
                 raise sink.error
         end = os.fstat(handle).st_size
         write_all(handle, TRAILER % sink.sha256(end), end)
         os.fsync(handle)
+
+
+def create_datasets(file: h5py.File, layouts: dict[str, Layout], lengths: dict[str, int]) -> None:
+    """Empty datasets of these layouts and numbers of entries, chunked and with checksums."""
+    for name, (dtype, width, chunk) in layouts.items():
+        file.create_dataset(
+            name,
+            (lengths[name], *width),
+            dtype,
+            chunks=(chunk, *width),
+            maxshape=(None, *width),
+            fletcher32=True,
+        )
 
 
 def _fill(
@@ -177,15 +220,7 @@ def _fill(
 ) -> None:
     sizes = {"offsets": len(offsets), "row_hash": len(row_hash), "nll": int(offsets[-1])}
     content = content_digest(fingerprint, sizes["row_hash"], sizes["nll"])
-    for name, (dtype, width, chunk) in COLUMNS.items():
-        file.create_dataset(
-            name,
-            (sizes[name], *width),
-            dtype,
-            chunks=(chunk, *width),
-            maxshape=(None, *width),
-            fletcher32=True,
-        )
+    create_datasets(file, COLUMNS, sizes)
     for name, array in (("offsets", offsets), ("row_hash", row_hash)):
         for start in range(0, len(array), BLOCK):
             file[name][start : start + BLOCK] = array[start : start + BLOCK]
@@ -230,17 +265,26 @@ def open_file(path: str) -> Opened:
         UserError: not a regular file, not HDF5, damaged, of another format, or its data are stored
             elsewhere.
     """
-    source = _open_source(path)
+    source = open_source(path, CACHE)
     try:
         # No chunk cache: HDF5 reads every chunk only once, to check its sum.
         file = h5py.File(source, "r", rdcc_nbytes=0)
         fingerprint, content = _read_attributes(file)
-        datasets = _datasets(file, source.size)
-        columns = {name: Column(name, dataset, source, path) for name, dataset in datasets.items()}
+        datasets = open_datasets(
+            file,
+            COLUMNS,
+            source.size,
+            CACHE,
+            lambda lengths: lengths["row_hash"] == lengths["offsets"] - 1,
+        )
+        columns = {
+            name: Column(name, dataset, source, path, COLUMNS[name], CACHE)
+            for name, dataset in datasets.items()
+        }
     except Exception as error:
         # h5py raises many types of errors on a damaged or malicious file
         source.close()
-        raise UserError(f"{path}: is not an intact cache: {_reason(error)}; {ANEW}") from None
+        raise not_intact(path, error, CACHE) from None
     except BaseException:
         source.close()
         raise
@@ -262,9 +306,18 @@ class Column:
         touched: (chunks,) bool, which chunks were found intact.
     """
 
-    def __init__(self, name: str, dataset: h5py.Dataset, source: Source, path: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: h5py.Dataset,
+        source: Source,
+        path: str,
+        layout: Layout,
+        kind: Kind,
+    ) -> None:
         self.name, self.path, self._dataset, self._source = name, path, dataset, source
-        self.dtype, self.width, self.chunk = COLUMNS[name]
+        self.dtype, self.width, self.chunk = layout
+        self.kind = kind
         self.length: int = dataset.shape[0]
         self._item = self.dtype.itemsize * math.prod(self.width)  # bytes an entry
         self._addresses = self._find_chunks()
@@ -316,7 +369,7 @@ class Column:
     def _touch(self, chunks: np.ndarray) -> None:
         for chunk in np.unique(chunks[~self.touched[chunks]]).tolist():
             if not self._intact(chunk):
-                raise UserError(f"{self.path}: {self._damage(chunk)}; {ANEW}")
+                raise UserError(f"{self.path}: {self._damage(chunk)}; {self.kind.remedy}")
             self.touched[chunk] = True
 
     def _intact(self, chunk: int) -> bool:
@@ -360,13 +413,24 @@ def check_offsets(columns: dict[str, Column], path: str) -> None:
             or np.diff(block).min(initial=0) < 0
         ):
             raise UserError(
-                f"{path}: is not an intact cache: its offsets fall or do not begin at 0; {ANEW}"
+                f"{path}: is not an intact cache: its offsets fall or do not begin at 0; "
+                f"{CACHE.remedy}"
             )
         before = block[-1]
     if before != columns["nll"].length:
         raise UserError(
-            f"{path}: is not an intact cache: its offsets do not end with the tokens; {ANEW}"
+            f"{path}: is not an intact cache: its offsets do not end with the tokens; "
+            f"{CACHE.remedy}"
         )
+
+
+def damaged_places(columns: Iterable[Column]) -> list[str]:
+    """Reads all chunks: one line for each that is damaged, at most `REPORTED` of them, then how
+    many more there are.
+    """
+    damaged = [line for column in columns for line in column.damaged()]
+    more = len(damaged) - REPORTED
+    return damaged[:REPORTED] + ([f"and {more} more damaged places"] if more > 0 else [])
 
 
 def trailer_problem(source: Source) -> str | None:
@@ -382,28 +446,80 @@ def trailer_problem(source: Source) -> str | None:
     return None
 
 
+def check_made_from(
+    path: str,
+    word: str,
+    stored: dict[str, Any],
+    hashes: Column,
+    expected: dict[str, Any],
+    row_hash: np.ndarray,
+    remedy: str = "",
+) -> None:
+    """Raises UserError unless the file was made from exactly this.
+
+    Args:
+        word: what the message calls the file.
+        stored: the file's fingerprint; `hashes` its /row_hash.
+        expected: the fingerprint of this call; the first field that differs is named, nested by
+            dots.
+        row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
+        remedy: what to do, at the end of the message.
+    """
+    different = first_difference(stored, json.loads(to_json(expected)))
+    row = _first_other_row(hashes, row_hash)
+    where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
+    if different:
+        name, made, wanted = different
+        raise UserError(
+            f"{path}: made with another {name}: the {word} has {made}, "
+            f"this call has {wanted}{where}{remedy}"
+        )
+    if len(row_hash) != hashes.length:
+        raise UserError(
+            f"{path}: made from {hashes.length} rows, the data have {len(row_hash)}{where}{remedy}"
+        )
+    if where:
+        raise UserError(f"{path}: made from other data{where}{remedy}")
+
+
+def _first_other_row(hashes: Column, row_hash: np.ndarray) -> int | None:
+    common = min(hashes.length, len(row_hash))
+    for start in range(0, common, BLOCK):
+        stop = min(start + BLOCK, common)
+        other = np.flatnonzero((hashes.block(start, stop) != row_hash[start:stop]).any(axis=1))
+        if len(other):
+            return start + int(other[0])
+    return None
+
+
+def not_intact(path: str, error: Exception, kind: Kind) -> UserError:
+    """The error for a file whose structure is wrong."""
+    return UserError(f"{path}: is not an intact {kind.word}: {_reason(error)}; {kind.remedy}")
+
+
 def may_be_replaced(path: str) -> bool:
     """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError if it cannot
     be opened.
     """
-    with _open_any(path) as source:
+    with _open_any(path, CACHE) as source:
         return _signature(source) in (SIGNATURE, b"")
 
 
-def _open_source(path: str) -> Source:
-    source = _open_any(path)
+def open_source(path: str, kind: Kind) -> Source:
+    """The file, for h5py to read from. Raises UserError if it is no HDF5 file."""
+    source = _open_any(path, kind)
     if _signature(source) != SIGNATURE:
         source.close()
-        raise UserError(f"{path}: is not an HDF5 file, so not a cache; {ANEW}")
+        raise UserError(f"{path}: is not an HDF5 file, so not a {kind.word}; {kind.remedy}")
     return source
 
 
-def _open_any(path: str) -> Source:
+def _open_any(path: str, kind: Kind) -> Source:
     try:
         # Non-blocking: the path may be a pipe that nobody writes to.
         return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot open the cache: {_reason(error)}") from None
+        raise UserError(f"{path}: cannot open the {kind.word}: {_reason(error)}") from None
 
 
 def _signature(source: Source) -> bytes | None:
@@ -420,54 +536,74 @@ def _reason(error: Exception) -> str:
 
 
 def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
-    version = _attribute(file, "format_version", "iu", 8)
+    version = read_attribute(file, "format_version", "iu", 8)
     if version != FORMAT_VERSION:
         raise ValueError(f"it has format version {version}, this twcli reads {FORMAT_VERSION}")
-    try:
-        fingerprint = json.loads(_attribute(file, "fingerprint", "S", FINGERPRINT_BYTES))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        raise ValueError("its fingerprint is not JSON") from None
-    if not isinstance(fingerprint, dict):
-        raise ValueError("its fingerprint is not a JSON object")
+    fingerprint = json_attribute(file, "fingerprint")
     to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
-    return fingerprint, _attribute(file, "content_sha256", "S", 64).decode()
+    return fingerprint, read_attribute(file, "content_sha256", "S", 64).decode()
 
 
-def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute; refused before reading unless it has a fixed size of at most `limit`
-    bytes.
+def read_attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
+    """A scalar attribute.
+
+    Raises:
+        ValueError: before it is read, unless it has a fixed size of at most `limit` bytes.
     """
     if name not in file.attrs:
         raise ValueError(f"it has no attribute {name}")
     attribute = file.attrs.get_id(name)
-    if (
-        attribute.dtype.kind not in kinds
-        or attribute.shape != ()
-        or attribute.dtype.itemsize > limit
-    ):
+    plain = attribute.dtype.kind in kinds and attribute.shape == ()
+    if not plain or attribute.dtype.itemsize > limit:
         raise ValueError(f"its attribute {name} has the wrong type or size")
     return file.attrs[name]
 
 
-def _datasets(file: h5py.File, size: int) -> dict[str, h5py.Dataset]:
-    names = list(islice(file, len(COLUMNS) + 1))
-    strange, absent = set(names) - set(COLUMNS), set(COLUMNS) - set(names)
+def json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
+    """A JSON object. Raises ValueError."""
+    try:
+        value = json.loads(read_attribute(file, name, "S", FINGERPRINT_BYTES))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise ValueError(f"its attribute {name} is not a JSON object")
+    return value
+
+
+def open_datasets(
+    file: h5py.File,
+    layouts: dict[str, Layout],
+    size: int,
+    kind: Kind,
+    fits: Callable[[dict[str, int]], bool],
+) -> dict[str, h5py.Dataset]:
+    """The datasets of these layouts, in a file of `size` bytes that has no others.
+
+    Args:
+        fits: whether numbers of entries, by name, belong together.
+
+    Raises:
+        ValueError: one is absent, strange, or larger than the file can hold; they do not fit.
+    """
+    names = set(islice(file, len(layouts) + 1))
+    strange, absent = names - set(layouts), set(layouts) - names
     if strange:
-        raise ValueError(f"it holds /{min(strange)}, which is not part of a cache")
+        raise ValueError(f"it holds /{min(strange)}, which is not part of a {kind.word}")
     if absent:
         raise ValueError(f"it has no /{min(absent)}")
-    datasets = {name: _plain_dataset(file, name) for name in COLUMNS}
+    datasets = {name: _plain_dataset(file, name, layout) for name, layout in layouts.items()}
     shapes = {name: dataset.shape for name, dataset in datasets.items()}
-    if not 0 < shapes["row_hash"][0] == shapes["offsets"][0] - 1:
+    lengths = {name: shape[0] for name, shape in shapes.items()}
+    if not lengths["row_hash"] or not fits(lengths):
         raise ValueError(f"its shapes do not fit together: {shapes}")
     # Nothing is compressed, so the file must be at least as large as the declared data. This check
     # bounds every later allocation.
-    if sum(COLUMNS[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
+    if sum(layouts[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
         raise ValueError("it declares more data than the file has bytes")
     return datasets
 
 
-def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
+def _plain_dataset(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
     """The dataset, if its data are surely in this file: some links and layouts silently read other
     files.
     """
@@ -478,7 +614,7 @@ def _plain_dataset(file: h5py.File, name: str) -> h5py.Dataset:
     dataset = file[name]
     settings = dataset.id.get_create_plist()
     filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
-    dtype, width, chunk = COLUMNS[name]
+    dtype, width, chunk = layout
     if settings.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_FLETCHER32]:
         raise ValueError(f"/{name} is not stored in plain chunks with checksums")
     if dataset.dtype != dtype or dataset.shape[1:] != width or dataset.chunks != (chunk, *width):

@@ -24,12 +24,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
-from itertools import islice
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -37,32 +34,37 @@ from typing import Any
 import h5py
 import numpy as np
 
-from twcli.errors import UserError, WorkFailed, first_difference
-from twcli.storage.cache import REPORTED
+from twcli.errors import UserError, WorkFailed
 from twcli.storage.cache_format import (
     BLOCK,
     COLUMNS,
     FINGERPRINT_BYTES,
-    SIGNATURE,
-    TRAILER,
     Column,
+    Kind,
+    Layout,
     Sink,
     Source,
+    check_made_from,
+    create_datasets,
+    damaged_places,
+    json_attribute,
     may_be_replaced,
+    not_intact,
+    open_datasets,
     open_file,
+    open_source,
+    read_attribute,
     to_json,
     trailer_problem,
+    write_hdf5,
 )
-from twcli.storage.durable import write_all
 from twcli.storage.shards import Shards, check_place, named, reporting
 
 FEATURES_VERSION = 1
 HALF = np.dtype("<f2")
 CHUNK_BYTES = 1 << 19  # at most, unless one row has more; the first read of a row reads one chunk
 MOST_VALUES = 1 << 24  # a row; HDF5 wants chunks below 4 GiB
-ANEW = "delete the file or give --overwrite"
-
-Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # as in `cache_format.COLUMNS`
+FEATURES = Kind("feature file", "delete the file or give --overwrite")
 
 
 class FeatureWriter:
@@ -205,7 +207,13 @@ class FeatureWriter:
         assert self.widths is not None  # there is at least one shard
         with self._shard_folder.publishing("write the features") as temp:
             handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            _write_file(handle, self._fingerprint, self.row_hash, self.widths, self._shards())
+            widths, shards = self.widths, self._shards()
+            write_hdf5(
+                handle,
+                lambda file, sink: _fill(
+                    file, sink, self._fingerprint, self.row_hash, widths, shards
+                ),
+            )
         self._published = True
 
     def _check_arguments(self) -> None:
@@ -224,7 +232,7 @@ class FeatureWriter:
             store.check(fingerprint, self.row_hash)
             problems = store.verify()
         state = problems[0] if problems else "already complete"
-        raise UserError(f"{self.path}: {state}; {ANEW} to start over")
+        raise UserError(f"{self.path}: {state}; {FEATURES.remedy} to start over")
 
     def _header(self) -> dict[str, Any]:
         key = hashlib.sha256(self._fingerprint)
@@ -317,21 +325,26 @@ class FeatureStore:
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         with ExitStack() as opened:
-            source = opened.enter_context(_open_source(self.path))
+            source = opened.enter_context(open_source(self.path, FEATURES))
             try:
                 # No chunk cache: HDF5 reads every chunk only once, to check its sum.
                 file = opened.enter_context(h5py.File(source, "r", rdcc_nbytes=0))
                 self.fingerprint, self.widths = _read_attributes(file)
                 layouts = _layouts(self.widths)
+                datasets = open_datasets(
+                    file,
+                    layouts,
+                    source.size,
+                    FEATURES,
+                    lambda lengths: lengths["row_hash"] == lengths["values"],
+                )
                 self._columns = {
-                    name: _Column(name, dataset, source, self.path, layouts[name])
-                    for name, dataset in _datasets(file, layouts, source.size).items()
+                    name: Column(name, dataset, source, self.path, layouts[name], FEATURES)
+                    for name, dataset in datasets.items()
                 }
             except Exception as error:
                 # h5py raises many types of errors on a damaged or malicious file
-                raise UserError(
-                    f"{self.path}: is not an intact feature file: {_reason(error)}; {ANEW}"
-                ) from None
+                raise not_intact(self.path, error, FEATURES) from None
             self.rows: int = self._columns["row_hash"].length
             self._source: Source | None = source
             self._opened = opened.pop_all()
@@ -343,22 +356,16 @@ class FeatureStore:
             fingerprint: of this call; the first field that differs is named, nested by dots.
             row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
         """
-        different = first_difference(self.fingerprint, json.loads(to_json(fingerprint)))
-        row = self._first_other_row(row_hash)
-        where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
-        if different:
-            name, stored, wanted = different
-            raise UserError(
-                f"{self.path}: made with another {name}: the file has {stored}, "
-                f"this call has {wanted}{where}; {ANEW}"
-            )
-        if len(row_hash) != self.rows:
-            raise UserError(
-                f"{self.path}: made from {self.rows} rows, the data have {len(row_hash)}{where}; "
-                f"{ANEW}"
-            )
-        if where:
-            raise UserError(f"{self.path}: made from other data{where}; {ANEW}")
+        self._check_open()
+        check_made_from(
+            self.path,
+            "file",
+            self.fingerprint,
+            self._columns["row_hash"],
+            fingerprint,
+            row_hash,
+            f"; {FEATURES.remedy}",
+        )
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         """The features of `rows` (B,) int64, which may be in any order and repeated.
@@ -406,13 +413,7 @@ class FeatureStore:
             ValueError: the store is closed.
         """
         problem = trailer_problem(self._check_open())
-        damaged = [line for column in self._columns.values() for line in column.damaged()]
-        more = len(damaged) - REPORTED
-        return (
-            ([problem] if problem else [])
-            + damaged[:REPORTED]
-            + ([f"and {more} more damaged places"] if more > 0 else [])
-        )
+        return ([problem] if problem else []) + damaged_places(self._columns.values())
 
     def close(self) -> None:
         """Closes the file; later calls raise ValueError."""
@@ -430,37 +431,6 @@ class FeatureStore:
         if self._source is None:
             raise ValueError(f"{self.path}: the store is closed")
         return self._source
-
-    def _first_other_row(self, row_hash: np.ndarray) -> int | None:
-        self._check_open()
-        common = min(self.rows, len(row_hash))
-        for start in range(0, common, BLOCK):
-            stop = min(start + BLOCK, common)
-            stored = self._columns["row_hash"].block(start, stop)
-            other = np.flatnonzero((stored != row_hash[start:stop]).any(axis=1))
-            if len(other):
-                return start + int(other[0])
-        return None
-
-
-class _Column(Column):
-    """A column of any layout, not only of the layouts in the cache of b_t."""
-
-    def __init__(
-        self, name: str, dataset: h5py.Dataset, source: Source, path: str, layout: Layout
-    ) -> None:
-        self.name, self.path, self._dataset, self._source = name, path, dataset, source
-        self.dtype, self.width, self.chunk = layout
-        self.length = dataset.shape[0]
-        self._item = self.dtype.itemsize * math.prod(self.width)
-        self._addresses = self._find_chunks()
-        self.touched = np.zeros(len(self._addresses), bool)
-
-    def _touch(self, chunks: np.ndarray) -> None:
-        for chunk in np.unique(chunks[~self.touched[chunks]]).tolist():
-            if not self._intact(chunk):
-                raise UserError(f"{self.path}: {self._damage(chunk)}; {ANEW}")
-            self.touched[chunk] = True
 
 
 def _layouts(widths: dict[str, int]) -> dict[str, Layout]:
@@ -527,36 +497,6 @@ def _holds_b_t(path: str) -> bool:
     return False
 
 
-def _write_file(
-    handle: int,
-    fingerprint: bytes,
-    row_hash: np.ndarray,
-    widths: dict[str, int],
-    shards: Iterable[np.ndarray],
-) -> None:
-    """Writes a complete feature file to the empty file `handle`, which is closed, and syncs it.
-
-    Args:
-        row_hash: (N, 16) uint8.
-        shards: (rows, D) float16, in order; one is in memory at a time.
-
-    Raises:
-        OSError: the original error of the disk.
-    """
-    with Sink(handle) as sink:
-        # v110: its metadata carries checksums, so damage there is an error and not a crash or a
-        # wrong shape.
-        try:
-            with h5py.File(sink, "w", libver=("v110", "v110")) as file:
-                _fill(file, sink, fingerprint, row_hash, widths, shards)
-        finally:
-            if sink.error:
-                raise sink.error
-        end = os.fstat(handle).st_size
-        write_all(handle, TRAILER % sink.sha256(end), end)
-        os.fsync(handle)
-
-
 def _fill(
     file: h5py.File,
     sink: Sink,
@@ -565,15 +505,14 @@ def _fill(
     widths: dict[str, int],
     shards: Iterable[np.ndarray],
 ) -> None:
-    for name, (dtype, width, chunk) in _layouts(widths).items():
-        file.create_dataset(
-            name,
-            (len(row_hash), *width),
-            dtype,
-            chunks=(chunk, *width),
-            maxshape=(None, *width),
-            fletcher32=True,
-        )
+    """Puts features into a file that `write_hdf5` has opened.
+
+    Args:
+        row_hash: (N, 16) uint8.
+        shards: (rows, D) float16, in order; one is in memory at a time.
+    """
+    layouts = _layouts(widths)
+    create_datasets(file, layouts, dict.fromkeys(layouts, len(row_hash)))
     for start in range(0, len(row_hash), BLOCK):
         file["row_hash"][start : start + BLOCK] = row_hash[start : start + BLOCK]
     reached = 0
@@ -605,93 +544,13 @@ def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[n
         yield chunk[:filled]
 
 
-def _open_source(path: str) -> Source:
-    try:
-        # Non-blocking: the path may be a pipe that nobody writes to.
-        source = Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot open the features: {_reason(error)}") from None
-    regular = stat.S_ISREG(os.fstat(source.handle).st_mode)
-    if not regular or os.pread(source.handle, len(SIGNATURE), 0) != SIGNATURE:
-        source.close()
-        raise UserError(f"{path}: is not an HDF5 file, so not a feature file; {ANEW}")
-    return source
-
-
-def _reason(error: Exception) -> str:
-    """The error as one line of bounded length."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], dict[str, int]]:
-    version = _attribute(file, "features_version", "iu", 8)
+    version = read_attribute(file, "features_version", "iu", 8)
     if version != FEATURES_VERSION:
         raise ValueError(f"it has features version {version}, this twcli reads {FEATURES_VERSION}")
-    fingerprint, stored = (_json_attribute(file, name) for name in ("fingerprint", "widths"))
+    fingerprint, stored = (json_attribute(file, name) for name in ("fingerprint", "widths"))
     to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
     widths = _checked_widths(stored)
     if list(widths) != list(stored):
         raise ValueError("its widths are not in the order of their names")
     return fingerprint, widths
-
-
-def _json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(_attribute(file, name, "S", FINGERPRINT_BYTES))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"its attribute {name} is not a JSON object")
-    return value
-
-
-def _attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute; refused before reading unless it has a fixed size of at most `limit`
-    bytes.
-    """
-    if name not in file.attrs:
-        raise ValueError(f"it has no attribute {name}")
-    attribute = file.attrs.get_id(name)
-    plain = attribute.dtype.kind in kinds and attribute.shape == ()
-    if not plain or attribute.dtype.itemsize > limit:
-        raise ValueError(f"its attribute {name} has the wrong type or size")
-    return file.attrs[name]
-
-
-def _datasets(file: h5py.File, layouts: dict[str, Layout], size: int) -> dict[str, h5py.Dataset]:
-    names = set(islice(file, len(layouts) + 1))
-    strange, absent = names - set(layouts), set(layouts) - names
-    if strange:
-        raise ValueError(f"it holds /{min(strange)}, which is not part of a feature file")
-    if absent:
-        raise ValueError(f"it has no /{min(absent)}")
-    datasets = {name: _plain_dataset(file, name, layout) for name, layout in layouts.items()}
-    shapes = {name: dataset.shape for name, dataset in datasets.items()}
-    if not 0 < shapes["row_hash"][0] == shapes["values"][0]:
-        raise ValueError(f"its shapes do not fit together: {shapes}")
-    # Nothing is compressed, so the file must be at least as large as the declared data. This check
-    # bounds every later allocation.
-    if sum(layouts[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
-        raise ValueError("it declares more data than the file has bytes")
-    return datasets
-
-
-def _plain_dataset(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
-    """The dataset, if its data are surely in this file: some links and layouts silently read other
-    files.
-    """
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"/{name} is a link to somewhere else")
-    if file.get(name, getclass=True) is not h5py.Dataset:
-        raise ValueError(f"/{name} is not a dataset")
-    dataset = file[name]
-    settings = dataset.id.get_create_plist()
-    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
-    dtype, width, chunk = layout
-    if settings.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_FLETCHER32]:
-        raise ValueError(f"/{name} is not stored in plain chunks with checksums")
-    if dataset.dtype != dtype or dataset.shape[1:] != width or dataset.chunks != (chunk, *width):
-        raise ValueError(f"/{name} has the wrong type or shape: {dataset.dtype} {dataset.shape}")
-    return dataset
