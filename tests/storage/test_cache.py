@@ -1139,7 +1139,10 @@ def test_offsets_are_checked_across_blocks(path, monkeypatch, block):
         ({"fingerprint": "{}"}, "fingerprint has the wrong type"),
         ({"fingerprint": np.bytes_(b'{"a": ')}, "its attribute fingerprint is not a JSON object"),
         ({"fingerprint": np.bytes_(b"\xff\xfe")}, "its attribute fingerprint is not a JSON object"),
-        ({"fingerprint": np.bytes_(b"[" * 30_000)}, "its attribute fingerprint is not a JSON object"),
+        (
+            {"fingerprint": np.bytes_(b"[" * 30_000)},
+            "its attribute fingerprint is not a JSON object",
+        ),
         ({"fingerprint": np.bytes_(b'{"a": NaN}')}, "JSON"),
         ({"fingerprint": np.bytes_(b"[1]")}, "its attribute fingerprint is not a JSON object"),
         ({"fingerprint": np.bytes_(b'{"a": "' + b"x" * 32_000 + b'"}')}, "the wrong type or size"),

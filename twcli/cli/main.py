@@ -24,7 +24,7 @@ from twcli.config.commands import (
     TrainConfig,
 )
 from twcli.config.options import INPUTS, check_characters
-from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, resumable
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, interrupted
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost."
@@ -75,14 +75,11 @@ class OneLineErrors(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, context: click.Context) -> Any:
-        # click would print an empty line for a KeyboardInterrupt
-        if context.invoked_subcommand in ("precompute", "train", "discover"):
-            with resumable():
-                return super().invoke(context)
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:
-            raise Interrupted("interrupted") from None
+        except KeyboardInterrupt:  # click would print an empty line for it
+            resumes = context.invoked_subcommand in ("precompute", "train", "discover")
+            raise interrupted() if resumes else Interrupted("interrupted") from None
 
 
 def _instead(error: click.ClickException) -> click.ClickException:
