@@ -8,7 +8,8 @@ from twcli.data.padding import budget_batches
 from twcli.errors import UserError
 from twcli.kernels import varlen
 from twcli.models import forward
-from twcli.models.baseline import check_head, fingerprint, score_flat, weights_hash, why_not_varlen
+from twcli.models.baseline import fingerprint, score_flat, weights_hash, why_not_varlen
+from twcli.models.checks import check_model
 
 
 def reference(model, encoded):
@@ -215,12 +216,12 @@ def test_a_model_that_must_be_read_with_padding_says_why(encoder, completions, m
 
 def test_logits_that_are_not_the_heads_are_refused():
     model = make_model()
-    check_head(model, "m")
+    check_model(model, "m")
     model.config.lm_head_multiplier = 0.5  # ours are smaller then, and its own are not
     with pytest.raises(
         UserError, match="m: a llama model computes its logits from its last hidden states in a way"
     ):
-        check_head(model, "m")
+        check_model(model, "m")
 
 
 def test_the_scaling_of_falcon_h1_is_known():
@@ -239,4 +240,4 @@ def test_the_scaling_of_falcon_h1_is_known():
         pad_token_id=0,
     )
     torch.manual_seed(0)
-    check_head(FalconH1ForCausalLM(config).eval(), "m")
+    check_model(FalconH1ForCausalLM(config).eval(), "m")

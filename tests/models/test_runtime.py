@@ -201,13 +201,6 @@ def test_families_in_a_chat_frame_from_b_t_to_a_saved_run(family, tmp_path):
         "--device",
         "cpu",
     ]
-    if not model._supports_sdpa:  # gemma2, from some version of transformers on
-        refused = CliRunner().invoke(main, ["precompute", *common, "--out", f"{tmp_path}/b.h5"])
-        assert (
-            refused.exit_code == 2
-            and "lacks --attention sdpa; try --attention eager" in refused.output
-        )
-        common += ["--attention", "eager"]
     for call in (
         ["precompute", *common, "--out", f"{tmp_path}/b.h5"],
         [

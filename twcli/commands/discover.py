@@ -90,7 +90,7 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
         raise UserError(f"{out}: name a file in a folder that exists")
     _check_apart(config)
     runtime.tune_allocator(keep=True)
-    inputs = open_inputs(**config.inputs())
+    inputs = open_inputs(**config.inputs(), say=say)
     encoded = inputs.encoded
     store = _features(config, inputs, say, progress)
     latents = None if config.latents == AUTO else int(config.latents)

@@ -38,7 +38,7 @@ def precompute(
         Interrupted: a signal came; the shard in progress is stored first.
     """
     runtime.tune_allocator(keep=True)
-    inputs = open_inputs(**config.inputs())
+    inputs = open_inputs(**config.inputs(), say=say)
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     if encoded.unknown_rows:
         say(
@@ -54,7 +54,6 @@ def precompute(
     print_ = inputs.fingerprint()
     accelerator = runtime.accelerator_for(config.device, "fp32")
     model.to(accelerator.device)
-    baseline.check_head(model, config.model)
     batch_tokens = config.batch_tokens or forward.fast_batch_tokens(model)
     leads = accelerator.is_main_process
     complete = (

@@ -11,11 +11,13 @@ import numpy as np
 
 from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
+from twcli.data.batches import length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import open_inputs
+from twcli.models.positions import pass_lengths
 from twcli.training.setup import steps_of
 
 MIB = 2**20
@@ -32,10 +34,13 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     Raises:
         UserError: what the call itself would refuse about the model or the data.
     """
+    notes: list[str] = []
     inputs = open_inputs(
         **config.inputs(),
         latent_tokens=config.latent_tokens if isinstance(config, TrainConfig) else 1,
+        say=notes.append,
     )
+    yield from notes
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     model.to(runtime.pick_device(config.device))
     tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
@@ -55,7 +60,12 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if isinstance(config, TrainConfig):
-        steps = steps_of(config, encoded, config.accumulate)
+        steps = steps_of(
+            config,
+            encoded,
+            config.accumulate,
+            length_classes(encoded, encoder, pass_lengths(model)),
+        )
         read = config.accumulate * min(config.batch_tokens, tokens)
         # `refine` and `settle` by turns: K branches without a gradient, then two
         # sequences with one in either.

@@ -42,14 +42,19 @@ class Sampler:
     latent_ids: list[list[int]]
 
     @classmethod
-    def load(cls, config: SampleConfig) -> Sampler:
-        """Raises UserError: the model, the run or the latent is wrong."""
+    def load(cls, config: SampleConfig, say: runtime.Say = runtime.silent) -> Sampler:
+        """`say` as in `runtime.load_model`.
+
+        Raises:
+            UserError: the model, the run or the latent is wrong.
+        """
         if config.run is not None:
             latent_model, encoder, trained = load_run(
                 RunFolder(config.run),
                 device=config.device,
                 precision=config.precision,
                 attention=config.attention,
+                say=say,
             )
             latent, latents = config.latent or "", cast(int, trained.latents)
             if latent.isdecimal() and int(latent) >= latents:
@@ -61,6 +66,7 @@ class Sampler:
             precision=config.precision,
             attention=config.attention,
             template=config.template,
+            say=say,
         )
         return cls(config, model.to(runtime.pick_device(config.device)), encoder, [])
 
@@ -261,7 +267,7 @@ def sample(
         examples = stream_examples(config.data, x_field=config.x_field, y_field=None)
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)
-    drawing = Drawing(Sampler.load(config), prompts)
+    drawing = Drawing(Sampler.load(config, say), prompts)
     drawing.check()
     if out is None:
         with progress("sampling", len(drawing.prompts) * drawing.sampler.per_prompt) as advance:

@@ -14,7 +14,13 @@ import numpy as np
 import torch
 
 from twcli.data.encoder import Encoded, ExampleEncoder
-from twcli.data.padding import budget_batches, gather_padded, prompt_by_prompt
+from twcli.data.padding import (
+    PassLengths,
+    apart,
+    budget_batches,
+    gather_padded,
+    prompt_by_prompt,
+)
 from twcli.storage.cache import Cache
 
 POOL = 64  # batches sorted by length together: little padding, and still a random order
@@ -28,6 +34,7 @@ class Batch:
         rows_B: row numbers in the data.
         prompt_B: rows of one prompt share a number in 0 .. G - 1; `leader_G` is the
             first row of each prompt.
+        length_B: tokens of each row's z-free sequence.
         plain_BT: z-free ids; `plain_first_B` is the column of `<y>`, which
             predicts the first target.
         latent_BL: ids with the latent section, its P slots still pads; `slot_B`
@@ -39,6 +46,7 @@ class Batch:
     rows_B: torch.Tensor
     prompt_B: torch.Tensor
     leader_G: torch.Tensor
+    length_B: torch.Tensor
     plain_BT: torch.Tensor
     plain_first_B: torch.Tensor
     latent_BL: torch.Tensor
@@ -77,6 +85,7 @@ def collate(
         rows_B=torch.from_numpy(rows),
         prompt_B=torch.from_numpy(prompt),
         leader_G=torch.from_numpy(leaders),
+        length_B=torch.from_numpy(lengths),
         plain_BT=_ids(gather_padded(encoded.ids, starts, lengths, encoder.pad)),
         plain_first_B=torch.from_numpy(prompts),
         latent_BL=_ids(_with_latent_section(starts, lengths, prompts, encoded, encoder)),
@@ -160,8 +169,31 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
     return cut, left
 
 
+def length_classes(
+    encoded: Encoded, encoder: ExampleEncoder, pass_lengths: PassLengths
+) -> np.ndarray:
+    """(N,) numbers; only rows with equal ones may share a batch: both their z-free sequences and
+    those with the latent section are of one class.
+    """
+    if not pass_lengths:
+        return np.zeros(len(encoded), np.int64)
+    lengths = encoded.lengths
+    both = [
+        pass_lengths.classes(lengths),
+        pass_lengths.classes(lengths + encoder.latent_section),
+    ]
+    _, classes = np.unique(np.stack(both, axis=1), axis=0, return_inverse=True)
+    return classes.reshape(-1)
+
+
 def forward_batches(
-    encoded: Encoded, rows: np.ndarray, *, batch_tokens: int, branches: int, shared: bool
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    batch_tokens: int,
+    branches: int,
+    shared: bool,
+    classes: np.ndarray | None = None,
 ) -> list[np.ndarray]:
     """Batches of positions in `rows`, longest first: sorted by length, which pads least, or by
     prompt, whichever needs fewer tokens in the forward pass.
@@ -170,7 +202,16 @@ def forward_batches(
         batch_tokens: maximum z-free tokens per batch, padding included.
         branches: sequences per row in the forward pass.
         shared: whether each prompt of a batch is computed once, instead of with each sequence.
+        classes: (N,) as of `length_classes`; None if all rows may share a batch.
     """
+    if classes is not None:
+        return [
+            part[batch]
+            for part in apart(np.arange(len(rows)), classes[rows])
+            for batch in forward_batches(
+                encoded, rows[part], batch_tokens=batch_tokens, branches=branches, shared=shared
+            )
+        ]
     lengths, prompts, targets, prompt = (
         values[rows]
         for values in (
@@ -207,6 +248,8 @@ class BatchSampler:
             counted.
         seed: any number of integers.
         rows: the rows to use; None for all.
+        classes: (N,) as of `length_classes`: rows of different classes share no batch, even if they
+            are of one prompt. None if all rows may share one.
     """
 
     def __init__(
@@ -217,13 +260,19 @@ class BatchSampler:
         batch_tokens: int,
         seed: Sequence[int],
         rows: np.ndarray | None = None,
+        classes: np.ndarray | None = None,
     ) -> None:
         rows = np.arange(len(lengths)) if rows is None else rows
+        classes = np.zeros(len(lengths), np.int64) if classes is None else classes
         self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, list(seed)
-        self._rows = rows[np.argsort(prompts[rows], kind="stable")]
-        _, self._starts, self._sizes = np.unique(
-            prompts[self._rows], return_index=True, return_counts=True
+        self._rows = rows[np.lexsort((classes[rows], prompts[rows]))]
+        first = np.ones(len(rows), bool)
+        first[1:] = np.diff(prompts[self._rows]).astype(bool) | np.diff(classes[self._rows]).astype(
+            bool
         )
+        self._starts = np.flatnonzero(first)
+        self._sizes = np.diff(np.append(self._starts, len(rows)))
+        self._classes = classes[self._rows][self._starts]
         self._longest = (
             np.maximum.reduceat(lengths[self._rows], self._starts)
             if len(rows)
@@ -239,7 +288,9 @@ class BatchSampler:
         batches = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
-            batches += self._cut(part[np.argsort(self._longest[part], kind="stable")])
+            part = part[np.argsort(self._longest[part], kind="stable")]
+            for prompts in apart(part, self._classes):
+                batches += self._cut(prompts)
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:

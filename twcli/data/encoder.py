@@ -137,6 +137,7 @@ class ExampleEncoder:
         self.added = list(added)
         self.source = source
         self.latent_tokens = latent_tokens
+        self.embedded: int | None = None  # ids below it have an embedding row; None if not known
         vocabulary = tokenizer.get_vocab()
         tags = TAGS if template is None else SECTION_TAGS
         missing = [tag for tag in tags if tag not in vocabulary] + (
@@ -380,6 +381,12 @@ class ExampleEncoder:
         if not tokens:
             raise UserError(
                 f"{where}: field '{field}' has no token in the vocabulary of {self.source}"
+            )
+        if self.embedded is not None and max(tokens) >= self.embedded:
+            token = self.tokenizer.convert_ids_to_tokens(max(tokens))
+            raise UserError(
+                f"{where}: field '{field}' contains {token}, for which the model at {self.source} "
+                "has no embedding; take it out of the text"
             )
         if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary has the tags as words
             tag = self.tokenizer.convert_ids_to_tokens(

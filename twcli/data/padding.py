@@ -4,6 +4,8 @@ token budget.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 
@@ -33,6 +35,50 @@ def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:
     longest = np.zeros(len(prompt), np.int64)
     np.maximum.at(longest, prompt, lengths)
     return np.lexsort((-lengths, prompt, -longest[prompt]))
+
+
+@dataclass(frozen=True)
+class PassLengths:
+    """Lengths that may share a forward pass, for a model whose position embeddings depend on the
+    longest row of the pass; by default all may.
+
+    Attributes:
+        boundaries: in tokens; rows of at most so many and longer ones are read apart.
+        each_beyond: in tokens; every longer length is read apart from every other. None for never.
+    """
+
+    boundaries: tuple[int, ...] = ()
+    each_beyond: int | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.boundaries) or self.each_beyond is not None
+
+    def classes(self, lengths: np.ndarray) -> np.ndarray:
+        """int64 of the shape of `lengths`: only rows with equal numbers may share a pass; 0 for the
+        shortest.
+        """
+        found = np.searchsorted(np.array(sorted(self.boundaries), np.int64), lengths)
+        if self.each_beyond is None:
+            return found
+        return np.where(lengths > self.each_beyond, len(self.boundaries) + lengths, found)
+
+    def room(self, lengths: np.ndarray) -> np.ndarray:
+        """Tokens (int64) that can be written after rows of `lengths`, one by one, until a pass over
+        all that is there would be of another class; at least 1.
+        """
+        beyond = [] if self.each_beyond is None else [self.each_beyond]
+        limits = np.array(sorted([*self.boundaries, *beyond]), np.int64)
+        ends = np.append(limits, np.iinfo(np.int64).max)[np.searchsorted(limits, lengths)]
+        room: np.ndarray = ends - (lengths - 1)
+        return room
+
+
+def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
+    """`order`, an array of row numbers, in one part for each class of `classes[order]`, the order
+    kept within them; the largest class first, since it has the longest rows.
+    """
+    found = classes[order]
+    return [order[found == each] for each in np.unique(found)[::-1]]
 
 
 def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig, TrainConfig
-from twcli.data.batches import collate, forward_batches
+from twcli.data.batches import collate, forward_batches, length_classes
 from twcli.data.dataset import Example, read_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import gather_padded
@@ -58,7 +58,7 @@ def evaluate(
     )
     run = RunFolder(config.run)
     model, encoder, trained = load_run(
-        run, device=config.device, precision=config.precision, attention=config.attention
+        run, device=config.device, precision=config.precision, attention=config.attention, say=say
     )
     max_length = runtime.context_length(model.backbone, config.max_length)
     encoded = encoder.encode(examples, max_length=max_length, source=config.data)
@@ -327,6 +327,7 @@ def forward_all(
         batch_tokens=batch_tokens,
         branches=K + 1,
         shared=model.execution != PLAIN,
+        classes=length_classes(encoded, encoder, model.pass_lengths),
     ):
         batch = collate(rows, encoded, encoder, None).to(device)
         output = model(batch)

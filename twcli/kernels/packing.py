@@ -36,6 +36,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from twcli.kernels import blockwise, flash
+from twcli.kernels.body import body_of
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
 # usable where `blockwise` and `flash` are; `flash` then replaces "branches"
@@ -178,12 +179,12 @@ class Packed:
     def position_ids(self) -> torch.Tensor:
         """Shaped as `input_ids`: positions of a branch continue those of its prompt."""
         G, P = self.prompt_GP.shape
-        _, C, Q = self.branch_BCQ.shape
+        Q = self.branch_BCQ.shape[2]
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
-        after_BQ = self.length_G[self.row_B][:, None] + columns[:Q]
-        positions_N = torch.cat(
-            [columns[:P].expand(G, P).flatten(), after_BQ[:, None].expand(-1, C, -1).flatten()]
-        )
+        # Padding repeats its branch's last position: frequencies may depend on the largest one.
+        within_BCQ = torch.minimum(columns[:Q], self.length_BC[..., None] - 1)
+        after_BCQ = self.length_G[self.row_B][:, None, None] + within_BCQ
+        positions_N = torch.cat([columns[:P].expand(G, P).flatten(), after_BCQ.flatten()])
         return self._without_padding(positions_N)[None]
 
     def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
@@ -303,7 +304,7 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
     alone after its prompt.
     """
     with attention_of(model, ATTENTION):
-        hidden = model.base_model(
+        hidden = body_of(model)(
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
             use_cache=False,
@@ -369,4 +370,4 @@ def window_of(model: PreTrainedModel) -> int | None:
 def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
     """The matrices that every token is multiplied with below the LM head, no embedding tables."""
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return [w for w in model.base_model.parameters() if w.dim() == 2 and id(w) not in tables]
+    return [w for w in body_of(model).parameters() if w.dim() == 2 and id(w) not in tables]

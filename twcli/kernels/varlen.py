@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from twcli.data.padding import budget_batches
 from twcli.kernels import blockwise
+from twcli.kernels.body import body_of
 from twcli.kernels.costs import COPY, causal_cost, masked_cost
 from twcli.kernels.flash import Pieces
 from twcli.kernels.packing import with_all_heads
@@ -227,7 +228,7 @@ def varlen_hidden_states(
     """Last hidden states (N, H), equal to those of each row run alone; with `all_layers` a tuple of
     those of every layer, embeddings first. The model's attention must be `packing.ATTENTION`.
     """
-    output = model.base_model(
+    output = body_of(model)(
         input_ids=input_ids_N[None],
         position_ids=layout.position_N[None],
         use_cache=False,

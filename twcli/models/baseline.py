@@ -15,37 +15,21 @@ from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import slices
-from twcli.errors import UserError, first_line
-from twcli.kernels.head import head_logits, token_nll
+from twcli.errors import first_line
+from twcli.kernels.head import token_nll
 from twcli.kernels.packing import ATTENTION, attention_of, why_not_packed
-from twcli.models.forward import Layout, forward_rows, hidden_states, ids_on, within_window
+from twcli.models.forward import (
+    Layout,
+    forward_rows,
+    ids_on,
+    read_lengths,
+    within_window,
+)
+from twcli.models.positions import pass_lengths
 
 COMPARED_ROWS = 8
-FEW_TOKENS = 8
-HEAD_AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.03}  # of their size
 # nats; rounding errors are far smaller, real differences far larger
 AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}
-
-
-@torch.no_grad()
-def check_head(model: PreTrainedModel, source: str) -> None:
-    """Raises UserError if the model's logits are not `head_logits` of its last hidden states: some
-    model families have scalings or layers there that `head` does not know, and b_t would be wrong.
-    """
-    ids = (
-        torch.arange(FEW_TOKENS, device=model.device)[None]
-        % model.get_input_embeddings().num_embeddings
-    )
-    own = model(input_ids=ids, use_cache=False).logits
-    apart, size = (
-        float(logits.float().norm())
-        for logits in (own - head_logits(model, hidden_states(model, ids)), own)
-    )
-    if not apart <= HEAD_AGREEMENT[model.dtype] * size:  # the comparison is False for NaN
-        raise UserError(
-            f"{source}: a {model.config.model_type} model computes its logits from its last hidden "
-            "states in a way that twcli does not support; it cannot be used"
-        )
 
 
 @torch.no_grad()
@@ -59,8 +43,8 @@ def _score(
 ) -> np.ndarray:
     """NLL in nats of all targets, row after row."""
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
-    # Tokens after the one that predicts the last target need no forward pass.
-    layout = Layout.of(model, encoder, encoded, rows, prompts + targets, varlen=varlen)
+    lengths = read_lengths(model, encoded, rows)
+    layout = Layout.of(model, encoder, encoded, rows, lengths, varlen=varlen)
     hidden = layout.hidden(model)[torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)]
     ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
     return token_nll(model, hidden, ids_on(model, ids)).cpu().numpy()
@@ -75,6 +59,9 @@ def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Enc
     if reason := why_not_packed(model, trained=False):
         return reason
     within = within_window(model, encoded.lengths)
+    if lengths := pass_lengths(model):  # rows that may share a pass
+        classes = lengths.classes(encoded.lengths)
+        within &= classes == classes[within.argmax()]
     several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
     rows = np.unique(
         np.concatenate(

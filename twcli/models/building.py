@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
-from twcli.data.batches import Batch, collate
+from twcli.data.batches import Batch, collate, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.errors import UserError, first_line
 from twcli.kernels import blockwise, flash
@@ -92,7 +92,8 @@ def choose_execution(
     if wanted == PLAIN:
         return
     # backwards, so that rows are not in the order of their prompts
-    rows = np.arange(min(CHECKED_ROWS, len(encoded)))[::-1].copy()
+    classes = length_classes(encoded, encoder, model.pass_lengths)
+    rows = np.flatnonzero(classes == classes[0])[:CHECKED_ROWS][::-1].copy()
     window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
     reason: str | None
     if wanted != AUTO and window and longest > window:  # "auto" runs only the long batches as plain
@@ -164,7 +165,7 @@ def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tupl
 
 
 def load_run(
-    run: RunFolder, *, device: str, precision: str, attention: str
+    run: RunFolder, *, device: str, precision: str, attention: str, say: Say = runtime.silent
 ) -> tuple[LatentModel, ExampleEncoder, TrainConfig]:
     """The trained model of a finished run, in eval mode.
 
@@ -178,7 +179,7 @@ def load_run(
         )
     run.check_results()
     encoder = runtime.load_encoder(str(run.model), config.latent_tokens, run.template)
-    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention)
+    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention, say=say)
     model = LatentModel(
         backbone,
         encoder.latent_ids(cast(int, config.latents)),

@@ -17,11 +17,13 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
-from twcli.data.padding import budget_batches, gather_padded, prompt_by_prompt, slices
+from twcli.data.padding import apart, budget_batches, gather_padded, prompt_by_prompt, slices
 from twcli.kernels import flash
+from twcli.kernels.body import body_of
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import ATTENTION, attention_of, linear_weights, window_of
 from twcli.kernels.varlen import Varlen, varlen_hidden_states
+from twcli.models.positions import pass_lengths
 from twcli.models.runtime import MOST_WORKERS, core_by_core
 
 # 3 MiB in float32: a layer's output fits in a CPU core's cache
@@ -41,7 +43,7 @@ def hidden_states(
     Rows are padded on the right, where a causal model's real tokens never look, so the attention
     backend needs no mask and takes its fast causal path.
     """
-    output = model.base_model(
+    output = body_of(model)(
         input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers
     )
     return output.hidden_states if all_layers else output.last_hidden_state
@@ -83,22 +85,36 @@ def forward_rows(
     order = np.argsort(rows)
     padded = ~(varlen & within_window(model, encoded.lengths[rows]))
     on_cpu = model.device.type == "cpu"
+    lengths = pass_lengths(model)
+    classes = lengths.classes(encoded.lengths)
     with fast_linear(model, pack=True):
         for packed, cut, those in (
             (False, _by_length, rows[padded]),
             (True, _by_prompt, rows[~padded]),
         ):
-            batches = (
-                _evenly(partial(cut, encoded, those), batch_tokens)
-                if on_cpu
-                else cut(encoded, those, batch_tokens)
-            )
+            batches = []
+            for together in apart(those, classes) if lengths else [those]:
+                batches += (
+                    _evenly(partial(cut, encoded, together), batch_tokens)
+                    if on_cpu
+                    else cut(encoded, together, batch_tokens)
+                )
             with attention_of(model, ATTENTION) if packed else nullcontext():
+                # frequencies that depend on the pass are kept in the model while it runs
                 read_those = core_by_core(
-                    partial(read, varlen=packed), batches, model.device, alone=_keeps_state(model)
+                    partial(read, varlen=packed), batches, model.device, alone=bool(lengths)
                 )
                 for batch, found in zip(batches, read_those, strict=True):
                     yield order[np.searchsorted(rows, batch, sorter=order)], found
+
+
+def read_lengths(model: PreTrainedModel, encoded: Encoded, rows: np.ndarray) -> np.ndarray:
+    """(R,) tokens of `rows` that a pass for b_t needs: up to the one that predicts the last target;
+    all of them if the pass's length changes its result.
+    """
+    if pass_lengths(model):
+        return encoded.lengths[rows]
+    return encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
 
 
 def within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
@@ -106,17 +122,6 @@ def within_window(model: PreTrainedModel, lengths_R: np.ndarray) -> np.ndarray:
     have their own window.
     """
     return lengths_R <= (window_of(model) or np.inf)
-
-
-def _keeps_state(model: PreTrainedModel) -> bool:
-    """Whether a forward pass changes the model: some position embeddings adapt to the longest
-    sequence so far.
-    """
-    return any(
-        kind in str(getattr(module, "rope_type", ""))
-        for module in model.modules()
-        for kind in ("dynamic", "longrope")
-    )
 
 
 def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[np.ndarray]:

@@ -13,10 +13,11 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli.data.encoder import ExampleEncoder
-from twcli.data.padding import budget_batches, gather_padded
+from twcli.data.padding import apart, budget_batches, gather_padded
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
 from twcli.models.forward import hidden_states
+from twcli.models.positions import pass_lengths
 
 
 @torch.no_grad()
@@ -41,6 +42,7 @@ def generate(
         batch_tokens: maximum tokens per batch, new ones included.
         progress: called with the number of completions after each batch.
     """
+    together = pass_lengths(model)
     most = np.broadcast_to(np.asarray(max_new_tokens, np.int64), len(prompts))
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
@@ -54,6 +56,9 @@ def generate(
         while len(left):
             begun = [prompts[row] + written[row] for row in left.tolist()]
             room = most[left] - [len(written[row]) for row in left.tolist()]
+            lengths_G = np.asarray([len(ids) for ids in begun], np.int64)
+            # beyond it a row is read again, as a row of its new class
+            room = np.minimum(room, together.room(lengths_G))
             going = []
             # All rows of a batch get the same number of new tokens, the smallest limit among them;
             # rows with a larger limit continue in a later batch.
@@ -64,7 +69,9 @@ def generate(
                     written[row] += ids
                     ended[row] = not {encoder.y_close, encoder.eos}.isdisjoint(ids)
                 more = [
-                    row for row in left[batch[room[batch] > room[batch].min()]] if not ended[row]
+                    row
+                    for row in left[batch].tolist()
+                    if not ended[row] and len(written[row]) < most[row]
                 ]
                 going += more
                 if progress:
@@ -86,7 +93,7 @@ def _written(
     """
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     flat, starts = np.concatenate(prompts).astype(np.int64), np.cumsum(lengths) - lengths
-    for batch in budget_batches(lengths + room, np.argsort(-lengths, kind="stable"), batch_tokens):
+    for batch in _batches(model, lengths, lengths + room, batch_tokens):
         settings = GenerationConfig(
             max_new_tokens=int(room[batch].min()),
             do_sample=temperature > 0,
@@ -141,7 +148,7 @@ def router_probabilities(
     flat = np.concatenate(prompts)
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     starts = np.cumsum(lengths) - lengths
-    for batch in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens):
+    for batch in _batches(model, lengths, lengths, batch_tokens):
         ids = torch.from_numpy(
             gather_padded(flat, starts[batch], lengths[batch], encoder.pad).astype(np.int64)
         )
@@ -149,6 +156,17 @@ def router_probabilities(
         last = hidden[torch.arange(len(batch)), torch.from_numpy(lengths[batch] - 1)]
         result[batch] = head_logits(model, last)[:, first_ids].float().softmax(-1).cpu().numpy()
     return result
+
+
+def _batches(
+    model: PreTrainedModel, lengths: np.ndarray, tokens: np.ndarray, batch_tokens: int
+) -> Iterator[np.ndarray]:
+    """Row numbers of each batch, longest first: rows whose `lengths` may share a pass, within the
+    budget by their `tokens`.
+    """
+    order, together = np.argsort(-lengths, kind="stable"), pass_lengths(model)
+    for part in apart(order, together.classes(lengths)) if together else [order]:
+        yield from budget_batches(tokens, part, batch_tokens)
 
 
 def _cuda_devices(model: PreTrainedModel) -> list[int]:

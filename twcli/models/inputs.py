@@ -16,6 +16,7 @@ from twcli.config.commands import PRECISIONS
 from twcli.data.dataset import Example, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.models import baseline, runtime
+from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
 
 
@@ -90,6 +91,7 @@ def open_inputs(
     attention: str = "sdpa",
     max_length: int | None = None,
     latent_tokens: int = 1,
+    say: Say = silent,
 ) -> Inputs:
     """Loads the model and encodes the records. The model stays on the CPU.
 
@@ -97,6 +99,7 @@ def open_inputs(
         examples: the records, where they have been read already; else they are read from `data`.
         max_length: tokens; None for the model's context.
         latent_tokens: vocabulary tokens P that spell one latent.
+        say: as in `runtime.load_model`.
 
     Raises:
         UserError: the model, the template or a record is wrong, or they do not fit together.
@@ -109,7 +112,10 @@ def open_inputs(
         attention=attention,
         template=template,
         latent_tokens=latent_tokens,
+        say=say,
     )
     limit = runtime.context_length(frozen, max_length)
     encoded = encoder.encode(examples, max_length=limit, source=data)
+    # the one that the model has, where it lacks what was asked for
+    attention = frozen.config.get_text_config()._attn_implementation
     return Inputs(model, data, template, frozen, encoder, encoded, limit, precision, attention)

@@ -20,11 +20,13 @@ from transformers import PreTrainedModel
 
 from twcli.data.batches import Batch, leading, opening
 from twcli.kernels import flash
+from twcli.kernels.body import body_of
 from twcli.kernels.costs import cheapest
 from twcli.kernels.head import HEAD_LOGITS, at_least_float32, head_logits, target_nll
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
 from twcli.models.forward import hidden_states
+from twcli.models.positions import pass_lengths
 
 # prune only if the branches have this many times the tokens of the prompts: computing the prompts
 # twice then wastes less than a tenth
@@ -132,6 +134,8 @@ class LatentModel(nn.Module):
             "branches" or "tree", with the prompt computed once (see `packing`); "auto", the
             cheapest for the batch's shape. Set to another value than "plain" only after
             `check_packing`.
+        pass_lengths: lengths that may share a forward pass. A batch holds rows of one class only
+            (`batches.length_classes`).
     """
 
     latent_ids_KP: torch.Tensor
@@ -151,8 +155,9 @@ class LatentModel(nn.Module):
         self.dynamic_baseline = dynamic_baseline
         self.latent_chunk = latent_chunk
         self.execution = PLAIN
+        self.pass_lengths = pass_lengths(backbone)
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
-        self.reader = copy.deepcopy(backbone.base_model) if posterior == "separate" else None
+        self.reader = copy.deepcopy(body_of(backbone)) if posterior == "separate" else None
         hidden_size = backbone.get_input_embeddings().weight.shape[1]
         self.head = None if posterior == "exact" else PosteriorHead(hidden_size, len(latent_ids))
 
@@ -254,6 +259,12 @@ class LatentModel(nn.Module):
             else self._forward_and_score(batch, latent_BC)
         )
 
+    def opened(self, batch: Batch, share: float) -> tuple[Batch, float]:
+        """The batch without the ends of y that `batches.opening` cuts off, and the share of b_t
+        there; whole if the length of a pass changes its result.
+        """
+        return (batch, 0.0) if self.pass_lengths else opening(batch, share)
+
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
         return self.latent_chunk is not None and latent_BC.shape[1] > self.latent_chunk
 
@@ -300,7 +311,7 @@ class LatentModel(nn.Module):
         nll_BKS, log_router_BK = self._forward_and_score(batch, order_BK[:, :C])
         nll_bound_BS = None
         if C < self.latents:
-            opened, _ = opening(batch, prune)
+            opened, _ = self.opened(batch, prune)
             with torch.no_grad():
                 others, _ = self._forward_and_score(opened, order_BK[:, C:])
                 if (read := others.shape[2]) < nll_BKS.shape[2]:
@@ -352,6 +363,11 @@ class LatentModel(nn.Module):
         """Hidden states of the B C sequences of the latents, record after record, and of the z-free
         sequences; None for those not requested.
         """
+        if self.pass_lengths:
+            self._check_one_class(batch)
+            if z_free and latent_BC is not None:  # they may be of different classes
+                branches, _ = self._forward(model, batch, latent_BC, z_free=False)
+                return branches, self._forward_z_free(model, batch)
         ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
         # The first column in which sequences of a prompt may differ: the latent section, or the
@@ -364,6 +380,9 @@ class LatentModel(nn.Module):
             torch.stack([plain_first_B + 1] * z_free + [latent_first_B] * C, dim=1)
             + batch.active_BS.sum(1)[:, None]
         )
+        if self.pass_lengths:  # all that follows counts as well
+            whole_B = batch.length_B - fork_B
+            length_BC = torch.stack([whole_B] * z_free + [whole_B + self.section] * C, dim=1)
         # one synchronisation with the GPU instead of three
         P, Q, real = torch.stack(
             [length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]
@@ -398,6 +417,11 @@ class LatentModel(nn.Module):
             else None
         )
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
+
+    def _check_one_class(self, batch: Batch) -> None:
+        lengths = batch.length_B.cpu().numpy()
+        for both in (lengths, lengths + self.section):
+            assert len(set(self.pass_lengths.classes(both).tolist())) == 1, "a batch of one class"
 
     def _spelled_out(self, batch: Batch, latent_BC: torch.Tensor) -> torch.Tensor:
         """(B, C, L): the sequences with their latents' tokens in the slots."""

@@ -12,6 +12,20 @@ import torch
 from transformers import PreTrainedModel
 
 
+def grow_embeddings(backbone: PreTrainedModel, needed: int) -> None:
+    """Gives embeddings and LM head `needed` rows, if they have fewer; each new row is the mean of
+    the old ones, so that an id between the tokenizer's that nothing uses has no random logit.
+    """
+    old = backbone.get_input_embeddings().num_embeddings
+    if needed <= old:
+        return
+    backbone.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.no_grad():
+        for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
+            mean = layer.weight[:old].double().mean(0)
+            layer.weight[old:] = mean.to(layer.weight.dtype)
+
+
 def add_latent_rows(
     backbone: PreTrainedModel, latent_ids: list[list[int]], generator: torch.Generator
 ) -> None:
@@ -23,11 +37,7 @@ def add_latent_rows(
     the hidden size), scaled to a typical row's distance from the mean row.
     """
     ids = [token for latent in latent_ids for token in latent]
-    embeddings = backbone.get_input_embeddings()
-    old = embeddings.num_embeddings
-    needed = max(ids) + 1
-    if needed > old:
-        backbone.resize_token_embeddings(needed, mean_resizing=False)
+    grow_embeddings(backbone, max(ids) + 1)
     used = min(ids)
     with torch.no_grad():
         rows = backbone.get_input_embeddings().weight

@@ -21,15 +21,29 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from twcli.data.encoder import SECTION_TAGS, ExampleEncoder, add_tags
 from twcli.data.template import read_template
 from twcli.errors import UserError, first_line
+from twcli.models.checks import check_model
+from twcli.models.merging import adapter_in, merge_adapter, without_adapter
+from twcli.models.new_rows import grow_embeddings
+from twcli.models.positions import forget_earlier_passes, stretched_context
 
 MOST_WORKERS = 8  # more would wait for Python's global lock between operations
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+HALVES = {"BF16": torch.bfloat16, "F16": torch.float16}  # names of safetensors
+DEQUANTISED_AT_LOAD = ("fp8", "mxfp4")  # methods of transformers that take `dequantize`
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+
+Say = Callable[[str], None]
+
+
+def silent(_line: str) -> None:
+    """Says nothing."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -169,7 +183,7 @@ def load_encoder(source: str, latent_tokens: int = 1, template: str = "tags") ->
     Raises:
         UserError: there is no tokenizer, or the template does not fit it.
     """
-    place, settings = _placed(source)
+    place, settings = _tokenizer_place(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:
@@ -183,13 +197,37 @@ def load_encoder(source: str, latent_tokens: int = 1, template: str = "tags") ->
     return ExampleEncoder(tokenizer, source, latent_tokens, parsed, add_tags(tokenizer, parsed))
 
 
-def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa") -> PreTrainedModel:
-    """A causal language model in eval mode, from safetensors or a GGUF file only;
-    GGUF weights are dequantised.
+def load_model(
+    source: str, *, precision: str = "fp32", attention: str = "sdpa", say: Say = silent
+) -> PreTrainedModel:
+    """A causal language model in eval mode, from safetensors or a GGUF file only; quantised weights
+    are dequantised, an adapter is merged. `checks.check_model` has asked it.
+
+    Args:
+        say: takes one line for each thing that is not as the files or the options have it.
 
     Raises:
-        UserError: there is no model, its weights are a pickle, or it lacks the attention backend.
+        UserError: there is no model, its weights are a pickle, it lacks the attention backend, or
+            it fails `check_model`.
     """
+    adapter = adapter_in(source)
+    if adapter is None:
+        model = _load_weights(source, precision, attention, say)
+    else:
+        with without_adapter(adapter) as base:
+            model = _load_weights(base, precision, attention, say)
+        model = merge_adapter(model, adapter).eval()
+        say(
+            f"{source}: holds an adapter, which is merged into its model, {adapter.base}"
+            + ("; if it was merged before, remove adapter_config.json" * adapter.beside_its_model)
+        )
+    forget_earlier_passes(model)
+    check_model(model, source)
+    return model
+
+
+def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreTrainedModel:
+    """The model at `source`, which has no adapter; raises as `load_model`."""
     place, settings = _placed(source)
     folder = Path(place)
     if folder.is_dir() and not settings and not any(folder.glob("*.safetensors")):
@@ -198,38 +236,84 @@ def load_model(source: str, *, precision: str = "fp32", attention: str = "sdpa")
             f"{source}: holds no .safetensors weights"
             + (f" ({found[0]} is a pickle and is not loaded)" if found else "")
         )
+    how: dict[str, Any] = dict(settings)
     try:
-        if settings:
-            with redirect_stderr(io.StringIO()):  # its progress bar cannot be turned off
-                model = AutoModelForCausalLM.from_pretrained(
-                    place,
-                    dtype=DTYPES[precision],
-                    attn_implementation=attention,
-                    trust_remote_code=False,
-                    **settings,
-                )
-            if quantizer := getattr(model, "hf_quantizer", None):
-                # the weights are dequantised, and must be saved as such
-                quantizer.remove_quantization_config(model)
-        else:
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if not settings:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+            how = {"use_safetensors": True, "config": _to_dequantise(config)}
+        with redirect_stderr(io.StringIO()):  # the progress bar of GGUF cannot be turned off
             model = AutoModelForCausalLM.from_pretrained(
-                source,
-                config=config,
+                place,
                 dtype=DTYPES[precision],
                 attn_implementation=attention,
-                use_safetensors=True,
                 trust_remote_code=False,
+                **how,
             )
     except Exception as error:  # as above
         if "attention implementation" in str(error) and attention != "eager":
-            raise UserError(
-                f"{source}: the model lacks --attention {attention}; try --attention eager"
-            ) from error
+            say(f"{source}: the model has no {attention} attention; eager attention is taken")
+            return _load_weights(source, precision, "eager", say)
         raise UserError(
             f"{source}: cannot be loaded as a causal language model: {first_line(error)}"
         ) from error
+    if settings or getattr(config, "quantization_config", None):
+        _dequantise(model, DTYPES[precision], source, gguf=bool(settings))
     return model.eval()
+
+
+def _to_dequantise(config: Any) -> Any:
+    """The config with the request that quantised weights be dequantised, where the method has
+    one: on some GPUs they would stay as they are.
+    """
+    quantised = getattr(config, "quantization_config", None)
+    if isinstance(quantised, dict) and quantised.get("quant_method") in DEQUANTISED_AT_LOAD:
+        config.quantization_config = {**quantised, "dequantize": True}
+    return config
+
+
+def _dequantise(model: PreTrainedModel, dtype: torch.dtype, source: str, *, gguf: bool) -> None:
+    """Makes a model that was loaded from quantised weights one that can be trained and saved as any
+    other: of one dtype, and without what its saving would do to become quantised again. Those of a
+    GGUF file have been dequantised as they were read.
+
+    Raises:
+        UserError: transformers has no dequantisation for the method.
+    """
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is not None:
+        method = getattr(quantizer.quantization_config, "quant_method", None)
+        if getattr(model, "is_quantized", False) and not gguf:
+            try:
+                model.dequantize()
+            except Exception as error:
+                raise UserError(
+                    f"{source}: its weights are quantised by {getattr(method, 'value', method)}, "
+                    "which cannot be undone here; give the model as it was before"
+                ) from error
+        quantizer.remove_quantization_config(model)
+    vars(model).pop("_weight_conversions", None)
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def stored_dtype(source: str) -> torch.dtype:
+    """The dtype of the weights at `source`: what a run that starts from them is saved in. Quantised
+    weights have the dtype that they were quantised from; those of a GGUF file are float32 here.
+    """
+    adapter = adapter_in(source)
+    place, settings = _placed(source if adapter is None else adapter.base)
+    if settings:
+        return torch.float32
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    found = getattr(config.get_text_config(), "dtype", None) or getattr(config, "dtype", None)
+    if isinstance(found, torch.dtype):
+        return found
+    for path in sorted(Path(place).glob("*.safetensors"))[:1]:
+        with safe_open(path, framework="pt") as weights:
+            dtypes = {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+        return next((HALVES[dtype] for dtype in HALVES if dtype in dtypes), torch.float32)
+    return torch.float32
 
 
 def load_frozen(
@@ -239,15 +323,16 @@ def load_frozen(
     attention: str = "sdpa",
     template: str = "tags",
     latent_tokens: int = 1,
+    say: Say = silent,
 ) -> tuple[PreTrainedModel, ExampleEncoder]:
     """The model that defines b_t, and its template. Tags that the tokenizer lacked get embedding
-    rows, except for those of the latent section.
+    rows, except for those of the latent section; `say` as in `load_model`.
 
     Raises:
         UserError: as `load_encoder`, `load_model` and `fit_vocabulary`.
     """
     read = load_encoder(source, latent_tokens, template)
-    model = load_model(source, precision=precision, attention=attention)
+    model = load_model(source, precision=precision, attention=attention, say=say)
     fit_vocabulary(model, read)
     return model, read
 
@@ -270,6 +355,8 @@ def context_length(model: PreTrainedModel, asked: int | None) -> int:
         UserError: `--max-length` exceeds the model's context.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None:
+        limit = stretched_context(model, limit)
     if asked is not None and limit is not None and asked > limit:
         raise UserError(f"--max-length {asked}: the model's context holds {limit} tokens")
     return asked or limit or 2**20
@@ -290,16 +377,12 @@ def fit_vocabulary(
         UserError: tokenizer and model do not fit together.
     """
     rows, vocabulary = model.get_input_embeddings().num_embeddings, encoder.tokenizer.get_vocab()
-    largest = max(id for tag, id in vocabulary.items() if tag not in encoder.added)
-    if largest >= rows:
-        raise UserError(
-            f"{encoder.source}: the tokenizer's largest id is {largest}, the model has {rows} "
-            "embeddings; they do not belong together"
-        )
+    if not section:
+        _check_ids(encoder, rows)
+        encoder.embedded = rows
     tags = [tag for tag in encoder.added if (tag in SECTION_TAGS) == section]
     needed = max((vocabulary[tag] + 1 for tag in tags), default=0)
-    if needed > rows:
-        model.resize_token_embeddings(needed, mean_resizing=False)
+    grow_embeddings(model, needed)
     with torch.no_grad():
         # In float64, so that the weights' hash does not depend on this machine's order of
         # summation.
@@ -308,6 +391,41 @@ def fit_vocabulary(
                 layer.weight[vocabulary[tag]] = (
                     layer.weight[encoder.spelling(tag)].double().mean(0).to(layer.weight.dtype)
                 )
+
+
+def _check_ids(encoder: ExampleEncoder, rows: int) -> None:
+    """Raises UserError if plain text or the template may become an id for which the model has no
+    embedding row. A special token that nothing becomes may lack one, as that for images of a
+    model's text part.
+    """
+    tokenizer = encoder.tokenizer
+    special = set(tokenizer.get_added_vocab())
+    largest = max(
+        (id for tag, id in tokenizer.get_vocab().items() if tag not in special), default=0
+    )
+    if largest >= rows:
+        raise UserError(
+            f"{encoder.source}: the tokenizer's largest id is {largest}, the model has {rows} "
+            "embeddings; they do not belong together: take the tokenizer of this model"
+        )
+    added = {*encoder.added_ids, encoder.z_open, encoder.z_close}
+    around = encoder.template.before_x + encoder.template.before_z + encoder.template.before_y
+    for token in {*around, *encoder.template.after_y, encoder.eos, encoder.pad} - added:
+        if token >= rows:
+            raise UserError(
+                f"{encoder.source}: the template needs {tokenizer.convert_ids_to_tokens(token)}, "
+                f"id {token}, and the model has {rows} embeddings; they do not belong together: "
+                "take the tokenizer of this model"
+            )
+
+
+def _tokenizer_place(source: str) -> tuple[str, dict[str, str]]:
+    """As `_placed`; of an adapter without a tokenizer, where its model is."""
+    adapter = adapter_in(source)
+    if adapter is None or adapter.beside_its_model:
+        return _placed(source)
+    own = any((adapter.folder / name).is_file() for name in TOKENIZER_FILES)
+    return (str(adapter.folder), {}) if own else _placed(adapter.base)
 
 
 def _placed(source: str) -> tuple[str, dict[str, str]]:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
 from twcli.config.commands import TrainConfig
-from twcli.data.batches import BatchSampler
+from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
 from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
@@ -30,6 +31,7 @@ from twcli.models import baseline, runtime
 from twcli.models.building import build, choose_execution, execution_of
 from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel
+from twcli.models.positions import pass_lengths
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
 from twcli.training.stages import FREE, REFINE, Stage, stages_of
@@ -67,6 +69,8 @@ class Setup:
         stages: what each step trains under.
         steps: optimiser steps of the whole run.
         provenance: what a checkpoint must have been made from to be resumed.
+        classes: (N,) rows of different ones share no batch (`batches.length_classes`).
+        stored_dtype: of the checkpoint that the run starts from, and so of `RUN/model`.
         adapter: the `peft.PeftModel` around the backbone, where LoRA is trained.
         probe: completions that the finished run is scored by; None where no prompts have several.
         frozen_nll_N: NLL of the probe's rows under the frozen model, in nats.
@@ -86,6 +90,8 @@ class Setup:
     lr: float
     accelerator: Any
     provenance: dict[str, Any]
+    classes: np.ndarray
+    stored_dtype: torch.dtype
     adapter: Any = None
     probe: Probe | None = None
     frozen_nll_N: np.ndarray | None = None
@@ -108,7 +114,7 @@ def prepare(
     runtime.tune_allocator(keep=config.latent_chunk is None)
     # the weights are trained in float32; --precision is that of the arithmetic
     inputs = open_inputs(
-        **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens
+        **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens, say=say
     )
     backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     if config.uses_weights and config.term_weights()[0] == 0:
@@ -116,7 +122,10 @@ def prepare(
             "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
             "--weighting mixed keeps them"
         )
-    baseline.check_head(backbone, config.model)
+    stored_dtype = runtime.stored_dtype(config.model)
+    if stored_dtype != backbone.dtype:
+        name = str(stored_dtype).removeprefix("torch.")
+        say(f"weights: stored in {name}, trained in float32; {run.model} will be in {name} as well")
     if config.baseline_policy == "frozen":
         cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
         backbone.to(accelerator.device)
@@ -142,7 +151,8 @@ def prepare(
     # One naming for all processes: rounding could name a row, and so every latent, otherwise.
     config, naming = broadcast_object_list([config, naming])
     distinct = naming is None or naming.one_string
-    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate)
+    classes = length_classes(encoded, encoder, pass_lengths(backbone))
+    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate, classes)
     probe = probe_of(
         source,
         encoded,
@@ -202,6 +212,8 @@ def prepare(
         lr,
         accelerator,
         provenance,
+        classes,
+        stored_dtype,
         adapter=adapter,
         probe=probe,
         frozen_nll_N=frozen_nll,
@@ -345,9 +357,13 @@ def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int) -> int:
 
 
 def batch_sampler_of(
-    config: TrainConfig, encoded: Encoded, stage: str, rows: np.ndarray | None
+    config: TrainConfig,
+    encoded: Encoded,
+    stage: str,
+    rows: np.ndarray | None,
+    classes: np.ndarray | None = None,
 ) -> BatchSampler:
-    """The order in which a stage goes through its rows."""
+    """The order in which a stage goes through its rows; `classes` as of `Setup`."""
     seed = [config.seed, *stage.encode()]
     return BatchSampler(
         encoded.lengths,
@@ -355,18 +371,24 @@ def batch_sampler_of(
         batch_tokens=config.batch_tokens,
         seed=seed,
         rows=rows,
+        classes=classes,
     )
 
 
-def steps_of(config: TrainConfig, encoded: Encoded, batches_a_step: int) -> int:
-    """Optimiser steps of the whole run.
+def steps_of(
+    config: TrainConfig,
+    encoded: Encoded,
+    batches_a_step: int,
+    classes: np.ndarray | None = None,
+) -> int:
+    """Optimiser steps of the whole run; `classes` as of `Setup`.
 
     Raises:
         UserError: all epochs together do not make one.
     """
     if config.epochs is None:
         return config.steps or DEFAULT_STEPS
-    sampler = batch_sampler_of(config, encoded, FREE, None)
+    sampler = batch_sampler_of(config, encoded, FREE, None, classes)
     batches = sum(len(sampler.epoch(number)) for number in range(config.epochs))
     if batches < batches_a_step:
         raise UserError(

@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch.distributed.fsdp import FSDPModule
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import signals
-from twcli.data.batches import Batch, collate, drop_history, forward_batches, opening
+from twcli.data.batches import Batch, collate, drop_history, forward_batches
 from twcli.discovery.naming import anchored, naming_record
 from twcli.discovery.prior import assign_rows, without_spares
 from twcli.discovery.score import run_score
 from twcli.errors import WorkFailed, interrupted
+from twcli.kernels.body import body_of
 from twcli.kernels.packing import PLAIN
 from twcli.models import runtime
 from twcli.models.adapters import new_row_gradients
@@ -76,7 +77,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     if config.gradient_checkpointing:
         runtime.checkpoint_activations(setup.model.backbone)
     if config.compile:
-        setup.model.backbone.base_model.compile(dynamic=True)
+        body_of(setup.model.backbone).compile(dynamic=True)
     if sharded := config.shard and accelerator.num_processes > 1:
         shard(setup.model, accelerator.num_processes)
     trained = (p for p in setup.model.parameters() if p.requires_grad)
@@ -101,7 +102,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     steps = batches(
         setup.stages,
         step,
-        partial(batch_sampler_of, config, setup.encoded),
+        partial(batch_sampler_of, config, setup.encoded, classes=setup.classes),
         held_rows,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
@@ -269,7 +270,7 @@ def _refine(setup: Setup, batch: Batch, rows: np.ndarray, step: int) -> tuple[to
     0, as if no latent differed there; the share of b_t that they hold comes back too. The step's
     loss is exact for the latents assigned.
     """
-    opened, pruned = opening(batch, setup.config.prune)
+    opened, pruned = setup.model.opened(batch, setup.config.prune)
     setup.model.eval()
     with setup.accelerator.autocast():
         nll_BCS, _ = setup.model.score_branches(opened, setup.used)
@@ -355,6 +356,7 @@ def score(
             batch_tokens=setup.config.batch_tokens,
             branches=setup.model.latents,
             shared=setup.model.execution != PLAIN,
+            classes=setup.classes,
         ):
             batch = collate(rows[places], setup.encoded, setup.encoder, None).to(
                 setup.accelerator.device
@@ -374,6 +376,24 @@ def score(
         setup.probe, soft_NK, setup.frozen_nll_N, marginal_N, setup.config.seed
     )
     return run_score(records, latents), found
+
+
+def _in_stored_dtype(
+    backbone: PreTrainedModel, weights: dict[str, torch.Tensor] | None, dtype: torch.dtype
+) -> dict[str, torch.Tensor] | None:
+    """Rounds the weights, in place or those gathered from all processes, to the dtype of the
+    checkpoint that the run started from; not to float16 where a value would become infinite.
+    """
+    tensors = list(backbone.parameters()) if weights is None else list(weights.values())
+    largest = torch.finfo(dtype).max
+    if any(t.is_floating_point() and bool((t.abs() > largest).any()) for t in tensors):
+        return weights
+    if weights is None:
+        for parameter in tensors:
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        return None
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
 
 
 def export(setup: Setup) -> None:
@@ -403,6 +423,7 @@ def export(setup: Setup) -> None:
     model.backbone.generation_config = GenerationConfig(
         bos_token_id=setup.encoder.bos, eos_token_id=ends, pad_token_id=setup.encoder.pad
     )
+    weights = _in_stored_dtype(model.backbone, weights, setup.stored_dtype)
     with setup.run.publishing_model() as folder:
         model.backbone.save_pretrained(folder, safe_serialization=True, state_dict=weights)
         setup.encoder.tokenizer.save_pretrained(folder)
