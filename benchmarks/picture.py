@@ -1,6 +1,6 @@
 """The README's picture: one question, answered by a run under each of its latents.
 
-    python benchmarks/picture.py --run RUN --x QUESTION --name 0=list --name 1=story --out docs/latents
+    python benchmarks/picture.py --run RUN --x QUESTION [--name 0=list ...] --out docs/latents
 
 It writes OUT-light.svg and OUT-dark.svg. The answers are what `twcli sample --latent all
 --temperature 0` gives, uncut. `make picture` makes the run as well.

@@ -161,15 +161,16 @@ class PromptEffects:
         )
         effects, rows, scales, residuals = [], [], [], []
         for kind, predicted_PF in zip(features.kinds, predicted, strict=True):
-            residual_NF = kind - np.repeat(predicted_PF, sizes_P, axis=0)
+            residual_NF = _residual(kind, predicted_PF, sizes_P)
             effect, row = _variance_components(residual_NF, sizes_P)
             residual_NF -= _shrunk_means(residual_NF, sizes_P, effect, row)
-            spread = np.sqrt(np.average(residual_NF**2, axis=0, weights=weight_N))
+            spread = np.sqrt(weight_N @ residual_NF**2 / weight_N.sum())
             scale = 1 / (np.sqrt(residual_NF.shape[1]) * (spread + TINY))
             effects.append(effect)
             rows.append(row)
             scales.append(scale)
-            residuals.append(residual_NF * scale)
+            residual_NF *= scale.astype(residual_NF.dtype)
+            residuals.append(residual_NF)
         centres, directions, views = [], [], []
         for view in VIEWS:
             points_NF = np.concatenate([residuals[kind] for kind in view], axis=1)
@@ -202,13 +203,19 @@ class PromptEffects:
         )
         residuals = []
         for kind, predicted_PF, effect, row, scale in parts:
-            residual_NF = kind - np.repeat(predicted_PF, sizes_P, axis=0)
+            residual_NF = _residual(kind, predicted_PF, sizes_P)
             residual_NF -= _shrunk_means(residual_NF, sizes_P, effect, row)
-            residuals.append(residual_NF * scale)
+            residual_NF *= scale.astype(residual_NF.dtype)
+            residuals.append(residual_NF)
         return [
             (np.concatenate([residuals[kind] for kind in view], axis=1) - centre) @ axes
             for view, centre, axes in zip(VIEWS, self.centres, self.directions, strict=True)
         ]
+
+
+def _residual(kind: np.ndarray, predicted_PF: np.ndarray, sizes_P: np.ndarray) -> np.ndarray:
+    """(N, F) what x does not predict, in the features' own precision: they may fill memory."""
+    return kind - np.repeat(predicted_PF.astype(kind.dtype), sizes_P, axis=0)
 
 
 def prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -228,7 +235,7 @@ def _variance_components(
     if freedom < 1:
         return np.zeros(residual_NF.shape[1]), residual_NF.var(0) + TINY
     means_PF = prompt_means(residual_NF, sizes_P)
-    within = ((residual_NF - np.repeat(means_PF, sizes_P, axis=0)) ** 2).sum(0) / freedom
+    within = (_residual(residual_NF, means_PF, sizes_P) ** 2).sum(0, dtype=np.float64) / freedom
     between = np.maximum(means_PF.var(0) - within * np.mean(1 / sizes_P), 0.0)
     return between, within
 
@@ -242,7 +249,8 @@ def _shrunk_means(
     """
     m_P1 = sizes_P[:, None]
     share_PF = np.where(m_P1 > 1, effect / (effect + row / m_P1 + 1e-12), 0.0)
-    return np.repeat(share_PF * prompt_means(residual_NF, sizes_P), sizes_P, axis=0)
+    means_PF = share_PF * prompt_means(residual_NF, sizes_P)
+    return np.repeat(means_PF.astype(residual_NF.dtype), sizes_P, axis=0)
 
 
 def principal_axes(
@@ -252,8 +260,9 @@ def principal_axes(
 
     At most `count`; directions without variance are left out.
     """
-    centre = np.average(points_NF, axis=0, weights=weight_N)
-    scaled_NF = (points_NF - centre) * np.sqrt(weight_N)[:, None]
+    centre = (weight_N @ points_NF / weight_N.sum()).astype(points_NF.dtype)
+    scaled_NF = points_NF - centre
+    scaled_NF *= np.sqrt(weight_N)[:, None].astype(points_NF.dtype)
     count = min(count, *scaled_NF.shape)
     _, spread, axes = randomized_svd(scaled_NF, count, n_iter=6, random_state=0)
     kept = spread > FLAT * max(float(spread[0]), TINY)

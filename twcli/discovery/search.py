@@ -30,6 +30,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
 
 KMEANS_DIRECTIONS = (6, 12, 24, 48)
 OTHER_DIRECTIONS = (12, 24, 48)
@@ -244,7 +245,19 @@ def search(
         sizes: rows of each prompt.
         advance: called with 1 after each of `ways_of`.
     """
-    sizes_P = np.asarray(sizes, np.int64)
+    # Points are few: threads would wait for each other, and round otherwise on other machines.
+    with threadpool_limits(1):
+        return _search(views, weight_N, np.asarray(sizes, np.int64), latents, seed, advance)
+
+
+def _search(
+    views: Sequence[np.ndarray],
+    weight_N: np.ndarray,
+    sizes_P: np.ndarray,
+    latents: int,
+    seed: int,
+    advance: Callable[[int], None] | None,
+) -> Found:
     rng = np.random.default_rng([seed, 8])
     used_P = _first_prompts(sizes_P, SEARCHED_ROWS, rng)
     used_N = np.repeat(used_P, sizes_P)
