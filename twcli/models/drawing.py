@@ -1,0 +1,245 @@
+"""Many samples of each prompt: the prompt goes through the model once for all latents and draws.
+
+The keys and values of a prompt are copied to its latents' sections, theirs to the draws. Rows that
+have ended leave the batch. Each row has random numbers of its own, so that what it draws does not
+depend on the rows beside it, but for rounding.
+
+Shapes: G prompts, K sections, R rows, T tokens, C tokens of a section, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import DynamicCache, PreTrainedModel
+
+from twcli.data.encoder import ExampleEncoder
+from twcli.data.padding import budget_batches, gather_padded
+from twcli.kernels.head import head_logits
+from twcli.kernels.linear import fast_linear
+from twcli.models.forward import hidden_states
+from twcli.models.generation import generate
+from twcli.models.runtime import core_by_core
+
+KEPT = 0.75  # share of a batch's rows that have not ended, below which those that have are removed
+CACHE_BYTES = 2**28  # keys and values of a batch
+LOGIT_BYTES = 2**27
+MOST_ROWS = 256  # on a CPU more rows take longer for each token
+COMPARED = 2  # prompts
+# largest difference of logits, as a share of their size
+AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}
+
+
+@dataclass(frozen=True)
+class Request:
+    """Draws from G prompts, each continued by some of its K sections.
+
+    Attributes:
+        prompts: ids of what all sections of a prompt follow; may be empty lists.
+        sections_GKC: int64 ids, at least one each.
+        prompt_R, section_R: (R,) int64, one row a draw.
+        limit_R: (R,) int64, most tokens of each draw, at least one.
+    """
+
+    prompts: Sequence[list[int]]
+    sections_GKC: np.ndarray
+    prompt_R: np.ndarray
+    section_R: np.ndarray
+    limit_R: np.ndarray
+
+    def ids(self, row: int) -> list[int]:
+        """What a row's draw continues."""
+        prompt, section = int(self.prompt_R[row]), int(self.section_R[row])
+        return [*self.prompts[prompt], *self.sections_GKC[prompt, section].tolist()]
+
+    @property
+    def before_R(self) -> np.ndarray:
+        """(R,) tokens before each draw."""
+        lengths = np.asarray([len(prompt) for prompt in self.prompts], np.int64)
+        return lengths[self.prompt_R] + self.sections_GKC.shape[2]
+
+
+@torch.no_grad()
+def draw(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    request: Request,
+    *,
+    temperature: float,
+    seed: int,
+    batch_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[str], list[bool]]:
+    """The text of each draw, in the rows' order, and whether it ended by itself.
+
+    Where the model disagrees with its plain forward pass, the rows are completed by `generate`.
+
+    Args:
+        temperature: 0 is greedy; else samples from the full distribution.
+        seed: with the row's number it fixes the row's random numbers.
+        batch_tokens: maximum tokens per batch if `generate` completes the rows.
+        progress: called with the numbers of draws and of new tokens after each batch.
+    """
+    stops = [encoder.y_close, encoder.eos]
+    if why_not_shared(model, request, encoder.pad) is not None:
+        return generate(
+            model,
+            encoder,
+            [request.ids(row) for row in range(len(request.prompt_R))],
+            max_new_tokens=request.limit_R,
+            temperature=temperature,
+            seed=seed,
+            batch_tokens=batch_tokens,
+            progress=progress and (lambda count: progress(count, 0)),
+        )
+    total_R = request.before_R + request.limit_R
+    # rows of one prompt stand together, so that few batches share one
+    order = np.lexsort((request.section_R, request.prompt_R, -request.before_R, -total_R))
+    batches = _batches(model, total_R, order)
+    texts, ended = [""] * len(order), [False] * len(order)
+    with fast_linear(model, pack=True):
+
+        def run(rows: np.ndarray) -> list[list[int]]:
+            with torch.no_grad():  # each thread has its own mode
+                return _Batch(model, request, rows, encoder.pad).draw(stops, temperature, seed)
+
+        for rows, drawn in zip(batches, core_by_core(run, batches, model.device), strict=True):
+            for row, ids in zip(rows.tolist(), drawn, strict=True):
+                texts[row], ended[row] = encoder.decode(ids), ids[-1] in stops
+            if progress:
+                progress(len(rows), sum(map(len, drawn)))
+    return texts, ended
+
+
+@torch.no_grad()
+def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | None:
+    """Why a prompt cannot be shared among draws, None if it can: reads the longest and the shortest
+    prompt both ways, each with its last section and one more token.
+    """
+    order = np.argsort(request.before_R, kind="stable")
+    rows = np.unique(order[np.linspace(0, len(order) - 1, COMPARED).astype(int)])
+    further = np.full(len(rows), pad)
+    try:
+        batch = _Batch(model, request, rows, pad)
+        found = torch.stack([batch.begin(), batch.go_on(further)], dim=1)
+        for row, token, own in zip(rows.tolist(), further.tolist(), found, strict=True):
+            ids = torch.tensor([[*request.ids(row), token]], device=model.device)
+            plain = head_logits(model, hidden_states(model, ids)[0, -2:])
+            apart = float((own - plain).float().norm() / plain.float().norm())
+            if not apart <= AGREEMENT[model.dtype]:  # the comparison is False for NaN
+                return f"logits differ by {apart:.1e} of their size"
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as why:
+        # an unknown architecture may fail in any way
+        return f"it fails: {why}"
+    return None
+
+
+def _batches(model: PreTrainedModel, total_R: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = torch.finfo(model.dtype).bits // 8
+    token_bytes = 2 * config.num_hidden_layers * heads * size * width
+    most = min(
+        MOST_ROWS, max(1, LOGIT_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
+    )
+    batches = budget_batches(total_R, order, max(1, CACHE_BYTES // token_bytes))
+    return [part for batch in batches for part in np.split(batch, range(most, len(batch), most))]
+
+
+class _Batch:
+    """Rows that are drawn together."""
+
+    def __init__(
+        self, model: PreTrainedModel, request: Request, rows: np.ndarray, pad: int
+    ) -> None:
+        self.model, self.request, self.rows, self.device = model, request, rows, model.device
+        self.limit = request.limit_R[rows]
+        self.prompts, row_prompt = np.unique(request.prompt_R[rows], return_inverse=True)
+        pairs = np.stack([row_prompt.reshape(-1), request.section_R[rows]], axis=1)
+        self.pairs, self.pair_R = np.unique(pairs, axis=0, return_inverse=True)
+        self.pair_R = self.pair_R.reshape(-1)
+        ids = [request.prompts[p] for p in self.prompts.tolist()]
+        lengths = np.asarray([len(each) for each in ids], np.int64)
+        flat = np.asarray([token for each in ids for token in each], np.int64)
+        padded = gather_padded(flat, np.cumsum(lengths) - lengths, lengths, pad)
+        # new tokens are appended on the right, so prompts are padded on the left
+        columns = np.arange(padded.shape[1]) - (padded.shape[1] - lengths[:, None])
+        self.mask = torch.from_numpy(columns >= 0).to(self.device)
+        padded = np.take_along_axis(padded, np.maximum(columns, 0), axis=1)
+        self.ids = torch.from_numpy(padded).to(self.device)
+        self.lengths = torch.from_numpy(lengths).to(self.device)
+        self.cache = DynamicCache(config=model.config)
+
+    def draw(self, stop_ids: Sequence[int], temperature: float, seed: int) -> list[list[int]]:
+        """Each row's new ids, its stop id included."""
+        logits, alive = self.begin(), np.arange(len(self.rows))
+        written = np.zeros((len(alive), int(self.limit.max())), np.int64)
+        counts = np.zeros(len(alive), np.int64)  # tokens of rows that have ended
+        for step in range(written.shape[1]):
+            chosen = self._choose(logits, alive, step, temperature, seed)
+            written[alive, step] = chosen
+            ended = np.isin(chosen, stop_ids) | (self.limit[alive] == step + 1)
+            counts[alive[ended & (counts[alive] == 0)]] = step + 1
+            going = np.flatnonzero(counts[alive] == 0)
+            if not len(going):
+                break
+            if len(going) < KEPT * len(alive):
+                alive, chosen = alive[going], chosen[going]
+                self._keep(torch.from_numpy(going).to(self.device))
+            logits = self.go_on(chosen)
+        return [row[:count].tolist() for row, count in zip(written, counts.tolist(), strict=True)]
+
+    def begin(self) -> torch.Tensor:
+        """Logits (R, V) behind each row's section."""
+        if self.ids.shape[1]:
+            self._hidden(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
+        pair_prompt = torch.from_numpy(self.pairs[:, 0]).to(self.device)
+        self._keep(pair_prompt)
+        sections = self.request.sections_GKC[self.prompts[self.pairs[:, 0]], self.pairs[:, 1]]
+        logits = self._forward(torch.from_numpy(sections).to(self.device))
+        pair_R = torch.from_numpy(self.pair_R).to(self.device)
+        self._keep(pair_R)
+        return logits[pair_R]
+
+    def go_on(self, chosen: np.ndarray) -> torch.Tensor:
+        """Logits (R, V) behind one more token of each row."""
+        return self._forward(torch.from_numpy(chosen[:, None]).to(self.device))
+
+    def _keep(self, index: torch.Tensor) -> None:
+        """Goes on with these rows, each as often as it is named."""
+        self.cache.batch_select_indices(index)
+        self.mask, self.lengths = self.mask[index], self.lengths[index]
+
+    def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
+        """Logits (R, V) behind the last of some tokens that every row goes on with."""
+        new = ids_RT.shape[1]
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids_RT), new)], dim=1)
+        positions = self.lengths[:, None] + torch.arange(new, device=self.device)
+        self.lengths = self.lengths + new
+        return head_logits(self.model, self._hidden(ids_RT, positions)[:, -1])
+
+    def _hidden(self, ids_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+        output = self.model.base_model(
+            input_ids=ids_RT,
+            attention_mask=self.mask,
+            position_ids=positions_RT,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return output.last_hidden_state
+
+    def _choose(
+        self, logits: torch.Tensor, alive: np.ndarray, step: int, temperature: float, seed: int
+    ) -> np.ndarray:
+        if temperature == 0:
+            return logits.argmax(-1).cpu().numpy()
+        shares = (logits.float() / temperature).softmax(-1).cumsum(-1)
+        # drawn for all rows, so that a row's numbers do not depend on its batch
+        numbers = np.random.default_rng([seed, step]).random(len(self.request.prompt_R), np.float32)
+        drawn = torch.from_numpy(numbers[self.rows[alive]]).to(self.device)
+        index = torch.searchsorted(shares, drawn[:, None] * shares[:, -1:], right=True)[:, 0]
+        return index.clamp(max=shares.shape[1] - 1).cpu().numpy()
