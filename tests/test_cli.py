@@ -102,6 +102,39 @@ def train_flags(made):
 # The pipeline
 
 
+def test_eval_compares_samples_of_the_frozen_model_and_the_run(made, tmp_path):
+    shutil.copytree(made / "run", tmp_path / "run")
+    call = ["eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--judge", JUDGE]
+    call += ["--bootstrap", 20, "--samples", 3]
+    plain = json.loads(ok(*call[:-2], "--json").stdout)
+    assert plain.pop("sampling") is None
+    figures = json.loads(ok(*call, "--json").stdout)
+    found = figures.pop("sampling")
+    figures["judge"], plain["judge"] = None, None  # it was asked more often
+    assert figures == plain  # the others keep their meaning
+    assert found["k"] == [1, 2, 3] and found["prompts"] == figures["prompts"]
+    assert set(found["arms"]) == {"frozen", "even", "proportional", "router"}
+    for arm in found["arms"].values():
+        for key in ("pass_at_k", "strategies_at_k", "distinct_at_k"):
+            for value, (low, high) in zip(arm[key], arm[f"{key}_ci"], strict=True):
+                assert 0 <= low <= value + 1e-9 and value - 1e-9 <= high
+        assert sorted(arm["pass_at_k"]) == arm["pass_at_k"]
+        assert 1 <= arm["diversity"]["vendi"] <= 3 and 0 <= arm["diversity"]["self_bleu"] <= 100
+        assert arm["diversity"]["reference_bleu_data"] is not None
+    saved = found["samples_saved"]["even"]
+    assert saved["ratio"] == pytest.approx(saved["frozen_samples"] / saved["samples"])
+    read = found["transmission"]  # 3 samples over 3 latents: one of each a prompt
+    assert sum(map(sum, read["confusion"])) + read["unread"] == 3 * found["prompts"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "Samples saved" in page and "Is z read back?" in page and page.count("<polygon") >= 12
+    again = ok(*call)  # from what was stored, as a table
+    assert "drawn before" in again.stderr
+    assert "times fewer" in again.stdout and "z read back" in again.stdout
+    assert max(map(len, again.stdout.splitlines())) <= 80
+    missing = ok(*call, "--json", "--model", made / "model").stdout
+    assert json.loads(missing)["sampling"]["arms"] == found["arms"]
+
+
 def test_eval_prints_one_json_object_and_writes_the_report(made):
     result = ok(
         "eval",

@@ -187,7 +187,7 @@ def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
     from twcli.commands.evaluate import evaluate as run
-    from twcli.evaluation import report
+    from twcli.evaluation import curves, report
     from twcli.models import runtime
 
     runtime.quiet_transformers()
@@ -196,6 +196,9 @@ def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
         click.echo(report.to_json(result))
     else:
         _print_table(report.render_table(result))
+        if result["sampling"]:
+            click.echo()
+            _print_table(curves.render_sampling(result["sampling"]))
 
 
 def _print_table(table: Any) -> None:

@@ -42,11 +42,9 @@ class Screen:
             click.echo(text, file=stream, nl=False)
 
     @contextmanager
-    def progress(
-        self, label: str, total: int, lines: bool = True
-    ) -> Iterator[Callable[[int], None]]:
+    def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[..., None]]:
         """A progress bar with ETA on a terminal; elsewhere a line every few seconds, unless `lines`
-        is off.
+        is off. What it yields takes how much was done and, if there is one, a note on the speed.
         """
         if self.live:
             from tqdm import tqdm
@@ -59,18 +57,24 @@ class Screen:
                 dynamic_ncols=True,
                 leave=False,
             ) as bar:
-                yield bar.update
+
+                def update(count: int, note: str = "") -> None:
+                    bar.set_postfix_str(note, refresh=False)
+                    bar.update(count)
+
+                yield update
             return
         done, start, last = 0, time.monotonic(), time.monotonic()
 
-        def advance(count: int) -> None:
+        def advance(count: int, note: str = "") -> None:
             nonlocal done, last
             done += count
             now = time.monotonic()
             if lines and now - last >= LOG_SECONDS:
                 last = now
                 left = (now - start) / done * (total - done)
-                self.say(f"{label}: {done / total:.0%}, about {left:.0f} s left")
+                speed = f", {note}" if note else ""
+                self.say(f"{label}: {done / total:.0%}{speed}, about {left:.0f} s left")
 
         yield advance
 

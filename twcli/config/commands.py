@@ -634,6 +634,24 @@ class EvalConfig(DataConfig, ComputeConfig):
     bootstrap: int = option(
         1000, group=OUTPUT, rare=True, help="Resamples for each 95 % interval.", minimum=10
     )
+    samples: int | None = option(
+        None,
+        group=OUTPUT,
+        help=(
+            "Also draw so many completions of each prompt from the frozen model and from the run, "
+            "in three ways, and compare them: pass@k, samples saved, diversity."
+        ),
+        minimum=1,
+        maximum=1024,
+    )
+    temperature: float = option(
+        1.0,
+        group=OUTPUT,
+        rare=True,
+        help="Temperature of --samples; the frozen model's is the best of a few around it.",
+        minimum=0.01,
+        maximum=100.0,
+    )
     seed: int = option(
         0,
         group=OUTPUT,

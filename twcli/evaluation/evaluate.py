@@ -23,6 +23,7 @@ from twcli.data.padding import gather_padded
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
 from twcli.errors import UserError
+from twcli.evaluation.arms import compare
 from twcli.evaluation.judges import Judge, load_judge
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.kernels.packing import PLAIN
@@ -133,6 +134,20 @@ def evaluate(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
+    result["sampling"] = None
+    if config.samples is not None:
+        result["sampling"] = compare(
+            config,
+            judge=judge,
+            model=model,
+            encoder=encoder,
+            trained=trained,
+            examples=examples,
+            encoded=encoded,
+            longest=config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
+            say=say,
+            progress=progress,
+        )
     result["judge"] = judge.report() if judge else None
     if judge and (warning := judge.warning()):
         say(warning)

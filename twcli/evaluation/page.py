@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from twcli.evaluation import curves
 from twcli.evaluation.report import mapping_line, rows_of
 from twcli.training.diagnostics import pooled_information
 
@@ -74,6 +75,7 @@ def render_html(
         _samples(evidence),
         _matrix(evidence),
         _router(evidence),
+        curves.section(result.get("sampling")),
         _training(metrics),
         _heat(evidence),
         _figures(result),

@@ -1,8 +1,8 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
-adapter/, tensorboard/, naming.json, checksums.json and report.html.
+adapter/, tensorboard/, naming.json, checksums.json, report.html and samples.jsonl.
 
-Only this module writes in it, except for the report, which the command line writes. A folder or
-file appears under its final name when it is complete.
+Only this module writes in it, except for the report, which the command line writes, and the samples
+of `twcli eval --samples`. A folder or file appears under its final name when it is complete.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.naming_file = self.path / "naming.json"
         self.report = self.path / "report.html"
+        self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
         self._events: Any = None
@@ -167,9 +168,11 @@ class RunFolder:
             self.metrics_file,
             self.posterior_file,
             self.report,
+            self.samples,
             self.checksums_file,
         )
         folders = {"checkpoints", "model", ".model", "adapter", ".adapter", "tensorboard"}
+        folders |= {f"{self.samples.name}.lock", f"{self.samples.name}.parts"}
         return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:

@@ -1,0 +1,332 @@
+"""`twcli eval --samples N`: what the frozen model and the run write for each prompt, drawn block by
+block and kept in the run's `samples.jsonl`, so that an evaluation that was killed goes on and one
+with another judge draws nothing.
+
+The file's first line says what the samples belong to. Each further line is one prompt:
+
+    x        the prompt
+    frozen   temperature -> N completions of the frozen model
+    router   p(z|x)
+    latents  completions under each latent, as many as any arm needs
+
+Arms of the run share these completions, so that what they differ in is how samples are divided.
+
+Shapes: P prompts, K latents, N samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedModel
+
+from twcli.config.commands import EvalConfig
+from twcli.data.encoder import ExampleEncoder
+from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.evaluation.sampling import proportional_order
+from twcli.models import baseline
+from twcli.models.drawing import Request, draw
+from twcli.models.generation import router_probabilities
+from twcli.storage.shards import Shards, blocks, check_place, reporting
+
+VERSION = 1
+BLOCK = 1024  # completions that are stored together; a kill loses at most those in progress
+SWEEP = (0.7, 1.0, 1.4, 2.0)  # temperatures of the frozen model, as multiples of --temperature
+
+
+@dataclass(frozen=True)
+class Writer:
+    """A model that completes prompts; `latents` is empty for the frozen model."""
+
+    model: PreTrainedModel
+    encoder: ExampleEncoder
+    latents: list[list[int]]
+    max_length: int
+
+    def prompt_and_sections(self, x: str) -> tuple[list[int], np.ndarray]:
+        """The ids that all completions of x follow, and (K, C) those that differ."""
+        encoder, whole = self.encoder, self.encoder.prompt(x)
+        if not self.latents:
+            return whole[:-1], np.asarray([whole[-1:]])
+        before_y = len(encoder.template.before_y)
+        shared = whole[: len(whole) - before_y]
+        return shared, np.asarray([encoder.prompt(x, z)[len(shared) :] for z in self.latents])
+
+    def draw(
+        self,
+        xs: Sequence[str],
+        counts_PK: np.ndarray,
+        *,
+        config: EvalConfig,
+        longest: int,
+        temperature: float,
+        seed: int,
+        progress: Callable[[int, int], None],
+    ) -> tuple[list[list[list[str]]], int]:
+        """Completions of each prompt and latent, `counts_PK` of them, and how many were cut off."""
+        parts = [self.prompt_and_sections(x) for x in xs]
+        P, K = counts_PK.shape
+        prompt_R = np.repeat(np.arange(P), counts_PK.sum(1))
+        section_R = np.repeat(np.tile(np.arange(K), P), counts_PK.ravel())
+        sections = np.stack([sections for _, sections in parts])
+        lengths = np.asarray([len(prompt) for prompt, _ in parts]) + sections.shape[2]
+        room = self.max_length - lengths
+        if room.min() < 1:
+            raise UserError(
+                f"{config.data}: the prompt {xs[int(room.argmin())][:60]!r} fills the context of "
+                f"{self.max_length} tokens"
+            )
+        limit_R = np.minimum(room, longest)[prompt_R]
+        request = Request([prompt for prompt, _ in parts], sections, prompt_R, section_R, limit_R)
+        texts, ended = draw(
+            self.model,
+            self.encoder,
+            request,
+            temperature=temperature,
+            seed=seed,
+            batch_tokens=4 * config.batch_tokens,
+            progress=progress,
+        )
+        cells = iter(np.split(np.asarray(texts, object), np.cumsum(counts_PK.ravel())[:-1]))
+        return [[next(cells).tolist() for _ in range(K)] for _ in range(P)], len(ended) - sum(ended)
+
+
+@dataclass
+class Sampling:
+    """Draws of all arms, block by block.
+
+    Args:
+        frozen: None where the frozen model is gone.
+        longest: most tokens of a completion.
+    """
+
+    config: EvalConfig
+    run: Writer
+    frozen: Writer | None
+    xs: list[str]
+    longest: int
+    cut: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        """N."""
+        assert self.config.samples is not None
+        return self.config.samples
+
+    @property
+    def temperatures(self) -> list[float]:
+        """Those of the frozen model, ascending."""
+        return [round(factor * self.config.temperature, 6) for factor in SWEEP]
+
+    @property
+    def per_prompt(self) -> int:
+        """About how many completions a prompt gets."""
+        return self.samples * (len(self.temperatures) * (self.frozen is not None) + 2)
+
+    @property
+    def block(self) -> int:
+        """Prompts of a block."""
+        return max(1, BLOCK // self.per_prompt)
+
+    def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
+        """One line of JSON for each of these prompts; repeated calls give the same lines."""
+        xs = [self.xs[row] for row in rows]
+        N, K, started = self.samples, len(self.run.latents), time.monotonic()
+        seeds = np.random.SeedSequence([self.config.seed, rows.start]).generate_state(16)
+        done, whole = 0, len(rows) * self.per_prompt
+
+        def progress(count: int, tokens: int) -> None:
+            nonlocal done
+            self.tokens += tokens
+            speed = self.tokens / max(self.seconds + time.monotonic() - started, 1e-9)
+            count = min(count, whole - done)  # the bar counts what was expected
+            done += count
+            advance(count, f"{speed:,.0f} tokens/s" if self.tokens else "")
+
+        frozen: list[dict[str, list[str]]] = [{} for _ in xs]
+        if self.frozen is not None:
+            for number, temperature in enumerate(self.temperatures):
+                texts, cut = self.frozen.draw(
+                    xs,
+                    np.full((len(xs), 1), N),
+                    config=self.config,
+                    longest=self.longest,
+                    temperature=temperature,
+                    seed=int(seeds[number]),
+                    progress=progress,
+                )
+                self.cut += cut
+                for found, (each,) in zip(frozen, texts, strict=True):
+                    found[f"{temperature:g}"] = each
+        router = router_probabilities(
+            self.run.model,
+            self.run.encoder,
+            [self.run.encoder.router_prompt(x) for x in xs],
+            self.run.latents,
+            batch_tokens=self.config.batch_tokens,
+        ).astype(np.float64)
+        drawn = np.stack(
+            [
+                drawn_latents(self.config.seed, row, p, N)
+                for row, p in zip(rows, router, strict=True)
+            ]
+        )
+        needed = [np.full((len(xs), K), -(-N // K))] + [
+            (order[:, :, None] == np.arange(K)).sum(1)
+            for order in (proportional_order(router, N), drawn)
+        ]
+        texts, cut = self.run.draw(
+            xs,
+            np.max(needed, axis=0),
+            config=self.config,
+            longest=self.longest,
+            temperature=self.config.temperature,
+            seed=int(seeds[15]),
+            progress=progress,
+        )
+        self.cut += cut
+        advance(whole - done)
+        self.seconds += time.monotonic() - started
+        for x, old, p, new in zip(xs, frozen, router, texts, strict=True):
+            line = {"x": x, "frozen": old, "router": p.tolist(), "latents": new}
+            yield json.dumps(line, ensure_ascii=False) + "\n"
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the samples depend on."""
+        names = ("samples", "temperature", "seed", "precision", "attention", "batch_tokens")
+        writers = {"run": self.run} | ({"frozen": self.frozen} if self.frozen else {})
+        return (
+            {"version": VERSION}
+            | {name: getattr(self.config, name) for name in names}
+            | {
+                "longest": self.longest,
+                "temperatures": self.temperatures,
+                "device": self.run.model.device.type,
+                "block": self.block,
+                "prompts": hashlib.sha256("\0".join(self.xs).encode()).hexdigest(),
+            }
+            | {
+                f"{name}_{key}": value
+                for name, writer in writers.items()
+                for key, value in (
+                    ("weights", baseline.weights_hash(writer.model)),
+                    ("tokenizer", writer.encoder.tokenizer_hash()),
+                    ("template", writer.encoder.fingerprint()),
+                    ("max_length", writer.max_length),
+                )
+            }
+        )
+
+
+def drawn_latents(seed: int, row: int, router: np.ndarray, samples: int) -> np.ndarray:
+    """(N,) latents that a prompt's router draws; its number and the seed fix them."""
+    rng = np.random.default_rng([seed, 8, row])
+    return rng.choice(len(router), samples, p=router / router.sum())
+
+
+def draw_all(
+    sampling: Sampling,
+    target: Path,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+) -> list[dict[str, Any]]:
+    """A parsed line for each prompt: from `target` if it holds these samples, else drawn and stored
+    there, unless it cannot be written.
+
+    Raises:
+        UserError: a prompt fills the context, or another process draws the same samples.
+        WorkFailed: the disk is full; finished blocks stay.
+        Interrupted: a signal came; finished blocks stay.
+    """
+    header = {"fingerprint": sampling.fingerprint(), "prompts": len(sampling.xs)}
+    shards = Shards(target, header, len(sampling.xs), what="sample", suffix=".jsonl")
+    if stored := _stored(target, header):
+        shards.remove_if_idle()
+        say(f"{target}: these samples were drawn before; delete the file to draw them again")
+        return stored
+    try:
+        check_place(target)
+    except UserError as error:
+        say(f"{error}; the samples are not kept")
+        with progress("sampling", len(sampling.xs) * sampling.per_prompt) as advance:
+            drawn = [
+                json.loads(line)
+                for rows in blocks(range(len(sampling.xs)), sampling.block)
+                for line in sampling.lines(rows, advance)
+            ]
+    else:
+        try:
+            drawn = _draw_and_store(sampling, shards, say, progress)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"interrupted; the samples of finished blocks of {sampling.block:,} prompts are "
+                f"kept; {how_to_resume()}"
+            ) from None
+    if sampling.tokens:
+        say(
+            f"sampled {sampling.tokens:,} tokens, {sampling.tokens / sampling.seconds:,.0f} a "
+            "second"
+        )
+    if sampling.cut:
+        say(
+            f"{sampling.cut:,} completions were cut off at {sampling.longest} tokens "
+            "(--max-new-tokens), or at the end of the context"
+        )
+    return drawn
+
+
+def _stored(target: Path, header: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """The prompts' lines, None where the file is not there, damaged or of something else."""
+    with suppress(OSError, ValueError, TypeError):
+        # not splitlines, which breaks at characters that JSON keeps
+        first, *lines = target.read_text(encoding="utf-8").rstrip("\n").split("\n")
+        found = json.loads(first)
+        # as JSON has it: a tuple is a list
+        same = found["header"] == json.loads(json.dumps(header))
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        if same and found["sha256"] == digest:
+            return [json.loads(line) for line in lines]
+    return None
+
+
+def _draw_and_store(
+    sampling: Sampling,
+    shards: Shards,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+) -> list[dict[str, Any]]:
+    shards.open()
+    try:
+        for note in shards.notes():
+            say(note)
+        missing = shards.missing(sampling.block)
+        left = sum(map(len, missing))
+        if left < len(sampling.xs):
+            done = len(sampling.xs) - left
+            say(f"resuming: the samples of {done:,} of {len(sampling.xs):,} prompts are drawn")
+        with progress("sampling", max(1, left) * sampling.per_prompt) as advance:
+            for rows in missing:
+                data = "".join(sampling.lines(rows, advance)).encode()
+                with reporting(shards.target, "store samples"):
+                    shards.add(rows, data)
+        with shards.publishing("write the samples") as temp, open(temp, "wb") as file:
+            text = b"".join(shards.all())
+            digest = hashlib.sha256(text.removesuffix(b"\n")).hexdigest()
+            first = json.dumps({"header": shards.header, "sha256": digest})
+            file.write(first.encode() + b"\n" + text)
+            file.flush()
+            os.fsync(file.fileno())
+    finally:
+        shards.close()
+    return [json.loads(line) for line in text.splitlines()]
