@@ -1,4 +1,4 @@
-"""Writes docs/commands.md from the commands themselves.
+"""Writes docs/reference/commands.md from the commands themselves.
 
 python docs/make_commands.py            writes it
 python docs/make_commands.py --check    exits with 1 where it is out of date
@@ -14,7 +14,7 @@ import click
 from twcli.cli.main import main
 from twcli.config.options import GROUPS, OUTPUT
 
-PAGE = Path(__file__).parent / "commands.md"
+PAGE = Path(__file__).parent / "reference" / "commands.md"
 HEAD = """# Commands
 
 Made by `python docs/make_commands.py` from the commands themselves. `twcli COMMAND --help` shows
