@@ -181,9 +181,14 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
 
 
 def test_eval_prints_a_table_within_80_columns(made):
-    result = ok("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
+    command = ("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
+    result = ok(*command)
     assert max(map(len, result.stdout.splitlines())) <= 80
-    assert "no --judge was given" in " ".join(result.stdout.split())
+    assert result.stdout.startswith(("Works", "Failed", "Not decided"))
+    assert len(result.stdout.splitlines()) <= 30 and "report.html" in result.stdout
+    everything = ok(*command, "--all")
+    assert max(map(len, everything.stdout.splitlines())) <= 80
+    assert "no --judge was given" in " ".join(everything.stdout.split())
 
 
 def test_eval_without_labels_says_so(made, tmp_path):
@@ -197,7 +202,7 @@ def test_eval_without_labels_says_so(made, tmp_path):
         "--bootstrap",
         20,
     )
-    assert "no strategy labels in the data" in " ".join(result.stdout.split())
+    assert "no field 'strategy' in the records" in " ".join(result.stdout.split())
 
 
 @pytest.mark.slow

@@ -1,3 +1,4 @@
+import math
 import re
 from html.parser import HTMLParser
 
@@ -94,8 +95,16 @@ def test_tags_are_balanced(page):
     assert checker.open_tags == ()
 
 
-def test_a_collapse_is_said_at_the_top():
+def test_the_verdict_is_at_the_top():
     result = summarise(**perfect())
-    assert "Collapsed" not in render_html(result, METRICS, {})
-    collapsed = {**result, "posterior": {**result["posterior"], "collapsed": True}}
-    assert "z says (almost) nothing" in render_html(collapsed, [], {}).split("<h2>")[0]
+    assert "Works: asking for a latent" in render_html(result, METRICS, {}).split("<h2>")[0]
+    failed = {**result, "verdict": {"kind": "failed", "sentence": "Failed: <x>.", "advice": ""}}
+    top = render_html(failed, [], {}).split("<h2>")[0]
+    assert "<p class='warning'><b>Failed: &lt;x&gt;.</b>" in top and "z0 = c" not in top
+
+
+def test_next_to_no_information_looks_like_it():
+    """The curve's axis reaches log K, whatever its own maximum is."""
+    page = render_html(summarise(**perfect()), METRICS, {})
+    chart = page.split("<h2>Mutual information")[1].split("</svg>")[0]
+    assert f"{math.log(len(METRICS[0]['posterior_mass'])):.3g} nats" in chart

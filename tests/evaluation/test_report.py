@@ -66,9 +66,18 @@ def test_a_null_says_why():
 
 
 def test_the_table_names_every_figure(result):
-    table = render_table(result)
+    table = render_table(result, everything=True)
     assert table.row_count > len(list(rows_of(result)))  # sections stand apart
+    short = render_table(result)
+    assert 4 <= short.row_count < 16  # a screen, with the verdict above it
     assert "z0 = c" in table.caption
+
+
+def test_an_interval_holds_its_value_and_counts_have_none(result):
+    biased = {**result, "posterior": {**result["posterior"], "mutual_information_ci": [0.5, 0.9]}}
+    shown = {key: interval for _, key, _, interval, _ in rows_of(biased)}
+    assert shown["mutual_information"] == "0.500 to 1.099"
+    assert shown["usage"] == shown["active"] == ""
 
 
 def test_a_strategy_may_be_called_like_markup(result):

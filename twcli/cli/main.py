@@ -183,7 +183,10 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
 )
 @config_options(EvalConfig)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
-def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
+@click.option("--all", "everything", is_flag=True, help="Print the diagnostics as well.")
+def evaluate(
+    config_file: str | None, quiet: bool, as_json: bool, everything: bool, **flags: Any
+) -> None:
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
     from twcli.commands.evaluate import evaluate as run
@@ -195,16 +198,22 @@ def evaluate(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     if as_json:
         click.echo(report.to_json(result))
     else:
-        _print_table(report.render_table(result))
+        before, after = report.verdict_lines(
+            result, f"{config.run}/report.html", config.strategy_field
+        )
+        parts = [*before, "", report.render_table(result, everything)]
         if result["sampling"]:
-            click.echo()
-            _print_table(curves.render_sampling(result["sampling"]))
+            parts += ["", curves.render_sampling(result["sampling"])]
+        _print(*parts, "", *after)
 
 
-def _print_table(table: Any) -> None:
+def _print(*parts: Any) -> None:
+    """Texts and tables, no wider than the terminal, or 80 columns."""
     from rich.console import Console
 
-    Console(width=None if sys.stdout.isatty() else 80).print(table)
+    console = Console(width=None if sys.stdout.isatty() else 80, highlight=False)
+    for part in parts:
+        console.print(part, markup=False)
 
 
 @main.command(cls=GroupedCommand, short_help="Completions by the frozen model, or by latent.")

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 from typing import Any
 
 from twcli.config.commands import TrainConfig
+from twcli.evaluation.verdict import verdict_of_score
 from twcli.models import runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
@@ -56,10 +57,12 @@ def train(
         score, retained = trainer.score(setup, progress)
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    if score is not None:
-        say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
     for line in retention_lines(retained):
         say(line)
+    if score is not None:
+        say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
+        lost = [entry.latent for entry in retained or () if entry.below]
+        say(verdict_of_score(score, setup.model.latents, lost).sentence)
     say(
         f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
         "TEST.jsonl"

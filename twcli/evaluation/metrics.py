@@ -17,6 +17,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.special import entr, xlogy
 
 from twcli.discovery.score import Predictability, ratio, run_score
+from twcli.evaluation.verdict import verdict_of
 from twcli.training.retention import Retention
 
 ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
@@ -89,8 +90,8 @@ def summarise(
 
     Returns:
         Sections `posterior`, `alignment`, `likelihood`, `diagnostics`, the list `retention` with an
-        entry for each latent that has records, and the single figures; null where there is nothing
-        to tell.
+        entry for each latent that has records, the `verdict` (kind, sentence, advice), and the
+        single figures; null where there is nothing to tell.
     """
     rng = np.random.default_rng([seed, 0])
     scored_P = _second_half(int(prompts.max()) + 1, rng)
@@ -141,6 +142,7 @@ def summarise(
             rng,
         )
     )
+    result["verdict"] = verdict_of(result).as_dict()
     return result
 
 

@@ -36,6 +36,7 @@ th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space:
 td.cell { text-align: right; padding: .2rem .6rem; min-width: 5rem; border: 1px solid var(--line);
           font-variant-numeric: tabular-nums; }
 .soft { color: var(--soft); }
+.verdict { border-left: .3rem solid #009e73; padding: .5rem 1rem; }
 .warning { border-left: .3rem solid #d55e00; padding: .5rem 1rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
 .box { border: 1px solid var(--line); border-radius: .3rem; padding: .6rem .8rem; }
@@ -104,11 +105,11 @@ def _head(result: dict[str, Any]) -> str:
     ):
         if value is not None:
             cards.append((title, f"{value:.2f}", note))
-    warning = (
-        "<p class='warning'><b>Collapsed.</b> The posterior has collapsed: "
-        "z says (almost) nothing about y.</p>"
-        if posterior["collapsed"]
-        else ""
+    verdict = result["verdict"]
+    tone = "verdict" if verdict["kind"] == "works" else "warning"
+    sentence = (
+        f"<p class='{tone}'><b>{html.escape(verdict['sentence'])}</b> "
+        f"{html.escape(verdict['advice'])}</p>"
     )
     names = "; ".join(mapping_line(result).splitlines()[1:])
     boxes = "".join(
@@ -119,7 +120,7 @@ def _head(result: dict[str, Any]) -> str:
     return (
         f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, "
         f"{result['prompts']:,} prompts, {result['latents']} latents. "
-        f"{html.escape(names)}</p>{warning}<div class='grid'>{boxes}</div>"
+        f"{html.escape(names)}</p>{sentence}<div class='grid'>{boxes}</div>"
     )
 
 
@@ -155,10 +156,13 @@ def _training(metrics: Sequence[dict[str, Any]]) -> str:
             f"the posterior assigns to each latent, over the last {POOLED_STEPS} steps. "
             "A single band means that the other latents are dead.</p>" + _bands(windows)
         )
+    masses = metrics[0].get("posterior_mass", [0.0])
     parts.append(
         "<h2>Mutual information I(z; y)</h2>"
         + _lines(
-            [("nats", [(step, pooled_information(window)[0]) for step, window in windows])], "nats"
+            [("nats", [(step, pooled_information(window)[0]) for step, window in windows])],
+            "nats, at most log K",
+            top=math.log(len(masses)),
         )
     )
     parts.append("<h2>Loss</h2>" + _lines([("loss", _means(windows, "loss"))], "nats per token"))
@@ -221,11 +225,13 @@ def _bands(windows: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> str:
     return _svg("posterior usage", "".join(drawn), shares[-1][0], "0", "100 %")
 
 
-def _lines(series: Sequence[Series], unit: str) -> str:
-    """At most two curves, the second dashed."""
+def _lines(series: Sequence[Series], unit: str, top: float = 0.0) -> str:
+    """At most two curves, the second dashed; the axis reaches `top` at least, so that next to
+    nothing looks like next to nothing.
+    """
     steps = [step for _, points in series for step, _ in points]
     values = [value for _, points in series for _, value in points]
-    low, high = min(0.0, *values), max(values)
+    low, high = min(0.0, *values), max(top, *values)
     x, y = _scales(steps, low, high)
     drawn = []
     for number, (name, points) in enumerate(series):

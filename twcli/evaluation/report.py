@@ -32,7 +32,7 @@ ROWS = (
     (None, "answer_accuracy", "right answers, all latents"),
     ("likelihood", "frozen_nll", "frozen model, nats per example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
-    ("likelihood", "gain", "frozen minus marginal"),
+    ("likelihood", "gain", "log-likelihood against the original"),
     ("diagnostics", "informative", "effective t0 / T of b_t"),
     ("diagnostics", "informative_tokens", "effective t0 in tokens"),
     ("diagnostics", "uniform_rows", "rows without b_t above tau"),
@@ -42,6 +42,18 @@ ROWS = (
     ("diagnostics", "amplification", "of q's gradient by the weights"),
     ("diagnostics", "expected_amplification", "T / t0"),
 )
+# What is shown unless all is asked for: did it work, is it better than before.
+FIRST = {
+    "generation_one_to_one",
+    "posterior_one_to_one",
+    "coverage_mean",
+    "answer_accuracy",
+    "score",
+    "mutual_information",
+    "usage",
+    "gain",
+}
+COUNTS = {"usage", "active"}  # numbers of latents: resampling says nothing about them
 # nats above which a token is shown in the colour
 SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
@@ -70,7 +82,8 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         if value is None:
             yield section or "", key, "-", "", _why_null(result, section, key)
         else:
-            yield section or "", key, _number(value), _interval(holder.get(f"{key}_ci")), note
+            interval = "" if key in COUNTS else _interval(holder.get(f"{key}_ci"), value)
+            yield section or "", key, _number(value), interval, note
     yield from _retention_rows(result)
 
 
@@ -89,7 +102,8 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
             note += f"; obeyed {entry['obeyed']:.0%}" + _before(entry["frozen_obeyed"])
         if entry["right"] is not None:
             note += f"; right {entry['right']:.0%}" + _before(entry["frozen_right"])
-        yield "retention", key, f"{entry['gain']:+.3f}", _interval(entry["gain_ci"]), note
+        interval = _interval(entry["gain_ci"], entry["gain"])
+        yield "retention", key, f"{entry['gain']:+.3f}", interval, note
 
 
 def _before(value: float | None) -> str:
@@ -102,8 +116,9 @@ def _number(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _interval(ci: Sequence[float] | None) -> str:
-    return "" if ci is None else f"{ci[0]:.3f} to {ci[1]:.3f}"
+def _interval(ci: Sequence[float] | None, value: float) -> str:
+    """With the value in it: resamples of an estimate that has a bias may all lie on one side."""
+    return "" if ci is None else f"{min(ci[0], value):.3f} to {max(ci[1], value):.3f}"
 
 
 def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
@@ -128,8 +143,12 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     return NO_JUDGE if result.get("judge") is None else NO_NAMES
 
 
-def render_table(result: dict[str, Any]) -> Table:
-    """The table that `twcli eval` prints; fits 80 columns."""
+def render_table(result: dict[str, Any], everything: bool = False) -> Table:
+    """The table that `twcli eval` prints; fits 80 columns.
+
+    Args:
+        everything: also the diagnostics and what could not be measured.
+    """
     title = (
         f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
     )
@@ -148,6 +167,8 @@ def render_table(result: dict[str, Any]) -> Table:
     table.add_column("what it says", overflow="fold")
     before = None
     for section, key, value, interval, note in rows_of(result):
+        if not everything and (value == "-" or not (key in FIRST or section == "retention")):
+            continue
         if before not in (None, section):
             table.add_row()
         before = section
@@ -161,7 +182,9 @@ def mapping_line(result: dict[str, Any]) -> str:
     """
     alignment, unused = result["alignment"], result["posterior"]["unused"]
     lines = []
-    if alignment["mapping"] is not None:
+    # at chance the mapping is one of many that fit as badly
+    failed = (result.get("verdict") or {}).get("kind") == "failed"  # of an older run: not known
+    if alignment["mapping"] is not None and not failed:
         lines.append(
             ", ".join(f"z{k} = {name or 'none'}" for k, name in alignment["mapping"].items())
         )
@@ -173,6 +196,23 @@ def mapping_line(result: dict[str, Any]) -> str:
     if unused:
         lines.append(f"unused: {', '.join(f'z{k}' for k in unused)}")
     return "".join("\n" + line for line in lines)
+
+
+def verdict_lines(result: dict[str, Any], page: str, labels: str) -> tuple[list[str], list[str]]:
+    """(the lines before the table, the lines after it).
+
+    Args:
+        page: path of the report.
+        labels: the field that was looked for strategy labels in.
+    """
+    verdict = result["verdict"]
+    after = []
+    if result["alignment"]["nmi"] is None and result.get("judge") is None:
+        after.append(
+            f"What a latent means is not measured: no field '{labels}' in the records and no "
+            "--judge (--strategy-field names another field)."
+        )
+    return [verdict["sentence"], verdict["advice"]], [*after, f"Page: {page}"]
 
 
 def render_inspection(found: dict[str, Any]) -> str:

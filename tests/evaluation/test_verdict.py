@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from tests.evaluation.test_metrics import NAMES, one_hot, perfect
+from twcli.evaluation.metrics import Generations, summarise
+from twcli.evaluation.report import verdict_lines
+from twcli.evaluation.verdict import verdict_of, verdict_of_score
+
+
+def run(obeyed, known, seed, prompts=40, judge=True, gain=0.5, latents=3):
+    """Figures of a run whose latents get their strategy in the share `obeyed` of the completions,
+    else one at random, and whose posterior knows the share `known` of the records.
+    """
+    rng = np.random.default_rng(seed)
+    inputs = perfect(prompts=prompts, judge=judge)
+    strategy = np.tile(np.arange(3), prompts)
+    right = rng.random(3 * prompts) < known
+    inputs["posterior"] = np.where(right[:, None], one_hot(strategy), np.full((1, 3), 1 / 3))
+    inputs["marginal_nll"] = inputs["frozen_nll"] - gain
+    if judge:
+        made = [
+            NAMES[k if rng.random() < obeyed else rng.integers(3)]
+            for k in np.tile(np.arange(3), prompts)
+        ]
+        inputs["generations"] = Generations(
+            inputs["prompts"], np.tile(np.arange(3), prompts), made, [True] * (3 * prompts)
+        )
+    return summarise(**inputs)
+
+
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize(
+    "obeyed, known, allowed",
+    [
+        (1.0, 1.0, {"works"}),
+        (0.98, 0.95, {"works", "partly"}),
+        (0.6, 0.9, {"partly"}),
+        (0.6, 0.0, {"partly"}),  # the posterior has collapsed, and the generator obeys
+        (0.0, 0.0, {"failed"}),
+    ],
+)
+def test_no_run_gets_the_opposite_verdict(obeyed, known, allowed, seed):
+    verdict = run(obeyed, known, seed)["verdict"]
+    assert verdict["kind"] in allowed, verdict
+    assert "chance 33%" in verdict["sentence"] and verdict["advice"]
+
+
+@pytest.mark.parametrize("known, kind", [(1.0, "works"), (0.6, "partly"), (0.0, "failed")])
+def test_without_a_judge_labels_say_it(known, kind):
+    verdict = run(0.0, known, 0, prompts=100, judge=False)["verdict"]
+    assert verdict["kind"] == kind and "the posterior finds the strategy" in verdict["sentence"]
+
+
+def bare(known, score=None, width=0.02):
+    result = summarise(**{**perfect(judge=False), "labels": None})
+    result["score"] = score
+    result["score_ci"] = None if score is None else [score - width, score + width]
+    if not known:
+        result["posterior"] |= {"mutual_information": 0.01, "mutual_information_ci": [0.0, 0.03]}
+    return result
+
+
+def test_without_labels_the_score_says_what_to_expect():
+    assert verdict_of(bare(True, 0.98)).kind == "works"
+    assert "expected to get its strategy 98%" in verdict_of(bare(True, 0.98)).sentence
+    assert verdict_of(bare(True, 0.7)).kind == "partly"
+    assert verdict_of(bare(True, 0.35)).kind == "failed"
+    assert verdict_of(bare(True, 0.8, width=0.6)).kind == "unknown"
+
+
+def test_without_anything_only_a_collapse_is_certain():
+    assert verdict_of(bare(False)).kind == "failed"
+    known = verdict_of(bare(True))
+    assert known.kind == "unknown" and "1.10 of at most 1.10 nats" in known.sentence
+
+
+def test_too_few_records_decide_nothing():
+    result = run(1.0, 1.0, 0)
+    result["alignment"] |= {"generation_one_to_one": 0.8, "generation_one_to_one_ci": [0.2, 1.0]}
+    assert verdict_of(result).kind == "unknown" and "more held-out" in verdict_of(result).advice
+
+
+def test_a_run_that_lost_something_does_not_simply_work():
+    result = run(1.0, 1.0, 0)
+    entry = {"latent": 2, "below": True}
+    lost = verdict_of({**result, "retention": [entry]})
+    assert lost.kind == "partly" and "z2" in lost.sentence
+    worse = verdict_of(run(1.0, 1.0, 0, gain=-0.5))
+    assert worse.kind == "partly" and "less likely than under the original" in worse.sentence
+
+
+def test_at_the_end_of_a_training():
+    assert verdict_of_score(0.97, 4, []).sentence.startswith("Works: asking for a latent")
+    assert verdict_of_score(0.97, 4, [1]).kind == "partly"
+    assert verdict_of_score(0.3, 4, []).kind == "failed"
+
+
+def test_the_field_that_was_looked_for_is_named():
+    _, after = verdict_lines({**bare(True, 0.9), "judge": None}, "run/report.html", "style")
+    assert "no field 'style'" in after[0] and after[-1] == "Page: run/report.html"

@@ -1,0 +1,140 @@
+"""Did it work, how sure is that, and what now: one sentence before all figures of `twcli eval`.
+
+A run works if asking for a latent gets that latent's strategy. A judge shows it (generation),
+labels show it of the posterior alone, and without either the score says what to expect. Each figure
+is held against chance by its 95 % interval, so that few records give no firm verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+WORKS = 0.9  # share of the way from chance to 1 from which on a run works
+CHANCE = 0.1  # of that way, below which it is at chance
+INFORMED = 0.1  # of log K: what I(z; y) at least is where a posterior knows anything
+
+Kind = Literal["works", "partly", "failed", "unknown"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a reader sees first.
+
+    Attributes:
+        sentence: what happened, with the figure and its chance level.
+        advice: what to do next.
+    """
+
+    kind: Kind
+    sentence: str
+    advice: str
+
+    def as_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return {"kind": self.kind, "sentence": self.sentence, "advice": self.advice}
+
+
+def verdict_of(result: dict[str, Any]) -> Verdict:
+    """The verdict on the figures of `metrics.summarise`."""
+    alignment, K = result["alignment"], result["latents"]
+    chance = max(alignment["majority"] or 0.0, 1 / K)
+    if (share := alignment["generation_one_to_one"]) is not None:
+        kind = _kind(share, alignment["generation_one_to_one_ci"], chance)
+        said = f"asking for a latent gets its strategy {share:.0%} of the time"
+    elif (share := alignment["posterior_one_to_one"]) is not None:
+        kind = _kind(share, alignment["posterior_one_to_one_ci"], chance)
+        said = f"the posterior finds the strategy of {share:.0%} of the records"
+    elif (share := result["score"]) is not None:
+        chance = 1 / K
+        kind = _kind(share, result["score_ci"], chance)
+        said = f"asking for a latent is expected to get its strategy {share:.0%} of the time"
+    else:
+        share, kind = None, _kind_of_information(result["posterior"], K)
+        said = (
+            f"the latent tells {result['posterior']['mutual_information']:.2f} of at most "
+            f"{math.log(K):.2f} nats about the completion; what it means is not known"
+        )
+    if share is not None:
+        said += f" (chance {chance:.0%})"
+    lost = [entry["latent"] for entry in result["retention"] or () if entry["below"]]
+    worse = _worse(result["likelihood"])
+    if kind == "works" and (lost or worse):
+        kind = "partly"
+    opening = {
+        "works": "Works: ",
+        "partly": "Works in part: ",
+        "failed": "Failed: ",
+        "unknown": "Not decided: ",
+    }[kind]
+    sentence = f"{opening}{said}."
+    if lost:
+        sentence += f" Less likely than under the original model: {_names(lost)}."
+    elif worse:
+        sentence += " Its completions are less likely than under the original model."
+    return Verdict(kind, sentence, _advice(kind, result, bool(lost) or worse))
+
+
+def verdict_of_score(score: float, latents: int, lost: list[int]) -> Verdict:
+    """The verdict at the end of a training, where there is the score only.
+
+    Args:
+        lost: latents whose completions are less likely than under the frozen model.
+    """
+    kind = _kind(score, None, 1 / latents)
+    if kind == "works" and lost:
+        kind = "partly"
+    opening = {"works": "Works", "partly": "Works in part", "failed": "Failed"}[kind]
+    return Verdict(
+        kind,
+        f"{opening}: asking for a latent is expected to get its strategy {score:.0%} of the time "
+        f"(chance {1 / latents:.0%}; no labels are read).",
+        "",
+    )
+
+
+def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
+    low, high = interval or (share, share)
+    way = 1 - chance
+    if low >= chance + WORKS * way or (share >= chance + WORKS * way and high - low <= 0.1):
+        return "works"
+    if share <= chance + CHANCE * way or low <= chance:
+        return "unknown" if high >= chance + WORKS * way else "failed"
+    return "partly"
+
+
+def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
+    _, high = posterior["mutual_information_ci"] or 2 * (posterior["mutual_information"],)
+    return "failed" if high < INFORMED * math.log(latents) else "unknown"
+
+
+def _worse(likelihood: dict[str, Any]) -> bool:
+    """Whether the likelihood fell by more than its interval."""
+    interval = likelihood["gain_ci"]
+    return interval is not None and interval[1] < 0 and likelihood["gain"] < -0.1
+
+
+def _names(latents: list[int]) -> str:
+    return ", ".join(f"z{k}" for k in latents)
+
+
+def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
+    merged, unused = result["alignment"]["merged"], result["posterior"]["unused"]
+    if kind == "works":
+        return "Use it: twcli sample --latent K, or twcli export."
+    if kind == "unknown":
+        return "Give more held-out records, or --judge, which shows what each latent writes."
+    if kind == "failed":
+        return (
+            "Look at the names first: twcli discover. If they are what you mean, train for more "
+            "steps; if not, edit them or change --latents."
+        )
+    if merged:
+        name, latent = next(iter(merged.items()))
+        return f"{name} has no latent of its own, z{latent} takes most of it: try more --latents."
+    if unused:
+        return f"Not used: {_names(unused)}; fewer --latents may be enough."
+    if worse:
+        return "Train for more steps, or with a smaller --lr."
+    return "Train for more steps; twcli discover shows which latents are alike."
