@@ -95,7 +95,16 @@ def test_the_command_reference_is_what_the_commands_say():
 def test_every_option_in_the_documents_exists():
     known = set(re.findall(r"`(-[\w-]+)", COMMANDS.read_text())) | {"--help"}
     # of accelerate, a page's own script and the torture
-    others = {"--num_processes", "--multi_gpu", "--check", "--only", "--short"}
+    others = {
+        "--num_processes",
+        "--multi_gpu",
+        "--check",
+        "--only",
+        "--short",
+        "--generation-config",
+        "--model-path",
+        "--jinja",
+    }
     for page in [ROOT / "README.md", *PAGES]:
         text = re.sub(r"python examples/.*|pip (install|download).*", "", page.read_text())
         named = set(re.findall(r"(?<![\w-])(--[a-z][\w-]+)", text))

@@ -1,5 +1,5 @@
-"""`twcli sample`: completions of the frozen model, or of a run under one latent, all latents or the
-router's choice.
+"""`twcli sample`: completions of the frozen model, of a run under one latent, all latents or the
+router's choice, or of a model behind a server.
 
 Prompts are completed block by block. With `--out` each finished block is stored, and the same
 command resumes after an interruption. A block's samples depend only on the seed and the block, so
@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 from transformers import PreTrainedModel
 
+from twcli.commands.sample_server import ServerDrawing, in_order
 from twcli.config.commands import SampleConfig
 from twcli.data.dataset import Example, Prompts, stream_examples
 from twcli.data.encoder import ExampleEncoder
@@ -175,9 +176,14 @@ class Drawing:
     empty: int = 0
 
     @property
+    def per_prompt(self) -> int:
+        """Number of completions per prompt."""
+        return self.sampler.per_prompt
+
+    @property
     def block(self) -> int:
         """Number of prompts per block."""
-        return max(1, BLOCK // self.sampler.per_prompt)
+        return max(1, BLOCK // self.per_prompt)
 
     def check(self) -> None:
         """Raises UserError if a prompt fills the context, before any prompt is completed."""
@@ -185,6 +191,13 @@ class Drawing:
         for rows in blocks(range(len(self.prompts)), BLOCK):
             xs = self.prompts[rows]
             self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
+
+    def blocks(
+        self, missing: Sequence[range], progress: Callable[[int], None]
+    ) -> Iterator[tuple[range, list[str]]]:
+        """The lines of each of these ranges of prompts, in their order."""
+        for rows in missing:
+            yield rows, list(self.lines(rows, progress))
 
     def lines(self, rows: range, progress: Callable[[int], None]) -> Iterator[str]:
         """The completions of these prompts, one line of JSON each; repeated calls give the same
@@ -252,7 +265,7 @@ def sample(
     Raises:
         UserError: the model, the run, the latent, the data or the output is wrong, or a
             prompt fills the context.
-        WorkFailed: the disk is full; finished blocks stay.
+        WorkFailed: the disk is full or the server fails; finished blocks stay.
         Interrupted: a signal came; finished blocks stay.
     """
     out = None if config.out is None else Path(config.out)
@@ -267,16 +280,21 @@ def sample(
         examples = stream_examples(config.data, x_field=config.x_field, y_field=None)
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)
-    drawing = Drawing(Sampler.load(config, say), prompts)
-    drawing.check()
+    drawing: Drawing | ServerDrawing
+    if config.server is not None:
+        drawing = ServerDrawing(config, prompts)
+    else:
+        drawing = Drawing(Sampler.load(config, say), prompts)
+        drawing.check()
     if out is None:
-        with progress("sampling", len(drawing.prompts) * drawing.sampler.per_prompt) as advance:
-            for rows in blocks(range(len(drawing.prompts)), drawing.block):
-                for line in drawing.lines(rows, advance):
+        every = blocks(range(len(drawing.prompts)), drawing.block)
+        with progress("sampling", len(drawing.prompts) * drawing.per_prompt) as advance:
+            for _, lines in in_order(every, drawing.blocks(every, advance)):
+                for line in lines:
                     show(line)
     else:
         with resumable(f"; finished blocks of {drawing.block:,} prompts are kept"):
-            _store(out, drawing, say, progress)
+            _store(out, drawing, config, say, progress)
     if drawing.cut:
         say(
             f"{drawing.cut:,} of {drawing.drawn:,} completions were cut off at the token limit "
@@ -292,7 +310,11 @@ def _refuse_existing(out: Path, config: SampleConfig) -> None:
 
 
 def _store(
-    out: Path, drawing: Drawing, say: Callable[[str], None], progress: Callable[[str, int], Any]
+    out: Path,
+    drawing: Drawing | ServerDrawing,
+    config: SampleConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
 ) -> None:
     shards, count = (
         Shards(
@@ -313,18 +335,17 @@ def _store(
             return say(f"{out}: already complete")
         missing = shards.missing(drawing.block)
         if missing:  # otherwise an earlier call was killed just before or after it wrote the file
-            _refuse_existing(out, drawing.sampler.config)
+            _refuse_existing(out, config)
         left = sum(map(len, missing))
         if left < len(drawing.prompts):
             say(
                 f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts "
                 "are done"
             )
-        with progress("sampling", left * drawing.sampler.per_prompt) as advance:
-            for rows in missing:
-                data = "".join(drawing.lines(rows, advance)).encode()
+        with progress("sampling", left * drawing.per_prompt) as advance:
+            for rows, lines in drawing.blocks(missing, advance):
                 with reporting(out, "store completions"):
-                    shards.add(rows, data)
+                    shards.add(rows, "".join(lines).encode())
         with shards.publishing("write the completions") as temp, open(temp, "wb") as file:
             for data in shards.all():
                 file.write(data)

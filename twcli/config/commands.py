@@ -664,12 +664,33 @@ class EvalConfig(DataConfig, ComputeConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(TemplateConfig, ComputeConfig):
-    """`twcli sample`: completions of the frozen model, or of a trained run by latent."""
+    """`twcli sample`: completions of the frozen model, of a trained run by latent, or of a model
+    behind a server.
+    """
 
     model: str | None = option(
-        None, group=INPUTS, help="Entangled model to sample from.", path=True
+        None,
+        group=INPUTS,
+        help="Entangled model to sample from; with --server, its name there.",
+        path=True,
     )
     run: str | None = option(None, group=INPUTS, help="Run folder to sample from.", path=True)
+    server: str | None = option(
+        None,
+        group=INPUTS,
+        help=(
+            "URL of an OpenAI-compatible server that draws: by its own chat template, or raw "
+            "prompts where --template is a file."
+        ),
+    )
+    concurrency: int = option(
+        32,
+        group=RESOURCES,
+        rare=True,
+        help="Requests at once to --server.",
+        minimum=1,
+        maximum=1000,
+    )
     data: str | None = option(
         None, group=INPUTS, help="Records whose prompts to complete.", path=True
     )
@@ -685,7 +706,10 @@ class SampleConfig(TemplateConfig, ComputeConfig):
     latent: str | None = option(
         None,
         group=STRATEGIES,
-        help="Latent to use: a number, `all`, or `router` (default). Needs --run.",
+        help=(
+            "Latent to use: a number, `all`, or `router` (default). Needs --run, or --server with "
+            "an exported model: there one latent, by number or name."
+        ),
     )
     n: int = option(
         1,
@@ -712,7 +736,9 @@ class SampleConfig(TemplateConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if (self.model is None) == (self.run is None):
+        if self.server is not None:
+            self._check_server()
+        elif (self.model is None) == (self.run is None):
             raise UserError("give one of --model (frozen model) and --run (trained run)")
         if (self.data is not None) + (self.x is not None) + self.interactive != 1:
             raise UserError(
@@ -732,14 +758,34 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             raise UserError(
                 "--interactive: shows all latents on the terminal; leave --out and --latent out"
             )
-        if self.model is not None and self.latent is not None:
+        if self.model is not None and self.latent is not None and self.server is None:
             raise UserError("--latent needs --run; the frozen model has no latents")
         if (
             self.latent is not None
+            and self.server is None
             and self.latent not in ("all", "router")
             and not self.latent.isdecimal()
         ):
             raise UserError(f"--latent: '{self.latent}' is not a number, 'all' or 'router'")
+
+    def _check_server(self) -> None:
+        if self.run is not None:
+            raise UserError(
+                "--server: samples from a model that is served; `twcli export` makes one of a run"
+            )
+        if self.model is None:
+            raise UserError("--server: give --model with the model's name there")
+        if self.interactive:
+            raise UserError("--interactive: needs --run or --model of this machine, not --server")
+        if self.latent in ("all", "router"):
+            raise UserError(
+                f"--latent {self.latent}: a server takes one latent, by number or name; run the "
+                "command once for each"
+            )
+        if self.template == "chat":
+            raise UserError(
+                "--template chat: a server has its own chat template and uses it; leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,204 @@
+"""`twcli sample --server`: completions of a model behind an OpenAI-compatible server.
+
+Requests are on their way for several blocks of prompts at a time, so that the server stays busy
+while the last completions of a block are written; a block is handed on when it is whole. Seeds
+depend only on the prompt, so that a resumed file asks for what an uninterrupted one would.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twcli import signals
+from twcli.config.commands import SampleConfig
+from twcli.data.dataset import Prompts
+from twcli.data.latent_chat import LINE
+from twcli.errors import UserError
+from twcli.models.served import Request, Server
+
+LOOK_SECONDS = 0.2  # between looks whether a signal came
+BLOCK = 64  # completions per block; a kill loses the blocks that are not whole
+
+
+@dataclass
+class ServerDrawing:
+    """Completes blocks of prompts as JSON lines, and counts what is reported at the end."""
+
+    config: SampleConfig
+    prompts: Prompts
+    drawn: int = 0
+    cut: int = 0
+    empty: int = 0
+
+    def __post_init__(self) -> None:
+        self._raw = None if self.config.template == "tags" else _raw_template(self.config.template)
+
+    @property
+    def per_prompt(self) -> int:
+        """Number of completions per prompt."""
+        return self.config.n
+
+    @property
+    def block(self) -> int:
+        """Number of prompts per block."""
+        return max(1, BLOCK // self.config.n)
+
+    def blocks(
+        self, missing: Sequence[range], progress: Callable[[int], None]
+    ) -> Iterator[tuple[range, list[str]]]:
+        """The lines of each of these ranges of prompts, as they become whole.
+
+        Raises:
+            UserError: the server refuses a request.
+            WorkFailed: it does not answer, or fails.
+        """
+        # A signal ends the waiting, not the storing of a block. The event loop stands still while
+        # the caller stores one.
+        with signals.held() as interrupted, asyncio.Runner() as runner:
+            stream = self._stream(missing, progress, interrupted)
+
+            async def following() -> tuple[range, list[str]] | None:
+                return await anext(stream, None)
+
+            while (block := runner.run(following())) is not None:
+                yield block
+
+    async def _stream(
+        self,
+        missing: Sequence[range],
+        progress: Callable[[int], None],
+        interrupted: Callable[[], bool],
+    ) -> AsyncIterator[tuple[range, list[str]]]:
+        config, limit = self.config, asyncio.Semaphore(self.config.concurrency)
+        # as many blocks as fill the connections, and one that fills up behind them
+        at_once = -(-config.concurrency // (self.block * config.n)) + 1
+        left = iter(missing)
+        tasks: dict[asyncio.Task[list[str]], range] = {}
+        assert config.server is not None and config.model is not None
+        async with Server(config.server, config.model) as server:
+            try:
+                await server.check()
+                while not interrupted():
+                    while len(tasks) < at_once and (rows := next(left, None)) is not None:
+                        work = self._lines(server, limit, rows, progress)
+                        tasks[asyncio.create_task(work)] = rows
+                    if not tasks:
+                        return
+                    done, _ = await asyncio.wait(
+                        tasks, timeout=LOOK_SECONDS, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    # whole blocks first: what failed in another one ends the work
+                    for task in sorted(done, key=lambda task: task.exception() is not None):
+                        yield tasks.pop(task), task.result()
+            finally:
+                await _end(tasks)
+
+    async def _lines(
+        self,
+        server: Server,
+        limit: asyncio.Semaphore,
+        rows: range,
+        progress: Callable[[int], None],
+    ) -> list[str]:
+        config, xs = self.config, self.prompts[rows]
+
+        async def one(x: str, seed: int) -> str:
+            async with limit:
+                answer = await server.complete(
+                    self._request(x),
+                    temperature=config.temperature,
+                    max_new_tokens=config.max_new_tokens,
+                    seed=seed,
+                )
+            self.drawn += 1
+            self.cut += answer.cut
+            progress(1)
+            if not answer.text.strip():
+                self.empty += 1
+                return ""
+            record: dict[str, Any] = {"x": x, "y": answer.text}
+            if config.latent is not None:
+                number = config.latent.isdecimal()
+                record["latent"] = int(config.latent) if number else config.latent
+            return json.dumps(record, ensure_ascii=False) + "\n"
+
+        work = [
+            asyncio.create_task(one(x, seed))
+            for row, x in zip(rows, xs, strict=True)
+            for seed in self._seeds(row)
+        ]
+        try:
+            return [line for line in await asyncio.gather(*work) if line]
+        finally:
+            await _end(work)
+
+    def _seeds(self, row: int) -> list[int]:
+        """A seed for each completion of a prompt, below 2 ** 31, which servers take."""
+        state = np.random.SeedSequence([self.config.seed, row]).generate_state(self.config.n)
+        return (state >> 1).tolist()
+
+    def _request(self, x: str) -> Request:
+        if self._raw is not None:
+            before, after, stop = self._raw
+            return Request(prompt=before + x + after, stop=stop)
+        messages = [{"role": "user", "content": x}]
+        if self.config.latent is not None:
+            # the templates of exported models read it, on every server
+            messages.insert(0, {"role": "system", "content": f"{LINE} {self.config.latent}"})
+        return Request(messages=messages)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the completions depend on; not the address, since a server may move."""
+        names = ("model", "n", "latent", "temperature", "seed", "max_new_tokens")
+        return {name: getattr(self.config, name) for name in names} | {
+            "served": True,
+            "block": self.block,
+            "template": None if self._raw is None else list(self._raw),
+            "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest(),
+        }
+
+
+async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Ends those that still run, and waits for them."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _raw_template(name: str) -> tuple[str, str, str]:
+    """The texts before x, between x and y, and after y; the latent's place is left empty."""
+    try:
+        text = Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise UserError(
+            f"--template {name}: {reason}; with --server it is a text file with {{x}} and {{y}}"
+        ) from error
+    text = text.replace("{z}", "")
+    before, x, rest = text.partition("{x}")
+    after, y, stop = rest.partition("{y}")
+    if not x or not y or "{x}" in rest or "{y}" in stop:
+        raise UserError(f"{name}: a template holds {{x}} and {{y}} once each, in this order")
+    return before, after, stop
+
+
+def in_order(
+    wanted: Sequence[range], blocks: Iterable[tuple[range, list[str]]]
+) -> Iterator[tuple[range, list[str]]]:
+    """The blocks in the order of `wanted`, each as soon as those before it are there."""
+    early: dict[range, list[str]] = {}
+    left = iter(wanted)
+    following = next(left, None)
+    for rows, lines in blocks:
+        early[rows] = lines
+        while following in early:
+            yield following, early.pop(following)
+            following = next(left, None)
