@@ -34,8 +34,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.make_data import Parser
 from examples.muon import Muon
-from twcli.data.dataset import Example, read_examples
+from twcli.data.dataset import read_examples
 from twcli.data.encoder import TAGS, Encoded, ExampleEncoder
+from twcli.data.example import Example
 from twcli.data.padding import gather_padded
 from twcli.errors import UserError
 from twcli.kernels.head import head_logits

@@ -129,7 +129,7 @@ def data_file(tmp_path):
 
 
 def encode(encoder, records, max_length=128):
-    from twcli.data.dataset import Example
+    from twcli.data.example import Example
 
     return encoder.encode(
         [Example(r["x"], r["y"]) for r in records], max_length=max_length, source="data.jsonl"

@@ -11,8 +11,8 @@ import pytest
 
 from tests.conftest import encode, make_tokenizer
 from twcli.data.batches import collate
-from twcli.data.dataset import Example
 from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder, add_tags
+from twcli.data.example import Example
 from twcli.data.template import read_template
 from twcli.errors import UserError
 

@@ -16,6 +16,9 @@ from twcli import __version__, signals
 from twcli.cli.flags import GroupedCommand, GroupedOption, config_options, origins, resolve
 from twcli.cli.screen import Screen
 from twcli.config.commands import (
+    AUTO,
+    FORMAT_HELP,
+    FORMATS,
     DiscoverConfig,
     EvalConfig,
     ExportConfig,
@@ -117,6 +120,7 @@ def main() -> None:
 def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
     config = resolve(PrecomputeConfig, flags, config_file)
+    _look(config)
     from twcli.commands.precompute import precompute as run
     from twcli.models import runtime
 
@@ -125,6 +129,19 @@ def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any
         return _rehearse(config, flags, config_file)
     screen = Screen(quiet or not runtime.is_main_process())
     run(config, screen.say, screen.progress)
+
+
+def _look(config: Any) -> None:
+    """Raises UserError for a name that is wrong, before torch is imported, which takes seconds."""
+    from twcli.data.dataset import stream_examples
+    from twcli.storage import hub
+
+    if config.data is not None:
+        fields = {"format": config.format, "x_field": config.x_field}
+        stream_examples(config.data, y_field=getattr(config, "y_field", None), **fields)
+    # with --server it is the name that the server knows it by
+    if config.model is not None and getattr(config, "server", None) is None:
+        hub.look_for_model(config.model)
 
 
 def _rehearse(
@@ -145,6 +162,7 @@ def _rehearse(
 def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Find strategies in completions without labels: a latent for each record."""
     config, screen = resolve(DiscoverConfig, flags, config_file), Screen(quiet)
+    _look(config)
     from twcli.commands.discover import discover as run
     from twcli.discovery.names_page import summary_lines
     from twcli.evaluation import report
@@ -166,6 +184,7 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
 def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
+    _look(config)
     from twcli.commands.train import train as run
     from twcli.models import runtime
 
@@ -189,6 +208,7 @@ def evaluate(
 ) -> None:
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
+    _look(config)
     from twcli.commands.evaluate import evaluate as run
     from twcli.evaluation import curves, report
     from twcli.models import runtime
@@ -221,6 +241,7 @@ def _print(*parts: Any) -> None:
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""
     config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
+    _look(config)
     from twcli.commands.sample import Sampler
     from twcli.commands.sample import sample as run
     from twcli.models import runtime
@@ -292,6 +313,12 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     help="With --verify and --model: the records that a cache must be of.",
 )
 @click.option(
+    "--format",
+    type=click.Choice(FORMATS),
+    default=AUTO,
+    help=FORMAT_HELP.replace("the records", "--data") + "  [default: auto]",
+)
+@click.option(
     "--x-field",
     cls=GroupedOption,
     group=INPUTS,
@@ -320,6 +347,7 @@ def inspect(
     verify: bool,
     model: str | None,
     data: str | None,
+    format: str,
     x_field: str,
     y_field: str,
     template: str | None,
@@ -340,6 +368,7 @@ def inspect(
         verify=verify,
         model=model,
         data=data,
+        format=format,
         x_field=x_field,
         y_field=y_field,
         template=template,

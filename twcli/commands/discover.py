@@ -19,8 +19,9 @@ import numpy as np
 from twcli import signals
 from twcli.config.commands import AUTO, DiscoverConfig
 from twcli.config.options import flag_of
-from twcli.data.dataset import Example, stream_examples
 from twcli.data.encoder import Encoded
+from twcli.data.example import Example
+from twcli.data.files import files_of
 from twcli.data.names import write_names
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, embed_rows
@@ -67,11 +68,11 @@ def page_path(out: str) -> Path:
 
 def _check_apart(config: DiscoverConfig) -> None:
     """Refuses names, a page or features that would be written over one another or the data."""
-    out, data = Path(config.out), Path(config.data)
+    out, data = Path(config.out), files_of(config.data)
     if page_path(config.out) == out:
         raise UserError(f"{out}: the page of the names gets that name; name the names .jsonl")
     for path in (out, page_path(config.out), features_path(config.out)):
-        if path.exists() and data.exists() and path.samefile(data):
+        if path.exists() and any(path.samefile(file) for file in data):
             raise UserError(f"{path}: is the data, which would be replaced; name another --out")
 
 
@@ -104,8 +105,7 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
         )
     with reporting(out, "write there"):
         write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
-    records = stream_examples(config.data, x_field=config.x_field, y_field=config.y_field)
-    summary = summary_of(config, naming, encoded, records)
+    summary = summary_of(config, naming, encoded, inputs.records)
     write_durably(page_path(config.out), render_names_page(summary).encode())
     return summary
 
@@ -259,7 +259,7 @@ def verdict_of(naming: Naming) -> str:
 def _train_command(config: DiscoverConfig) -> str:
     """The call that trains on these names, in the same template and fields."""
     words = ["twcli", "train", "--model", config.model, "--data", config.data]
-    for name in ("template", "x_field", "y_field", "max_length"):
+    for name in ("template", "format", "x_field", "y_field", "max_length"):
         value = getattr(config, name)
         default = type(config).__dataclass_fields__[name].default
         if value != default:

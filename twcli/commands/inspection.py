@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from twcli.config.commands import ATTENTION, PRECISIONS, TrainConfig
+from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TrainConfig
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.template import CHAT
 from twcli.errors import UserError
@@ -34,6 +34,7 @@ def inspect(
     verify: bool,
     model: str | None = None,
     data: str | None = None,
+    format: str = AUTO,
     x_field: str = "x",
     y_field: str = "y",
     template: str | None = None,
@@ -43,7 +44,7 @@ def inspect(
 
     Args:
         model, data: check that the cache was made from them; both or neither, with `verify` only.
-        x_field, y_field: of the data.
+        format, x_field, y_field: of the data.
         template: as in `twcli precompute`; needed only for a cache that was made with a template
             file.
 
@@ -69,8 +70,9 @@ def inspect(
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
+            fields = {"format": format, "x_field": x_field, "y_field": y_field}
             assert model is not None and problems is not None  # --model and --verify came along
-            foreign, texts = _compared(cache, model, data, x_field, y_field, template)
+            foreign, texts = _compared(cache, model, data, fields, template)
             problems += foreign
         profile = None if problems else profile_of(cache)
         return {
@@ -86,7 +88,7 @@ def inspect(
 
 
 def _compared(
-    cache: Cache, model: str, data: str, x_field: str, y_field: str, template: str | None
+    cache: Cache, model: str, data: str, fields: dict[str, Any], template: str | None
 ) -> tuple[list[str], list[dict[str, Any]]]:
     """(how the cache's fingerprint or rows differ from those of the model and data; b_t of a few
     rows, token by token).
@@ -103,8 +105,7 @@ def _compared(
     inputs = open_inputs(
         model,
         data,
-        x_field=x_field,
-        y_field=y_field,
+        **fields,
         template=template or (CHAT if name == CHAT else "tags"),
         precision=precision,
         attention=attention,

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 
 from twcli.commands.sample_server import ServerDrawing, in_order
 from twcli.config.commands import SampleConfig
-from twcli.data.dataset import Example, Prompts, stream_examples
+from twcli.data.dataset import Examples, Prompts, stream_examples
 from twcli.data.encoder import ExampleEncoder
+from twcli.data.example import Example
 from twcli.errors import UserError, resumable
 from twcli.models import baseline, runtime
 from twcli.models.building import load_run
@@ -277,9 +278,13 @@ def sample(
         examples: Iterable[Example] = [Example(config.x, "")]
     else:
         assert config.data is not None
-        examples = stream_examples(config.data, x_field=config.x_field, y_field=None)
+        examples = stream_examples(
+            config.data, format=config.format, x_field=config.x_field, y_field=None
+        )
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)
+    if isinstance(examples, Examples):
+        say(examples.summary())
     drawing: Drawing | ServerDrawing
     if config.server is not None:
         drawing = ServerDrawing(config, prompts)

@@ -36,6 +36,23 @@ MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name.
 AUTO = "auto"
 EXPORTS = ("hf", "adapter", "gguf")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+DATA_HELP = (
+    "Records: a JSONL, JSON, CSV, TSV or Parquet file, a pattern or several with commas, "
+    "a `datasets` folder, or a hub name as NAME:CONFIG:SPLIT."
+)
+FORMAT_HELP = "Form of the records; auto: recognised from the first ones."
+# What `data.formats` reads.
+FORMATS = (
+    AUTO,
+    "fields",
+    "preference",
+    "completions",
+    "messages",
+    "sharegpt",
+    "prompt-completion",
+    "alpaca",
+    "question-answer",
+)
 LEAST_TEMPERATURE = 1e-3
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
@@ -44,11 +61,15 @@ ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 class DataConfig(Config):
     """Where the records are and what their fields are called."""
 
-    data: str = option(
-        group=INPUTS, help="Records: a JSONL file, a `datasets` folder or a hub name.", path=True
-    )
+    data: str = option(group=INPUTS, help=DATA_HELP, path=True)
+    format: str = option(AUTO, group=INPUTS, rare=True, help=FORMAT_HELP, choices=FORMATS)
     x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
     y_field: str = option("y", group=INPUTS, rare=True, help="Field that holds the completion.")
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """What `data.dataset.stream_examples` is told of the records."""
+        return {"format": self.format, "x_field": self.x_field, "y_field": self.y_field}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +128,8 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of `models.inputs.open_inputs`."""
-        names = ("model", "data", "x_field", "y_field", "template", "precision", "attention")
-        return {name: getattr(self, name) for name in (*names, "max_length")}
+        names = ("model", "data", "template", "precision", "attention", "max_length")
+        return {name: getattr(self, name) for name in names} | self.fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -702,6 +723,7 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             "Read prompts from the terminal, one per line, and show the completion of every latent."
         ),
     )
+    format: str = option(AUTO, group=INPUTS, rare=True, help=FORMAT_HELP, choices=FORMATS)
     x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
     latent: str | None = option(
         None,

@@ -55,6 +55,8 @@ def check_characters(text: str, where: str) -> None:
     """Raises UserError where a text holds what neither a tokenizer nor a file name can take."""
     if "\0" in text:
         raise UserError(f"{where} holds a NUL character; remove it")
+    if text.isascii():
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

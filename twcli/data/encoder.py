@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.dataset import Example
+from twcli.data.example import Example
 from twcli.data.template import Template, specials
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray

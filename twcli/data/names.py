@@ -10,6 +10,7 @@ N rows of the data, K latents.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from twcli.data.dataset import DECODER
+from twcli.data.files import distinct
 from twcli.errors import UserError
 from twcli.storage.durable import sync_folder
 
@@ -208,6 +209,21 @@ def _check_line(line: bytes, number: int, where: str) -> None:
         raise UserError(f"{where}: ends with CR LF; save with LF alone, or convert with dos2unix")
     if not line.strip():
         raise UserError(f"{where}: line is empty; line i names row i of the data, so remove it")
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON; write null or a number")
+
+
+def _finite(digits: str) -> float:
+    if math.isinf(value := float(digits)):
+        raise ValueError(f"{digits[:20]} is too large for a number")
+    return value
+
+
+DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=distinct
+)
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:

@@ -21,8 +21,8 @@ import torch
 
 from twcli.config.commands import EvalConfig, TrainConfig
 from twcli.data.batches import collate, forward_batches
-from twcli.data.dataset import Example
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.example import Example
 from twcli.discovery.features import STATES, embed_rows
 from twcli.errors import UserError
 from twcli.evaluation import diversity, sampling

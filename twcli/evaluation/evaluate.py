@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig, TrainConfig
 from twcli.data.batches import collate, forward_batches, length_classes
-from twcli.data.dataset import Example, read_examples
+from twcli.data.dataset import stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.example import Example
 from twcli.data.padding import gather_padded
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
@@ -51,12 +52,9 @@ def evaluate(
         UserError: the run, the data or the judge is wrong.
     """
     judge = load_judge(config) if config.judge else None
-    examples = read_examples(
-        config.data,
-        x_field=config.x_field,
-        y_field=config.y_field,
-        strategy_field=config.strategy_field,
-    )
+    records = stream_examples(config.data, **config.fields, strategy_field=config.strategy_field)
+    examples = list(records)
+    say(records.summary())
     run = RunFolder(config.run)
     model, encoder, trained = load_run(
         run, device=config.device, precision=config.precision, attention=config.attention, say=say

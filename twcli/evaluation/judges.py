@@ -273,9 +273,7 @@ def read_references(config: EvalConfig) -> dict[str, Reference]:
     """
     found: dict[str, Reference] = {}
     ys: dict[str, list[str]] = {}
-    for x, y, answer, metadata in stream_answers(
-        config.data, x_field=config.x_field, y_field=config.y_field
-    ):
+    for x, y, answer, metadata in stream_answers(config.data, **config.fields):
         reference = found.setdefault(x, Reference([], metadata))
         if answer is None:
             ys.setdefault(x, []).append(y)

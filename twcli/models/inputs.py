@@ -12,9 +12,10 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from twcli.config.commands import PRECISIONS
-from twcli.data.dataset import Example, stream_examples
+from twcli.config.commands import AUTO, PRECISIONS
+from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.example import Example
 from twcli.models import baseline, runtime
 from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
@@ -27,6 +28,7 @@ class Inputs:
     Attributes:
         source: where the model was loaded from, for messages; `data` likewise.
         template: the value of `--template`.
+        records: to be read once more by who needs their texts.
         max_length: longest sequence in tokens, latent section included.
         precision: the weights' precision, "fp32" or "bf16".
     """
@@ -37,6 +39,7 @@ class Inputs:
     model: PreTrainedModel
     encoder: ExampleEncoder
     encoded: Encoded
+    records: Iterable[Example]
     max_length: int
     precision: str
     attention: str
@@ -83,6 +86,7 @@ def open_inputs(
     model: str,
     data: str,
     *,
+    format: str = AUTO,
     x_field: str = "x",
     y_field: str = "y",
     examples: Iterable[Example] | None = None,
@@ -96,16 +100,17 @@ def open_inputs(
     """Loads the model and encodes the records. The model stays on the CPU.
 
     Args:
+        format, x_field, y_field: as `stream_examples` takes them.
         examples: the records, where they have been read already; else they are read from `data`.
         max_length: tokens; None for the model's context.
         latent_tokens: vocabulary tokens P that spell one latent.
-        say: as in `runtime.load_model`.
+        say: as in `runtime.load_model`; also told what records there are.
 
     Raises:
         UserError: the model, the template or a record is wrong, or they do not fit together.
     """
     if examples is None:
-        examples = stream_examples(data, x_field=x_field, y_field=y_field)
+        examples = stream_examples(data, format=format, x_field=x_field, y_field=y_field)
     frozen, encoder = runtime.load_frozen(
         model,
         precision=precision,
@@ -116,6 +121,10 @@ def open_inputs(
     )
     limit = runtime.context_length(frozen, max_length)
     encoded = encoder.encode(examples, max_length=limit, source=data)
+    if isinstance(examples, Examples):
+        say(examples.summary())
     # the one that the model has, where it lacks what was asked for
     attention = frozen.config.get_text_config()._attn_implementation
-    return Inputs(model, data, template, frozen, encoder, encoded, limit, precision, attention)
+    return Inputs(
+        model, data, template, frozen, encoder, encoded, examples, limit, precision, attention
+    )

@@ -31,6 +31,7 @@ from twcli.models.checks import check_model
 from twcli.models.merging import adapter_in, merge_adapter, without_adapter
 from twcli.models.new_rows import grow_embeddings
 from twcli.models.positions import forget_earlier_passes, stretched_context
+from twcli.storage import hub
 
 MOST_WORKERS = 8  # more would wait for Python's global lock between operations
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -433,7 +434,7 @@ def _placed(source: str) -> tuple[str, dict[str, str]]:
     name.
 
     Raises:
-        UserError: no such folder or file, or `gguf` is missing.
+        UserError: no such folder, file or hub name, or `gguf` is missing.
     """
     path = Path(source)
     if path.suffix == ".gguf":
@@ -453,4 +454,5 @@ def _placed(source: str) -> tuple[str, dict[str, str]]:
             f"{source}: holds no config.json; --model takes a Hugging Face folder, "
             "a .gguf file or a hub name"
         )
+    hub.look_for_model(source)
     return source, {}

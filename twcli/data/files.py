@@ -1,0 +1,531 @@
+"""The files that `--data` names, as records with their places; one record in memory at a time.
+
+JSON lines, a JSON array or other JSON values one after another, CSV and TSV, Parquet, all but the
+last also packed by gzip or Zstandard; a folder that `datasets` saved, or a name on the Hugging
+Face hub. Several are joined in the order given, those of a pattern in the order of their names.
+
+Records of JSON arrays are cut out of a window of text by the decoder of the standard library, so
+that the rules for a line hold for them too: keys given twice are refused, and an error has a line.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import glob
+import gzip
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from twcli.errors import UserError, first_line
+from twcli.storage import hub
+
+Record = dict[str, Any]
+Placed = tuple[str, Record]  # a record and its place, for messages
+Reading = Generator[Placed, None, None]
+
+# a record is a prompt and a completion, not a corpus; keeps a broken file from filling memory
+MAX_LINE_BYTES = 16 * 2**20
+WINDOW = 2**20  # characters of a JSON array that are read at a time
+# An error of JSON so close to the window's end may come from the cut: the longest literal that the
+# decoder takes for a whole is -Infinity, the longest escape \ud83d\ude00.
+CUT = 16
+BATCH_ROWS = 1024  # of Parquet
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+GZIP, ZSTANDARD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
+PACKED = (".gz", ".zst")
+READ = (".jsonl", ".json", ".parquet", *TABLES)
+SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `datasets` leaves
+SPACE = re.compile(r"[ \t\r\n]*")
+TAKES = (
+    "--data takes a file (JSONL, JSON, CSV, TSV, Parquet), a pattern, a `datasets` folder or a "
+    "hub name as NAME:CONFIG:SPLIT"
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, folder or hub name; `records` opens and reads it."""
+
+    name: str
+    records: Callable[[], Reading]
+
+
+def sources_of(data: str) -> list[Source]:
+    """What `--data` names: a file, folder or hub name, a pattern with `*`, or several with commas.
+
+    Raises:
+        UserError: there is no such file, or a folder holds files and is not of `datasets`.
+    """
+    path = Path(data)
+    if _is(path.is_file):
+        return [Source(data, partial(read_file, path))]
+    if _is(path.is_dir):
+        return [_folder(path)]
+    if "," in data:
+        return [source for part in data.split(",") for source in sources_of(part.strip())]
+    if any(letter in data for letter in "*?["):
+        found = sorted(f for f in glob.glob(data, recursive=True) if Path(f).is_file())
+        if not found:
+            raise UserError(f"{data}: no file matches; check the pattern and the folder")
+        return [Source(name, partial(read_file, Path(name))) for name in found]
+    name, *rest = data.split(":")
+    if not hub.is_name(name) or len(rest) > 2 or Path(name).suffix in (*READ, *PACKED):
+        raise UserError(f"{data}: no such file; {TAKES}")
+    config, split = [*rest, "", ""][:2]
+    table = _loaded(data, name, config or None, split or "train")
+    return [Source(data, partial(_rows, table, data))]
+
+
+def files_of(data: str) -> list[Path]:
+    """The files and folders that `--data` names, as far as they are here."""
+    path = Path(data)
+    if _is(path.exists):
+        return [path]
+    if "," in data:
+        return [file for part in data.split(",") for file in files_of(part.strip())]
+    return [Path(name) for name in glob.glob(data, recursive=True)]
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    try:
+        return test()
+    except (OSError, ValueError):  # a name too long for a file, or with a NUL
+        return False
+
+
+def read_file(file: Path) -> Reading:
+    """The records of a file, by its suffix and its first bytes.
+
+    Raises:
+        UserError: names file, line or record, and what to do.
+    """
+    try:
+        inner = Path(file.stem) if file.suffix in PACKED else file
+        with _opened(file) as stream:
+            if stream.peek(4).startswith(PARQUET) or inner.suffix in (".parquet", ".pq"):
+                if inner != file:
+                    raise UserError(f"{file}: Parquet packs by itself; unpack the file first")
+                yield from _parquet(file)
+            elif inner.suffix in TABLES:
+                yield from _table(stream, file, TABLES[inner.suffix])
+            else:
+                yield from _json(stream, file)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{file}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
+        ) from error
+
+
+# Packed files
+
+
+def _opened(file: Path) -> Any:
+    """The file's bytes as a buffered stream, unpacked if its suffix or its first bytes say so.
+    Raises OSError.
+    """
+    with file.open("rb") as stream:
+        head = stream.read(len(ZSTANDARD))
+    if file.suffix == ".gz" or head.startswith(GZIP):
+        return gzip.open(file, "rb")
+    if file.suffix != ".zst" and not head.startswith(ZSTANDARD):
+        return file.open("rb")
+    try:
+        import zstandard
+    except ImportError as error:
+        raise UserError(
+            f"{file}: packed by Zstandard; needs pip install 'twcli-cvae[zstd]'"
+        ) from error
+    return io.BufferedReader(_Zstandard(zstandard, file))
+
+
+class _Zstandard(io.RawIOBase):
+    """A decompressed Zstandard file; errors in it are raised as OSError, as gzip does."""
+
+    def __init__(self, zstandard: Any, file: Path) -> None:
+        self._broken = zstandard.ZstdError
+        self._stream = zstandard.ZstdDecompressor().stream_reader(
+            file.open("rb"), read_across_frames=True, closefd=True
+        )
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return int(self._stream.readinto(buffer))
+        except self._broken as error:
+            raise OSError(str(error)) from error
+
+    def close(self) -> None:
+        self._stream.close()
+        super().close()
+
+
+# JSON
+
+
+def distinct(pairs: list[tuple[str, Any]]) -> Record:
+    """An object of JSON; raises ValueError where it has a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice[:100]!r} is given twice; leave one out")
+    return found
+
+
+# NaN and numbers that are infinite may stand in fields that are not read.
+DECODER = json.JSONDecoder(object_pairs_hook=distinct)
+
+
+def _json(stream: Any, file: Path) -> Iterator[Placed]:
+    """The records of JSON lines, of an array, or of objects written over several lines."""
+    first = stream.readline(MAX_LINE_BYTES + 1)
+    # Refused instead of dropped silently: other tools that read the file would keep it.
+    if first.startswith(BYTE_ORDER_MARK):
+        raise UserError(
+            f"{file}:1: begins with a byte order mark; save the file as UTF-8 without it"
+        )
+    begin = first.lstrip()
+    if begin.startswith(b"["):
+        return _values(stream, first, file, array=True)
+    if begin.startswith(b"{") and _goes_on(first):
+        return _values(stream, first, file, array=False)
+    return _lines(stream, first, file)
+
+
+def _goes_on(line: bytes) -> bool:
+    """Whether a first line is the beginning of an object that the next lines go on with."""
+    try:
+        DECODER.decode(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        return line.endswith(b"\n") and error.pos >= len(error.doc.rstrip())
+    except (ValueError, RecursionError):
+        pass
+    return False
+
+
+def _lines(stream: Any, line: bytes, file: Path) -> Iterator[Placed]:
+    number = 0
+    while line:
+        number += 1
+        where = f"{file}:{number}"
+        if len(line) > MAX_LINE_BYTES:
+            raise UserError(
+                f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one record a line"
+            )
+        if line.endswith(b"\r\n"):
+            raise UserError(
+                f"{where}: ends with CR LF; save the file with LF alone, "
+                "or convert it with dos2unix"
+            )
+        try:
+            record = _decoded_line(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+            ) from error
+        except json.JSONDecodeError as error:
+            if not line.strip():
+                raise UserError(f"{where}: line is empty; remove it") from error
+            raise UserError(
+                f"{where}: not valid JSON at column {error.colno}: {error.msg}"
+            ) from error
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{where}: {_why(error)}") from error
+        yield where, record if type(record) is dict else _object(record, where)
+        line = stream.readline(MAX_LINE_BYTES + 1)
+
+
+def _decoded_line(line: str) -> Any:
+    """As `DECODER.decode`, which takes a tenth of the time of reading more for its white space."""
+    try:
+        value, end = DECODER.raw_decode(line)
+        if end == len(line.rstrip()):
+            return value
+    except json.JSONDecodeError:  # or white space at the beginning
+        pass
+    return DECODER.decode(line)
+
+
+def _object(record: Any, where: str) -> Record:
+    if not isinstance(record, dict):
+        raise UserError(
+            f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}"
+        )
+    return record
+
+
+def _why(error: RecursionError | ValueError) -> str:
+    if isinstance(error, RecursionError):
+        return "JSON is nested too deeply; a record is one flat object"
+    return f"not valid JSON: {str(error)[:200]}"  # a key given twice, a number of 5,000 digits
+
+
+class _Window:
+    """A part of a text, in which JSON values are found one after another.
+
+    Attributes:
+        text: what was read and is not yet done with.
+        at: index into `text` of what comes next.
+        ended: whether `text` holds the end of the file.
+    """
+
+    def __init__(self, stream: Any, first: bytes, file: Path) -> None:
+        self._stream, self._file = stream, file
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._lines = 0  # before `text`
+        self.text, self.at, self.ended = "", 0, False
+        self._add(first)
+
+    def _add(self, data: bytes) -> None:
+        self._lines += self.text.count("\n", 0, self.at)
+        self.text, self.at = self.text[self.at :], 0
+        self.ended = not data
+        try:
+            self.text += self._decoder.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            lines = self.text.count("\n") + error.object[: error.start].count(b"\n")
+            raise UserError(
+                f"{self._file}:{self._lines + lines + 1}: is not UTF-8; save the file as UTF-8"
+            ) from error
+
+    def more(self) -> None:
+        """Drops what is done with and reads on."""
+        self._add(self._stream.read(WINDOW))
+
+    def next(self) -> str:
+        """The next character that is no white space; empty at the end."""
+        while True:
+            found = SPACE.match(self.text, self.at)
+            self.at = self.at if found is None else found.end()
+            if self.at < len(self.text):
+                return self.text[self.at]
+            if self.ended:
+                return ""
+            self.more()
+
+    def place(self, at: int) -> str:
+        """The file with the line of a character."""
+        return f"{self._file}:{self._lines + self.text.count(chr(10), 0, at) + 1}"
+
+    def value(self, number: int) -> Any:
+        """The value that begins here.
+
+        Raises:
+            UserError: it is not JSON, or too long.
+        """
+        while True:
+            try:
+                value, self.at = DECODER.raw_decode(self.text, self.at)
+                return value
+            except json.JSONDecodeError as error:
+                cut = error.pos >= len(self.text) - CUT or error.msg.startswith("Unterminated")
+                if not cut or self.ended:
+                    column = error.pos - self.text.rfind("\n", 0, error.pos)
+                    raise UserError(
+                        f"{self.place(error.pos)}: not valid JSON at column {column}, in record "
+                        f"{number}: {error.msg}"
+                    ) from error
+            except (RecursionError, ValueError) as error:
+                raise UserError(f"{self.place(self.at)}: record {number}: {_why(error)}") from error
+            if len(self.text) - self.at > MAX_LINE_BYTES:
+                raise UserError(
+                    f"{self.place(self.at)}: record {number} is longer than "
+                    f"{MAX_LINE_BYTES >> 20} MiB; give a list of records, or one a line"
+                )
+            self.more()
+
+
+def _values(stream: Any, first: bytes, file: Path, array: bool) -> Iterator[Placed]:
+    """The objects of an array, or those that follow one another."""
+    window, number = _Window(stream, first, file), 0
+    if array:
+        window.next()
+        window.at += 1
+    while letter := window.next():
+        if array and letter == "]":
+            window.at += 1
+            if window.next():
+                raise UserError(
+                    f"{window.place(window.at)}: more text after the end of the array; "
+                    "write one array, or one record a line"
+                )
+            return
+        if array and number:
+            if letter != ",":
+                raise UserError(
+                    f"{window.place(window.at)}: expected a comma after record {number}, found "
+                    f"{letter!r}"
+                )
+            window.at += 1
+            window.next()
+        number += 1
+        where = f"{file}: record {number}"
+        yield where, _object(window.value(number), where)
+    if array:
+        raise UserError(
+            f"{file}: ends within the array, after record {number}; the file was cut off"
+        )
+
+
+# Tables
+
+
+def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
+    """The rows of CSV with a header (RFC 4180), also with semicolons, as in countries where the
+    comma is in numbers.
+    """
+    lines = _decoded(stream, file)
+    first = next(lines, "")
+    if delimiter not in first:
+        delimiter = next((other for other in ";\t|" if other in first), delimiter)
+    csv.field_size_limit(MAX_LINE_BYTES)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            twice = next(name for name in header if header.count(name) > 1)
+            raise UserError(f"{file}:1: column {twice[:100]!r} is given twice; rename one")
+        line = reader.line_num
+        for cells in reader:
+            where, line = f"{file}:{line + 1}", reader.line_num
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{where}: {len(cells)} cells, but the header has {len(header)} columns; put "
+                    f"text with {delimiter!r} or a line break between double quotes"
+                )
+            yield where, dict(zip(header, cells, strict=True))
+    except csv.Error as error:
+        raise UserError(
+            f"{file}:{reader.line_num}: not valid CSV: {error}; close each double quote, and "
+            "double those within a text"
+        ) from error
+
+
+def _decoded(stream: Any, file: Path) -> Iterator[str]:
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise UserError(f"{file}:{number}: line is longer than {MAX_LINE_BYTES >> 20} MiB")
+        try:
+            # spreadsheets mark UTF-8 so
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{file}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+            ) from error
+
+
+def _parquet(file: Path) -> Iterator[Placed]:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise UserError(f"{file}: Parquet needs pip install 'twcli-cvae[parquet]'") from error
+    number = 0
+    try:
+        # Pages are read as they are needed: a row group may be the whole file.
+        with parquet.ParquetFile(file, pre_buffer=False, buffer_size=WINDOW) as table:
+            for batch in table.iter_batches(BATCH_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{file}: record {number}", _filled(record)
+    except pyarrow.ArrowException as error:
+        after = f" after record {number}" if number else ""
+        raise UserError(f"{file}: not valid Parquet{after}: {first_line(error)}") from error
+
+
+def _filled(record: Record) -> Record:
+    """The record without the empty fields that a table gives to objects inside it, because others
+    have them.
+    """
+    return {
+        name: _without_nulls(value) if isinstance(value, list | dict) else value
+        for name, value in record.items()
+    }
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+    if isinstance(value, list):
+        return [_without_nulls(part) for part in value]
+    return value
+
+
+# `datasets`
+
+
+def _folder(path: Path) -> Source:
+    if any((path / name).exists() for name in SAVED):
+        table = _saved(path)
+        return Source(str(path), partial(_rows, table, str(path)))
+    found = sorted({file.suffix for file in path.iterdir() if file.suffix in (*READ, *PACKED)})
+    if found:
+        raise UserError(
+            f"{path}: a folder with files; name those to read, such as '{path}/*{found[0]}'"
+        )
+    raise UserError(f"{path}: holds no data that `datasets` saved; {TAKES}")
+
+
+def _library(data: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"{data}: no such file; `datasets` folders and hub names need: "
+            "pip install 'twcli-cvae[datasets]'"
+        ) from error
+    datasets.disable_progress_bars()
+    return datasets
+
+
+def _saved(path: Path) -> Any:
+    datasets = _library(str(path))
+    try:
+        table = datasets.load_from_disk(str(path))
+    except Exception as error:
+        # the library raises a dozen unrelated types; all mean that the data cannot be loaded
+        raise UserError(f"{path}: `datasets` cannot load it: {first_line(error)}") from error
+    if isinstance(table, dict):
+        raise UserError(
+            f"{path}: holds the splits {', '.join(table)}; give the folder of one of them"
+        )
+    return table
+
+
+def _loaded(data: str, name: str, config: str | None, split: str) -> Any:
+    there = hub.has(name, "dataset")
+    datasets = _library(data)
+    try:
+        table = datasets.load_dataset(name, config, split=split)
+    except Exception as error:
+        if not there:
+            raise UserError(
+                f"{data}: no such file here; the hub cannot be reached, and the data are not among "
+                "those loaded before"
+            ) from error
+        raise UserError(
+            f"{data}: `datasets` cannot load it: {first_line(error)}; a hub name is "
+            "NAME:CONFIG:SPLIT"
+        ) from error
+    return table
+
+
+def _rows(table: Any, data: str) -> Reading:
+    for number, record in enumerate(table, start=1):
+        yield f"{data}: record {number}", _filled(record)
