@@ -31,7 +31,7 @@ from twcli.models.card import model_card
 from twcli.training.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = ("precompute", "discover", "train", "eval", "sample", "export", "inspect")
+COMMANDS = ("precompute", "discover", "train", "eval", "sample", "export", "inspect", "doctor")
 RECORDS = re.compile(r": .*\d records?\b")  # what is said of the data
 JUDGE = "tests.conftest:judge"
 

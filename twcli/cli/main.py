@@ -1,7 +1,7 @@
 """The command line: options become a config, a config becomes one call; nothing
 below it prints but `screen`.
 
-twcli precompute | discover | train | eval | sample | export | inspect
+twcli precompute | discover | train | eval | sample | export | inspect | doctor
 """
 
 from __future__ import annotations
@@ -380,3 +380,19 @@ def inspect(
     )
     if found["problems"]:
         raise WorkFailed(f"{path}: damaged or of something else; {found['problems'][0]}")
+
+
+@main.command(short_help="Versions, devices and caches, to paste into a bug report.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
+def doctor(as_json: bool) -> None:
+    """Report versions, devices, threads and cache folders, without private paths.
+
+    Exit code 1 where a package that twcli needs is missing or too old, or a GPU is not found.
+    """
+    from twcli.commands.doctor import examine, render
+    from twcli.evaluation import report
+
+    found = examine()
+    click.echo(report.to_json(found) if as_json else render(found))
+    if found["problems"]:
+        raise WorkFailed(found["problems"][0])
