@@ -143,6 +143,8 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
         settings["metavar"] = "|".join(
             [{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words]
         )
+    if (least := field.metadata.get("minimum", 0)) > 1:
+        settings["help"] += f"  [at least {least}]"
     if not required and field.default is not None:
         settings["help"] += f"  [default: {field.default}]"
     return click.option(flag_of(field.name), field.name, default=None, **settings)

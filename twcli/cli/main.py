@@ -6,8 +6,11 @@ twcli precompute | discover | train | eval | sample | export | inspect | doctor
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -95,6 +98,21 @@ def _instead(error: click.ClickException) -> click.ClickException:
     return error
 
 
+def _quiet_libraries(quiet: bool) -> None:
+    """Silences what libraries print of their own; with `--quiet` their warnings as well, until the
+    command ends.
+    """
+    from twcli.models import runtime
+
+    runtime.quiet_transformers()
+    if quiet:
+        context = click.get_current_context()
+        context.with_resource(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        context.call_on_close(partial(logging.disable, logging.root.manager.disable))
+        logging.disable(logging.WARNING)
+
+
 def _fail(line: str, code: int) -> int:
     click.echo(" ".join(line.split()), err=True)
     return code
@@ -124,7 +142,7 @@ def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any
     from twcli.commands.precompute import precompute as run
     from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     if dry_run:
         return _rehearse(config, flags, config_file)
     screen = Screen(quiet or not runtime.is_main_process())
@@ -166,9 +184,8 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     from twcli.commands.discover import discover as run
     from twcli.discovery.names_page import summary_lines
     from twcli.evaluation import report
-    from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     summary = run(config, screen.say, screen.progress)
     if as_json:
         click.echo(report.to_json({k: v for k, v in summary.items() if k not in ("map",)}))
@@ -188,7 +205,7 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     from twcli.commands.train import train as run
     from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     if dry_run:
         return _rehearse(config, flags, config_file)
     # under `accelerate launch` one process prints for all
@@ -211,9 +228,8 @@ def evaluate(
     _look(config)
     from twcli.commands.evaluate import evaluate as run
     from twcli.evaluation import curves, report
-    from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     result = run(config, screen.say, screen.progress)
     if as_json:
         click.echo(report.to_json(result))
@@ -244,9 +260,8 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     _look(config)
     from twcli.commands.sample import Sampler
     from twcli.commands.sample import sample as run
-    from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     if config.interactive:
         return _converse(Sampler.load(config))
     run(config, screen.say, screen.progress, screen.show)
@@ -285,9 +300,8 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """
     config, screen = resolve(ExportConfig, flags, config_file), Screen(quiet)
     from twcli.commands.export import export as run
-    from twcli.models import runtime
 
-    runtime.quiet_transformers()
+    _quiet_libraries(quiet)
     run(config, screen.say)
 
 
@@ -356,13 +370,13 @@ def inspect(
     """What a cache or a run folder holds, its provenance and its b_t profile."""
     from twcli.commands.inspection import inspect as run
     from twcli.evaluation import report
-    from twcli.models import runtime
 
     if data is None and (x_field, y_field) != ("x", "y"):
         raise UserError(
             "--x-field and --y-field are of the records at --data; give --data or leave them out"
         )
-    runtime.quiet_transformers()
+    if model is not None:
+        _quiet_libraries(False)
     found = run(
         path,
         verify=verify,

@@ -1,12 +1,13 @@
 """`twcli inspect`: the content of a cache or a run folder, what it was computed from, and whether
-it is intact.
+it is intact. A cache needs no torch, whose import would take longer than the rest; what needs it is
+imported where it is used.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -14,10 +15,11 @@ from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TrainConfig
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.template import CHAT
 from twcli.errors import UserError
-from twcli.models.inputs import open_inputs
 from twcli.storage.cache import Cache
-from twcli.storage.run_folder import RunFolder
-from twcli.training.diagnostics import DEGENERATE_FLAT, DEGENERATE_ROWS, Watch, pooled_information
+from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
+
+if TYPE_CHECKING:
+    from twcli.storage.run_folder import RunFolder
 
 BLOCK_ROWS = 8192
 OPENING = (1, 3, 8)  # report the share of all nats in the first 1, 3 and 8 tokens of y
@@ -61,6 +63,8 @@ def inspect(
     if template is not None and data is None:
         raise UserError("--template: needs --model and --data")
     if Path(path).is_dir():
+        from twcli.storage.run_folder import RunFolder
+
         return _inspect_run(RunFolder(path), verify)
     if not Path(path).exists():
         raise UserError(
@@ -102,6 +106,8 @@ def _compared(
         raise UserError(
             f"{cache.path}: was made with --template FILE; give the same --template to compare it"
         )
+    from twcli.models.inputs import open_inputs
+
     inputs = open_inputs(
         model,
         data,
@@ -235,6 +241,8 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
 
     `last` holds the newest value of each figure: not every step logs all of them.
     """
+    from twcli.training.diagnostics import Watch, pooled_information
+
     watch = Watch(len(metrics), cast(int, config.latents), config.uses_weights)
     for m in metrics:
         watch.see(m)

@@ -144,7 +144,13 @@ class ExampleEncoder:
             ["eos_token"] if tokenizer.eos_token is None else []
         )
         if missing:
-            raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}")
+            how = (
+                'set "eos_token" in its tokenizer_config.json to the token that ends a text, such '
+                "as </s>"
+                if tokenizer.eos_token is None
+                else "add it to the tokenizer"
+            )
+            raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; {how}")
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.z_open, self.z_close = (vocabulary[tag] for tag in SECTION_TAGS)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from twcli.errors import UserError, first_line
+from twcli.errors import UserError
 from twcli.models.sharding import whole
 
 ADAPTER = "default"  # peft's name for the first adapter of a model
@@ -51,6 +51,7 @@ def add_lora(
     if targets != "all-linear":
         chosen = [name.strip() for name in targets.split(",")]
         _check_targets(backbone, chosen, tables, targets)
+    linear = sorted(_linear_names(backbone, tables))
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -66,8 +67,14 @@ def add_lora(
             # peft uses a deprecated name of transformers
             warnings.simplefilter("ignore", FutureWarning)
             return get_peft_model(backbone, config)
-    except ValueError as error:  # no layer of that name
-        raise UserError(f"--lora-targets {targets}: {first_line(error)}") from error
+    except (ValueError, TypeError, NotImplementedError) as error:
+        # layers that peft cannot adapt, such as those of a state-space model
+        why = " ".join(str(error).split())
+        left = [name for name in linear if f"'{name}'" not in why]
+        raise UserError(
+            f"--lora-targets {targets}: peft refuses it for a {backbone.config.model_type} model "
+            f"({why.rstrip('.')}); name the layers: --lora-targets {','.join(left)}"
+        ) from error
 
 
 def _check_targets(
@@ -84,11 +91,7 @@ def _check_targets(
             module for path, module in backbone.named_modules() if f".{path}".endswith(f".{name}")
         ]
         if not found:
-            linear = {
-                path.rsplit(".", 1)[-1]
-                for path, module in backbone.named_modules()
-                if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables
-            }
+            linear = _linear_names(backbone, tables)
             raise UserError(
                 f"--lora-targets {targets}: the model has no layer {name}; it has "
                 f"{', '.join(sorted(linear))}"
@@ -98,6 +101,15 @@ def _check_targets(
                 f"--lora-targets {targets}: in {name} only the latent tokens' rows are "
                 "trained; leave it out"
             )
+
+
+def _linear_names(backbone: PreTrainedModel, tables: Sequence[Any]) -> set[str]:
+    """Names of the layers with a matrix, but for embeddings and LM head."""
+    return {
+        path.rsplit(".", 1)[-1]
+        for path, module in backbone.named_modules()
+        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables
+    }
 
 
 def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:

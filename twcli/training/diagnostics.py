@@ -16,15 +16,12 @@ from typing import Any
 
 import torch
 
+from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
 from twcli.training.loss import entropy, masked_token_nll_per_example
 from twcli.training.stages import REFINE
 
 # of log K: z that moves an example's token losses by less leaves the posterior where the router is
 INSENSITIVE_SHARE = 0.1
-# more rows than this without mass: most of the data trains on the uniform average
-DEGENERATE_ROWS = 0.5
-# effective t0 / T above this: the weighted average is all but the uniform one
-DEGENERATE_FLAT = 0.9
 BOTTLENECK_TOKENS = 1.5  # effective t0 in tokens below this, while z carries less than
 BOTTLENECK_SHARE = 0.5  # this share of log K
 WINDOW_SHARE = 0.1  # of the steps for which a condition must hold before it is told
