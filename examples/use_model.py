@@ -38,10 +38,20 @@ for token in tokenizer.get_added_vocab():
     if match := re.fullmatch(r"<z(\d+)(?:\.(\d+))?>", token):
         latents.setdefault(int(match[1]), {})[int(match[2] or 0)] = token
 
+chat = "latent_sections" in (tokenizer.chat_template or "")
 for k in sorted(latents):
     section = f"<z>{''.join(token for _, token in sorted(latents[k].items()))}</z>"
-    text = template.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
-    prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+    if chat:
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": options.x}],
+            add_generation_prompt=True,
+            latent=k,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    else:
+        text = template.split("{y}")[0].replace("{z}", section).replace("{x}", options.x)
+        prompt = tokenizer(text, add_special_tokens=False, return_tensors="pt")
     output = model.generate(
         input_ids=prompt["input_ids"],
         attention_mask=prompt["attention_mask"],

@@ -116,7 +116,7 @@ def test_encode_is_the_same_in_one_block_and_in_many(encoder, monkeypatch):
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] | "
     "trim + '<|im_end|>\n' }}"
-    "{% endfor %}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 FRAME_FILE = "### Question\n{x}\n\n### Answer {z}\n{y}<|im_end|>\n"
 CORPUS = [
@@ -226,13 +226,20 @@ def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tm
         text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         for text in ADVERSARIAL
     }
+    plain_tokenizer = copy.deepcopy(tokenizer)
     encoder = framed(tokenizer, tmp_path / "file" if name == "file" else name, latent_tokens=2)
-    pairs = [(x, y) for x in ADVERSARIAL for y in ADVERSARIAL]
+    # What a chat template makes of special tokens' texts is in tests/field.
+    texts = [t for t in ADVERSARIAL if name != "chat" or (t.strip() and "<" not in t)]
+    pairs = [(x, y) for x in texts for y in texts]
     encoded = encoder.encode([Example(x, y) for x, y in pairs], max_length=1000, source="d")
     batch = collate(np.arange(len(pairs)), encoded, encoder, None)
     section = [encoder.z_open, encoder.pad, encoder.pad, encoder.z_close]
     for row, (x, y) in enumerate(pairs):
-        wanted = [*alone[y], encoder.y_close]
+        shown = y.strip() if name == "chat" and kind != "smollm2" else y  # as the template has it
+        if name == "tags" or "<|" in x + y or "<z" in x + y:
+            wanted = [*alone[y], encoder.y_close]
+        else:
+            wanted = _behind(plain_tokenizer, name, x, shown)
         plain, latent = batch.plain_BT[row].tolist(), batch.latent_BL[row].tolist()
         first, after, slot = (
             int(batch.plain_first_B[row]) + 1,
@@ -249,7 +256,27 @@ def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tm
         assert encoder.prompt(x) == plain[:first]
         assert encoder.prompt(x, [encoder.pad] * 2) == latent[:after]
         assert encoder.router_prompt(x) == latent[:slot]
-        assert encoder.decode(wanted) == (y if y.strip() else "")
+        assert encoder.decode(wanted) == (shown if y.strip() else "")
+
+
+def _behind(tokenizer, name, x, y):
+    """y's ids behind its prompt's, in the whole text; by itself where tokens are joined."""
+    if name == "chat":
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": x}], add_generation_prompt=True, tokenize=False
+        )
+    else:
+        prompt = f"### Question\n{x}\n\n### Answer "
+
+    def ids(text):
+        return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    before, lead = ids(prompt), [] if name == "chat" else ids("\n")
+    whole = ids(prompt + ("" if name == "chat" else "\n") + y + "<|im_end|>")
+    if whole[: len(before + lead)] == before + lead:
+        return whole[len(before + lead) :]
+    alone = ids("<|im_end|>" + "\n" * len(lead) + y + "<|im_end|>")[1:]
+    return alone[len(lead) :] if alone[: len(lead)] == lead else ids(y + "<|im_end|>")
 
 
 def test_chat_by_text():
@@ -258,24 +285,7 @@ def test_chat_by_text():
     text = tokenizer.decode(encoder.prompt("Hi", encoder.latent_ids(3)[1]))
     assert text == "<|endoftext|><|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<z><z1></z>"
     assert encoder.y_close == tokenizer.convert_tokens_to_ids("<|im_end|>")
-    assert (
-        encoder.template.text
-        == "<|endoftext|><|im_start|>user\n{x}<|im_end|>\n<|im_start|>assistant\n{z}{y}<|im_end|>\n"
-    )
     assert encoder.added == ["<z>", "</z>"]
-
-
-def test_the_text_of_a_chat_frame_is_a_frame_file(tmp_path):
-    tokenizer = byte_level(False)
-    chat = read_template("chat", tokenizer, "DIR")
-    (tmp_path / "t.txt").write_text(chat.text + "\n")
-    again = read_template(str(tmp_path / "t.txt"), tokenizer, "DIR")
-    assert (again.before_x, again.before_z, again.before_y, again.after_y) == (
-        chat.before_x,
-        chat.before_z,
-        chat.before_y,
-        chat.after_y,
-    )
 
 
 def test_each_frame_has_a_fingerprint_of_its_own(tmp_path):
@@ -302,7 +312,8 @@ def test_a_frame_that_tells_the_date_is_the_same_tomorrow():
     tokenizer.chat_template = (
         "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }}{% endif %}" + CHAT_TEMPLATE
     )
-    assert read_template("chat", tokenizer, "DIR").text.startswith("26 Jul 2024<|endoftext|>")
+    text = tokenizer.decode(framed(tokenizer, "chat").prompt("Hi"))
+    assert text.startswith("26 Jul 2024<|endoftext|>")
 
 
 def test_a_byte_order_mark_is_no_part_of_a_frame(tmp_path):
@@ -338,10 +349,13 @@ def test_bad_frame_files(tmp_path, text, says):
     ("chat", "says"),
     [
         (None, "has no chat template"),
-        ("{{ raise_exception('only one turn') }}", "fails on a user"),
+        (
+            "{{ raise_exception('only one turn') }}",
+            "a question and an answer: the chat template of DIR refuses it: only one turn",
+        ),
         (
             "{% for m in messages %}{{ m['content'] | upper | replace('-', '') }}{% endfor %}",
-            "does not show both turns",
+            "does not show the assistant's turn",
         ),
     ],
 )

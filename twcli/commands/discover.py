@@ -259,7 +259,7 @@ def verdict_of(naming: Naming) -> str:
 def _train_command(config: DiscoverConfig) -> str:
     """The call that trains on these names, in the same template and fields."""
     words = ["twcli", "train", "--model", config.model, "--data", config.data]
-    for name in ("template", "format", "x_field", "y_field", "max_length"):
+    for name in ("template", "chat_template_kwargs", "format", "x_field", "y_field", "max_length"):
         value = getattr(config, name)
         default = type(config).__dataclass_fields__[name].default
         if value != default:

@@ -133,13 +133,11 @@ def _export(
         for i, x in enumerate(texts)
         for k in (checked if i == 0 else [i % latents])
     ]
-    encoder.tokenizer.chat_template = _chat_template(
-        encoder, found, default, prompts, own=trained.template == "chat"
-    )
+    encoder.tokenizer.chat_template = _chat_template(encoder, found, default, prompts)
     reference = _reference(model, encoder, prompts, checked)
     model.generation_config = GenerationConfig(
         bos_token_id=encoder.bos,
-        eos_token_id=[encoder.y_close, encoder.eos],
+        eos_token_id=encoder.ends,
         pad_token_id=encoder.pad,
         # servers take what a call leaves open from here: the model's own distribution
         do_sample=True,
@@ -270,20 +268,13 @@ def _chat_template(
     found: Mapping[str, str],
     default: str,
     prompts: Sequence[tuple[str, int, list[int]]],
-    *,
-    own: bool,
-) -> str | dict[str, str]:
-    """The tokenizer's own chat template with latents, or one that builds the prompts of the run's
+) -> str:
+    """The run's chat template with latents, or one that builds the prompts of the run's
     template.
     """
     tokenizer = encoder.tokenizer
-    if own:
-        texts = tokenizer.chat_template
-        if isinstance(texts, dict):
-            return {
-                name: latent_chat.with_latents(text, found, default) for name, text in texts.items()
-            }
-        return latent_chat.with_latents(texts, found, default)
+    if encoder.template.chat is not None:
+        return latent_chat.with_latents(encoder.template.chat.text, found, default)
     plain, spaced = (
         latent_chat.one_turn(encoder.template.text, found, default, space=space)
         for space in (False, True)

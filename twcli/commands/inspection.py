@@ -108,9 +108,11 @@ def _compared(
         )
     from twcli.models.inputs import open_inputs
 
+    settings = made["template"].get("settings") if name == CHAT else None
     inputs = open_inputs(
         model,
         data,
+        chat_settings=settings if isinstance(settings, dict) else None,
         **fields,
         template=template or (CHAT if name == CHAT else "tags"),
         precision=precision,

@@ -69,6 +69,7 @@ class Sampler:
             attention=config.attention,
             template=config.template,
             say=say,
+            chat_settings=config.chat_settings,
         )
         return cls(config, model.to(runtime.pick_device(config.device)), encoder, [])
 

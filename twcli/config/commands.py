@@ -4,6 +4,7 @@ are made from these fields.
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -33,6 +34,30 @@ NOT_IDENTITY = (
     "tensorboard",
 )
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
+# What else a chat template or `apply_chat_template` knows by these names.
+TAKEN_VARIABLES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "documents",
+        "latent",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "self",
+        "strftime_now",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
 AUTO = "auto"
 EXPORTS = ("hf", "adapter", "gguf")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -110,10 +135,54 @@ class TemplateConfig(Config):
         "tags",
         group=INPUTS,
         help=(
-            "Text around x and y: `tags`, `chat` (the tokenizer's chat template), or a file with "
-            "{x}, {z} and {y}."
+            "Text around x and y: `tags`, `chat` (the tokenizer's chat template), another chat "
+            "template in a .jinja file, or a text file with {x}, {z} and {y}."
         ),
     )
+    chat_template_kwargs: str | None = option(
+        None,
+        help=(
+            "Variables of the chat template, as a JSON object: "
+            """'{"enable_thinking": false}'; the run keeps them as defaults."""
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.chat_settings:
+            return
+        if self.template != "chat" and not self.template.endswith(".jinja"):
+            raise UserError(
+                "--chat-template-kwargs: are variables of a chat template; "
+                "give --template chat or leave them out"
+            )
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """The variables of the chat template.
+
+        Raises:
+            UserError: not a JSON object, or a name that is not the template's.
+        """
+        text = self.chat_template_kwargs
+        if text is None:
+            return {}
+        example = """write e.g. '{"enable_thinking": false}'"""
+        try:
+            settings = json.loads(text)
+        except ValueError as error:
+            raise UserError(
+                f"--chat-template-kwargs {text[:60]}: not JSON ({error}); {example}"
+            ) from error
+        if not isinstance(settings, dict):
+            raise UserError(f"--chat-template-kwargs {text[:60]}: must be a JSON object; {example}")
+        for name in settings:
+            if not name.isidentifier() or name in TAKEN_VARIABLES:
+                raise UserError(
+                    f"--chat-template-kwargs: {name!r} cannot be set; "
+                    "give variables that the chat template asks for"
+                )
+        return settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +198,8 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
     def inputs(self) -> dict[str, Any]:
         """The arguments of `models.inputs.open_inputs`."""
         names = ("model", "data", "template", "precision", "attention", "max_length")
-        return {name: getattr(self, name) for name in names} | self.fields
+        values = {name: getattr(self, name) for name in names} | self.fields
+        return values | {"chat_settings": self.chat_settings}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -769,6 +839,8 @@ class SampleConfig(TemplateConfig, ComputeConfig):
             )
         if self.run is not None and self.template != "tags":
             raise UserError("--template goes with --model; a run has its own")
+        if self.run is not None and self.chat_template_kwargs is not None:
+            raise UserError("--chat-template-kwargs goes with --model; a run has its own")
         if self.data is None and self.x_field != "x":
             raise UserError("--x-field is of the records at --data; give --data or leave it out")
         if 0 < self.temperature < LEAST_TEMPERATURE:  # logits over it would not be finite

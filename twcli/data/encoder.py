@@ -4,37 +4,44 @@ latent for the generator.
     z-free       <bos> <x> x </x> <y> y </y> <eos>
     with latent  <bos> <x> x </x> <z> z_k </z> <y> y </y> <eos>
 
-z_k is one vocabulary token, or P tokens if one has too little capacity. x and y are tokenised
-separately from everything around them, so y's ids are the same in both. The S supervised tokens are
-those of y and its closing tag.
+z_k is one vocabulary token, or P tokens if one has too little capacity. y's ids are the same in
+both. The S supervised tokens are those of y and its closing tag.
 
-A pretrained chat model has its own template around x and y (see `frame`). The rules above hold for
-any template.
+A pretrained chat model has its own template around x and y (see `template`), and the ids are those
+that inference has: the prompt's by itself, and behind it what the rendering of the whole adds to
+it. The rules above hold for any template.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from twcli.data.chat import Rendered, with_latents
 from twcli.data.example import Example
-from twcli.data.template import Template, specials
+from twcli.data.template import CHAT, FILE, Ending, Template, specials
+from twcli.data.whole_text import TokenRow, WholeText
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
 
 SECTION_TAGS = ("<z>", "</z>")
 TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 HASH = np.dtype("V16")
+VERSION = 2  # of the ids under a chat template or a file; 1 tokenised x and y apart
+TEMPLATE_FILE = "template.txt"  # beside the tokenizer: the template, where it is a file's
 SHOWN_IDS = 1000  # ids up to which a fingerprint lists them all; above, it holds their hash
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
+LATENT_TEXT = re.compile(r"</?z>|<z\d+(\.\d+)?>")  # becomes a token in a trained model's vocabulary
 
 
 def latent_tokens(k: int, count: int = 1) -> list[str]:
@@ -53,18 +60,24 @@ class Encoded:
         prompt_lengths: (N,) int64, tokens before the one that predicts the first token of y: those
             of `<bos> <x> x </x>`.
         target_lengths: (N,) int64, supervised tokens S of each row (y and its closing tag).
-        row_hash: (N, 16) uint8, blake2b over x's and y's ids.
-        prompt_index: (N,) int64, rows with the same x ids share a number.
+        x_starts, x_lengths: (N,) int64, the tokens of x, or of the turn that is answered.
+        row_hash: (N, 16) uint8, blake2b over the ids: those of x and y between tags, which are the
+            same for all rows, else those of the prompt and of the target.
+        prompt_index: (N,) int64, rows with the same prompt share a number.
         unknown_rows: rows with an unknown token.
+        notes: lines to show to the user: rows whose ids are not those of the whole text.
     """
 
     ids: np.ndarray
     offsets: np.ndarray
     prompt_lengths: np.ndarray
     target_lengths: np.ndarray
+    x_starts: np.ndarray
+    x_lengths: np.ndarray
     row_hash: np.ndarray
     prompt_index: np.ndarray
     unknown_rows: int
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -83,6 +96,12 @@ class Encoded:
         """Token ids of a row's y, without its closing tag."""
         first = self.offsets[row] + self.prompt_lengths[row] + 1
         ids: list[int] = self.ids[first : first + self.target_lengths[row] - 1].tolist()
+        return ids
+
+    def prompt_ids(self, row: int) -> list[int]:
+        """Token ids of a row's prompt, up to y."""
+        first = self.offsets[row]
+        ids: list[int] = self.ids[first : first + self.prompt_lengths[row] + 1].tolist()
         return ids
 
     def spread_rows(self, count: int) -> np.ndarray:
@@ -159,19 +178,44 @@ class ExampleEncoder:
             begin = [] if self.bos is None else [self.bos]
             text = f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}"
             template = Template(
-                "tags", text, [*begin, x_open], [x_close], [y_open], [y_close, self.eos]
+                "tags",
+                text,
+                [*begin, x_open],
+                [x_close],
+                [y_open],
+                [y_close, self.eos],
+                Ending(y_close),
             )
+        self._whole = None
+        if template.name == CHAT:
+            self._whole = WholeText(tokenizer, SECTION_TAGS[1])
+        elif template.name == FILE:
+            self._whole = WholeText(tokenizer, SECTION_TAGS[1], template.parts[2])
+            # as it is behind a special token
+            template = replace(template, before_y=self._whole.before_y)
         self.template = template
-        fixed = {self.eos, self.z_open, self.z_close, template.after_y[0]}
+        # Ids that end a completion; records whose turns end otherwise add theirs.
+        self.ends = list(dict.fromkeys([*template.after_y[:1], self.eos]))
+        fixed = {self.eos, self.z_open, self.z_close, *template.after_y[:1]}
         around = {*template.before_x, *template.before_z, *template.before_y, *template.after_y}
+        self._specials = specials(tokenizer)
         self._reserved = frozenset(
-            fixed | (around if template.name == "tags" else around & specials(tokenizer))
+            fixed | (around if template.name == "tags" else around & self._specials)
+        )
+        # What a template file's texts must not hold, to be tokenised with their surroundings.
+        self._special_text = re.compile(
+            "|".join(map(re.escape, tokenizer.convert_ids_to_tokens(sorted(self._specials))))
         )
 
     @property
-    def y_close(self) -> int:
-        """The supervised token that ends y."""
-        return self.template.after_y[0]
+    def y_close(self) -> int | None:
+        """The supervised token that ends y; None where it is a text."""
+        return self.template.ending.token
+
+    @property
+    def end_text(self) -> str:
+        """The text that ends y where no token does; else empty."""
+        return self.template.ending.text
 
     @property
     def added_ids(self) -> list[int]:
@@ -220,6 +264,15 @@ class ExampleEncoder:
     def fingerprint(self) -> dict[str, Any]:
         """The part of the template that b_t depends on: the ids around x and y."""
         f = self.template
+        if f.chat is not None:
+            ending = [f.ending.token, f.ending.text, f.ending.appended]
+            content = json.dumps([f.chat.text, ending])
+            return {
+                "name": CHAT,
+                "version": VERSION,
+                "sha256": hashlib.sha256(content.encode()).hexdigest(),
+                **({"settings": f.chat.settings} if f.chat.settings else {}),
+            }
         if f.name == "tags":
             return {
                 "name": "tags",
@@ -237,58 +290,121 @@ class ExampleEncoder:
         if sum(map(len, ids)) > SHOWN_IDS:
             return {
                 "name": f.name,
-                "version": 1,
+                "version": VERSION,
                 "ids_sha256": hashlib.sha256(json.dumps(ids).encode()).hexdigest(),
             }
-        return {"name": f.name, "version": 1, "ids": ids}
+        return {"name": f.name, "version": VERSION, "ids": ids}
 
     def tokenizer_hash(self) -> str:
         """sha256 over vocabulary, merges and normalisation, without
         padding and truncation state.
         """
-        state = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        state.pop("padding", None)
-        state.pop("truncation", None)
-        return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+        return _state_hash(self.tokenizer)
+
+    @cached_property
+    def _inner(self) -> Any:
+        """The tokenizer for a text that stands behind another: one that puts a space before the
+        first text alone (SentencePiece's, not legacy) puts none.
+        """
+        state = self.tokenizer.backend_tokenizer.to_str()
+        if not re.search(r'"prepend_scheme":\s*"first"', state):
+            return None
+        from tokenizers import Tokenizer
+
+        inner = Tokenizer.from_str(re.sub(r'("prepend_scheme":\s*)"first"', r'\1"never"', state))
+        inner.no_padding()
+        inner.no_truncation()
+        inner.encode_special_tokens = True
+        return inner
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
         # Tags inside a user's text are text: they must not open or close a section.
+        if self._inner is not None:
+            return [
+                encoding.ids
+                for encoding in self._inner.encode_batch(list(texts), add_special_tokens=False)
+            ]
         ids: list[list[int]] = self.tokenizer(
             list(texts), add_special_tokens=False, split_special_tokens=True
         )["input_ids"]
         return ids
 
-    def prompt(self, x: str, latent: Sequence[int] | None = None) -> list[int]:
+    def prompt(self, record: Example | str, latent: Sequence[int] | None = None) -> list[int]:
         """Ids up to the start of y; with `latent` (its P ids) including the latent section.
 
+        Args:
+            record: x, or a record whose y is not read.
+
         Raises:
-            UserError: x has no token, or one that is a tag.
+            UserError: x has no token, or one that is a tag; the chat template fails on it.
+        """
+        row = self._prompt_row(record)
+        return self.with_latent([*row.before_z, *row.before_y], latent)
+
+    def with_latent(self, prompt: list[int], latent: Sequence[int] | None) -> list[int]:
+        """The ids of a z-free prompt with the section of that latent (its P ids); None leaves them
+        as they are.
         """
         section = [] if latent is None else [self.z_open, *latent, self.z_close]
-        return [
-            *self.template.before_x,
-            *self._x_ids(x),
-            *self.template.before_z,
-            *section,
-            *self.template.before_y,
-        ]
+        place = len(prompt) - len(self.template.before_y)
+        return [*prompt[:place], *section, *prompt[place:]]
 
-    def router_prompt(self, x: str) -> list[int]:
+    def router_prompt(self, record: Example | str) -> list[int]:
         """Ids up to the position that predicts the latent; raises as `prompt`."""
-        return [*self.template.before_x, *self._x_ids(x), *self.template.before_z, self.z_open]
+        return [*self._prompt_row(record).before_z, self.z_open]
 
-    def _x_ids(self, x: str) -> list[int]:
-        ids = self._tokenise([x])[0]
-        self._check_text("x", ids, repr(x[:60]))
-        return ids
+    def _prompt_row(self, record: Example | str) -> TokenRow:
+        example = Example(record, "") if isinstance(record, str) else record
+        where = repr(example.x[:60])
+        if self.template.chat is not None:
+            assert self._whole is not None
+            rendered = self.template.chat.render_prompts([example], [where])
+            self._check_latent_text(rendered[0].prompt, where)
+            return self._whole.prompts(rendered)[0]
+        self._check_no_turns(example, where)
+        if self._whole is not None and not self._special_text.search(example.x):
+            return self._whole.prompts([self.template.render(example)])[0]
+        ids = self._tokenise([example.x])[0]
+        self._check_text("x", ids, where)
+        return self._pieced(ids, [])
+
+    def _pieced(self, x: list[int], y: list[int]) -> TokenRow:
+        """x and y tokenised apart from what stands around them."""
+        t = self.template
+        return TokenRow(
+            [*t.before_x, *x, *t.before_z],
+            t.before_y,
+            [*y, *t.after_y[:1]],
+            len(t.before_x),
+            len(t.before_x) + len(x),
+        )
+
+    def take_ends(self, settings: Any) -> None:
+        """Under a chat template, the ends that a model's generation config names count too: turns
+        may end otherwise than answers do, as calls of tools.
+        """
+        ends = getattr(settings, "eos_token_id", None)
+        if self.template.chat is not None and ends is not None:
+            ends = ends if isinstance(ends, list) else [ends]
+            self.ends += [id for id in ends if id in self._specials and id not in self.ends]
+
+    def ended(self, ids: Sequence[int]) -> bool:
+        """Whether generated ids hold what ends y."""
+        if not set(self.ends).isdisjoint(ids):
+            return True
+        return bool(self.end_text) and self.end_text in self.tokenizer.decode(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, cut at the closing tag; empty if it is only white space."""
+        """Text of generated ids, cut at what ends y; empty if it is only white space."""
         ids = list(ids)
-        for end in (self.y_close, self.eos):
+        for end in self.ends:
             if end in ids:
                 ids = ids[: ids.index(end)]
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        if self.end_text:
+            text = text.split(self.end_text)[0]
         return text if text.strip() else ""
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
@@ -304,82 +420,273 @@ class ExampleEncoder:
 
         Args:
             max_length: longest sequence in tokens, latent section included.
-            source: file name for messages; row i is line i + 1.
+            source: file name for messages; row i is line i + 1, unless the record says where it is.
 
         Raises:
-            UserError: a row is longer than `max_length`, or x or y has no token.
+            UserError: a row is longer than `max_length`, x or y has no token, or the chat template
+                cannot be applied to a conversation.
         """
         rows, done, tokens, unknown = iter(examples), 0, 0, 0
+        marks = _Marks(source)
         with ExitStack() as arrays:
-            parts = [
-                arrays.enter_context(DiskArray(dtype))
-                for dtype in (np.int32, np.int64, np.int64, np.int64, HASH, HASH)
-            ]
+            types: list[Any] = [np.int32, *[np.int64] * 5, HASH, HASH]
+            parts = [arrays.enter_context(DiskArray(dtype)) for dtype in types]
             parts[1].append([0])
             while block := list(islice(rows, ENCODE_BLOCK)):
-                *pieces, strange = self._encode_block(block, done, max_length, source)
+                *pieces, strange = self._encode_block(block, done, max_length, source, marks)
                 pieces[1] = tokens + np.cumsum(pieces[1])
                 for part, piece in zip(parts, pieces, strict=True):
                     part.append(piece)
                 done, tokens, unknown = done + len(block), pieces[1][-1], unknown + strange
-            ids, offsets, prompts, targets, hashes, keys = (part.array() for part in parts)
+            ids, offsets, prompts, targets, starts, lengths, hashes, keys = (
+                part.array() for part in parts
+            )
         return Encoded(
             ids=ids,
             offsets=offsets,
             prompt_lengths=prompts,
             target_lengths=targets,
+            x_starts=starts,
+            x_lengths=lengths,
             row_hash=hashes.view(np.uint8).reshape(-1, HASH.itemsize),
             prompt_index=_numbered(keys),
             unknown_rows=unknown,
+            notes=(*self._template_notes(), *marks.notes(done)),
         )
 
     def _encode_block(
-        self, block: list[Example], first: int, max_length: int, source: str
+        self, block: list[Example], first: int, max_length: int, source: str, marks: _Marks
     ) -> list[Any]:
         """What a block adds to the fields of `Encoded`, in their order: lengths instead of offsets,
-        hashes of x instead of prompt numbers.
+        hashes of the prompt instead of prompt numbers.
         """
-        before_x, before_z, before_y, after_y = (
-            self.template.before_x,
-            self.template.before_z,
-            self.template.before_y,
-            self.template.after_y,
-        )
-        around = len(before_x) + len(before_z) + len(before_y)
+        places = [e.where or f"{source}:{row}" for row, e in enumerate(block, start=first + 1)]
+        trailing = self.template.after_y[1:] if self.template.name == "tags" else []
         sequences: list[int] = []
-        lengths, prompts, targets, hashes, keys = [], [], [], [], []
-        unknown = 0
-        xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
-        for row, (x, y) in enumerate(zip(xs, ys, strict=True), start=first):
-            sequence = [*before_x, *x, *before_z, *before_y, *y, *after_y]
-            self._check(x, y, len(sequence), max_length, f"{source}:{row + 1}")
+        lengths, prompts, targets, starts, x_lengths, hashes, keys = [], [], [], [], [], [], []
+        unknown_id, unknown = self.tokenizer.unk_token_id, 0
+        for row, place in zip(self._rows(block, places, marks), places, strict=True):
+            if not row.kept:
+                marks.crossed.add(place)
+            sequence = [*row.before_z, *row.before_y, *row.target, *trailing]
+            prompt = len(row.before_z) + len(row.before_y)
+            self._check_length(len(sequence), prompt, len(row.target), max_length, place)
             sequences += sequence
             lengths.append(len(sequence))
-            prompts.append(around + len(x) - 1)
-            targets.append(len(y) + 1)
-            key = np.asarray(x, np.int32).tobytes()
-            hashes.append(row_hash(key, np.asarray(y, np.int32).tobytes()))
-            keys.append(hashlib.blake2b(key, digest_size=HASH.itemsize).digest())
-            unknown += (
-                self.tokenizer.unk_token_id is not None and self.tokenizer.unk_token_id in sequence
+            prompts.append(prompt - 1)
+            targets.append(len(row.target))
+            starts.append(row.x_start)
+            x_lengths.append(row.x_stop - row.x_start)
+            key, y = (
+                (row.before_z[row.x_start : row.x_stop], row.target[:-1])
+                if self.template.name == "tags"
+                else (sequence[:prompt], row.target)
             )
+            key_bytes = np.asarray(key, np.int32).tobytes()
+            hashes.append(row_hash(key_bytes, np.asarray(y, np.int32).tobytes()))
+            keys.append(hashlib.blake2b(key_bytes, digest_size=HASH.itemsize).digest())
+            unknown += unknown_id is not None and unknown_id in sequence
         return [
             sequences,
             lengths,
             prompts,
             targets,
+            starts,
+            x_lengths,
             np.frombuffer(b"".join(hashes), HASH),
             np.frombuffer(b"".join(keys), HASH),
             unknown,
         ]
 
-    def _check(self, x: list[int], y: list[int], length: int, max_length: int, where: str) -> None:
-        self._check_text("x", x, where)
-        self._check_text("y", y, where)
+    def _rows(self, block: list[Example], places: list[str], marks: _Marks) -> list[TokenRow]:
+        if self._whole is None:
+            return self._pieced_rows(block, places)
+        if self.template.chat is not None:
+            rendered = self.template.chat.render(block, places)
+            for one, place in zip(rendered, places, strict=True):
+                self._check_latent_text(one.prompt + one.rest, place)
+            return self._ended(rendered, places, block)
+        return self._file_rows(block, places, marks)
+
+    def _file_rows(self, block: list[Example], places: list[str], marks: _Marks) -> list[TokenRow]:
+        """Rows of a template file. Where a text holds that of a special token, the prompt or the
+        target is put together from pieces, in which it is plain text.
+        """
+        for example, place in zip(block, places, strict=True):
+            self._check_no_turns(example, place)
+        in_x, in_y = (
+            {row for row, text in enumerate(texts) if self._special_text.search(text)}
+            for texts in ([e.x for e in block], [e.y for e in block])
+        )
+        apart = sorted(in_x | in_y)
+        for row in apart:
+            marks.spelled.add(places[row])
+        whole = [row for row in range(len(block)) if row not in in_x and row not in in_y]
+        rendered = [self.template.render(block[row]) for row in whole]
+        rows = dict(
+            zip(
+                whole,
+                self._ended(rendered, [places[r] for r in whole], [block[r] for r in whole]),
+                strict=True,
+            )
+        )
+        pieced = self._pieced_rows([block[r] for r in apart], [places[r] for r in apart])
+        for row, pieces in zip(apart, pieced, strict=True):
+            rows[row] = pieces
+            if row not in in_x:
+                prompt = self._prompt_row(block[row])
+                rows[row] = replace(prompt, target=pieces.target)
+        return [rows[row] for row in range(len(block))]
+
+    def _pieced_rows(self, block: list[Example], places: list[str]) -> list[TokenRow]:
+        xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
+        rows = []
+        for example, x, y, place in zip(block, xs, ys, places, strict=True):
+            self._check_no_turns(example, place)
+            self._check_text("x", x, place)
+            self._check_text("y", y, place)
+            rows.append(self._pieced(x, y))
+        return rows
+
+    def _ended(
+        self, rendered: list[Rendered], places: list[str], block: list[Example]
+    ) -> list[TokenRow]:
+        """The rows with their targets up to and with what ends them."""
+        assert self._whole is not None
+        ending = self.template.ending
+        if ending.text or ending.appended:
+            after = ending.text or ending.after
+            rendered = [
+                replace(one, rest=one.rest[: one.rest.rfind(after) + len(ending.text)])
+                if after and after in one.rest
+                else one
+                for one in rendered
+            ]
+        rows = self._whole.rows(rendered)
+        return [
+            replace(row, target=self._target(row.target, place, example, one))
+            for row, place, example, one in zip(rows, places, block, rendered, strict=True)
+        ]
+
+    def _target(
+        self, ids: list[int], place: str, example: Example, rendered: Rendered
+    ) -> list[int]:
+        ending, turn = self.template.ending, "the last turn" if example.messages else "field 'y'"
+        if ending.text:
+            empty = not rendered.rest.removesuffix(ending.text).strip()
+        elif ending.appended:
+            empty, ids = not ids, [*ids, self.eos]
+        else:
+            end = ending.token if ending.token in ids else self._other_end(ids, place)
+            ids = ids[: len(ids) - ids[::-1].index(end)]
+            empty = len(ids) == 1
+            if end in ids[:-1]:
+                token = self.tokenizer.convert_ids_to_tokens(end)
+                raise UserError(
+                    f"{place}: {turn} contains {token}, which ends a turn; rename it in the text"
+                )
+        if empty:
+            raise UserError(f"{place}: {turn} has no token in the vocabulary of {self.source}")
+        return ids
+
+    def _other_end(self, ids: list[int], place: str) -> int:
+        """The token that ends a turn which does not end as answers do, such as a call of a tool."""
+        ends = [id for id in ids if id in self._specials]
+        if not ends:
+            raise UserError(
+                f"{place}: the chat template of {self.source} does not end the last turn by "
+                f"{self.tokenizer.convert_ids_to_tokens(self.y_close)} nor by another special "
+                "token; give a template that does"
+            )
+        if ends[-1] not in self.ends:
+            self.ends.append(ends[-1])
+        return ends[-1]
+
+    def _template_notes(self) -> list[str]:
+        chat = self.template.chat
+        if chat is not None and chat.header.strip() and not chat.asks:
+            return [
+                f"{self.source}: its chat template writes no generation prompt, so y begins with "
+                f"{chat.header!r}",
+                *self._ending_notes(),
+            ]
+        return self._ending_notes()
+
+    def _ending_notes(self) -> list[str]:
+        if self.template.ending.appended and self.template.name == CHAT:
+            return [
+                f"{self.source}: its chat template ends no turn; "
+                f"{self.tokenizer.eos_token} is added to y"
+            ]
+        if self.end_text:
+            return [
+                f"{self.source}: its chat template ends turns by the text {self.end_text!r}, which "
+                "is no special token; completions are cut at that text"
+            ]
+        return []
+
+    def save(self, folder: str | Path, latents: int) -> None:
+        """Saves the tokenizer as inference needs it: its chat template takes `latent=k` and gives
+        the prompts that were trained; a template file lies beside it as `template.txt`.
+
+        Raises:
+            UserError: what was saved does not load as the tokenizer that it was.
+        """
+        chat, own = self.template.chat, self.tokenizer.chat_template
+        if chat is not None:
+            self.tokenizer.chat_template = with_latents(chat.text, self.latent_sections(latents))
+        try:
+            self.tokenizer.save_pretrained(folder)
+        finally:
+            self.tokenizer.chat_template = own
+        self._check_saved(Path(folder))
+        if self.template.name == FILE:
+            (Path(folder) / TEMPLATE_FILE).write_text(self.template.text + "\n", encoding="utf-8")
+
+    def _check_saved(self, folder: Path) -> None:
+        """Some classes of tokenizers are made anew when they are loaded, from settings that
+        transformers does not save, such as `legacy` of Llama's: then the file is to be taken as it
+        is.
+        """
+        if _state_hash(_loaded(folder)) == self.tokenizer_hash():
+            return
+        file = folder / "tokenizer_config.json"
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if _state_hash(_loaded(folder)) != self.tokenizer_hash():
+            raise UserError(
+                f"{folder}: the tokenizer of {self.source} is another one when it is saved and "
+                "loaded again; save it once with transformers as a fast tokenizer and begin anew"
+            )
+
+    def latent_sections(self, latents: int) -> list[str]:
+        """Text of the latent section of each of the K latents: `<z><z0></z>`."""
+        opened, closed = SECTION_TAGS
+        return [
+            f"{opened}{''.join(latent_tokens(k, self.latent_tokens))}{closed}"
+            for k in range(latents)
+        ]
+
+    def _check_latent_text(self, text: str, where: str) -> None:
+        if found := LATENT_TEXT.search(text):
+            raise UserError(
+                f"{where}: contains {found[0]}, which spells a latent; rename it in the text"
+            )
+
+    def _check_no_turns(self, example: Example, where: str) -> None:
+        if example.messages is not None:
+            raise UserError(
+                f"{where}: a conversation needs the model's chat template; give --template chat"
+            )
+
+    def _check_length(
+        self, length: int, prompt: int, target: int, max_length: int, where: str
+    ) -> None:
         if length + self.latent_section > max_length:
             raise UserError(
                 f"{where}: {length + self.latent_section} tokens with the latent section "
-                f"({len(x)} of x, {len(y)} of y) are more than the limit of {max_length}; "
+                f"({prompt} of the prompt, {target} of y) are more than the limit of {max_length}; "
                 "shorten y or raise --max-length within the model's context"
             )
 
@@ -402,6 +709,57 @@ class ExampleEncoder:
                 f"{where}: field '{field}' contains {tag}, which the template uses as a tag; "
                 "rename it in the text"
             )
+
+
+def _loaded(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+
+
+def _state_hash(tokenizer: Any) -> str:
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    state.pop("padding", None)
+    state.pop("truncation", None)
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass
+class _Places:
+    """Records that something is to be told of: how many, and where the first is."""
+
+    count: int = 0
+    first: str = ""
+
+    def add(self, place: str) -> None:
+        self.first = self.first or place
+        self.count += 1
+
+
+@dataclass
+class _Marks:
+    """Records whose ids are not those of the whole text."""
+
+    source: str
+    crossed: _Places = field(default_factory=_Places)
+    spelled: _Places = field(default_factory=_Places)
+
+    def notes(self, rows: int) -> list[str]:
+        notes = []
+        if self.crossed.count:
+            notes.append(
+                f"{self.source}: in {self.crossed.count:,} of {rows:,} records (first: "
+                f"{self.crossed.first}) the tokenizer joins the end of the prompt with the "
+                "beginning of y; there the ids are the prompt's by itself, as at inference, and "
+                "those of y by itself"
+            )
+        if self.spelled.count:
+            notes.append(
+                f"{self.source}: {self.spelled.count:,} of {rows:,} records (first: "
+                f"{self.spelled.first}) hold the text of a special token, which is tokenised as "
+                "plain text; do so at inference (split_special_tokens=True)"
+            )
+        return notes
 
 
 def _numbered(keys: np.ndarray) -> np.ndarray:

@@ -1,5 +1,5 @@
-"""The prompt template, i.e. the fixed tokens around x, the latent section and y: the tags, a
-model's chat template, or a file with `{x}`, `{z}` and `{y}`.
+"""The prompt template: what stands around x, the latent section and y. It is the tags, a chat
+template, or a file with `{x}`, `{z}` and `{y}`.
 
 In a chat template the latent section comes last in the assistant's header.
 """
@@ -7,28 +7,47 @@ In a chat template the latent section comes last in the assistant's header.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from twcli.data.chat import SUFFIX, ChatTemplate, Rendered, read_template_file
+from twcli.data.example import Example
 from twcli.errors import UserError
 
-CHAT = "chat"
-# The date given to chat templates, so that a template gives the same tokens every day; the default
-# of Llama 3's template.
-TODAY = "{% macro strftime_now(format) %}26 Jul 2024{% endmacro %}"
+TAGS, CHAT, FILE = "tags", "chat", "file"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What ends y: a token, or where the template writes none, a text.
+
+    Attributes:
+        token: the supervised id that ends a completion.
+        text: the supervised text that ends a completion where no token does.
+        appended: whether the template ends y by nothing, so that `token` is added to it.
+        after: what the template has after y, for `appended`.
+    """
+
+    token: int | None
+    text: str = ""
+    appended: bool = False
+    after: str = ""
 
 
 @dataclass(frozen=True)
 class Template:
-    """The fixed tokens around x, the latent section and y.
+    """What stands around x, the latent section and y.
 
     Attributes:
         name: "tags", "chat" or "file".
-        text: the template with `{x}`, `{z}` and `{y}`.
-        head, middle, lead: ids before x, between x and the section, between the section and y.
-        close: ids after y, at least one; the first is supervised, ends a completion and never
-            results from text.
+        text: the template with `{x}`, `{z}` and `{y}`; empty for a chat template.
+        before_x, before_z, before_y: ids before x, between x and the section, between the section
+            and y; empty for a chat template, but for `before_y` always.
+        after_y: ids after y; the first is supervised, ends a completion and never results from
+            text. Empty where `ending` is a text.
+        ending: what ends y.
+        chat: the chat template.
     """
 
     name: str
@@ -37,21 +56,45 @@ class Template:
     before_z: list[int]
     before_y: list[int]
     after_y: list[int]
+    ending: Ending
+    chat: ChatTemplate | None = None
+
+    @property
+    def parts(self) -> list[str]:
+        """The texts before x, between x and the section, between the section and y, after y."""
+        return re.split(r"\{[xzy]\}", self.text)
+
+    def render(self, example: Example) -> Rendered:
+        """The record in a template file, the text between the section and y in the target."""
+        before_x, before_z, before_y, after_y = self.parts
+        prompt = before_x + example.x + before_z
+        rest = before_y + example.y + after_y
+        return Rendered(prompt, rest, len(before_x), len(before_x) + len(example.x))
 
 
-def read_template(name: str, tokenizer: Any, source: str) -> Template | None:
-    """The frame that `--template` names: None for the tags, which `ExampleEncoder` knows.
+def read_template(
+    name: str, tokenizer: Any, source: str, settings: Mapping[str, Any] | None = None
+) -> Template | None:
+    """The template that `--template` names: None for the tags, which `ExampleEncoder` knows.
 
     Args:
-        name: "tags", "chat", or a text file with `{x}`, `{z}` and `{y}`, in this order.
+        name: "tags", "chat", a chat template in a `.jinja` file, or a text file with `{x}`, `{z}`
+            and `{y}`, in this order.
+        settings: defaults of a chat template's variables.
 
     Raises:
-        UserError: the tokenizer has no chat template, or one that changes the texts; the file is
-            missing or lacks a placeholder.
+        UserError: the tokenizer has no chat template, or one that fails; the file is missing or
+            lacks a placeholder.
     """
-    if name == "tags":
+    if name == CHAT or name.endswith(SUFFIX):
+        return _chat(name, tokenizer, source, settings)
+    if settings:
+        raise UserError(
+            f"--chat-template-kwargs goes with --template chat or FILE{SUFFIX}, not with {name}"
+        )
+    if name == TAGS:
         return None
-    text = _chat_text(tokenizer, source) if name == CHAT else _file_text(name)
+    text = read_template_file(name).removesuffix("\n")
     places = re.split(r"\{([xzy])\}", text)
     if places[1::2] != ["x", "z", "y"]:
         raise UserError(f"{name}: a template holds {{x}}, {{z}} and {{y}} once each, in this order")
@@ -59,7 +102,8 @@ def read_template(name: str, tokenizer: Any, source: str) -> Template | None:
         tokenizer(part, add_special_tokens=False)["input_ids"] if part else []
         for part in places[::2]
     )
-    if not after_y and tokenizer.eos_token_id is not None:
+    appended = not after_y
+    if appended and tokenizer.eos_token_id is not None:
         after_y = [tokenizer.eos_token_id]
     if not before_x or not (before_z or before_y):
         raise UserError(
@@ -70,41 +114,25 @@ def read_template(name: str, tokenizer: Any, source: str) -> Template | None:
             f"{name}: a special token such as {tokenizer.eos_token or '<eos>'} must follow {{y}}: "
             "it ends the completion"
         )
-    return Template(CHAT if name == CHAT else "file", text, before_x, before_z, before_y, after_y)
+    ending = Ending(after_y[0], appended=appended, after=places[-1])
+    return Template(FILE, text, before_x, before_z, before_y, after_y, ending)
 
 
-def _chat_text(tokenizer: Any, source: str) -> str:
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"{source}: the tokenizer has no chat template; give --template FILE with {{x}}, "
-            f"{{z}} and {{y}}"
-        )
-    turns = [{"role": "user", "content": "TWCLI-X"}, {"role": "assistant", "content": "TWCLI-Y"}]
-    try:
-        text: str = tokenizer.apply_chat_template(
-            turns, tokenize=False, chat_template=TODAY + tokenizer.get_chat_template()
-        )
-    except Exception as error:  # a template is a program and may raise any error
-        raise UserError(
-            f"{source}: its chat template fails on a user and an assistant turn: {str(error)[:200]}"
-        ) from error
-    if text.count("TWCLI-X") != 1 or text.count("TWCLI-Y") != 1:
-        raise UserError(
-            f"{source}: its chat template does not show both turns as they are; "
-            "give --template FILE"
-        )
-    return text.replace("TWCLI-X", "{x}").replace("TWCLI-Y", "{z}{y}")
-
-
-def _file_text(name: str) -> str:
-    try:
-        return Path(name).read_text(encoding="utf-8-sig").removesuffix("\n")
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8 text"
-        raise UserError(
-            f"--template {name}: {reason}; give tags, chat or a text file with {{x}}, "
-            f"{{z}} and {{y}}"
-        ) from error
+def _chat(name: str, tokenizer: Any, source: str, settings: Mapping[str, Any] | None) -> Template:
+    given = None if name == CHAT else read_template_file(name)
+    chat = ChatTemplate(tokenizer, source if name == CHAT else name, given, settings)
+    after = chat.ending
+    ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+    known = specials(tokenizer) - {tokenizer.unk_token_id}
+    ends = [id for id in ids if id in known]
+    if ends:
+        ending = Ending(ends[0])
+    elif after.strip():
+        ending = Ending(None, text=after.strip())
+    else:
+        ending = Ending(tokenizer.eos_token_id, appended=True, after=after)
+    closing = [] if ending.token is None else [ending.token]
+    return Template(CHAT, "", [], [], [], closing, ending, chat)
 
 
 def specials(tokenizer: Any) -> set[int]:

@@ -97,9 +97,7 @@ def _pooled(
         model.device,
     )
     layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
-    # x stands between the head and the middle
-    template, first = encoder.template, len(encoder.template.before_x)
-    x_lengths = prompts + 1 - first - len(template.before_z) - len(template.before_y)
+    first, x_lengths = encoded.x_starts[rows, None], encoded.x_lengths[rows]
     columns = np.arange(targets.max())
     active, in_prompt = (
         torch.from_numpy(inside).to(device)

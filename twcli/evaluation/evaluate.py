@@ -61,6 +61,8 @@ def evaluate(
     )
     max_length = runtime.context_length(model.backbone, config.max_length)
     encoded = encoder.encode(examples, max_length=max_length, source=config.data)
+    for note in encoded.notes:
+        say(note)
     with torch.no_grad():
         choose_execution(model, trained.execution, encoder, encoded, say)
     baseline_flat, probe, frozen_texts = _frozen(
@@ -389,7 +391,9 @@ def _completions(
     """
     _, first = np.unique(encoded.prompt_index, return_index=True)
     first = first[:limit]
-    prompts = [encoder.prompt(examples[row].x, latent) for row in first for latent in latents]
+    prompts = [
+        encoder.with_latent(encoded.prompt_ids(row), latent) for row in first for latent in latents
+    ]
     budget = np.minimum(
         config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
         max_length - np.asarray([len(prompt) for prompt in prompts]),

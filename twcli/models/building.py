@@ -180,6 +180,7 @@ def load_run(
     run.check_results()
     encoder = runtime.load_encoder(str(run.model), config.latent_tokens, run.template)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention, say=say)
+    encoder.take_ends(backbone.generation_config)
     model = LatentModel(
         backbone,
         encoder.latent_ids(cast(int, config.latents)),

@@ -19,7 +19,6 @@ def model_card(
     latents = cast(int, config.latents)
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
-    first = encoder.template.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -32,15 +31,10 @@ Made from `{_public(config.model)}` by `twcli train` ({made_by}).
 The token between `<z>` and `</z>` selects the strategy. It is an ordinary vocabulary token,
 so the model runs with plain `transformers`.
 
-The prompt for latent 0, with the question in place of `{{x}}`:
-
-```text
-{first}
-```
+{_how_to_prompt(encoder, names)}
 
 The other latents are {", ".join(f"`{name}`" for name in names[1:])}. Generation ends with
-`{encoder.tokenizer.convert_ids_to_tokens(encoder.y_close)}`.
-Tokenise with `add_special_tokens=False`.
+{_ending(encoder)}.
 
 Training used no labels, so what each latent means is not known from it.
 `twcli eval` measures it, and its `report.html` shows the results.
@@ -52,6 +46,38 @@ Training used no labels, so what each latent means is not known from it.
 | weighting, beta | {config.weighting}, {config.beta} |
 | adapt | {config.adapt} |
 """
+
+
+def _how_to_prompt(encoder: ExampleEncoder, names: list[str]) -> str:
+    if encoder.template.chat is not None:
+        return """The prompt for latent 0, by the chat template of this folder's `tokenizer`:
+
+```python
+prompt = tokenizer.apply_chat_template(
+    [{"role": "user", "content": "..."}],
+    add_generation_prompt=True,
+    latent=0,
+    return_tensors="pt",
+    return_dict=True,
+)
+model.generate(**prompt)
+```"""
+    first = encoder.template.text.replace("{z}", f"<z>{names[0]}</z>").split("{y}")[0]
+    return f"""The prompt for latent 0, with the question in place of `{{x}}`; tokenise with
+`add_special_tokens=False`:
+
+```text
+{first}
+```"""
+
+
+def _ending(encoder: ExampleEncoder) -> str:
+    if encoder.end_text:
+        return (
+            f"the text `{encoder.end_text}`: give `generate` "
+            f"`stop_strings=[{encoder.end_text!r}], tokenizer=tokenizer`"
+        )
+    return f"`{encoder.tokenizer.convert_ids_to_tokens(encoder.y_close)}`"
 
 
 def _public(place: str) -> str:

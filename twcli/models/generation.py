@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria
 
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import apart, budget_batches, gather_padded
@@ -67,7 +67,7 @@ def generate(
             ):
                 for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
-                    ended[row] = not {encoder.y_close, encoder.eos}.isdisjoint(ids)
+                    ended[row] = encoder.ended(ids)
                 more = [
                     row
                     for row in left[batch].tolist()
@@ -99,7 +99,7 @@ def _written(
             do_sample=temperature > 0,
             temperature=temperature or None,
             top_k=0,
-            eos_token_id=[encoder.y_close, encoder.eos],
+            eos_token_id=encoder.ends,
             pad_token_id=encoder.pad,
             bos_token_id=encoder.bos,
         )
@@ -113,8 +113,25 @@ def _written(
             input_ids=torch.from_numpy(ids).to(model.device),
             attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
             generation_config=settings,
+            stopping_criteria=[_StopsAtText(encoder, ids.shape[1])] if encoder.end_text else None,
         )
         yield batch, output[:, ids.shape[1] :].tolist()
+
+
+class _StopsAtText(StoppingCriteria):
+    """Ends the rows whose new tokens spell the text that ends y, where no token does."""
+
+    def __init__(self, encoder: ExampleEncoder, prompt_length: int) -> None:
+        self._encoder, self._prompt_length = encoder, prompt_length
+        # bytes are the shortest tokens
+        self._last = 2 * len(encoder.end_text.encode())
+
+    def __call__(
+        self, input_ids: torch.Tensor, scores: torch.Tensor, **_settings: object
+    ) -> torch.Tensor:
+        written = input_ids[:, self._prompt_length :][:, -self._last :]
+        ended = [self._encoder.ended(ids) for ids in written.tolist()]
+        return torch.tensor(ended, device=input_ids.device)
 
 
 @contextmanager

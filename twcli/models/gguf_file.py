@@ -189,7 +189,7 @@ def _add_tokenizer(writer: Any, encoder: ExampleEncoder, rows: int, splitting: s
     writer.add_add_space_prefix(False)
     for add, id in (
         (writer.add_bos_token_id, encoder.bos),
-        (writer.add_eos_token_id, encoder.y_close),
+        (writer.add_eos_token_id, encoder.ends[0]),
         (writer.add_eot_token_id, encoder.eos),
         (writer.add_pad_token_id, encoder.pad),
         (writer.add_unk_token_id, tokenizer.unk_token_id),

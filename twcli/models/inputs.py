@@ -6,7 +6,7 @@ and the cache that belongs to them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +31,7 @@ class Inputs:
         records: to be read once more by who needs their texts.
         max_length: longest sequence in tokens, latent section included.
         precision: the weights' precision, "fp32" or "bf16".
+        chat_settings: variables of the chat template.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Inputs:
     max_length: int
     precision: str
     attention: str
+    chat_settings: Mapping[str, Any]
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that b_t of these records depends on."""
@@ -66,6 +68,7 @@ class Inputs:
                 precision=precision,
                 attention=self.attention,
                 template=self.template,
+                chat_settings=self.chat_settings,
             )
         fingerprint = self._fingerprint(scored, precision)
         cache.check(fingerprint, self.encoded.row_hash)
@@ -96,6 +99,7 @@ def open_inputs(
     max_length: int | None = None,
     latent_tokens: int = 1,
     say: Say = silent,
+    chat_settings: Mapping[str, Any] | None = None,
 ) -> Inputs:
     """Loads the model and encodes the records. The model stays on the CPU.
 
@@ -105,6 +109,7 @@ def open_inputs(
         max_length: tokens; None for the model's context.
         latent_tokens: vocabulary tokens P that spell one latent.
         say: as in `runtime.load_model`; also told what records there are.
+        chat_settings: variables of the chat template.
 
     Raises:
         UserError: the model, the template or a record is wrong, or they do not fit together.
@@ -118,13 +123,26 @@ def open_inputs(
         template=template,
         latent_tokens=latent_tokens,
         say=say,
+        chat_settings=chat_settings,
     )
     limit = runtime.context_length(frozen, max_length)
     encoded = encoder.encode(examples, max_length=limit, source=data)
     if isinstance(examples, Examples):
         say(examples.summary())
+    for note in encoded.notes:
+        say(note)
     # the one that the model has, where it lacks what was asked for
     attention = frozen.config.get_text_config()._attn_implementation
     return Inputs(
-        model, data, template, frozen, encoder, encoded, examples, limit, precision, attention
+        model,
+        data,
+        template,
+        frozen,
+        encoder,
+        encoded,
+        examples,
+        limit,
+        precision,
+        attention,
+        chat_settings or {},
     )

@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, suppress
 from importlib import metadata
@@ -174,12 +174,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def load_encoder(source: str, latent_tokens: int = 1, template: str = "tags") -> ExampleEncoder:
+def load_encoder(
+    source: str,
+    latent_tokens: int = 1,
+    template: str = "tags",
+    chat_settings: Mapping[str, Any] | None = None,
+) -> ExampleEncoder:
     """The tokenizer at `source` with its prompt template; missing tags are added.
 
     Args:
         latent_tokens: tokens P per latent.
         template: what `--template` takes.
+        chat_settings: variables of the chat template.
 
     Raises:
         UserError: there is no tokenizer, or the template does not fit it.
@@ -189,12 +195,14 @@ def load_encoder(source: str, latent_tokens: int = 1, template: str = "tags") ->
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError and others for the same mistake
-        raise UserError(f"{source}: no usable tokenizer: {first_line(error)}") from error
+        lacks = "sentencepiece" in str(error) and importlib.util.find_spec("sentencepiece") is None
+        advice = "; its file needs: pip install 'twcli-cvae[sentencepiece]'" if lacks else ""
+        raise UserError(f"{source}: no usable tokenizer: {first_line(error)}{advice}") from error
     if not hasattr(tokenizer, "backend_tokenizer"):
         raise UserError(
             f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer"
         )
-    parsed = read_template(template, tokenizer, source)
+    parsed = read_template(template, tokenizer, source, chat_settings)
     return ExampleEncoder(tokenizer, source, latent_tokens, parsed, add_tags(tokenizer, parsed))
 
 
@@ -325,6 +333,7 @@ def load_frozen(
     template: str = "tags",
     latent_tokens: int = 1,
     say: Say = silent,
+    chat_settings: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, ExampleEncoder]:
     """The model that defines b_t, and its template. Tags that the tokenizer lacked get embedding
     rows, except for those of the latent section; `say` as in `load_model`.
@@ -332,8 +341,9 @@ def load_frozen(
     Raises:
         UserError: as `load_encoder`, `load_model` and `fit_vocabulary`.
     """
-    read = load_encoder(source, latent_tokens, template)
+    read = load_encoder(source, latent_tokens, template, chat_settings)
     model = load_model(source, precision=precision, attention=attention, say=say)
+    read.take_ends(model.generation_config)
     fit_vocabulary(model, read)
     return model, read
 

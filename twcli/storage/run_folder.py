@@ -37,7 +37,8 @@ from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
 
 LOCK = ".lock"
-TEMPLATE = "template.txt"  # in model/: the template, unless it is the tags
+TEMPLATE = "template.txt"  # in model/: the template, where it was a text file
+CHAT_TEMPLATE = "chat_template.jinja"  # in model/, where transformers puts it
 
 
 class RunFolder:
@@ -64,7 +65,12 @@ class RunFolder:
     def template(self) -> str:
         """The value of `--template` for the model of this run: the template of its training."""
         file = self.model / TEMPLATE
-        return str(file) if file.is_file() else "tags"
+        if file.is_file():
+            return str(file)
+        asked = self.read_config().template if self.config_file.is_file() else "tags"
+        # The run's own copy: it has the variables of the training, and is there when another
+        # version of the model is not.
+        return str(self.model / CHAT_TEMPLATE) if asked != "tags" else asked
 
     @property
     def done(self) -> bool:

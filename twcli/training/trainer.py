@@ -29,7 +29,6 @@ from twcli.models import runtime
 from twcli.models.adapters import new_row_gradients
 from twcli.models.card import model_card
 from twcli.models.sharding import shard, whole
-from twcli.storage.run_folder import TEMPLATE
 from twcli.training import diagnostics
 from twcli.training.loss import responsibilities
 from twcli.training.objective import step_loss
@@ -419,17 +418,16 @@ def export(setup: Setup) -> None:
         {k: v for k, v in state.items() if not k.startswith("backbone.")}
         or {"exact": torch.zeros(1)}
     )
-    ends = [setup.encoder.y_close, setup.encoder.eos]
     model.backbone.generation_config = GenerationConfig(
-        bos_token_id=setup.encoder.bos, eos_token_id=ends, pad_token_id=setup.encoder.pad
+        bos_token_id=setup.encoder.bos,
+        eos_token_id=setup.encoder.ends,
+        pad_token_id=setup.encoder.pad,
     )
     weights = _in_stored_dtype(model.backbone, weights, setup.stored_dtype)
     with setup.run.publishing_model() as folder:
         model.backbone.save_pretrained(folder, safe_serialization=True, state_dict=weights)
-        setup.encoder.tokenizer.save_pretrained(folder)
+        setup.encoder.save(folder, model.latents)
         (folder / "README.md").write_text(
             model_card(setup.config, setup.encoder, runtime.versions(), setup.steps),
             encoding="utf-8",
         )
-        if setup.config.template != "tags":
-            (folder / TEMPLATE).write_text(setup.encoder.template.text + "\n", encoding="utf-8")
