@@ -38,7 +38,7 @@ for token in tokenizer.get_added_vocab():
     if match := re.fullmatch(r"<z(\d+)(?:\.(\d+))?>", token):
         latents.setdefault(int(match[1]), {})[int(match[2] or 0)] = token
 
-chat = "latent_sections" in (tokenizer.chat_template or "")
+chat = "latent_sections" in (getattr(tokenizer, "chat_template", None) or "")
 for k in sorted(latents):
     section = f"<z>{''.join(token for _, token in sorted(latents[k].items()))}</z>"
     if chat:

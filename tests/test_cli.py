@@ -1290,20 +1290,30 @@ def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     base = AutoModelForCausalLM.from_pretrained(chat / "model")
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted = PeftModel.from_pretrained(base, run / "adapter").eval()
-    ids = tokenizer(
-        "<bos> w19 w0 w1 <eos> w19 <z> <z1> </z>", add_special_tokens=False, return_tensors="pt"
-    ).input_ids
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "w0 w1"}],
+        add_generation_prompt=True,
+        latent=1,
+        return_tensors="pt",
+        return_dict=True,
+    )["input_ids"]
+    assert tokenizer.decode(ids[0]).split() == [
+        "<bos>",
+        "w19",
+        "w0",
+        "w1",
+        "<eos>",
+        "w19",
+        "<z>",
+        "<z1>",
+        "</z>",
+    ]
     assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
-    assert (run / "model" / "template.txt").read_text() == "<bos> w19 {x} <eos> w19 {z}{y} <eos> \n"
     card = (run / "model" / "README.md").read_text()
     assert (
         "Made from `model`" in card and "data | `data.jsonl`" in card and str(tmp_path) not in card
     )
-    assert (
-        "3 latent strategies" in card
-        and "<bos> w19 {x} <eos> w19 <z><z0></z>" in card
-        and "`<z1>`, `<z2>`" in card
-    )
+    assert "3 latent strategies" in card and "    latent=0,\n" in card and "`<z1>`, `<z2>`" in card
     ok("inspect", run, "--verify")
     weights = run / "adapter" / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")

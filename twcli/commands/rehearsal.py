@@ -50,7 +50,6 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         f"{int(encoded.lengths.max()):,} of {inputs.max_length:,}; none is cut, a longer one "
         "is refused"
     )
-    yield from encoded.notes
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"

@@ -141,6 +141,8 @@ class TemplateConfig(Config):
     )
     chat_template_kwargs: str | None = option(
         None,
+        group=INPUTS,
+        rare=True,
         help=(
             "Variables of the chat template, as a JSON object: "
             """'{"enable_thinking": false}'; the run keeps them as defaults."""

@@ -16,9 +16,11 @@ from twcli.config.commands import AUTO, PRECISIONS
 from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
+from twcli.errors import UserError
 from twcli.models import baseline, runtime
 from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
+from twcli.storage.cache_format import ANEW
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ class Inputs:
                 chat_settings=self.chat_settings,
             )
         fingerprint = self._fingerprint(scored, precision)
-        cache.check(fingerprint, self.encoded.row_hash)
+        try:
+            cache.check(fingerprint, self.encoded.row_hash)
+        except UserError as error:
+            raise UserError(f"{error}; {ANEW}") from None
         return cache, fingerprint
 
     def _fingerprint(self, model: PreTrainedModel, precision: str) -> dict[str, Any]:
