@@ -1228,6 +1228,7 @@ def chat(tmp_path_factory):
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
         "{{ bos_token }} {% for m in messages %}w19 {{ m['content'] }} <eos> {% endfor %}"
+        "{% if add_generation_prompt %}w19 {% endif %}"
     )
     tokenizer.save_pretrained(folder / "model")
     write_jsonl(folder / "data.jsonl", make_records(20, 3))
@@ -1297,17 +1298,7 @@ def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
         return_tensors="pt",
         return_dict=True,
     )["input_ids"]
-    assert tokenizer.decode(ids[0]).split() == [
-        "<bos>",
-        "w19",
-        "w0",
-        "w1",
-        "<eos>",
-        "w19",
-        "<z>",
-        "<z1>",
-        "</z>",
-    ]
+    assert tokenizer.decode(ids[0]).split()[-5:] == ["<eos>", "w19", "<z>", "<z1>", "</z>"]
     assert torch.allclose(merged(ids).logits, adapted(ids).logits, atol=1e-4)
     card = (run / "model" / "README.md").read_text()
     assert (

@@ -20,7 +20,7 @@ from twcli.errors import UserError
 from twcli.models import baseline, runtime
 from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
-from twcli.storage.cache_format import ANEW
+from twcli.storage.cache_format import CACHE
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Inputs:
         try:
             cache.check(fingerprint, self.encoded.row_hash)
         except UserError as error:
-            raise UserError(f"{error}; {ANEW}") from None
+            raise UserError(f"{error}; {CACHE.remedy}") from None
         return cache, fingerprint
 
     def _fingerprint(self, model: PreTrainedModel, precision: str) -> dict[str, Any]:
