@@ -205,7 +205,7 @@ def silent(_text: str) -> None:
 
 
 def default(repeats: int) -> list[Row]:
-    """Steps of a run with K = 8 on the sorting task after `hold`, each beside a plain
+    """Steps of a run with K = 8 on the sorting task that correct the naming, each beside a plain
     fine-tuning step on its records.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -237,7 +237,6 @@ def default(repeats: int) -> list[Row]:
             latents=8,
             out=str(folder / "run"),
             steps=20 + 8 * repeats,
-            hold=0.05,
             **common,
         )
         given = steps_beside_plain_ones(config)
@@ -291,15 +290,18 @@ def steps_beside_plain_ones(config: TrainConfig, used: int | None = None) -> Cos
     with run.writer():
         setup = prepare(config, run, silent, no_bar)
         setup.used = used or setup.used
-        run.begin(config)
+        setup.course.opened = round(0.05 * config.steps)
+        run.begin(setup.config)
         tuned = copy.deepcopy(setup.model.backbone)
         # as `trainer` has it
         optimizer = torch.optim.AdamW(tuned.parameters(), lr=1e-4, fused=True)
+        rows = np.setdiff1d(np.arange(len(setup.encoded)), setup.held.rows_H)
         stream = batches(
-            setup.stages,
+            setup.course,
             0,
-            partial(batch_sampler_of, config, setup.encoded),
-            np.flatnonzero(setup.latent_N >= 0),
+            partial(batch_sampler_of, setup.config, setup.encoded),
+            rows[setup.latent_N[rows] >= 0],
+            rows,
         )
         steps = trainer.fit(setup, silent)
         ours: dict[str, list[float]] = {"hold": [], "refine": [], "settle": []}

@@ -128,7 +128,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="JSONL of problems, each in two styles: x, y and strategy",
     )
     parser.add_argument("--train", action="store_true", help="also train on the names found")
-    parser.add_argument("--steps", type=int, default=60, help="of a training (default 60)")
+    parser.add_argument("--steps", type=int, default=150, help="of a training (default 150)")
     parser.add_argument("--lr", type=float, default=1e-3, help="of a training (default 1e-3)")
     parser.add_argument("--batch-tokens", type=int, default=600, help="of a training (default 600)")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, run nothing")

@@ -28,6 +28,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.adapters import add_lora
 from twcli.models.card import model_card
+from twcli.training import setup
 from twcli.training.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
@@ -95,14 +96,32 @@ def train_flags(made):
         4,
         "--batch-tokens",
         200,
-        "--release",
-        0.5,  # steps that hold the naming do not measure what z does
         "--device",
         "cpu",
     )
 
 
 # The pipeline
+
+
+@pytest.mark.slow
+def test_several_seeds_share_the_naming_and_are_evaluated_together(made, tmp_path, monkeypatch):
+    named, inner = [], setup.name_rows
+    monkeypatch.setattr(setup, "name_rows", lambda *a, **k: named.append(1) or inner(*a, **k))
+    runs = tmp_path / "runs"
+    said = ok("train", *train_flags(made), "--seeds", "4,7", "--out", runs).stderr
+    assert "seed 4:" in said and "seed 7:" in said and len(named) == 1
+    again = ok("train", *train_flags(made), "--seeds", "4,7", "--out", runs).stderr
+    assert again.count("already trained") == 2 and len(named) == 1
+    data = made / "data.jsonl"
+    judged = ("eval", "--run", runs, "--data", data, "--bootstrap", 10)
+    figures = json.loads(ok(*judged, "--json").stdout)
+    assert list(figures["runs"]) == ["seed-4", "seed-7"]
+    scores = {name: result["score"] for name, result in figures["runs"].items()}
+    assert figures["score"] == scores and scores[figures["best"]] == max(scores.values())
+    assert (runs / "seed-7" / "report.html").is_file()
+    table = ok(*judged).stdout
+    assert "best by score: seed-" in table
 
 
 def test_eval_compares_samples_of_the_frozen_model_and_the_run(made, tmp_path):

@@ -1175,8 +1175,7 @@ def processes(bench: Bench, tally: Tally) -> None:
         if not bench.sizes["launches"]:
             return
         for name, changes in (
-            ("hold", {"hold": 1.0}),
-            ("refine", {"hold": 0.0}),
+            ("hold", {}),
             ("free", {"warm-start": "none"}),
         ):
             flags = bench.train(job, out=job / f"run-{name}", steps=2, **changes)

@@ -343,7 +343,7 @@ def test_names_of_which_one_was_merged_into_another_train(made, train, copy, mon
 
     seen = held_latents(monkeypatch)
     names = edited(copy / "names.jsonl", change)
-    ok(*train, "--names", names, "--hold", 0, "--out", copy / "run")
+    ok(*train, "--names", names, "--out", copy / "run")
     assert set(seen["latent_N"]) == {0, 2} and seen["used"] == 3
     assert RunFolder(copy / "run").read_config().latents == 3
 

@@ -43,7 +43,7 @@ def test_yaml_round_trip(tmp_path):
         ({"out": "a\0b"}, "--out holds a NUL"),
         ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
         ({"model": None}, "--model: is empty; give a value or leave the key out"),
-        ({"release": None}, "--release: is empty; give a value or leave the key out"),
+        ({"tau": None}, "--tau: is empty; give a value or leave the key out"),
         ({"latents": None}, "--latents is required: give a number or auto, or --names with the"),
         ({"latents": "auto", "names": "N"}, "--latents auto: --names says how many"),
         ({"latents": "many"}, "--latents: 'many' is not"),
@@ -52,8 +52,10 @@ def test_yaml_round_trip(tmp_path):
             {"latents": "auto", "warm_start": "none"},
             "--latents auto: counts the strategies that the naming finds",
         ),
-        ({"hold": 0.9, "release": 0.2}, "--hold and --release are .* add up to more than 1"),
-        ({"hold": 1.5}, "--hold: 1.5 is too large"),
+        ({"hold": 1.5}, "--hold is gone: names are held until the generator reads"),
+        ({"trust": 4}, "--trust is gone: names are held"),
+        ({"release": 0.1}, "--release is gone: the posterior is taught"),
+        ({"prune": 0.6}, "--prune: 0.6 is too large"),
         ({"lr": "1e999"}, "--lr: inf is not a finite number"),
         ({"model": True}, "--model: True is not of type str"),
         (
@@ -107,11 +109,24 @@ def test_names_say_how_many_latents_there_are():
     assert TrainConfig(**NEEDED, names="N").latents == 4
 
 
-def test_how_long_the_naming_is_held_may_be_left_open():
-    assert TrainConfig(**NEEDED).hold is None
-    assert TrainConfig(**NEEDED, release=1.0).hold is None
-    assert TrainConfig.from_mapping({**NEEDED, "hold": None}, "here").hold is None
-    assert TrainConfig.from_mapping({**NEEDED, "hold": 0}, "here").hold == 0
+def test_what_follows_from_model_and_data_may_be_left_open():
+    left_open = TrainConfig(**NEEDED)
+    assert left_open.adapt is left_open.batch_tokens is left_open.lr is left_open.steps is None
+    assert TrainConfig.from_mapping({**NEEDED, "adapt": None}, "here").adapt is None
+
+
+def test_several_seeds():
+    assert TrainConfig(**NEEDED, seed=3).each_seed() == [3]
+    assert TrainConfig(**NEEDED, seeds="0, 1,2").each_seed() == [0, 1, 2]
+    for wrong, says in (
+        ("0,,1", "is no list of numbers"),
+        ("1-3", "is no list of numbers"),
+        ("", "is no list of numbers"),
+        ("4,4", "each once"),
+        ("2147483648", "below 2147483648"),
+    ):
+        with pytest.raises(UserError, match=f"--seeds: .*{says}"):
+            TrainConfig(**NEEDED, seeds=wrong)
 
 
 DISCOVER = {"model": "M", "data": "D", "out": "O"}

@@ -26,7 +26,6 @@ from twcli.discovery.naming import (
     ModelSource,
     Naming,
     Rows,
-    anchored,
     completed,
     given_names,
     name_rows,
@@ -399,39 +398,6 @@ def test_given_names_of_strings_that_come_twice_repel_each_other(encoder):
 
 
 # what a training makes of them
-
-
-def test_anchors_of_a_naming_by_hand():
-    naming = naming_of(
-        [1, 0, -1], probability=0.8, prior=LatentPrior(np.array([0.5, 0.3, 0.2]), 0.5)
-    )
-    found = anchored(naming, np.array([0, 2, 1]), 3, 7.0)
-    assert found[0] == pytest.approx(np.log([0.1 / 0.5, 0.8 / 0.3, 0.1 / 0.2]))
-    assert found[1].tolist() == [0, 0, 0]
-    assert found[2] == pytest.approx(np.log([0.8 / 0.5, 0.1 / 0.3, 0.1 / 0.2]))
-
-
-def test_a_name_is_never_surer_than_anyone_is_nor_less_than_chance():
-    even = LatentPrior(np.full(2, 0.5), 0.0)
-    sure, unsure = (
-        anchored(naming_of([0], 2, p, prior=even), np.array([0]), 2, 0.0)[0] for p in (1.0, 0.1)
-    )
-    assert sure == pytest.approx(np.log([2 * SURE, 2 * (1 - SURE)]), abs=1e-5)
-    assert unsure == pytest.approx([0, 0], abs=1e-6)
-
-
-def test_where_strategies_write_one_string_a_name_is_worth_the_trust():
-    naming = naming_of([0, 1, -1], one_string=True)
-    rows = np.array([2, 0, 1])
-    assert anchored(naming, rows, 3, 2.0).tolist() == [[0, 0, 0], [0, -2, -2], [-2, 0, -2]]
-    assert not anchored(naming, rows, 3, 0.0).any()
-
-
-def test_latents_to_spare_have_no_anchor():
-    naming = naming_of([0, 1], latents=5, used=2)
-    assert anchored(naming, np.array([0, 1]), 2, 0.0).shape == (2, 2)
-    only = anchored(naming_of([0, 0], latents=2, used=1), np.array([0, 1]), 1, 0.0)
-    assert only.shape == (2, 1) and np.isfinite(only).all()
 
 
 def test_the_record_of_a_naming_is_plain_json():

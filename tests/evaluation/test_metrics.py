@@ -276,3 +276,27 @@ def test_retention_against_what_the_frozen_model_carries_out():
     bare = summarise(**perfect(judge=False), retained=kept)["retention"][2]
     assert bare["strategy"] is bare["obeyed"] is bare["frozen_right_ci"] is None
     assert summarise(**perfect())["retention"] is None
+
+
+def test_the_router_is_held_against_the_posterior():
+    """Half of 400 records of each of two strategies; the router knows which prompts have which."""
+    inputs = perfect(prompts=400)
+    first = np.arange(1200) < 600
+    inputs["posterior"] = one_hot(np.where(first, 0, np.tile([0, 1, 1], 400)))
+    inputs["router"] = np.where(first[:, None], [1.0, 0.0, 0.0], [1 / 3, 2 / 3, 0.0])
+    router = summarise(**inputs)["router"]
+    assert router["ece"] == pytest.approx(0, abs=1e-9)
+    assert router["share_error"] == pytest.approx(0, abs=1e-9)
+    # of the second half: (1/9 + 1/9) for two of three and (4/9 + 4/9) for one of three
+    assert router["brier"] == pytest.approx((2 / 3 * 2 / 9 + 1 / 3 * 8 / 9) / 2)
+    # a constant router has the shares and not what follows from x
+    inputs["router"] = np.tile([2 / 3, 1 / 3, 0.0], (1200, 1))
+    router = summarise(**inputs)["router"]
+    assert router["share_error"] == pytest.approx(0, abs=1e-9) and router["ece"] < 1e-9
+    assert router["brier"] == pytest.approx(4 / 9)
+    # one that is too sure
+    inputs["router"] = np.tile([0.9, 0.1, 0.0], (1200, 1))
+    router = summarise(**inputs)["router"]
+    assert router["ece"] == pytest.approx(2 * (0.9 - 2 / 3) / 3)
+    assert router["share_error"] == pytest.approx(0.9 - 2 / 3)
+    assert router["ece_ci"][0] < router["ece"] < router["ece_ci"][1]

@@ -5,51 +5,104 @@ import numpy as np
 import pytest
 
 from twcli.data.batches import BatchSampler
-from twcli.training.stages import Stage, batches, prefetch, remaining, stages_of
+from twcli.training.stages import Course, batches, prefetch, schedule
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
-HELD = np.arange(30)
+NAMED, ROWS = np.arange(30), np.arange(54)
 
 
-def batch_sampler_of(stage, rows):
+def sampler_of(stage, rows):
     return BatchSampler(LENGTHS, PROMPTS, batch_tokens=60, seed=[*stage.encode()], rows=rows)
+
+
+def course(steps=20, opened=5, **changes):
+    return Course(steps, named=True, corrected=True, opened=opened, **changes)
 
 
 def run(step=0, rank=0, processes=1):
     return [
         (name, rows)
         for name, (rows,) in batches(
-            STAGES, step, batch_sampler_of, HELD, rank=rank, processes=processes
+            course(), step, sampler_of, NAMED, ROWS, rank=rank, processes=processes
         )
     ]
 
 
-STAGES = stages_of(20, hold=0.25, release=0.1, warm=True)
+def seen(nll=1.0, agreement=1.0, certainty=1.0, below=False, error=0.01):
+    return {
+        "held_out_nll": nll,
+        "held_out_nll_error": error,
+        "held_out_agreement": [agreement, 1.0, None],
+        "held_out_certainty": certainty,
+        "held_out_posterior": 1.0,
+        "held_out_below": [below, False, False],
+    }
 
 
-def test_stages_by_hand():
-    assert STAGES == [Stage("hold", 0, 5), Stage("refine", 5, 18), Stage("free", 18, 20)]
-    assert stages_of(20, hold=0.25, release=0.1, warm=False) == [Stage("free", 0, 20)]
-    assert stages_of(1, hold=0.15, release=0.0, warm=True) == [Stage("refine", 0, 1)]
-    assert stages_of(10, hold=1.0, release=0.0, warm=True) == [Stage("hold", 0, 10)]
-
-
-def test_what_lies_ahead_of_a_stage():
-    assert [remaining(STAGES, step, "refine") for step in (5, 11, 17)] == [1, 7 / 13, 1 / 13]
-
-
-def test_each_stage_reads_its_own_rows():
+def test_a_named_run_holds_and_then_refines_and_settles_by_turns():
     steps = run()
-    assert [name for name, _ in steps] == ["hold"] * 5 + ["refine", "settle"] * 6 + ["refine"] + [
-        "free"
-    ] * 2
+    assert [name for name, _ in steps] == ["hold"] * 5 + ["refine", "settle"] * 7 + ["refine"]
     held = [rows for name, rows in steps if name == "hold"]
-    assert set(np.concatenate(held)) == set(HELD)
+    assert set(np.concatenate(held)) == set(NAMED)
     for (one, rows), (two, again) in pairwise(steps):
         if (one, two) == ("refine", "settle"):
             assert rows is again
     refined = np.concatenate([rows for name, rows in steps if name == "refine"])
-    assert len(refined) == len(set(refined)) == 42  # 7 batches of an epoch of 10
+    assert len(refined) == len(set(refined)) == 48 and refined.max() < 54
+
+
+def test_without_names_a_run_is_free():
+    free = Course(3, named=False)
+    assert [name for name, _ in batches(free, 0, sampler_of, NAMED[:0], ROWS)] == ["free"] * 3
+
+
+def test_names_are_corrected_once_the_generator_reads_the_latents():
+    one = course(opened=None)
+    one.observe(3, seen(certainty=0.6))
+    one.observe(6, seen(agreement=0.4))
+    assert one.opened is None and one.stage(7) == "hold"
+    one.observe(9, seen())
+    # the batch of step 9 is being read
+    assert one.opened == 10 and one.stage(9) == "hold" and one.stage(10) == "refine"
+    one.observe(12, seen(certainty=0.0))
+    assert one.opened == 10
+    repeating = Course(20, named=True, corrected=False)
+    repeating.observe(9, seen())
+    assert repeating.opened is None and repeating.stage(19) == "hold"
+
+
+def measured(*nlls, steps=100, **changes):
+    """A run that has been measured at every tenth step."""
+    one = Course(steps, named=True, may_end=True)
+    for number, nll in enumerate(nlls, start=1):
+        one.observe(10 * number, seen(nll=nll, **changes))
+    return one
+
+
+def test_a_run_ends_early_where_nothing_improves_and_not_before():
+    assert measured(9, 8, 7, 6, 5, 4, 3).steps == 100  # goes on falling
+    assert measured(5, 5, 5).cooling is None  # too few measurements to tell
+    ended = measured(9, 5, 5, 5, 5)
+    assert ended.cooling == 51 and ended.steps == 51 + 13
+    assert measured(9, 5, 5, 5, 5, below=True).steps == 100  # a strategy is not yet what it was
+    assert measured(9, 5, 5, 5, 5, agreement=0.9).steps == 100
+    fixed = Course(100, named=True)
+    for number in range(1, 8):
+        fixed.observe(10 * number, seen())
+    assert fixed.steps == 100  # --steps were given
+
+
+@pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
+def test_schedule(step, share):
+    assert schedule(step, 400) == pytest.approx(share)
+
+
+def test_the_rate_of_a_run_that_ends_early_falls_to_its_end():
+    ended = measured(9, 5, 5, 5, 5)
+    rates = [ended.rate(step) for step in range(ended.steps)]
+    assert rates[:51] == [schedule(step, 100) for step in range(51)]
+    assert all(one > two for one, two in pairwise(rates[51:]))
+    assert rates[51] == pytest.approx(schedule(51, 100)) and rates[-1] < 0.15
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 17, 18, 19])
@@ -67,9 +120,9 @@ def test_processes_read_disjoint_rows():
 
 
 def test_one_process_reads_in_turn_what_several_read_at_once():
-    alone = list(batches(STAGES, 0, batch_sampler_of, HELD, accumulate=4))
+    alone = list(batches(course(), 0, sampler_of, NAMED, ROWS, accumulate=4))
     ranks = [
-        list(batches(STAGES, 0, batch_sampler_of, HELD, rank=rank, processes=2, accumulate=2))
+        list(batches(course(), 0, sampler_of, NAMED, ROWS, rank=rank, processes=2, accumulate=2))
         for rank in range(2)
     ]
     for step, (name, rows) in enumerate(alone):

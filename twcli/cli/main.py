@@ -227,12 +227,14 @@ def evaluate(
     config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
     _look(config)
     from twcli.commands.evaluate import evaluate as run
-    from twcli.evaluation import curves, report
+    from twcli.evaluation import curves, report, several
 
     _quiet_libraries(quiet)
     result = run(config, screen.say, screen.progress)
     if as_json:
         click.echo(report.to_json(result))
+    elif "runs" in result:
+        _print(several.render_comparison(result))
     else:
         before, after = report.verdict_lines(
             result, f"{config.run}/report.html", config.strategy_field

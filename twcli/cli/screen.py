@@ -13,6 +13,8 @@ from typing import Any, TextIO
 
 import click
 
+from twcli.training.defaults import duration
+
 LOG_SECONDS = 10.0  # between progress lines, if stderr is not a terminal
 TRAIN_LINES = 20  # approximate number of lines that a training run prints
 
@@ -74,7 +76,7 @@ class Screen:
                 last = now
                 left = (now - start) / done * (total - done)
                 speed = f", {note}" if note else ""
-                self.say(f"{label}: {done / total:.0%}{speed}, about {left:.0f} s left")
+                self.say(f"{label}: {done / total:.0%}{speed}, about {duration(left)} left")
 
         yield advance
 
@@ -105,10 +107,11 @@ class Screen:
                 self.say(
                     f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  I(z; y) "
                     f"{information:.3f} nats, effective latents {usage:.2f}  "
-                    f"about {left:.0f} s left"
+                    f"about {duration(left)} left"
                 )
             if step == steps:
                 bars.close()
+                advance = None  # another run may follow
 
         with ExitStack() as bars:
             yield on_step

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 from twcli.config.commands import EvalConfig
 from twcli.evaluation import evaluate as evaluation
-from twcli.evaluation import page
+from twcli.evaluation import page, several
 from twcli.storage.durable import write_durably
 from twcli.storage.run_folder import RunFolder
 
@@ -16,11 +17,26 @@ def evaluate(
     config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
 ) -> dict[str, Any]:
     """All figures of `eval --json`, as `metrics.summarise` documents them; the page goes to the
-    run's folder.
+    run's folder. Of a folder of several runs these are `runs`, by name, beside what
+    `several.compare` says of them.
 
     Raises:
         UserError: the run, the data or the judge is wrong.
     """
+    folders = RunFolder(config.run).several()
+    if not folders:
+        return _evaluate_one(config, say, progress)
+    results = {}
+    for folder in folders:
+        say(f"{folder.path}:")
+        one = dataclasses.replace(config, run=str(folder.path))
+        results[folder.path.name] = _evaluate_one(one, say, progress)
+    return {"runs": results, **several.compare(results)}
+
+
+def _evaluate_one(
+    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+) -> dict[str, Any]:
     result, evidence = evaluation.evaluate(config, say, progress)
     run = RunFolder(config.run)
     settings = run.read_config().to_mapping()

@@ -4,7 +4,6 @@ would cost. Writes nothing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,15 +12,20 @@ from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
 from twcli.data.batches import length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
-from twcli.data.padding import budget_batches
-from twcli.discovery.distinct import MOST_CLUSTERS
-from twcli.models import baseline, forward, runtime
+from twcli.models import forward, runtime
 from twcli.models.inputs import open_inputs
 from twcli.models.positions import pass_lengths
-from twcli.training.setup import steps_of
+from twcli.training.defaults import Length, duration
+from twcli.training.held_out import held_out_rows
+from twcli.training.setup import (
+    batch_rows,
+    resolved,
+    steps_of,
+    tokens_a_second,
+    training_seconds,
+)
 
 MIB = 2**20
-PASSES = 3.0  # a training pass in forward passes: one forward, two backward
 ROW_BYTES = 8 + 16  # offset and hash of a row in the cache
 
 
@@ -54,33 +58,27 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
     batches = 1 if isinstance(config, TrainConfig) else runtime.most_at_once(model.device)
-    speed = _tokens_a_second(
+    if isinstance(config, TrainConfig):
+        config = resolved(config, model, encoded)
+    speed = tokens_a_second(
         model, encoder, encoded, config.batch_tokens or forward.fast_batch_tokens(model), batches
     )
     parameters = sum(p.numel() for p in model.parameters())
     width = next(model.parameters()).element_size()
     if isinstance(config, TrainConfig):
-        steps = steps_of(
-            config,
-            encoded,
-            config.accumulate,
-            length_classes(encoded, encoder, pass_lengths(model)),
-        )
-        read = config.accumulate * min(config.batch_tokens, tokens)
-        # `refine` and `settle` by turns: K branches without a gradient, then two
-        # sequences with one in either.
-        latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS  # at worst
-        passes = (
-            (latents + 3 * PASSES) / 2 if config.warm_start != "none" else PASSES * (latents + 1)
-        )
+        classes = length_classes(encoded, encoder, pass_lengths(model))
+        held = held_out_rows(encoded, config.seed)
+        rows = np.setdiff1d(np.arange(len(encoded)), held)
+        steps = steps_of(config, encoded, rows, config.accumulate, classes)
+        passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
         trained = parameters if config.adapt == "full" else parameters // 100
         yield (
             _cost(
-                steps * read * passes / speed,
-                parameters * 4 + trained * 12,
-                parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 8),
+                training_seconds(config, encoded, steps, speed),
+                parameters * 4 + trained * 16,
+                parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 12),
             )
-            + f"; {steps:,} steps"
+            + f"; {Length(steps, passes, len(rows))}"
         )
     else:
         yield _cost(tokens / speed, parameters * width, 4 * supervised + ROW_BYTES * len(encoded))
@@ -99,22 +97,8 @@ def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
     return repr(f"{before}[[{inside}]]{after}")
 
 
-def _tokens_a_second(
-    model, encoder: ExampleEncoder, encoded: Encoded, batch_tokens: int, batches: int
-) -> float:
-    """Of one forward pass over batches of ordinary rows, after one to warm up."""
-    order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
-    rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
-    for _ in range(2):
-        start = time.perf_counter()
-        baseline.score_flat(model, encoder, encoded, np.sort(rows), batch_tokens=batch_tokens)
-        seconds = time.perf_counter() - start
-    return float(encoded.lengths[rows].sum()) / seconds
-
-
 def _cost(seconds: float, memory: float, disk: float) -> str:
-    clock = f"{seconds / 60:.0f} minutes" if seconds > 90 else f"{seconds:.0f} seconds"
     return (
-        f"cost, roughly: {clock}; {memory / MIB:,.0f} MiB for weights and optimiser, "
+        f"cost, roughly: {duration(seconds)}; {memory / MIB:,.0f} MiB for weights and optimiser, "
         f"activations on top; {disk / MIB:,.1f} MiB of disk"
     )

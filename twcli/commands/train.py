@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -12,7 +14,7 @@ from twcli.models import runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.retention import retention_lines
-from twcli.training.setup import prepare
+from twcli.training.setup import Shared, prepare
 
 
 def train(
@@ -21,7 +23,8 @@ def train(
     progress: Callable[[str, int], Any],
     on_step: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Trains `config.out` to the end, resuming from its newest checkpoint.
+    """Trains `config.out` to the end, resuming from its newest checkpoint; with `--seeds` a run
+    each in a folder below it, all with the naming of the first.
 
     Under `accelerate launch` every process calls it; the first one writes.
 
@@ -31,13 +34,37 @@ def train(
 
     Returns:
         `run`, the folder; `score`, the one-to-one alignment to expect from 0 to 1, None where no
-        prompts have several completions or the run was done before.
+        prompts have several completions or the run was done before; with `--seeds` `runs` as well,
+        the same of each run, and the best score.
 
     Raises:
         UserError: an input is wrong, or the folder holds another run.
         WorkFailed: a loss is not finite, or the disk is full; the last checkpoint stays.
         Interrupted: a signal came; the step was finished and stored.
     """
+    if config.seeds is None:
+        found = _train_one(config, say, progress, on_step, None)
+    else:
+        seeds = config.each_seed()
+        shared, runs = Shared(seeds[0]), []
+        for seed in seeds:
+            say(f"seed {seed}:")
+            out = os.path.join(config.out, f"seed-{seed}")
+            one = dataclasses.replace(config, seed=seed, seeds=None, out=out)
+            runs.append(_train_one(one, say, progress, on_step, shared))
+        scores = [run["score"] for run in runs if run["score"] is not None]
+        found = {"run": config.out, "score": max(scores, default=None), "runs": runs}
+    say(f"next: twcli eval --run {config.out} --data TEST.jsonl")
+    return found
+
+
+def _train_one(
+    config: TrainConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    on_step: Callable[[dict[str, Any]], None],
+    shared: Shared | None,
+) -> dict[str, Any]:
     leads = runtime.is_main_process()
     run = RunFolder(config.out)
     with run.writer() if leads else nullcontext():
@@ -45,14 +72,16 @@ def train(
         if run.done and not config.overwrite:
             say(f"{config.out}: already trained; --overwrite starts over")
             return {"run": config.out, "score": None}
-        setup = prepare(config, run, say, progress)
+        setup = prepare(config, run, say, progress, shared)
         trainer.begin(setup)
         say(
             f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
-            f"{setup.steps} steps, peak lr {setup.lr:.1e}"
+            f"{setup.length}; peak lr {setup.lr:.1e}, {setup.config.adapt} weights"
         )
         for metrics in trainer.fit(setup, say):
             on_step({**metrics, "steps": setup.steps})
+        if setup.steps < setup.course.planned:
+            say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
         # by all processes: each may hold a part of the model
         score, retained = trainer.score(setup, progress)
         trainer.export(setup)
@@ -63,8 +92,5 @@ def train(
         say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
         lost = [entry.latent for entry in retained or () if entry.below]
         say(verdict_of_score(score, setup.model.latents, lost).sentence)
-    say(
-        f"done: {run.model} loads with transformers; next: twcli eval --run {config.out} --data "
-        "TEST.jsonl"
-    )
+    say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}

@@ -78,6 +78,9 @@ FORMATS = (
     "alpaca",
     "question-answer",
 )
+HELD_BY_ITSELF = (
+    "is gone: names are held until the generator reads the latents, which is measured; leave it out"
+)
 LEAST_TEMPERATURE = 1e-3
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
@@ -277,6 +280,9 @@ class TrainConfig(InputsConfig):
     retired: ClassVar[dict[str, str]] = {
         **InputsConfig.retired,
         "baseline_precision": "is gone: the file at --baseline holds its precision; leave it out",
+        "hold": HELD_BY_ITSELF,
+        "trust": HELD_BY_ITSELF,
+        "release": "is gone: the posterior is taught the names to the end; leave it out",
     }
 
     baseline: str | None = option(
@@ -307,10 +313,13 @@ class TrainConfig(InputsConfig):
     )
     out: str = option(group=OUTPUT, help="Run folder to write.", path=True)
 
-    batch_tokens: int = option(
-        2048,
+    batch_tokens: int | None = option(
+        None,
         group=OPTIMISATION,
-        help=("Maximum tokens per batch, padding included; the K latent copies are not counted."),
+        help=(
+            "Maximum tokens per batch, padding included; the K latent copies are not counted. "
+            "Default: 2048, with LoRA 600, and eight records of mean length at least."
+        ),
         minimum=1,
     )
 
@@ -413,36 +422,6 @@ class TrainConfig(InputsConfig):
         help=("Posterior at the start: the clusters of the records (centered), or none."),
         choices=("centered", "none"),
     )
-    hold: float | None = option(
-        None,
-        group=STRATEGIES,
-        rare=True,
-        help=(
-            "Share of the steps in which the posterior is held at the clusters; afterwards the "
-            "generator's own assignment replaces it. Default: 0.15 where each strategy writes one"
-            " string per prompt, else 1."
-        ),
-        minimum=0.0,
-        maximum=1.0,
-    )
-    trust: float = option(
-        0.0,
-        group=STRATEGIES,
-        rare=True,
-        help=(
-            "Nats by which another latent must be likelier than its cluster before a completion "
-            "changes to it; falls to 0 between --hold and --release."
-        ),
-        minimum=0.0,
-    )
-    release: float = option(
-        0.0,
-        group=STRATEGIES,
-        rare=True,
-        help="Share of the last steps in which the learned posterior is used.",
-        minimum=0.0,
-        maximum=1.0,
-    )
     latent_tokens: int = option(
         1,
         group=STRATEGIES,
@@ -462,12 +441,13 @@ class TrainConfig(InputsConfig):
         minimum=0.0,
         maximum=0.9,
     )
-    adapt: str = option(
-        "full",
+    adapt: str | None = option(
+        None,
         group=OPTIMISATION,
         help=(
             "What is trained: the full model, LoRA updates and the latent tokens' embeddings, or "
-            "(frozen) those embeddings alone."
+            "(frozen) those embeddings alone. Default: full up to 50 million parameters, lora "
+            "above."
         ),
         choices=("full", "lora", "frozen"),
     )
@@ -522,7 +502,10 @@ class TrainConfig(InputsConfig):
     steps: int | None = option(
         None,
         group=OPTIMISATION,
-        help="Optimiser steps; default: 2000, unless --epochs is given.",
+        help=(
+            "Optimiser steps; default: three passes over the data, 1000 to 2000 steps, with LoRA "
+            "150 to 2000, fewer where nothing improves any more."
+        ),
         minimum=1,
     )
     epochs: int | None = option(
@@ -535,7 +518,10 @@ class TrainConfig(InputsConfig):
     lr: float | None = option(
         None,
         group=OPTIMISATION,
-        help="Peak learning rate; default 2e-3 x min(1, 64 / hidden size).",
+        help=(
+            "Peak learning rate; default 2e-3 x min(1, 64 / hidden size), "
+            "with LoRA 1e-3 x min(1, 576 / hidden size)."
+        ),
         above=0.0,
     )
     accumulate: int = option(
@@ -571,6 +557,15 @@ class TrainConfig(InputsConfig):
         minimum=0,
         maximum=2**31 - 1,
     )
+    seeds: str | None = option(
+        None,
+        group=OPTIMISATION,
+        rare=True,
+        help=(
+            "Several seeds, separated by commas: a run each in OUT/seed-N, all with the naming and "
+            "the held-out records of the first. `twcli eval --run OUT` compares them."
+        ),
+    )
     checkpoint_every: int = option(
         100, group=OUTPUT, rare=True, help="Steps between checkpoints.", minimum=1
     )
@@ -594,14 +589,11 @@ class TrainConfig(InputsConfig):
                 "--latents is required: give a number or auto, or --names with the file of "
                 "`twcli discover`"
             )
+        self.each_seed()
         if self.latents == AUTO and self.names is not None:
             raise UserError("--latents auto: --names says how many; leave one of them out")
         if self.names is not None and self.warm_start == "none":
             raise UserError("--names: is a warm start, and --warm-start is none; leave one out")
-        if (self.hold or 0.0) + self.release > 1:
-            raise UserError(
-                "--hold and --release are shares of the steps and add up to more than 1"
-            )
         if self.weighting == "mixed" and self.uniform_weight + self.token_weight == 0:
             raise UserError(
                 "--uniform-weight and --token-weight are both 0; one of them must be positive"
@@ -626,7 +618,7 @@ class TrainConfig(InputsConfig):
                 "--divergence: compares all latents, which --latent-chunk reads one after the "
                 "other; leave one of them out"
             )
-        if self.shard and self.adapt != "full":
+        if self.shard and self.adapt not in (None, "full"):
             raise UserError(
                 f"--shard: splits what is trained in full, and --adapt is {self.adapt}; "
                 "leave one of them out"
@@ -654,6 +646,25 @@ class TrainConfig(InputsConfig):
                 f"--ablation {self.ablation}: changes the term that b_t weights, "
                 "and --weighting and --token-weight leave none; give --weighting token or mixed"
             )
+
+    def each_seed(self) -> list[int]:
+        """The seeds of `--seeds`, or the one of `--seed`.
+
+        Raises:
+            UserError: no numbers, out of bounds, or one of them twice.
+        """
+        if self.seeds is None:
+            return [self.seed]
+        parts = [part.strip() for part in self.seeds.split(",")]
+        # isdecimal takes digits of all scripts, which int reads as well
+        if not all(part.isdecimal() and len(part) <= 10 for part in parts):
+            raise UserError(
+                f"--seeds: '{self.seeds[:60]}' is no list of numbers; give them with commas: 0,1,2"
+            )
+        seeds = [int(part) for part in parts]
+        if max(seeds) >= 2**31 or len(set(seeds)) < len(seeds):
+            raise UserError("--seeds: give numbers below 2147483648, each once")
+        return seeds
 
     def identity(self) -> dict[str, Any]:
         """The settings that may not change between a run and its resumption."""
@@ -689,7 +700,11 @@ class TrainConfig(InputsConfig):
 class EvalConfig(DataConfig, ComputeConfig):
     """`twcli eval`: did the posterior collapse, and does z mean a strategy?"""
 
-    run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
+    run: str = option(
+        group=INPUTS,
+        help="Run folder that `twcli train` wrote, or the folder of several (--seeds).",
+        path=True,
+    )
     strategy_field: str = option(
         "strategy", group=INPUTS, rare=True, help="Field that holds the strategy label, if any."
     )

@@ -192,23 +192,6 @@ def naming_record(naming: Naming) -> dict[str, Any]:
     }
 
 
-def anchored(naming: Naming, rows: np.ndarray, used: int, trust: float) -> np.ndarray:
-    """(n, C) nats that the naming has for each of the first C = `used` latents of the given rows.
-
-    Where strategies may repeat within a prompt these are the log probabilities of the naming, the
-    prior taken out. Where each writes one string the generator's likelihood alone decides, but for
-    `trust` nats for the named latent. 0 for rows without a name.
-    """
-    named_n = naming.latent_N[rows]
-    is_named_nC = named_n[:, None] == np.arange(used)
-    if naming.one_string:
-        return np.where(named_n[:, None] >= 0, -trust * ~is_named_nC, 0.0)
-    sure_n = np.clip(naming.probability_N[rows].astype(np.float64), 1 / used, SURE)[:, None]
-    probability_nC = np.where(is_named_nC, sure_n, (1 - sure_n) / max(used - 1, 1))
-    log_nC = np.log(np.maximum(probability_nC, 1e-9)) - np.log(naming.prior.proportions[:used])
-    return np.where(named_n[:, None] >= 0, log_nC, 0.0)
-
-
 @dataclass(frozen=True)
 class Rows:
     """The distinct rows of the data, prompt by prompt.

@@ -69,14 +69,14 @@ def probe_of(
     distinct: bool,
     seed: int,
     proportions: np.ndarray | None = None,
-    most_rows: int = PROBE_ROWS,
+    most_rows: int | None = None,
     progress: Progress = silent,
 ) -> Probe | None:
     """Up to `PROBE_PROMPTS` prompts; None where there are too few to say anything.
 
     Args:
         distinct: whether distinct completions of a prompt are distinct strategies.
-        most_rows: about so many rows at most, where they are not.
+        most_rows: about so many rows at most; None for `PROBE_ROWS` where they are not distinct.
     """
     found = Rows.of(encoded)
     groups = found.groups(2) if distinct else found.chunks()
@@ -84,11 +84,13 @@ def probe_of(
     chosen = [groups[i] for i in order]
     if len(chosen) < 2:
         return None
-    if not distinct:
+    if not distinct and most_rows is None:
+        most_rows = PROBE_ROWS
+    if most_rows is not None:
         ends = np.cumsum([len(group) for group in chosen])
         chosen = chosen[: max(2, int(np.searchsorted(ends, most_rows, "right")))]
-        if sum(map(len, chosen)) < LEAST_ROWS:
-            return None
+    if not distinct and sum(map(len, chosen)) < LEAST_ROWS:
+        return None
     rows, sizes = np.concatenate(chosen), [len(group) for group in chosen]
     with progress("features of the frozen model", len(rows)) as advance:
         features = source(rows, advance)

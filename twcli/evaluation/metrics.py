@@ -21,6 +21,7 @@ from twcli.evaluation.verdict import verdict_of
 from twcli.training.retention import Retention
 
 ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
+CALIBRATION_BINS = 15
 COLLAPSED_SHARE = 0.05  # of log K nats: less mutual information than this is a collapse
 
 Figures = dict[str, float | int | None]
@@ -89,9 +90,9 @@ def summarise(
     `alignment.merged` for every strategy left over the latent that takes most of its records.
 
     Returns:
-        Sections `posterior`, `alignment`, `likelihood`, `diagnostics`, the list `retention` with an
-        entry for each latent that has records, the `verdict` (kind, sentence, advice), and the
-        single figures; null where there is nothing to tell.
+        Sections `posterior`, `router`, `alignment`, `likelihood`, `diagnostics`, the list
+        `retention` with an entry for each latent that has records, the `verdict` (kind, sentence,
+        advice), and the single figures; null where there is nothing to tell.
     """
     rng = np.random.default_rng([seed, 0])
     scored_P = _second_half(int(prompts.max()) + 1, rng)
@@ -108,6 +109,9 @@ def summarise(
         result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1])
     )
     named = generations if generations is not None and generations.named else None
+    result["router"] = _with_intervals(
+        _router_figures(posterior, router), len(posterior), bootstrap, np.random.default_rng(seed)
+    )
     result["alignment"] = _alignment(posterior, prompts, labels, named, scored_P, bootstrap, rng)
     key = "posterior_one_to_one" if named is None else "generation_one_to_one"
     for suffix in ("", "_ci"):
@@ -179,9 +183,16 @@ def _with_intervals(
         result[f"{name}_ci"] = (
             None
             if value is None or not draws[name]
-            else [float(q) for q in np.percentile(draws[name], [2.5, 97.5])]
+            else _with_the_value(value, np.percentile(draws[name], [2.5, 97.5]))
         )
     return result
+
+
+def _with_the_value(value: float, ends: np.ndarray) -> list[float]:
+    """The interval, widened to its figure: resamples of a figure that errs to one side, such as an
+    entropy or the largest of several, may all lie on that side of it.
+    """
+    return [float(min(value, ends[0])), float(max(value, ends[1]))]
 
 
 def _posterior_figures(
@@ -203,6 +214,38 @@ def _posterior_figures(
             "mutual_information": float(max(of_mean - entropy, 0.0)),
             "kl": float(weight_N @ kl_N / total),
             "entropy": float(entropy),
+        }
+
+    return figures
+
+
+def _router_figures(
+    posterior_NK: np.ndarray, router_NK: np.ndarray
+) -> Callable[[np.ndarray], Figures]:
+    """Is p(z|x) calibrated? The posterior of the same records is what it should predict.
+
+    `ece`: class-wise expected calibration error (Kull et al. 2019): mean over latents of the mean
+    difference, in bins of equal width, between the probability of the latent and its posterior
+    mass. `brier`: mean squared difference, summed over latents. `share_error`: largest difference
+    over latents between its share of the router and of the posterior.
+    """
+    N, K = router_NK.shape
+    bin_NK = np.minimum((router_NK * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    cell_NK = bin_NK + CALIBRATION_BINS * np.arange(K)
+    # differences add up within a cell: their absolute sum over cells is the error
+    cells, cell_NK = np.unique(cell_NK, return_inverse=True)
+    cell_NK = cell_NK.reshape(N, K)
+    difference_NK = router_NK - posterior_NK
+    brier_N = (difference_NK**2).sum(1)
+
+    def figures(weight_N: np.ndarray) -> Figures:
+        total = weight_N.sum()
+        weighted_NK = weight_N[:, None] * difference_NK
+        sums = np.bincount(cell_NK.ravel(), weighted_NK.ravel(), minlength=len(cells))
+        return {
+            "ece": float(np.abs(sums).sum() / total / K),
+            "brier": float(weight_N @ brier_N / total),
+            "share_error": float(np.abs(weighted_NK.sum(0)).max() / total),
         }
 
     return figures

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -36,6 +37,9 @@ from twcli.errors import (
 from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
 
+# what a training settles where its options leave it open
+SETTLED = ("latents", "adapt", "batch_tokens", "lr")
+SEED_FOLDER = re.compile(r"seed-([0-9]{1,10})")
 LOCK = ".lock"
 TEMPLATE = "template.txt"  # in model/: the template, where it was a text file
 CHAT_TEMPLATE = "chat_template.jinja"  # in model/, where transformers puts it
@@ -60,6 +64,19 @@ class RunFolder:
         self._metrics_hash = hashlib.sha256()
         self._events: Any = None
         self._overwrites = False
+
+    def several(self) -> list[RunFolder]:
+        """The runs of `twcli train --seeds` in this folder, by seed; empty where it is no folder of
+        runs.
+        """
+        if self.config_file.is_file() or not self.path.is_dir():
+            return []
+        found = {
+            int(name[1]): RunFolder(folder)
+            for folder in self.path.iterdir()
+            if (name := SEED_FOLDER.fullmatch(folder.name)) and (folder / "config.yaml").is_file()
+        }
+        return [found[seed] for seed in sorted(found)]
 
     @property
     def template(self) -> str:
@@ -142,13 +159,14 @@ class RunFolder:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 
     def settled(self, config: TrainConfig) -> TrainConfig:
-        """`config` with the number of latents of the existing run, where `--latents auto` left it
-        open.
+        """`config` with what the existing run settled where the options leave it open: the number
+        of latents, and what follows from the model and the data.
         """
-        left_open = config.latents is None or config.latents == AUTO
-        if left_open and self.config_file.is_file() and not config.overwrite:
-            return dataclasses.replace(config, latents=self.read_config().latents)
-        return config
+        if config.overwrite or not self.config_file.is_file():
+            return config
+        there = self.read_config()
+        open_names = [name for name in SETTLED if getattr(config, name) in (None, AUTO)]
+        return dataclasses.replace(config, **{name: getattr(there, name) for name in open_names})
 
     def begin(self, config: TrainConfig, naming: dict[str, Any] | None = None) -> None:
         """Writes the settings, after all checks have passed; `--overwrite` first removes the old

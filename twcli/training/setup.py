@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from twcli.config.commands import TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
+from twcli.data.padding import budget_batches
+from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.errors import UserError
@@ -34,20 +37,29 @@ from twcli.models.latents import LatentModel
 from twcli.models.positions import pass_lengths
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
-from twcli.training.stages import FREE, REFINE, Stage, stages_of
+from twcli.training.defaults import (
+    Length,
+    adaptation,
+    default_steps,
+    duration,
+    peak_learning_rate,
+)
+from twcli.training.defaults import batch_tokens as default_batch_tokens
+from twcli.training.held_out import (
+    MONITORED,
+    PASSES_A_RECORD,
+    HeldOut,
+    held_out_rows,
+    measured_every,
+)
+from twcli.training.stages import FREE, Course
 
-DEFAULT_STEPS = 2000
-# Share of the steps that are trained on the naming as it is. Where each strategy writes one string,
-# the generator's own assignment corrects it afterwards; where strategies repeat within a prompt
-# nothing keeps that assignment apart, and it would merge strategies.
-HOLD_DISTINCT = 0.15
-PEAK_LR = 2e-3
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
 # usual 1,000 steps would keep the last updates small. As Brown et al. 2020.
 ADAM_BETAS = (0.9, 0.95)
 RESCORED_ROWS = 64
 SCORED_SHARE = 0.1
-PASSES_A_RECORD = 6  # forward and backward of two sequences, in forward passes
+FORWARD_AND_BACKWARD = 3.0  # in forward passes
 LEAST_SCORED_ROWS = 128
 # nats; a stale cache is off by whole nats, another kernel by 1e-5
 RESCORE_LIMIT = {"fp32": 1e-2, "bf16": 0.5}
@@ -66,8 +78,9 @@ class Setup:
         naming: what discovery found; None without a warm start.
         used: latents that rows are held at, the first of the K; each other one is an
             understudy of one of them.
-        stages: what each step trains under.
-        steps: optimiser steps of the whole run.
+        course: what each step trains under, and when the run ends.
+        held: records that are not trained on.
+        length: what is said of the run's length before it starts.
         provenance: what a checkpoint must have been made from to be resumed.
         classes: (N,) rows of different ones share no batch (`batches.length_classes`).
         stored_dtype: of the checkpoint that the run starts from, and so of `RUN/model`.
@@ -85,8 +98,9 @@ class Setup:
     latent_N: np.ndarray
     naming: Naming | None
     used: int
-    stages: list[Stage]
-    steps: int
+    course: Course
+    held: HeldOut
+    length: str
     lr: float
     accelerator: Any
     provenance: dict[str, Any]
@@ -96,13 +110,38 @@ class Setup:
     probe: Probe | None = None
     frozen_nll_N: np.ndarray | None = None
 
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole run, as far as is known."""
+        return self.course.steps
+
+
+@dataclass
+class Shared:
+    """What runs of several seeds have in common: made by the first of them.
+
+    Attributes:
+        seed: of the naming, the probe and the held-out records.
+        named: settings with K as a number, and the naming.
+        probe: completions that the runs are scored by.
+    """
+
+    seed: int
+    named: tuple[TrainConfig, Naming | None] | None = None
+    probe: Probe | None = None
+
 
 def prepare(
-    config: TrainConfig, run: RunFolder, say: Say, progress: Callable[[str, int], Any]
+    config: TrainConfig,
+    run: RunFolder,
+    say: Say,
+    progress: Callable[[str, int], Any],
+    shared: Shared | None = None,
 ) -> Setup:
     """Loads and checks all inputs, rescores some rows against the cache, and makes the warm start.
 
     Args:
+        shared: of several runs on the same model and data; None for a run by itself.
         say: takes one line a fact.
         progress: opens a bar (label, total) that is called with increments.
 
@@ -117,6 +156,7 @@ def prepare(
         **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens, say=say
     )
     backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    config = resolved(run.settled(config), backbone, encoded)
     if config.uses_weights and config.term_weights()[0] == 0:
         say(
             "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
@@ -147,19 +187,40 @@ def prepare(
         config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
     )
     source = ModelSource(backbone, encoder, encoded, 8 * config.batch_tokens, varlen)
-    config, naming = _named(run.settled(config), source, encoded, say, progress)
+    shared = shared or Shared(config.seed)
+    if shared.named is None:
+        shared.named = _named(config, source, encoded, shared.seed, say, progress)
+    settled, naming = shared.named
+    config = dataclasses.replace(config, latents=settled.latents)
     # One naming for all processes: rounding could name a row, and so every latent, otherwise.
     config, naming = broadcast_object_list([config, naming])
     distinct = naming is None or naming.one_string
     classes = length_classes(encoded, encoder, pass_lengths(backbone))
-    steps = steps_of(config, encoded, accelerator.num_processes * config.accumulate, classes)
-    probe = probe_of(
+    held_rows = held_out_rows(encoded, shared.seed)
+    latent_N = np.full(len(encoded), -1, np.int64) if naming is None else naming.latent_N.copy()
+    trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
+    batches_a_step = accelerator.num_processes * config.accumulate
+    steps = steps_of(config, encoded, trained, batches_a_step, classes)
+    rows_a_step = batches_a_step * batch_rows(config, encoded)
+    held = HeldOut(
+        held_rows,
+        latent_N[held_rows],
+        _frozen_nll(held_rows, backbone, encoder, encoded, cache, config),
+        cast(int, config.latents) if naming is None else naming.used,
+        measured_every(
+            steps, min(len(held_rows), MONITORED), cast(int, config.latents), rows_a_step
+        ),
+    )
+    speed = tokens_a_second(backbone, encoder, encoded, cast(int, config.batch_tokens), 1)
+    seconds = training_seconds(config, encoded, steps, speed)
+    length = Length(steps, steps * rows_a_step / len(trained), len(trained))
+    shared.probe = probe = shared.probe or probe_of(
         source,
         encoded,
         distinct=distinct,
-        seed=config.seed,
+        seed=shared.seed,
         proportions=None if naming is None else naming.prior.proportions,
-        most_rows=_scored_rows(config, encoded, steps),
+        most_rows=_scored_rows(config, encoded, steps, distinct),
         progress=progress,
     )
     frozen_nll = (
@@ -170,24 +231,19 @@ def prepare(
     model, adapter = build(config, backbone, encoder)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), encoder, encoded, say)
-    none = np.full(len(encoded), -1, np.int64)
-    latent_N = none if naming is None else naming.latent_N.copy()
-    hold = config.hold
-    if hold is None:
-        hold = HOLD_DISTINCT if distinct else 1 - config.release
-    stages = stages_of(steps, hold=hold, release=config.release, warm=bool((latent_N >= 0).any()))
-    names = {stage.name for stage in stages}
-    if config.trust and REFINE not in names:
-        say(
-            "--trust has no effect: it acts between --hold and --release, where there is a warm "
-            "start"
-        )
-    if config.free_only and FREE not in names:
+    named = bool((latent_N[trained] >= 0).any())
+    course = Course(
+        steps,
+        named=named,
+        corrected=naming is not None and naming.one_string,
+        may_end=config.steps is None and config.epochs is None,
+    )
+    if config.free_only and named:
         say(
             f"{config.free_only} has no effect: it acts where the posterior is learned, "
-            "with --warm-start none or --release"
+            "with --warm-start none"
         )
-    lr = _learning_rate(config, backbone)
+    lr = cast(float, config.lr)
     # What the options leave to this package goes with the settings: another version's run is not
     # gone on with otherwise than it began.
     provenance = {
@@ -195,6 +251,8 @@ def prepare(
         "settings": config.identity(),
         "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS},
     }
+    if shared.seed != config.seed:
+        provenance["naming_seed"] = shared.seed
     if config.names is not None:  # the path alone would not show that the file was edited since
         provenance["names"] = hashlib.sha256(Path(config.names).read_bytes()).hexdigest()
     return Setup(
@@ -207,8 +265,9 @@ def prepare(
         latent_N,
         naming,
         config.latents if naming is None else naming.used,
-        stages,
-        steps,
+        course,
+        held,
+        f"{length}, about {duration(seconds)}",
         lr,
         accelerator,
         provenance,
@@ -258,6 +317,8 @@ def _frozen_nll(
     """(N,) nats of distinct rows in any order: the sum of their b_t,
     read where there is a cache.
     """
+    if not len(rows):
+        return np.empty(0)
     rows, back = np.unique(rows, return_inverse=True)
     flat = (
         cache.read(rows)[0]
@@ -272,6 +333,7 @@ def _named(
     config: TrainConfig,
     source: ModelSource,
     encoded: Encoded,
+    seed: int,
     say: Say,
     progress: Callable[[str, int], Any],
 ) -> tuple[TrainConfig, Naming | None]:
@@ -291,7 +353,7 @@ def _named(
             if empty := sorted(set(range(naming.used)) - set(names.latent_N.tolist())):
                 say(f"names: latent {empty[0]} has no records and is not trained")
             return dataclasses.replace(config, latents=latents), naming
-    naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
+    naming = name_rows(source, encoded, latents, seed=seed, progress=progress)
     if naming is None and names is not None and (names.latent_N >= 0).any():
         naming = given_names(encoded, names.latent_N, names.probability_N, latents)
         left = int((names.latent_N < 0).sum())
@@ -347,13 +409,64 @@ def naming_lines(naming: Naming) -> list[str]:
     return lines
 
 
-def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int) -> int:
-    """Records that the finished run is scored by: reading their K branches takes about a tenth of
-    the training's time, or less.
+def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int, distinct: bool) -> int:
+    """Records that the finished run is scored by: reading their features and their K branches takes
+    about a tenth of the training's time, or less.
     """
-    step_rows = config.accumulate * max(1, int(config.batch_tokens / encoded.lengths.mean()))
+    step_rows = config.accumulate * batch_rows(config, encoded)
     passes = SCORED_SHARE * steps * step_rows * PASSES_A_RECORD
-    return min(PROBE_ROWS, max(LEAST_SCORED_ROWS, int(passes / config.latents)))
+    most = len(encoded) if distinct else PROBE_ROWS
+    return min(most, max(LEAST_SCORED_ROWS, int(passes / (cast(int, config.latents) + 1))))
+
+
+def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
+    """Records of mean length that a batch holds."""
+    return max(1, int(cast(int, config.batch_tokens) / encoded.lengths.mean()))
+
+
+def resolved(config: TrainConfig, backbone: PreTrainedModel, encoded: Encoded) -> TrainConfig:
+    """The settings with what follows from the model's size and the records in the places that were
+    left open.
+    """
+    parameters = sum(p.numel() for p in backbone.parameters())
+    width = backbone.get_input_embeddings().weight.shape[1]
+    adapt = config.adapt or ("full" if config.shard else adaptation(parameters))
+    tokens = config.batch_tokens or default_batch_tokens(adapt, float(encoded.lengths.mean()))
+    return dataclasses.replace(
+        config,
+        adapt=adapt,
+        batch_tokens=tokens,
+        lr=config.lr or peak_learning_rate(adapt, width),
+    )
+
+
+def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: float) -> float:
+    """A guess, from the tokens a second of a forward pass.
+
+    With names a step reads two sequences a record forward and backward, without them K + 1.
+    """
+    latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS
+    sequences = 2 if config.warm_start != "none" else latents + 1
+    read = config.accumulate * min(cast(int, config.batch_tokens), int(encoded.lengths.sum()))
+    return steps * read * sequences * FORWARD_AND_BACKWARD / speed
+
+
+def tokens_a_second(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    batch_tokens: int,
+    batches: int,
+) -> float:
+    """Of one forward pass over batches of ordinary rows, after one to warm up."""
+    order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
+    rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
+    seconds = 1.0
+    for _ in range(2):
+        start = time.perf_counter()
+        baseline.score_flat(model, encoder, encoded, np.sort(rows), batch_tokens=batch_tokens)
+        seconds = time.perf_counter() - start
+    return float(encoded.lengths[rows].sum()) / seconds
 
 
 def batch_sampler_of(
@@ -363,12 +476,12 @@ def batch_sampler_of(
     rows: np.ndarray | None,
     classes: np.ndarray | None = None,
 ) -> BatchSampler:
-    """The order in which a stage goes through its rows; `classes` as of `Setup`."""
+    """The order in which a stage goes through its rows, all where None; `classes` as of `Setup`."""
     seed = [config.seed, *stage.encode()]
     return BatchSampler(
         encoded.lengths,
         encoded.prompt_index,
-        batch_tokens=config.batch_tokens,
+        batch_tokens=cast(int, config.batch_tokens),
         seed=seed,
         rows=rows,
         classes=classes,
@@ -378,17 +491,21 @@ def batch_sampler_of(
 def steps_of(
     config: TrainConfig,
     encoded: Encoded,
+    rows: np.ndarray | None,
     batches_a_step: int,
     classes: np.ndarray | None = None,
 ) -> int:
-    """Optimiser steps of the whole run; `classes` as of `Setup`.
+    """Optimiser steps of the whole run over the rows, all where None; `classes` as of `Setup`.
 
     Raises:
         UserError: all epochs together do not make one.
     """
+    if config.steps is not None:
+        return config.steps
+    sampler = batch_sampler_of(config, encoded, FREE, rows, classes)
     if config.epochs is None:
-        return config.steps or DEFAULT_STEPS
-    sampler = batch_sampler_of(config, encoded, FREE, None, classes)
+        steps_a_pass = len(sampler.epoch(0)) / batches_a_step
+        return default_steps(cast(str, config.adapt), steps_a_pass)
     batches = sum(len(sampler.epoch(number)) for number in range(config.epochs))
     if batches < batches_a_step:
         raise UserError(
@@ -396,9 +513,3 @@ def steps_of(
             f"{batches_a_step}; raise it, or lower --accumulate or --batch-tokens"
         )
     return batches // batches_a_step
-
-
-def _learning_rate(config: TrainConfig, backbone: PreTrainedModel) -> float:
-    # Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V).
-    width = backbone.get_input_embeddings().weight.shape[1]
-    return config.lr or PEAK_LR * min(1.0, 64 / width)

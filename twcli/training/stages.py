@@ -1,67 +1,151 @@
 """What each step trains on and under which posterior.
 
-    hold     q is the warm start's cluster
-    refine   q is the assignment of a prompt's completions to latents under which the generator
-             finds them likeliest
-    settle   the records of the step before once more: q is the assignment found, and is taught
+    hold     q is the naming, which is also taught to the posterior
+    refine   q is the naming as the generator corrects it for this batch
+    settle   the records of the step before once more: q is the naming as corrected, and is taught
              to the posterior
     free     q is the learned posterior or the closed form
 
-A run with a warm start holds, then refines and settles by turns, and ends free where `--release`
-says so; without one it is free from the first step to the last. All follows from the step's number
-alone, so that a resumed run repeats it.
+A run with a naming holds it. Where each strategy writes one string a prompt it refines and settles
+by turns as soon as the generator reads the latents, which is measured on held-out records; where
+strategies may repeat within a prompt it holds to the end, as nothing keeps the generator's own
+names apart there. A run without a naming is free from the first step to the last.
+
+A run of default length ends early where nothing improves on the held-out records any more: the
+learning rate then falls to its end within a few steps.
+
+All follows from the step's number and from what was measured, so that a resumed run repeats it.
+
+Shapes: K latents.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from twcli.data.batches import Batch, BatchSampler
 
 HOLD, REFINE, SETTLE, FREE = "hold", "refine", "settle", "free"
+# Names of which a share is wrong leave the generator unsure by about that share.
+CERTAIN = 0.7  # mean probability of a record's likeliest latent from which the generator reads z
+AGREED = 0.5  # share of a latent's records that the generator finds likeliest under it, at least
+LEARNED = 0.95  # the same, of a latent that needs no more training
+PATIENCE = 3  # measurements in a row without improvement, after which a run may end
+LEAST_SHARE = 0.3  # of the steps, before which it does not end
+COOLING_SHARE = 0.25  # of the steps done, in which the learning rate then falls
+WARMUP_SHARE = 0.05
+FINAL_LR_SHARE = 0.1
 
 SamplerOf = Callable[[str, np.ndarray | None], BatchSampler]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """Steps `first` to `last` - 1, counted from 0."""
+@dataclass
+class Course:
+    """Which stage each step is in, what share of the learning rate it has, and when the run ends.
 
-    name: str
-    first: int
-    last: int
-
-
-def stages_of(steps: int, *, hold: float, release: float, warm: bool) -> list[Stage]:
-    """The stages of a run, none of them empty; `refine` stands for its turns with `settle`.
-
-    Args:
-        hold, release: shares of the steps.
-        warm: whether there is a warm start.
+    Attributes:
+        planned: steps of the whole run.
+        named: whether there is a naming.
+        corrected: whether the generator corrects it once it reads the latents.
+        may_end: whether the run ends early where nothing improves.
+        opened: first step that refines; None before that is known.
+        cooling: step from which the learning rate falls to its end; None before that is known.
     """
-    if not warm:
-        return [Stage(FREE, 0, steps)]
-    held = round(hold * steps)
-    free = max(held, steps - round(release * steps))
-    cuts = ((HOLD, 0, held), (REFINE, held, free), (FREE, free, steps))
-    return [Stage(name, first, last) for name, first, last in cuts if first < last]
+
+    planned: int
+    named: bool
+    corrected: bool = False
+    may_end: bool = False
+    opened: int | None = None
+    cooling: int | None = None
+    _nll: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, as far as is known."""
+        if self.cooling is None:
+            return self.planned
+        return min(self.planned, self.cooling + max(1, round(COOLING_SHARE * self.cooling)))
+
+    def stage(self, step: int) -> str:
+        """Stage of a step, counted from 0; `refine` stands for its turns with `settle`."""
+        if not self.named:
+            return FREE
+        return HOLD if self.opened is None or step < self.opened else REFINE
+
+    def first(self, stage: str) -> int:
+        """First step of a stage."""
+        return self.opened or 0 if stage == REFINE else 0
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate: linear warm-up, a cosine down to a tenth, and from
+        `cooling` on a straight line to a tenth.
+        """
+        if self.cooling is None or step < self.cooling:
+            return schedule(step, self.planned)
+        left = (self.steps - step) / (self.steps - self.cooling)
+        highest = schedule(self.cooling, self.planned)
+        return min(highest, FINAL_LR_SHARE + (highest - FINAL_LR_SHARE) * left)
+
+    def observe(self, step: int, measured: dict[str, Any]) -> None:
+        """Takes what `held_out.measure` found after `step` steps.
+
+        The batch of the step after is already being read, so what changes does so from the one
+        behind it on.
+        """
+        sure, agreed = measured["held_out_certainty"], measured["held_out_agreement"]
+        known = [share for share in agreed if share is not None]
+        if not known:
+            return
+        if self.corrected and self.opened is None and sure >= CERTAIN and min(known) > AGREED:
+            self.opened = step + 1
+        self._nll.append((measured["held_out_nll"], measured["held_out_nll_error"]))
+        learned = (
+            min(known) >= LEARNED
+            and measured["held_out_posterior"] >= LEARNED
+            and not any(measured["held_out_below"])
+        )
+        if (
+            self.may_end
+            and self.cooling is None
+            and learned
+            and step >= LEAST_SHARE * self.planned
+            and self._stalled()
+        ):
+            self.cooling = step + 1
+
+    def _stalled(self) -> bool:
+        """Whether none of the last measurements is better than the best before them by more than
+        the standard error of the difference.
+        """
+        before, last = self._nll[:-PATIENCE], self._nll[-PATIENCE:]
+        if not before:
+            return False
+        best, error = min(before)
+        return all(nll > best - math.hypot(error, other) / 4 for nll, other in last)
 
 
-def remaining(stages: list[Stage], step: int, name: str) -> float:
-    """Share of the stage `name` that lies ahead at `step`: 1 at its first step, 0 behind it."""
-    stage = next(stage for stage in stages if stage.name == name)
-    return (stage.last - step) / (stage.last - stage.first)
+def schedule(step: int, steps: int) -> float:
+    """Share of the peak learning rate: linear warm-up, then a cosine down to a tenth."""
+    warmup = max(1, round(WARMUP_SHARE * steps))
+    if step < warmup:
+        return (step + 1) / warmup
+    phase = (step - warmup) / max(1, steps - warmup)
+    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
 def batches(
-    stages: list[Stage],
+    course: Course,
     step: int,
     batch_sampler_of: SamplerOf,
-    held_rows: np.ndarray,
+    named_rows: np.ndarray,
+    all_rows: np.ndarray,
     *,
     rank: int = 0,
     processes: int = 1,
@@ -74,23 +158,23 @@ def batches(
     and 8 x 1 are the same step.
 
     Args:
-        batch_sampler_of: the plan of a stage over the given rows, over all where None.
-        held_rows: those that the warm start assigned.
+        batch_sampler_of: the plan of a stage over the given rows.
+        named_rows: those of training that have a name, which `hold` takes.
+        all_rows: those of training.
     """
-    for stage in stages:
-        if step >= stage.last:
-            continue
-        sampler = batch_sampler_of(stage.name, held_rows if stage.name == HOLD else None)
-        names = (REFINE, SETTLE) if stage.name == REFINE else (stage.name,)
-        start = max(step, stage.first)
-        visits, turn = divmod(start - stage.first, len(names))
-        stream = sampler.stream(skip=visits * processes * accumulate)
-        for number in range(start, stage.last):
-            if number == start or turn == 0:
-                every = [next(stream) for _ in range(processes * accumulate)]
-                mine = every[rank * accumulate : (rank + 1) * accumulate]
-            yield names[turn], mine
-            turn = (turn + 1) % len(names)
+    before, stream, mine = None, iter(()), []
+    while step < course.steps:
+        stage = course.stage(step)
+        visit, turn = divmod(step - course.first(stage), 2 if stage == REFINE else 1)
+        if stage != before:
+            sampler = batch_sampler_of(stage, named_rows if stage == HOLD else all_rows)
+            stream = sampler.stream(skip=visit * processes * accumulate)
+        if stage != before or turn == 0:
+            every = [next(stream) for _ in range(processes * accumulate)]
+            mine = every[rank * accumulate : (rank + 1) * accumulate]
+        before = stage
+        yield SETTLE if turn else stage, mine
+        step += 1
 
 
 def prefetch(

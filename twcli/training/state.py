@@ -12,10 +12,16 @@ import numpy as np
 import torch
 
 from twcli.models.sharding import like, whole
+from twcli.training.average import WeightAverage
 
 
 def snapshot(
-    model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, *, keep: bool
+    model: torch.nn.Module,
+    optimizer: Any,
+    latent_N: np.ndarray,
+    average: WeightAverage,
+    *,
+    keep: bool,
 ) -> dict[str, torch.Tensor]:
     """All that a run goes on from; with `keep` off nothing, but this process's parts are
     given to the one that keeps.
@@ -26,6 +32,7 @@ def snapshot(
         for number, state in optimizer.state_dict()["state"].items()
         for name, value in state.items()
     ]
+    named += [(f"average.{name}", tensor) for name, tensor in average.tensors.items()]
     tensors = {}
     # the same order in all processes, whatever it was in a file
     for name, tensor in sorted(named, key=itemgetter(0)):
@@ -38,9 +45,13 @@ def snapshot(
 
 
 def restore(
-    model: torch.nn.Module, optimizer: Any, latent_N: np.ndarray, tensors: dict[str, torch.Tensor]
+    model: torch.nn.Module,
+    optimizer: Any,
+    latent_N: np.ndarray,
+    average: WeightAverage,
+    tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Puts back what `snapshot` took, into the model, the optimiser and `latent_N`."""
+    """Puts back what `snapshot` took, into the model, the optimiser, `latent_N` and the average."""
     latent_N[:] = tensors["latents"].numpy()
     model.load_state_dict(
         {name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()},
@@ -56,6 +67,8 @@ def restore(
             state.setdefault(int(number), {})[name] = (
                 like(value, trained[int(number)]) if moment else value
             )
+    for name, tensor in average.tensors.items():
+        tensor.copy_(like(tensors[f"average.{name}"], tensor))
     optimizer.load_state_dict(
         {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
     )

@@ -9,17 +9,17 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import signals
 from twcli.data.batches import Batch, collate, drop_history, forward_batches
-from twcli.discovery.naming import anchored, naming_record
+from twcli.discovery.naming import naming_record
 from twcli.discovery.prior import assign_rows, without_spares
 from twcli.discovery.score import run_score
 from twcli.errors import WorkFailed, interrupted
@@ -30,26 +30,17 @@ from twcli.models.adapters import new_row_gradients
 from twcli.models.card import model_card
 from twcli.models.sharding import shard, whole
 from twcli.training import diagnostics
+from twcli.training.average import WeightAverage
+from twcli.training.held_out import HeldOut, HeldOutNll, measurement, read_held_out, retained
 from twcli.training.loss import responsibilities
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
 from twcli.training.retention import Retention, judged_by_probe, retention
 from twcli.training.setup import ADAM_BETAS, Say, Setup, batch_sampler_of
-from twcli.training.stages import FREE, REFINE, batches, prefetch, remaining
+from twcli.training.stages import FREE, REFINE, batches, prefetch
 from twcli.training.state import restore, snapshot
 
-WARMUP_SHARE = 0.05
-FINAL_LR_SHARE = 0.1
 CLIP_NORM = 1.0
-
-
-def schedule(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear warm-up, then a cosine down to a tenth."""
-    warmup = max(1, round(WARMUP_SHARE * steps))
-    if step < warmup:
-        return (step + 1) / warmup
-    phase = (step - warmup) / max(1, steps - warmup)
-    return FINAL_LR_SHARE + (1 - FINAL_LR_SHARE) * 0.5 * (1 + math.cos(math.pi * phase))
 
 
 def begin(setup: Setup) -> None:
@@ -86,23 +77,31 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     model, optimizer = (
         (setup.model, optimizer) if sharded else accelerator.prepare(setup.model, optimizer)
     )
-    held_rows = np.flatnonzero(setup.latent_N >= 0)
+    average = WeightAverage(setup.model, setup.course.planned)
+    rows = np.setdiff1d(np.arange(len(setup.encoded)), setup.held.rows_H)
+    named_rows = rows[setup.latent_N[rows] >= 0]
     step, tensors, notes = run.checkpoints.newest(setup.provenance, config.retired)
     for note in notes:
         say(note)
     if step:
-        restore(setup.model, optimizer, setup.latent_N, tensors)
+        restore(setup.model, optimizer, setup.latent_N, average, tensors)
         say(f"resuming after step {step} of {setup.steps}")
     watch = diagnostics.Watch(setup.steps, config.latents, config.uses_weights)
+    before: list[dict[str, Any]] = []
     if accelerator.is_main_process:
-        for seen in run.cut_back(step):  # what was told before the interruption is not told again
+        before = run.cut_back(step)
+        for seen in before:  # what was told before the interruption is not told again
             watch.see(seen)
+    measured = [seen for seen in before if "held_out_nll" in seen]
+    for seen in broadcast_object_list([measured])[0]:
+        setup.course.observe(seen["step"], seen)
     model.train()
     steps = batches(
-        setup.stages,
+        setup.course,
         step,
         partial(batch_sampler_of, config, setup.encoded, classes=setup.classes),
-        held_rows,
+        named_rows,
+        rows,
         rank=accelerator.process_index,
         processes=accelerator.num_processes,
         accumulate=config.accumulate,
@@ -115,6 +114,10 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         for stage, read in stream:
             metrics = _step(setup, model, optimizer, stage, read, step)
             step += 1
+            average.update(step)
+            if setup.held.due(step):
+                metrics |= _measured(setup, step)
+                setup.course.observe(step, metrics)
             # All processes stop at the same step, whichever of them the signal reached.
             stopping = bool(
                 accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device))
@@ -123,7 +126,11 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
             tensors = {}
             if saving and (sharded or accelerator.is_main_process):
                 tensors = snapshot(
-                    setup.model, optimizer, setup.latent_N, keep=accelerator.is_main_process
+                    setup.model,
+                    optimizer,
+                    setup.latent_N,
+                    average,
+                    keep=accelerator.is_main_process,
                 )
             if accelerator.is_main_process:
                 run.append_metrics(metrics)
@@ -138,7 +145,50 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                     f" after step {step} of {setup.steps}, which is stored",
                     overwrite=config.overwrite,
                 )
+    _choose_weights(setup, average, say)
     accelerator.wait_for_everyone()
+
+
+def _choose_weights(setup: Setup, average: WeightAverage, say: Say) -> None:
+    """The mean of the last steps' weights, unless held-out records are likelier under the last
+    ones.
+    """
+    held = setup.held
+    if len(held.rows_H):
+        last = measurement(held, _read_held_out(setup, held))["held_out_nll"]
+        with average.in_place():
+            mean = measurement(held, _read_held_out(setup, held))["held_out_nll"]
+        last, mean = broadcast_object_list([last, mean])
+        name = "mean of the last steps" if mean <= last else "last step"
+        say(
+            f"weights: of the {name}; held-out records have {mean:.3f} nats an example under the "
+            f"mean, {last:.3f} under the last"
+        )
+        if mean > last:
+            return
+    average.adopt()
+
+
+def _measured(setup: Setup, step: int) -> dict[str, Any]:
+    """What held-out records say after `step` steps: the same in all processes, whose rounding may
+    differ.
+    """
+    held = setup.held.monitored()
+    found = measurement(held, _read_held_out(setup, held))
+    return cast(dict[str, Any], broadcast_object_list([found])[0])
+
+
+def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
+    return read_held_out(
+        held,
+        setup.model,
+        setup.encoded,
+        setup.encoder,
+        setup.cache,
+        setup.config,
+        setup.accelerator,
+        setup.classes,
+    )
 
 
 def _step(
@@ -149,7 +199,7 @@ def _step(
     """
     accelerator = setup.accelerator
     for group in optimizer.param_groups:
-        group["lr"] = setup.lr * schedule(step, setup.steps)
+        group["lr"] = setup.lr * setup.course.rate(step)
     mine = sum(len(batch.rows_B) for batch in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
     seen = []
@@ -239,7 +289,11 @@ def _backward(
         0 if refined_BCS is None else refined_BCS.shape[0] * refined_BCS.shape[1]
     )
     beta = annealed_beta(
-        config.beta, step, setup.steps, warmup=config.beta_warmup, cycles=config.beta_cycles
+        config.beta,
+        step,
+        setup.course.planned,
+        warmup=config.beta_warmup,
+        cycles=config.beta_cycles,
     )
     try:
         loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, beta=beta)
@@ -261,9 +315,7 @@ def _refine(setup: Setup, batch: Batch, rows: np.ndarray, step: int) -> tuple[to
     to those that make them likeliest.
 
     Under the naming's prior, in eval mode and from summed log-likelihood, as responsibilities are;
-    the router has no say, or frequent latents would take what rare ones explain better. Where
-    strategies may repeat within a prompt, the naming's own probabilities count too: without them
-    the generator would merge strategies. Under `--trust` the named latents have a say at first.
+    the router has no say, or frequent latents would take what rare ones explain better.
 
     Under `--prune` the branches are read to the last token that b_t needs. The NLL of later ones is
     0, as if no latent differed there; the share of b_t that they hold comes back too. The step's
@@ -278,13 +330,12 @@ def _refine(setup: Setup, batch: Batch, rows: np.ndarray, step: int) -> tuple[to
     cost_BC = nll_BCS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BC).all():
         raise _diverged(setup, step, rows, "the generator's NLL is not finite")
-    share = remaining(setup.stages, step, REFINE)
     found = [
         (
             rows,
             assign_rows(
                 without_spares(setup.naming.prior, setup.used),
-                anchored(setup.naming, rows, setup.used, setup.config.trust * share) - cost_BC,
+                -cost_BC,
                 setup.encoded.prompt_index[rows],
                 setup.encoded.row_hash[rows],
             ),
@@ -367,10 +418,13 @@ def score(
             )
             generator_NK[places] = nll_BKS.double().sum(-1).cpu()
             advance(len(places))
-    # Without a naming the generator itself says which latent a completion has.
-    named_N = setup.latent_N[rows]
-    latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
-    found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
+    if len(setup.held.rows_H):
+        found = retained(setup.held, _read_held_out(setup, setup.held))
+    else:
+        # Without a naming the generator itself says which latent a completion has.
+        named_N = setup.latent_N[rows]
+        latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
+        found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
     records = judged_by_probe(
         setup.probe, soft_NK, setup.frozen_nll_N, marginal_N, setup.config.seed
     )

@@ -1,0 +1,55 @@
+"""The running mean of the trained weights, which takes the noise of the last steps out of them
+(Polyak and Juditsky 1992). Held-out records decide whether a run ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+# Steps of the mean's memory, as a share of the run's: it reaches back to where the rate is low.
+MEMORY_SHARE = 0.05
+FIRST_STEPS = 10  # in which the mean is one of all steps so far, about
+
+
+class WeightAverage:
+    """Exponential running mean of a model's trained weights.
+
+    Args:
+        model: its parameters that need a gradient are averaged, and are where the mean begins.
+        steps: of the whole run.
+    """
+
+    def __init__(self, model: torch.nn.Module, steps: int) -> None:
+        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.decay = 1 - 1 / max(2.0, MEMORY_SHARE * steps)
+        self.tensors = {name: p.detach().clone() for name, p in self._trained.items()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Takes the weights after `step` steps."""
+        decay = min(self.decay, step / (FIRST_STEPS + step))
+        weights = [p.detach() for p in self._trained.values()]
+        torch._foreach_lerp_(list(self.tensors.values()), weights, 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within it the model has the mean weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def adopt(self) -> None:
+        """Gives the model the mean weights for good."""
+        self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._trained.items():
+            before = weight.detach().clone()
+            weight.copy_(self.tensors[name])
+            self.tensors[name].copy_(before)

@@ -1,0 +1,82 @@
+"""What `twcli train` chooses where an option is left open: from the model's size, the records and
+their tokens. No model is run and nothing is read.
+
+Measured on models of 0.1 M to 135 M parameters (`docs/quality.md`, `docs/natural.md`); above that
+the values extrapolate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Above it low-rank updates are trained: AdamW on all weights takes four times the weights' memory.
+FULL_PARAMETERS = 50_000_000
+PASSES = 3.0  # over the data, within the limits below
+FULL_STEPS = (1000, 2000)  # least and most
+LORA_STEPS = (150, 2000)
+FULL_BATCH_TOKENS = 2048
+LORA_BATCH_TOKENS = 600
+LEAST_BATCH_ROWS = 8  # rows of mean length that a batch holds at least
+FULL_LR, FULL_WIDTH = 2e-3, 64
+LORA_LR, LORA_WIDTH = 1e-3, 576
+
+
+@dataclass(frozen=True)
+class Length:
+    """How long a training is.
+
+    Attributes:
+        steps: optimiser steps.
+        passes: over the records.
+        records: that are trained on.
+    """
+
+    steps: int
+    passes: float
+    records: int
+
+    def __str__(self) -> str:
+        passes = f"{self.passes:.1f}" if self.passes < 10 else f"{self.passes:,.0f}"
+        return f"{self.steps:,} steps = {passes} passes over {self.records:,} records"
+
+
+def adaptation(parameters: int) -> str:
+    """What `--adapt` is for a model of so many parameters."""
+    return "full" if parameters <= FULL_PARAMETERS else "lora"
+
+
+def peak_learning_rate(adapt: str, width: int) -> float:
+    """Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V);
+    low-rank updates, which begin at zero, larger ones.
+    """
+    if adapt == "lora":
+        return LORA_LR * min(1.0, LORA_WIDTH / width)
+    return FULL_LR * min(1.0, FULL_WIDTH / width)
+
+
+def batch_tokens(adapt: str, mean_length: float) -> int:
+    """Tokens a batch: few where a step is dear, but a few rows of any length."""
+    least = int(LEAST_BATCH_ROWS * mean_length)
+    return max(least, LORA_BATCH_TOKENS if adapt == "lora" else FULL_BATCH_TOKENS)
+
+
+def default_steps(adapt: str, steps_a_pass: float) -> int:
+    """`PASSES` over the data; small data more often, as z has to be learned at all, and large data
+    in part.
+    """
+    least, most = LORA_STEPS if adapt == "lora" else FULL_STEPS
+    return int(min(most, max(least, round(PASSES * steps_a_pass))))
+
+
+def duration(seconds: float) -> str:
+    """A duration in the largest units that matter: "40 s", "12 min", "3 h 20 min", "2 d 4 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    days, hours = divmod(hours, 24)
+    return f"{days} d {hours} h" if hours else f"{days} d"
