@@ -130,7 +130,7 @@ def read_alone(make, records, tokenizer):
         ids = tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
         first = ids[0].tolist().index(tokenizer.convert_tokens_to_ids("<y>"))
         with torch.no_grad():
-            logits = make()(ids).logits[0, first:-2]
+            logits = make()(ids, use_cache=False).logits[0, first:-2]
         nll.append(
             torch.nn.functional.cross_entropy(logits, ids[0, first + 1 : -1], reduction="none")
         )
@@ -318,6 +318,38 @@ def test_attention_that_a_family_lacks_is_replaced_and_said(family, tmp_path):
     if not model._supports_sdpa:
         assert said == [f"{tmp_path}/m: the model has no sdpa attention; eager attention is taken"]
         assert loaded.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "packed"),
+    [
+        ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, True),
+        ("mamba", {"state_size": 4}, False),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, False),
+    ],
+)
+def test_mixtures_and_state_space_models_train_and_say_where_packing_is_off(
+    family, settings, packed, tmp_path
+):
+    torch.manual_seed(0)
+    sizes = SIZES
+    if family == "mamba":
+        sizes = {k: v for k, v in SIZES.items() if "attention" not in k and "key" not in k}
+        sizes.pop("intermediate_size")
+    config = AutoConfig.for_model(family, **{**sizes, **settings})
+    model = AutoModelForCausalLM.from_config(config).eval()
+    records = make_records(4, 2)
+    source, data = saved(model, tmp_path / "m"), write_jsonl(tmp_path / "d.jsonl", records)
+    common = ["--model", source, "--data", data, "--device", "cpu"]
+    said = run("precompute", *common, "--out", tmp_path / "b.h5").output
+    training = ["--baseline", tmp_path / "b.h5", "--latents", 2, "--steps", 2]
+    said += run("train", *common, *training, "--out", tmp_path / "run").output
+    assert ("execution: plain, which computes the prompt again" in said) != packed
+    assert ("each completion is scored with its prompt, and padded: it has" in said) != packed
+    alone = read_alone(lambda: model, records, make_tokenizer())
+    with Cache(tmp_path / "b.h5") as cache:
+        for row, values in enumerate(alone):
+            assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
 
 
 # checks
