@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import encode, make_tokenizer
 from twcli.data.batches import collate
-from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder, add_tags
+from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder, add_tags, default_template
 from twcli.data.example import Example
 from twcli.data.template import read_template
 from twcli.errors import UserError
@@ -389,3 +389,12 @@ def test_memory_does_not_grow_by_what_is_encoded(encoder):
     few, many = held(ENCODE_BLOCK), held(4 * ENCODE_BLOCK)
     # bytes a row: the prompt's number; its ids alone are over 40
     assert (many - few) / (3 * ENCODE_BLOCK) < 16
+
+
+def test_a_chat_model_that_has_no_tags_takes_its_chat_template():
+    plain, chat, both = make_tokenizer(), make_tokenizer(), make_tokenizer()
+    text = "{{ bos_token }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    chat.chat_template = both.chat_template = text
+    chat.get_vocab = lambda: {"w0": 0, "<eos>": 1}
+    assert default_template(plain) == default_template(both) == "tags"
+    assert default_template(chat) == "chat"

@@ -59,7 +59,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
     batches = 1 if isinstance(config, TrainConfig) else runtime.most_at_once(model.device)
     if isinstance(config, TrainConfig):
-        config = resolved(config, model, encoded)
+        config = resolved(config, model, encoder, encoded)
     speed = tokens_a_second(
         model, encoder, encoded, config.batch_tokens or forward.fast_batch_tokens(model), batches
     )

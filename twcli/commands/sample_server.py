@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from twcli import signals
-from twcli.config.commands import SampleConfig
+from twcli.config.commands import AUTO, SampleConfig
 from twcli.data.dataset import Prompts
 from twcli.data.latent_chat import LINE
 from twcli.errors import UserError
@@ -39,7 +39,8 @@ class ServerDrawing:
     empty: int = 0
 
     def __post_init__(self) -> None:
-        self._raw = None if self.config.template == "tags" else _raw_template(self.config.template)
+        template = self.config.template
+        self._raw = None if template in ("tags", AUTO) else _raw_template(template)
 
     @property
     def per_prompt(self) -> int:

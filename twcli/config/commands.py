@@ -135,11 +135,12 @@ class TemplateConfig(Config):
     """What stands around x, the latent and y."""
 
     template: str = option(
-        "tags",
+        AUTO,
         group=INPUTS,
         help=(
             "Text around x and y: `tags`, `chat` (the tokenizer's chat template), another chat "
-            "template in a .jinja file, or a text file with {x}, {z} and {y}."
+            "template in a .jinja file, or a text file with {x}, {z} and {y}; auto: chat where the "
+            "tokenizer has a chat template and not the tags."
         ),
     )
     chat_template_kwargs: str | None = option(
@@ -156,7 +157,7 @@ class TemplateConfig(Config):
         super().__post_init__()
         if not self.chat_settings:
             return
-        if self.template != "chat" and not self.template.endswith(".jinja"):
+        if self.template not in ("chat", AUTO) and not self.template.endswith(".jinja"):
             raise UserError(
                 "--chat-template-kwargs: are variables of a chat template; "
                 "give --template chat or leave them out"
@@ -854,7 +855,7 @@ class SampleConfig(TemplateConfig, ComputeConfig):
                 "give one of --data (records), --x (one prompt) and --interactive (prompts that "
                 "you type)"
             )
-        if self.run is not None and self.template != "tags":
+        if self.run is not None and self.template != AUTO:
             raise UserError("--template goes with --model; a run has its own")
         if self.run is not None and self.chat_template_kwargs is not None:
             raise UserError("--chat-template-kwargs goes with --model; a run has its own")

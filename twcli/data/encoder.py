@@ -115,6 +115,15 @@ class Encoded:
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
 
 
+def default_template(tokenizer: Any) -> str:
+    """What `--template auto` stands for: a chat model has never seen the tags, and b_t under them
+    would be that of a text that it cannot read.
+    """
+    vocabulary = tokenizer.get_vocab()
+    tagged = all(tag in vocabulary for tag in TAGS if tag not in SECTION_TAGS)
+    return "chat" if tokenizer.chat_template and not tagged else "tags"
+
+
 def add_tags(tokenizer: Any, template: Template | None) -> list[str]:
     """Adds the tags that the frame needs and the vocabulary lacks; returns them."""
     vocabulary = tokenizer.get_vocab()

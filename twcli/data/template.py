@@ -15,7 +15,7 @@ from twcli.data.chat import SUFFIX, ChatTemplate, Rendered, read_template_file
 from twcli.data.example import Example
 from twcli.errors import UserError
 
-TAGS, CHAT, FILE = "tags", "chat", "file"
+TAGS, CHAT, FILE, AUTO = "tags", "chat", "file", "auto"
 
 
 @dataclass(frozen=True)

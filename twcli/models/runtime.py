@@ -24,8 +24,8 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from twcli.data.encoder import SECTION_TAGS, ExampleEncoder, add_tags
-from twcli.data.template import read_template
+from twcli.data.encoder import SECTION_TAGS, ExampleEncoder, add_tags, default_template
+from twcli.data.template import AUTO, read_template
 from twcli.errors import UserError, first_line
 from twcli.models.checks import check_model
 from twcli.models.merging import adapter_in, merge_adapter, without_adapter
@@ -184,7 +184,7 @@ def load_encoder(
 
     Args:
         latent_tokens: tokens P per latent.
-        template: what `--template` takes.
+        template: what `--template` takes; "auto" as `encoder.default_template` says.
         chat_settings: variables of the chat template.
 
     Raises:
@@ -202,6 +202,8 @@ def load_encoder(
         raise UserError(
             f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer"
         )
+    if template == AUTO:
+        template = default_template(tokenizer)
     parsed = read_template(template, tokenizer, source, chat_settings)
     return ExampleEncoder(tokenizer, source, latent_tokens, parsed, add_tags(tokenizer, parsed))
 

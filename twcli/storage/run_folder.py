@@ -38,7 +38,7 @@ from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
 
 # what a training settles where its options leave it open
-SETTLED = ("latents", "adapt", "batch_tokens", "lr")
+SETTLED = ("latents", "template", "adapt", "batch_tokens", "lr")
 SEED_FOLDER = re.compile(r"seed-([0-9]{1,10})")
 LOCK = ".lock"
 TEMPLATE = "template.txt"  # in model/: the template, where it was a text file

@@ -20,7 +20,7 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from twcli.config.commands import TrainConfig
+from twcli.config.commands import AUTO, TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
@@ -156,7 +156,7 @@ def prepare(
         **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens, say=say
     )
     backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
-    config = resolved(run.settled(config), backbone, encoded)
+    config = resolved(run.settled(config), backbone, encoder, encoded)
     if config.uses_weights and config.term_weights()[0] == 0:
         say(
             "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
@@ -424,7 +424,9 @@ def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
     return max(1, int(cast(int, config.batch_tokens) / encoded.lengths.mean()))
 
 
-def resolved(config: TrainConfig, backbone: PreTrainedModel, encoded: Encoded) -> TrainConfig:
+def resolved(
+    config: TrainConfig, backbone: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded
+) -> TrainConfig:
     """The settings with what follows from the model's size and the records in the places that were
     left open.
     """
@@ -434,6 +436,7 @@ def resolved(config: TrainConfig, backbone: PreTrainedModel, encoded: Encoded) -
     tokens = config.batch_tokens or default_batch_tokens(adapt, float(encoded.lengths.mean()))
     return dataclasses.replace(
         config,
+        template=encoder.template.name if config.template == AUTO else config.template,
         adapt=adapt,
         batch_tokens=tokens,
         lr=config.lr or peak_learning_rate(adapt, width),
