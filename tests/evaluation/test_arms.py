@@ -13,6 +13,7 @@ from tests.conftest import WORDS, make_model, make_tokenizer
 from twcli.config.commands import EvalConfig
 from twcli.data.batches import collate
 from twcli.data.encoder import ExampleEncoder
+from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError
 from twcli.evaluation import arms, samples
 from twcli.evaluation.arms import FROZEN, figures_of, judged
@@ -21,6 +22,7 @@ from twcli.evaluation.samples import Sampling, Writer, draw_all
 from twcli.models.latents import LatentModel
 
 XS = ["w1 w2", "w3", "w4 w5 w6 w7"]
+PROMPTS = [Example(x, "") for x in XS]
 
 
 def made_lines(prompts, samples=8, latents=2, *, frozen, run, seed=0):
@@ -171,7 +173,7 @@ def writers():
 def sampling_of(writers, **settings):
     config = EvalConfig(run="run", data="data.jsonl", **({"samples": 3} | settings))
     frozen, run = writers
-    return Sampling(config, run, frozen, XS, longest=6)
+    return Sampling(config, run, frozen, PROMPTS, longest=6)
 
 
 def test_draws_are_kept_and_go_on_after_a_kill(writers, tmp_path, monkeypatch):
@@ -219,7 +221,7 @@ def test_samples_that_cannot_be_kept_are_drawn_all_the_same(writers, tmp_path):
 def test_a_prompt_that_fills_the_context(writers):
     frozen, run = writers
     config = EvalConfig(run="run", data="data.jsonl", samples=1)
-    short = Sampling(config, run, Writer(frozen.model, frozen.encoder, [], 6), XS, longest=6)
+    short = Sampling(config, run, Writer(frozen.model, frozen.encoder, [], 6), PROMPTS, longest=6)
     with pytest.raises(UserError, match="the prompt 'w4 w5 w6 w7' fills the context of 6 tokens"):
         list(short.lines(range(3), lambda *_: None))
 

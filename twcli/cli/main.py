@@ -329,6 +329,14 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     help="With --verify and --model: the records that a cache must be of.",
 )
 @click.option(
+    "--each-turn",
+    cls=GroupedOption,
+    group=INPUTS,
+    rare=True,
+    is_flag=True,
+    help="Of a conversation every turn of the assistant is an example, not only the last.",
+)
+@click.option(
     "--format",
     type=click.Choice(FORMATS),
     default=AUTO,
@@ -363,6 +371,7 @@ def inspect(
     verify: bool,
     model: str | None,
     data: str | None,
+    each_turn: bool,
     format: str,
     x_field: str,
     y_field: str,
@@ -384,6 +393,7 @@ def inspect(
         verify=verify,
         model=model,
         data=data,
+        each_turn=each_turn,
         format=format,
         x_field=x_field,
         y_field=y_field,

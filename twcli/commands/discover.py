@@ -264,6 +264,8 @@ def _train_command(config: DiscoverConfig) -> str:
         default = type(config).__dataclass_fields__[name].default
         if value != default:
             words += [flag_of(name), str(value)]
+    if config.each_turn:
+        words.append(flag_of("each_turn"))
     return shlex.join([*words, "--baseline", "FILE.h5", "--names", config.out, "--out", "RUN"])
 
 

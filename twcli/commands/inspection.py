@@ -37,6 +37,7 @@ def inspect(
     model: str | None = None,
     data: str | None = None,
     format: str = AUTO,
+    each_turn: bool = False,
     x_field: str = "x",
     y_field: str = "y",
     template: str | None = None,
@@ -46,7 +47,7 @@ def inspect(
 
     Args:
         model, data: check that the cache was made from them; both or neither, with `verify` only.
-        format, x_field, y_field: of the data.
+        format, x_field, y_field, each_turn: of the data.
         template: as in `twcli precompute`; needed only for a cache that was made with a template
             file.
 
@@ -74,7 +75,12 @@ def inspect(
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
-            fields = {"format": format, "x_field": x_field, "y_field": y_field}
+            fields = {
+                "format": format,
+                "x_field": x_field,
+                "y_field": y_field,
+                "each_turn": each_turn,
+            }
             assert model is not None and problems is not None  # --model and --verify came along
             foreign, texts = _compared(cache, model, data, fields, template)
             problems += foreign

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from twcli.commands.sample_server import ServerDrawing, in_order
 from twcli.config.commands import SampleConfig
-from twcli.data.dataset import Examples, Prompts, stream_examples
+from twcli.data.dataset import Examples, Prompts, completed_record, stream_examples
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import UserError, resumable
@@ -73,7 +73,7 @@ class Sampler:
         )
         return cls(config, model.to(runtime.pick_device(config.device)), encoder, [])
 
-    def router(self, xs: Sequence[str]) -> np.ndarray:
+    def router(self, xs: Sequence[Example]) -> np.ndarray:
         """The router p(z|x) (G, K)."""
         return router_probabilities(
             self.model,
@@ -89,7 +89,7 @@ class Sampler:
         return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
 
     def ids_and_room(
-        self, xs: Sequence[str], jobs: Sequence[tuple[int, int | None]]
+        self, xs: Sequence[Example], jobs: Sequence[tuple[int, int | None]]
     ) -> tuple[list[list[int]], np.ndarray]:
         """The ids of the prompts of `jobs`, pairs of (index of x, latent), and the tokens that each
         leaves free in the context.
@@ -104,7 +104,7 @@ class Sampler:
         context = runtime.context_length(self.model, self.config.max_length)
         room = context - np.asarray([len(prompt) for prompt in prompts])
         if room.min() < 1:
-            x = xs[jobs[int(room.argmin())][0]]
+            x = xs[jobs[int(room.argmin())][0]].x
             raise UserError(
                 f"{self.config.data or '--x'}: the prompt {x[:60]!r} fills the context of "
                 f"{context} tokens"
@@ -113,7 +113,7 @@ class Sampler:
 
     def complete(
         self,
-        xs: Sequence[str],
+        xs: Sequence[Example],
         jobs: Sequence[tuple[int, int | None]],
         seed: int,
         progress: Callable[[int], None] | None = None,
@@ -141,17 +141,18 @@ class Sampler:
         """A line for each of n completions under each latent: its probability under the router, and
         the text.
         """
-        (router,) = self.router([x]) if self.latent_ids else ([1.0],)
+        xs = [Example(x, "")]
+        (router,) = self.router(xs) if self.latent_ids else ([1.0],)
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
         jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
         return [
             text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
             for (_, latent), text in zip(
-                jobs, self.complete([x], jobs, self.config.seed)[0], strict=True
+                jobs, self.complete(xs, jobs, self.config.seed)[0], strict=True
             )
         ]
 
-    def latents(self, xs: Sequence[str], seed: int) -> list[list[int | None]]:
+    def latents(self, xs: Sequence[Example], seed: int) -> list[list[int | None]]:
         """For each prompt the latents of its completions; [None] x n for the frozen model."""
         n, latent = self.config.n, self.config.latent
         if not self.latent_ids:
@@ -222,7 +223,8 @@ class Drawing:
             if text:
                 yield (
                     json.dumps(
-                        {"x": xs[row], "y": text} | ({} if latent is None else {"latent": latent}),
+                        completed_record(xs[row], text)
+                        | ({} if latent is None else {"latent": latent}),
                         ensure_ascii=False,
                     )
                     + "\n"

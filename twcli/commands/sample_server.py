@@ -19,7 +19,9 @@ import numpy as np
 
 from twcli import signals
 from twcli.config.commands import AUTO, SampleConfig
-from twcli.data.dataset import Prompts
+from twcli.data.chat import content_text, prompt_turns
+from twcli.data.dataset import Prompts, completed_record
+from twcli.data.example import Example
 from twcli.data.latent_chat import LINE
 from twcli.errors import UserError
 from twcli.models.served import Request, Server
@@ -111,7 +113,7 @@ class ServerDrawing:
     ) -> list[str]:
         config, xs = self.config, self.prompts[rows]
 
-        async def one(x: str, seed: int) -> str:
+        async def one(x: Example, seed: int) -> str:
             async with limit:
                 answer = await server.complete(
                     self._request(x),
@@ -125,7 +127,7 @@ class ServerDrawing:
             if not answer.text.strip():
                 self.empty += 1
                 return ""
-            record: dict[str, Any] = {"x": x, "y": answer.text}
+            record = completed_record(x, answer.text)
             if config.latent is not None:
                 number = config.latent.isdecimal()
                 record["latent"] = int(config.latent) if number else config.latent
@@ -146,14 +148,29 @@ class ServerDrawing:
         state = np.random.SeedSequence([self.config.seed, row]).generate_state(self.config.n)
         return (state >> 1).tolist()
 
-    def _request(self, x: str) -> Request:
+    def _request(self, x: Example) -> Request:
         if self._raw is not None:
             before, after, stop = self._raw
-            return Request(prompt=before + x + after, stop=stop)
-        messages = [{"role": "user", "content": x}]
+            if x.messages is not None:
+                raise UserError(
+                    f"{self.config.data}: holds conversations, which the server's chat template "
+                    "writes; leave --template out"
+                )
+            return Request(prompt=before + x.x + after, stop=stop)
+        if x.tools:
+            raise UserError(
+                f"{self.config.data}: holds tools, which are not sent to a server; sample from the "
+                "model itself, with --model DIR"
+            )
+        messages = prompt_turns(x)
         if self.config.latent is not None:
             # the templates of exported models read it, on every server
-            messages.insert(0, {"role": "system", "content": f"{LINE} {self.config.latent}"})
+            line = f"{LINE} {self.config.latent}"
+            if messages[0]["role"] == "system":
+                own = messages[0]
+                messages[0] = {**own, "content": f"{line}\n{content_text(own.get('content'))}"}
+            else:
+                messages.insert(0, {"role": "system", "content": line})
         return Request(messages=messages)
 
     def fingerprint(self) -> dict[str, Any]:

@@ -93,11 +93,18 @@ class DataConfig(Config):
     format: str = option(AUTO, group=INPUTS, rare=True, help=FORMAT_HELP, choices=FORMATS)
     x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
     y_field: str = option("y", group=INPUTS, rare=True, help="Field that holds the completion.")
+    each_turn: bool = option(
+        False,
+        group=INPUTS,
+        rare=True,
+        help="Of a conversation every turn of the assistant is an example, not only the last.",
+    )
 
     @property
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, Any]:
         """What `data.dataset.stream_examples` is told of the records."""
-        return {"format": self.format, "x_field": self.x_field, "y_field": self.y_field}
+        names = ("format", "x_field", "y_field", "each_turn")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True, kw_only=True)

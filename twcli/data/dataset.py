@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 from twcli.config.options import check_characters
 from twcli.data.example import Example
 from twcli.data.files import Record, Source, sources_of
-from twcli.data.formats import AUTO, Form, form_of
+from twcli.data.formats import AUTO, Form, earlier_answers, form_of
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
 
@@ -39,6 +40,7 @@ def stream_examples(
     y_field: str | None = "y",
     strategy_field: str | None = None,
     format: str = AUTO,
+    each_turn: bool = False,
 ) -> Examples:
     """The records in file order, read lazily; a missing file and a form that is not known are
     reported at once.
@@ -48,13 +50,15 @@ def stream_examples(
         y_field: None if only prompts are needed; y is then empty, and messages are the prompt's.
         strategy_field: None leaves labels unread, as training does.
         format: as `formats.form_of` takes it.
+        each_turn: of a conversation one example for each turn of the assistant, in their order,
+            each with the turns before it; else for the last one.
 
     Raises:
         UserError: names the file, the line, the field and the fix; also raised if there are no
             records.
     """
     sources = [(source, _form(source, x_field, y_field, format)) for source in sources_of(path)]
-    return Examples(path, sources, y_field is not None, strategy_field)
+    return Examples(path, sources, y_field is not None, strategy_field, each_turn)
 
 
 def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tuple[Form, list[str]]:
@@ -78,9 +82,11 @@ class Examples:
         sources: list[tuple[Source, tuple[Form, list[str]]]],
         complete: bool,
         strategy_field: str | None,
+        each_turn: bool = False,
     ) -> None:
         self.data, self._sources = data, sources
         self._complete, self._strategy_field = complete, strategy_field
+        self._each_turn = each_turn and complete
         self._records = self._count = self._unread = 0
         self._turns: tuple[int, int] | None = None
 
@@ -98,7 +104,10 @@ class Examples:
             for where, record in source.records():
                 records += 1
                 strategy = _strategy(record, label, where) if label is not None else None
-                for x, y, messages, tools, after in read(record, where, complete):
+                found = read(record, where, complete)
+                if self._each_turn:
+                    found = [*earlier_answers(found[0]), *found]
+                for x, y, messages, tools, after in found:
                     count += 1
                     if messages is not None:
                         least, most = min(least, len(messages)), max(most, len(messages))
@@ -178,8 +187,8 @@ def stream_answers(
 
 @dataclass(frozen=True)
 class Prompts:
-    """The distinct prompts of records, in order of first appearance; their texts are in a
-    disk-backed array (`DiskArray`).
+    """The distinct prompts of records, in order of first appearance, as records without y; they
+    are kept in a disk-backed array (`DiskArray`).
 
     Attributes:
         digests: (P, 16) uint8, hashes of their texts.
@@ -197,7 +206,7 @@ class Prompts:
         with DiskArray(np.uint8) as text, DiskArray(np.int64) as ends:
             stop = 0
             for example in examples:
-                data = example.x.encode()
+                data = _stored_prompt(example)
                 digests += hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
                 text.append(np.frombuffer(data, np.uint8))
                 stop += len(data)
@@ -215,5 +224,32 @@ class Prompts:
     def __len__(self) -> int:
         return len(self.digests)
 
-    def __getitem__(self, rows: range) -> list[str]:
-        return [self._text[self._starts[row] : self._stops[row]].tobytes().decode() for row in rows]
+    def __getitem__(self, rows: range) -> list[Example]:
+        return [
+            _read_prompt(self._text[self._starts[row] : self._stops[row]].tobytes()) for row in rows
+        ]
+
+
+CONVERSATION = b"\0"  # marks a stored conversation; no text holds this character
+
+
+def _stored_prompt(example: Example) -> bytes:
+    if example.messages is None:
+        return example.x.encode()
+    parts = {"x": example.x, "messages": example.messages, "tools": example.tools}
+    return CONVERSATION + json.dumps(parts, ensure_ascii=False, default=str).encode()
+
+
+def _read_prompt(data: bytes) -> Example:
+    if not data.startswith(CONVERSATION):
+        return Example(data.decode(), "")
+    parts = json.loads(data[len(CONVERSATION) :])
+    return Example(parts["x"], "", messages=tuple(parts["messages"]), tools=parts["tools"])
+
+
+def completed_record(prompt: Example, text: str) -> dict[str, Any]:
+    """A record of a prompt and a completion, in the form in which it is read again."""
+    if prompt.messages is None:
+        return {"x": prompt.x, "y": text}
+    turns = [*prompt.messages, {"role": "assistant", "content": text}]
+    return {"messages": turns} | ({"tools": prompt.tools} if prompt.tools else {})

@@ -379,6 +379,23 @@ def conversation(
     return Shards(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
 
 
+def earlier_answers(parts: Shards) -> list[Shards]:
+    """The turns of the assistant before the target of a conversation, each as a target; those that
+    open it or say nothing are left out.
+    """
+    turns = list(parts.messages or ())[:-1]
+    return [
+        Shards(
+            prompt_text(turns[:number], parts.tools),
+            text_of(turn),
+            tuple(turns[: number + 1]),
+            parts.tools,
+        )
+        for number, turn in enumerate(turns)
+        if number and turn["role"] == TARGET and text_of(turn).strip()
+    ]
+
+
 # Forms
 
 

@@ -352,7 +352,11 @@ def compare(
     limit = runtime.context_length(model.backbone, config.max_length)
     latent_ids = model.latent_ids_KP.tolist()
     drawing = Sampling(
-        config, Writer(model.backbone, encoder, latent_ids, limit), frozen, xs, longest
+        config,
+        Writer(model.backbone, encoder, latent_ids, limit),
+        frozen,
+        [examples[row] for row in first],
+        longest,
     )
     lines = draw_all(drawing, run.samples, say, progress)
     arms = arms_of(lines, config.samples, config.seed)

@@ -31,6 +31,7 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig
 from twcli.data.encoder import ExampleEncoder
+from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError, how_to_resume
 from twcli.evaluation.sampling import proportional_order
 from twcli.models import baseline
@@ -52,7 +53,7 @@ class Writer:
     latents: list[list[int]]
     max_length: int
 
-    def prompt_and_sections(self, x: str) -> tuple[list[int], np.ndarray]:
+    def prompt_and_sections(self, x: Example) -> tuple[list[int], np.ndarray]:
         """The ids that all completions of x follow, and (K, C) those that differ."""
         encoder, whole = self.encoder, self.encoder.prompt(x)
         if not self.latents:
@@ -63,7 +64,7 @@ class Writer:
 
     def draw(
         self,
-        xs: Sequence[str],
+        xs: Sequence[Example],
         counts_PK: np.ndarray,
         *,
         config: EvalConfig,
@@ -82,7 +83,7 @@ class Writer:
         room = self.max_length - lengths
         if room.min() < 1:
             raise UserError(
-                f"{config.data}: the prompt {xs[int(room.argmin())][:60]!r} fills the context of "
+                f"{config.data}: the prompt {xs[int(room.argmin())].x[:60]!r} fills the context of "
                 f"{self.max_length} tokens"
             )
         limit_R = np.minimum(room, longest)[prompt_R]
@@ -112,7 +113,7 @@ class Sampling:
     config: EvalConfig
     run: Writer
     frozen: Writer | None
-    xs: list[str]
+    xs: list[Example]
     longest: int
     cut: int = 0
     tokens: int = 0
@@ -199,7 +200,7 @@ class Sampling:
         advance(whole - done)
         self.seconds += time.monotonic() - started
         for x, old, p, new in zip(xs, frozen, router, texts, strict=True):
-            line = {"x": x, "frozen": old, "router": p.tolist(), "latents": new}
+            line = {"x": x.x, "frozen": old, "router": p.tolist(), "latents": new}
             yield json.dumps(line, ensure_ascii=False) + "\n"
 
     def fingerprint(self) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class Sampling:
                 "temperatures": self.temperatures,
                 "device": self.run.model.device.type,
                 "block": self.block,
-                "prompts": hashlib.sha256("\0".join(self.xs).encode()).hexdigest(),
+                "prompts": hashlib.sha256("\0".join(x.x for x in self.xs).encode()).hexdigest(),
             }
             | {
                 f"{name}_{key}": value

@@ -97,6 +97,7 @@ def open_inputs(
     format: str = AUTO,
     x_field: str = "x",
     y_field: str = "y",
+    each_turn: bool = False,
     examples: Iterable[Example] | None = None,
     template: str = "tags",
     precision: str = "fp32",
@@ -109,7 +110,7 @@ def open_inputs(
     """Loads the model and encodes the records. The model stays on the CPU.
 
     Args:
-        format, x_field, y_field: as `stream_examples` takes them.
+        format, x_field, y_field, each_turn: as `stream_examples` takes them.
         examples: the records, where they have been read already; else they are read from `data`.
         max_length: tokens; None for the model's context.
         latent_tokens: vocabulary tokens P that spell one latent.
@@ -120,7 +121,9 @@ def open_inputs(
         UserError: the model, the template or a record is wrong, or they do not fit together.
     """
     if examples is None:
-        examples = stream_examples(data, format=format, x_field=x_field, y_field=y_field)
+        examples = stream_examples(
+            data, format=format, x_field=x_field, y_field=y_field, each_turn=each_turn
+        )
     frozen, encoder = runtime.load_frozen(
         model,
         precision=precision,
