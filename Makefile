@@ -1,7 +1,7 @@
 # make demo     an entangled model goes in, a strategy model comes out: data, training and evaluation on a laptop's CPU
 # make figures  where b_t lies, what weighting does to gradients and to training: three plots and a table in build/figures
-# make quality  every task, three seeds, three losses: hours; goes on where it was interrupted
-# make natural  strategies found in natural language, three seeds: hours; goes on where it was interrupted
+# make quality  every task, three seeds, three losses: hours; resumes where it was interrupted
+# make natural  strategies found in natural language, three seeds: hours; resumes where it was interrupted
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
 # make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
@@ -11,7 +11,7 @@
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice
 # make lint     the linter, whether the layout is the formatter's, which folder imports from which, and the types
-# make format   the layout, and what the linter can mend by itself
+# make format   the layout, and what the linter can fix by itself
 # make docs     the command reference, from the commands
 # make clean    removes what the others made, the virtual environment included
 

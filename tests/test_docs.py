@@ -111,6 +111,42 @@ def test_every_option_in_the_documents_exists():
         assert named <= known | others, (page.name, named - known - others)
 
 
+# Words of a dialect, and what to write instead.
+DIALECT = {
+    r"(told|tell|tells|telling) (apart|best|well|from|alike)": "predicted, distinguished, reported",
+    r"told": "predicted, distinguished, reported",
+    r"(go|goes|gone|went) on( from| where| with)?": "resume, continue",
+    r"anew": "again",
+    r"(mend|mends|mended|mending)": "fix, reassign",
+    r"hangs? on": "depends on",
+    r"(stand|stands|stood) (in|at|before|between|beside|next|on|together)": "is, occurs",
+    r"makes? room": "allows",
+    r"understud(y|ies|ied)": "spare latents",
+    r"(by themselves|by itself) (read|told)": "separately",
+}
+
+
+def test_help_and_documents_speak_the_fields_words():
+    def commands(command, context):
+        yield command.help or ""
+        yield from (getattr(option, "help", None) or "" for option in command.params)
+        for name in getattr(command, "commands", ()):
+            yield from commands(command.get_command(context, name), context)
+
+    texts = {page.name: page.read_text() for page in [ROOT / "README.md", *PAGES]}
+    texts["CHANGELOG.md"] = (ROOT / "CHANGELOG.md").read_text()
+    texts["help"] = "\n".join(commands(main, None))
+    for file in (ROOT / "twcli").rglob("*.py"):
+        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, documented) and (text := ast.get_docstring(node)):
+                texts[f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"] = text
+    for place, text in texts.items():
+        for pattern, instead in DIALECT.items():
+            found = re.search(rf"\b{pattern}\b", text, re.IGNORECASE)
+            assert not found, f"{place}: '{found[0]}'; write {instead}"
+
+
 def test_links_between_the_documents_lead_somewhere():
     for page in [ROOT / "README.md", *PAGES]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):

@@ -140,8 +140,8 @@ def test_one_turn_refuses_what_it_was_not_trained_on(render, messages):
         ({0: "x" * 65}, "1 to 64 characters"),
         ({0: "two\nlines"}, "one line"),
         ({0: "1"}, "no number"),
-        ({0: "router"}, "already stands for something else"),
-        ({0: "same", 1: "same"}, "already stands for something else"),
+        ({0: "router"}, "is taken already"),
+        ({0: "same", 1: "same"}, "is taken already"),
     ],
 )
 def test_names_that_cannot_be_told_from_others_are_refused(names, message):

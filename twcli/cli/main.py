@@ -271,7 +271,7 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
 
 def _converse(sampler: Any) -> None:
     """Prompts from standard input until it ends or a line is empty; one that is no
-    prompt is told and passed over.
+    prompt is reported and skipped.
     """
     stream = click.get_binary_stream("stdin")
     while True:

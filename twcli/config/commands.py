@@ -139,7 +139,7 @@ class ComputeConfig(Config):
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateConfig(Config):
-    """What stands around x, the latent and y."""
+    """The text around x, the latent and y."""
 
     template: str = option(
         AUTO,

@@ -125,7 +125,7 @@ def default_template(tokenizer: Any) -> str:
 
 
 def add_tags(tokenizer: Any, template: Template | None) -> list[str]:
-    """Adds the tags that the frame needs and the vocabulary lacks; returns them."""
+    """Adds the tags that the template needs and the vocabulary lacks; returns them."""
     vocabulary = tokenizer.get_vocab()
     added = [tag for tag in (TAGS if template is None else SECTION_TAGS) if tag not in vocabulary]
     _add_tokens(tokenizer, added)
@@ -142,11 +142,11 @@ def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
 
 
 class ExampleEncoder:
-    """A prompt template with its tokenizer.
+    """Turns examples into token ids: a tokenizer and the template around x, z and y.
 
     Args:
         latent_tokens: vocabulary tokens P that spell one latent.
-        frame: as `frame.read_template` gives it; None for the tags.
+        template: as `read_template` gives it; None for the tags.
         added: tags that `add_tags` added, which the model has never seen.
 
     Raises:

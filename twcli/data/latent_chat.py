@@ -89,7 +89,7 @@ _LEADING_SPACE = "('' if latent_x[:1] == ' ' else ' ')"
 
 
 def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, str]:
-    """What stands for each latent in the generation prompt, by its number as text, by its name, and
+    """What each latent is called in the generation prompt, by its number as text, by its name, and
     for "router".
 
     Args:
@@ -98,7 +98,7 @@ def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, s
         names: names of some of the latents.
 
     Raises:
-        UserError: a name that cannot be told from another, or of a latent that is not there.
+        UserError: a name that equals another, or of a latent that is not there.
     """
     by_number = {str(k): f"<z>{''.join(latent_tokens(k, tokens))}</z>" for k in range(latents)}
     found = {**by_number, ROUTER: "<z>"}
@@ -113,7 +113,7 @@ def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, s
         if not name.isprintable() or name.isdecimal():
             raise UserError(f"--name {k}={name}: give a name of one line that is no number")
         if name in found:
-            raise UserError(f"--name {k}={name}: '{name}' already stands for something else")
+            raise UserError(f"--name {k}={name}: '{name}' is taken already")
         found[name] = by_number[str(k)]
     return found
 
@@ -125,17 +125,17 @@ def with_latents(template: str, found: Mapping[str, str], default: str) -> str:
         found: the result of `sections`.
         default: the key of `found` that is used where a call names no latent.
     """
-    # Jinja drops a template's last newline, which here would come to stand in the middle.
+    # Jinja drops a template's last newline, which here would be in the middle.
     body = template.removesuffix("\n").removesuffix("\r")
     tail = "{{ latent_sections[latent] if add_generation_prompt else '' }}"
     return _choice(found, default) + body + tail
 
 
 def one_turn(text: str, found: Mapping[str, str], default: str, *, space: bool = False) -> str:
-    """A chat template that builds the prompts of a frame: one user turn becomes x.
+    """A chat template that builds the prompts of a template: one user turn becomes x.
 
     Args:
-        text: the frame with `{x}`, `{z}` and `{y}`.
+        text: the template with `{x}`, `{z}` and `{y}`.
         found, default: as for `with_latents`.
         space: put a space before x.
     """

@@ -235,7 +235,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
         ) from error
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{where}: not valid JSON at column {error.colno}: {error.msg}; mend or restore it"
+            f"{where}: not valid JSON at column {error.colno}: {error.msg}; fix or restore it"
         ) from error
     except RecursionError as error:
         raise UserError(f"{where}: JSON is nested too deeply; a line is one flat object") from error
@@ -318,6 +318,6 @@ def _is_whole(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value as JSON, cut: it stands in a message of one line."""
+    """The value as JSON, cut: it is part of a message of one line."""
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:37] + "..."

@@ -24,10 +24,10 @@ class Centring:
     """Takes the prompts' content out of features, in which it dominates: what stays is how
     completions of a prompt differ.
 
-    Where prompts have two completions each, that alone cannot tell the right naming from the one in
-    which every completion takes its partner's name: the differences change sign, and nothing else.
-    What the two have in common does tell them apart, so there each prompt's mean stays too, made as
-    small as the differences are.
+    Where prompts have two completions each, that alone cannot distinguish the right naming from the
+    one in which every completion takes its partner's name: the differences change sign, and nothing
+    else. What the two have in common does distinguish them, so there each prompt's mean stays too,
+    made as small as the differences are.
 
     Attributes:
         means: for each kind of features (F,), the mean of the prompts' means.
@@ -60,7 +60,7 @@ class Centring:
         return cls(tuple(means), tuple(shares))
 
     def __call__(self, features: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
-        """Centres features (N, F) of each kind, grouped by prompt, where they stand."""
+        """Centres features (N, F) of each kind, grouped by prompt, in place."""
         for kind, mean, share in zip(features, self.means, self.shares, strict=True):
             prompts = prompt_means(kind, sizes)
             kind -= np.repeat(

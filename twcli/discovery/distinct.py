@@ -2,12 +2,12 @@
 their features in `spaces`.
 
 Distinct completions of a prompt take distinct clusters. A clustering whose names mean the same for
-every prompt can be told by a linear map from completions of other prompts; of many, the one that a
-cross-validated ridge regression tells best is kept, after the regression has reassigned it. Several
-views of the completions may judge together, so that of namings which one of them tells alike
-another decides. What starts get wrong most often is a pair of clusters whose names are exchanged
-for some prompts, so the best ones are also searched pair by pair. Of namings that are told equally
-well, the one that explains most of the features' variance is taken.
+every prompt can be predicted by a linear map from completions of other prompts; of many, the one
+that a cross-validated ridge regression predicts best is kept, after the regression has reassigned
+it. Several views of the completions judge together, so that one decides where another does not.
+What starts get wrong most often is a pair of clusters whose names are exchanged for some prompts,
+so the best ones are also searched pair by pair. Of namings that are predicted equally well, the one
+that explains most of the features' variance is taken.
 
 Shapes: N rows, P prompts, F features, D directions, K clusters.
 """
@@ -27,7 +27,7 @@ from twcli.discovery.search import matched_share
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature
 ITERATIONS = 30
-# reassigned starts whose pairs of clusters are searched; a pair of completions tells less
+# reassigned starts whose pairs of clusters are searched; a pair of completions says less
 FINALISTS, PAIRED_FINALISTS = 4, 8
 SEARCH_WORK = 12  # such a search takes about as long as so many starts
 TIE = 5e-4  # difference of scores that says nothing
@@ -35,12 +35,12 @@ MOST_CLUSTERS = 16  # that are looked for where their number is not given
 # of the highest gain: on six tasks a strategy too few reached 0.95 of it at most, the
 # right number 0.99 at least
 ENOUGH = 0.975
-# numbers of clusters in succession that are told no better, after which no more are tried
+# numbers of clusters in succession that are predicted no better, after which no more are tried
 PATIENCE = 3
 # of those that chance would give: clusters that meet in fewer prompts are one, split by x;
 # strategies reached 0.36 at least
 MEETINGS = 0.1
-TELLING = 10  # meetings that chance would give, below which their absence says nothing
+ENOUGH_MEETINGS = 10  # meetings that chance would give, below which their absence says nothing
 
 
 def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
@@ -66,7 +66,7 @@ def best_count(
     seed: int,
     advance: Callable[[int], None] | None = None,
 ) -> tuple[int, dict[int, float]]:
-    """How many clusters there are, without being told: (K, what speaks for each K that was tried).
+    """How many clusters there are: (K, what speaks for each K that was tried).
 
     That is `above_chance` of the highest score. Completions of one prompt differ by their clusters,
     so it grows as long as two strategies have to share one, and no further. The smallest K is taken
@@ -94,10 +94,10 @@ def best_count(
 
 
 def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
-    """How many clusters a prompt can choose between: those that stand in no prompt together are
+    """How many clusters a prompt can choose between: those that never occur in one prompt are
     one choice, whatever x is.
 
-    Clusters to spare are empty, or halves of a strategy that divide the prompts between them.
+    Spare clusters are empty, or halves of a strategy that divide the prompts between them.
     """
     prompt_N = np.repeat(np.arange(len(sizes)), sizes)
     has_PK = np.zeros((len(sizes), latents))
@@ -105,7 +105,9 @@ def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
     has_PK = has_PK[:, has_PK.any(0)]
     while True:
         chance_KK = np.outer(has_PK.sum(0), has_PK.sum(0)) / len(sizes)
-        apart_KK = np.triu((chance_KK >= TELLING) & (has_PK.T @ has_PK <= MEETINGS * chance_KK), 1)
+        apart_KK = np.triu(
+            (chance_KK >= ENOUGH_MEETINGS) & (has_PK.T @ has_PK <= MEETINGS * chance_KK), 1
+        )
         if not apart_KK.any():
             return has_PK.shape[1]
         # The largest pair first: whatever else would go with either of the two then has least room.
@@ -139,7 +141,8 @@ def best_clustering(
     *,
     finalists: int = FINALISTS,
 ) -> tuple[np.ndarray, float, float]:
-    """Mends every start, searches around the best ones and keeps the clustering of highest score.
+    """Reassigns every start, searches around the best ones and keeps the clustering of highest
+    score.
 
     Args:
         views: as in `CrossValidation`; by the first one ties are broken.

@@ -17,9 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from twcli.discovery.predictability import REASSIGNMENTS, CrossValidation, ridge_map
 
 ALIKE = 0.95  # share of rows on which two clusterings agree, from which they are one
-# ways of naming one pair of clusters anew: judged by one assignment, and reassigned
+# ways of naming one pair of clusters again: judged by one assignment, and reassigned
 EXCHANGES, REASSIGNED_EXCHANGES = 12, 3
-# by which such a way may be told worse than the present one: the other clusters have a say as well
+# by which such a way may be less predictable than the present one: other clusters count as well
 SLACK = 0.04
 MARGIN = 1e-6
 PRINCIPAL = 16  # directions tried
@@ -33,7 +33,7 @@ def search(
     """(clusters (N,), score) of all that were met while two clusters' names were
     exchanged, prompt by prompt.
 
-    Each exchange that raises the score is gone on from, until none does.
+    The search continues from each exchange that raises the score, until none does.
     """
     met = []
     pairs = list(combinations(range(judge.latents), 2))
@@ -44,8 +44,8 @@ def search(
             new for view in judge.views for new in _exchanges(judge, view, clusters, *pair)
         )
         screened = sorted(map(judge.assign, exchanged), key=lambda result: -result[1])
-        for told, _ in screened[:REASSIGNED_EXCHANGES]:
-            reassigned, better = judge.reassign(told)
+        for assigned, _ in screened[:REASSIGNED_EXCHANGES]:
+            reassigned, better = judge.reassign(assigned)
             met.append((reassigned, better))
             if better > score + MARGIN:
                 clusters, score = reassigned, better
@@ -57,10 +57,10 @@ def search(
 def _exchanges(
     judge: CrossValidation, points: np.ndarray, clusters: np.ndarray, one: int, other: int
 ) -> list[np.ndarray]:
-    """Clusters with the two named anew in all prompts that have both, in the ways that can be told
-    best from a view's points.
+    """Clusters with the two named again in all prompts that have both, in the ways that are most
+    predictable from a view's points.
 
-    Where most rows of the two stand in prompts without the other, those also take the names that
+    Where most rows of the two are in prompts without the other, those also take the names that
     the same direction gives them.
     """
     row_P = np.full((2, len(judge.second_P)), -1)
@@ -95,7 +95,7 @@ def _two_humps(apart: np.ndarray) -> np.ndarray:
     """(P, C) signs that name two completions of each prompt in many ways, from the differences
     between them (P, D); the first is the present one.
 
-    Along the direction that tells the two names the differences have two humps. Such
+    Along the direction that separates the two names the differences have two humps. Such
     directions are what independent component analysis finds (Hyvarinen and Oja 2000);
     principal ones are tried as well.
     """
@@ -113,13 +113,13 @@ def _reassigned(
     signs: np.ndarray, apart: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """(signs, the values that they are the signs of), (P, C) both, after regressions on each half
-    of the prompts told the other.
+    of the prompts predicted the other.
     """
-    ridges = [(told, ridge_map(apart[~told])) for told in (second, ~second)]
+    ridges = [(half, ridge_map(apart[~half])) for half in (second, ~second)]
     values = np.empty_like(signs)
     for _ in range(REASSIGNMENTS):
-        for told, ridge in ridges:
-            values[told] = apart[told] @ (ridge @ signs[~told])
+        for half, ridge in ridges:
+            values[half] = apart[half] @ (ridge @ signs[~half])
         previous, signs = signs, np.where(values >= 0, 1.0, -1.0)
         if np.array_equal(previous, signs):
             break
@@ -127,8 +127,8 @@ def _reassigned(
 
 
 def _most_predictable(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]:
-    """Up to `EXCHANGES` columns (P,), best told first, none of them nearly another or the first,
-    which is the present one.
+    """Up to `EXCHANGES` columns (P,), most predictable first, none of them nearly another or the
+    first, which is the present one.
     """
     fits = np.abs(values).mean(0)
     known = [signs[:, 0]]
@@ -142,7 +142,7 @@ def _most_predictable(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]
 
 def _independent_directions(whitened: np.ndarray) -> np.ndarray:
     """(D, D) orthonormal rows along which the points are least normal; the axes where none can
-    be told from a normal one.
+    be distinguished from a normal one.
     """
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them

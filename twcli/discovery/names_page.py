@@ -289,7 +289,7 @@ def _prefix(text: str, columns: int) -> str:
 
 
 def _wrapped(text: str, indent: str = "") -> list[str]:
-    """Lines of words; a word that is too wide for a line, such as a path, goes on in the next."""
+    """Lines of words; a word that is too wide for a line, such as a path, continues in the next."""
     columns = COLUMNS - len(indent)
     lines, line = [], ""
     for word in _visible(str(text)).split():

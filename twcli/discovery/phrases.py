@@ -62,10 +62,10 @@ class Phrase:
 def distinctive_phrases(
     texts: Sequence[str], latent_N: np.ndarray, latents: int, top: int = 8
 ) -> list[list[Phrase]]:
-    """The phrases that set each latent apart from all the others, the most telling first.
+    """The phrases that set each latent apart from all the others, the most distinctive first.
 
     A phrase counts once a completion, so that long completions do not win, and no phrase repeats
-    another that is shown. A latent has fewer than `top`, or none, where no more are told from
+    another that is shown. A latent has fewer than `top`, or none, where no more differ from
     chance: so has one without completions, and so have all where a single latent has completions.
     Deterministic; some seconds for 20,000 texts.
 
@@ -154,7 +154,7 @@ def _alphabet(characters: Iterable[str]) -> tuple[dict[int, None], re.Pattern[st
     """Characters that are not seen, and the pattern of a token.
 
     Python's `\\w` leaves out the vowel signs of Indic scripts and other marks: what of them occurs
-    is put into the pattern, with the joiners that stand within words.
+    is put into the pattern, with the joiners that occur within words.
     """
     ignored, marks = {}, ["\u200c\u200d"]
     for character in sorted(characters):
@@ -247,7 +247,7 @@ def _counted(
 
 
 def _numbered(codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Codes as numbers from 0 on, and where each number stands first."""
+    """Codes as numbers from 0 on, and where each number occurs first."""
     _, first, numbers = np.unique(codes, return_index=True, return_inverse=True)
     return numbers, first
 
@@ -266,7 +266,7 @@ def _z_scores(count: np.ndarray, prior: np.ndarray, size: int, total: int) -> np
         total: completions of any latent.
     """
     z = np.full(len(count), -np.inf)
-    kept = prior < total  # what all have tells nothing, and its odds are infinite
+    kept = prior < total  # what all have says nothing, and its odds are infinite
     count, prior = count[kept], prior[kept]
     have, have_others = count + prior, 2 * prior - count
     lack, lack_others = size + total - have, 2 * total - size - have_others
@@ -310,10 +310,10 @@ def _chosen(
 
 
 def _order(z: np.ndarray, length: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Places of the phrases that are told from chance, as they are considered."""
-    told = np.flatnonzero(z >= MIN_Z)
-    rounded = np.round(z[told], 9)  # equal counts give equal z, but for the last bit
-    return told[np.lexsort((gram[told], -length[told], -rounded))]
+    """Places of the phrases that differ from chance, as they are considered."""
+    kept = np.flatnonzero(z >= MIN_Z)
+    rounded = np.round(z[kept], 9)  # equal counts give equal z, but for the last bit
+    return kept[np.lexsort((gram[kept], -length[kept], -rounded))]
 
 
 def _shard_folder(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

@@ -1,8 +1,8 @@
-"""How well clusters of some prompts' completions are told by a linear map that was fitted on other
-prompts: ridge regression.
+"""Cross-validated linear predictability of clusters: how well a linear map that was fitted on other
+prompts predicts them (ridge regression).
 
-Names that mean the same for every prompt are told well; names that are exchanged from
-prompt to prompt are not.
+Names that mean the same for every prompt are predictable; names that are exchanged from prompt to
+prompt are not.
 
 Shapes: N rows, D directions, K clusters.
 """
@@ -18,12 +18,12 @@ from twcli.discovery.prior import assign_groups
 
 RIDGE = 1e-2  # of their mean variance
 REASSIGNMENTS = 12
-ROWS_A_DIRECTION = 4  # least rows for each direction in which a run's latents are told apart
+ROWS_A_DIRECTION = 4  # least rows for each direction from which a run's latents are predicted
 
 
 @dataclass(frozen=True)
 class Half:
-    """The prompts that are told by a regression of the others.
+    """The prompts whose clusters a regression of the others predicts.
 
     Attributes:
         fitted_N, predicted_N: which rows are the others', and which are these prompts'.
@@ -39,7 +39,7 @@ class Half:
     points: list[np.ndarray]
 
     def values(self, targets: np.ndarray) -> list[np.ndarray]:
-        """For each view (rows told, K): what the others' targets (rows fitted, K) let expect."""
+        """For each view (rows predicted, K): what the others' targets (rows fitted, K) predict."""
         return [
             points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)
         ]
@@ -74,33 +74,33 @@ class CrossValidation:
 
     def assign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,) that the other half's regression assigns, their score)."""
-        told, total = clusters.copy(), 0.0
+        assigned, total = clusters.copy(), 0.0
         for half in self.halves:
             values = half.values(one_hot(clusters[half.fitted_N], self.latents))
-            told[half.predicted_N] = chosen = assign_groups(-values[0], half.sizes)
+            assigned[half.predicted_N] = chosen = assign_groups(-values[0], half.sizes)
             total += sum(float(value[np.arange(len(chosen)), chosen].sum()) for value in values)
-        return told, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
+        return assigned, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
 
     def reassign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
         score = 0.0
         for _ in range(REASSIGNMENTS):
-            told, score = self.assign(clusters)
-            if np.array_equal(told, clusters):
+            assigned, score = self.assign(clusters)
+            if np.array_equal(assigned, clusters):
                 break
-            clusters = told
+            clusters = assigned
         return clusters, score
 
 
 def predictability(
     points: np.ndarray, sizes: list[int], soft_NK: np.ndarray, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How far one meaning of the latents holds for all prompts: (what is told (N,), what could be
-    (N,)), to be summed and divided.
+    """How far one meaning of the latents holds for all prompts: (what is predicted (N,), its
+    upper bound (N,)), to be summed and divided.
 
-    A linear map from the completions of one half of the prompts tells those of the other
+    A linear map from the completions of one half of the prompts predicts those of the other
     half. The share is 1 where each completion of a prompt has a latent of its own with
-    certainty and the map tells which; it is 0 where latents are used alike, or change their
+    certainty and the map predicts which; it is 0 where latents are used alike, or change their
     meaning from prompt to prompt.
 
     Args:

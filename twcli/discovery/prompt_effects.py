@@ -229,7 +229,7 @@ def _variance_components(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Between-prompt variance U and within-prompt variance E (F,), by moments.
 
-    U is 0 where no prompt has two rows: then the two cannot be told from each other.
+    U is 0 where no prompt has two rows: then the two cannot be distinguished.
     """
     freedom = len(residual_NF) - len(sizes_P)
     if freedom < 1:

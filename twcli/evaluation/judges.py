@@ -8,7 +8,7 @@
     MODULE:FUNCTION         judge(x, y) -> (strategy or None, correct or None)
 
 A judge that raises, returns something else or takes too long costs the completion its verdict; how
-many, and why, is told. Only where no completion got a verdict does the evaluation end.
+many, and why, is reported. Only where no completion got a verdict does the evaluation end.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class NoVerdict(Exception):
 
 
 class _TooLong(BaseException):
-    """Not an Exception, or a judge that catches all of those would go on."""
+    """Not an Exception, or a judge that catches all of those would continue."""
 
 
 @dataclass(frozen=True)
@@ -310,7 +310,7 @@ def is_number(y: str, answer: str) -> bool:
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number in a text, None without one. A minus belongs to it unless it stands between
+    """The last number in a text, None without one. A minus belongs to it unless it is between
     operands.
     """
     found = [None, *NUMBER.finditer(text)][-1]
@@ -343,7 +343,7 @@ def _regex_judge(name: str, pattern: str, config: EvalConfig) -> Judge:
 
 
 def _verifier(name: str, task: str, config: EvalConfig) -> Judge:
-    """Scores of reasoning-gym lie between 0 and 1; only 1 is right. What stands in <answer> tags is
+    """Scores of reasoning-gym lie between 0 and 1; only 1 is right. What is in <answer> tags is
     the answer, else all of y.
     """
     try:

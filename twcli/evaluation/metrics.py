@@ -35,8 +35,8 @@ class Generations:
         prompts: (G,) int, the prompt's number as the records have it.
         latents: (G,) int.
         strategies: what the judge saw, None for no known strategy.
-        correct: whether the answer is right, None where the judge cannot tell.
-        named: whether the judge can tell strategies at all.
+        correct: whether the answer is right, None where the judge does not know.
+        named: whether the judge names strategies at all.
     """
 
     prompts: np.ndarray

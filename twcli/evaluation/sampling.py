@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp, xlogy
 
-TOLERANCE = 1e-12  # of two shares that are told to be equal
+TOLERANCE = 1e-12  # of two shares that count as equal
 CHUNK = 2**22  # weights of resamples in memory
 CLASSES = 8  # of prompts in the frozen mixture, at most
 RESTARTS = 4

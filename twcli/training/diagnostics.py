@@ -24,7 +24,7 @@ from twcli.training.stages import REFINE
 INSENSITIVE_SHARE = 0.1
 BOTTLENECK_TOKENS = 1.5  # effective t0 in tokens below this, while z carries less than
 BOTTLENECK_SHARE = 0.5  # this share of log K
-WINDOW_SHARE = 0.1  # of the steps for which a condition must hold before it is told
+WINDOW_SHARE = 0.1  # of the steps for which a condition must hold before it is reported
 WINDOW_STEPS = (5, 50)  # least and most of them
 
 SUMMARY = (
@@ -254,7 +254,7 @@ def advice(name: str, metrics: dict[str, Any], latents: int) -> str:
 
 
 class Watch:
-    """Tells a condition when it has held without a break for a tenth of the run, at
+    """Reports a condition when it has held without a break for a tenth of the run, at
     least 5 and at most 50 steps.
 
     One batch says little, and every run begins with a z that means nothing.
@@ -266,7 +266,7 @@ class Watch:
         self.latents, self.weighted = latents, weighted
         self.recent: deque[dict[str, Any]] = deque(maxlen=self.window)
         self.held = dict.fromkeys(CONDITIONS, 0)
-        self.told: set[str] = set()
+        self.reported: set[str] = set()
         self.latest: dict[str, Any] = {}
 
     def see(self, metrics: dict[str, Any]) -> list[str]:
@@ -274,8 +274,8 @@ class Watch:
         the window, the first time.
         """
         self.recent.append(metrics)
-        # A stage that reads one branch cannot tell how far z moves the losses: the last one
-        # that could still stands.
+        # A stage that computes one branch does not show how far z moves the losses: the last one
+        # that did is kept.
         self.latest |= {name: value for name, value in metrics.items() if value is not None}
         if "mutual_information" in metrics:
             self.latest["mutual_information"] = pooled_information(self.recent)[0]
@@ -284,9 +284,9 @@ class Watch:
         new = [
             name
             for name, count in self.held.items()
-            if count >= self.window and name not in self.told
+            if count >= self.window and name not in self.reported
         ]
-        self.told.update(new)
+        self.reported.update(new)
         return [advice(name, self.latest, self.latents) for name in new]
 
     def standing(self) -> list[str]:

@@ -56,7 +56,7 @@ def scalar_baseline_nll_per_example(
     detached baseline (..., T).
 
     The baseline is the same for every z, so neither the posterior nor the z embeddings can
-    tell it from no baseline.
+    distinguish it from no baseline.
     """
     return masked_token_nll_per_example(token_loss, active) - masked_token_nll_per_example(
         baseline.detach(), active
@@ -90,12 +90,12 @@ def reconstruction(
 ) -> torch.Tensor:
     """Reff (B, C) in nats per token: uniform_weight x R + token_weight x Rw.
 
-    In float64 where the device has it: what tells latents apart is a small
+    In float64 where the device has it: what differs between latents is a small
     difference of their sums.
 
     Args:
         weights_BS: b_t in nats; may be None where `token_weight` is 0.
-        ablation: "none", or what stands in Rw's place: R with the baseline subtracted
+        ablation: "none", or what takes Rw's place: R with the baseline subtracted
             ("scalar-baseline", "token-baseline").
 
     Raises:

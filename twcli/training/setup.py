@@ -1,4 +1,4 @@
-"""A config becomes a job: inputs loaded and checked, the warm start made, the model built.
+"""A config becomes a run's setup: inputs loaded and checked, the warm start made, the model built.
 `trainer` does what it says.
 
 Shapes: N rows, K latents.
@@ -245,7 +245,7 @@ def prepare(
         )
     lr = cast(float, config.lr)
     # What the options leave to this package goes with the settings: another version's run is not
-    # gone on with otherwise than it began.
+    # continued with other settings than it began with.
     provenance = {
         **fingerprint,
         "settings": config.identity(),

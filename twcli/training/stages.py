@@ -154,7 +154,7 @@ def batches(
     """What this process does at each step from `step` on, to the last one, and on
     the rows of which batches.
 
-    A step takes the plan's next processes x accumulate batches, whoever reads them: 1 x 8
+    A step takes the sampler's next processes x accumulate batches, whoever computes them: 1 x 8
     and 8 x 1 are the same step.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a run goes on from, as plain tensors by name, and back: weights, optimiser, latents found.
+"""What a run resumes from, as plain tensors by name, and back: weights, optimiser, latents found.
 
 Random numbers are not among it: `trainer.py` draws those of each batch from a seed of its own.
 """
@@ -23,7 +23,7 @@ def snapshot(
     *,
     keep: bool,
 ) -> dict[str, torch.Tensor]:
-    """All that a run goes on from; with `keep` off nothing, but this process's parts are
+    """All that a run resumes from; with `keep` off nothing, but this process's parts are
     given to the one that keeps.
     """
     named = [(f"model.{name}", tensor) for name, tensor in _changing(model).items()]

@@ -1,4 +1,4 @@
-"""Training: a job goes in; metrics come out step by step; the run folder holds the rest.
+"""Training: a setup goes in; metrics come out step by step; the run folder holds the rest.
 
 Prints nothing. Shapes: B batch, K latents, S supervised tokens.
 """
@@ -270,7 +270,7 @@ def _backward(
                 _spare_latents(held_B, setup.used, config.latents, _draws(setup, 5, step, number)),
             )
         )
-    # How many passes are pruned away hangs on the batch: processes that share the weights would
+    # How many passes are pruned away depends on the batch: processes that share the weights would
     # wait for one another for ever.
     prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
     # what the backbone's own dropout draws from
@@ -365,7 +365,7 @@ def _spare_latents(
     latent_B: np.ndarray, used: int, latents: int, rng: np.random.Generator
 ) -> np.ndarray:
     """The latent (B,) under which the generator writes each row: by chance the one that is used
-    or one of its understudies.
+    or a spare one that shares its rows.
 
     So that each of the K latents writes something for every x; router and posterior
     know those that are used.
