@@ -4,6 +4,7 @@ import errno
 import json
 import os
 
+import accelerate.tracking
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -352,7 +353,31 @@ def test_the_metrics_are_plain_json_lines(run):
     ] == run.read_metrics()
 
 
-def test_a_missing_tensorboard_is_told_first(tmp_path, monkeypatch):
+def test_a_missing_tracker_is_reported_first(tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    with pytest.raises(UserError, match="twcli-cvae\\[tensorboard\\]"):
-        RunFolder(tmp_path / "r").check(settings(tmp_path, tensorboard=True))
+    with pytest.raises(UserError, match="--tracker wandb: needs pip install wandb"):
+        RunFolder(tmp_path / "r").check(settings(tmp_path, tracker="wandb"))
+
+
+def test_a_tracker_gets_the_numbers_of_each_step_and_is_finished(run, monkeypatch):
+    calls = []
+
+    class Tracker:
+        def __init__(self, name):
+            calls.append(("made", name))
+
+        def start(self):
+            calls.append("started")
+
+        def log(self, values, step):
+            calls.append((step, values))
+
+        def finish(self):
+            calls.append("finished")
+
+    monkeypatch.setitem(accelerate.tracking.LOGGER_TYPE_TO_CLASS, "wandb", Tracker)
+    with pytest.raises(KeyboardInterrupt), run.tracked("wandb", 4):
+        run.append_metrics({"step": 5, "loss": 0.2, "stage": "hold", "posterior_mass": [1.0]})
+        raise KeyboardInterrupt
+    run.append_metrics({"step": 6, "loss": 0.1})
+    assert calls == [("made", "run"), "started", (5, {"loss": 0.2}), "finished"]

@@ -390,7 +390,7 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
 def test_tensorboard_has_what_the_metrics_have(inputs, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    config = settings(inputs, tmp_path / "r", steps=6, checkpoint_every=2, tensorboard=True)
+    config = settings(inputs, tmp_path / "r", steps=6, checkpoint_every=2, tracker="tensorboard")
     run(config, stop_after=5)  # resumed after step 4
     folder = run(config)
     events = EventAccumulator(str(folder.tensorboard))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TrainConfig
+from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TAU, TrainConfig
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.template import CHAT
 from twcli.errors import UserError
@@ -156,10 +156,10 @@ def profile_of(cache: Cache) -> dict[str, Any]:
     `mean` is nats a token, `example` nats an example. `opening` gives the share of all nats that
     lies in the first 1, 3 and 8 tokens of y. `informative` is the mean over rows with any mass of
     (sum w)^2 / (T sum w^2), the effective t0 / T: weighting strengthens the posterior's gradient by
-    about its inverse. `uniform_rows` is the share of rows whose sum is at most tau = 1e-4, which
-    train on the uniform average. Quantiles are over evenly spaced tokens. `histogram` gives the
-    share of the tokens and of the nats in each bin, with the bin's lower bound in nats. `verdict`
-    says in a sentence whether weighting can help on this data.
+    about its inverse. `uniform_rows` is the share of rows whose sum is at most the default tau,
+    which train on the uniform average. Quantiles are over evenly spaced tokens. `histogram` gives
+    the share of the tokens and of the nats in each bin, with the bin's lower bound in nats.
+    `verdict` says in a sentence whether weighting can help on this data.
 
     Raises:
         UserError: a value is negative or not finite, which a file with the
@@ -194,7 +194,7 @@ def profile_of(cache: Cache) -> dict[str, Any]:
         opening += [float(nll[column < first].sum(dtype=np.float64)) for first in OPENING]
         squares_ratio += float((sums[mass] ** 2 / (lengths[mass] * squares[mass])).sum())
         massive += int(mass.sum())
-        uniform += int((sums <= 1e-4).sum())
+        uniform += int((sums <= TAU).sum())
         sketch.append(nll[(-seen) % step :: step])
         seen += len(nll)
     sample = np.concatenate(sketch)

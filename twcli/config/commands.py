@@ -24,6 +24,7 @@ from twcli.errors import UserError
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp32", "bf16")
+TRACKERS = ("tensorboard", "wandb", "mlflow")  # as accelerate calls them
 NOT_IDENTITY = (
     "overwrite",
     "out",
@@ -31,7 +32,7 @@ NOT_IDENTITY = (
     "keep_checkpoints",
     "checkpoint_every",
     "shard",
-    "tensorboard",
+    "tracker",
 )
 MODEL_HELP = "Entangled model: a Hugging Face folder, a GGUF file or a hub name."
 # What else a chat template or `apply_chat_template` knows by these names.
@@ -59,6 +60,7 @@ TAKEN_VARIABLES = frozenset(
     }
 )
 AUTO = "auto"
+TAU = 1e-4  # nats
 EXPORTS = ("hf", "adapter", "gguf")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 DATA_HELP = (
@@ -287,6 +289,7 @@ class TrainConfig(InputsConfig):
 
     retired: ClassVar[dict[str, str]] = {
         **InputsConfig.retired,
+        "tensorboard": "is --tracker tensorboard now",
         "baseline_precision": "is gone: the file at --baseline holds its precision; leave it out",
         "hold": HELD_BY_ITSELF,
         "trust": HELD_BY_ITSELF,
@@ -410,7 +413,7 @@ class TrainConfig(InputsConfig):
         False, group=LITERATURE, help="Divide each row's reconstruction by its mean b_t."
     )
     tau: float = option(
-        1e-4,
+        TAU,
         group=LITERATURE,
         help="Sum of b_t in nats up to which a row is weighted uniformly.",
         minimum=0.0,
@@ -580,11 +583,15 @@ class TrainConfig(InputsConfig):
     keep_checkpoints: int = option(
         2, group=OUTPUT, rare=True, help="Number of checkpoints kept.", minimum=1
     )
-    tensorboard: bool = option(
-        False,
+    tracker: str | None = option(
+        None,
         group=OUTPUT,
         rare=True,
-        help="Also write each step's metrics for TensorBoard, to tensorboard/ in the run folder.",
+        help=(
+            "Also log each step's metrics there; tensorboard writes to tensorboard/ in the run "
+            "folder."
+        ),
+        choices=TRACKERS,
     )
     overwrite: bool = option(False, group=OUTPUT, help="Start over, replacing the run at --out.")
 

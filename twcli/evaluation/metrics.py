@@ -18,6 +18,7 @@ from scipy.special import entr, xlogy
 
 from twcli.discovery.score import Predictability, ratio, run_score
 from twcli.evaluation.verdict import verdict_of
+from twcli.training.loss import information
 from twcli.training.retention import Retention
 
 ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
@@ -207,11 +208,11 @@ def _posterior_figures(
         total = weight_N.sum()
         mean_K = weight_N @ posterior_NK / total
         entropy = weight_N @ entropy_N / total
-        of_mean = entr(mean_K).sum()
+        known, usage = information(mean_K, entropy)
         return {
-            "usage": float(np.exp(of_mean)),
+            "usage": usage,
             "active": int((mean_K >= ACTIVE_MASS).sum()),
-            "mutual_information": float(max(of_mean - entropy, 0.0)),
+            "mutual_information": known,
             "kl": float(weight_N @ kl_N / total),
             "entropy": float(entropy),
         }

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
+from huggingface_hub import ModelCardData
+
 from twcli.config.commands import TrainConfig
 from twcli.data.encoder import ExampleEncoder, latent_tokens
 
@@ -15,15 +17,11 @@ from twcli.data.encoder import ExampleEncoder, latent_tokens
 def model_card(
     config: TrainConfig, encoder: ExampleEncoder, versions: dict[str, str], steps: int
 ) -> str:
-    """Markdown. `template` already has the latents; `steps` are the training steps."""
+    """Markdown. `encoder` already has the latents; `steps` are the training steps."""
     latents = cast(int, config.latents)
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [twcli, discrete-latent]
----
+    return f"""{_metadata("transformers")}
 
 # A model with {latents} latent strategies
 
@@ -80,6 +78,17 @@ def _ending(encoder: ExampleEncoder) -> str:
     return f"`{encoder.tokenizer.convert_ids_to_tokens(encoder.y_close)}`"
 
 
+def _metadata(library: str, base_model: str | None = None) -> str:
+    """The card's YAML head, in the form that the hub reads."""
+    data = ModelCardData(
+        library_name=library,
+        pipeline_tag="text-generation",
+        tags=["twcli", "discrete-latent"],
+        base_model=base_model,
+    )
+    return f"---\n{data.to_yaml()}\n---"
+
+
 def _public(place: str) -> str:
     """A hub name unchanged, of a local path only the last component: cards are published."""
     return (
@@ -109,16 +118,11 @@ def export_card(
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     on_hub = not config.model.endswith(".gguf") and not Path(config.model).exists()
     library = {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[form]
-    base = f"base_model: {config.model}\n" if on_hub else ""
     rows = "\n".join(f"| {k} | {names.get(k, '')} |" for k in range(latents))
     example = names.get(latents - 1, str(latents - 1))
     value = f'"{example}"' if example in names.values() else example
     load = _LOAD[form].format(base=_public(config.model))
-    return f"""---
-library_name: {library}
-pipeline_tag: text-generation
-{base}tags: [twcli, discrete-latent]
----
+    return f"""{_metadata(library, base_model=config.model if on_hub else None)}
 
 # A model with {latents} latent strategies
 

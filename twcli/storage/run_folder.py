@@ -62,7 +62,7 @@ class RunFolder:
         self.samples = self.path / "samples.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
-        self._events: Any = None
+        self._tracker: Any = None
         self._overwrites = False
 
     def several(self) -> list[RunFolder]:
@@ -144,8 +144,8 @@ class RunFolder:
             UserError: it holds a run with other settings (the first difference is named), or
                 unrelated files; or a package that the settings need is missing.
         """
-        if config.tensorboard and importlib.util.find_spec("tensorboard") is None:
-            raise UserError("--tensorboard: needs pip install 'twcli-cvae[tensorboard]'")
+        if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
+            raise UserError(f"--tracker {config.tracker}: needs pip install {config.tracker}")
         if self.config_file.is_file():
             if not config.overwrite:
                 self._check_same(config)
@@ -260,26 +260,40 @@ class RunFolder:
         return metrics
 
     def append_metrics(self, metrics: dict[str, Any]) -> None:
-        """Adds a line to the metrics and, with `--tensorboard`, its numbers to the events."""
+        """Adds a line to the metrics and, within `tracked`, logs its numbers there."""
         line = json_line(metrics)
         with self.metrics_file.open("ab", buffering=0) as file:
             write_all(file.fileno(), line)
         self._metrics_hash.update(line)
-        if self._events is not None:
-            for name, value in metrics.items():
-                if isinstance(value, int | float) and name != "step":
-                    self._events.add_scalar(name, value, metrics["step"])
+        if self._tracker is not None:
+            numbers = {
+                name: value
+                for name, value in metrics.items()
+                if isinstance(value, int | float) and name != "step"
+            }
+            self._tracker.log(numbers, step=metrics["step"])
 
     @contextmanager
-    def events(self, step: int) -> Iterator[None]:
-        """Within it `append_metrics` also writes TensorBoard events; older events of steps after
-        `step` are discarded.
-        """
-        from torch.utils.tensorboard import SummaryWriter
+    def tracked(self, tracker: str, step: int) -> Iterator[None]:
+        """Within it `append_metrics` also logs to one of accelerate's trackers. TensorBoard's
+        events of steps after `step` are discarded.
 
-        with SummaryWriter(self.tensorboard, purge_step=step + 1) as self._events:
+        Args:
+            tracker: one of `TRACKERS`.
+        """
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+        made = LOGGER_TYPE_TO_CLASS[tracker]
+        if tracker == "tensorboard":
+            self._tracker = made(self.tensorboard.name, str(self.path), purge_step=step + 1)
+        else:
+            self._tracker = made(self.path.name)
+        self._tracker.start()
+        try:
             yield
-        self._events = None
+        finally:
+            self._tracker.finish()
+            self._tracker = None
 
     # checkpoints, with the metrics up to them
 

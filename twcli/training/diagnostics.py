@@ -14,10 +14,11 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
-from twcli.training.loss import entropy, masked_token_nll_per_example
+from twcli.training.loss import information, masked_token_nll_per_example
 from twcli.training.stages import REFINE
 
 # of log K: z that moves an example's token losses by less leaves the posterior where the router is
@@ -101,7 +102,7 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
     there is nothing to divide by.
     """
     names = sorted(rows)
-    # the only wait for the device
+    # one transfer from the device for all figures
     known = torch.stack([rows[name] for name in names]).cpu().double()
     finite = known.isfinite()
     sums = torch.cat([known.masked_fill(~finite, 0.0).sum(1), finite.sum(1).double()]).tolist()
@@ -159,15 +160,10 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     metrics = [m for m in metrics if m.get("stage") != REFINE] or metrics
     if "posterior_mass" not in metrics[0]:
         return metrics[-1]["mutual_information"], metrics[-1]["usage"]
-    records = torch.tensor([float(m["records"]) for m in metrics])
-    mean_K = (records[:, None] * torch.tensor([m["posterior_mass"] for m in metrics])).sum(
-        0
-    ) / records.sum()
-    of_mean = entropy(mean_K)
-    within = (
-        records * torch.tensor([m["posterior_entropy"] for m in metrics])
-    ).sum() / records.sum()
-    return max((of_mean - within).item(), 0.0), of_mean.exp().item()
+    records = np.array([m["records"] for m in metrics], float)
+    share = records / records.sum()
+    mean_K = share @ np.array([m["posterior_mass"] for m in metrics])
+    return information(mean_K, float(share @ [m["posterior_entropy"] for m in metrics]))
 
 
 def gradient_norms(

@@ -6,7 +6,11 @@ tokens. All quantities in nats.
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
+from scipy import special
 
 
 def masked_token_nll_per_example(
@@ -137,6 +141,17 @@ def categorical_kl(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor) -> torch.Tens
 def entropy(probability: torch.Tensor) -> torch.Tensor:
     """Entropy (...) of distributions (..., K)."""
     return torch.special.entr(probability).sum(-1)
+
+
+def information(mean_K: np.ndarray, mean_entropy: float) -> tuple[float, float]:
+    """(mutual information I(z; y) in nats, effective number of latents) of a posterior.
+
+    Args:
+        mean_K: the posterior's mean over records.
+        mean_entropy: the mean of its entropy over the same records, in nats.
+    """
+    of_mean = float(special.entr(np.asarray(mean_K, np.float64)).sum())
+    return max(of_mean - mean_entropy, 0.0), math.exp(of_mean)
 
 
 def objective(

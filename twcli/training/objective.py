@@ -125,12 +125,11 @@ def step_loss(
         if log_q_BK is None:
             log_q_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1]).to(log_p_BK).log()
         q_BK = log_q_BK.exp()
-        parts["mutual_information"] = (
-            loss.entropy(q_BK.mean(0)) - loss.entropy(q_BK).mean()
-        ).item()
-        parts["usage"] = loss.entropy(q_BK.mean(0)).exp().item()
         parts["posterior_mass"] = q_BK.mean(0).tolist()
         parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
+        parts["mutual_information"], parts["usage"] = loss.information(
+            parts["posterior_mass"], parts["posterior_entropy"]
+        )
         if refined_BCS is not None:
             # a one-hot q has no gradient to speak of
             log_q_BK = torch.log_softmax(-refined_BCS.sum(-1), -1)

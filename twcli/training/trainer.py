@@ -109,8 +109,10 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     stream = prefetch(
         steps, partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
     )
-    writes_events = config.tensorboard and accelerator.is_main_process
-    with signals.held() as pending, run.events(step) if writes_events else nullcontext():
+    tracked = nullcontext()
+    if config.tracker is not None and accelerator.is_main_process:
+        tracked = run.tracked(config.tracker, step)
+    with signals.held() as pending, tracked:
         for stage, read in stream:
             metrics = _step(setup, model, optimizer, stage, read, step)
             step += 1
