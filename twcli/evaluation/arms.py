@@ -289,7 +289,7 @@ def prediction(
     frozen: Draws, names: Sequence[str], *, prompts: int, latents: int, samples: int, seed: int
 ) -> dict[str, Any] | None:
     """What the strategies' frequencies and accuracies in the frozen model's samples predict for a
-    run in which each has a latent; None where that cannot be told.
+    run in which each has a latent; None where that is not known.
     """
     mixture = sampling.fit_mixture(frozen, prompts, seed)
     if mixture is None:

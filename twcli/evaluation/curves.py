@@ -63,7 +63,7 @@ def _frozen_note(arms: dict[str, Any]) -> str:
 
 
 def _chart(ks: Sequence[int], series: dict[str, Any], title: str) -> str:
-    """Curves over log2 k; each name stands beside the end of its curve."""
+    """Curves over log2 k; each name is next to the end of its curve."""
     known = [
         value
         for means, intervals in series.values()

@@ -1,5 +1,5 @@
 """`twcli eval --samples N`: what the frozen model and the run write for each prompt, drawn block by
-block and kept in the run's `samples.jsonl`, so that an evaluation that was killed goes on and one
+block and kept in the run's `samples.jsonl`, so that an evaluation that was killed resumes and one
 with another judge draws nothing.
 
 The file's first line says what the samples belong to. Each further line is one prompt:

@@ -210,12 +210,12 @@ class _Batch:
         return self._forward(torch.from_numpy(chosen[:, None]).to(self.device))
 
     def _keep(self, index: torch.Tensor) -> None:
-        """Goes on with these rows, each as often as it is named."""
+        """Continues with these rows, each as often as it is named."""
         self.cache.batch_select_indices(index)
         self.mask, self.lengths = self.mask[index], self.lengths[index]
 
     def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
-        """Logits (R, V) behind the last of some tokens that every row goes on with."""
+        """Logits (R, V) behind the last of some tokens that every row continues with."""
         new = ids_RT.shape[1]
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids_RT), new)], dim=1)
         positions = self.lengths[:, None] + torch.arange(new, device=self.device)
