@@ -72,7 +72,7 @@ def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tupl
 
 
 class Examples:
-    """The examples of a data set; each iteration reads the files anew. A record with several
+    """The examples of a data set; each iteration reads the files again. A record with several
     completions gives as many examples, one after another.
     """
 

@@ -380,7 +380,7 @@ class ExampleEncoder:
         return self._pieced(ids, [])
 
     def _pieced(self, x: list[int], y: list[int]) -> TokenRow:
-        """x and y tokenised apart from what stands around them."""
+        """x and y tokenised separately from the text around them."""
         t = self.template
         return TokenRow(
             [*t.before_x, *x, *t.before_z],
@@ -653,7 +653,7 @@ class ExampleEncoder:
             (Path(folder) / TEMPLATE_FILE).write_text(self.template.text + "\n", encoding="utf-8")
 
     def _check_saved(self, folder: Path) -> None:
-        """Some classes of tokenizers are made anew when they are loaded, from settings that
+        """Some classes of tokenizers are made again when they are loaded, from settings that
         transformers does not save, such as `legacy` of Llama's: then the file is to be taken as it
         is.
         """
@@ -735,7 +735,7 @@ def _state_hash(tokenizer: Any) -> str:
 
 @dataclass
 class _Places:
-    """Records that something is to be told of: how many, and where the first is."""
+    """Records that something is to be said of: how many, and where the first is."""
 
     count: int = 0
     first: str = ""

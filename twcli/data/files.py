@@ -205,7 +205,7 @@ def _json(stream: Any, file: Path) -> Iterator[Placed]:
 
 
 def _goes_on(line: bytes) -> bool:
-    """Whether a first line is the beginning of an object that the next lines go on with."""
+    """Whether a first line is the beginning of an object that the next lines continue."""
     try:
         DECODER.decode(line.decode("utf-8"))
     except json.JSONDecodeError as error:

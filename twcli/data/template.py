@@ -1,4 +1,4 @@
-"""The prompt template: what stands around x, the latent section and y. It is the tags, a chat
+"""The prompt template: the text around x, the latent section and y. It is the tags, a chat
 template, or a file with `{x}`, `{z}` and `{y}`.
 
 In a chat template the latent section comes last in the assistant's header.
@@ -37,7 +37,7 @@ class Ending:
 
 @dataclass(frozen=True)
 class Template:
-    """What stands around x, the latent section and y.
+    """The text around x, the latent section and y.
 
     Attributes:
         name: "tags", "chat" or "file".

@@ -114,7 +114,7 @@ def open_inputs(
         examples: the records, where they have been read already; else they are read from `data`.
         max_length: tokens; None for the model's context.
         latent_tokens: vocabulary tokens P that spell one latent.
-        say: as in `runtime.load_model`; also told what records there are.
+        say: as in `runtime.load_model`; also called with what records there are.
         chat_settings: variables of the chat template.
 
     Raises:
