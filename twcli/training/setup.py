@@ -76,8 +76,8 @@ class Setup:
         latent_N: the latent at which each row's posterior is held, -1 for none; the
             stage `refine` rewrites it.
         naming: what discovery found; None without a warm start.
-        used: latents that rows are held at, the first of the K; each other one is an
-            understudy of one of them.
+        used: latents that rows are held at, the first of the K; each other one
+            shares the rows of one of them.
         course: what each step trains under, and when the run ends.
         held: records that are not trained on.
         length: what is said of the run's length before it starts.
