@@ -254,3 +254,13 @@ def test_memory_holds_arrays_only(tmp_path):
     tracemalloc.stop()
     assert written < 12 * 2**20  # one piece of the file, whatever the rows
     assert read < 12 * rows + 2 * 2**20
+
+
+def test_rows_keep_the_numbers_of_the_data(tmp_path):
+    """Where rows were left out, the others are not numbered anew."""
+    path, numbers = tmp_path / "names.jsonl", np.array([0, 2, 3, 9])
+    write_names(path, HASHES, np.array([1, 0, -1, 2]), np.ones(4), numbers)
+    assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 2, 3, 9]
+    assert read_names(path, HASHES, 3, numbers).latent_N.tolist() == [1, 0, -1, 2]
+    with pytest.raises(UserError, match=r":2: field 'row' is 2, expected 1; "):
+        read_names(path, HASHES, 3)

@@ -104,7 +104,13 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
             f"{LEAST_ROWS_A_LATENT * (latents or 2)}, better some hundreds"
         )
     with reporting(out, "write there"):
-        write_names(config.out, encoded.row_hash, naming.latent_N, naming.probability_N)
+        write_names(
+            config.out,
+            encoded.row_hash,
+            naming.latent_N,
+            naming.probability_N,
+            encoded.row_numbers,
+        )
     summary = summary_of(config, naming, encoded, inputs.records)
     write_durably(page_path(config.out), render_names_page(summary).encode())
     return summary
@@ -195,7 +201,8 @@ def summary_of(
     ambiguous = unsure[np.argsort(naming.probability_N[unsure], kind="stable")][:AMBIGUOUS]
     typical = typical_rows(naming.probability_N, once_N, None, naming.latents, TYPICAL)
     counted = _some(named, PHRASE_ROWS)
-    texts = _texts(records, set(np.concatenate([counted, ambiguous, *typical]).tolist()))
+    shown = np.concatenate([counted, ambiguous, *typical]).tolist()
+    texts = _texts(records, encoded, shown)
     phrases = distinctive_phrases(
         [texts[row].y for row in counted.tolist()], naming.latent_N[counted], naming.latents
     )
@@ -222,13 +229,13 @@ def summary_of(
                     {"text": p.text, "z": p.z, "share": p.share, "elsewhere": p.elsewhere}
                     for p in phrases[k]
                 ],
-                "typical": [_shown(row, naming, texts) for row in typical[k].tolist()],
+                "typical": [_shown(row, encoded, naming, texts) for row in typical[k].tolist()],
             }
             for k in range(naming.latents)
         ],
         "ambiguous": [
             {
-                **_shown(row, naming, texts),
+                **_shown(row, encoded, naming, texts),
                 "latents": [int(naming.latent_N[row]), int(naming.second_N[row])],
             }
             for row in ambiguous.tolist()
@@ -259,7 +266,15 @@ def verdict_of(naming: Naming) -> str:
 def _train_command(config: DiscoverConfig) -> str:
     """The call that trains on these names, in the same template and fields."""
     words = ["twcli", "train", "--model", config.model, "--data", config.data]
-    for name in ("template", "chat_template_kwargs", "format", "x_field", "y_field", "max_length"):
+    for name in (
+        "template",
+        "chat_template_kwargs",
+        "too_long",
+        "format",
+        "x_field",
+        "y_field",
+        "max_length",
+    ):
         value = getattr(config, name)
         default = type(config).__dataclass_fields__[name].default
         if value != default:
@@ -276,14 +291,17 @@ def _some(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
-def _texts(records: Iterable[Example], wanted: set[int]) -> dict[int, Example]:
-    return {row: example for row, example in enumerate(records) if row in wanted}
+def _texts(
+    records: Iterable[Example], encoded: Encoded, wanted: Iterable[int]
+) -> dict[int, Example]:
+    rows = {encoded.number(row): row for row in wanted}
+    return {rows[number]: e for number, e in enumerate(records) if number in rows}
 
 
-def _shown(row: int, naming: Naming, texts: dict[int, Example]) -> dict[str, Any]:
+def _shown(row: int, encoded: Encoded, naming: Naming, texts: dict[int, Example]) -> dict[str, Any]:
     example = texts[row]
     probability = float(naming.probability_N[row])
-    return {"row": row, "x": example.x, "y": example.y, "probability": probability}
+    return {"row": encoded.number(row), "x": example.x, "y": example.y, "probability": probability}
 
 
 def _mean(values: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 
 from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TAU, TrainConfig
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.long_rows import ERROR, SKIP, TRUNCATE_LEFT
 from twcli.data.template import CHAT
 from twcli.errors import UserError
 from twcli.storage.cache import Cache
@@ -115,6 +116,8 @@ def _compared(
     from twcli.models.inputs import open_inputs
 
     settings = made["template"].get("settings") if name == CHAT else None
+    changed = made["too_long"] if isinstance(made.get("too_long"), dict) else {}
+    policy = next((name for name in (TRUNCATE_LEFT, SKIP) if name in changed), ERROR)
     inputs = open_inputs(
         model,
         data,
@@ -123,9 +126,14 @@ def _compared(
         template=template or (CHAT if name == CHAT else "tags"),
         precision=precision,
         attention=attention,
+        too_long=policy,
     )
     if made.get("max_length") in range(1, inputs.max_length + 1):
-        inputs = replace(inputs, max_length=made["max_length"])
+        limit = made["max_length"]
+        encoded = inputs.encoder.encode(
+            inputs.records, max_length=limit, source=data, too_long=policy
+        )
+        inputs = replace(inputs, max_length=limit, encoded=encoded)
     encoded = inputs.encoded
     try:
         cache.check(inputs.fingerprint(), encoded.row_hash)
@@ -144,7 +152,7 @@ def _text(cache: Cache, encoder: ExampleEncoder, encoded: Encoded, row: int) -> 
     )
     nats = cache.read(np.asarray([row]))[0][: len(ids)].tolist()
     return {
-        "line": int(row) + 1,
+        "line": encoded.number(row) + 1,
         "prompt": encoder.tokenizer.decode(before),
         "pieces": list(zip(encoder.pieces(ids), nats, strict=True)),
     }

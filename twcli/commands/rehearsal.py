@@ -51,8 +51,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     yield (
         f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; "
         f"{tokens:,} tokens, {supervised:,} of them supervised; the longest row has "
-        f"{int(encoded.lengths.max()):,} of {inputs.max_length:,}; none is cut, a longer one "
-        "is refused"
+        f"{int(encoded.lengths.max()):,} of {inputs.max_length:,}"
     )
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"

@@ -67,6 +67,7 @@ DATA_HELP = (
     "Records: a JSONL, JSON, CSV, TSV or Parquet file, a pattern or several with commas, "
     "a `datasets` folder, or a hub name as NAME:CONFIG:SPLIT."
 )
+TOO_LONG = ("error", "skip", "truncate-left")  # what `data.long_rows` does
 FORMAT_HELP = "Form of the records; auto: recognised from the first ones."
 # What `data.formats` reads.
 FORMATS = (
@@ -209,10 +210,19 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
     }
 
     model: str = option(group=INPUTS, help=MODEL_HELP, path=True)
+    too_long: str = option(
+        TOO_LONG[0],
+        group=INPUTS,
+        help=(
+            "Rows longer than the model's context: stop, leave them out, or drop the beginning of "
+            "x. The same for every command."
+        ),
+        choices=TOO_LONG,
+    )
 
     def inputs(self) -> dict[str, Any]:
         """The arguments of `models.inputs.open_inputs`."""
-        names = ("model", "data", "template", "precision", "attention", "max_length")
+        names = ("model", "data", "template", "precision", "attention", "max_length", "too_long")
         values = {name: getattr(self, name) for name in names} | self.fields
         return values | {"chat_settings": self.chat_settings}
 
@@ -722,6 +732,13 @@ class EvalConfig(DataConfig, ComputeConfig):
     )
     strategy_field: str = option(
         "strategy", group=INPUTS, rare=True, help="Field that holds the strategy label, if any."
+    )
+    too_long: str | None = option(
+        None,
+        group=INPUTS,
+        rare=True,
+        help="As in `twcli train`; default: what the run was trained with.",
+        choices=TOO_LONG,
     )
     judge: str | None = option(
         None,

@@ -29,6 +29,7 @@ import numpy as np
 
 from twcli.data.chat import Rendered, with_latents
 from twcli.data.example import Example
+from twcli.data.long_rows import ERROR, LongRows
 from twcli.data.template import CHAT, FILE, Ending, Template, specials
 from twcli.data.whole_text import TokenRow, WholeText
 from twcli.errors import UserError
@@ -66,6 +67,9 @@ class Encoded:
         prompt_index: (N,) int64, rows with the same prompt share a number.
         unknown_rows: rows with an unknown token.
         notes: lines to show to the user: rows whose ids are not those of the whole text.
+        row_numbers: (N,) int64, the rows' numbers in the data, ascending: too long ones may be left
+            out. None if there are all.
+        too_long: rows that were left out or shortened, by what was done.
     """
 
     ids: np.ndarray
@@ -78,6 +82,8 @@ class Encoded:
     prompt_index: np.ndarray
     unknown_rows: int
     notes: tuple[str, ...] = ()
+    row_numbers: np.ndarray | None = None
+    too_long: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.prompt_lengths)
@@ -103,6 +109,10 @@ class Encoded:
         first = self.offsets[row]
         ids: list[int] = self.ids[first : first + self.prompt_lengths[row] + 1].tolist()
         return ids
+
+    def number(self, row: int) -> int:
+        """A row's number in the data."""
+        return int(row if self.row_numbers is None else self.row_numbers[row])
 
     def spread_rows(self, count: int) -> np.ndarray:
         """At most `count` evenly spaced row numbers, the first and the last included."""
@@ -424,30 +434,35 @@ class ExampleEncoder:
         texts = [text.rstrip("\ufffd") for text in texts]
         return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
 
-    def encode(self, examples: Iterable[Example], *, max_length: int, source: str) -> Encoded:
+    def encode(
+        self, examples: Iterable[Example], *, max_length: int, source: str, too_long: str = ERROR
+    ) -> Encoded:
         """Tokenises all rows in order, a block at a time, without keeping their text.
 
         Args:
             max_length: longest sequence in tokens, latent section included.
             source: file name for messages; row i is line i + 1, unless the record says where it is.
+            too_long: what is done with longer rows: "error", "skip" or "truncate-left".
 
         Raises:
-            UserError: a row is longer than `max_length`, x or y has no token, or the chat template
+            UserError: rows are longer than `max_length`, x or y has no token, or the chat template
                 cannot be applied to a conversation.
         """
         rows, done, tokens, unknown = iter(examples), 0, 0, 0
-        marks = _Marks(source)
+        marks, long = _Marks(source), LongRows(max_length, too_long)
         with ExitStack() as arrays:
-            types: list[Any] = [np.int32, *[np.int64] * 5, HASH, HASH]
+            types: list[Any] = [np.int32, *[np.int64] * 6, HASH, HASH]
             parts = [arrays.enter_context(DiskArray(dtype)) for dtype in types]
             parts[1].append([0])
             while block := list(islice(rows, ENCODE_BLOCK)):
-                *pieces, strange = self._encode_block(block, done, max_length, source, marks)
+                *pieces, strange = self._encode_block(block, done, long, source, marks)
                 pieces[1] = tokens + np.cumsum(pieces[1])
                 for part, piece in zip(parts, pieces, strict=True):
                     part.append(piece)
-                done, tokens, unknown = done + len(block), pieces[1][-1], unknown + strange
-            ids, offsets, prompts, targets, starts, lengths, hashes, keys = (
+                done, unknown = done + len(block), unknown + strange
+                tokens += len(pieces[0])
+            long.check(done)
+            ids, offsets, prompts, targets, starts, lengths, numbers, hashes, keys = (
                 part.array() for part in parts
             )
         return Encoded(
@@ -460,11 +475,13 @@ class ExampleEncoder:
             row_hash=hashes.view(np.uint8).reshape(-1, HASH.itemsize),
             prompt_index=_numbered(keys),
             unknown_rows=unknown,
-            notes=(*self._template_notes(), *marks.notes(done)),
+            notes=(*self._template_notes(), *marks.notes(done), *long.notes(done)),
+            row_numbers=numbers if long.skipped else None,
+            too_long=long.counts(),
         )
 
     def _encode_block(
-        self, block: list[Example], first: int, max_length: int, source: str, marks: _Marks
+        self, block: list[Example], first: int, long: LongRows, source: str, marks: _Marks
     ) -> list[Any]:
         """What a block adds to the fields of `Encoded`, in their order: lengths instead of offsets,
         hashes of the prompt instead of prompt numbers.
@@ -472,20 +489,26 @@ class ExampleEncoder:
         places = [e.where or f"{source}:{row}" for row, e in enumerate(block, start=first + 1)]
         trailing = self.template.after_y[1:] if self.template.name == "tags" else []
         sequences: list[int] = []
-        lengths, prompts, targets, starts, x_lengths, hashes, keys = [], [], [], [], [], [], []
+        lengths, prompts, targets, starts, x_lengths = [], [], [], [], []
+        numbers, hashes, keys = [], [], []
+        around = len(trailing) + self.latent_section
         unknown_id, unknown = self.tokenizer.unk_token_id, 0
-        for row, place in zip(self._rows(block, places, marks), places, strict=True):
+        whole = zip(self._rows(block, places, marks), places, strict=True)
+        for number, (given, place) in enumerate(whole, start=first):
+            row = long.fit(given, around, place)
+            if row is None:
+                continue
             if not row.kept:
                 marks.crossed.add(place)
             sequence = [*row.before_z, *row.before_y, *row.target, *trailing]
             prompt = len(row.before_z) + len(row.before_y)
-            self._check_length(len(sequence), prompt, len(row.target), max_length, place)
             sequences += sequence
             lengths.append(len(sequence))
             prompts.append(prompt - 1)
             targets.append(len(row.target))
             starts.append(row.x_start)
             x_lengths.append(row.x_stop - row.x_start)
+            numbers.append(number)
             key, y = (
                 (row.before_z[row.x_start : row.x_stop], row.target[:-1])
                 if self.template.name == "tags"
@@ -502,6 +525,7 @@ class ExampleEncoder:
             targets,
             starts,
             x_lengths,
+            numbers,
             np.frombuffer(b"".join(hashes), HASH),
             np.frombuffer(b"".join(keys), HASH),
             unknown,
@@ -687,16 +711,6 @@ class ExampleEncoder:
         if example.messages is not None:
             raise UserError(
                 f"{where}: a conversation needs the model's chat template; give --template chat"
-            )
-
-    def _check_length(
-        self, length: int, prompt: int, target: int, max_length: int, where: str
-    ) -> None:
-        if length + self.latent_section > max_length:
-            raise UserError(
-                f"{where}: {length + self.latent_section} tokens with the latent section "
-                f"({prompt} of the prompt, {target} of y) are more than the limit of {max_length}; "
-                "shorten y or raise --max-length within the model's context"
             )
 
     def _check_text(self, field: str, tokens: list[int], where: str) -> None:

@@ -50,7 +50,11 @@ class Names:
 
 
 def write_names(
-    path: str | Path, row_hash: np.ndarray, latent_N: np.ndarray, probability_N: np.ndarray
+    path: str | Path,
+    row_hash: np.ndarray,
+    latent_N: np.ndarray,
+    probability_N: np.ndarray,
+    row_numbers: np.ndarray | None = None,
 ) -> None:
     """`path` holds a line for each row or does not change, also through a kill or a power cut.
 
@@ -59,6 +63,7 @@ def write_names(
         row_hash: (N, 16) uint8, the content hash of each row of the data.
         latent_N: (N,) integers, -1 for none.
         probability_N: (N,) in [0, 1], written with 4 decimals; ignored where the latent is -1.
+        row_numbers: (N,) the rows' numbers in the data, ascending; None if no row was left out.
 
     Raises:
         OSError: the disk is full, or the folder cannot be written to.
@@ -69,13 +74,16 @@ def write_names(
         raise ValueError(
             f"shapes differ: {row_hash.shape}, {latent_N.shape}, {probability_N.shape}"
         )
+    numbers = np.arange(rows) if row_numbers is None else row_numbers
     path = Path(path)
     temp = path.with_name(path.name + ".tmp")
     try:
         with temp.open("wb") as file:
             for start in range(0, rows, ROWS_A_WRITE):
                 part = slice(start, start + ROWS_A_WRITE)
-                file.write(_lines(start, row_hash[part], latent_N[part], probability_N[part]))
+                file.write(
+                    _lines(numbers[part], row_hash[part], latent_N[part], probability_N[part])
+                )
             file.flush()
             os.fsync(file.fileno())
         os.replace(temp, path)
@@ -86,22 +94,30 @@ def write_names(
     sync_folder(path.parent)
 
 
-def _lines(start: int, row_hash: np.ndarray, latent: np.ndarray, probability: np.ndarray) -> bytes:
+def _lines(
+    numbers: np.ndarray, row_hash: np.ndarray, latent: np.ndarray, probability: np.ndarray
+) -> bytes:
     known = latent >= 0
     sure = np.where(known, probability, 0.0).astype(np.float64)
     if not ((sure >= 0) & (sure <= 1)).all():  # NaN is not either
         raise ValueError("probabilities must lie in [0, 1]")
     digits = np.ascontiguousarray(row_hash, np.uint8).tobytes().hex()
     lines = []
-    for i, (k, p) in enumerate(zip(latent.tolist(), np.round(sure, 4).tolist(), strict=True)):
+    named_rows = zip(numbers.tolist(), latent.tolist(), np.round(sure, 4).tolist(), strict=True)
+    for i, (row, k, p) in enumerate(named_rows):
         named = f'"latent": {k}, "probability": {p}'
         if k < 0:
             named = '"latent": null, "probability": null'
-        lines.append(f'{{"row": {start + i}, "hash": "{digits[32 * i : 32 * i + 32]}", {named}}}\n')
+        lines.append(f'{{"row": {row}, "hash": "{digits[32 * i : 32 * i + 32]}", {named}}}\n')
     return "".join(lines).encode()
 
 
-def read_names(path: str | Path, row_hash: np.ndarray, latents: int | None) -> Names:
+def read_names(
+    path: str | Path,
+    row_hash: np.ndarray,
+    latents: int | None,
+    row_numbers: np.ndarray | None = None,
+) -> Names:
     """Reads and checks a names file, also one that a person has edited.
 
     Memory holds 12 bytes a row. A latent that was edited keeps the probability that the file says.
@@ -110,6 +126,7 @@ def read_names(path: str | Path, row_hash: np.ndarray, latents: int | None) -> N
         path: the file, not compressed.
         row_hash: (N, 16) uint8, the content hash of each row of the data that the file names.
         latents: K, which every latent must be below; None takes the largest latent + 1.
+        row_numbers: (N,) the rows' numbers in the data, ascending; None if no row was left out.
 
     Raises:
         UserError: one line with the file, the line, the field and what to do about it.
@@ -128,7 +145,7 @@ def read_names(path: str | Path, row_hash: np.ndarray, latents: int | None) -> N
                 where, "row", f"is one too many, the data has {rows} rows", _if_other_data("line")
             )
         _check_fields(record, where)
-        _check_row(record["row"], row, where)
+        _check_row(record["row"], row if row_numbers is None else int(row_numbers[row]), where)
         _check_hash(record["hash"], row_hash[row], where)
         latent = _latent(record["latent"], most, limit, where)
         latent_N[row] = latent

@@ -20,6 +20,7 @@ from twcli.data.batches import collate, forward_batches, length_classes
 from twcli.data.dataset import stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
+from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
 from twcli.data.padding import gather_padded
 from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
@@ -60,13 +61,15 @@ def evaluate(
         run, device=config.device, precision=config.precision, attention=config.attention, say=say
     )
     max_length = runtime.context_length(model.backbone, config.max_length)
-    encoded = encoder.encode(examples, max_length=max_length, source=config.data)
+    too_long = config.too_long or trained.too_long
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data, too_long=too_long)
+    examples = [examples[encoded.number(row)] for row in range(len(encoded))]
     for note in encoded.notes:
         say(note)
     with torch.no_grad():
         choose_execution(model, trained.execution, encoder, encoded, say)
     baseline_flat, probe, frozen_texts = _frozen(
-        config, trained, examples, encoded, judge is not None, say, progress
+        config, trained, examples, encoded, max_length, judge is not None, say, progress
     )
     with progress("posterior", len(encoded)) as advance:
         passes = forward_all(
@@ -219,6 +222,7 @@ def _frozen(
     trained: TrainConfig,
     examples: list[Example],
     encoded: Encoded,
+    max_length: int,
     draw: bool,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
@@ -228,10 +232,13 @@ def _frozen(
     """
     source = config.model or trained.model
     try:
+        cut = TRUNCATE_LEFT in encoded.too_long
         inputs = open_inputs(
             source,
             config.data,
             examples=examples,
+            too_long=TRUNCATE_LEFT if cut else ERROR,
+            max_length=max_length if cut else None,
             template=RunFolder(config.run).template,
             precision=config.precision,
             attention=config.attention,

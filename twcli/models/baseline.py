@@ -146,5 +146,6 @@ def fingerprint(
         "weights": weights_hash(model),
         "tokenizer": encoder.tokenizer_hash(),
         "template": encoder.fingerprint(),
+        **({"too_long": encoded.too_long} if encoded.too_long else {}),
         "data": encoded.data_hash(),
     }

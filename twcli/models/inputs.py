@@ -16,6 +16,7 @@ from twcli.config.commands import AUTO, PRECISIONS
 from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
+from twcli.data.long_rows import ERROR
 from twcli.errors import UserError
 from twcli.models import baseline, runtime
 from twcli.models.runtime import Say, silent
@@ -103,6 +104,7 @@ def open_inputs(
     precision: str = "fp32",
     attention: str = "sdpa",
     max_length: int | None = None,
+    too_long: str = ERROR,
     latent_tokens: int = 1,
     say: Say = silent,
     chat_settings: Mapping[str, Any] | None = None,
@@ -113,6 +115,7 @@ def open_inputs(
         format, x_field, y_field, each_turn: as `stream_examples` takes them.
         examples: the records, where they have been read already; else they are read from `data`.
         max_length: tokens; None for the model's context.
+        too_long: as `ExampleEncoder.encode` takes it.
         latent_tokens: vocabulary tokens P that spell one latent.
         say: as in `runtime.load_model`; also called with what records there are.
         chat_settings: variables of the chat template.
@@ -134,7 +137,7 @@ def open_inputs(
         chat_settings=chat_settings,
     )
     limit = runtime.context_length(frozen, max_length)
-    encoded = encoder.encode(examples, max_length=limit, source=data)
+    encoded = encoder.encode(examples, max_length=limit, source=data, too_long=too_long)
     if isinstance(examples, Examples):
         say(examples.summary())
     for note in encoded.notes:

@@ -345,7 +345,7 @@ def _named(
     latents = config.latents if isinstance(config.latents, int) else None
     names = None
     if config.names is not None:
-        names = read_names(config.names, encoded.row_hash, latents)
+        names = read_names(config.names, encoded.row_hash, latents, encoded.row_numbers)
         latents = max(names.latents, 2)
         if bool((names.latent_N >= 0).all()):
             naming = given_names(encoded, names.latent_N, names.probability_N, latents)
