@@ -13,6 +13,8 @@ import click
 
 from twcli.config.options import GROUPS, OUTPUT, Config, flag_of, read_yaml
 
+WIDEST_CHOICES = 60  # characters; more are listed behind the help sentence, which is wrapped
+
 
 class GroupedOption(click.Option):
     """An option that help shows in a group.
@@ -25,6 +27,10 @@ class GroupedOption(click.Option):
     def __init__(
         self, *names: Any, group: str = OUTPUT, rare: bool = False, **settings: Any
     ) -> None:
+        kind = settings.get("type")
+        if isinstance(kind, click.Choice) and len("|".join(kind.choices)) > WIDEST_CHOICES:
+            settings["metavar"] = "NAME"
+            settings["help"] += f"  [one of {', '.join(kind.choices)}]"
         super().__init__(*names, **settings)
         self.group, self.rare = group, rare
 

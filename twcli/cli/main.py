@@ -338,6 +338,8 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
 )
 @click.option(
     "--format",
+    cls=GroupedOption,
+    group=INPUTS,
     type=click.Choice(FORMATS),
     default=AUTO,
     help=FORMAT_HELP.replace("the records", "--data") + "  [default: auto]",

@@ -105,7 +105,7 @@ class DataConfig(Config):
 
     @property
     def fields(self) -> dict[str, Any]:
-        """What `data.dataset.stream_examples` is told of the records."""
+        """What `data.dataset.stream_examples` needs to know of the records."""
         names = ("format", "x_field", "y_field", "each_turn")
         return {name: getattr(self, name) for name in names}
 
