@@ -2,7 +2,9 @@
 
 import base64
 import json
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import ClassVar
 
@@ -19,6 +21,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    set_seed,
 )
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
@@ -145,7 +148,7 @@ def test_a_chat_model_as_a_merged_folder(chat, tmp_path):
         plain, whole + "<|im_start|>assistant\n<z><z2></z>"
     )
     settings = model.generation_config
-    assert settings.eos_token_id == [2, 2]
+    assert settings.eos_token_id in (2, [2])
     assert (settings.do_sample, settings.temperature, settings.top_k) == (True, 1.0, 0)
     card = (out / "README.md").read_text()
     assert "| 2 | code |" in card and 'latent="code"' in card and "latent: code" in card
@@ -232,7 +235,7 @@ def test_the_tags_become_a_chat_template_that_builds_the_trained_prompt(words, t
 
 
 def test_a_tokenizer_that_begins_texts_with_a_space_gets_the_trained_prompt(tmp_path):
-    """SentencePiece's: x by itself begins with a space, x after a special token does not."""
+    """SentencePiece's: a text by itself begins with a space, x after a special token does not."""
     tokenizer = make_bytes_tokenizer()
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary = {token.replace("Ġ", "▁"): id for token, id in state["model"]["vocab"].items()}
@@ -249,7 +252,7 @@ def test_a_tokenizer_that_begins_texts_with_a_space_gets_the_trained_prompt(tmp_
     pieces = exported.convert_ids_to_tokens(
         asked(exported, [{"role": "user", "content": "is"}], latent=1)
     )
-    assert pieces == ["<x>", "▁", "i", "s", "</x>", "<z>", "<z1>", "</z>", "<y>"]
+    assert pieces == ["<x>", "i", "s", "</x>", "<z>", "<z1>", "</z>", "<y>"]
 
 
 @pytest.mark.parametrize(
@@ -359,6 +362,65 @@ def test_names_are_read_from_the_file_that_the_run_was_trained_with(words, tmp_p
         *("export", "--run", tmp_path / "run", "--to", "hf", "--out", tmp_path / "again"),
         says=[f"names.jsonl:{len(lines)}", "latent 1 was named"],
     )
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts `transformers serve` on a folder, in a thread, and gives its address."""
+    from transformers.cli.serve import Serve
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    running = []
+
+    def start(folder):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        settings = {"host": "127.0.0.1", "port": port, "device": "cpu", "log_level": "error"}
+        running.append(Serve(str(folder), **settings, non_blocking=True))
+        deadline = time.monotonic() + 120
+        while not running[0].server.started:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for server in running:
+        server.kill_server()
+        server._thread.join()
+
+
+@pytest.mark.slow
+def test_an_exported_folder_answers_an_openai_client_under_each_latent(chat, tmp_path, serve):
+    from openai import OpenAI
+
+    out = tmp_path / "out"
+    ok("export", "--run", chat / "run", "--to", "hf", "--out", out, "--name", "2=code")
+    model, tokenizer = (kind.from_pretrained(out) for kind in (AutoModelForCausalLM, AutoTokenizer))
+    address = serve(out)
+    client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=60)
+    settings = {"model": str(out), "max_tokens": 40, "temperature": 1, "seed": 7}
+
+    def local(latent, seed):
+        prompt = torch.tensor([asked(tokenizer, latent=latent)])
+        set_seed(seed)
+        ids = model.generate(prompt, max_new_tokens=40)[0, prompt.shape[1] :]
+        return tokenizer.decode(ids, skip_special_tokens=True)
+
+    wanted = [local(latent, seed=7) for latent in (0, 1, "code")]
+    assert len(set(wanted)) == 3
+    for latent, text in zip((0, 1, "code"), wanted, strict=True):
+        line = {"role": "system", "content": f"latent: {latent}"}
+        for messages, extra in (
+            (ASK, {"chat_template_kwargs": {"latent": latent}}),
+            ([line, *ASK], {}),
+        ):
+            answer = client.chat.completions.create(messages=messages, extra_body=extra, **settings)
+            assert answer.choices[0].message.content == text
+    flags = ("--server", address, "--model", out, "--x", ASK[0]["content"], "--latent", "code")
+    drawn = json.loads(ok("sample", *flags, "--max-new-tokens", 40).stdout)
+    seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0] >> 1)
+    assert drawn == {"x": ASK[0]["content"], "y": local("code", seed), "latent": "code"}
 
 
 class Hub(BaseHTTPRequestHandler):

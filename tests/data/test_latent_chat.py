@@ -116,9 +116,6 @@ def test_one_turn_becomes_the_prompt_of_training(render):
     for messages in (turn, parts):
         both = render([*messages, {"role": "assistant", "content": "w3"}], template)
         assert both == f'<bos>"<x>{x}</x> {{{{ z }}}} <z><z1></z><y>w3</y>\n'
-    spaced = latent_chat.one_turn(frame, FOUND, "1", space=True)
-    assert "<x> w1" in render(turn, spaced, add_generation_prompt=True)
-    assert "<x> w1" in render([{"role": "user", "content": " w1"}], spaced)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def _export(
         for i, x in enumerate(texts)
         for k in (checked if i == 0 else [i % latents])
     ]
-    encoder.tokenizer.chat_template = _chat_template(encoder, found, default, prompts)
+    encoder.tokenizer.chat_template = _chat_template(encoder, found, default)
     reference = _reference(model, encoder, prompts, checked)
     model.generation_config = GenerationConfig(
         bos_token_id=encoder.bos,
@@ -263,34 +263,21 @@ def _probes(encoder: ExampleEncoder, trained: TrainConfig) -> list[str]:
     return good
 
 
-def _chat_template(
-    encoder: ExampleEncoder,
-    found: Mapping[str, str],
-    default: str,
-    prompts: Sequence[tuple[str, int, list[int]]],
-) -> str:
+def _chat_template(encoder: ExampleEncoder, found: Mapping[str, str], default: str) -> str:
     """The run's chat template with latents, or one that builds the prompts of the run's
     template.
     """
-    tokenizer = encoder.tokenizer
     if encoder.template.chat is not None:
         return latent_chat.with_latents(encoder.template.chat.text, found, default)
-    plain, spaced = (
-        latent_chat.one_turn(encoder.template.text, found, default, space=space)
-        for space in (False, True)
-    )
-    return min(plain, spaced, key=lambda text: len(_misread(tokenizer, prompts, text)))
+    return latent_chat.one_turn(encoder.template.text, found, default)
 
 
-def _misread(
-    tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]], text: str | None = None
-) -> list[str]:
+def _misread(tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]]) -> list[str]:
     """The x whose prompts by the chat template are not those of training."""
     wrong = []
     for x, latent, ids in prompts:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": x}],
-            chat_template=text,
             latent=latent,
             add_generation_prompt=True,
             return_dict=False,

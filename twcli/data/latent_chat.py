@@ -72,7 +72,7 @@ _ONE_TURN = """\
 {%- if latent_x is not string %}
   {%- set latent_x = latent_x | map(attribute='text') | join('') %}
 {%- endif %}
-{{- @HEAD@ + @SPACE@ + latent_x + @MIDDLE@ }}
+{{- @HEAD@ + latent_x + @MIDDLE@ }}
 {%- if add_generation_prompt or messages | length == 2 %}
   {{- latent_sections[latent] }}
   {%- if latent != 'router' %}
@@ -83,9 +83,6 @@ _ONE_TURN = """\
   {{- messages[1]['content'] + @CLOSE@ }}
 {%- endif %}
 """
-# SentencePiece puts a space before the first text of a string and before no other; training
-# tokenised x as a string of its own.
-_LEADING_SPACE = "('' if latent_x[:1] == ' ' else ' ')"
 
 
 def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, str]:
@@ -131,20 +128,18 @@ def with_latents(template: str, found: Mapping[str, str], default: str) -> str:
     return _choice(found, default) + body + tail
 
 
-def one_turn(text: str, found: Mapping[str, str], default: str, *, space: bool = False) -> str:
+def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
     """A chat template that builds the prompts of a template: one user turn becomes x.
 
     Args:
         text: the template with `{x}`, `{z}` and `{y}`.
         found, default: as for `with_latents`.
-        space: put a space before x.
     """
     head, rest = text.split("{x}", 1)
     middle, rest = rest.split("{z}", 1)
     lead, close = rest.split("{y}", 1)
     values = {
         "HEAD": _literal(head),
-        "SPACE": _LEADING_SPACE if space else "''",
         "MIDDLE": _literal(middle),
         "LEAD": _literal(lead),
         "CLOSE": _literal(close),
