@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from twcli.data.batches import BatchSampler
+from twcli.training.held_out import measured_every
 from twcli.training.stages import Course, batches, prefetch, schedule
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
@@ -170,3 +171,10 @@ def test_what_fails_in_reading_is_raised_at_its_own_step():
     assert next(stream) == ("free", [None])
     with pytest.raises(OSError, match="unreadable"):
         next(stream)
+
+
+def test_measuring_takes_about_a_twentieth_and_is_done_once_at_least():
+    assert measured_every(2000, 128, 4, 34) == 100  # twenty times
+    every = measured_every(150, 54, 4, 8)
+    assert every * 8 * 6 * 0.05 == pytest.approx(54 * 5, rel=0.05)  # passes of a step, of measuring
+    assert measured_every(4, 6, 3, 14) == 4

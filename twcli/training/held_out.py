@@ -48,9 +48,11 @@ def held_out_rows(encoded: Encoded, seed: int) -> np.ndarray:
 
 
 def measured_every(steps: int, records: int, latents: int, rows_a_step: int) -> int:
-    """Steps between two measurements, which together take about `COST_SHARE` of the training."""
+    """Steps between two measurements, which together take about `COST_SHARE` of the training; there
+    is one at least.
+    """
     dear = records * (latents + 1) / (COST_SHARE * rows_a_step * PASSES_A_RECORD)
-    return max(1, round(max(steps / MEASUREMENTS, dear)))
+    return min(steps, max(1, round(max(steps / MEASUREMENTS, dear))))
 
 
 @dataclass(frozen=True)
