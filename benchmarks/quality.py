@@ -1,6 +1,6 @@
 """Tasks x seeds x losses, from the data to the evaluation, and a table of what came out.
 
-    python benchmarks/quality.py --out build/quality --table docs/quality.md [--tasks T ...]
+    python benchmarks/quality.py --out build/quality --table docs/results.md [--tasks T ...]
                                  [--seeds S ...] [--variants V ...] [--jobs J]
 
 Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds
@@ -193,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         prog="quality.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path("build/quality"))
-    parser.add_argument("--table", type=Path, default=Path("docs/quality.md"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results.md"))
     parser.add_argument(
         "--tasks",
         nargs="+",
@@ -226,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
         list(pool.map(run, cases))
     options.table.parent.mkdir(parents=True, exist_ok=True)
     written = (
-        options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Quality\n"
+        options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Results\n"
     )
     options.table.write_text(f"{written}{TABLES}{tables(out)}")
     print(options.table.read_text())

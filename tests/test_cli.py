@@ -1516,7 +1516,7 @@ def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatc
         .replace("{x}", "14 3 9 0 7")
         .replace("{z}", "<z><z2></z>")
     )
-    assert f'tokenizer("{template}", ' in (ROOT / "README.md").read_text()
+    assert f'text = "{template}"' in (ROOT / "docs" / "tutorials" / "demo.md").read_text()
 
 
 def test_memory_that_runs_out_is_one_line(made, tmp_path, monkeypatch):
