@@ -55,7 +55,7 @@ def refused(*arguments, says):
     assert result.exit_code == 2, (result.stderr, result.exception)
     assert result.stdout == ""
     *before, error = result.stderr.splitlines()
-    assert error.startswith("twcli") and not any(RECORDS.search(line) is None for line in before)
+    assert all(RECORDS.search(line) for line in before), before
     for part in [says] if isinstance(says, str) else says:
         assert part in error, error
 
