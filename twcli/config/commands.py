@@ -213,6 +213,7 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
     too_long: str = option(
         TOO_LONG[0],
         group=INPUTS,
+        rare=True,
         help=(
             "Rows longer than the model's context: stop, leave them out, or drop the beginning of "
             "x. The same for every command."
