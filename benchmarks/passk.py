@@ -29,10 +29,10 @@ from twcli.data.names import write_names
 from twcli.models.inputs import open_inputs
 
 ROOT = Path(__file__).resolve().parent.parent
-PROMPTS, TESTED, COMPLETIONS = 4000, 150, 4
-ENTANGLE_STEPS, SAMPLES = 1000, 16
+PROMPTS, TESTED, COMPLETIONS = 1600, 150, 4
+ENTANGLE_STEPS, SAMPLES = 1200, 16
 # With the default rate, which suits longer runs, `train` says that the rarer search loses skill.
-TRAINING = ("--steps", 400, "--lr", 5e-4)
+TRAINING = ("--steps", 500, "--lr", 1e-3)
 RUNS = ("found", "given")
 TABLES = "\n## Tables\n"  # what stands above is not written by this program
 ARMS = {

@@ -1,9 +1,9 @@
 """Reach a number by adding and subtracting some of three others: depth first or breadth first, each
 of which looks at six results and so finds what the other does not.
 
-    x   3 5 9 = 17
-    y   8 17 | 3 + 5 = 8 , 8 + 9 = 17       depth
-        8 2 12 6 14 4 | none                breadth
+    x   3 5 7 = 15
+    y   8 15 | 3 + 5 = 8 , 8 + 7 = 15       depth
+        8 2 10 4 12 2 | none                breadth
 
 Each pair is first added, then subtracted. Depth first goes on from a result with the number that is
 left before it looks at the next; breadth first looks at all pairs. What follows the bar are the
@@ -20,7 +20,7 @@ from itertools import combinations, islice
 
 from examples.tasks.task import Task, last_part
 
-NUMBERS = range(1, 11)
+NUMBERS = range(1, 8)
 BUDGET = 6  # results that a search looks at
 WEIGHTS = (0.9, 0.1)  # depth, breadth
 PROMPT = re.compile(r"([1-9]\d?) ([1-9]\d?) ([1-9]\d?) = (\d{1,2})", re.ASCII)

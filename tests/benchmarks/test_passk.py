@@ -10,9 +10,9 @@ from examples.tasks import countdown
 from examples.tasks.countdown import TASK
 
 BY_HAND = {
-    "3 5 9 = 17": ("8 17 | 3 + 5 = 8 , 8 + 9 = 17", "8 2 12 6 14 4 | none"),
-    "3 5 9 = 14": ("8 17 1 2 11 7 | none", "8 2 12 6 14 | 5 + 9 = 14"),
-    "9 5 3 = 4": ("14 17 11 4 | 9 - 5 = 4", "14 4 | 9 - 5 = 4"),
+    "3 5 7 = 15": ("8 15 | 3 + 5 = 8 , 8 + 7 = 15", "8 2 10 4 12 2 | none"),
+    "3 5 7 = 12": ("8 15 1 2 9 5 | none", "8 2 10 4 12 | 5 + 7 = 12"),
+    "7 5 3 = 2": ("12 15 9 2 | 7 - 5 = 2", "12 2 | 7 - 5 = 2"),
 }
 
 
@@ -28,10 +28,10 @@ def test_traces_by_hand(x):
 @pytest.mark.parametrize(
     ("y", "right"),
     [
-        ("| 3 + 5 = 8 , 9 + 8 = 17", True),  # another order, another trace
-        ("8 17 | 3 + 5 = 8 , 8 + 8 = 16", False),
-        ("| 8 + 9 = 17", False),  # 8 is not there yet
-        ("| 3 + 5 = 9 , 9 + 8 = 17", False),
+        ("| 3 + 5 = 8 , 7 + 8 = 15", True),  # another order, another trace
+        ("8 15 | 3 + 5 = 8 , 8 + 8 = 16", False),
+        ("| 8 + 7 = 15", False),  # 8 is not there yet
+        ("| 3 + 5 = 9 , 9 + 7 = 16", False),
         ("| 5 - 3 = 2", False),
         ("| 3 + 3 = 6", False),
         ("| none", False),
@@ -41,10 +41,10 @@ def test_traces_by_hand(x):
     ],
 )
 def test_steps_are_checked(y, right):
-    assert countdown.judge("3 5 9 = 17", y) == (None, right)
+    assert countdown.judge("3 5 7 = 15", y) == (None, right)
 
 
-@pytest.mark.parametrize("x", ["", "3 5 = 8", "3 3 5 = 8", "3 5 99 = 8", "3 5 9", None])
+@pytest.mark.parametrize("x", ["", "3 5 = 8", "3 3 5 = 8", "3 5 99 = 8", "3 5 7", None])
 def test_what_is_no_puzzle(x):
     assert countdown.judge(x, "| none") == (None, None)
 
@@ -61,8 +61,8 @@ def test_each_search_finds_what_the_other_does_not():
         "breadth": right["breadth"] - right["depth"],
     }
     for some in only.values():
-        assert 0.3 < len(some) / len(xs) < 0.45
-    assert 0.05 < 1 - len(right["depth"] | right["breadth"]) / len(xs) < 0.2
+        assert 0.25 < len(some) / len(xs) < 0.5
+    assert 0.03 < 1 - len(right["depth"] | right["breadth"]) / len(xs) < 0.2
 
 
 def test_the_data_are_of_different_prompts(tmp_path, monkeypatch):
