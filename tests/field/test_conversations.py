@@ -111,7 +111,7 @@ def test_a_conversation_without_a_chat_template_is_refused(chat):
     result = CliRunner().invoke(
         main,
         [
-            *("precompute", "--model", str(chat / "model")),
+            *("precompute", "--model", str(chat / "model"), "--template", "tags"),
             *("--data", str(chat / "data.jsonl"), "--out", str(chat / "none.h5")),
         ],
     )
