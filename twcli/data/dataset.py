@@ -161,7 +161,12 @@ def _strategy(record: Record, label: str, where: str) -> str | None:
 
 
 def stream_answers(
-    path: str, *, x_field: str = "x", y_field: str = "y", format: str = AUTO
+    path: str,
+    *,
+    x_field: str = "x",
+    y_field: str = "y",
+    format: str = AUTO,
+    each_turn: bool = False,
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any] | None]]:
     """(x, y, the record's `answer`, its `metadata`) of each example, for judges that compare with
     them; None where a record has none.
@@ -169,7 +174,9 @@ def stream_answers(
     Raises:
         UserError: as `stream_examples`, or `answer` is neither text nor a number.
     """
-    examples = stream_examples(path, x_field=x_field, y_field=y_field, format=format)
+    examples = stream_examples(
+        path, x_field=x_field, y_field=y_field, format=format, each_turn=each_turn
+    )
     for example, record in examples.with_records():
         answer, metadata = record.get("answer"), record.get("metadata")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
