@@ -34,5 +34,5 @@ def test_a_limit_beyond_the_context_and_a_row_beyond_the_limit_are_refused(model
     data = write_jsonl(tmp_path / "d.jsonl", make_records(3, 2))
     with pytest.raises(UserError, match="--max-length 100000: the model's context holds"):
         open_inputs(model_dir, data, max_length=100000)
-    with pytest.raises(UserError, match=r"d\.jsonl:1: .* more than the limit of 8"):
+    with pytest.raises(UserError, match=r"d\.jsonl:\d: .* more than the limit of 8"):
         open_inputs(model_dir, data, max_length=8)
