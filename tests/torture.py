@@ -827,15 +827,13 @@ def _hostile_data(long_line: int) -> dict[str, tuple[bytes | None, str]]:
     deep = b'{"x": "w0", "y": "w1", "answer": ' + b"[" * 100_000
     return {
         f"a line of {long_line >> 20} MiB": (None, "longer than 16 MiB"),
-        "NaN": (_record(answer=float("nan")), "NaN is not JSON"),
-        "1e999": (b'{"x": "w0", "y": "w1", "answer": 1e999}\n', "too large for a number"),
+        "NaN": (_record(y=float("nan")), "'y'"),
+        "1e999": (b'{"x": "w0", "y": 1e999}\n', "'y'"),
         "lone surrogate": (_record(y="w1 \ud800"), "surrogate"),
         "NUL": (_record(x="w0\0"), "NUL"),
         "raw NUL": (b'{"x": "w0\0", "y": "w1"}\n', "not valid JSON"),
         "100,000 deep": (deep, "nested too deeply"),
         "deep and closed": (deep + b"]" * 100_000 + b"}", "nested too deeply"),
-        "id ../": (_record(id="../../x"), "leads elsewhere"),
-        "duplicate ids": (_record(id="a") + _record(id="a"), "same as on line 1"),
         "not UTF-8": (b'{"x": "\xff", "y": "w1"}\n', "not UTF-8"),
         "BOM": (b"\xef\xbb\xbf" + _record(), ":1: begins with a byte order mark"),
         "CRLF": (_record().replace(b"\n", b"\r\n"), ":1: ends with CR LF"),
