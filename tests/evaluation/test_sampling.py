@@ -229,6 +229,15 @@ def test_a_mixture_predicts_what_its_draws_do():
     np.testing.assert_allclose(fitted.drawn(N), measured, atol=0.02)
 
 
+def test_draws_of_no_strategy_are_drawn_under_a_latent_too():
+    mixture = Mixture(np.ones(1), np.array([[0.72, 0.08, 0.2]]), np.array([[0.5, 1.0, 0.25]]))
+    first = mixture.divided(2, 2, by_frequency=True)
+    own, other = 0.8 * 0.5 + 0.2 * 0.25, 0.8 * 1.0 + 0.2 * 0.25
+    np.testing.assert_allclose(first, [own, 1 - (1 - own) ** 2], atol=1e-12)
+    even = mixture.divided(2, 2, by_frequency=False)
+    np.testing.assert_allclose(even, [(own + other) / 2, 1 - (1 - own) * (1 - other)], atol=1e-12)
+
+
 def test_a_mixture_of_one_strategy_predicts_no_gain():
     rng = np.random.default_rng(4)
     draws = make_draws(

@@ -239,11 +239,13 @@ class Mixture:
 
     def divided(self, samples: int, latents: int, *, by_frequency: bool) -> np.ndarray:
         """(N,) pass@k where each of the `latents` most frequent strategies has a latent, over which
-        samples are divided evenly, or by the strategies' frequencies.
+        samples are divided evenly, or by the strategies' frequencies. What the frozen model draws
+        of no strategy, such as one with a mistake, a latent draws as often.
         """
-        frequencies = self.frequencies[:, :-1]
+        frequencies, astray_C1 = self.frequencies[:, :-1], self.frequencies[:, -1:]
         used = np.argsort(-(self.weights @ frequencies), kind="stable")[:latents]
-        fails_CS = 1 - self.accuracies[:, used]
+        told_CS = (1 - astray_C1) * self.accuracies[:, used]
+        fails_CS = 1 - told_CS - astray_C1 * self.accuracies[:, -1:]
         order = proportional_order(frequencies[:, used], samples) if by_frequency else None
         curve = []
         for k in range(1, samples + 1):
