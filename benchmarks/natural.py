@@ -240,7 +240,7 @@ def run_all(cells: Sequence[Cell], options: argparse.Namespace, run: Runner) -> 
                     continue
                 told = headline(finish(cell, options, run))
             except KeyboardInterrupt:
-                tqdm.write("interrupted; the same call goes on from here", file=sys.stderr)
+                tqdm.write("interrupted; the same call resumes here", file=sys.stderr)
                 raise SystemExit(130) from None
             except FAILURES as error:
                 failed.append(cell)

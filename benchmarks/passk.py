@@ -5,7 +5,7 @@
 For each seed: prompts with four completions each, nine of ten depth first; a model trained on them
 (the frozen one); a run that finds its two latents by itself, and one that was given the searches'
 names, an upper bound. Both are evaluated on prompts kept out of training, with 16 samples. What was
-finished is kept: an interrupted call goes on.
+finished is kept: an interrupted call resumes.
 """
 
 from __future__ import annotations
@@ -169,10 +169,10 @@ def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
     ]
     for (seed, name), result in results.items():
         sampling = result["sampling"]
-        told = sampling["prediction"]["strategies"]
+        predicted = sampling["prediction"]["strategies"]
         cells = [
-            f"{told[search]['frequency']:.2f}, {told[search]['accuracy']:.2f}"
-            if search in told and told[search]["accuracy"] is not None
+            f"{predicted[search]['frequency']:.2f}, {predicted[search]['accuracy']:.2f}"
+            if search in predicted and predicted[search]["accuracy"] is not None
             else "-"
             for search in TASK.strategies
         ]

@@ -5,7 +5,7 @@ of which looks at six results and so finds what the other does not.
     y   8 15 | 3 + 5 = 8 , 8 + 7 = 15       depth
         8 2 10 4 12 2 | none                breadth
 
-Each pair is first added, then subtracted. Depth first goes on from a result with the number that is
+Each pair is first added, then subtracted. Depth first combines a result with the number that is
 left before it looks at the next; breadth first looks at all pairs. What follows the bar are the
 steps to the target. Nine of ten completions go depth first. It is none of `TASKS`, in which every
 strategy is right. Judge: examples.tasks.countdown:judge

@@ -257,7 +257,7 @@ def test_memory_holds_arrays_only(tmp_path):
 
 
 def test_rows_keep_the_numbers_of_the_data(tmp_path):
-    """Where rows were left out, the others are not numbered anew."""
+    """Where rows were left out, the others keep their numbers."""
     path, numbers = tmp_path / "names.jsonl", np.array([0, 2, 3, 9])
     write_names(path, HASHES, np.array([1, 0, -1, 2]), np.ones(4), numbers)
     assert [json.loads(line)["row"] for line in path.read_text().splitlines()] == [0, 2, 3, 9]

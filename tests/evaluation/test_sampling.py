@@ -127,7 +127,7 @@ def test_kinds_of_an_even_division():
 
 
 def test_estimates_are_unbiased():
-    """Drawn anew 1,500 times, the mean estimate is the probability that the samples have."""
+    """Over 1,500 independent draws, the mean estimate is the probability that the samples have."""
     rng = np.random.default_rng(1)
     rates = np.array([0.1, 0.6, 0.3])
     estimates = []

@@ -113,6 +113,12 @@ def run(*call, ok=True):
     return result
 
 
+def train(common, baseline, out, *more):
+    """Two steps with two latents."""
+    flags = ["--baseline", baseline, "--latents", 2, "--steps", 2, *more]
+    return run("train", *common, *flags, "--out", out)
+
+
 def refused(*call):
     """The one line of a refusal."""
     result = run(*call, ok=False)
@@ -274,18 +280,7 @@ def test_a_model_that_is_its_own_base_model(tmp_path):
     with Cache(tmp_path / "b.h5") as cache:
         for row, values in enumerate(alone):
             assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
-    run(
-        "train",
-        *common,
-        "--baseline",
-        tmp_path / "b.h5",
-        "--latents",
-        2,
-        "--steps",
-        2,
-        "--out",
-        tmp_path / "run",
-    )
+    train(common, tmp_path / "b.h5", tmp_path / "run")
 
 
 @pytest.mark.parametrize("family", ["bloom", "gptj", "gpt_oss", "gemma2"])
@@ -436,18 +431,7 @@ def test_a_special_token_without_a_row_is_fine_where_no_text_becomes_it(beyond, 
     data = write_jsonl(tmp_path / "d.jsonl", make_records(4, 2))
     common = ["--model", beyond.source, "--data", data, "--device", "cpu"]
     run("precompute", *common, "--out", tmp_path / "b.h5")
-    run(
-        "train",
-        *common,
-        "--baseline",
-        tmp_path / "b.h5",
-        "--latents",
-        2,
-        "--steps",
-        2,
-        "--out",
-        tmp_path / "run",
-    )
+    train(common, tmp_path / "b.h5", tmp_path / "run")
     run("eval", "--run", tmp_path / "run", "--data", data, "--device", "cpu", "--json")
 
 
@@ -501,18 +485,7 @@ def test_a_run_is_saved_in_the_dtype_of_its_checkpoint(quantised, tmp_path, data
         quantise(source)
     common = ["--model", source, "--data", data_file, "--device", "cpu"]
     run("precompute", *common, "--out", tmp_path / "b.h5")
-    trained = run(
-        "train",
-        *common,
-        "--baseline",
-        tmp_path / "b.h5",
-        "--latents",
-        2,
-        "--steps",
-        2,
-        "--out",
-        tmp_path / "run",
-    )
+    trained = train(common, tmp_path / "b.h5", tmp_path / "run")
     assert (
         f"weights: stored in bfloat16, trained in float32; {tmp_path}/run/model will be in "
         "bfloat16 as well" in trained.output.replace("\n", " ")
@@ -577,20 +550,7 @@ def test_an_adapter_is_merged_into_its_model(adapted, beside, tmp_path, data_fil
     common = ["--model", folder, "--data", data_file, "--device", "cpu"]
     run("precompute", *common, "--out", tmp_path / "b.h5")
     for adapt in ("full", "lora"):
-        run(
-            "train",
-            *common,
-            "--baseline",
-            tmp_path / "b.h5",
-            "--latents",
-            2,
-            "--steps",
-            2,
-            "--adapt",
-            adapt,
-            "--out",
-            tmp_path / adapt,
-        )
+        train(common, tmp_path / "b.h5", tmp_path / adapt, "--adapt", adapt)
 
 
 def test_an_adapter_that_cannot_be_used_says_why_before_anything_is_written(

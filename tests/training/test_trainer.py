@@ -104,7 +104,7 @@ def run(config, stop_after=None):
         if folder.done and not config.overwrite:
             return folder
         setup = prepare(config, folder, silent, no_bar)
-        folder.begin(config)
+        folder.begin(setup.config)
         for metrics in trainer.fit(setup, silent):
             if metrics["step"] == stop_after:
                 return folder

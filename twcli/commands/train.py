@@ -88,14 +88,14 @@ def _train_one(
         runtime.leave(setup.accelerator)
     for line in retention_lines(retained):
         say(line)
-    if any(entry.below for entry in retained or ()):
+    lost = [entry.latent for entry in retained or () if entry.below]
+    if lost:
         say(
             "these are records of --data: an original model that was trained on them knows them "
             "by heart; twcli eval on other records says whether anything was lost"
         )
     if score is not None:
         say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
-        lost = [entry.latent for entry in retained or () if entry.below]
         say(verdict_of_score(score, setup.model.latents, lost).sentence)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}

@@ -73,17 +73,17 @@ def pinned(template: str | Mapping[str, str], settings: Mapping[str, Any]) -> st
         template = template["default"]
         if tools is not None:
             template = (
-                f"{{% if tools is defined and tools is not none %}}\n{_open_ended(tools)}"
-                f"{{%+ else %}}\n{_open_ended(template)}{{%+ endif %}}"
+                f"{{% if tools is defined and tools is not none %}}\n{open_ended(tools)}"
+                f"{{%+ else %}}\n{open_ended(template)}{{%+ endif %}}"
             )
     head = "".join(
-        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}"
+        f"{{% if {name} is not defined %}}{{% set {name} = {literal(value)} %}}{{% endif %}}"
         for name, value in sorted(settings.items())
     )
     if "strftime_now" in template and DATE_MACRO not in template:
         # The longest directives first, so that "%-d" is not read as "%-".
         steps = "".join(
-            f" | replace({_literal('%' + letter)}, {_literal(value)})"
+            f" | replace({literal('%' + letter)}, {literal(value)})"
             for letter, value in sorted(DATE.items(), key=lambda item: -len(item[0]))
         )
         head += f"{DATE_MACRO}{steps} }}}}{{% endmacro %}}"
@@ -108,10 +108,10 @@ def with_latents(
     """
     known = {str(k): section for k, section in enumerate(sections)}
     known |= {name: sections[k] for name, k in (names or {}).items()}
-    message = _literal(f"latent must be one of {', '.join(known)}")
+    message = literal(f"latent must be one of {', '.join(known)}")
     return (
-        f"{_open_ended(without_latents(template))}{LATENT_BLOCK}"
-        f"{{% set latent_sections = {_literal(known)} %}}"
+        f"{open_ended(without_latents(template))}{LATENT_BLOCK}"
+        f"{{% set latent_sections = {literal(known)} %}}"
         f"{{% if latent | string not in latent_sections %}}{{{{ raise_exception({message}) }}}}"
         "{% endif %}{{ latent_sections[latent | string] }}{% endif %}"
     )
@@ -122,21 +122,21 @@ def without_latents(template: str) -> str:
     return template.split(LATENT_BLOCK)[0]
 
 
-def _open_ended(template: str) -> str:
+def open_ended(template: str) -> str:
     """The template so that text may follow: Jinja leaves out the last newline of a template."""
     return re.sub(r"(\r\n|\r|\n)\Z", "", template)
 
 
-def _literal(value: Any) -> str:
+def literal(value: Any) -> str:
     """A JSON value in Jinja's notation."""
     if value is None:
         return "none"
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+        return "[" + ", ".join(map(literal, value)) + "]"
     # Jinja reads Python's escapes, and other characters as they are.
     return json.dumps(value, ensure_ascii=False)
 

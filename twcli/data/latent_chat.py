@@ -13,10 +13,10 @@ and strip the space before it (`trim_blocks`, `lstrip_blocks`), so it keeps to w
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 
+from twcli.data.chat import literal, open_ended
 from twcli.data.encoder import latent_tokens
 from twcli.errors import UserError
 
@@ -122,10 +122,8 @@ def with_latents(template: str, found: Mapping[str, str], default: str) -> str:
         found: the result of `sections`.
         default: the key of `found` that is used where a call names no latent.
     """
-    # Jinja drops a template's last newline, which here would be in the middle.
-    body = template.removesuffix("\n").removesuffix("\r")
     tail = "{{ latent_sections[latent] if add_generation_prompt else '' }}"
-    return _choice(found, default) + body + tail
+    return _choice(found, default) + open_ended(template) + tail
 
 
 def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
@@ -139,10 +137,10 @@ def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
     middle, rest = rest.split("{z}", 1)
     lead, close = rest.split("{y}", 1)
     values = {
-        "HEAD": _literal(head),
-        "MIDDLE": _literal(middle),
-        "LEAD": _literal(lead),
-        "CLOSE": _literal(close),
+        "HEAD": literal(head),
+        "MIDDLE": literal(middle),
+        "LEAD": literal(lead),
+        "CLOSE": literal(close),
     }
     return _choice(found, default) + _filled(_ONE_TURN, values).removesuffix("\n")
 
@@ -150,11 +148,11 @@ def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
 def _choice(found: Mapping[str, str], default: str) -> str:
     known = ", ".join(found)
     values = {
-        "SECTIONS": json.dumps(dict(found), ensure_ascii=False),
-        "DEFAULT": _literal(default),
+        "SECTIONS": literal(found),
+        "DEFAULT": literal(default),
         "LINE": LINE,
         "LENGTH": str(len(LINE)),
-        "KNOWN": _literal(known),
+        "KNOWN": literal(known),
     }
     return _filled(_CHOICE, values)
 
@@ -162,8 +160,3 @@ def _choice(found: Mapping[str, str], default: str) -> str:
 def _filled(text: str, values: Mapping[str, str]) -> str:
     """`text` with each `@NAME@` replaced; in one pass, since a value may look like a place."""
     return re.sub("@([A-Z]+)@", lambda place: values[place[1]], text)
-
-
-def _literal(text: str) -> str:
-    """Jinja reads a JSON string as it is, if characters beyond ASCII are not escaped."""
-    return json.dumps(text, ensure_ascii=False)

@@ -16,6 +16,12 @@ CHANCE = 0.1  # of that way, below which it is at chance
 INFORMED = 0.1  # of log K: what I(z; y) at least is where a posterior knows anything
 
 Kind = Literal["works", "partly", "failed", "unknown"]
+OPENINGS: dict[Kind, str] = {
+    "works": "Works",
+    "partly": "Works in part",
+    "failed": "Failed",
+    "unknown": "Not decided",
+}
 
 
 @dataclass(frozen=True)
@@ -62,13 +68,7 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
     worse = _worse(result["likelihood"])
     if kind == "works" and (lost or worse):
         kind = "partly"
-    opening = {
-        "works": "Works: ",
-        "partly": "Works in part: ",
-        "failed": "Failed: ",
-        "unknown": "Not decided: ",
-    }[kind]
-    sentence = f"{opening}{said}."
+    sentence = f"{OPENINGS[kind]}: {said}."
     if lost:
         sentence += f" Less likely than under the original model: {_names(lost)}."
     elif worse:
@@ -85,11 +85,10 @@ def verdict_of_score(score: float, latents: int, lost: list[int]) -> Verdict:
     kind = _kind(score, None, 1 / latents)
     if kind == "works" and lost:
         kind = "partly"
-    opening = {"works": "Works", "partly": "Works in part", "failed": "Failed"}[kind]
     return Verdict(
         kind,
-        f"{opening}: asking for a latent is expected to get its strategy {score:.0%} of the time "
-        f"(chance {1 / latents:.0%}; no labels are read).",
+        f"{OPENINGS[kind]}: asking for a latent is expected to get its strategy {score:.0%} of the "
+        f"time (chance {1 / latents:.0%}; no labels are read).",
         "",
     )
 

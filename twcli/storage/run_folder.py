@@ -87,12 +87,7 @@ class RunFolder:
         asked = self.read_config().template if self.config_file.is_file() else "tags"
         # The run's own copy: it has the variables of the training, and is there when another
         # version of the model is not.
-        chat = self.model / CHAT_TEMPLATE
-        if asked == "auto":
-            # only where the training took the chat template does its copy know of latents
-            known = chat.is_file() and "latent" in chat.read_text(encoding="utf-8")
-            asked = "chat" if known else "tags"
-        return str(chat) if asked != "tags" else asked
+        return str(self.model / CHAT_TEMPLATE) if asked != "tags" else asked
 
     @property
     def done(self) -> bool:

@@ -1,7 +1,7 @@
 """What `twcli train` chooses where an option is left open: from the model's size, the records and
 their tokens. No model is run and nothing is read.
 
-Measured on models of 0.1 M to 135 M parameters (`docs/quality.md`, `docs/natural.md`); above that
+Measured on models of 0.1 M to 135 M parameters (`docs/results.md`, `docs/natural.md`); above that
 the values extrapolate.
 """
 
