@@ -2,6 +2,7 @@
 
     python benchmarks/natural.py --out build/natural --table docs/natural.md [--model PATH]
                                  [--only NAME ...] [--seeds S ...] [--gsm8k FILE] [--train]
+                                 [--precision bf16]
 
 A cell is one task, draw and seed. It makes the data, runs `twcli discover` on it and compares the
 names found with the strategies that the data were written in; `auto` cells leave the number of
@@ -47,7 +48,8 @@ ROWS = 600  # records a cell
 DRAWS = ("random", "skewed", "distinct", "single")
 PAIRS = {"pairs150": 150, "pairs300": 300}  # draws of GSM8K: problems, each in both styles
 GSM8K_DRAWS = (*PAIRS, "single")
-TRAINED = (("sums", "random"), ("sums", "skewed"), ("sums", "single"))
+TRAINED = ("sums", "advice")
+TRAINED_DRAWS = ("random", "skewed", "single")
 TEST_PROMPTS, TEST_COMPLETIONS = 30, 4
 FOLDS = 5  # of the probe
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
@@ -128,9 +130,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         help="JSONL of problems, each in two styles: x, y and strategy",
     )
     parser.add_argument("--train", action="store_true", help="also train on the names found")
-    parser.add_argument("--steps", type=int, default=150, help="of a training (default 150)")
-    parser.add_argument("--lr", type=float, default=1e-3, help="of a training (default 1e-3)")
-    parser.add_argument("--batch-tokens", type=int, default=600, help="of a training (default 600)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--dry-run", action="store_true", help="list the cells, run nothing")
     options = parser.parse_args(argv)
     options.out = options.out.resolve()
@@ -172,7 +172,8 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     cells = [Cell(*pair, seed) for seed in options.seeds for pair in pairs]
     cells += [Cell(*pair, options.seeds[0], "auto") for pair in pairs]
     if options.train:
-        cells += [Cell(*pair, options.seeds[0], "train") for pair in TRAINED]
+        trained = [(task, draw) for task in TRAINED for draw in TRAINED_DRAWS]
+        cells += [Cell(*pair, seed, "train") for seed in options.seeds for pair in trained]
     return [
         cell
         for cell in cells
@@ -186,11 +187,9 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
 
 def settings(cell: Cell, options: argparse.Namespace) -> dict:
     """What a result depends on, beside the name of its cell."""
-    told: dict = {"model": options.model.name, "records": ROWS}
+    told: dict = {"model": options.model.name, "precision": options.precision, "records": ROWS}
     if cell.task == "gsm8k" and options.gsm8k:
         told["file"] = options.gsm8k.name
-    if cell.part == "train":
-        told |= {"steps": options.steps, "lr": options.lr, "batch_tokens": options.batch_tokens}
     return told
 
 
@@ -340,6 +339,7 @@ def discover(
             "discover",
             *("--model", options.model.resolve()),
             *("--template", "chat"),
+            *("--precision", options.precision),
             *("--data", data),
             *("--latents", "auto" if cell.part == "auto" else len(set(labels))),
             *("--out", names),
@@ -372,28 +372,19 @@ def train(
         make.rows(cell.task, TEST_PROMPTS, TEST_COMPLETIONS, draw, cell.seed + 1000, seen),
     )
     cache, folder = data.with_name("train.bt.h5"), data.with_name("run")
-    common = ["--model", options.model.resolve(), "--template", "chat", "--data", data]
+    precision = ["--precision", options.precision]
+    common = ["--model", options.model.resolve(), "--template", "chat", "--data", data, *precision]
     if not cache.exists():  # it appears when it is complete
         run(["precompute", *common, "--out", cache], log)
     if not (folder / "model" / "config.json").exists():
-        run(
-            [
-                "train",
-                *common,
-                *("--baseline", cache),
-                *("--latents", len({record["strategy"] for record in records})),
-                *("--adapt", "lora"),
-                *("--names", names),
-                *("--steps", options.steps),
-                *("--lr", options.lr),
-                *("--batch-tokens", options.batch_tokens),
-                *("--out", folder),
-            ],
-            log,
-        )
+        flags = ["--baseline", cache, "--names", names, "--out", folder]
+        run(["train", *common, *flags], log)
     judge = f"examples.natural.{cell.task}:judge"
     told = json.loads(
-        run(["eval", "--run", folder, "--data", test, "--judge", judge, "--json"], log)
+        run(
+            ["eval", "--run", folder, "--data", test, *precision, "--judge", judge, "--json"],
+            log,
+        )
     )
     return {"figures": {name: at(told, path) for name, path in TRAINING.items()}, "eval": told}
 
@@ -540,20 +531,16 @@ def training_table(results: list[dict]) -> list[str]:
 def conditions(results: list[dict]) -> list[str]:
     """What the tables were made with, when and where."""
     models = sorted({result["settings"]["model"] for result in results})
+    precisions = sorted({result["settings"]["precision"] for result in results})
     lines = [
-        f"Model: `{'`, `'.join(models)}`; `--template chat`, all else by default; at most {ROWS}",
-        "records a cell.",
+        f"Model: `{'`, `'.join(models)}`;",
+        f"`--template chat --precision {' or '.join(precisions)}`, all else by default;",
+        f"at most {ROWS} records a cell.",
     ]
-    told = {
-        tuple(r["settings"][key] for key in ("steps", "lr", "batch_tokens"))
-        for r in results
-        if r["part"] == "train"
-    }
-    for steps, lr, tokens in sorted(told):
+    if any(result["part"] == "train" for result in results):
         lines += [
-            f"Training: `--adapt lora --steps {steps} --lr {lr:g} --batch-tokens {tokens}`; "
-            "evaluated on",
-            f"{TEST_PROMPTS} new prompts with {TEST_COMPLETIONS} completions each.",
+            f"Runs are evaluated on {TEST_PROMPTS} new prompts with {TEST_COMPLETIONS} completions",
+            "each.",
         ]
     dates = sorted({result["date"] for result in results})
     span = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"

@@ -1,6 +1,7 @@
 """The natural-language benchmark: figures, tables, and what is run again, with a fake command."""
 
 import json
+import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
@@ -139,11 +140,9 @@ def test_cells_are_chosen_by_name(options):
         "sums/random/0/auto",
     ]
     trained = natural.chosen(options("--train", "--seeds", "2", "--only", "*/train"))
-    assert [cell.name for cell in trained] == [
-        "sums/random/2/train",
-        "sums/skewed/2/train",
-        "sums/single/2/train",
-    ]
+    draws = ("random", "skewed", "single")
+    expected = [f"{task}/{draw}/2/train" for task in ("sums", "advice") for draw in draws]
+    assert [cell.name for cell in trained] == expected
 
 
 def test_a_finished_cell_is_not_run_again(options, capsys):
@@ -189,18 +188,19 @@ def test_a_cell_of_another_model_is_run_anew(options, tmp_path):
 
 def test_training_finds_its_names_first(options):
     command, cell = Command(), Cell("sums", "single", 0, "train")
-    told = options("--steps", "7")
+    told = options("--precision", "bf16")
     result = natural.finish(cell, told, command)
     assert [call[0] for call in command.calls] == ["discover", "precompute", "train", "eval"]
     flags = dict(pairwise(command.calls[2]))
-    assert flags["--steps"] == "7" and flags["--adapt"] == "lora" and flags["--latents"] == "4"
-    assert flags["--batch-tokens"] == "600" and float(flags["--lr"]) == 1e-3
+    assert all("bf16" in call for call in command.calls)
     assert Path(flags["--names"]) == told.out / "sums-single-0" / "names.jsonl"
     test = natural.read_records(told.out / "sums-single-0-train" / "test.jsonl")
     train = natural.read_records(told.out / "sums-single-0-train" / "data.jsonl")
     assert len(test) == 120 and not {r["x"] for r in test} & {r["x"] for r in train}
     assert result["figures"]["posterior 1:1"] == 1.0 and result["figures"]["gain (nats)"] is None
-    natural.finish(cell, options("--steps", "8"), command)  # the names stay
+    cell.result(told.out).unlink()
+    shutil.rmtree(cell.folder(told.out))
+    natural.finish(cell, told, command)  # the names stay
     assert [call[0] for call in command.calls[4:]] == ["precompute", "train", "eval"]
 
 
@@ -223,7 +223,11 @@ def test_gsm8k_is_drawn_from_problems_in_both_styles():
 
 def result(part="names", seed=0, **more):
     made = {"task": "sums", "draw": "random", "seed": seed, "part": part, "strategies": 4}
-    made |= {"settings": {"model": "m.gguf"}, "date": "2026-01-01", "machine": "a machine"}
+    made |= {
+        "settings": {"model": "m.gguf", "precision": "bf16"},
+        "date": "2026-01-01",
+        "machine": "a machine",
+    }
     made |= {"right": 0.9, "ari": 0.8, "nmi": 0.7, "score": None, "found": 5, "purity": 0.95}
     return made | more
 
@@ -235,11 +239,7 @@ def test_the_tables_have_a_row_for_each_task_and_draw():
         result(seed=2, right=0.8, date="2026-01-02"),
         result(draw="single"),
         result("auto"),
-        result(
-            "train",
-            figures=dict.fromkeys(natural.TRAINING, 0.25),
-            settings={"model": "m.gguf", "steps": 60, "lr": 1e-3, "batch_tokens": 600},
-        ),
+        result("train", figures=dict.fromkeys(natural.TRAINING, 0.25)),
     ]
     text = natural.tables(results)
     rows = text.splitlines()
@@ -249,7 +249,7 @@ def test_the_tables_have_a_row_for_each_task_and_draw():
     assert "| sums | single | 4 | 1 | 0.900 | 0.900 | 0.800 | 0.700 | - | - |  |" in rows
     assert "| sums | random | 4 | 5 | 0.950 | 0.900 | 0.700 |" in rows
     assert "| sums | random | 0 | 0.250 | 0.250 | 0.250 | 0.250 | 0.250 |" in rows
-    assert "--steps 60 --lr 0.001 --batch-tokens 600" in text
+    assert "`--template chat --precision bf16`" in text
     assert "Made 2026-01-01 to 2026-01-02 on: a machine." in rows
     assert max(map(len, rows)) <= 100
     assert natural.tables([]) == "No cell is finished yet.\n"
