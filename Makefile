@@ -13,6 +13,7 @@
 # make lint     the linter, whether the layout is the formatter's, which folder imports from which, and the types
 # make format   the layout, and what the linter can fix by itself
 # make docs     the command reference, from the commands
+# make docs-site the documents as a site: build/site
 # make clean    removes what the others made, the virtual environment included
 
 SHELL := bash
@@ -28,7 +29,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality natural picture bench test quick torture coverage mutants lint format docs clean
+.PHONY: demo figures quality natural picture bench test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -76,6 +77,10 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python docs/make_commands.py
+
+docs-site: $(INSTALLED)
+	$(BIN)/pip install -qq -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf .venv build dist *.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache

@@ -174,6 +174,13 @@ def test_every_document_is_in_the_index():
     assert listed >= {page for page in PAGES if page.is_relative_to(index.parent) and page != index}
 
 
+def test_every_document_is_on_the_site():
+    """`mkdocs build` finds the pages that the site's own list names."""
+    named = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    docs = ROOT / "docs"
+    assert sorted(named) == sorted(str(page.relative_to(docs)) for page in docs.rglob("*.md"))
+
+
 def links(page):
     return re.findall(r"\]\(([^)#]+)", page.read_text())
 
