@@ -1,19 +1,12 @@
 """The page and the lines: all is shown, escaped and readable."""
 
 import copy
-import re
-from html.parser import HTMLParser
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 
-from twcli.discovery import names_page
-from twcli.discovery.names_page import cut, render_names_page, summary_lines
-
-VOID = {"meta", "link", "br", "hr", "img", "input"}
-HOSTILE = "<script>alert('x')</script> & \"q\" </style></textarea>"
+from tests.pages.reading import HOSTILE, Page, check
+from twcli.discovery.names_page import render_names_page, summary_lines
 
 
 def example():
@@ -66,41 +59,8 @@ def summary():
     return summary
 
 
-class Page(HTMLParser):
-    """Elements of a page; one that is not closed, or closed by another's end, is an error."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.elements, self.texts = [], [], []
-        self.feed(text)
-        self.close()
-        assert not self.open, self.open
-
-    def handle_starttag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attributes):
-        self.elements.append((tag, dict(attributes)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, (tag, self.getpos())
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.texts.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.texts).split())
-
-
 def test_the_page_is_whole_and_shows_all(summary):
-    page = Page(render_names_page(summary))
+    page = check(render_names_page(summary))
     for expected in (
         summary["verdict"],
         "12,345 completions of 4,115 prompts",
@@ -113,7 +73,7 @@ def test_the_page_is_whole_and_shows_all(summary):
         "Line 13, probability 0.99",
         "Prompt of line 13",
         "What is 2 + 3?",
-        "No completion has this latent.",
+        "Not used by the completions.",
         "No phrase sets it apart.",
         summary["nested"],
         "4.1 % of the completions fit two latents",
@@ -122,16 +82,6 @@ def test_the_page_is_whole_and_shows_all(summary):
     ):
         assert expected in page.text, expected
     assert "Step 1\n  add" in page.texts  # new lines are kept
-
-
-def test_the_page_needs_no_network_and_no_script(summary):
-    text = render_names_page(summary)
-    page = Page(text)
-    assert not page.all("script") and not page.all("link") and not page.all("img")
-    assert not re.search(r"https?:|url\(|@import|\bsrc=|\son\w+=", text)
-    assert all(a["href"].startswith("#") for a in page.all("a"))
-    policy = [m["content"] for m in page.all("meta") if "http-equiv" in m]
-    assert policy == ["default-src 'none'; style-src 'unsafe-inline'"]
 
 
 def replace_texts(value, text):
@@ -147,7 +97,7 @@ def test_everything_is_escaped(summary):
     repulsion = {"repulsion": "infinite", "names": HOSTILE}
     text = render_names_page(replace_texts(summary, HOSTILE) | repulsion)
     page = Page(text)
-    assert "<script" not in text and text.count("</style>") == 1
+    assert text.count("<script") == 1 and text.count("</style>") == 1
     assert page.text.count("<script>alert('x')</script>") > 15
     assert len(page.elements) == len(Page(render_names_page(summary)).elements)
 
@@ -162,61 +112,9 @@ def test_invisible_characters_are_left_out(summary):
 
 
 def test_structure_for_assistive_technology(summary):
-    page = Page(render_names_page(summary))
-    levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch(r"h[1-6]", tag)]
-    assert levels[0] == 1 and levels.count(1) == 1
-    assert all(after - before <= 1 for before, after in pairwise(levels))
-    for landmark in ("header", "nav", "main", "footer"):
-        assert len(page.all(landmark)) == 1, landmark
-    assert page.all("html") == [{"lang": "en"}]
-    assert all(attributes.get("scope") in ("col", "row") for attributes in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 1
-    named = [svg for svg in page.all("svg") if svg.get("role") == "img"]
-    assert len(named) == 3 and all(svg["aria-label"] for svg in named)
-    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids))
-    for _, attributes in page.elements:
-        for name in ("href", "aria-labelledby"):
-            assert attributes.get(name, "#main").lstrip("#") in ids
-
-
-def luminance(colour):
-    """Relative luminance, WCAG 2.2."""
-    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-def contrast(one, two):
-    low, high = sorted((luminance(one), luminance(two)))
-    return (high + 0.05) / (low + 0.05)
-
-
-def themes():
-    css = Path(names_page.__file__).with_name("names_page.css").read_text("utf-8")
-    light, dark = (
-        dict(re.findall(r"--(\w+): (#[0-9a-f]{6});", block))
-        for block in re.findall(r":root \{(.*?)\}", css, re.DOTALL)
-    )
-    return {"light": light, "dark": light | dark}
-
-
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_contrast(theme):
-    colours = themes()[theme]
-    for text in ("ink", "soft", "link"):
-        for ground in ("paper", "chip"):
-            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
-    # The outline of every bar and point; the accents within need not be told from the paper.
-    assert contrast(colours["soft"], colours["paper"]) >= 4.5
-    accents = [colours[f"c{i}"] for i in range(names_page.COLOURS)]
-    assert len(set(accents)) == names_page.COLOURS and colours["paper"] not in accents
-
-
-def test_accents_are_never_the_colour_of_text():
-    css = Path(names_page.__file__).with_name("names_page.css").read_text("utf-8")
-    used = re.findall(r"([a-z-]+): var\(--c\d\)", css)
-    assert set(used) == {"fill", "border-color"}
+    page = check(render_names_page(summary))
+    assert len(page.all("table")) == 1
+    assert len([svg for svg in page.all("svg") if svg.get("role") == "img"]) == 3
 
 
 @pytest.mark.parametrize(
@@ -254,20 +152,6 @@ def test_colours_repeat_after_the_eighth(summary):
     text = render_names_page(summary | {"map": {"points": points}})
     Page(text)
     assert 'class="c7"' in text and 'class="c8"' not in text and ">z19</text>" in text
-
-
-def test_the_map_has_one_unit_for_both_axes():
-    points = [[0.0, 0.0, 0], [2.0, 0.0, 1], [0.0, 1.0, 2]]
-    groups = names_page._map({"points": points})["groups"]
-    (x0, y0), (x1, _), (_, y2) = (group["centre"] for group in groups)
-    assert (x1 - x0) * names_page.MAP_ASPECT == pytest.approx(2 * (y0 - y2), abs=0.1)
-    assert all(0 <= value <= 100 for group in groups for value in group["centre"])
-
-
-def test_cut():
-    assert cut("a\n b") == "a\n b"
-    assert cut("x" * 400) == "x" * 400
-    assert cut("x" * 401) == "x" * 400 + "…"
 
 
 def test_lines(summary):

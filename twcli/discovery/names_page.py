@@ -1,8 +1,7 @@
 """What `twcli discover` found, as a page (`names.html`) and as lines for the terminal.
 
 Both show the same `summary`, a dict of plain values; K latents, `z0` to `z{K-1}`. Rows count from 0
-there and are shown as lines of the data, from 1. The page needs no network and runs no script, and
-everything that comes from the data is escaped.
+there and are shown as lines of the data, from 1. Everything that comes from the data is escaped.
 
 Keys of the summary:
     title, date, model, data: str.
@@ -26,25 +25,17 @@ Keys of the summary:
 
 from __future__ import annotations
 
-import importlib.resources
-import math
 import shlex
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 from rich.cells import cell_len
 
-COLOURS = 8  # in names_page.css; further latents take them in turn, and every colour has a label
-MAX_TEXT = 400  # characters of a text that are shown
+from twcli.pages import charts
+from twcli.pages.rendering import render
+from twcli.pages.text import cut, number, share, visible
+
 COLUMNS = 80  # of the terminal
-MAP_MARGIN = 4.0  # percent of the map's width on either side, so that labels fit
-MAP_ASPECT = 1.5  # width over height, as in names_page.css
-BAR_FROM, BAR_WIDTH = 13.0, 72.0  # percent of the chart; the rest is for its labels
-TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
-JOINERS = "\u200c\u200d"  # the only invisible characters that belong to words
 
 
 def render_names_page(summary: dict[str, Any]) -> str:
@@ -56,28 +47,77 @@ def render_names_page(summary: dict[str, Any]) -> str:
     Raises:
         jinja2.UndefinedError, KeyError: the summary lacks a key.
     """
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {
-        "cut": cut,
-        "share": _share,
-        "percent": lambda value: f"{100 * min(max(value, 0.0), 1.0):.2f}%",
-        "number": _number,
-        "often": _often,
-    }
-    bars, ticks = _bars(summary["proportions"])
-    return environment.from_string(_resource("names_page.html.jinja")).render(
-        s=summary,
-        css=Markup(_resource("names_page.css")),
-        colours=COLOURS,
-        bars=bars,
-        ticks=ticks,
-        map=_map(summary["map"]),
+    cards = [card | _naming(card, _names(summary)) for card in summary["latent_cards"]]
+    chart = charts.scatter(summary["map"])
+    more = summary["per_latents"] or summary["nested"]
+    columns, rows = _numbers_tried(summary["per_latents"])
+    return render(
+        "names.html.jinja",
+        title=summary["title"],
+        command_name="twcli discover",
+        facts=_facts(summary),
+        contents=[
+            ("shares", "Shares"),
+            ("latents", "The latents"),
+            *([("map", "Map")] if chart else []),
+            *([("number", "Number of latents")] if more else []),
+            ("ambiguous", "Ambiguous completions"),
+            ("now", "What now"),
+        ],
+        s=summary | {"latent_cards": cards},
+        map=chart,
+        number_columns=columns,
+        number_rows=rows,
         repulsion=_repulsion(summary["repulsion"]),
         names=_names(summary),
-        command=_visible(_command(summary)),
+        command=visible(_command(summary)),
+        **charts.bars(summary["proportions"]),
     )
+
+
+def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    return [
+        ("Date", summary["date"]),
+        ("Model", summary["model"]),
+        ("Data", summary["data"]),
+        (
+            "Completions",
+            f"{summary['records']:,} completions of {summary['prompts']:,} prompts",
+        ),
+        ("Latents", f"{summary['used']} of {summary['latents']} latents in use"),
+    ]
+
+
+def _naming(card: dict[str, Any], names: str) -> dict[str, Any]:
+    """What a card says of the latent's name: where it is edited, in texts and code by turns."""
+    if not card["typical"]:
+        return {"name": None, "facts": [], "rename": None}
+    row = card["typical"][0]["row"]
+    rename = ["add ", '"name": "..."', " on line ", f"{row + 1}", " of ", names]
+    return {"name": None, "facts": [], "rename": rename}
+
+
+def _numbers_tried(
+    per_latents: Sequence[dict[str, Any]],
+) -> tuple[list[tuple[str, bool]], list[list[str]]]:
+    """Columns and rows of the table of numbers of latents."""
+    names = _criteria(per_latents)
+    columns = [("Latents", True)]
+    columns += [(name.replace("_", " ").capitalize(), True) for name in names]
+    rows = [
+        [
+            str(row["latents"]),
+            *(number(row[name]) for name in names),
+            "chosen" if row["chosen"] else "-",
+        ]
+        for row in per_latents
+    ]
+    return [*columns, ("Choice", False)], rows
+
+
+def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+    known = per_latents and per_latents[0].get("above_noise") is not None
+    return "stability", "above_noise" if known else "evidence", "score"
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -100,53 +140,6 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def cut(text: str, most: int = MAX_TEXT) -> str:
-    """The text without what cannot be seen, new lines kept, with an ellipsis where it is cut."""
-    text = _visible(str(text))
-    return text if len(text) <= most else text[:most].rstrip() + "…"
-
-
-def _visible(text: str) -> str:
-    """Without control characters, which could steer a terminal or turn the reading direction."""
-    return "".join(
-        character
-        for character in text
-        if character in "\n\t"
-        or character in JOINERS
-        or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
-    )
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
-
-
-# Numbers as text
-
-
-def _share(value: float) -> str:
-    percent = 100 * value
-    return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
-
-
-def _number(value: float | str | None) -> str:
-    if value is None:
-        return "-"
-    return _visible(str(value)) if isinstance(value, str | int) else f"{value:.2f}"
-
-
-def _often(phrase: dict[str, Any]) -> str:
-    """How often a phrase occurs in its latent, and how much more often than in the others."""
-    here = _share(phrase["share"])
-    elsewhere = phrase.get("elsewhere")
-    if elsewhere is None:
-        return here
-    if not elsewhere:
-        return f"{here}, only here"
-    times = phrase["share"] / elsewhere
-    return f"{here}, {times:.{int(times < 10)}f} times as often"
-
-
 def _repulsion(value: float | str) -> str:
     if value == "infinite":
         return "infinite: no latent repeats"
@@ -165,73 +158,24 @@ def _command(summary: dict[str, Any]) -> str:
     return "twcli train " + shlex.join(options)
 
 
-# Figures of the page, in percent of their width and height
-
-
-def _bars(proportions: Sequence[float]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    most = max(proportions, default=0.0) or 1.0
-    step = next((step for step in TICK_STEPS if most / step <= 5), 0.25)
-    last = math.ceil(most / step - 1e-9)
-    scale = BAR_WIDTH / (last * step)
-    ticks = [
-        {"share": i * step, "at": f"{BAR_FROM + scale * i * step:.2f}%"} for i in range(last + 1)
-    ]
-    bars = [
-        {
-            "share": share,
-            "width": f"{scale * share:.2f}%",
-            "end": f"{BAR_FROM + scale * share:.2f}%",
-        }
-        for share in proportions
-    ]
-    return bars, ticks
-
-
-def _map(found: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Points in percent, with one unit for both axes, in groups of a latent with its centre."""
-    if not found or not found["points"]:
-        return None
-    points = found["points"]
-    across, up = [x for x, _, _ in points], [y for _, y, _ in points]
-    unit = max((max(across) - min(across)) / MAP_ASPECT, max(up) - min(up)) or 1.0
-    scale = (100 - 2 * MAP_MARGIN) / unit
-    middle = (max(across) + min(across)) / 2, (max(up) + min(up)) / 2
-    groups: dict[int, list[tuple[float, float]]] = {}
-    for x, y, latent in points:
-        place = 50 + scale * (x - middle[0]) / MAP_ASPECT, 50 - scale * (y - middle[1])
-        groups.setdefault(int(latent), []).append((round(place[0], 2), round(place[1], 2)))
-    return {"count": len(points), "groups": [_group(k, groups[k]) for k in sorted(groups)]}
-
-
-def _group(latent: int, points: list[tuple[float, float]]) -> dict[str, Any]:
-    centre = [round(sum(values) / len(points), 2) for values in zip(*points, strict=True)]
-    known = latent >= 0
-    return {
-        "points": points,
-        "centre": centre,
-        "colour": f"c{latent % COLOURS}" if known else "none",
-        "label": f"z{latent}" if known else "",
-    }
-
-
 # Lines of the terminal
 
 
 def _score_sentence(summary: dict[str, Any]) -> str:
     interval = ""
     if summary["score_ci"]:
-        interval = " (95 % interval {} to {})".format(*map(_share, summary["score_ci"]))
+        interval = " (95 % interval {} to {})".format(*map(share, summary["score_ci"]))
     sentence = (
-        f"Estimated share named right: {_share(summary['score'])}{interval}; "
-        f"chance: {_share(summary['chance'])}."
+        f"Estimated share named right: {share(summary['score'])}{interval}; "
+        f"chance: {share(summary['chance'])}."
     )
     if summary["stability"] is not None:
-        sentence += f" Stability: {_number(summary['stability'])}."
+        sentence += f" Stability: {number(summary['stability'])}."
     return f"{sentence} {summary['used']} of {summary['latents']} latents in use."
 
 
 def _latent_lines(card: dict[str, Any]) -> list[str]:
-    head = f"z{card['latent']:<3} {_share(card['share']):>6}  "
+    head = f"z{card['latent']:<3} {share(card['share']):>6}  "
     if not card["share"]:
         return [head + "not used"]
     head += f"sure {card['mean_probability']:.2f}   "
@@ -242,7 +186,7 @@ def _latent_lines(card: dict[str, Any]) -> list[str]:
 
 
 def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
-    texts = [" ".join(_visible(phrase["text"]).split()) for phrase in phrases]
+    texts = [" ".join(visible(phrase["text"]).split()) for phrase in phrases]
     for count in range(len(texts), 0, -1):
         joined = " / ".join(texts[:count])
         if cell_len(joined) <= columns:
@@ -251,17 +195,16 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
 
 
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
-    criterion = "evidence" if per_latents[0].get("above_noise") is None else "above_noise"
-    names = ("stability", criterion, "score")
+    names = _criteria(per_latents)
     lines = ["latents" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
     for row in per_latents:
-        values = "".join(f"{_fitted(_number(row[name]), 11):>12}" for name in names)
+        values = "".join(f"{_fitted(number(row[name]), 11):>12}" for name in names)
         lines.append(f"{row['latents']:>7}{values}{'  chosen' if row['chosen'] else ''}")
     return lines
 
 
 def _ambiguity_lines(summary: dict[str, Any]) -> list[str]:
-    lines = _wrapped(f"Ambiguous: {_share(summary['ambiguous_share'])} of the completions.")
+    lines = _wrapped(f"Ambiguous: {share(summary['ambiguous_share'])} of the completions.")
     for item in summary["ambiguous"][:1]:
         first, second = item["latents"]
         lines.append(_one_line(f"     line {item['row'] + 1}, z{first} or z{second}: ", item["y"]))
@@ -292,7 +235,7 @@ def _wrapped(text: str, indent: str = "") -> list[str]:
     """Lines of words; a word that is too wide for a line, such as a path, continues in the next."""
     columns = COLUMNS - len(indent)
     lines, line = [], ""
-    for word in _visible(str(text)).split():
+    for word in visible(str(text)).split():
         if line and cell_len(line) + 1 + cell_len(word) > columns:
             lines.append(line)
             line = ""

@@ -1,0 +1,275 @@
+"""Where the parts of a chart are, in percent of the area that its axes enclose.
+
+A chart is drawn as SVG that follows the width of its window, while its texts keep their size. Each
+function returns what the macro of its name in `parts.html.jinja` draws, and what a person who does
+not see it is told.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from twcli.pages.rendering import COLOURS
+from twcli.pages.text import share as as_share
+
+DASHES = 4  # of lines, in page.css
+MOST_TICKS = 5
+MAP_MARGIN = 4.0  # percent of the map's width on either side, so that labels fit
+MAP_ASPECT = 1.5  # width over height, as in page.css
+BAR_FROM, BAR_WIDTH = 13.0, 72.0  # percent of the chart; the rest is for its labels
+TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve.
+
+    Attributes:
+        points: (x, y), x ascending.
+        band: (x, low, high) of an interval around it.
+        latent: the latent whose colour it takes; None for colour and dashes by its place.
+    """
+
+    name: str
+    points: Sequence[Point]
+    band: Sequence[tuple[float, float, float]] = field(default=())
+    latent: int | None = None
+
+
+def curves(
+    title: str,
+    lines: Sequence[Line],
+    *,
+    unit: str,
+    note: str = "",
+    axis: str = "step",
+    top: float | None = None,
+    bottom: float | None = 0.0,
+    log: bool = False,
+    log_axis: bool = False,
+    reference: tuple[float, str] | None = None,
+    stages: Sequence[tuple[float, str]] = (),
+) -> dict[str, Any] | None:
+    """Lines over steps, or over another axis; None without points.
+
+    Args:
+        unit: of the values.
+        axis: what is below.
+        top, bottom: values that the chart reaches at least, so that next to nothing looks like it.
+        log: whether values are on a logarithmic scale; those that are not above 0 are left out.
+        log_axis: the same of what is below, with a tick at each point.
+        reference: a value that the lines are held against, and what it is.
+        stages: where each begins, and its name.
+    """
+    lines = [_kept(line, log) for line in lines]
+    lines = [line for line in lines if line.points]
+    if not lines:
+        return None
+    values = [value for line in lines for value in _values(line)]
+    if reference is not None:
+        values.append(reference[0])
+    values += [value for value in (top, bottom) if value is not None and not log]
+    places = [x for line in lines for x, _ in line.points]
+    across = _scale(min(places), max(places), log_axis)
+    low, high = _padded(min(values), max(values), log)
+    up = _scale(high, low, log)
+    ticks = _log_ticks(low, high) if log else _ticks(low, high)
+    below = sorted(set(places)) if log_axis else _ticks(min(places), max(places))
+    return {
+        "title": title,
+        "unit": unit,
+        "note": note,
+        "axis": axis,
+        "y_ticks": [{"at": _percent(up(value)), "label": f"{value:,.10g}"} for value in ticks],
+        "x_ticks": [{"at": _percent(across(x)), "label": f"{x:,.10g}"} for x in below],
+        "reference": reference and {"at": _percent(up(reference[0])), "label": reference[1]},
+        "stages": [{"at": _percent(across(step)), "label": name} for step, name in stages],
+        "lines": [
+            {
+                "name": line.name,
+                "style": _style(line, number),
+                "cased": line.latent is not None,
+                "path": _path((across(x), up(y)) for x, y in line.points),
+                "band": _band(line, across, up),
+                "last": f"{line.points[-1][1]:.3g}",
+            }
+            for number, line in enumerate(lines)
+        ],
+        "description": _description(title, unit, axis, lines, stages),
+    }
+
+
+def bands(
+    title: str, shares: Sequence[tuple[float, Sequence[float]]], *, note: str = ""
+) -> dict[str, Any]:
+    """How K shares of a whole change.
+
+    Args:
+        shares: (step, K floats that add up to 1), steps ascending.
+    """
+    across = _scale(shares[0][0], shares[-1][0], False)
+    below, drawn = [0.0] * len(shares), []
+    last = shares[-1][1]
+    for k in range(len(last)):
+        above = [low + each[k] for low, (_, each) in zip(below, shares, strict=True)]
+        outline = [
+            (across(step), 100 - 100 * y) for y, (step, _) in zip(above, shares, strict=True)
+        ]
+        back = [(across(step), 100 - 100 * y) for y, (step, _) in zip(below, shares, strict=True)]
+        drawn.append({"latent": k, "path": _path([*outline, *reversed(back)]), "last": last[k]})
+        below = above
+    said = ", ".join(f"z{k} {as_share(value)}" for k, value in enumerate(last))
+    return {
+        "title": title,
+        "note": note,
+        "bands": drawn,
+        "x_ticks": [
+            {"at": _percent(across(x)), "label": f"{x:,.10g}"}
+            for x in _ticks(shares[0][0], shares[-1][0])
+        ],
+        "description": f"{title}: at step {shares[-1][0]:,} {said}",
+    }
+
+
+def bars(proportions: Sequence[float]) -> dict[str, Any]:
+    """A bar for each latent, and ticks for a few shares."""
+    most = max(proportions, default=0.0) or 1.0
+    step = next((step for step in TICK_STEPS if most / step <= MOST_TICKS), 0.25)
+    last = math.ceil(most / step - 1e-9)
+    scale = BAR_WIDTH / (last * step)
+    return {
+        "ticks": [
+            {"share": i * step, "at": f"{BAR_FROM + scale * i * step:.2f}%"}
+            for i in range(last + 1)
+        ],
+        "bars": [
+            {
+                "share": share,
+                "width": f"{scale * share:.2f}%",
+                "end": f"{BAR_FROM + scale * share:.2f}%",
+            }
+            for share in proportions
+        ],
+    }
+
+
+def scatter(found: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Points with one unit for both axes, in groups of a latent with its centre.
+
+    Args:
+        found: `points`, each (x, y, latent), -1 for no latent; None for no chart.
+    """
+    if not found or not found["points"]:
+        return None
+    points = found["points"]
+    across, up = [x for x, _, _ in points], [y for _, y, _ in points]
+    unit = max((max(across) - min(across)) / MAP_ASPECT, max(up) - min(up)) or 1.0
+    scale = (100 - 2 * MAP_MARGIN) / unit
+    middle = (max(across) + min(across)) / 2, (max(up) + min(up)) / 2
+    groups: dict[int, list[Point]] = {}
+    for x, y, latent in points:
+        place = 50 + scale * (x - middle[0]) / MAP_ASPECT, 50 - scale * (y - middle[1])
+        groups.setdefault(int(latent), []).append((round(place[0], 2), round(place[1], 2)))
+    return {"count": len(points), "groups": [_group(k, groups[k]) for k in sorted(groups)]}
+
+
+def _group(latent: int, points: list[Point]) -> dict[str, Any]:
+    centre = [round(sum(values) / len(points), 2) for values in zip(*points, strict=True)]
+    known = latent >= 0
+    return {
+        "points": points,
+        "centre": centre,
+        "colour": f"c{latent % COLOURS}" if known else "none",
+        "label": f"z{latent}" if known else "",
+    }
+
+
+# Scales, in percent
+
+
+def _kept(line: Line, log: bool) -> Line:
+    """What can be drawn: on a logarithmic scale only what is above 0."""
+    if not log:
+        return line
+    return Line(
+        line.name,
+        [(x, y) for x, y in line.points if y > 0],
+        [(x, low, high) for x, low, high in line.band if low > 0],
+        line.latent,
+    )
+
+
+def _values(line: Line) -> Iterator[float]:
+    yield from (y for _, y in line.points)
+    yield from (value for _, *ends in line.band for value in ends)
+
+
+def _scale(first: float, last: float, log: bool) -> Callable[[float], float]:
+    """From `first` at 0 to `last` at 100."""
+    position = math.log10 if log else float
+    start, spread = position(first), position(last) - position(first)
+    return lambda value: 100 * (position(value) - start) / (spread or 1.0)
+
+
+def _padded(low: float, high: float, log: bool) -> Point:
+    """With room above, and below where values are negative, so that no line is on the edge."""
+    if log:
+        return low / 1.1, high * 1.1
+    room = 0.06 * ((high - low) or 1.0)
+    return (low - room if low < 0 else low), high + room
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers in between, at most `MOST_TICKS` and one."""
+    spread = (high - low) or 1.0
+    size = 10.0 ** math.floor(math.log10(spread / MOST_TICKS))
+    step = next(size * by for by in (1, 2, 5, 10) if spread / (size * by) <= MOST_TICKS)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [round(i * step, 12) for i in range(first, last + 1)] or [low]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 of each power of ten, or the powers alone where they are many."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    by = (1, 2, 5) if len(powers) <= 3 else (1,)
+    found = [round(m * 10.0**power, 12) for power in powers for m in by]
+    return [value for value in found if low <= value <= high] or [low, high]
+
+
+def _percent(value: float) -> str:
+    return f"{value:.2f}%"
+
+
+def _path(points: Iterator[Point] | Sequence[Point]) -> str:
+    return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+
+
+def _band(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
+    above = [(across(x), up(high)) for x, _, high in line.band]
+    below = [(across(x), up(low)) for x, low, _ in line.band]
+    return _path([*above, *reversed(below)])
+
+
+def _style(line: Line, number: int) -> str:
+    return f"d{number % DASHES}" if line.latent is None else f"c{line.latent % COLOURS}"
+
+
+def _description(
+    title: str,
+    unit: str,
+    axis: str,
+    lines: Sequence[Line],
+    stages: Sequence[tuple[float, str]],
+) -> str:
+    said = [
+        f"{line.name} from {line.points[0][1]:.3g} at {axis} {line.points[0][0]:,.10g} "
+        f"to {line.points[-1][1]:.3g} at {line.points[-1][0]:,.10g}"
+        for line in lines
+    ]
+    begins = [f"{name} begins at {axis} {step:,.10g}" for step, name in stages]
+    return f"{title} in {unit}: {'; '.join([*said, *begins])}"

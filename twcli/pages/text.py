@@ -1,0 +1,56 @@
+"""Values as text, alike on pages and on the terminal."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Any
+
+MAX_TEXT = 400  # characters of a text that are shown
+JOINERS = "\u200c\u200d"  # the only invisible characters that belong to words
+
+
+def cut(text: str, most: int = MAX_TEXT) -> str:
+    """The text without what cannot be seen, new lines kept, with an ellipsis where it is cut."""
+    text = visible(str(text))
+    return text if len(text) <= most else text[:most].rstrip() + "…"
+
+
+def visible(text: str) -> str:
+    """Without control characters, which could steer a terminal or turn the reading direction."""
+    return "".join(
+        character
+        for character in text
+        if character in "\n\t"
+        or character in JOINERS
+        or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+    )
+
+
+def share(value: float) -> str:
+    """A part of 1 in percent; small parts with a decimal."""
+    percent = 100 * value
+    return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
+
+
+def number(value: float | str | None, digits: int = 2) -> str:
+    """A dash where it is not known."""
+    if value is None:
+        return "-"
+    return visible(str(value)) if isinstance(value, str | int) else f"{value:.{digits}f}"
+
+
+def interval(ends: list[float] | tuple[float, float] | None, digits: int = 2) -> str:
+    """Both ends of a 95 % interval; nothing where there is none."""
+    return "" if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
+
+
+def often(phrase: dict[str, Any]) -> str:
+    """How often a phrase occurs in its latent, and how much more often than in the others."""
+    here = share(phrase["share"])
+    elsewhere = phrase.get("elsewhere")
+    if elsewhere is None:
+        return here
+    if not elsewhere:
+        return f"{here}, only here"
+    times = phrase["share"] / elsewhere
+    return f"{here}, {times:.{int(times < 10)}f} times as often"
