@@ -18,7 +18,7 @@ import numpy as np
 from twcli.config.options import check_characters
 from twcli.data.example import Example
 from twcli.data.files import Record, Source, sources_of
-from twcli.data.formats import AUTO, Form, earlier_answers, form_of
+from twcli.data.formats import AUTO, Form, earlier_answers, form_of, other_form
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
 
@@ -104,7 +104,17 @@ class Examples:
             for where, record in source.records():
                 records += 1
                 strategy = _strategy(record, label, where) if label is not None else None
-                found = read(record, where, complete)
+                try:
+                    found = read(record, where, complete)
+                except UserError as error:
+                    # the first record is of the form, unless that was asked for
+                    other = other_form(record, form, complete) if records > 1 else None
+                    if other is not None:
+                        raise UserError(
+                            f"{where}: is of the form '{other.shown}', and the file is read as "
+                            f"'{form.shown}'; give records of each form in a file of their own"
+                        ) from error
+                    raise
                 if self._each_turn:
                     found = [*earlier_answers(found[0]), *found]
                 for x, y, messages, tools, after in found:

@@ -1,8 +1,9 @@
 """The files that `--data` names, as records with their places; one record in memory at a time.
 
 JSON lines, a JSON array or other JSON values one after another, CSV and TSV, Parquet, all but the
-last also packed by gzip or Zstandard; a folder that `datasets` saved, or a name on the Hugging
-Face hub. Several are joined in the order given, those of a pattern in the order of their names.
+last also packed and in any Unicode encoding (see `opening`), with any line ends; a folder that
+`datasets` saved, or a name on the Hugging Face hub. Several are joined in the order given, those of
+a pattern in the order of their names.
 
 Records of JSON arrays are cut out of a window of text by the decoder of the standard library, so
 that the rules for a line hold for them too: keys given twice are refused, and an error has a line.
@@ -13,8 +14,6 @@ from __future__ import annotations
 import codecs
 import csv
 import glob
-import gzip
-import io
 import json
 import re
 import zlib
@@ -25,6 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from twcli.data.opening import PACKED, opened
 from twcli.errors import UserError, first_line
 from twcli.storage import hub
 
@@ -39,13 +39,13 @@ WINDOW = 2**20  # characters of a JSON array that are read at a time
 # decoder takes for a whole is -Infinity, the longest escape \ud83d\ude00.
 CUT = 16
 BATCH_ROWS = 1024  # of Parquet
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-GZIP, ZSTANDARD, PARQUET = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"
+MARK = "\ufeff"  # a byte order mark, where files that had one were joined
+PARQUET = b"PAR1"
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
-PACKED = (".gz", ".zst")
-READ = (".jsonl", ".json", ".parquet", *TABLES)
+READ = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", *TABLES)
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `datasets` leaves
 SPACE = re.compile(r"[ \t\r\n]*")
+LONE_CR = re.compile(r"(?<=\r)(?!\n)")
 TAKES = (
     "--data takes a file (JSONL, JSON, CSV, TSV, Parquet), a pattern, a `datasets` folder or a "
     "hub name as NAME:CONFIG:SPLIT"
@@ -80,6 +80,8 @@ def sources_of(data: str) -> list[Source]:
         return [Source(name, partial(read_file, Path(name))) for name in found]
     name, *rest = data.split(":")
     if not hub.is_name(name) or len(rest) > 2 or Path(name).suffix in (*READ, *PACKED):
+        if _is(path.exists):
+            raise UserError(f"{data}: cannot be read twice, as is needed; write it to a file")
         raise UserError(f"{data}: no such file; {TAKES}")
     config, split = [*rest, "", ""][:2]
     table = _loaded(data, name, config or None, split or "train")
@@ -110,65 +112,23 @@ def read_file(file: Path) -> Reading:
         UserError: names file, line or record, and what to do.
     """
     try:
-        inner = Path(file.stem) if file.suffix in PACKED else file
-        with _opened(file) as stream:
-            if stream.peek(4).startswith(PARQUET) or inner.suffix in (".parquet", ".pq"):
-                if inner != file:
+        suffix = file.suffix.lower()
+        packed = suffix in PACKED
+        if packed:
+            suffix = Path(file.stem).suffix.lower()
+        with opened(file) as stream:
+            if stream.peek(4).startswith(PARQUET) or suffix in (".parquet", ".pq"):
+                if packed:
                     raise UserError(f"{file}: Parquet packs by itself; unpack the file first")
                 yield from _parquet(file)
-            elif inner.suffix in TABLES:
-                yield from _table(stream, file, TABLES[inner.suffix])
+            elif suffix in TABLES:
+                yield from _table(stream, file, TABLES[suffix])
             else:
                 yield from _json(stream, file)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"{file}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
         ) from error
-
-
-# Packed files
-
-
-def _opened(file: Path) -> Any:
-    """The file's bytes as a buffered stream, unpacked if its suffix or its first bytes say so.
-    Raises OSError.
-    """
-    with file.open("rb") as stream:
-        head = stream.read(len(ZSTANDARD))
-    if file.suffix == ".gz" or head.startswith(GZIP):
-        return gzip.open(file, "rb")
-    if file.suffix != ".zst" and not head.startswith(ZSTANDARD):
-        return file.open("rb")
-    try:
-        import zstandard
-    except ImportError as error:
-        raise UserError(
-            f"{file}: packed by Zstandard; needs pip install 'twcli-cvae[zstd]'"
-        ) from error
-    return io.BufferedReader(_Zstandard(zstandard, file))
-
-
-class _Zstandard(io.RawIOBase):
-    """A decompressed Zstandard file; errors in it are raised as OSError, as gzip does."""
-
-    def __init__(self, zstandard: Any, file: Path) -> None:
-        self._broken = zstandard.ZstdError
-        self._stream = zstandard.ZstdDecompressor().stream_reader(
-            file.open("rb"), read_across_frames=True, closefd=True
-        )
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        try:
-            return int(self._stream.readinto(buffer))
-        except self._broken as error:
-            raise OSError(str(error)) from error
-
-    def close(self) -> None:
-        self._stream.close()
-        super().close()
 
 
 # JSON
@@ -190,18 +150,15 @@ DECODER = json.JSONDecoder(object_pairs_hook=distinct)
 
 def _json(stream: Any, file: Path) -> Iterator[Placed]:
     """The records of JSON lines, of an array, or of objects written over several lines."""
-    first = stream.readline(MAX_LINE_BYTES + 1)
-    # Refused instead of dropped silently: other tools that read the file would keep it.
-    if first.startswith(BYTE_ORDER_MARK):
-        raise UserError(
-            f"{file}:1: begins with a byte order mark; save the file as UTF-8 without it"
-        )
+    blank, first = 0, stream.readline(MAX_LINE_BYTES + 1)
+    while first.isspace():
+        blank, first = blank + first.count(b"\n"), stream.readline(MAX_LINE_BYTES + 1)
     begin = first.lstrip()
     if begin.startswith(b"["):
-        return _values(stream, first, file, array=True)
+        return _values(_Window(stream, first, file, blank), file, array=True)
     if begin.startswith(b"{") and _goes_on(first):
-        return _values(stream, first, file, array=False)
-    return _lines(stream, first, file)
+        return _values(_Window(stream, first, file, blank), file, array=False)
+    return _lines(stream, first, file, blank)
 
 
 def _goes_on(line: bytes) -> bool:
@@ -215,8 +172,7 @@ def _goes_on(line: bytes) -> bool:
     return False
 
 
-def _lines(stream: Any, line: bytes, file: Path) -> Iterator[Placed]:
-    number = 0
+def _lines(stream: Any, line: bytes, file: Path, number: int) -> Iterator[Placed]:
     while line:
         number += 1
         where = f"{file}:{number}"
@@ -224,38 +180,75 @@ def _lines(stream: Any, line: bytes, file: Path) -> Iterator[Placed]:
             raise UserError(
                 f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one record a line"
             )
-        if line.endswith(b"\r\n"):
-            raise UserError(
-                f"{where}: ends with CR LF; save the file with LF alone, "
-                "or convert it with dos2unix"
-            )
         try:
             record = _decoded_line(line.decode("utf-8"))
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             ) from error
-        except json.JSONDecodeError as error:
-            if not line.strip():
-                raise UserError(f"{where}: line is empty; remove it") from error
-            raise UserError(
-                f"{where}: not valid JSON at column {error.colno}: {error.msg}"
-            ) from error
-        except (RecursionError, ValueError) as error:
-            raise UserError(f"{where}: {_why(error)}") from error
-        yield where, record if type(record) is dict else _object(record, where)
+        except (RecursionError, ValueError):
+            for record in odd_line(line.decode("utf-8"), where):
+                yield where, _object(record, where)
+        else:
+            yield where, record if type(record) is dict else _object(record, where)
         line = stream.readline(MAX_LINE_BYTES + 1)
 
 
 def _decoded_line(line: str) -> Any:
     """As `DECODER.decode`, which takes a tenth of the time of reading more for its white space."""
-    try:
-        value, end = DECODER.raw_decode(line)
-        if end == len(line.rstrip()):
-            return value
-    except json.JSONDecodeError:  # or white space at the beginning
-        pass
-    return DECODER.decode(line)
+    value, end = DECODER.raw_decode(line)
+    if end != len(line.rstrip()):
+        raise ValueError("more than one value")
+    return value
+
+
+def odd_line(line: str, where: str, decoder: json.JSONDecoder = DECODER) -> list[Any]:
+    """The values of a line that is not one JSON value by itself: none on a blank line, several
+    where files were joined without a line break or lines end with CR alone; a byte order mark may
+    stand before each.
+
+    Raises:
+        UserError: it is something else.
+    """
+    values = []
+    at = _next_value(line, 0)
+    while at < len(line):
+        if line[at] == "\0":
+            raise UserError(
+                f"{where}: holds NUL bytes, as files do that were not written to their end; "
+                "write the file again, or cut it off there"
+            )
+        try:
+            value, at = decoder.raw_decode(line, at)
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{where}: not valid JSON at column {error.colno}: {error.msg}{_hint(line)}"
+            ) from error
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"{where}: {_why(error)}") from error
+        values.append(value)
+        at = _next_value(line, at)
+        if at < len(line) and line[at] not in "{\0":
+            raise UserError(
+                f"{where}: not valid JSON at column {at + 1}: a record ends, and more text "
+                "follows; write one record a line"
+            )
+    return values
+
+
+def _next_value(line: str, at: int) -> int:
+    while at < len(line) and (line[at].isspace() or line[at] == MARK):
+        at += 1
+    return at
+
+
+def _hint(line: str) -> str:
+    """What to do about text that is not JSON, where it looks like something known."""
+    if re.match(r"\s*\{\s*'", line):
+        return "; this is Python's notation, write it with json.dumps"
+    if line.strip()[:1] not in ("{", "["):
+        return "; write JSON lines, or give a table the suffix .csv or .tsv"
+    return ""
 
 
 def _object(record: Any, where: str) -> Record:
@@ -269,7 +262,9 @@ def _object(record: Any, where: str) -> Record:
 def _why(error: RecursionError | ValueError) -> str:
     if isinstance(error, RecursionError):
         return "JSON is nested too deeply; a record is one flat object"
-    return f"not valid JSON: {str(error)[:200]}"  # a key given twice, a number of 5,000 digits
+    if "integer string conversion" in str(error):  # a limit of Python's
+        return "not valid JSON: a number of thousands of digits; write it as text"
+    return f"not valid JSON: {str(error)[:200]}"  # a key given twice
 
 
 class _Window:
@@ -281,10 +276,10 @@ class _Window:
         ended: whether `text` holds the end of the file.
     """
 
-    def __init__(self, stream: Any, first: bytes, file: Path) -> None:
+    def __init__(self, stream: Any, first: bytes, file: Path, lines: int) -> None:
         self._stream, self._file = stream, file
         self._decoder = codecs.getincrementaldecoder("utf-8")()
-        self._lines = 0  # before `text`
+        self._lines = lines  # before `text`
         self.text, self.at, self.ended = "", 0, False
         self._add(first)
 
@@ -347,9 +342,9 @@ class _Window:
             self.more()
 
 
-def _values(stream: Any, first: bytes, file: Path, array: bool) -> Iterator[Placed]:
+def _values(window: _Window, file: Path, array: bool) -> Iterator[Placed]:
     """The objects of an array, or those that follow one another."""
-    window, number = _Window(stream, first, file), 0
+    number = 0
     if array:
         window.next()
         window.at += 1
@@ -384,22 +379,24 @@ def _values(stream: Any, first: bytes, file: Path, array: bool) -> Iterator[Plac
 
 def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
     """The rows of CSV with a header (RFC 4180), also with semicolons, as in countries where the
-    comma is in numbers.
+    comma is in numbers, and with a first line that names the delimiter, as spreadsheets write it.
     """
     lines = _decoded(stream, file)
-    first = next(lines, "")
-    if delimiter not in first:
+    first, line = next(lines, ""), 0
+    while first.isspace():
+        first, line = next(lines, ""), line + 1
+    if named := re.fullmatch(r"sep=(.)\s*", first):
+        delimiter, first, line = named[1], next(lines, ""), line + 1
+    elif delimiter not in first:
         delimiter = next((other for other in ";\t|" if other in first), delimiter)
     csv.field_size_limit(MAX_LINE_BYTES)
     reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    before = line
     try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            twice = next(name for name in header if header.count(name) > 1)
-            raise UserError(f"{file}:1: column {twice[:100]!r} is given twice; rename one")
-        line = reader.line_num
+        header = _header(next(reader, []), f"{file}:{line + 1}")
+        line += reader.line_num
         for cells in reader:
-            where, line = f"{file}:{line + 1}", reader.line_num
+            where, line = f"{file}:{line + 1}", before + reader.line_num
             if not cells:
                 continue
             if len(cells) != len(header):
@@ -410,24 +407,40 @@ def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
             yield where, dict(zip(header, cells, strict=True))
     except csv.Error as error:
         raise UserError(
-            f"{file}:{reader.line_num}: not valid CSV: {error}; close each double quote, and "
-            "double those within a text"
+            f"{file}:{before + reader.line_num}: not valid CSV: {error}; close each double quote, "
+            "and double those within a text"
         ) from error
 
 
+def _header(cells: list[str], where: str) -> list[str]:
+    """The names of the columns; one without a name, such as an index, gets its number."""
+    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise UserError(f"{where}: column {twice[:100]!r} is given twice; rename one")
+    return names
+
+
 def _decoded(stream: Any, file: Path) -> Iterator[str]:
+    """The lines with their ends, which may be CR alone."""
     number = 0
     while line := stream.readline(MAX_LINE_BYTES + 1):
         number += 1
+        where = f"{file}:{number}"
         if len(line) > MAX_LINE_BYTES:
-            raise UserError(f"{file}:{number}: line is longer than {MAX_LINE_BYTES >> 20} MiB")
+            raise UserError(f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB")
         try:
-            # spreadsheets mark UTF-8 so
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            text = line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{file}:{number}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
+                f"{where}: byte {error.start + 1} is not UTF-8; save the file as UTF-8"
             ) from error
+        if "\0" in text:
+            raise UserError(
+                f"{where}: holds NUL bytes, as files do that were not written to their end; "
+                "write the file again, or cut it off there"
+            )
+        yield from LONE_CR.split(text) if "\r" in text else [text]
 
 
 def _parquet(file: Path) -> Iterator[Placed]:
@@ -440,6 +453,9 @@ def _parquet(file: Path) -> Iterator[Placed]:
     try:
         # Pages are read as they are needed: a row group may be the whole file.
         with parquet.ParquetFile(file, pre_buffer=False, buffer_size=WINDOW) as table:
+            names = table.schema_arrow.names
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise UserError(f"{file}: column {twice[:100]!r} is given twice; rename one")
             for batch in table.iter_batches(BATCH_ROWS):
                 for record in batch.to_pylist():
                     number += 1
@@ -474,11 +490,13 @@ def _folder(path: Path) -> Source:
     if any((path / name).exists() for name in SAVED):
         table = _saved(path)
         return Source(str(path), partial(_rows, table, str(path)))
-    found = sorted({file.suffix for file in path.iterdir() if file.suffix in (*READ, *PACKED)})
-    if found:
-        raise UserError(
-            f"{path}: a folder with files; name those to read, such as '{path}/*{found[0]}'"
-        )
+    for pattern in ("*", "*/*"):  # a data set of the hub has its files in a folder data
+        found = sorted({file.suffix for file in path.glob(pattern)} & {*READ, *PACKED})
+        if found:
+            raise UserError(
+                f"{path}: a folder with files; name those to read, such as "
+                f"'{path}/{pattern}{found[0]}'"
+            )
     raise UserError(f"{path}: holds no data that `datasets` saved; {TAKES}")
 
 

@@ -42,7 +42,10 @@ KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
 TARGET = "assistant"
 SYSTEM = ("system", "system_prompt")
 PICTURES = ("images", "image", "videos", "audios")
-TURNS = ("messages", "conversations")
+TURNS = ("messages", "conversations", "conversation")
+SAID = ("content", "value", "text")  # where a turn's text may be
+# A list in Python's notation, as tables get it that were written without json.dumps.
+PYTHON = re.compile(r"\[\s*\{\s*'")
 # Names of a list of completions, and of the text in an element that is an object.
 SEVERAL = ("completions", "responses")
 TEXTS = ("response", "completion", "text", "content", "answer", "y")
@@ -153,8 +156,14 @@ def _text(value: Any, field: str, where: str) -> str:
         _refuse(where, field, f"must be text, found {_kind(value)}")
     if not value.strip():
         _refuse(where, field, "is empty; give text or remove the record")
+    if value.startswith("[{'") and PYTHON.match(value):
+        _refuse(where, field, "is a list in Python's notation; write it with json.dumps")
     check_characters(value, f"{where}: field '{field}'")
     return value
+
+
+def _blank(value: Any) -> bool:
+    return isinstance(value, str) and not value.strip()
 
 
 def _kind(value: Any) -> str:
@@ -172,8 +181,20 @@ def _parsed(value: Any, field: str, where: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError:
-        _refuse(where, field, "must be a list, or JSON of one, and is other text")
+    except (RecursionError, ValueError):
+        python = ", Python's notation; write it with json.dumps" if PYTHON.match(value) else ""
+        _refuse(where, field, f"must be a list, or JSON of one, and is other text{python}")
+
+
+def _turns_if_any(value: Any) -> Any:
+    """The turns that a text spells as JSON, as in cells of CSV; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:2] == "[{":
+        try:
+            found = json.loads(value)
+        except (RecursionError, ValueError):
+            return value
+        return found if _is_turns(found) else value
+    return value
 
 
 def _is_turns(value: Any) -> bool:
@@ -198,9 +219,31 @@ def turns_of(value: Any, field: str, where: str) -> list[Turn]:
         UserError: names the place and the turn.
     """
     value = _parsed(value, field, where)
-    if not isinstance(value, list) or not value:
+    if isinstance(value, dict):
+        value = _rows_of(value)
+    if not isinstance(value, list):
         _refuse(where, field, f"must be a list of turns, found {_kind(value)}")
+    if not value:
+        _refuse(where, field, "is an empty list; remove the record")
     return [_turn(turn, f"{field}[{number}]", where) for number, turn in enumerate(value)]
+
+
+def _rows_of(columns: dict[str, Any]) -> Any:
+    """Turns as rows, where they are columns of equal length: {"role": [..], "content": [..]}, as
+    older versions of `datasets` give them; else as they are.
+    """
+    lists = all(isinstance(column, list) for column in columns.values())
+    if not lists or not {"role", "from"} & columns.keys():
+        return columns
+    if len({len(column) for column in columns.values()}) != 1:
+        return columns
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _role(name: str) -> str:
+    """The name that chat templates have for a role, which most of them compare letter by letter."""
+    lower = name.strip().lower()
+    return ROLES.get(lower, lower if lower in (*KNOWN, *CALLS) else name)
 
 
 def _turn(value: Any, field: str, where: str) -> Turn:
@@ -211,9 +254,10 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     role = value.get("role")
     if not isinstance(role, str) or not role:
         _refuse(where, f"{field}.role", f"must be text such as user, found {_kind(role)}")
-    turn = {key: part for key, part in value.items() if part is not None}
-    turn["role"] = ROLES.get(role, role)
-    turn["content"] = _content(value.get("content"), turn, f"{field}.content", where)
+    name = _first(value, SAID) or SAID[0]
+    turn = {key: part for key, part in value.items() if part is not None and key != name}
+    turn["role"] = _role(role)
+    turn["content"] = _content(value.get(name), turn, f"{field}.{name}", where)
     if "tool_calls" in turn:
         turn["tool_calls"] = _calls(turn["tool_calls"], f"{field}.tool_calls", where)
         if not turn["tool_calls"]:
@@ -227,21 +271,22 @@ def _turn(value: Any, field: str, where: str) -> Turn:
 
 def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
     speaker = value["from"]
-    role = ROLES.get(speaker, speaker) if isinstance(speaker, str) else None
+    role = _role(speaker) if isinstance(speaker, str) else None
     if role not in (*KNOWN, *CALLS):
         _refuse(
             where,
             f"{field}.from",
             f"is {json.dumps(speaker)[:40]}; known are {', '.join((*KNOWN, *ROLES, *CALLS))}",
         )
-    rest = {k: v for k, v in value.items() if k not in ("from", "value") and v is not None}
-    said = value.get("value")
+    name = next((name for name in ("value", *SAID) if value.get(name) is not None), "value")
+    rest = {k: v for k, v in value.items() if k not in ("from", name) and v is not None}
+    said = value.get(name)
     call = _said_call(said) if role in (*CALLS, "function") else None
     if call is not None:
         return {"role": TARGET, "content": "", "tool_calls": call, **rest}
     role = {"function": "tool"}.get(role, TARGET if role in CALLS else role)
     turn = {"role": role, **rest}
-    return {"role": role, "content": _content(said, turn, f"{field}.value", where), **rest}
+    return {"role": role, "content": _content(said, turn, f"{field}.{name}", where), **rest}
 
 
 def _said_call(said: Any) -> list[Any] | None:
@@ -309,7 +354,7 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 def _tools(record: Record, where: str) -> list[Any] | None:
     value = record.get("tools")
-    if value is None or value == "":
+    if value is None or _blank(value):
         return None
     value = _parsed(value, "tools", where)
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
@@ -320,7 +365,7 @@ def _tools(record: Record, where: str) -> list[Any] | None:
 def _system(record: Record, where: str) -> list[Turn]:
     """The record's own field for the system prompt, as a turn."""
     name = _first(record, SYSTEM)
-    if name is None or record[name] == "":
+    if name is None or _blank(record[name]):
         return []
     return [{"role": "system", "content": _text(record[name], name, where)}]
 
@@ -456,6 +501,7 @@ def _repeats(turns: list[Turn], prompt: str | list[Turn]) -> bool:
 
 def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The completions in a field: one, or a list of several."""
+    value = _turns_if_any(value)
     if isinstance(value, dict) and not _is_turn(value):
         name = _first(value, TEXTS)
         if name is None:
@@ -475,9 +521,24 @@ def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
+    value = _turns_if_any(value)
+    if _is_column(value):
+        _refuse(
+            where,
+            field,
+            f"holds {len(value):,} values, as a file that is written by columns; write one record "
+            "a line (in pandas orient='records', lines=True)",
+        )
     if isinstance(value, dict):
         value = [value]
     return turns_of(value, field, where) if isinstance(value, list) else _text(value, field, where)
+
+
+def _is_column(value: Any) -> bool:
+    """Whether a prompt is many texts: the column of a table, as a list or by row number."""
+    if isinstance(value, dict):
+        return bool(value) and all(name.isdecimal() for name in value)
+    return isinstance(value, list) and len(value) > 1 and all(isinstance(v, str) for v in value)
 
 
 def _fields_form(x_field: str, y_field: str | None) -> Form:
@@ -490,7 +551,8 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
             y = ""
         else:
             y = _value(record, y_field, where)
-            if type(x) is str and type(y) is str:  # the common case, and the fast one
+            # the common case, and the fast one; turns may be JSON in a cell
+            if type(x) is str and type(y) is str and not (x.startswith("[") or y.startswith("[")):
                 return (Shards(_text(x, x_field, where), _text(y, y_field, where)),)
         if x is None or not isinstance(x, str | list | dict):
             _refuse(where, x_field, f"must be text, found {_kind(x)}")
@@ -501,18 +563,19 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
     return Form("fields", shown, fits, names, read)
 
 
-def _turns_form(name: str, field: str) -> Form:
+def _turns_form(name: str, *fields: str) -> Form:
     def fits(record: Record, complete: bool) -> bool:
-        return bool(record.get(field))
+        return any(record.get(field) for field in fields)
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
         _no_pictures(record, where)
+        field = _first(record, fields) or fields[0]
         turns = turns_of(_value(record, field, where), field, where)
         if turns[0]["role"] != "system":
             turns = [*_system(record, where), *turns]
         return [conversation(turns, _tools(record, where), field, where, complete)]
 
-    return Form(name, name, fits, (field, "tools", *SYSTEM), read)
+    return Form(name, name, fits, (*fields, "tools", *SYSTEM), read)
 
 
 def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
@@ -544,7 +607,7 @@ def _instruction(record: Record, where: str) -> list[Turn] | str:
     """Instruction and input as LLaMA-Factory joins them, after the turns of `history`."""
     asked = _text(_value(record, "instruction", where), "instruction", where)
     name = _first(record, INPUTS)
-    if name is not None and record[name] != "":
+    if name is not None and not _blank(record[name]):
         asked = f"{asked}\n{_text(record[name], name, where)}"
     turns = []
     history = record.get("history") or []
@@ -584,7 +647,8 @@ def _preference_fits(record: Record, complete: bool) -> bool:
 
 def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
     _no_pictures(record, where)
-    values = [(name, _value(record, name, where)) for name in ("chosen", "rejected")]
+    names = "chosen", "rejected"
+    values = [(name, _turns_if_any(_value(record, name, where))) for name in names]
     prompt = _main_prompt(record, where)
     if prompt is not None:
         return _joined(record, prompt, values, where, complete)
@@ -670,7 +734,7 @@ FORMS = (
     ),
     Form("completions", "several completions", _several_fits, (*SEVERAL, *COMMON), _several_read),
     _turns_form("messages", "messages"),
-    _turns_form("sharegpt", "conversations"),
+    _turns_form("sharegpt", "conversations", "conversation"),
     _pair_form("prompt-completion", (("prompt", "completion"), ("prompt", "response"))),
     Form(
         "alpaca",
@@ -682,6 +746,16 @@ FORMS = (
     _pair_form("question-answer", PAIRS),
 )
 NAMES = (AUTO, "fields", *(form.name for form in FORMS))
+
+
+def other_form(record: Record, form: Form, complete: bool) -> Form | None:
+    """The form of a record that is not of the form that its file is read as; None where it is, or
+    is of none.
+    """
+    if form.fits(record, complete):
+        return None
+    others = (_fields_form("x", "y" if complete else None), *FORMS)
+    return next((other for other in others if other.fits(record, complete)), None)
 
 
 # A form that is not known

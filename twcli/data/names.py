@@ -13,6 +13,7 @@ import json
 import math
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from twcli.data.files import distinct
-from twcli.errors import UserError
+from twcli.data.opening import opened
+from twcli.errors import UserError, first_line
 from twcli.storage.durable import sync_folder
 
 MAX_LINE_BYTES = 2**20  # a line is some 90 bytes and a person's note
@@ -31,7 +33,6 @@ ROWS_A_WRITE = 8192
 HASH = re.compile("[0-9a-fA-F]{32}")
 FIELDS = ("row", "hash", "latent", "probability")
 DISCOVER_AGAIN = "run `twcli discover` again"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -198,34 +199,29 @@ def _if_other_data(what: str) -> str:
 
 
 def _records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The place (`path:line`) and the object of each line, with one line in memory."""
+    """The place (`path:line`) and the object of each line that is not blank, with one line in
+    memory.
+    """
     try:
-        with open(path, "rb") as stream:
+        with opened(Path(path)) as stream:
             number = 0
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1
                 where = f"{path}:{number}"
-                _check_line(line, number, where)
-                yield where, _parse(line, where)
+                if len(line) > MAX_LINE_BYTES:
+                    raise UserError(
+                        f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one row "
+                        "a line"
+                    )
+                if not line.isspace():
+                    yield where, _parse(line, where)
     except FileNotFoundError as error:
         raise UserError(
             f"{path}: no such file; --names takes the names.jsonl that `twcli discover` wrote"
         ) from error
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
-def _check_line(line: bytes, number: int, where: str) -> None:
-    if len(line) > MAX_LINE_BYTES:
-        raise UserError(
-            f"{where}: line is longer than {MAX_LINE_BYTES >> 20} MiB; write one row a line"
-        )
-    if number == 1 and line.startswith(BYTE_ORDER_MARK):
-        raise UserError(f"{where}: begins with a byte order mark; save the file as UTF-8 without")
-    if line.endswith(b"\r\n"):
-        raise UserError(f"{where}: ends with CR LF; save with LF alone, or convert with dos2unix")
-    if not line.strip():
-        raise UserError(f"{where}: line is empty; line i names row i of the data, so remove it")
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{path}: cannot be read: {reason}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:

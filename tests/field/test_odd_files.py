@@ -1,0 +1,368 @@
+"""Files that are odd in the ways that files of other systems, tools and people are: each is read as
+what it means, or refused in one line with its place.
+"""
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import lzma
+import tarfile
+import zipfile
+
+import pyarrow
+import pytest
+import zstandard
+
+from tests.field.test_files import (
+    CALL,
+    FOUR,
+    SYSTEM,
+    TOOLS,
+    USER,
+    columns,
+    lines,
+    read,
+    said,
+    turns,
+)
+from twcli.errors import UserError
+
+PAIR = {"x": "é 😀", "y": "b"}
+TWO = [("é 😀", "b"), ("c", "d")]
+JSONL = lines(PAIR, {"x": "c", "y": "d"})
+ARRAY = json.dumps([PAIR, {"x": "c", "y": "d"}], ensure_ascii=False, indent=1).encode()
+TABLE = "x,y\r\né 😀,b\r\nc,d\r\n"
+ASKED = [([USER, FOUR], None)]
+
+
+def tar(data):
+    sink = io.BytesIO()
+    with tarfile.open(fileobj=sink, mode="w:gz") as archive:
+        entry = tarfile.TarInfo("d.jsonl")
+        entry.size = len(data)
+        archive.addfile(entry, io.BytesIO(data))
+    return sink.getvalue()
+
+
+def zipped(data):
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as archive:
+        archive.writestr("d.jsonl", data)
+    return sink.getvalue()
+
+
+def arrow(kind):
+    sink, table = io.BytesIO(), pyarrow.table({"x": ["a"], "y": ["b"]})
+    with kind(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def cells(**row):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(row))
+    writer.writeheader()
+    writer.writerow(row)
+    return text.getvalue().encode()
+
+
+def recoded(data, encoding):
+    return data.decode().encode(encoding)
+
+
+READ = {
+    # of other systems
+    "CR LF": ("d.jsonl", JSONL.replace(b"\n", b"\r\n"), TWO),
+    "CR alone": ("d.jsonl", JSONL.replace(b"\n", b"\r"), TWO),
+    "a mark": ("d.jsonl", b"\xef\xbb\xbf" + JSONL, TWO),
+    "a mark before an array with CR LF": (
+        "d.json",
+        b"\xef\xbb\xbf" + ARRAY.replace(b"\n", b"\r\n"),
+        TWO,
+    ),
+    "marks of files that were joined": (
+        "d.jsonl",
+        b"\n".join([JSONL, b"\xef\xbb\xbf" + JSONL]),
+        TWO * 2,
+    ),
+    "UTF-16 as PowerShell writes it": ("d.jsonl", recoded(JSONL, "utf-16"), TWO),
+    "UTF-16 the other way round, packed": (
+        "d.jsonl.gz",
+        gzip.compress(b"\xfe\xff" + recoded(JSONL, "utf-16-be")),
+        TWO,
+    ),
+    "UTF-16 without a mark": ("d.json", recoded(ARRAY, "utf-16-le"), TWO),
+    "UTF-32": ("d.jsonl", recoded(JSONL, "utf-32"), TWO),
+    "a table in UTF-16": ("d.tsv", TABLE.replace(",", "\t").encode("utf-16"), TWO),
+    "a table with CR alone": ("d.csv", TABLE.replace("\r\n", "\r").encode(), TWO),
+    "a table whose first line names the delimiter": (
+        "d.csv",
+        ("sep=;\r\n" + TABLE.replace(",", ";")).encode(),
+        TWO,
+    ),
+    "a table with an index": ("d.csv", ",x,y\n0,é 😀,b\n1,c,d\n".encode(), TWO),
+    "a table with spaces in its header and empty columns": (
+        "D.CSV",
+        "\n x , y ,,\né 😀,b,,\nc,d,,\n".encode(),
+        TWO,
+    ),
+    "quotes and line ends in a cell of TSV": (
+        "d.tsv",
+        b'x\ty\n"a\tb ""c""\r\nd\re"\tsay "f"\n',
+        [('a\tb "c"\r\nd\re', 'say "f"')],
+    ),
+    # of people and programs
+    "no line end after the last record": ("d.jsonl", JSONL.rstrip(b"\n"), TWO),
+    "blank lines": ("d.jsonl", b"\n \n" + JSONL.replace(b"\n", b"\n\r\n\n"), TWO),
+    "blank lines before an array": ("d.json", b"\n\n" + ARRAY, TWO),
+    "no line end between two files": ("d.jsonl", JSONL.rstrip(b"\n") + JSONL, TWO * 2),
+    "NaN and numbers that are too large, in a field that is not read": (
+        "d.ndjson",
+        b'{"x": "a", "y": "b", "s": NaN, "t": -Infinity, "u": 1e999, "v": ' + b"9" * 4000 + b"}\n",
+        [("a", "b")],
+    ),
+    "bzip2": ("d.jsonl.bz2", bz2.compress(JSONL), TWO),
+    "xz without its suffix": ("d.jsonl", lzma.compress(JSONL), TWO),
+    "Zstandard in frames": (
+        "d.csv.zst",
+        zstandard.compress(TABLE.encode()[:20]) + zstandard.compress(TABLE.encode()[20:]),
+        TWO,
+    ),
+    # conversations
+    "roles in capitals": (
+        "d.jsonl",
+        lines({"messages": [{**USER, "role": "User"}, {**FOUR, "role": "Assistant "}]}),
+        ASKED,
+    ),
+    "ShareGPT with a system turn and OpenAI's names of fields": (
+        "d.jsonl",
+        lines(
+            {
+                "conversations": [
+                    {"from": "System", "value": "You are terse."},
+                    {"from": "Human", "content": "2+2?"},
+                    {"from": "gpt", "text": "4"},
+                ]
+            }
+        ),
+        [([SYSTEM, USER, FOUR], None)],
+    ),
+    "OpenAI's roles and ShareGPT's names of fields": (
+        "d.jsonl",
+        lines({"conversation": [{"role": "user", "value": "2+2?"}, FOUR]}),
+        ASKED,
+    ),
+    "turns by columns, as older versions of datasets give them": (
+        "d.jsonl",
+        lines({"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}}),
+        ASKED,
+    ),
+    "Alpaca with an input of white space": (
+        "d.json",
+        json.dumps([{"instruction": "a", "input": " \n", "output": "b", "system": " "}]).encode(),
+        [("a", "b")],
+    ),
+    "turns as JSON in the cells of a table": (
+        "d.csv",
+        cells(prompt=json.dumps([SYSTEM, USER]), completion=json.dumps([FOUR])),
+        [([SYSTEM, USER, FOUR], None)],
+    ),
+    "preferences as turns in JSON in Parquet": (
+        "d.parquet",
+        columns({"chosen": json.dumps([USER, FOUR]), "rejected": json.dumps([USER, FOUR])}),
+        ASKED * 2,
+    ),
+    "a preference whose completions are single turns": (
+        "d.jsonl",
+        lines({"prompt": "2+2?", "chosen": FOUR, "rejected": turns(("assistant", "5"))[0]}),
+        [*ASKED, ([USER, *turns(("assistant", "5"))], None)],
+    ),
+    "calls of tools as JSON in a string, in a table": (
+        "d.csv",
+        cells(
+            messages=json.dumps(
+                [
+                    USER,
+                    {
+                        "role": "assistant",
+                        "content": None,
+                        "tool_calls": json.dumps(
+                            [
+                                {
+                                    "type": "function",
+                                    "function": {
+                                        "name": "weather",
+                                        "arguments": '{"city": "Paris"}',
+                                    },
+                                }
+                            ]
+                        ),
+                    },
+                ]
+            ),
+            tools=json.dumps(TOOLS),
+        ),
+        [([USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}], TOOLS)],
+    ),
+    "text that begins as a list and is none": (
+        "d.jsonl",
+        lines({"x": "[INST] a", "y": '[{"role": "b"'}),
+        [("[INST] a", '[{"role": "b"')],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_an_odd_file_is_read(tmp_path, kind):
+    name, data, expected = READ[kind]
+    (tmp_path / name).write_bytes(data)
+    assert [said(example) for example in read(tmp_path / name)[0]] == expected
+
+
+REFUSED = {
+    "NULs at the end": ("d.jsonl", JSONL + bytes(5000), "d.jsonl:3: holds NUL bytes, as files do"),
+    "NULs behind a record": ("d.jsonl", JSONL.rstrip(b"\n") + b"\0", "d.jsonl:2: holds NUL bytes"),
+    "NULs at the end of a table": ("d.csv", TABLE.encode() + bytes(9), "d.csv:4: holds NUL bytes"),
+    "UTF-16 that is cut off": (
+        "d.jsonl",
+        recoded(JSONL, "utf-16")[:-1],
+        "d.jsonl: cannot be read: it begins as UTF-16-LE and does not go on so; save it as UTF-8",
+    ),
+    "text behind a record": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b"},\n{"x": "c", "y": "d"},\n',
+        "d.jsonl:1: not valid JSON at column 21: a record ends, and more text follows",
+    ),
+    "Python's notation": (
+        "d.jsonl",
+        b"{'x': 'a', 'y': 'b'}\n",
+        "d.jsonl:1: not valid JSON at column 2: Expecting property name enclosed in double quotes; "
+        "this is Python's notation, write it with json.dumps",
+    ),
+    "Python's notation of turns, in a table": (
+        "d.csv",
+        cells(messages=str([USER, FOUR])),
+        "d.csv:2: field 'messages' must be a list, or JSON of one, and is other text, Python's "
+        "notation; write it with json.dumps",
+    ),
+    "Python's notation of completions, in a table": (
+        "d.csv",
+        cells(prompt="a", chosen=str([FOUR]), rejected=str([FOUR])),
+        "d.csv:2: field 'chosen' is a list in Python's notation; write it with json.dumps",
+    ),
+    "plain text": (
+        "d.txt",
+        b"x\ty\na\tb\n",
+        "d.txt:1: not valid JSON at column 1: Expecting value; write JSON lines, or give a table",
+    ),
+    "a key twice, deep within": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b", "meta": {"k": 1, "k": 2}}\n',
+        "d.jsonl:1: not valid JSON: key 'k' is given twice; leave one out",
+    ),
+    "a number of 5,000 digits": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b", "n": ' + b"9" * 5000 + b"}\n",
+        "d.jsonl:1: not valid JSON: a number of thousands of digits; write it as text",
+    ),
+    "a zip archive": ("d.jsonl", zipped(JSONL), "d.jsonl: is a zip archive or a spreadsheet"),
+    "a spreadsheet": ("d.xlsx", zipped(JSONL), "d.xlsx: is a zip archive or a spreadsheet; unpack"),
+    "a tar archive": ("d.tar.gz", tar(JSONL), "d.tar.gz: is a tar archive; unpack it and give its"),
+    "Feather": ("d.feather", arrow(pyarrow.ipc.new_file), "d.feather: is an Arrow (Feather) file"),
+    "a file of datasets": (
+        "d.arrow",
+        arrow(pyarrow.ipc.new_stream),
+        "d.arrow: is an Arrow stream; give the `datasets` folder that it lies in",
+    ),
+    "a pointer of Git LFS": (
+        "d.parquet",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+        "d.parquet: is a pointer of Git LFS, which stands for the file; fetch it with `git lfs",
+    ),
+    "a web page": ("d.jsonl", b"\n<!DOCTYPE html>\n<html>", "d.jsonl: is a web page; download the"),
+    "xz that is broken": ("d.jsonl.xz", lzma.compress(JSONL)[:-20], "d.jsonl.xz: cannot be read: "),
+    "bzip2 that is none": ("d.bz2", JSONL, "d.bz2: cannot be read: Invalid data stream"),
+    "a file by columns": (
+        "d.json",
+        json.dumps({"x": ["a", "b"], "y": ["c", "d"]}).encode(),
+        "d.json:1: field 'x' holds 2 values, as a file that is written by columns; write one "
+        "record a line",
+    ),
+    "a file by columns, with numbers of rows": (
+        "d.json",
+        json.dumps({"x": {"0": "a", "1": "b"}, "y": {"0": "c", "1": "d"}}).encode(),
+        "d.json:1: field 'x' holds 2 values, as a file that is written by columns",
+    ),
+    "two forms": (
+        "d.jsonl",
+        lines({"x": "a", "y": "b"}, {"messages": [USER, FOUR]}),
+        "d.jsonl:2: is of the form 'messages', and the file is read as 'x and y'; give records of "
+        "each form in a file of their own",
+    ),
+    "turns that are none": (
+        "d.jsonl",
+        lines({"messages": [USER, FOUR]}, {"messages": []}),
+        "d.jsonl:2: field 'messages' is an empty list; remove the record",
+    ),
+    "a picture beside a text": (
+        "d.jsonl",
+        lines(
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": "a"}, {"type": "image"}],
+                    },
+                    FOUR,
+                ]
+            }
+        ),
+        "d.jsonl:1: field 'messages[0].content[1]' is of type image; only parts of text are read",
+    ),
+    "a picture as a column": (
+        "d.parquet",
+        columns({"messages": [USER, FOUR], "images": [{"bytes": b"a", "path": None}]}),
+        "d.parquet: record 1: field 'images' holds pictures or sound, which are not read",
+    ),
+    "a column twice in Parquet": (
+        "d.parquet",
+        None,
+        "d.parquet: column 'x' is given twice; rename one",
+    ),
+    "an encoding of the last century": (
+        "d.jsonl",
+        '{"x": "é", "y": "b"}\n'.encode("cp1252"),
+        "d.jsonl:1: byte 8 is not UTF-8; save the file as UTF-8",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_an_odd_file_is_refused_in_one_line(tmp_path, kind):
+    name, data, line = REFUSED[kind]
+    file = tmp_path / name
+    if data is None:
+        sink = pyarrow.table([["a"], ["b"], ["c"]], names=["x", "x", "y"])
+        pyarrow.parquet.write_table(sink, file)
+    else:
+        file.write_bytes(data)
+    with pytest.raises(UserError) as caught:
+        read(file)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path}/{line}") and "\n" not in message
+    assert caught.value.exit_code == 2
+
+
+def test_a_folder_of_the_hub_is_no_file(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-00000-of-00001.parquet").touch()
+    with pytest.raises(UserError) as caught:
+        read(tmp_path)
+    assert f"name those to read, such as '{tmp_path}/*/*.parquet'" in str(caught.value)
+
+
+def test_what_can_be_read_once_only_is_said(tmp_path):
+    with pytest.raises(UserError, match="/dev/null: cannot be read twice, as is needed"):
+        read("/dev/null")
