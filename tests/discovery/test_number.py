@@ -22,8 +22,6 @@ def named(clusters, latents, above_noise=0.9, used=None, stability=1.0):
         Discriminant(None, np.array([]), latents),
         stability=stability,
         above_noise=above_noise,
-        lead_stability=0.9,
-        ambiguity=0.0,
     )
     return Count(latents, latents if used is None else used, found)
 

@@ -273,7 +273,7 @@ def _converse(sampler: Any) -> None:
     """Prompts from standard input until it ends or a line is empty; one that is no
     prompt is reported and skipped.
     """
-    stream = click.get_binary_stream("stdin")
+    stream = sys.stdin.buffer
     while True:
         if stream.isatty():
             click.echo("x> ", nl=False, err=True)

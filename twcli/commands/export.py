@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
@@ -114,7 +114,7 @@ def _export(
     latent_model, encoder, _ = load_run(
         run, device=config.device, precision=config.dtype, attention="sdpa"
     )
-    model, latents = latent_model.backbone, cast(int, trained.latents)
+    model, latents = latent_model.backbone, trained.resolved_latents
     splitting = ""
     if config.to == "gguf":
         splitting = gguf_file.check(model.config, encoder, config.run)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -259,7 +259,7 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
     """
     from twcli.training.diagnostics import Watch, pooled_information
 
-    watch = Watch(len(metrics), cast(int, config.latents), config.uses_weights)
+    watch = Watch(len(metrics), config.resolved_latents, config.uses_weights)
     for m in metrics:
         watch.see(m)
     information, usage = pooled_information(watch.recent) if metrics else (None, None)

@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -58,7 +58,7 @@ class Sampler:
                 attention=config.attention,
                 say=say,
             )
-            latent, latents = config.latent or "", cast(int, trained.latents)
+            latent, latents = config.latent or "", trained.resolved_latents
             if latent.isdecimal() and int(latent) >= latents:
                 raise UserError(f"--latent {latent}: the run has the latents 0 to {latents - 1}")
             return cls(config, latent_model.backbone, encoder, encoder.latent_ids(latents))

@@ -128,15 +128,21 @@ class ComputeConfig(Config):
         help="Attention implementation of transformers.",
         choices=ATTENTION,
     )
-    batch_tokens: int = option(
-        4096, group=RESOURCES, help="Maximum tokens per batch, padding included.", minimum=1
-    )
     max_length: int | None = option(
         None,
         group=INPUTS,
         rare=True,
         help="Maximum sequence length in tokens; default: the model's context.",
         minimum=8,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchConfig(Config):
+    """How much goes through the model at a time."""
+
+    batch_tokens: int = option(
+        4096, group=RESOURCES, help="Maximum tokens per batch, padding included.", minimum=1
     )
 
 
@@ -268,7 +274,7 @@ class PrecomputeConfig(InputsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscoverConfig(InputsConfig):
+class DiscoverConfig(BatchConfig, InputsConfig):
     """`twcli discover`: a latent for each record, found without labels."""
 
     out: str = option(
@@ -692,6 +698,18 @@ class TrainConfig(InputsConfig):
             raise UserError("--seeds: give numbers below 2147483648, each once")
         return seeds
 
+    @property
+    def resolved_latents(self) -> int:
+        """K, once `auto` and the names are resolved."""
+        assert isinstance(self.latents, int)
+        return self.latents
+
+    @property
+    def resolved_batch_tokens(self) -> int:
+        """Maximum tokens per batch, once the default is resolved."""
+        assert self.batch_tokens is not None
+        return self.batch_tokens
+
     def identity(self) -> dict[str, Any]:
         """The settings that may not change between a run and its resumption."""
         return {
@@ -723,7 +741,7 @@ class TrainConfig(InputsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(DataConfig, ComputeConfig):
+class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
     """`twcli eval`: did the posterior collapse, and does z mean a strategy?"""
 
     run: str = option(
@@ -804,7 +822,7 @@ class EvalConfig(DataConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(TemplateConfig, ComputeConfig):
+class SampleConfig(BatchConfig, TemplateConfig, ComputeConfig):
     """`twcli sample`: completions of the frozen model, of a trained run by latent, or of a model
     behind a server.
     """

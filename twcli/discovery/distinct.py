@@ -121,13 +121,14 @@ def constrained_kmeans(
 ) -> np.ndarray:
     """Clusters (N,) by k-means from random points, distinct completions of a prompt kept apart."""
     centroids = points[rng.choice(len(points), latents, replace=len(points) < latents)]
-    clusters = None
-    for _ in range(ITERATIONS):
-        previous, clusters = clusters, assign(points, sizes, centroids)
-        if previous is not None and np.array_equal(previous, clusters):
-            break
+    clusters = assign(points, sizes, centroids)
+    for _ in range(ITERATIONS - 1):
         sums, counts = _sums(points, clusters, latents)
-        centroids = np.where(counts[:, None] > 0, sums / np.maximum(counts, 1)[:, None], centroids)
+        means = sums / np.maximum(counts, 1)[:, None]
+        centroids = np.where(counts[:, None] > 0, means, centroids)
+        previous, clusters = clusters, assign(points, sizes, centroids)
+        if np.array_equal(previous, clusters):
+            break
     return clusters
 
 
@@ -205,4 +206,6 @@ def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.nd
 
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    return (points**2).sum(1)[:, None] - 2 * points @ centroids.T + (centroids**2).sum(1)
+    norms_N1 = (points**2).sum(1)[:, None]
+    norms_K = (centroids**2).sum(1)
+    return norms_N1 - 2 * points @ centroids.T + norms_K

@@ -109,13 +109,13 @@ def _pooled(
         np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS))
     )
     # Once a prompt: a long one may have many short completions here.
-    _, leaders, prompt_R = np.unique(
+    _, leaders, prompt_of_row = np.unique(
         encoded.prompt_index[rows], return_index=True, return_inverse=True
     )
     x_columns = np.arange(max(int(x_lengths.max()), 1))
     whole_x = torch.from_numpy(x_columns < x_lengths[leaders, None]).to(device)
     all_x = layout.places(first + np.broadcast_to(x_columns, (len(rows), len(x_columns))))
-    all_x_PX, prompt_R = all_x[leaders], torch.from_numpy(prompt_R).to(device)
+    all_x_PX, prompt_R = all_x[leaders], torch.from_numpy(prompt_of_row).to(device)
     last_x_R1 = layout.places(prompts[:, None])
     layers = layout.hidden(model, all_layers=True)
     features: list[list[torch.Tensor]] = [[] for _ in KINDS]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
@@ -282,12 +283,12 @@ def _name_repeating(
     if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
         with progress("naming: search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
-    prior = fit_prior(found.posterior_NK, sizes.tolist())
+    prior = fit_prior(found.posterior_NK, sizes)
     latent_N = np.full(len(encoded), -1, np.int64)
     second_N = np.full(len(encoded), -1, np.int64)
     probability_N = np.zeros(len(encoded), np.float32)
 
-    def put(rows: np.ndarray, by_features_NK: np.ndarray, sizes: list[int]) -> None:
+    def put(rows: np.ndarray, by_features_NK: np.ndarray, sizes: ArrayLike) -> None:
         """By the features' posterior as a likelihood, and the prior over each prompt's rows."""
         log_likelihood_NK = np.log(by_features_NK) - np.log(prior.proportions)
         posterior_NK, _ = prior.posterior(log_likelihood_NK, sizes)
@@ -295,12 +296,12 @@ def _name_repeating(
         latent_N[rows], second_N[rows] = order_NK[:, 0], order_NK[:, 1]
         probability_N[rows] = posterior_NK.max(1)
 
-    put(np.concatenate(fit), found.posterior_NK, sizes.tolist())
+    put(np.concatenate(fit), found.posterior_NK, sizes)
     with progress("naming: all other rows", sum(map(len, rest))) as advance:
         for block in _blocks(rest, BLOCK_PROMPTS):
-            rows, sizes = np.concatenate(block), [len(group) for group in block]
-            points = discriminant_points(effects(source(rows, advance), sizes))
-            put(rows, found.discriminant(points), sizes)
+            rows, block_sizes = np.concatenate(block), [len(group) for group in block]
+            points = discriminant_points(effects(source(rows, advance), block_sizes))
+            put(rows, found.discriminant(points), block_sizes)
     latent_N, second_N, probability_N = _of_equal_rows(encoded, latent_N, second_N, probability_N)
     order_K, new_K = _by_share(latent_N, K)
     latent_N, second_N = _renamed(latent_N, new_K), _renamed(second_N, new_K)
@@ -335,22 +336,17 @@ def _numbers(
 
     A number that is too small is as stable as the right one, so it is held against larger ones.
     """
-    cut = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
-    cut = max(cut, 1)
-    rows = slice(0, int(sizes[:cut].sum()))
-    most = int(sizes[:cut].sum()) // LEAST_ROWS_A_LATENT
-    numbers = (
-        range(2, MOST_LATENTS + 1)
-        if latents is None
-        else range(latents - BELOW, latents + ABOVE + 1)
-    )
-    numbers = [number for number in numbers if 2 <= number <= most]
+    prompts = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
+    counted_sizes = sizes[: max(prompts, 1)]
+    rows = int(counted_sizes.sum())
+    first, last = (2, MOST_LATENTS) if latents is None else (latents - BELOW, latents + ABOVE)
+    most = min(last, rows // LEAST_ROWS_A_LATENT)
+    numbers = list(range(max(first, 2), most + 1))
     if not numbers and latents is None:
         numbers = [2]
+    counted_views = [view[:rows] for view in views]
     with progress("naming: how many latents", len(numbers)) as advance:
-        counts = counts_of(
-            numbers, [view[rows] for view in views], weight_N[rows], sizes[:cut], seed, advance
-        )
+        counts = counts_of(numbers, counted_views, weight_N[:rows], counted_sizes, seed, advance)
 
     def score_of(found: Found) -> float:
         K = found.posterior_NK.shape[1]
@@ -517,7 +513,8 @@ def _name_distinct(
     rng = np.random.default_rng([seed, 1])
     groups = [groups[i] for i in rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
-    sizes, gains = [len(g) for g in fit], {}
+    sizes = [len(g) for g in fit]
+    gains: dict[int, float] = {}
     with progress("naming: features of completions", sum(sizes)) as advance:
         features = source(np.concatenate(fit), advance).kinds
     if latents is None:

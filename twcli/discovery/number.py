@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit
 
 from twcli.discovery.search import Found, matched_share, search
@@ -63,7 +64,7 @@ def counts_of(
     numbers: Sequence[int],
     views: Sequence[np.ndarray],
     weight_N: np.ndarray,
-    sizes: Sequence[int],
+    sizes: ArrayLike,
     seed: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[Count]:

@@ -89,7 +89,7 @@ def distinctive_phrases(
     size_K = np.bincount(latent_N[rows], minlength=latents)
     if np.count_nonzero(size_K) < 2:  # nothing to be set apart from
         return [[] for _ in range(latents)]
-    vocabulary, token_T, text_T = _tokenised([texts[row] for row in rows])
+    vocabulary, token_T, text_T = _tokenised([texts[row] for row in rows.tolist()])
     grams = _counted(token_T, text_T, len(vocabulary), latent_N[rows], latents)
     words = list(vocabulary)
     return [_chosen(grams, k, size_K, words, top) for k in range(latents)]
@@ -156,7 +156,8 @@ def _alphabet(characters: Iterable[str]) -> tuple[dict[int, None], re.Pattern[st
     Python's `\\w` leaves out the vowel signs of Indic scripts and other marks: what of them occurs
     is put into the pattern, with the joiners that occur within words.
     """
-    ignored, marks = {}, ["\u200c\u200d"]
+    ignored: dict[int, None] = {}
+    marks = ["\u200c\u200d"]
     for character in sorted(characters):
         category = unicodedata.category(character)
         if category.startswith("M"):
@@ -290,14 +291,14 @@ def _chosen(
     length_H = (grams.tokens_GM[gram_H] >= 0).sum(1)
     stronger: set[tuple[int, ...]] = set()
     taken: list[tuple[tuple[int, ...], int]] = []
-    phrases = []
+    phrases: list[Phrase] = []
     z_H[count_H < MIN_SHARE * size_K[k]] = -np.inf
     for h in _order(z_H, length_H, gram_H):
         if len(phrases) == top:
             break
         tokens = tuple(grams.tokens_GM[gram_H[h], : length_H[h]].tolist())
         count = int(count_H[h])
-        owed = not stronger.isdisjoint(_shard_folder(tokens))
+        owed = not stronger.isdisjoint(_shorter(tokens))
         stronger.add(tokens)
         if owed or any(_same_stretch(tokens, count, *other) for other in taken):
             continue
@@ -316,7 +317,8 @@ def _order(z: np.ndarray, length: np.ndarray, gram: np.ndarray) -> np.ndarray:
     return kept[np.lexsort((gram[kept], -length[kept], -rounded))]
 
 
-def _shard_folder(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+def _shorter(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The shorter phrases that it contains."""
     for length in range(1, len(tokens)):
         for start in range(len(tokens) - length + 1):
             yield tokens[start : start + length]
@@ -326,7 +328,7 @@ def _same_stretch(one: tuple[int, ...], count: int, other: tuple[int, ...], othe
     if min(count, others) < SAME_COUNT * max(count, others):
         return False
     overlap = one[-2:] == other[:2] or one[:2] == other[-2:]
-    return one in _shard_folder(other) or (overlap and min(len(one), len(other)) > 1)
+    return one in _shorter(other) or (overlap and min(len(one), len(other)) > 1)
 
 
 def _joined(tokens: Sequence[str]) -> str:

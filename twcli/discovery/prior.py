@@ -16,11 +16,11 @@ Shapes: N rows that lie prompt by prompt, P prompts of m rows, K latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations, product
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.special import gammaln, logsumexp, softmax
 
@@ -72,7 +72,7 @@ class LatentPrior:
         return float(log_coefficients[size] + gammaln(size + 1))
 
     def posterior(
-        self, log_likelihood_NK: np.ndarray, sizes: Sequence[int]
+        self, log_likelihood_NK: np.ndarray, sizes: ArrayLike
     ) -> tuple[np.ndarray, np.ndarray]:
         """(P(z_n | all rows of the prompt) (N, K), log marginal likelihood of each prompt (P,)).
 
@@ -85,7 +85,7 @@ class LatentPrior:
         """
         return self._infer(log_likelihood_NK, sizes)[:2]
 
-    def assign(self, log_likelihood_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    def assign(self, log_likelihood_NK: np.ndarray, sizes: ArrayLike) -> np.ndarray:
         """Latents (N,) of the likeliest joint assignment of each prompt's rows.
 
         Where the repulsion is infinite the proportions have no say, or frequent latents would take
@@ -100,7 +100,7 @@ class LatentPrior:
         return min(self.repulsion, STRONGEST)
 
     def _infer(
-        self, log_likelihood_NK: np.ndarray, sizes: Sequence[int]
+        self, log_likelihood_NK: np.ndarray, sizes: ArrayLike
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         sizes_P = np.asarray(sizes, np.int64)
         starts_P = np.cumsum(sizes_P) - sizes_P
@@ -156,7 +156,7 @@ def _mean_field(
 
 
 def fit_prior(
-    posterior_NK: np.ndarray, sizes: Sequence[int], *, one_string: bool = False
+    posterior_NK: np.ndarray, sizes: ArrayLike, *, one_string: bool = False
 ) -> LatentPrior:
     """The likeliest proportions and repulsion, given what features say of each row by itself.
 
@@ -171,7 +171,7 @@ def fit_prior(
         return LatentPrior(proportions, math.inf)
     log_likelihood_NK = np.log(np.maximum(posterior_NK, 1e-4)) - np.log(proportions)
     fitted = [LatentPrior(proportions, repulsion) for repulsion in REPULSIONS]
-    if max(sizes, default=1) == 1:
+    if np.max(sizes, initial=1) == 1:
         return fitted[0]
     return max(fitted, key=lambda prior: prior.posterior(log_likelihood_NK, sizes)[1].sum())
 
@@ -212,7 +212,7 @@ def _pairs(counts: np.ndarray) -> np.ndarray:
     return counts * (counts - 1) / 2
 
 
-def assign_groups(cost_NK: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+def assign_groups(cost_NK: np.ndarray, sizes: ArrayLike) -> np.ndarray:
     """Latents (N,) of rows that lie prompt by prompt, all of them distinct: the
     cheapest assignment (Hungarian).
 
@@ -263,4 +263,4 @@ def assign_rows(
     # Sorted by prompt.
     _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     sizes = np.unique(prompt_N[first], return_counts=True)[1]
-    return prior.assign(log_likelihood_NK[first], sizes.tolist())[inverse.reshape(-1)]
+    return prior.assign(log_likelihood_NK[first], sizes)[inverse.reshape(-1)]

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd
 
@@ -96,7 +97,9 @@ class PromptRegression:
         ]
 
 
-def _ridge(points_PD: np.ndarray, target_PF: np.ndarray, ridge: float | None) -> tuple:
+def _ridge(
+    points_PD: np.ndarray, target_PF: np.ndarray, ridge: float | None
+) -> tuple[np.ndarray, np.ndarray]:
     """(intercept (F,), weights (D, F)); no weights where `ridge` is None."""
     intercept = target_PF.mean(0)
     if ridge is None or not points_PD.shape[1]:
@@ -111,20 +114,30 @@ def _best_ridge(
     points_PD: np.ndarray, target_PF: np.ndarray, fold_P: np.ndarray
 ) -> tuple[float | None, np.ndarray]:
     """(the ridge of least out-of-fold error, None for the mean alone; its predictions (P, F))."""
-    best: tuple[float, float | None, np.ndarray] | None = None
-    for ridge in (None, *RIDGES):
-        predicted = np.empty_like(target_PF)
-        for fold in range(FOLDS):
-            held = fold_P == fold
-            if held.all() or not held.any():
-                predicted[held] = target_PF[held].mean(0) if held.any() else 0.0
-                continue
+    best_ridge: float | None = None
+    best_PF = _out_of_fold(points_PD, target_PF, fold_P, None)
+    least = ((target_PF - best_PF) ** 2).sum()
+    for ridge in RIDGES:
+        predicted_PF = _out_of_fold(points_PD, target_PF, fold_P, ridge)
+        error = ((target_PF - predicted_PF) ** 2).sum()
+        if error < least:
+            least, best_ridge, best_PF = error, ridge, predicted_PF
+    return best_ridge, best_PF
+
+
+def _out_of_fold(
+    points_PD: np.ndarray, target_PF: np.ndarray, fold_P: np.ndarray, ridge: float | None
+) -> np.ndarray:
+    """Predictions (P, F) of each fold by a regression of the others; the mean where it is alone."""
+    predicted_PF = np.empty_like(target_PF)
+    for fold in range(FOLDS):
+        held = fold_P == fold
+        if held.all():
+            predicted_PF[held] = target_PF.mean(0)
+        elif held.any():
             intercept, weights = _ridge(points_PD[~held], target_PF[~held], ridge)
-            predicted[held] = intercept + points_PD[held] @ weights
-        error = float(((target_PF - predicted) ** 2).sum())
-        if best is None or error < best[0]:
-            best = error, ridge, predicted
-    return best[1], best[2]
+            predicted_PF[held] = intercept + points_PD[held] @ weights
+    return predicted_PF
 
 
 @dataclass(frozen=True)
@@ -146,9 +159,7 @@ class PromptEffects:
     directions: tuple[np.ndarray, ...]
 
     @classmethod
-    def fit(
-        cls, features: Features, sizes: Sequence[int]
-    ) -> tuple[PromptEffects, list[np.ndarray]]:
+    def fit(cls, features: Features, sizes: ArrayLike) -> tuple[PromptEffects, list[np.ndarray]]:
         """(the effects, the points (N, D) of these rows in each of `VIEWS`).
 
         The rows' own points use out-of-fold predictions, so that no row is explained by itself.
@@ -188,7 +199,7 @@ class PromptEffects:
         )
         return found, views
 
-    def __call__(self, features: Features, sizes: Sequence[int]) -> list[np.ndarray]:
+    def __call__(self, features: Features, sizes: ArrayLike) -> list[np.ndarray]:
         """Points (N, D) of other rows, which lie prompt by prompt, in each view."""
         sizes_P = np.asarray(sizes, np.int64)
         starts_P = np.cumsum(sizes_P) - sizes_P
@@ -218,7 +229,7 @@ def _residual(kind: np.ndarray, predicted_PF: np.ndarray, sizes_P: np.ndarray) -
     return kind - np.repeat(predicted_PF.astype(kind.dtype), sizes_P, axis=0)
 
 
-def prompt_means(features: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+def prompt_means(features: np.ndarray, sizes: ArrayLike) -> np.ndarray:
     """(P, F) means over each prompt's rows, which lie prompt by prompt."""
     sizes_P = np.asarray(sizes)
     return np.add.reduceat(features, np.cumsum(sizes_P) - sizes_P, axis=0) / sizes_P[:, None]

@@ -95,6 +95,6 @@ def _overlap(records: Predictability, weight_N: np.ndarray) -> float:
     return float(np.exp(np.minimum(0.0, gain_K)).mean())
 
 
-def ratio(numerator: float, denominator: float) -> float | None:
-    """The ratio; None where the denominator is 0."""
+def ratio(numerator: float | np.ndarray, denominator: float | np.ndarray) -> float | None:
+    """The ratio of two numbers; None where the denominator is 0."""
     return float(numerator / denominator) if denominator else None

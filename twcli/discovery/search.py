@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
@@ -217,22 +218,18 @@ class Found:
         stability: share of rows on which whole searches of either half of the prompts agree.
         above_noise: how far the stable ways are above what they are on points without structure,
             from 0 to 1, which is full stability; below 0 where they are less stable than that.
-        lead_stability: of the way whose naming is kept.
-        ambiguity: largest stability among ways whose naming is another one; 0 where there is none.
     """
 
     posterior_NK: np.ndarray
     discriminant: Discriminant
     stability: float
     above_noise: float
-    lead_stability: float
-    ambiguity: float
 
 
 def search(
     views: Sequence[np.ndarray],
     weight_N: np.ndarray,
-    sizes: Sequence[int],
+    sizes: ArrayLike,
     latents: int,
     seed: int,
     advance: Callable[[int], None] | None = None,
@@ -277,12 +274,7 @@ def _search(
                 )
         if advance:
             advance(1)
-    stability_W = np.array(
-        [
-            np.mean([matched_share(*sides[:, used_N], latents) for sides in halves_H2N])
-            for halves_H2N in halves_WH2N
-        ]
-    )
+    stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     points = discriminant_points(views)
     outcomes = [
         [
@@ -292,9 +284,8 @@ def _search(
         for halving, sides in enumerate(halvings)
     ]
     agreements = [matched_share(one[used_N], other[used_N], latents) for one, other in outcomes]
-    votes_NK, lead, ambiguity = _elected(namings_WN, stability_W, latents)
-    clusters_N = votes_NK.argmax(1)
-    posterior_NK = votes_NK
+    posterior_NK = _elected(namings_WN, stability_W, latents)
+    clusters_N = posterior_NK.argmax(1)
     for _ in range(CORRECTIONS):
         posterior_NK = out_of_fold(points, clusters_N, sizes_P, latents, rng)
         clusters_N = posterior_NK.argmax(1)
@@ -305,9 +296,15 @@ def _search(
         discriminant,
         stability=float(np.mean(agreements)),
         above_noise=(_upper_third(stability_W) - noise) / max(1 - noise, TINY),
-        lead_stability=lead,
-        ambiguity=ambiguity,
     )
+
+
+def _stability(halves_H2N: np.ndarray, used_N: np.ndarray, latents: int) -> float:
+    """Mean agreement of the namings that one way finds from either half, on the rows in use."""
+    agreements = [
+        matched_share(one_N[used_N], other_N[used_N], latents) for one_N, other_N in halves_H2N
+    ]
+    return float(np.mean(agreements))
 
 
 def _noise_stability(
@@ -351,7 +348,7 @@ def _outcome(
     latents: int,
 ) -> np.ndarray:
     """Clusters (N,) that the whole search finds from the rows `fitted_N` (N,) bool."""
-    clusters_N = _elected(namings_WN, stability_W, latents)[0].argmax(1)
+    clusters_N = _elected(namings_WN, stability_W, latents).argmax(1)
     for _ in range(CORRECTIONS):
         discriminant = Discriminant.fit(points[fitted_N], clusters_N[fitted_N], latents)
         clusters_N = discriminant(points).argmax(1)
@@ -377,24 +374,18 @@ def out_of_fold(
     return posterior_NK
 
 
-def _elected(
-    namings: Sequence[np.ndarray], stability_W: np.ndarray, latents: int
-) -> tuple[np.ndarray, float, float]:
-    """(votes (N, K), stability of the kept naming, and the best of those that name otherwise)."""
-    alike_WW = np.array([[matched_share(a, b, latents) for b in namings] for a in namings])
+def _elected(namings_WN: np.ndarray, stability_W: np.ndarray, latents: int) -> np.ndarray:
+    """Votes (N, K), of sum 1 over K."""
+    alike_WW = np.array([[matched_share(a, b, latents) for b in namings_WN] for a in namings_WN])
     weight_W = stability_W**STABLE
     lead = int(((alike_WW**ALIKE @ weight_W) * np.sqrt(weight_W)).argmax())
-    votes_NK = np.zeros((len(namings[0]), latents))
-    for naming, alike, weight in zip(namings, alike_WW[lead], weight_W, strict=True):
+    rows = np.arange(namings_WN.shape[1])
+    votes_NK = np.zeros((len(rows), latents))
+    for naming_N, alike, weight in zip(namings_WN, alike_WW[lead], weight_W, strict=True):
         if alike >= VOTERS:
-            renamed = relabelled(naming, namings[lead], latents)
-            votes_NK[np.arange(len(renamed)), renamed] += weight * alike**ALIKE
-    others = stability_W[alike_WW[lead] < VOTERS]
-    return (
-        votes_NK / votes_NK.sum(1, keepdims=True),
-        float(stability_W[lead]),
-        float(others.max(initial=0.0)),
-    )
+            renamed_N = relabelled(naming_N, namings_WN[lead], latents)
+            votes_NK[rows, renamed_N] += weight * alike**ALIKE
+    return votes_NK / votes_NK.sum(1, keepdims=True)
 
 
 def _kmeans(points: np.ndarray, weight: np.ndarray, clusters: int, seed: int) -> KMeans:

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.special import entr
 
 from twcli.errors import UserError
+from twcli.training import loss
 
 WORD = re.compile(r"\w+|[^\w\s]")
 ORDERS = (1, 2, 3)  # of n-grams
@@ -107,5 +108,6 @@ def information(table_KK: np.ndarray) -> float | None:
     total = table_KK.sum()
     if not total:
         return None
-    joint = table_KK / total
-    return float(max(entr(joint.sum(0)).sum() + entr(joint.sum(1)).sum() - entr(joint).sum(), 0.0))
+    joint_KK = table_KK / total
+    read_back = entr(joint_KK).sum() - entr(joint_KK.sum(1)).sum()  # entropy, given what was drawn
+    return loss.information(joint_KK.sum(0), float(read_back))[0]

@@ -333,7 +333,14 @@ def forward_all(
     """
     device = next(model.parameters()).device
     N, K = len(encoded), model.latents
-    passes = Passes(*(np.empty((N, K)) for _ in range(4)), np.empty(N), {})
+    passes = Passes(
+        posterior=np.empty((N, K)),
+        router=np.empty((N, K)),
+        responsibilities=np.empty((N, K)),
+        generator_nll=np.empty((N, K)),
+        marginal_nll=np.empty(N),
+        figures={},
+    )
     if baseline_flat is None and not model.dynamic_baseline:
         trained = dataclasses.replace(
             trained,

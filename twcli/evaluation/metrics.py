@@ -412,7 +412,8 @@ def _alignment(
     bootstrap: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
-    names = sorted({label for label in labels or () if label is not None})
+    labels = labels or ()
+    names = sorted({label for label in labels if label is not None})
     result: dict[str, Any] = {}
     keys = (
         "posterior_one_to_one",
@@ -430,8 +431,9 @@ def _alignment(
     result["mapping"] = result["spare"] = result["merged"] = None
     if not names:
         return result
-    latents, numbers = posterior.shape[1], {name: c for c, name in enumerate(names)}
-    label_N = np.array([-1 if label is None else numbers[label] for label in labels])
+    latents = posterior.shape[1]
+    numbers: dict[str | None, int] = {name: c for c, name in enumerate(names)}
+    label_N = np.array([numbers.get(label, -1) for label in labels])
     figures, mapping_K = _record_alignment(
         posterior.argmax(1), label_N, scored_P[prompts], latents, len(names)
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def build(
     Returns the model and, with LoRA, the adapter (`Setup.adapter`).
     """
     runtime.fit_vocabulary(backbone, encoder, section=True)
-    latents = cast(int, config.latents)  # "auto" is resolved before this call
+    latents = config.resolved_latents
     encoder.add_latents(latents)
     ids = encoder.latent_ids(latents)
     add_latent_rows(backbone, ids, torch.Generator().manual_seed(config.seed))
@@ -183,7 +183,7 @@ def load_run(
     encoder.take_ends(backbone.generation_config)
     model = LatentModel(
         backbone,
-        encoder.latent_ids(cast(int, config.latents)),
+        encoder.latent_ids(config.resolved_latents),
         config.posterior,
         dynamic_baseline=config.baseline_policy == "dynamic",
     )

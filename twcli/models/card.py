@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import cast
 
 from huggingface_hub import ModelCardData
 
@@ -18,7 +17,7 @@ def model_card(
     config: TrainConfig, encoder: ExampleEncoder, versions: dict[str, str], steps: int
 ) -> str:
     """Markdown. `encoder` already has the latents; `steps` are the training steps."""
-    latents = cast(int, config.latents)
+    latents = config.resolved_latents
     names = ["".join(latent_tokens(k, config.latent_tokens)) for k in range(latents)]
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"""{_metadata("transformers")}
@@ -114,7 +113,7 @@ def export_card(
         names: names of some of the latents.
         default: the latent that is used where a call names none.
     """
-    latents = cast(int, config.latents)
+    latents = config.resolved_latents
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     on_hub = not config.model.endswith(".gguf") and not Path(config.model).exists()
     library = {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[form]

@@ -128,7 +128,7 @@ def read_held_out(
     for places in forward_batches(
         encoded,
         held.rows_H,
-        batch_tokens=config.batch_tokens or 0,
+        batch_tokens=config.resolved_batch_tokens,
         branches=K + 1,
         shared=model.execution != PLAIN,
         classes=classes,

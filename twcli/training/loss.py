@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy import special
 
 
@@ -143,7 +144,7 @@ def entropy(probability: torch.Tensor) -> torch.Tensor:
     return torch.special.entr(probability).sum(-1)
 
 
-def information(mean_K: np.ndarray, mean_entropy: float) -> tuple[float, float]:
+def information(mean_K: ArrayLike, mean_entropy: float) -> tuple[float, float]:
     """(mutual information I(z; y) in nats, effective number of latents) of a posterior.
 
     Args:

@@ -6,6 +6,8 @@ Shapes: B batch, K latents, C of them that were read, S supervised tokens. Nats.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from twcli.config.commands import TrainConfig
@@ -70,7 +72,7 @@ def step_loss(
     refined_BCS: torch.Tensor | None = None,
     *,
     beta: float | None = None,
-) -> tuple[torch.Tensor, dict[str, float | None]]:
+) -> tuple[torch.Tensor, dict[str, Any]]:
     """The loss (B,), its parts in nats and `diagnostics`.
 
     Args:
@@ -83,47 +85,15 @@ def step_loss(
     beta = config.beta if beta is None else beta
     weights_BS = token_weights(batch, output)
     reff_BC = reconstruction(output.nll_BCS, batch.active_BS, weights_BS, config)
-    log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
-    parts: dict[str, float | None] = {
+    parts: dict[str, Any] = {
         "pruned_bound": _bound(output.nll_bound_BS, batch.active_BS, weights_BS, config)
     }
     if latent_B is None:
-        q_BK = None
-        if config.posterior_update != "learned":
-            q_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BC, beta)
-        elif log_q_BK is None:
-            # Held fixed: at its minimiser the objective's gradient through q is zero anyway, but
-            # for free bits, which it does not know.
-            log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BC, beta).detach()
-        used_BK = log_q_BK if q_BK is None else q_BK.log()
-        loss_B = loss.objective(used_BK, log_p_BK, reff_BC, beta, free_bits=config.free_bits)
-        parts["reconstruction"] = (used_BK.exp() * reff_BC).sum(-1).mean().item()
-        parts["kl"] = loss.categorical_kl(used_BK, log_p_BK).mean().item()
-        if q_BK is not None and log_q_BK is not None:
-            teaching_B = torch.nn.functional.cross_entropy(
-                log_q_BK, q_BK.to(log_q_BK), reduction="none"
-            )
-            loss_B = loss_B + teaching_B
-            parts["posterior_cross_entropy"] = teaching_B.mean().item()
-        log_q_BK = used_BK if log_q_BK is None else log_q_BK
-        if output.divergence_BS is not None:
-            divergence_B = loss.masked_token_nll_per_example(
-                output.divergence_BS, batch.active_BS, weights_BS, tau=config.tau
-            )
-            loss_B = loss_B - config.divergence * divergence_B
-            parts["divergence"] = divergence_B.mean().item()
+        loss_B, log_q_BK, found = _free_loss(output, batch, config, reff_BC, weights_BS, beta)
     else:
-        loss_B = loss.held_objective(reff_BC[:, 0], log_p_BK, latent_B, beta)
-        parts["reconstruction"] = reff_BC.mean().item()
-        parts["kl"] = loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item()
-        parts["nll"] = output.nll_BCS.sum(-1).mean().item()
-        if log_q_BK is not None:
-            teaching_B = loss.posterior_cross_entropy(log_q_BK, latent_B)
-            loss_B = loss_B + teaching_B
-            parts["posterior_cross_entropy"] = teaching_B.mean().item()
+        loss_B, log_q_BK, found = _held_loss(output, reff_BC, latent_B, beta)
+    parts |= found
     with torch.no_grad():
-        if log_q_BK is None:
-            log_q_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1]).to(log_p_BK).log()
         q_BK = log_q_BK.exp()
         parts["posterior_mass"] = q_BK.mean(0).tolist()
         parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
@@ -139,3 +109,62 @@ def step_loss(
                 diagnostics.row_figures(nll_BCS, batch.active_BS, weights_BS, log_q_BK, config.tau)
             )
     return loss_B, parts
+
+
+def _free_loss(
+    output: LatentOutput,
+    batch: Batch,
+    config: TrainConfig,
+    reff_BK: torch.Tensor,
+    weights_BS: torch.Tensor | None,
+    beta: float,
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """(loss (B,), log q (B, K), parts) where q is the learned posterior or the closed form."""
+    log_p_BK, learned_BK = output.log_router_BK, output.log_posterior_BK
+    updated_BK = None
+    if config.posterior_update != "learned":
+        updated_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BK, beta)
+        log_q_BK = updated_BK.log()
+    elif learned_BK is not None:
+        log_q_BK = learned_BK
+    else:
+        # Held fixed: at its minimiser the objective's gradient through q is zero anyway, but
+        # for free bits, which it does not know.
+        log_q_BK = loss.closed_form_posterior(log_p_BK, reff_BK, beta).detach()
+    loss_B = loss.objective(log_q_BK, log_p_BK, reff_BK, beta, free_bits=config.free_bits)
+    parts = {
+        "reconstruction": (log_q_BK.exp() * reff_BK).sum(-1).mean().item(),
+        "kl": loss.categorical_kl(log_q_BK, log_p_BK).mean().item(),
+    }
+    if updated_BK is not None and learned_BK is not None:
+        teaching_B = torch.nn.functional.cross_entropy(
+            learned_BK, updated_BK.to(learned_BK), reduction="none"
+        )
+        loss_B = loss_B + teaching_B
+        parts["posterior_cross_entropy"] = teaching_B.mean().item()
+    if output.divergence_BS is not None:
+        divergence_B = loss.masked_token_nll_per_example(
+            output.divergence_BS, batch.active_BS, weights_BS, tau=config.tau
+        )
+        loss_B = loss_B - config.divergence * divergence_B
+        parts["divergence"] = divergence_B.mean().item()
+    return loss_B, log_q_BK if learned_BK is None else learned_BK, parts
+
+
+def _held_loss(
+    output: LatentOutput, reff_B1: torch.Tensor, latent_B: torch.Tensor, beta: float
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """(loss (B,), log q (B, K), parts) where q is held at `latent_B`, the one branch computed."""
+    log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
+    loss_B = loss.held_objective(reff_B1[:, 0], log_p_BK, latent_B, beta)
+    parts = {
+        "reconstruction": reff_B1.mean().item(),
+        "kl": loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item(),
+        "nll": output.nll_BCS.sum(-1).mean().item(),
+    }
+    if log_q_BK is None:
+        one_hot_BK = torch.nn.functional.one_hot(latent_B, log_p_BK.shape[1])
+        return loss_B, one_hot_BK.to(log_p_BK).log(), parts
+    teaching_B = loss.posterior_cross_entropy(log_q_BK, latent_B)
+    parts["posterior_cross_entropy"] = teaching_B.mean().item()
+    return loss_B + teaching_B, log_q_BK, parts

@@ -188,7 +188,7 @@ def prepare(
     varlen = (
         config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
     )
-    source = ModelSource(backbone, encoder, encoded, 8 * config.batch_tokens, varlen)
+    source = ModelSource(backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen)
     shared = shared or Shared(config.seed)
     if shared.named is None:
         shared.named = _named(config, source, encoded, shared.seed, say, progress)
@@ -204,16 +204,15 @@ def prepare(
     batches_a_step = accelerator.num_processes * config.accumulate
     steps = steps_of(config, encoded, trained, batches_a_step, classes)
     rows_a_step = batches_a_step * batch_rows(config, encoded)
+    used = config.resolved_latents if naming is None else naming.used
     held = HeldOut(
         held_rows,
         latent_N[held_rows],
         _frozen_nll(held_rows, backbone, encoder, encoded, cache, config),
-        cast(int, config.latents) if naming is None else naming.used,
-        measured_every(
-            steps, min(len(held_rows), MONITORED), cast(int, config.latents), rows_a_step
-        ),
+        used,
+        measured_every(steps, min(len(held_rows), MONITORED), config.resolved_latents, rows_a_step),
     )
-    speed = tokens_a_second(backbone, encoder, encoded, cast(int, config.batch_tokens), 1)
+    speed = tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1)
     seconds = training_seconds(config, encoded, steps, speed)
     length = Length(steps, steps * rows_a_step / len(trained), len(trained))
     shared.probe = probe = shared.probe or probe_of(
@@ -266,7 +265,7 @@ def prepare(
         cache,
         latent_N,
         naming,
-        config.latents if naming is None else naming.used,
+        used,
         course,
         held,
         f"{length}, about {duration(seconds)}",
@@ -297,7 +296,9 @@ def rescore(
     """
     rng = np.random.default_rng([config.seed, 2])
     rows = np.sort(rng.choice(len(encoded), min(RESCORED_ROWS, len(encoded)), replace=False))
-    fresh = baseline.score_flat(backbone, encoder, encoded, rows, batch_tokens=config.batch_tokens)
+    fresh = baseline.score_flat(
+        backbone, encoder, encoded, rows, batch_tokens=config.resolved_batch_tokens
+    )
     stored, _ = cache.read(rows)
     differences = np.abs(fresh - stored)
     mean, largest = float(differences.mean()), float(differences.max())
@@ -326,7 +327,9 @@ def _frozen_nll(
     flat = (
         cache.read(rows)[0]
         if cache
-        else baseline.score_flat(backbone, encoder, encoded, rows, batch_tokens=config.batch_tokens)
+        else baseline.score_flat(
+            backbone, encoder, encoded, rows, batch_tokens=config.resolved_batch_tokens
+        )
     )
     lengths = encoded.target_lengths[rows]
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
@@ -356,31 +359,31 @@ def _named(
             if empty := sorted(set(range(naming.used)) - set(names.latent_N.tolist())):
                 say(f"names: latent {empty[0]} has no records and is not trained")
             return dataclasses.replace(config, latents=latents), naming
-    naming = name_rows(source, encoded, latents, seed=seed, progress=progress)
-    if naming is None and names is not None and (names.latent_N >= 0).any():
-        naming = given_names(encoded, names.latent_N, names.probability_N, latents)
-        left = int((names.latent_N < 0).sum())
-        say(f"names: {left:,} records stay without a name, too few to find strategies in")
-        return dataclasses.replace(config, latents=latents), naming
-    if naming is None:
+    found = name_rows(source, encoded, latents, seed=seed, progress=progress)
+    if found is None:
         if latents is None:
             raise UserError(
                 f"--latents auto: {config.data} has too few records to count strategies in; "
                 "give a number, or more records"
             )
+        config = dataclasses.replace(config, latents=latents)
+        if names is not None and (names.latent_N >= 0).any():
+            left = int((names.latent_N < 0).sum())
+            say(f"names: {left:,} records stay without a name, too few to find strategies in")
+            return config, given_names(encoded, names.latent_N, names.probability_N, latents)
         say(
             f"naming: skipped, {config.data} has too few records for {latents} latents; draw more "
             f"from the frozen model: twcli sample --model {config.model} --data {config.data} "
             "-n 4 --out more.jsonl"
         )
-        return dataclasses.replace(config, latents=latents), None
+        return config, None
     if names is not None:
         given = int((names.latent_N >= 0).sum())
-        naming = completed(names.latent_N, names.probability_N, naming)
+        found = completed(names.latent_N, names.probability_N, found)
         say(f"names: {given:,} of {len(encoded):,} records of {config.names}, the others found")
-    for line in naming_lines(naming):
+    for line in naming_lines(found):
         say(line)
-    return dataclasses.replace(config, latents=naming.latents), naming
+    return dataclasses.replace(config, latents=found.latents), found
 
 
 def naming_lines(naming: Naming) -> list[str]:
@@ -419,12 +422,12 @@ def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int, distinct: bo
     step_rows = config.accumulate * batch_rows(config, encoded)
     passes = SCORED_SHARE * steps * step_rows * PASSES_A_RECORD
     most = len(encoded) if distinct else PROBE_ROWS
-    return min(most, max(LEAST_SCORED_ROWS, int(passes / (cast(int, config.latents) + 1))))
+    return min(most, max(LEAST_SCORED_ROWS, int(passes / (config.resolved_latents + 1))))
 
 
 def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
     """Records of mean length that a batch holds."""
-    return max(1, int(cast(int, config.batch_tokens) / encoded.lengths.mean()))
+    return max(1, int(config.resolved_batch_tokens / encoded.lengths.mean()))
 
 
 def resolved(
@@ -453,7 +456,7 @@ def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: f
     """
     latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS
     sequences = 2 if config.warm_start != "none" else latents + 1
-    read = config.accumulate * min(cast(int, config.batch_tokens), int(encoded.lengths.sum()))
+    read = config.accumulate * min(config.resolved_batch_tokens, int(encoded.lengths.sum()))
     return steps * read * sequences * FORWARD_AND_BACKWARD / speed
 
 
@@ -487,7 +490,7 @@ def batch_sampler_of(
     return BatchSampler(
         encoded.lengths,
         encoded.prompt_index,
-        batch_tokens=cast(int, config.batch_tokens),
+        batch_tokens=config.resolved_batch_tokens,
         seed=seed,
         rows=rows,
         classes=classes,

@@ -162,7 +162,9 @@ def batches(
         named_rows: those of training that have a name, which `hold` takes.
         all_rows: those of training.
     """
-    before, stream, mine = None, iter(()), []
+    before = None
+    stream: Iterator[np.ndarray] = iter(())
+    mine: list[np.ndarray] = []
     while step < course.steps:
         stage = course.stage(step)
         visit, turn = divmod(step - course.first(stage), 2 if stage == REFINE else 1)
@@ -187,14 +189,13 @@ def prefetch(
         Whatever `read` raises, at the step that wants the batch.
     """
     with ThreadPoolExecutor(1) as thread:
-        waiting: tuple[str, list[Future]] | None = None
-        rows_before, reading = None, []
+        waiting: tuple[str, list[Future[Batch]]] | None = None
+        rows_before = None
+        reading: list[Future[Batch]] = []
         for stage, rows in steps:
             if rows is not rows_before:
-                rows_before, reading = (
-                    rows,
-                    [thread.submit(read, batch_rows) for batch_rows in rows],
-                )
+                rows_before = rows
+                reading = [thread.submit(read, batch_rows) for batch_rows in rows]
             if waiting:
                 yield waiting[0], [future.result() for future in waiting[1]]
             waiting = stage, reading

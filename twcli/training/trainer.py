@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, cast
 
@@ -46,7 +46,8 @@ CLIP_NORM = 1.0
 def begin(setup: Setup) -> None:
     """Puts down the run's settings, before any process reads what an earlier run left."""
     if setup.accelerator.is_main_process:
-        setup.run.begin(setup.config, setup.naming and naming_record(setup.naming))
+        naming = None if setup.naming is None else naming_record(setup.naming)
+        setup.run.begin(setup.config, naming)
     setup.accelerator.wait_for_everyone()
 
 
@@ -86,7 +87,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     if step:
         restore(setup.model, optimizer, setup.latent_N, average, tensors)
         say(f"resuming after step {step} of {setup.steps}")
-    watch = diagnostics.Watch(setup.steps, config.latents, config.uses_weights)
+    watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
     before: list[dict[str, Any]] = []
     if accelerator.is_main_process:
         before = run.cut_back(step)
@@ -109,7 +110,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     stream = prefetch(
         steps, partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
     )
-    tracked = nullcontext()
+    tracked: AbstractContextManager[None] = nullcontext()
     if config.tracker is not None and accelerator.is_main_process:
         tracked = run.tracked(config.tracker, step)
     with signals.held() as pending, tracked:
@@ -264,14 +265,10 @@ def _backward(
         )
     latent_B = written_B = None
     if stage != FREE:
-        held_B = setup.latent_N[rows]
-        latent_B, written_B = (
-            torch.from_numpy(latents).to(accelerator.device)
-            for latents in (
-                held_B,
-                _spare_latents(held_B, setup.used, config.latents, _draws(setup, 5, step, number)),
-            )
-        )
+        held_B, draws = setup.latent_N[rows], _draws(setup, 5, step, number)
+        spread_B = _spare_latents(held_B, setup.used, config.resolved_latents, draws)
+        latent_B = torch.from_numpy(held_B).to(accelerator.device)
+        written_B = torch.from_numpy(spread_B).to(accelerator.device)
     # How many passes are pruned away depends on the batch: processes that share the weights would
     # wait for one another for ever.
     prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
@@ -332,19 +329,15 @@ def _refine(setup: Setup, batch: Batch, rows: np.ndarray, step: int) -> tuple[to
     cost_BC = nll_BCS.double().sum(-1).cpu().numpy()
     if not np.isfinite(cost_BC).all():
         raise _diverged(setup, step, rows, "the generator's NLL is not finite")
-    found = [
-        (
-            rows,
-            assign_rows(
-                without_spares(setup.naming.prior, setup.used),
-                -cost_BC,
-                setup.encoded.prompt_index[rows],
-                setup.encoded.row_hash[rows],
-            ),
-        )
-    ]
+    assert setup.naming is not None  # without one no step refines
+    assigned_B = assign_rows(
+        without_spares(setup.naming.prior, setup.used),
+        -cost_BC,
+        setup.encoded.prompt_index[rows],
+        setup.encoded.row_hash[rows],
+    )
     # every process keeps all that were found: it may meet them in `settle`
-    for where, latents in gather_object(found):
+    for where, latents in gather_object([(rows, assigned_B)]):
         setup.latent_N[where] = latents
     return nll_BCS, pruned
 
@@ -405,7 +398,7 @@ def score(
         for places in forward_batches(
             setup.encoded,
             rows,
-            batch_tokens=setup.config.batch_tokens,
+            batch_tokens=setup.config.resolved_batch_tokens,
             branches=setup.model.latents,
             shared=setup.model.execution != PLAIN,
             classes=setup.classes,
