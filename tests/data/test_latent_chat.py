@@ -56,6 +56,23 @@ def test_the_section_follows_the_generation_prompt(render, latent, section):
         assert render(messages, add_generation_prompt=True) == prompt + section
 
 
+@pytest.mark.parametrize("end", ["", "\n", "\n\n"])
+def test_without_a_default_and_a_latent_the_template_is_as_it_was(render, end):
+    own = OWN.rstrip("\n") + end
+    template = latent_chat.with_latents(own, FOUND)
+    prompt = render(QUESTION, own, add_generation_prompt=True)
+    for latent, section in [(None, ""), (2, "<z><z2></z>"), ("terse", "<z><z0></z>")]:
+        settings = {"latent": latent, "add_generation_prompt": True}
+        assert render(QUESTION, template, **settings) == prompt + section
+    assert render(QUESTION, template, latent=2) == render(QUESTION, own)
+    assert render(system("latent: 2"), template) == render(system("latent: 2"), own)
+    assert latent_chat.with_latents(template, FOUND) == template
+    back = latent_chat.without_latents(template)
+    assert render(QUESTION, back, add_generation_prompt=True) == prompt
+    with pytest.raises(TemplateError, match="latent 7 is unknown; this model has 0, 1, 2, router"):
+        render(QUESTION, template, latent=7, add_generation_prompt=True)
+
+
 def test_without_a_generation_prompt_the_template_is_as_it_was(render):
     turns = [*QUESTION, {"role": "assistant", "content": "w3"}]
     assert render(turns) == render(turns, OWN)

@@ -183,7 +183,7 @@ def test_ids_are_those_of_the_models_own_template(kind, name, folders, tmp_path)
             assert sequence[: len(ids) + len(target)].tolist() == ids + target
             assert ids == encoder.prompt(conversation(turns, tools), latent)
             assert ids[: len(prompt) + 1] == encoder.router_prompt(conversation(turns, tools))
-    with pytest.raises(Exception, match="latent must be one of 0, 1, 2"):
+    with pytest.raises(Exception, match="latent 3 is unknown; this model has 0, 1, 2"):
         typed(latent=3)
 
 

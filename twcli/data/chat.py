@@ -1,5 +1,4 @@
-"""Chat templates: what a tokenizer's Jinja program makes of a conversation, and the copy of it that
-a run keeps, which inserts the latent tokens.
+"""Chat templates: what a tokenizer's Jinja program makes of a conversation.
 
 A conversation is rendered twice, as inference does it: its prompt (every turn but the last, with
 `add_generation_prompt=True`) and the whole. What the whole adds to the prompt is the target.
@@ -7,7 +6,6 @@ A conversation is rendered twice, as inference does it: its prompt (every turn b
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from twcli.data.example import Example
+from twcli.data.latent_chat import literal, open_ended, without_latents
 from twcli.errors import UserError
 
 # Templates that ask for the date get 26 July 2024, the default of Llama 3's template: they would
@@ -28,7 +27,6 @@ DATE = {
     "-H": "0", "-I": "12", "-M": "0", "-S": "0",
 }  # fmt: skip
 DATE_MACRO = "{% macro strftime_now(format) %}{{ format"
-LATENT_BLOCK = "{%+ if add_generation_prompt and latent is defined and latent is not none %}"
 SENTINELS = "TWCLI-X", "TWCLI-Y"
 # What a turn may hold beside its text; a template that shows none of it would drop it silently.
 EXTRAS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
@@ -90,55 +88,6 @@ def pinned(template: str | Mapping[str, str], settings: Mapping[str, Any]) -> st
     # The environment of chat templates drops the newline after a block (`trim_blocks`), so that
     # the template begins on a line of its own, as it did before.
     return f"{head}\n{template}" if head else template
-
-
-def with_latents(
-    template: str, sections: Sequence[str], names: Mapping[str, int] | None = None
-) -> str:
-    """The template with a variable `latent`: where it is given, the section of that latent follows
-    the generation prompt. Without it the template is as it was.
-
-    The section goes to the end of the text: what is rendered with `add_generation_prompt` ends with
-    the generation prompt, whatever the template is. A section that is already there is replaced.
-
-    Args:
-        template: one Jinja text, as `pinned` gives it.
-        sections: text of each of the K latent sections, such as `<z><z0></z>`.
-        names: other names of latents, for `latent="terse"`.
-    """
-    known = {str(k): section for k, section in enumerate(sections)}
-    known |= {name: sections[k] for name, k in (names or {}).items()}
-    message = literal(f"latent must be one of {', '.join(known)}")
-    return (
-        f"{open_ended(without_latents(template))}{LATENT_BLOCK}"
-        f"{{% set latent_sections = {literal(known)} %}}"
-        f"{{% if latent | string not in latent_sections %}}{{{{ raise_exception({message}) }}}}"
-        "{% endif %}{{ latent_sections[latent | string] }}{% endif %}"
-    )
-
-
-def without_latents(template: str) -> str:
-    """The template without what `with_latents` added."""
-    return template.split(LATENT_BLOCK)[0]
-
-
-def open_ended(template: str) -> str:
-    """The template so that text may follow: Jinja leaves out the last newline of a template."""
-    return re.sub(r"(\r\n|\r|\n)\Z", "", template)
-
-
-def literal(value: Any) -> str:
-    """A JSON value in Jinja's notation."""
-    if value is None:
-        return "none"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(literal, value)) + "]"
-    # Jinja reads Python's escapes, and other characters as they are.
-    return json.dumps(value, ensure_ascii=False)
 
 
 class ChatTemplate:

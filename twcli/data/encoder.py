@@ -27,8 +27,9 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.chat import Rendered, with_latents
+from twcli.data.chat import Rendered
 from twcli.data.example import Example
+from twcli.data.latent_chat import latent_tokens, sections, with_latents
 from twcli.data.long_rows import ERROR, LongRows
 from twcli.data.template import CHAT, FILE, Ending, Template, specials
 from twcli.data.whole_text import TokenRow, WholeText
@@ -43,11 +44,6 @@ TEMPLATE_FILE = "template.txt"  # beside the tokenizer: the template, where it i
 SHOWN_IDS = 1000  # ids up to which a fingerprint lists them all; above, it holds their hash
 ENCODE_BLOCK = 4096  # rows tokenised at a time: enough for the tokenizer's threads, little memory
 LATENT_TEXT = re.compile(r"</?z>|<z\d+(\.\d+)?>")  # becomes a token in a trained model's vocabulary
-
-
-def latent_tokens(k: int, count: int = 1) -> list[str]:
-    """The vocabulary tokens that spell latent k: `<z3>`, or `<z3.0> <z3.1>` for two."""
-    return [f"<z{k}>"] if count == 1 else [f"<z{k}.{p}>" for p in range(count)]
 
 
 @dataclass(frozen=True)
@@ -667,7 +663,8 @@ class ExampleEncoder:
         """
         chat, own = self.template.chat, self.tokenizer.chat_template
         if chat is not None:
-            self.tokenizer.chat_template = with_latents(chat.text, self.latent_sections(latents))
+            found = sections(latents, self.latent_tokens, {})
+            self.tokenizer.chat_template = with_latents(chat.text, found)
         try:
             self.tokenizer.save_pretrained(folder)
         finally:
@@ -692,14 +689,6 @@ class ExampleEncoder:
                 f"{folder}: the tokenizer of {self.source} is another one when it is saved and "
                 "loaded again; save it once with transformers as a fast tokenizer and begin anew"
             )
-
-    def latent_sections(self, latents: int) -> list[str]:
-        """Text of the latent section of each of the K latents: `<z><z0></z>`."""
-        opened, closed = SECTION_TAGS
-        return [
-            f"{opened}{''.join(latent_tokens(k, self.latent_tokens))}{closed}"
-            for k in range(latents)
-        ]
 
     def _check_latent_text(self, text: str, where: str) -> None:
         if found := LATENT_TEXT.search(text):

@@ -3,9 +3,11 @@ at the end of the generation prompt, where training had it.
 
     tokenizer.apply_chat_template(messages, latent=2, add_generation_prompt=True)
 
-A latent is named by its number or its name. Where a server does not pass `latent` on, the first
-line of a system message does it: `latent: 2`; the template reads that line and drops it. "router"
-ends the prompt at `<z>`, whose next token, among the latents', is the router's choice.
+A latent is named by its number or its name. The chat template of a run puts a section where a call
+names a latent, and is what it was elsewhere; that of an exported model has a latent by default.
+Where a server does not pass `latent` on, the first line of a system message does it: `latent: 2`;
+an exported model's template reads that line and drops it. "router" ends the prompt at `<z>`, whose
+next token, among the latents', is the router's choice.
 
 The text goes to `transformers`, vLLM, SGLang and llama.cpp alike, which all trim a block's newline
 and strip the space before it (`trim_blocks`, `lstrip_blocks`), so it keeps to what they share.
@@ -13,11 +15,11 @@ and strip the space before it (`trim_blocks`, `lstrip_blocks`), so it keeps to w
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
-from twcli.data.chat import literal, open_ended
-from twcli.data.encoder import latent_tokens
 from twcli.errors import UserError
 
 ROUTER = "router"
@@ -56,11 +58,20 @@ _CHOICE = """\
     {%- endif %}
   {%- endif %}
 {%- endif %}
+"""
+_CHECK = """\
 {%- set latent = latent | string | trim %}
 {%- if latent not in latent_sections %}
   {{- raise_exception('latent ' + latent + ' is unknown; this model has ' + @KNOWN@) }}
 {%- endif %}
 """
+# Where it begins a template can be taken for the one it was.
+_OPTIONAL = "{%+ if add_generation_prompt and latent is defined and latent is not none %}"
+_WHERE_GIVEN = f"""\
+{_OPTIONAL}
+{{%- set latent_sections = @SECTIONS@ %}}
+{_CHECK}{{{{- latent_sections[latent] }}}}
+{{%- endif %}}"""
 
 # One user turn, as the prompts of training; the completion may follow, for whoever scores it.
 _ONE_TURN = """\
@@ -83,6 +94,11 @@ _ONE_TURN = """\
   {{- messages[1]['content'] + @CLOSE@ }}
 {%- endif %}
 """
+
+
+def latent_tokens(k: int, count: int = 1) -> list[str]:
+    """The vocabulary tokens that spell latent k: `<z3>`, or `<z3.0> <z3.1>` for two."""
+    return [f"<z{k}>"] if count == 1 else [f"<z{k}.{p}>" for p in range(count)]
 
 
 def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, str]:
@@ -115,15 +131,29 @@ def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, s
     return found
 
 
-def with_latents(template: str, found: Mapping[str, str], default: str) -> str:
+def with_latents(template: str, found: Mapping[str, str], default: str | None = None) -> str:
     """The chat template `template` with the latent's section at the end of its generation prompt.
+
+    The section goes to the end of the text: what is rendered with `add_generation_prompt` ends with
+    the generation prompt, whatever the template is. A section that is already there is replaced.
 
     Args:
         found: the result of `sections`.
-        default: the key of `found` that is used where a call names no latent.
+        default: the key of `found` that is used where a call names no latent; None to leave the
+            text as it was there.
     """
+    text = open_ended(without_latents(template))
+    if default is None:
+        return text + _filled(_WHERE_GIVEN, _values(found))
     tail = "{{ latent_sections[latent] if add_generation_prompt else '' }}"
-    return _choice(found, default) + open_ended(template) + tail
+    return _choice(found, default) + text + tail
+
+
+def without_latents(template: str) -> str:
+    """The template without what `with_latents` added where it had no default."""
+    text, added, _ = template.partition(_OPTIONAL)
+    # Jinja leaves out a last newline, and here it was not the last.
+    return text + "\n" if added and text.endswith(("\r", "\n")) else text
 
 
 def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
@@ -146,17 +176,38 @@ def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
 
 
 def _choice(found: Mapping[str, str], default: str) -> str:
-    known = ", ".join(found)
     values = {
-        "SECTIONS": literal(found),
+        **_values(found),
         "DEFAULT": literal(default),
         "LINE": LINE,
         "LENGTH": str(len(LINE)),
-        "KNOWN": literal(known),
     }
-    return _filled(_CHOICE, values)
+    return _filled(_CHOICE + _CHECK, values)
+
+
+def _values(found: Mapping[str, str]) -> dict[str, str]:
+    return {"SECTIONS": literal(found), "KNOWN": literal(", ".join(found))}
 
 
 def _filled(text: str, values: Mapping[str, str]) -> str:
     """`text` with each `@NAME@` replaced; in one pass, since a value may look like a place."""
     return re.sub("@([A-Z]+)@", lambda place: values[place[1]], text)
+
+
+def open_ended(template: str) -> str:
+    """The template so that text may follow: Jinja leaves out the last newline of a template."""
+    return re.sub(r"(\r\n|\r|\n)\Z", "", template)
+
+
+def literal(value: Any) -> str:
+    """A JSON value in Jinja's notation."""
+    if value is None:
+        return "none"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{literal(k)}: {literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(literal, value)) + "]"
+    # Jinja reads Python's escapes, and other characters as they are.
+    return json.dumps(value, ensure_ascii=False)

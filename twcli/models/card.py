@@ -10,7 +10,8 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from twcli.config.commands import TrainConfig
-from twcli.data.encoder import ExampleEncoder, latent_tokens
+from twcli.data.encoder import ExampleEncoder
+from twcli.data.latent_chat import latent_tokens
 
 
 def model_card(
