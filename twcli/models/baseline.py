@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import slices
-from twcli.errors import first_line
 from twcli.kernels.head import token_nll
 from twcli.kernels.packing import ATTENTION, attention_of, why_not_packed
+from twcli.models.agreement import NATS, why_not
 from twcli.models.forward import (
     Layout,
     forward_rows,
@@ -28,8 +28,6 @@ from twcli.models.forward import (
 from twcli.models.positions import pass_lengths
 
 COMPARED_ROWS = 8
-# nats; rounding errors are far smaller, real differences far larger
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.5}
 
 
 @torch.no_grad()
@@ -63,28 +61,20 @@ def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Enc
         classes = lengths.classes(encoded.lengths)
         within &= classes == classes[within.argmax()]
     several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
-    rows = np.unique(
-        np.concatenate(
-            [np.flatnonzero(some)[: COMPARED_ROWS // 2] for some in (within & several, within)]
-        )
-    )
+    shared, any_rows = np.flatnonzero(within & several), np.flatnonzero(within)
+    half = COMPARED_ROWS // 2
+    rows = np.union1d(shared[:half], any_rows[:half])
     if not len(rows):
         return None
     model.eval()
-    try:
+
+    def difference() -> float:
         padded = _score(model, encoder, encoded, rows, varlen=False)
         with attention_of(model, ATTENTION):
             flat = _score(model, encoder, encoded, rows, varlen=True)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        # an unknown architecture may fail in any way
-        return f"scoring rows without padding fails: {first_line(error)}"
-    apart = float(np.abs(padded - flat).max())
-    # the comparison is False for NaN
-    return (
-        None
-        if apart <= AGREEMENT[model.dtype]
-        else f"scoring rows without padding differs by {apart:.1e} nats"
-    )
+        return float(np.abs(padded - flat).max())
+
+    return why_not("scoring rows without padding", difference, NATS[model.dtype], "nats")
 
 
 def score_flat(

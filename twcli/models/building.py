@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,18 +13,17 @@ from transformers import PreTrainedModel
 from twcli.config.commands import TrainConfig
 from twcli.data.batches import Batch, collate, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
-from twcli.errors import UserError, first_line
+from twcli.errors import UserError
 from twcli.kernels import blockwise, flash
 from twcli.kernels.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed, window_of
 from twcli.models import runtime
 from twcli.models.adapters import add_lora
+from twcli.models.agreement import SHARE, why_not
 from twcli.models.latents import LatentModel, LatentOutput
 from twcli.models.new_rows import add_latent_rows, freeze_backbone
 from twcli.storage.run_folder import RunFolder
 
 CHECKED_ROWS = 4
-# rounding errors are far smaller, real differences far larger
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}
 
 Say = Callable[[str], None]
 
@@ -119,24 +119,22 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
     if reason:
         return reason
     parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
-    before, seen = model.execution, {}
+    before, most = model.execution, SHARE[flash.dtype_of(model.backbone)]
+    seen: dict[str, tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]] = {}
+
+    def difference(form: str) -> float:
+        model.execution = form
+        loss = _probe(model(batch))
+        gradient = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        seen[form] = loss.detach(), gradient
+        return _difference(seen[form], seen[PLAIN])
+
     forms = [PLAIN, BRANCHES, TREE] + [BLOCKWISE] * blockwise.usable(model.backbone.device)
     try:
-        for model.execution in forms:
-            loss = _probe(model(batch))
-            seen[model.execution] = (
-                loss.detach(),
-                torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else (),
-            )
-            # the comparison is False for NaN
-            if (
-                not _difference(seen[model.execution], seen[PLAIN])
-                <= AGREEMENT[flash.dtype_of(model.backbone)]
-            ):
-                return f"the loss or gradient of its {model.execution} execution differs from plain"
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        # an unknown architecture may fail in any way
-        return f"its {model.execution} execution fails: {first_line(error)}"
+        for form in forms:
+            way = f"its {form} execution"
+            if reason := why_not(way, partial(difference, form), most, "of the loss or gradient"):
+                return reason
     finally:
         model.execution = before
     return None
@@ -154,13 +152,13 @@ def _probe(output: LatentOutput) -> torch.Tensor:
 
 def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
     """Larger of the relative differences of the losses and of the whole gradients."""
-    difference = float((one[0] - other[0]).abs() / other[0].abs())
-    pairs = [(a, b) for a, b in zip(one[1], other[1], strict=True) if b is not None]
+    (loss, gradient), (plain_loss, plain_gradient) = one, other
+    difference = float((loss - plain_loss).abs() / plain_loss.abs())
+    pairs = [(a, b) for a, b in zip(gradient, plain_gradient, strict=True) if b is not None]
     if pairs:
         apart = sum((a - b).double().square().sum() for a, b in pairs)
-        difference = max(
-            difference, float((apart / sum(b.double().square().sum() for _, b in pairs)).sqrt())
-        )
+        size = sum(b.double().square().sum() for _, b in pairs)
+        difference = max(difference, float((apart / size).sqrt()))
     return difference
 
 

@@ -20,6 +20,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import budget_batches, gather_padded
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
+from twcli.models.agreement import SHARE, why_not
 from twcli.models.forward import hidden_states
 from twcli.models.generation import generate
 from twcli.models.runtime import core_by_core
@@ -29,8 +30,6 @@ CACHE_BYTES = 2**28  # keys and values of a batch
 LOGIT_BYTES = 2**27
 MOST_ROWS = 256  # on a CPU more rows take longer for each token
 COMPARED = 2  # prompts
-# largest difference of logits, as a share of their size
-AGREEMENT = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
@@ -121,20 +120,18 @@ def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | 
     """
     order = np.argsort(request.before_R, kind="stable")
     rows = np.unique(order[np.linspace(0, len(order) - 1, COMPARED).astype(int)])
-    further = np.full(len(rows), pad)
-    try:
+
+    def difference() -> float:
         batch = _Batch(model, request, rows, pad)
-        found = torch.stack([batch.begin(), batch.go_on(further)], dim=1)
-        for row, token, own in zip(rows.tolist(), further.tolist(), found, strict=True):
-            ids = torch.tensor([[*request.ids(row), token]], device=model.device)
+        found = torch.stack([batch.begin(), batch.go_on(np.full(len(rows), pad))], dim=1)
+        apart = []
+        for row, own in zip(rows.tolist(), found, strict=True):
+            ids = torch.tensor([[*request.ids(row), pad]], device=model.device)
             plain = head_logits(model, hidden_states(model, ids)[0, -2:])
-            apart = float((own - plain).float().norm() / plain.float().norm())
-            if not apart <= AGREEMENT[model.dtype]:  # the comparison is False for NaN
-                return f"logits differ by {apart:.1e} of their size"
-    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as why:
-        # an unknown architecture may fail in any way
-        return f"it fails: {why}"
-    return None
+            apart.append(float((own - plain).float().norm() / plain.float().norm()))
+        return float(np.max(apart))  # NaN where one is
+
+    return why_not("sharing a prompt", difference, SHARE[model.dtype], "of the logits")
 
 
 def _batches(model: PreTrainedModel, total_R: np.ndarray, order: np.ndarray) -> list[np.ndarray]:

@@ -136,7 +136,7 @@ class CacheWriter:
             WorkFailed: a value is not finite or negative, or the disk is full.
             ValueError: the length or the rows are wrong.
         """
-        self._check_rows(rows)
+        self._shard_folder.check_missing(rows)
         nll = np.asarray(nll, np.float32)
         first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
         if nll.shape != (last - first,):
@@ -205,13 +205,6 @@ class CacheWriter:
             "key": key.hexdigest(),
             "fingerprint": json.loads(self._fingerprint),
         }
-
-    def _check_rows(self, rows: range) -> None:
-        inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
-        if not inside or any(
-            rows.start < done.stop and done.start < rows.stop for done in self._shard_folder.done
-        ):
-            raise ValueError(f"{rows} is not a range of missing rows")
 
 
 class Cache:

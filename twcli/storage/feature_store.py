@@ -172,7 +172,7 @@ class FeatureWriter:
             WorkFailed: a value is not finite or beyond float16, or the disk is full.
             ValueError: the rows, the names, a shape or a dtype is wrong.
         """
-        self._check_rows(rows)
+        self._shard_folder.check_missing(rows)
         values = {name: np.asarray(array) for name, array in values.items()}
         widths = self.widths or _checked_widths(
             {name: array.shape[-1] if array.ndim else 0 for name, array in values.items()}
@@ -258,13 +258,6 @@ class FeatureWriter:
             "have other names or widths"
         )
         return False
-
-    def _check_rows(self, rows: range) -> None:
-        inside = rows.step == 1 and 0 <= rows.start < rows.stop <= len(self.row_hash)
-        if not inside or any(
-            rows.start < done.stop and done.start < rows.stop for done in self._shard_folder.done
-        ):
-            raise ValueError(f"{rows} is not a range of missing rows")
 
     def _check_finite(
         self,

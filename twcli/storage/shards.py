@@ -186,6 +186,14 @@ class Shards:
             notes.append(f"{self.folder}: an unfinished {self.what} was discarded: {why}")
         return notes
 
+    def check_missing(self, rows: range) -> None:
+        """Raises ValueError unless `rows` are consecutive rows, none of them finished."""
+        inside = rows.step == 1 and 0 <= rows.start < rows.stop <= self.rows
+        if not inside or any(
+            rows.start < done.stop and done.start < rows.stop for done in self._shards
+        ):
+            raise ValueError(f"{rows} is not a range of missing rows")
+
     def add(self, rows: range, data: bytes) -> None:
         """Stores one shard durably. Raises OSError."""
         # The manifest line is written first: after a kill in between, the shard counts as missing.
