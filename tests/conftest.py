@@ -14,7 +14,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from twcli.data.encoder import TAGS, ExampleEncoder
-from twcli.discovery import naming as naming_module
+from twcli.discovery import repeating as repeating_module
 from twcli.discovery import search as search_module
 from twcli.discovery.centring import Centring
 from twcli.models.runtime import quiet_transformers
@@ -175,7 +175,7 @@ FEWER = {
     (search_module, "FINE_CLUSTERS"): (3,),
     (search_module, "RESTARTS"): 1,
     (search_module, "HALVINGS"): 1,
-    (naming_module, "ABOVE"): 1,
+    (repeating_module, "ABOVE"): 1,
 }
 ALL = {(module, name): getattr(module, name) for module, name in FEWER}
 

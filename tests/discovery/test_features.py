@@ -11,7 +11,7 @@ from twcli.discovery.features import (
     PROMPT_TOKENS,
     embed_rows,
 )
-from twcli.discovery.naming import Rows
+from twcli.discovery.rows import Rows
 
 
 def rows_of(encoded):

@@ -14,24 +14,16 @@ from tests.conftest import (
     strategies_of,
 )
 from twcli.commands.discover import StoredFeatures
-from twcli.discovery import naming as naming_module
+from twcli.discovery import one_string as one_string_module
+from twcli.discovery import repeating as repeating_module
 from twcli.discovery.centring import Space
 from twcli.discovery.distinct import best_clustering, starts_of
 from twcli.discovery.features import FIRST_SIMILARITIES, FIRST_STATES, KINDS, Features
-from twcli.discovery.naming import (
-    DISTINCT_VIEWS,
-    STARTS,
-    SURE,
-    WHOLE,
-    ModelSource,
-    Naming,
-    Rows,
-    completed,
-    given_names,
-    name_rows,
-    naming_record,
-)
+from twcli.discovery.naming import completed, given_names, name_rows
+from twcli.discovery.one_string import DISTINCT_VIEWS, STARTS, SURE, WHOLE
 from twcli.discovery.prior import LatentPrior
+from twcli.discovery.result import Naming, naming_record
+from twcli.discovery.rows import ModelSource, Rows
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
 
@@ -115,9 +107,9 @@ def test_names_by_what_a_token_is_give_way_to_names_by_what_y_begins_like(seed):
 
 
 def test_blocks_of_prompts_change_nothing_but_the_fit(encoder, records, monkeypatch):
-    monkeypatch.setattr(naming_module, "FIT_PROMPTS", 6)
+    monkeypatch.setattr(one_string_module, "FIT_PROMPTS", 6)
     whole = named(encoder, records).latent_N
-    monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 2)
+    monkeypatch.setattr(one_string_module, "BLOCK_PROMPTS", 2)
     assert np.array_equal(whole, named(encoder, records).latent_N)
     assert (whole[:37] >= 0).all()
 
@@ -131,7 +123,7 @@ def test_the_latents_that_are_used_are_those_with_rows(encoder, monkeypatch, see
         kinds = tuple(rng.normal(size=(len(rows), 6)).astype(np.float32) for _ in WHOLE)
         return Features(kinds, np.zeros((len(rows), 2), np.float32), np.ones(len(rows)))
 
-    monkeypatch.setattr(naming_module, "FINALISTS", 2)
+    monkeypatch.setattr(one_string_module, "FINALISTS", 2)
     records = make_records(10 if seed == 13 else 8, 3)
     encoded = encode(encoder, records + records[1:])
     naming = name_rows(random, encoded, 8, seed=seed)
@@ -146,9 +138,9 @@ def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
     three = named(encoder, records)
     assert (three.latents, three.used) == (3, 3)
     monkeypatch.setattr(
-        naming_module, "alternatives", lambda _clusters, _sizes, latents: min(latents, 3)
+        one_string_module, "alternatives", lambda _clusters, _sizes, latents: min(latents, 3)
     )
-    monkeypatch.setattr(naming_module, "ENOUGH", enough)
+    monkeypatch.setattr(one_string_module, "ENOUGH", enough)
     four = named(encoder, records, latents=4)
     assert (four.latents, four.used) == (4, used)
     assert np.array_equal(four.latent_N, three.latent_N) == (used == 3)
@@ -256,9 +248,9 @@ def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(encode
 
 def test_rows_that_were_not_fitted_are_named_as_well(encoder, monkeypatch):
     records = make_strategies(80)
-    monkeypatch.setattr(naming_module, "FIT_ROWS", 50)
+    monkeypatch.setattr(repeating_module, "FIT_ROWS", 50)
     one = named(encoder, records)
-    monkeypatch.setattr(naming_module, "BLOCK_PROMPTS", 7)
+    monkeypatch.setattr(repeating_module, "BLOCK_PROMPTS", 7)
     other = named(encoder, records)
     assert len(one.point_rows) == 50 and (one.latent_N >= 0).all()
     rest = np.setdiff1d(np.arange(80), one.point_rows)

@@ -5,8 +5,8 @@ import pytest
 
 from tests.conftest import encode, make_model, make_records, make_strategies
 from twcli.discovery import probe as probe_module
-from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
+from twcli.discovery.rows import ModelSource
 
 
 def share(probe, soft, seed=0):

@@ -267,10 +267,10 @@ def use_at_most(count, monkeypatch):
     the rounding of a processor.
     """
     monkeypatch.setattr(
-        "twcli.discovery.naming.alternatives",
+        "twcli.discovery.one_string.alternatives",
         lambda _clusters, _sizes, latents: min(latents, count),
     )
-    monkeypatch.setattr("twcli.discovery.naming.ENOUGH", 0.0)
+    monkeypatch.setattr("twcli.discovery.one_string.ENOUGH", 0.0)
 
 
 @pytest.fixture

@@ -26,15 +26,11 @@ from twcli.data.names import write_names
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, embed_rows
 from twcli.discovery.names_page import render_names_page
-from twcli.discovery.naming import (
-    LEAST_ROWS_A_LATENT,
-    Naming,
-    Progress,
-    Rows,
-    name_rows,
-    naming_record,
-)
+from twcli.discovery.naming import name_rows
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
+from twcli.discovery.repeating import LEAST_ROWS_A_LATENT
+from twcli.discovery.result import Naming, naming_record
+from twcli.discovery.rows import Progress, Rows
 from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs

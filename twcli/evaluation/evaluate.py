@@ -22,8 +22,8 @@ from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
 from twcli.data.padding import gather_padded
-from twcli.discovery.naming import ModelSource
 from twcli.discovery.probe import Probe, probe_of
+from twcli.discovery.rows import ModelSource
 from twcli.errors import UserError
 from twcli.evaluation.arms import compare
 from twcli.evaluation.judges import Judge, load_judge

@@ -26,8 +26,10 @@ from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.names import read_names
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
-from twcli.discovery.naming import ModelSource, Naming, completed, given_names, name_rows
+from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
+from twcli.discovery.result import Naming
+from twcli.discovery.rows import ModelSource
 from twcli.errors import UserError
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime

@@ -19,8 +19,8 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import signals
 from twcli.data.batches import Batch, collate, drop_history, forward_batches
-from twcli.discovery.naming import naming_record
 from twcli.discovery.prior import assign_rows, without_spares
+from twcli.discovery.result import naming_record
 from twcli.discovery.score import run_score
 from twcli.errors import WorkFailed, interrupted
 from twcli.kernels.body import body_of

@@ -1,0 +1,156 @@
+"""Names rows where each strategy writes one string a prompt: distinct completions of a prompt take
+distinct latents, and names are searched by exchanging them (`distinct`).
+
+Shapes: N rows, K latents.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from twcli.data.encoder import Encoded
+from twcli.discovery.centring import Centring, Space, in_pairs
+from twcli.discovery.distinct import (
+    ENOUGH,
+    FINALISTS,
+    MOST_CLUSTERS,
+    PAIRED_FINALISTS,
+    alternatives,
+    best_clustering,
+    best_count,
+    clustering_work,
+    starts_of,
+)
+from twcli.discovery.features import (
+    FIRST_SIMILARITIES,
+    FIRST_STATES,
+    LATER_SIMILARITIES,
+    STATES,
+)
+from twcli.discovery.predictability import above_chance, one_hot, ridge_map
+from twcli.discovery.prior import LatentPrior, assign_groups
+from twcli.discovery.result import Naming
+from twcli.discovery.rows import (
+    BLOCK_PROMPTS,
+    FIT_PROMPTS,
+    Progress,
+    Source,
+    blocks,
+    of_equal_rows,
+)
+
+COUNT_PROMPTS = 1500  # in which the number of latents is looked for
+SURE = 0.999  # probability of a name where strategies write one string each: no more is known
+
+# Kinds of features, and which of them are read together where completions of a prompt are distinct
+# strategies. A strategy is chosen before it is written: names that y's beginning predicts are those
+# that a generator can act on, and "the way that turns out short" is not one of them, though all of
+# y predicts it as well. And it is a way of going on from x: "the way whose second number is odd",
+# which the states predict as well, is none, so the beginning has a say by what it resembles and not
+# by what it is.
+WHOLE = (STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES)
+DISTINCT_VIEWS = (WHOLE, (FIRST_SIMILARITIES,))
+# from which their number is found
+STARTS = ((STATES, FIRST_STATES), (FIRST_SIMILARITIES, LATER_SIMILARITIES), WHOLE)
+MORE_STARTS = (*STARTS, (FIRST_STATES, FIRST_SIMILARITIES))
+
+
+def name_one_string(
+    source: Source,
+    encoded: Encoded,
+    groups: list[np.ndarray],
+    latents: int | None,
+    seed: int,
+    progress: Progress,
+) -> Naming:
+    """Names the rows of prompts with several distinct completions."""
+    rng = np.random.default_rng([seed, 1])
+    groups = [groups[i] for i in rng.permutation(len(groups))]
+    fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
+    sizes = [len(g) for g in fit]
+    gains: dict[int, float] = {}
+    with progress("naming: features of completions", sum(sizes)) as advance:
+        features = source(np.concatenate(fit), advance).kinds
+    if latents is None:
+        with progress("naming: how many latents", MOST_CLUSTERS - 1) as advance:
+            latents, gains = _counted(features, sizes, seed, advance)
+    pairs = in_pairs(sizes)
+    centring = Centring.fit(features, sizes, keep=pairs)
+    centring(features, sizes)
+    space = Space.fit(features, seed, views=DISTINCT_VIEWS)
+    views = space(features)
+    finalists = PAIRED_FINALISTS if pairs else FINALISTS
+
+    def clustered(count: int) -> tuple[np.ndarray, float, float]:
+        draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
+        with progress("naming: search", clustering_work(len(MORE_STARTS), finalists)) as advance:
+            starts = starts_of(
+                (space.scaled(features, kinds) for kinds in MORE_STARTS), sizes, count, draws
+            )
+            return best_clustering(starts, views, sizes, count, draws, advance, finalists=finalists)
+
+    wanted, found = latents, clustered(latents)
+    while (fewer := alternatives(found[0], sizes, wanted)) < wanted and fewer > 1:
+        again = clustered(fewer)
+        if above_chance(again[1], fewer) < ENOUGH * above_chance(found[1], wanted):
+            break  # two strategies that no x has together
+        wanted, found = fewer, again
+    clusters, score, _ = found
+    names, clusters = np.unique(clusters, return_inverse=True)  # some may have lost all their rows
+    used = len(names)
+    weights = ridge_map(views[0]) @ one_hot(clusters, used)
+
+    latent = np.full(len(encoded), -1, np.int64)
+    latent[np.concatenate(fit)] = clusters
+    with progress("naming: all other rows", sum(map(len, rest))) as advance:
+        for block in blocks(rest, BLOCK_PROMPTS):
+            rows, sizes = np.concatenate(block), [len(g) for g in block]
+            kinds = source(rows, advance).kinds
+            centring(kinds, sizes)
+            latent[rows] = assign_groups(-(space.points(kinds, 0) @ weights), sizes)
+    probability_N = np.where(latent >= 0, SURE, 0.0).astype(np.float32)
+    latent, probability_N = of_equal_rows(encoded, latent, probability_N)
+    shares_K = np.bincount(latent[latent >= 0], minlength=latents) + 1.0
+    return Naming(
+        latent_N=latent,
+        probability_N=probability_N,
+        second_N=latent,
+        prior=LatentPrior(shares_K / shares_K.sum(), math.inf),
+        latents=latents,
+        used=used,
+        score=1 / used + (1 - 1 / used) * min(max(score, 0.0), 1.0),
+        stability=None,
+        one_string=True,
+        prompts=len(groups),
+        counts=[
+            {
+                "latents": K,
+                "stability": None,
+                "evidence": round(gain, 4),
+                "score": None,
+                "chosen": K == latents,
+            }
+            for K, gain in gains.items()
+        ],
+    )
+
+
+def _counted(
+    features: tuple[np.ndarray, ...],
+    sizes: list[int],
+    seed: int,
+    advance: Callable[[int], None],
+) -> tuple[int, dict[int, float]]:
+    """`distinct.best_count` of the first prompts. Their means are left out: by them a strategy's
+    completions could be predicted from x.
+    """
+    features = tuple(kind.copy() for kind in features)
+    Centring.fit(features, sizes, keep=False)(features, sizes)
+    space, counted = Space.fit(features, seed), sum(sizes[:COUNT_PROMPTS])
+    features = tuple(kind[:counted] for kind in features)
+    kinds = [space.scaled(features, kinds) for kinds in STARTS]
+    return best_count(space(features), kinds, sizes[:COUNT_PROMPTS], seed, advance)

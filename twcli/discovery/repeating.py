@@ -1,0 +1,209 @@
+"""Names rows where strategies may repeat within a prompt, or prompts have one completion.
+
+    features -> what prompts contribute is taken out -> search -> prior -> posterior of each row
+
+Shapes: N rows, P prompts, K latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from twcli.data.encoder import Encoded
+from twcli.discovery.number import (
+    ABOVE,
+    BELOW,
+    COUNTED_ROWS,
+    MOST_LATENTS,
+    Count,
+    agreement,
+    best_count,
+    counts_of,
+    nesting,
+    plausibility,
+)
+from twcli.discovery.prior import LatentPrior, fit_prior
+from twcli.discovery.prompt_effects import PromptEffects
+from twcli.discovery.result import Naming, renamed
+from twcli.discovery.rows import (
+    BLOCK_PROMPTS,
+    FIT_PROMPTS,
+    Progress,
+    Source,
+    blocks,
+    of_equal_rows,
+)
+from twcli.discovery.score import expected_share_right
+from twcli.discovery.search import Found, discriminant_points, search, ways_of
+
+FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
+LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
+
+
+def name_repeating(
+    source: Source,
+    encoded: Encoded,
+    groups: list[np.ndarray],
+    latents: int | None,
+    seed: int,
+    progress: Progress,
+) -> Naming:
+    """Strategies may repeat within a prompt; prompts may have one completion."""
+    rng = np.random.default_rng([seed, 1])
+    groups = [groups[i] for i in rng.permutation(len(groups))]
+    cut = int(np.searchsorted(np.cumsum([len(group) for group in groups]), FIT_ROWS, "right"))
+    cut = min(max(cut, 1), FIT_PROMPTS)
+    fit, rest = groups[:cut], groups[cut:]
+    sizes = np.array([len(group) for group in fit])
+    with progress("naming: features of completions", int(sizes.sum())) as advance:
+        features = source(np.concatenate(fit), advance)
+    effects, views = PromptEffects.fit(features, sizes)
+    weight_N = features.lengths / features.lengths.mean()
+    counts, score_of = _numbers(views, weight_N, sizes, latents, seed, progress)
+    K = latents or best_count(counts).latents
+    found = next((count.found for count in counts if count.latents == K), None)
+    if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
+        with progress("naming: search", len(ways_of(K, len(views)))) as advance:
+            found = search(views, weight_N, sizes, K, seed, advance)
+    prior = fit_prior(found.posterior_NK, sizes)
+    latent_N = np.full(len(encoded), -1, np.int64)
+    second_N = np.full(len(encoded), -1, np.int64)
+    probability_N = np.zeros(len(encoded), np.float32)
+
+    def put(rows: np.ndarray, by_features_NK: np.ndarray, sizes: ArrayLike) -> None:
+        """By the features' posterior as a likelihood, and the prior over each prompt's rows."""
+        log_likelihood_NK = np.log(by_features_NK) - np.log(prior.proportions)
+        posterior_NK, _ = prior.posterior(log_likelihood_NK, sizes)
+        order_NK = np.argsort(-posterior_NK, axis=1, kind="stable")
+        latent_N[rows], second_N[rows] = order_NK[:, 0], order_NK[:, 1]
+        probability_N[rows] = posterior_NK.max(1)
+
+    put(np.concatenate(fit), found.posterior_NK, sizes)
+    with progress("naming: all other rows", sum(map(len, rest))) as advance:
+        for block in blocks(rest, BLOCK_PROMPTS):
+            rows, block_sizes = np.concatenate(block), [len(group) for group in block]
+            points = discriminant_points(effects(source(rows, advance), block_sizes))
+            put(rows, found.discriminant(points), block_sizes)
+    latent_N, second_N, probability_N = of_equal_rows(encoded, latent_N, second_N, probability_N)
+    order_K, new_K = _by_share(latent_N, K)
+    latent_N, second_N = renamed(latent_N, new_K), renamed(second_N, new_K)
+    used = int((order_K >= 0).sum())
+    return Naming(
+        latent_N=latent_N,
+        probability_N=probability_N,
+        second_N=second_N,
+        prior=LatentPrior(prior.proportions[_filled(order_K)], prior.repulsion),
+        latents=K,
+        used=used,
+        score=score_of(found),
+        stability=found.stability,
+        one_string=False,
+        prompts=int(encoded.prompt_index.max()) + 1,
+        counts=_shown(counts, K),
+        nested=_nested(counts, K) if latents is None else None,
+        points=_picture(views, found),
+        point_rows=np.concatenate(fit),
+    )
+
+
+def _numbers(
+    views: list[np.ndarray],
+    weight_N: np.ndarray,
+    sizes: np.ndarray,
+    latents: int | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[list[Count], Callable[[Found], float]]:
+    """(the numbers of latents that were looked at, the score of a naming in their light).
+
+    A number that is too small is as stable as the right one, so it is held against larger ones.
+    """
+    prompts = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
+    counted_sizes = sizes[: max(prompts, 1)]
+    rows = int(counted_sizes.sum())
+    first, last = (2, MOST_LATENTS) if latents is None else (latents - BELOW, latents + ABOVE)
+    most = min(last, rows // LEAST_ROWS_A_LATENT)
+    numbers = list(range(max(first, 2), most + 1))
+    if not numbers and latents is None:
+        numbers = [2]
+    counted_views = [view[:rows] for view in views]
+    with progress("naming: how many latents", len(numbers)) as advance:
+        counts = counts_of(numbers, counted_views, weight_N[:rows], counted_sizes, seed, advance)
+
+    def score_of(found: Found) -> float:
+        K = found.posterior_NK.shape[1]
+        if len(np.unique(found.posterior_NK.argmax(1))) < 2:
+            return 1 / K
+        right = expected_share_right(found.stability, found.above_noise, K)
+        near = [count for count in counts if -BELOW <= count.latents - K <= ABOVE]
+        own = next((count for count in near if count.latents == K), None)
+        if own is None:
+            return right
+        agree = np.array([agreement(own, count) for count in near])
+        return max(float(plausibility(near) @ agree) * right, 1 / K)
+
+    return counts, score_of
+
+
+def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "latents": count.latents,
+            "stability": round(count.found.stability, 4),
+            "above_noise": round(count.found.above_noise, 4),
+            "evidence": None,
+            "score": round(
+                expected_share_right(count.found.stability, count.found.above_noise, count.latents),
+                4,
+            ),
+            "used": count.used,
+            "chosen": count.latents == latents,
+        }
+        for count in counts
+    ]
+
+
+def _nested(counts: list[Count], latents: int) -> str | None:
+    """How the next finer number lies in the chosen one."""
+    chosen = next(count for count in counts if count.latents == latents)
+    finer = [count for count in counts if count.latents > latents]
+    if not finer:
+        return None
+    best = max(finer, key=lambda count: count.found.above_noise)
+    return (
+        f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
+        f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"
+    )
+
+
+def _picture(views: list[np.ndarray], found: Found) -> np.ndarray:
+    """(n, 2): the two directions that separate the latents most."""
+    points, q = discriminant_points(views), found.posterior_NK
+    means = q.T @ points / np.maximum(q.sum(0), 1e-9)[:, None]
+    means = (means - points.mean(0)) * np.sqrt(q.mean(0))[:, None]
+    _, _, axes = np.linalg.svd(means, full_matrices=False)
+    flat = points @ axes[:2].T
+    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+
+
+def _by_share(latent_N: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
+    """((K,) the old name of each latent by falling share, -1 for those without rows, which come
+    last; (K,) the new name of each).
+    """
+    counts_K = np.bincount(latent_N[latent_N >= 0], minlength=latents)
+    order_K = np.argsort(-counts_K, kind="stable")
+    new_K = np.empty(latents, np.int64)
+    new_K[order_K] = np.arange(latents)
+    return np.where(counts_K[order_K] > 0, order_K, -1), new_K
+
+
+def _filled(order_K: np.ndarray) -> np.ndarray:
+    """The old names with those that are unused put back in their places."""
+    unused = np.setdiff1d(np.arange(len(order_K)), order_K[order_K >= 0])
+    filled = order_K.copy()
+    filled[order_K < 0] = unused
+    return filled

@@ -1,0 +1,82 @@
+"""What discovery gives: a latent for each row of the data.
+
+Shapes: N rows, K latents.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from twcli.discovery.prior import LatentPrior
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A latent for each row of the data.
+
+    Attributes:
+        latent_N: (N,) int64, -1 for a row that could not be named.
+        probability_N: (N,) float32, how sure that is; 0 where it is -1.
+        second_N: (N,) int64, the next likely latent; the same one where nothing else is known.
+        prior: proportions and repulsion.
+        latents: K.
+        used: how many of them have rows, those numbered from 0.
+        score: the expected share of rows named right, None where nothing says so.
+        stability: agreement of namings from separate halves of the prompts, None where names were
+            given or searched as distinct ones.
+        one_string: whether each strategy writes one string, so that distinct completions of a
+            prompt take distinct latents.
+        prompts: distinct prompts that were named.
+        counts: what speaks for each number of latents that was tried.
+        points: (n, 2) of up to a few thousand rows, and `point_rows` (n,) which: for a picture.
+    """
+
+    latent_N: np.ndarray
+    probability_N: np.ndarray
+    second_N: np.ndarray
+    prior: LatentPrior
+    latents: int
+    used: int
+    score: float | None
+    stability: float | None
+    one_string: bool
+    prompts: int
+    counts: list[dict[str, Any]] = field(default_factory=list)
+    nested: str | None = None
+    points: np.ndarray | None = None
+    point_rows: np.ndarray | None = None
+
+    @property
+    def chance(self) -> float:
+        """Share right of names that say nothing: what the score is when nothing is stable."""
+        return 1 / self.latents
+
+
+def naming_record(naming: Naming) -> dict[str, Any]:
+    """What a naming says as a whole, ready for JSON."""
+    infinite = math.isinf(naming.prior.repulsion)
+    return {
+        "latents": naming.latents,
+        "used": naming.used,
+        "proportions": [round(float(share), 4) for share in naming.prior.proportions],
+        "repulsion": "infinite" if infinite else naming.prior.repulsion,
+        "one_string": naming.one_string,
+        "score": None if naming.score is None else round(naming.score, 4),
+        "chance": round(naming.chance, 4),
+        "stability": None if naming.stability is None else round(naming.stability, 4),
+        "per_latents": naming.counts,
+        "nested": naming.nested,
+    }
+
+
+def used_latents(latent_N: np.ndarray) -> int:
+    """Latents up to the last one that has rows: names that a person gives may leave one out."""
+    return int(latent_N.max(initial=0)) + 1
+
+
+def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:
+    return np.where(latent_N >= 0, new_K[np.maximum(latent_N, 0)], -1)
