@@ -61,7 +61,7 @@ MAIN_PROMPTS = ("prompt", "instruction", "question", "query", "problem", "x")
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")  # as Anthropic's hh-rlhf writes conversations
 
 
-class Shards(NamedTuple):
+class Conversation(NamedTuple):
     """What a record says of one completion; the fields of `dataset.Example` of the same names.
 
     Attributes:
@@ -92,7 +92,7 @@ class Form:
     shown: str
     fits: Callable[[Record, bool], bool]
     names: tuple[str, ...]
-    read: Callable[[Record, str, bool], Sequence[Shards]]
+    read: Callable[[Record, str, bool], Sequence[Conversation]]
 
 
 def form_of(
@@ -398,7 +398,7 @@ def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
 
 def conversation(
     turns: list[Turn], tools: list[Any] | None, field: str, where: str, complete: bool
-) -> Shards:
+) -> Conversation:
     """x, y and messages of a conversation: the assistant's last turn is the target.
 
     Raises:
@@ -408,7 +408,7 @@ def conversation(
     if not complete:
         ends = bool(said) and said[-1] == len(turns) - 1 and len(turns) > 1
         prompt = turns[:-1] if ends else turns
-        return Shards(prompt_text(prompt, tools), "", tuple(prompt), tools)
+        return Conversation(prompt_text(prompt, tools), "", tuple(prompt), tools)
     if not said:
         roles = ", ".join(turn["role"] for turn in turns)[:60]
         _refuse(where, field, f"has no turn of the assistant, which is what is learned: {roles}")
@@ -421,20 +421,20 @@ def conversation(
     x = prompt_text(turns[:last], tools)
     if not x.strip():
         _refuse(where, field, "has no text before the assistant's last turn")
-    return Shards(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
+    return Conversation(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
 
 
-def earlier_answers(parts: Shards) -> list[Shards]:
+def earlier_answers(whole: Conversation) -> list[Conversation]:
     """The turns of the assistant before the target of a conversation, each as a target; those that
     open it or say nothing are left out.
     """
-    turns = list(parts.messages or ())[:-1]
+    turns = list(whole.messages or ())[:-1]
     return [
-        Shards(
-            prompt_text(turns[:number], parts.tools),
+        Conversation(
+            prompt_text(turns[:number], whole.tools),
             text_of(turn),
             tuple(turns[: number + 1]),
-            parts.tools,
+            whole.tools,
         )
         for number, turn in enumerate(turns)
         if number and turn["role"] == TARGET and text_of(turn).strip()
@@ -455,7 +455,7 @@ def _joined(
     completions: Sequence[tuple[str, Any]],
     where: str,
     complete: bool,
-) -> Sequence[Shards]:
+) -> Sequence[Conversation]:
     """A prompt and each of its completions; text with text stays text, unless the record has a
     system prompt or tools.
 
@@ -465,7 +465,7 @@ def _joined(
     tools, system = _tools(record, where), _system(record, where)
     plain = isinstance(prompt, str) and not system and not tools
     if plain and not complete:
-        return [Shards(str(prompt), "")]
+        return [Conversation(str(prompt), "")]
     if isinstance(prompt, str):
         turns = [{"role": "user", "content": prompt}]
     else:
@@ -475,7 +475,7 @@ def _joined(
     found = []
     for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
         if plain and isinstance(value, str):
-            found.append(Shards(str(prompt), _text(value, field, where)))
+            found.append(Conversation(str(prompt), _text(value, field, where)))
             continue
         answer = (
             [{"role": TARGET, "content": _text(value, field, where)}]
@@ -545,7 +545,7 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
     def fits(record: Record, complete: bool) -> bool:
         return x_field in record and (not complete or y_field in record)
 
-    def read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+    def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         x = _value(record, x_field, where)
         if not complete or y_field is None:
             y = ""
@@ -553,7 +553,7 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
             y = _value(record, y_field, where)
             # the common case, and the fast one; turns may be JSON in a cell
             if type(x) is str and type(y) is str and not (x.startswith("[") or y.startswith("[")):
-                return (Shards(_text(x, x_field, where), _text(y, y_field, where)),)
+                return (Conversation(_text(x, x_field, where), _text(y, y_field, where)),)
         if x is None or not isinstance(x, str | list | dict):
             _refuse(where, x_field, f"must be text, found {_kind(x)}")
         return _joined({}, _prompt(x, x_field, where), [(str(y_field), y)], where, complete)
@@ -567,7 +567,7 @@ def _turns_form(name: str, *fields: str) -> Form:
     def fits(record: Record, complete: bool) -> bool:
         return any(record.get(field) for field in fields)
 
-    def read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+    def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         _no_pictures(record, where)
         field = _first(record, fields) or fields[0]
         turns = turns_of(_value(record, field, where), field, where)
@@ -587,7 +587,7 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
     def fits(record: Record, complete: bool) -> bool:
         return pair_of(record, complete) is not None
 
-    def read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+    def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         prompt, completion = pair_of(record, complete) or next(
             ((p, c) for p, c in pairs if p in record), pairs[0]
         )
@@ -623,7 +623,7 @@ def _alpaca_fits(record: Record, complete: bool) -> bool:
     return "instruction" in record and (not complete or any(name in record for name in OUTPUTS))
 
 
-def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
     name = _first(record, OUTPUTS) or OUTPUTS[0]
     given = [(name, _value(record, name, where))] if complete else []
@@ -645,7 +645,7 @@ def _preference_fits(record: Record, complete: bool) -> bool:
     return "chosen" in record and "rejected" in record
 
 
-def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
     names = "chosen", "rejected"
     values = [(name, _turns_if_any(_value(record, name, where))) for name in names]
@@ -709,7 +709,7 @@ def _several_fits(record: Record, complete: bool) -> bool:
     return name is not None and isinstance(record[name], list) and any(p in record for p in prompts)
 
 
-def _several_read(record: Record, where: str, complete: bool) -> Sequence[Shards]:
+def _several_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
     name = _first(record, SEVERAL) or SEVERAL[0]
     value = _value(record, name, where)
