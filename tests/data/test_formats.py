@@ -2,7 +2,8 @@ import pytest
 
 from twcli.config.commands import FORMATS
 from twcli.data import formats
-from twcli.data.formats import NAMES, conversation, prompt_text, text_of, turns_of
+from twcli.data.formats import NAMES
+from twcli.data.turns import conversation, prompt_text, text_of, turns_of
 from twcli.errors import UserError
 
 

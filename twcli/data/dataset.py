@@ -18,7 +18,8 @@ import numpy as np
 from twcli.config.options import check_characters
 from twcli.data.example import Example
 from twcli.data.files import Record, Source, sources_of
-from twcli.data.formats import AUTO, Form, earlier_answers, form_of, other_form
+from twcli.data.formats import AUTO, Form, form_of, other_form
+from twcli.data.turns import earlier_answers
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
 

@@ -4,48 +4,45 @@ The form of a file is recognised from its first records, or given by `--format`.
 mean is described by the libraries that defined them: TRL ("Dataset formats and types": messages,
 prompt/completion, preference), LLaMA-Factory (data/README: Alpaca, ShareGPT) and the OpenAI API
 (tool calls, parts of a content).
-
-A turn is a dict in the form that chat templates take: `role`, `content` and whatever else it has.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
-from twcli.config.options import check_characters
+from twcli.data.fields import (
+    Record,
+    checked_text,
+    first_of,
+    is_blank,
+    kind_of,
+    parsed,
+    refuse,
+    value_of,
+)
+from twcli.data.turns import (
+    SYSTEM,
+    TARGET,
+    Conversation,
+    Turn,
+    conversation,
+    is_turn,
+    is_turns,
+    system_turn,
+    text_of,
+    tools_of,
+    turns_if_any,
+    turns_of,
+)
 from twcli.errors import UserError
 
 AUTO = "auto"
-Record = dict[str, Any]
-Turn = dict[str, Any]
-
-# What other writers of conversations call the roles of chat templates.
-ROLES = {
-    "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "bing": "assistant",
-    "bard": "assistant",
-    "observation": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-}
-CALLS = ("function_call", "tool_call", "function-call")  # an assistant's turn that calls a tool
-KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
-TARGET = "assistant"
-SYSTEM = ("system", "system_prompt")
 PICTURES = ("images", "image", "videos", "audios")
 TURNS = ("messages", "conversations", "conversation")
-SAID = ("content", "value", "text")  # where a turn's text may be
-# A list in Python's notation, as tables get it that were written without json.dumps.
-PYTHON = re.compile(r"\[\s*\{\s*'")
 # Names of a list of completions, and of the text in an element that is an object.
 SEVERAL = ("completions", "responses")
 TEXTS = ("response", "completion", "text", "content", "answer", "y")
@@ -59,20 +56,6 @@ PAIRS = (
 )
 MAIN_PROMPTS = ("prompt", "instruction", "question", "query", "problem", "x")
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")  # as Anthropic's hh-rlhf writes conversations
-
-
-class Conversation(NamedTuple):
-    """What a record says of one completion; the fields of `dataset.Example` of the same names.
-
-    Attributes:
-        unread: turns after the target.
-    """
-
-    x: str
-    y: str
-    messages: tuple[Turn, ...] | None = None
-    tools: list[Any] | None = None
-    unread: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,318 +118,9 @@ def form_of(
     raise UserError(f"{where}: {_unknown(record, complete)}")
 
 
-# Reading a field
-
-
-def _refuse(where: str, field: str, what: str) -> NoReturn:
-    raise UserError(f"{where}: field '{field}' {what}")
-
-
-def _value(record: Record, field: str, where: str) -> Any:
-    if field not in record:
-        raise UserError(
-            f"{where}: field '{field}' is missing; it has: "
-            f"{', '.join(map(str, record)) or 'nothing'}"[:300]
-        )
-    return record[field]
-
-
-def _text(value: Any, field: str, where: str) -> str:
-    if not isinstance(value, str):
-        _refuse(where, field, f"must be text, found {_kind(value)}")
-    if not value.strip():
-        _refuse(where, field, "is empty; give text or remove the record")
-    if value.startswith("[{'") and PYTHON.match(value):
-        _refuse(where, field, "is a list in Python's notation; write it with json.dumps")
-    check_characters(value, f"{where}: field '{field}'")
-    return value
-
-
-def _blank(value: Any) -> bool:
-    return isinstance(value, str) and not value.strip()
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else type(value).__name__
-
-
-def _first(record: Record, names: Sequence[str]) -> str | None:
-    """The first of the names that the record has a value for."""
-    return next((name for name in names if record.get(name) is not None), None)
-
-
-def _parsed(value: Any, field: str, where: str) -> Any:
-    """The value, or what it says where it is JSON in a string, as in cells of CSV."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return json.loads(value)
-    except (RecursionError, ValueError):
-        python = ", Python's notation; write it with json.dumps" if PYTHON.match(value) else ""
-        _refuse(where, field, f"must be a list, or JSON of one, and is other text{python}")
-
-
-def _turns_if_any(value: Any) -> Any:
-    """The turns that a text spells as JSON, as in cells of CSV; any other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:2] == "[{":
-        try:
-            found = json.loads(value)
-        except (RecursionError, ValueError):
-            return value
-        return found if _is_turns(found) else value
-    return value
-
-
-def _is_turns(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(_is_turn(turn) for turn in value)
-
-
-def _is_turn(value: Any) -> bool:
-    return isinstance(value, dict) and ("role" in value or "from" in value)
-
-
-# Turns
-
-
-def turns_of(value: Any, field: str, where: str) -> list[Turn]:
-    """A list of turns in the form of chat templates.
-
-    Roles get the names that templates use, a content of parts is joined, arguments of tool calls
-    that are JSON in a string become objects, as servers of the OpenAI API do before they render;
-    keys without a value, which columns of a table leave, are taken away.
-
-    Raises:
-        UserError: names the place and the turn.
-    """
-    value = _parsed(value, field, where)
-    if isinstance(value, dict):
-        value = _rows_of(value)
-    if not isinstance(value, list):
-        _refuse(where, field, f"must be a list of turns, found {_kind(value)}")
-    if not value:
-        _refuse(where, field, "is an empty list; remove the record")
-    return [_turn(turn, f"{field}[{number}]", where) for number, turn in enumerate(value)]
-
-
-def _rows_of(columns: dict[str, Any]) -> Any:
-    """Turns as rows, where they are columns of equal length: {"role": [..], "content": [..]}, as
-    older versions of `datasets` give them; else as they are.
-    """
-    lists = all(isinstance(column, list) for column in columns.values())
-    if not lists or not {"role", "from"} & columns.keys():
-        return columns
-    if len({len(column) for column in columns.values()}) != 1:
-        return columns
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
-
-
-def _role(name: str) -> str:
-    """The name that chat templates have for a role, which most of them compare letter by letter."""
-    lower = name.strip().lower()
-    return ROLES.get(lower, lower if lower in (*KNOWN, *CALLS) else name)
-
-
-def _turn(value: Any, field: str, where: str) -> Turn:
-    if not isinstance(value, dict):
-        _refuse(where, field, f"must be a turn with 'role' and 'content', found {_kind(value)}")
-    if "from" in value and "role" not in value:
-        return _sharegpt_turn(value, field, where)
-    role = value.get("role")
-    if not isinstance(role, str) or not role:
-        _refuse(where, f"{field}.role", f"must be text such as user, found {_kind(role)}")
-    name = _first(value, SAID) or SAID[0]
-    turn = {key: part for key, part in value.items() if part is not None and key != name}
-    turn["role"] = _role(role)
-    turn["content"] = _content(value.get(name), turn, f"{field}.{name}", where)
-    if "tool_calls" in turn:
-        turn["tool_calls"] = _calls(turn["tool_calls"], f"{field}.tool_calls", where)
-        if not turn["tool_calls"]:
-            del turn["tool_calls"]
-    if turn["content"] is None and not any(
-        key in turn for key in ("tool_calls", "function_call", "reasoning_content")
-    ):
-        _refuse(where, f"{field}.content", "must be text, found null")
-    return turn
-
-
-def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
-    speaker = value["from"]
-    role = _role(speaker) if isinstance(speaker, str) else None
-    if role not in (*KNOWN, *CALLS):
-        _refuse(
-            where,
-            f"{field}.from",
-            f"is {json.dumps(speaker)[:40]}; known are {', '.join((*KNOWN, *ROLES, *CALLS))}",
-        )
-    name = next((name for name in ("value", *SAID) if value.get(name) is not None), "value")
-    rest = {k: v for k, v in value.items() if k not in ("from", name) and v is not None}
-    said = value.get(name)
-    call = _said_call(said) if role in (*CALLS, "function") else None
-    if call is not None:
-        return {"role": TARGET, "content": "", "tool_calls": call, **rest}
-    role = {"function": "tool"}.get(role, TARGET if role in CALLS else role)
-    turn = {"role": role, **rest}
-    return {"role": role, "content": _content(said, turn, f"{field}.{name}", where), **rest}
-
-
-def _said_call(said: Any) -> list[Any] | None:
-    """The calls of tools that a text spells as JSON with name and arguments; None if it is none."""
-    try:
-        calls = json.loads(said)
-    except (TypeError, ValueError):
-        return None
-    calls = calls if isinstance(calls, list) else [calls]
-    if not calls or not all(
-        isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls
-    ):
-        return None
-    return [{"type": "function", "function": call} for call in calls]
-
-
-def _content(value: Any, turn: Turn, field: str, where: str) -> Any:
-    """A turn's content: text; None where a call stands for it; a tool's result as it is."""
-    if isinstance(value, str):
-        check_characters(value, f"{where}: field '{field}'")
-        return value
-    if value is None:
-        if turn["role"] == TARGET:
-            return None
-    elif isinstance(value, list):
-        return "".join(
-            _part(part, f"{field}[{number}]", where) for number, part in enumerate(value)
-        )
-    elif turn["role"] == "tool":
-        return value
-    _refuse(where, field, f"must be text, found {_kind(value)}")
-
-
-def _part(value: Any, field: str, where: str) -> str:
-    text = value.get("text") if isinstance(value, dict) else value
-    if not isinstance(text, str):
-        kind = value.get("type") if isinstance(value, dict) else None
-        _refuse(
-            where,
-            field,
-            f"is of type {kind or _kind(value)}; only parts of text are read, so take such records "
-            "out",
-        )
-    check_characters(text, f"{where}: field '{field}'")
-    return text
-
-
-def _calls(value: Any, field: str, where: str) -> list[Any]:
-    value = _parsed(value, field, where)
-    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
-        _refuse(where, field, f"must be a list of calls, found {_kind(value)}")
-    return [_call(call) for call in value]
-
-
-def _call(call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if isinstance(function, dict):
-        return {**call, "function": _call(function)}
-    try:
-        arguments = json.loads(call["arguments"])
-    except (KeyError, TypeError, ValueError):
-        return call
-    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
-
-
-def _tools(record: Record, where: str) -> list[Any] | None:
-    value = record.get("tools")
-    if value is None or _blank(value):
-        return None
-    value = _parsed(value, "tools", where)
-    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
-        _refuse(where, "tools", f"must be a list of objects, found {_kind(value)}")
-    return value or None
-
-
-def _system(record: Record, where: str) -> list[Turn]:
-    """The record's own field for the system prompt, as a turn."""
-    name = _first(record, SYSTEM)
-    if name is None or _blank(record[name]):
-        return []
-    return [{"role": "system", "content": _text(record[name], name, where)}]
-
-
-def text_of(turn: Turn) -> str:
-    """All that a turn says, as text to read: reasoning, content, calls of tools."""
-    content = turn["content"]
-    said = [
-        turn.get("reasoning_content"),
-        content if content is None or isinstance(content, str) else _json(content),
-        *(_json(call.get("function", call)) for call in turn.get("tool_calls", ())),
-        _json(turn["function_call"]) if "function_call" in turn else None,
-    ]
-    return "\n\n".join(part for part in said if isinstance(part, str) and part)
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
-
-
-def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
-    """A conversation's prompt as text to read: one question by itself, else each turn with its
-    role.
-    """
-    if len(turns) == 1 and turns[0]["role"] == "user" and not tools:
-        return text_of(turns[0])
-    offered = [f"tools: {_json(tools)}"] if tools else []
-    return "\n\n".join([*offered, *(f"{turn['role']}: {text_of(turn)}" for turn in turns)])
-
-
-def conversation(
-    turns: list[Turn], tools: list[Any] | None, field: str, where: str, complete: bool
-) -> Conversation:
-    """x, y and messages of a conversation: the assistant's last turn is the target.
-
-    Raises:
-        UserError: no turn of the assistant, none before it, or an empty one.
-    """
-    said = [number for number, turn in enumerate(turns) if turn["role"] == TARGET]
-    if not complete:
-        ends = bool(said) and said[-1] == len(turns) - 1 and len(turns) > 1
-        prompt = turns[:-1] if ends else turns
-        return Conversation(prompt_text(prompt, tools), "", tuple(prompt), tools)
-    if not said:
-        roles = ", ".join(turn["role"] for turn in turns)[:60]
-        _refuse(where, field, f"has no turn of the assistant, which is what is learned: {roles}")
-    last = said[-1]
-    if not last:
-        _refuse(where, field, "has no turn before the assistant's, so there is no prompt")
-    y = text_of(turns[last])
-    if not y.strip():
-        _refuse(where, f"{field}[{last}].content", "is empty; give text or remove the record")
-    x = prompt_text(turns[:last], tools)
-    if not x.strip():
-        _refuse(where, field, "has no text before the assistant's last turn")
-    return Conversation(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
-
-
-def earlier_answers(whole: Conversation) -> list[Conversation]:
-    """The turns of the assistant before the target of a conversation, each as a target; those that
-    open it or say nothing are left out.
-    """
-    turns = list(whole.messages or ())[:-1]
-    return [
-        Conversation(
-            prompt_text(turns[:number], whole.tools),
-            text_of(turn),
-            tuple(turns[: number + 1]),
-            whole.tools,
-        )
-        for number, turn in enumerate(turns)
-        if number and turn["role"] == TARGET and text_of(turn).strip()
-    ]
-
-
-# Forms
-
-
 def _no_pictures(record: Record, where: str) -> None:
     if (name := next((n for n in PICTURES if record.get(n)), None)) is not None:
-        _refuse(where, name, "holds pictures or sound, which are not read; take such records out")
+        refuse(where, name, "holds pictures or sound, which are not read; take such records out")
 
 
 def _joined(
@@ -462,7 +136,7 @@ def _joined(
     Args:
         completions: names of fields and what they hold: text, a turn, turns, or a list of these.
     """
-    tools, system = _tools(record, where), _system(record, where)
+    tools, system = tools_of(record, where), system_turn(record, where)
     plain = isinstance(prompt, str) and not system and not tools
     if plain and not complete:
         return [Conversation(str(prompt), "")]
@@ -475,17 +149,17 @@ def _joined(
     found = []
     for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
         if plain and isinstance(value, str):
-            found.append(Conversation(str(prompt), _text(value, field, where)))
+            found.append(Conversation(str(prompt), checked_text(value, field, where)))
             continue
         answer = (
-            [{"role": TARGET, "content": _text(value, field, where)}]
+            [{"role": TARGET, "content": checked_text(value, field, where)}]
             if isinstance(value, str)
             else turns_of(value, field, where)
         )
         # a whole conversation, of which the prompt is a repetition
         whole = answer[0]["role"] != TARGET and len(answer) > 1
         if whole and not _repeats(answer, prompt):
-            _refuse(where, field, "is a whole conversation, in which the record's prompt is not")
+            refuse(where, field, "is a whole conversation, in which the record's prompt is not")
         before = answer if whole else [*turns, *answer]
         if before[0]["role"] != "system":
             before = [*system, *before]
@@ -501,29 +175,29 @@ def _repeats(turns: list[Turn], prompt: str | list[Turn]) -> bool:
 
 def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
     """The completions in a field: one, or a list of several."""
-    value = _turns_if_any(value)
-    if isinstance(value, dict) and not _is_turn(value):
-        name = _first(value, TEXTS)
+    value = turns_if_any(value)
+    if isinstance(value, dict) and not is_turn(value):
+        name = first_of(value, TEXTS)
         if name is None:
-            _refuse(where, field, f"has none of {', '.join(TEXTS)}")
+            refuse(where, field, f"has none of {', '.join(TEXTS)}")
         yield from _each(f"{field}.{name}", value[name], where)
     elif isinstance(value, dict):
         yield field, [value]
-    elif isinstance(value, list) and not _is_turns(value):
+    elif isinstance(value, list) and not is_turns(value):
         if not value:
-            _refuse(where, field, "is an empty list; give a completion or remove the record")
+            refuse(where, field, "is an empty list; give a completion or remove the record")
         for number, one in enumerate(value):
             yield from _each(f"{field}[{number}]", one, where)
     elif isinstance(value, str | list):
         yield field, value
     else:
-        _refuse(where, field, f"must be text, found {_kind(value)}")
+        refuse(where, field, f"must be text, found {kind_of(value)}")
 
 
 def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
-    value = _turns_if_any(value)
+    value = turns_if_any(value)
     if _is_column(value):
-        _refuse(
+        refuse(
             where,
             field,
             f"holds {len(value):,} values, as a file that is written by columns; write one record "
@@ -531,7 +205,11 @@ def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
         )
     if isinstance(value, dict):
         value = [value]
-    return turns_of(value, field, where) if isinstance(value, list) else _text(value, field, where)
+    return (
+        turns_of(value, field, where)
+        if isinstance(value, list)
+        else checked_text(value, field, where)
+    )
 
 
 def _is_column(value: Any) -> bool:
@@ -546,16 +224,18 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
         return x_field in record and (not complete or y_field in record)
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
-        x = _value(record, x_field, where)
+        x = value_of(record, x_field, where)
         if not complete or y_field is None:
             y = ""
         else:
-            y = _value(record, y_field, where)
+            y = value_of(record, y_field, where)
             # the common case, and the fast one; turns may be JSON in a cell
             if type(x) is str and type(y) is str and not (x.startswith("[") or y.startswith("[")):
-                return (Conversation(_text(x, x_field, where), _text(y, y_field, where)),)
+                return (
+                    Conversation(checked_text(x, x_field, where), checked_text(y, y_field, where)),
+                )
         if x is None or not isinstance(x, str | list | dict):
-            _refuse(where, x_field, f"must be text, found {_kind(x)}")
+            refuse(where, x_field, f"must be text, found {kind_of(x)}")
         return _joined({}, _prompt(x, x_field, where), [(str(y_field), y)], where, complete)
 
     names = (x_field,) if y_field is None else (x_field, y_field)
@@ -569,11 +249,11 @@ def _turns_form(name: str, *fields: str) -> Form:
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         _no_pictures(record, where)
-        field = _first(record, fields) or fields[0]
-        turns = turns_of(_value(record, field, where), field, where)
+        field = first_of(record, fields) or fields[0]
+        turns = turns_of(value_of(record, field, where), field, where)
         if turns[0]["role"] != "system":
-            turns = [*_system(record, where), *turns]
-        return [conversation(turns, _tools(record, where), field, where, complete)]
+            turns = [*system_turn(record, where), *turns]
+        return [conversation(turns, tools_of(record, where), field, where, complete)]
 
     return Form(name, name, fits, (*fields, "tools", *SYSTEM), read)
 
@@ -591,8 +271,8 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
         prompt, completion = pair_of(record, complete) or next(
             ((p, c) for p, c in pairs if p in record), pairs[0]
         )
-        asked = _prompt(_value(record, prompt, where), prompt, where)
-        given = [(completion, _value(record, completion, where))] if complete else []
+        asked = _prompt(value_of(record, prompt, where), prompt, where)
+        given = [(completion, value_of(record, completion, where))] if complete else []
         return _joined(record, asked, given, where, complete)
 
     return Form(name, name, fits, (*dict.fromkeys(chain(*pairs)), "tools", *SYSTEM), read)
@@ -605,17 +285,17 @@ OUTPUTS = ("output", "response")
 
 def _instruction(record: Record, where: str) -> list[Turn] | str:
     """Instruction and input as LLaMA-Factory joins them, after the turns of `history`."""
-    asked = _text(_value(record, "instruction", where), "instruction", where)
-    name = _first(record, INPUTS)
-    if name is not None and not _blank(record[name]):
-        asked = f"{asked}\n{_text(record[name], name, where)}"
+    asked = checked_text(value_of(record, "instruction", where), "instruction", where)
+    name = first_of(record, INPUTS)
+    if name is not None and not is_blank(record[name]):
+        asked = f"{asked}\n{checked_text(record[name], name, where)}"
     turns = []
     history = record.get("history") or []
-    for number, pair in enumerate(_parsed(history, "history", where)):
+    for number, pair in enumerate(parsed(history, "history", where)):
         if not isinstance(pair, list | tuple) or len(pair) != 2:
-            _refuse(where, f"history[{number}]", "must be a pair of an instruction and an answer")
+            refuse(where, f"history[{number}]", "must be a pair of an instruction and an answer")
         for role, said in zip(("user", TARGET), pair, strict=True):
-            turns.append({"role": role, "content": _text(said, f"history[{number}]", where)})
+            turns.append({"role": role, "content": checked_text(said, f"history[{number}]", where)})
     return [*turns, {"role": "user", "content": asked}] if turns else asked
 
 
@@ -625,17 +305,17 @@ def _alpaca_fits(record: Record, complete: bool) -> bool:
 
 def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
-    name = _first(record, OUTPUTS) or OUTPUTS[0]
-    given = [(name, _value(record, name, where))] if complete else []
+    name = first_of(record, OUTPUTS) or OUTPUTS[0]
+    given = [(name, value_of(record, name, where))] if complete else []
     return _joined(record, _instruction(record, where), given, where, complete)
 
 
 def _main_prompt(record: Record, where: str) -> str | list[Turn] | None:
     """The prompt of a record whose completions have a name of their own; None if there is none."""
-    turns = _first(record, TURNS)
-    if turns is not None and _first(record, MAIN_PROMPTS) is None:
+    turns = first_of(record, TURNS)
+    if turns is not None and first_of(record, MAIN_PROMPTS) is None:
         return turns_of(record[turns], turns, where)
-    name = _first(record, MAIN_PROMPTS)
+    name = first_of(record, MAIN_PROMPTS)
     if name == "instruction":
         return _instruction(record, where)
     return None if name is None else _prompt(record[name], name, where)
@@ -648,7 +328,7 @@ def _preference_fits(record: Record, complete: bool) -> bool:
 def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
     names = "chosen", "rejected"
-    values = [(name, _turns_if_any(_value(record, name, where))) for name in names]
+    values = [(name, turns_if_any(value_of(record, name, where))) for name in names]
     prompt = _main_prompt(record, where)
     if prompt is not None:
         return _joined(record, prompt, values, where, complete)
@@ -656,7 +336,7 @@ def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Con
         split, parted = _split_texts(values[0][1], values[1][1], where)
         both = [(name, part) for (name, _), part in zip(values, parted, strict=True)]
         return _joined(record, split, both, where, complete)
-    tools = _tools(record, where)
+    tools = tools_of(record, where)
     conversations = [(name, turns_of(value, name, where)) for name, value in values]
     return [
         conversation(turns, tools, name, where, complete)
@@ -682,7 +362,7 @@ def _split_texts(
     begin = max((at for at in range(same + 1) if chosen[at - 1 : at].isspace()), default=0)
     prompt = chosen[:begin]
     if not prompt.strip() or chosen == rejected:
-        _refuse(
+        refuse(
             where,
             "chosen",
             "and 'rejected' do not begin alike and then differ, and there is no field 'prompt'; "
@@ -704,21 +384,21 @@ def _hh_turns(text: str) -> tuple[list[Turn], str]:
 
 
 def _several_fits(record: Record, complete: bool) -> bool:
-    name = _first(record, SEVERAL)
+    name = first_of(record, SEVERAL)
     prompts = (*MAIN_PROMPTS, *TURNS)
     return name is not None and isinstance(record[name], list) and any(p in record for p in prompts)
 
 
 def _several_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
-    name = _first(record, SEVERAL) or SEVERAL[0]
-    value = _value(record, name, where)
+    name = first_of(record, SEVERAL) or SEVERAL[0]
+    value = value_of(record, name, where)
     prompt = _main_prompt(record, where)
     if prompt is None:
-        _refuse(where, "prompt", "is missing; the prompt of the completions is needed")
-    value = _parsed(value, name, where) if isinstance(value, str) else value
+        refuse(where, "prompt", "is missing; the prompt of the completions is needed")
+    value = parsed(value, name, where) if isinstance(value, str) else value
     if not isinstance(value, list):
-        _refuse(where, name, f"must be a list of completions, found {_kind(value)}")
+        refuse(where, name, f"must be a list of completions, found {kind_of(value)}")
     return _joined(record, prompt, [(name, value)], where, complete)
 
 
@@ -807,4 +487,4 @@ def _unknown(record: Record, complete: bool) -> str:
 
 
 def _is_records(value: list[Any]) -> bool:
-    return bool(value) and all(isinstance(one, dict) for one in value[:8]) and not _is_turns(value)
+    return bool(value) and all(isinstance(one, dict) for one in value[:8]) and not is_turns(value)

@@ -1,0 +1,74 @@
+"""A field of a record, read and checked; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from twcli.config.options import check_characters
+from twcli.errors import UserError
+
+Record = dict[str, Any]
+
+# A list in Python's notation, as tables get it that were written without json.dumps.
+PYTHON = re.compile(r"\[\s*\{\s*'")
+
+
+def refuse(where: str, field: str, what: str) -> NoReturn:
+    """Raises UserError of a field.
+
+    Args:
+        where: the record's place: file and line.
+        what: what is wrong, to follow the field's name.
+    """
+    raise UserError(f"{where}: field '{field}' {what}")
+
+
+def value_of(record: Record, field: str, where: str) -> Any:
+    """A field's value. Raises UserError where it is missing."""
+    if field not in record:
+        raise UserError(
+            f"{where}: field '{field}' is missing; it has: "
+            f"{', '.join(map(str, record)) or 'nothing'}"[:300]
+        )
+    return record[field]
+
+
+def checked_text(value: Any, field: str, where: str) -> str:
+    """The value, which is text. Raises UserError where it is none, empty or a list as text."""
+    if not isinstance(value, str):
+        refuse(where, field, f"must be text, found {kind_of(value)}")
+    if not value.strip():
+        refuse(where, field, "is empty; give text or remove the record")
+    if value.startswith("[{'") and PYTHON.match(value):
+        refuse(where, field, "is a list in Python's notation; write it with json.dumps")
+    check_characters(value, f"{where}: field '{field}'")
+    return value
+
+
+def is_blank(value: Any) -> bool:
+    """Whether it is text that is empty or white space."""
+    return isinstance(value, str) and not value.strip()
+
+
+def kind_of(value: Any) -> str:
+    """The value's type, for messages."""
+    return "null" if value is None else type(value).__name__
+
+
+def first_of(record: Record, names: Sequence[str]) -> str | None:
+    """The first of the names that the record has a value for."""
+    return next((name for name in names if record.get(name) is not None), None)
+
+
+def parsed(value: Any, field: str, where: str) -> Any:
+    """The value, or what it says where it is JSON in a string, as in cells of CSV."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (RecursionError, ValueError):
+        python = ", Python's notation; write it with json.dumps" if PYTHON.match(value) else ""
+        refuse(where, field, f"must be a list, or JSON of one, and is other text{python}")

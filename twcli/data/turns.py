@@ -1,0 +1,300 @@
+"""Turns of conversations as public data sets write them, in the form that chat templates take.
+
+A turn is a dict in that form: `role`, `content` and whatever else it has.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from twcli.config.options import check_characters
+from twcli.data.fields import Record, checked_text, first_of, is_blank, kind_of, parsed, refuse
+
+Turn = dict[str, Any]
+
+# What other writers of conversations call the roles of chat templates.
+ROLES = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "observation": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+}
+CALLS = ("function_call", "tool_call", "function-call")  # an assistant's turn that calls a tool
+KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
+TARGET = "assistant"
+SYSTEM = ("system", "system_prompt")
+SAID = ("content", "value", "text")  # where a turn's text may be
+
+
+class Conversation(NamedTuple):
+    """What a record says of one completion; the fields of `dataset.Example` of the same names.
+
+    Attributes:
+        unread: turns after the target.
+    """
+
+    x: str
+    y: str
+    messages: tuple[Turn, ...] | None = None
+    tools: list[Any] | None = None
+    unread: int = 0
+
+
+def turns_of(value: Any, field: str, where: str) -> list[Turn]:
+    """A list of turns in the form of chat templates.
+
+    Roles get the names that templates use, a content of parts is joined, arguments of tool calls
+    that are JSON in a string become objects, as servers of the OpenAI API do before they render;
+    keys without a value, which columns of a table leave, are taken away.
+
+    Raises:
+        UserError: names the place and the turn.
+    """
+    value = parsed(value, field, where)
+    if isinstance(value, dict):
+        value = _rows_of(value)
+    if not isinstance(value, list):
+        refuse(where, field, f"must be a list of turns, found {kind_of(value)}")
+    if not value:
+        refuse(where, field, "is an empty list; remove the record")
+    return [_turn(turn, f"{field}[{number}]", where) for number, turn in enumerate(value)]
+
+
+def _rows_of(columns: dict[str, Any]) -> Any:
+    """Turns as rows, where they are columns of equal length: {"role": [..], "content": [..]}, as
+    older versions of `datasets` give them; else as they are.
+    """
+    lists = all(isinstance(column, list) for column in columns.values())
+    if not lists or not {"role", "from"} & columns.keys():
+        return columns
+    if len({len(column) for column in columns.values()}) != 1:
+        return columns
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _role(name: str) -> str:
+    """The name that chat templates have for a role, which most of them compare letter by letter."""
+    lower = name.strip().lower()
+    return ROLES.get(lower, lower if lower in (*KNOWN, *CALLS) else name)
+
+
+def _turn(value: Any, field: str, where: str) -> Turn:
+    if not isinstance(value, dict):
+        refuse(where, field, f"must be a turn with 'role' and 'content', found {kind_of(value)}")
+    if "from" in value and "role" not in value:
+        return _sharegpt_turn(value, field, where)
+    role = value.get("role")
+    if not isinstance(role, str) or not role:
+        refuse(where, f"{field}.role", f"must be text such as user, found {kind_of(role)}")
+    name = first_of(value, SAID) or SAID[0]
+    turn = {key: part for key, part in value.items() if part is not None and key != name}
+    turn["role"] = _role(role)
+    turn["content"] = _content(value.get(name), turn, f"{field}.{name}", where)
+    if "tool_calls" in turn:
+        turn["tool_calls"] = _calls(turn["tool_calls"], f"{field}.tool_calls", where)
+        if not turn["tool_calls"]:
+            del turn["tool_calls"]
+    if turn["content"] is None and not any(
+        key in turn for key in ("tool_calls", "function_call", "reasoning_content")
+    ):
+        refuse(where, f"{field}.content", "must be text, found null")
+    return turn
+
+
+def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
+    speaker = value["from"]
+    role = _role(speaker) if isinstance(speaker, str) else None
+    if role not in (*KNOWN, *CALLS):
+        refuse(
+            where,
+            f"{field}.from",
+            f"is {json.dumps(speaker)[:40]}; known are {', '.join((*KNOWN, *ROLES, *CALLS))}",
+        )
+    name = next((name for name in ("value", *SAID) if value.get(name) is not None), "value")
+    rest = {k: v for k, v in value.items() if k not in ("from", name) and v is not None}
+    said = value.get(name)
+    call = _said_call(said) if role in (*CALLS, "function") else None
+    if call is not None:
+        return {"role": TARGET, "content": "", "tool_calls": call, **rest}
+    role = {"function": "tool"}.get(role, TARGET if role in CALLS else role)
+    turn = {"role": role, **rest}
+    return {"role": role, "content": _content(said, turn, f"{field}.{name}", where), **rest}
+
+
+def _said_call(said: Any) -> list[Any] | None:
+    """The calls of tools that a text spells as JSON with name and arguments; None if it is none."""
+    try:
+        calls = json.loads(said)
+    except (TypeError, ValueError):
+        return None
+    calls = calls if isinstance(calls, list) else [calls]
+    if not calls or not all(
+        isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls
+    ):
+        return None
+    return [{"type": "function", "function": call} for call in calls]
+
+
+def _content(value: Any, turn: Turn, field: str, where: str) -> Any:
+    """A turn's content: text; None where a call stands for it; a tool's result as it is."""
+    if isinstance(value, str):
+        check_characters(value, f"{where}: field '{field}'")
+        return value
+    if value is None:
+        if turn["role"] == TARGET:
+            return None
+    elif isinstance(value, list):
+        return "".join(
+            _part(part, f"{field}[{number}]", where) for number, part in enumerate(value)
+        )
+    elif turn["role"] == "tool":
+        return value
+    refuse(where, field, f"must be text, found {kind_of(value)}")
+
+
+def _part(value: Any, field: str, where: str) -> str:
+    text = value.get("text") if isinstance(value, dict) else value
+    if not isinstance(text, str):
+        kind = value.get("type") if isinstance(value, dict) else None
+        kind = kind or kind_of(value)
+        wrong = f"is of type {kind}; only parts of text are read, so take such records out"
+        refuse(where, field, wrong)
+    check_characters(text, f"{where}: field '{field}'")
+    return text
+
+
+def _calls(value: Any, field: str, where: str) -> list[Any]:
+    value = parsed(value, field, where)
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        refuse(where, field, f"must be a list of calls, found {kind_of(value)}")
+    return [_call(call) for call in value]
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if isinstance(function, dict):
+        return {**call, "function": _call(function)}
+    try:
+        arguments = json.loads(call["arguments"])
+    except (KeyError, TypeError, ValueError):
+        return call
+    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+
+
+def tools_of(record: Record, where: str) -> list[Any] | None:
+    """The tools that a record offers. Raises UserError where they are no list of objects."""
+    value = record.get("tools")
+    if value is None or is_blank(value):
+        return None
+    value = parsed(value, "tools", where)
+    if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
+        refuse(where, "tools", f"must be a list of objects, found {kind_of(value)}")
+    return value or None
+
+
+def system_turn(record: Record, where: str) -> list[Turn]:
+    """The record's own field for the system prompt, as a turn."""
+    name = first_of(record, SYSTEM)
+    if name is None or is_blank(record[name]):
+        return []
+    return [{"role": "system", "content": checked_text(record[name], name, where)}]
+
+
+def text_of(turn: Turn) -> str:
+    """All that a turn says, as text to read: reasoning, content, calls of tools."""
+    content = turn["content"]
+    said = [
+        turn.get("reasoning_content"),
+        content if content is None or isinstance(content, str) else _json(content),
+        *(_json(call.get("function", call)) for call in turn.get("tool_calls", ())),
+        _json(turn["function_call"]) if "function_call" in turn else None,
+    ]
+    return "\n\n".join(part for part in said if isinstance(part, str) and part)
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
+    """A conversation's prompt as text to read: one question by itself, else each turn with its
+    role.
+    """
+    if len(turns) == 1 and turns[0]["role"] == "user" and not tools:
+        return text_of(turns[0])
+    offered = [f"tools: {_json(tools)}"] if tools else []
+    return "\n\n".join([*offered, *(f"{turn['role']}: {text_of(turn)}" for turn in turns)])
+
+
+def conversation(
+    turns: list[Turn], tools: list[Any] | None, field: str, where: str, complete: bool
+) -> Conversation:
+    """x, y and messages of a conversation: the assistant's last turn is the target.
+
+    Raises:
+        UserError: no turn of the assistant, none before it, or an empty one.
+    """
+    said = [number for number, turn in enumerate(turns) if turn["role"] == TARGET]
+    if not complete:
+        ends = bool(said) and said[-1] == len(turns) - 1 and len(turns) > 1
+        prompt = turns[:-1] if ends else turns
+        return Conversation(prompt_text(prompt, tools), "", tuple(prompt), tools)
+    if not said:
+        roles = ", ".join(turn["role"] for turn in turns)[:60]
+        refuse(where, field, f"has no turn of the assistant, which is what is learned: {roles}")
+    last = said[-1]
+    if not last:
+        refuse(where, field, "has no turn before the assistant's, so there is no prompt")
+    y = text_of(turns[last])
+    if not y.strip():
+        refuse(where, f"{field}[{last}].content", "is empty; give text or remove the record")
+    x = prompt_text(turns[:last], tools)
+    if not x.strip():
+        refuse(where, field, "has no text before the assistant's last turn")
+    return Conversation(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
+
+
+def earlier_answers(whole: Conversation) -> list[Conversation]:
+    """The turns of the assistant before the target of a conversation, each as a target; those that
+    open it or say nothing are left out.
+    """
+    turns = list(whole.messages or ())[:-1]
+    return [
+        Conversation(
+            prompt_text(turns[:number], whole.tools),
+            text_of(turn),
+            tuple(turns[: number + 1]),
+            whole.tools,
+        )
+        for number, turn in enumerate(turns)
+        if number and turn["role"] == TARGET and text_of(turn).strip()
+    ]
+
+
+def turns_if_any(value: Any) -> Any:
+    """The turns that a text spells as JSON, as in cells of CSV; any other value as it is."""
+    if isinstance(value, str) and value.lstrip()[:2] == "[{":
+        try:
+            found = json.loads(value)
+        except (RecursionError, ValueError):
+            return value
+        return found if is_turns(found) else value
+    return value
+
+
+def is_turns(value: Any) -> bool:
+    """Whether it is a list of turns."""
+    return isinstance(value, list) and bool(value) and all(is_turn(turn) for turn in value)
+
+
+def is_turn(value: Any) -> bool:
+    """Whether it is a turn, by its keys."""
+    return isinstance(value, dict) and ("role" in value or "from" in value)
