@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from twcli.errors import UserError, WorkFailed, first_difference
-from twcli.storage import cache_format, shards
+from twcli.storage import hdf5, shards
 from twcli.storage.cache import Cache, CacheWriter
 
 ROOT = Path(__file__).parent.parent.parent
@@ -534,7 +534,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(shards, "write_all", full)
-            patch.setattr(cache_format, "write_all", full)
+            patch.setattr(hdf5, "write_all", full)
             try:
                 truth.write(path)
                 break
@@ -1120,7 +1120,7 @@ def test_a_hostile_structure_is_refused(path, name):
 
 @pytest.mark.parametrize("block", [1, 2, 3])
 def test_offsets_are_checked_across_blocks(path, monkeypatch, block):
-    monkeypatch.setattr(cache_format, "BLOCK", block)
+    monkeypatch.setattr(hdf5, "BLOCK", block)
     forge(path)
     assert Cache(path).rows == 2
     for offsets in ([0, 6, 5], [1, 2, 5], [0, -1, 5], [0, 2, 4]):

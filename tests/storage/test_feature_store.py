@@ -23,7 +23,7 @@ import pytest
 
 from tests.storage.test_cache import some_rows as b_t_of_some_rows
 from twcli.errors import UserError, WorkFailed
-from twcli.storage import cache_format, durable, shards
+from twcli.storage import durable, hdf5, shards
 from twcli.storage.cache import Cache
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
@@ -516,7 +516,7 @@ def test_any_single_write_may_fail(path, monkeypatch, for_good):
             real(handle, data, position)
 
         with monkeypatch.context() as patch:
-            for module in (durable, shards, cache_format):
+            for module in (durable, shards, hdf5):
                 patch.setattr(module, "write_all", full)
             try:
                 truth.write(path)

@@ -8,8 +8,8 @@ it, other commands read it.
     cache = Cache("F.h5")
     nll, lengths = cache.read(np.array([17, 3, 42]))
 
-See `cache_format.py` for the file's content and `shards.py` for the files next to it while it is
-written.
+See `cache_format.py` for the file's content, `hdf5.py` for what keeps it intact, and `shards.py`
+for the files next to it while it is written.
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ from twcli.storage.cache_format import (
     CACHE,
     FORMAT_VERSION,
     Opened,
-    check_made_from,
     check_offsets,
     content_digest,
+    open_file,
+    write_file,
+)
+from twcli.storage.hdf5 import (
+    check_made_from,
     damaged_places,
     may_be_replaced,
-    open_file,
     to_json,
     trailer_problem,
-    write_file,
 )
 from twcli.storage.shards import Shards, check_place, named, reporting
 
@@ -88,7 +90,7 @@ class CacheWriter:
         self._check_arguments()
         check_place(self.path)
         if self.path.exists():
-            if not may_be_replaced(str(self.path)):
+            if not may_be_replaced(str(self.path), CACHE):
                 raise UserError(f"{self.path}: is not a cache; name another --out")
             if not overwrite:
                 self._refuse_existing(fingerprint)

@@ -1,156 +1,55 @@
-"""The HDF5 side of `cache.py`: defines the file's layout, writes it to a disk that may fail, and
-checks whatever it reads. `feature_store.py` does so with its own layout.
+"""The layout of a cache of b_t; `cache.py` writes and reads it.
 
-N rows and M tokens; every dataset is chunked, uncompressed and has the fletcher32 filter:
+N rows and M tokens:
 
     /nll       (M,) float32       b_t in nats, row after row
     /offsets   (N + 1,) int64     row i is nll[offsets[i] : offsets[i + 1]]; line i of the data
     /row_hash  (N, 16) uint8      content hash of the row's x and y token ids
     attributes `format_version` (int), `fingerprint` (JSON), `content_sha256` (all of the above)
-
-After the end of the HDF5 data comes one line with the sha256 of everything before it, which
-HDF5 readers skip: HDF5's own checksums leave gaps, and any flipped bit must be found.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import math
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import h5py
 import numpy as np
 
-from twcli.errors import UserError, first_difference
-from twcli.storage.durable import write_all
-
-Layout = tuple[np.dtype[Any], tuple[int, ...], int]  # dtype, shape of one entry, entries a chunk
+from twcli.errors import UserError
+from twcli.storage.hdf5 import (
+    BLOCK,
+    ROW_HASH,
+    Column,
+    Kind,
+    Layout,
+    Sink,
+    Source,
+    create_datasets,
+    json_attribute,
+    not_intact,
+    open_datasets,
+    open_source,
+    read_attribute,
+    to_json,
+    write_hdf5,
+)
 
 FORMAT_VERSION = 1
 COLUMNS: dict[str, Layout] = {
     "offsets": (np.dtype("<i8"), (), 4096),
-    "row_hash": (np.dtype("u1"), (16,), 4096),
+    "row_hash": ROW_HASH,
     "nll": (np.dtype("<f4"), (), 16384),
 }
-SIGNATURE = b"\x89HDF\r\n\x1a\n"  # of HDF5
-CHECKSUM_BYTES = 4  # fletcher32 lengthens each chunk by this
-FINGERPRINT_BYTES = 32_000  # an HDF5 attribute in an object header holds at most 64 KiB
-TRAILER = b"\ntwcli cache, sha256 of all bytes before this line: %s\n"
-TRAILER_BYTES = len(TRAILER % (b"0" * 64))
-BLOCK = 1 << 16  # entries per step, so that memory does not grow with the file
-REPORTED = 20  # damaged places that `verify` names one by one
-
-
-@dataclass(frozen=True)
-class Kind:
-    """How messages name a file.
-
-    Attributes:
-        word: what it is.
-        remedy: what to do about a damaged one.
-    """
-
-    word: str
-    remedy: str
-
-
 CACHE = Kind("cache", "make it again with `twcli precompute --overwrite`")
-
-
-def to_json(fingerprint: dict[str, Any]) -> bytes:
-    """The fingerprint as it is stored. Raises ValueError if it is too large or not JSON."""
-    text = json.dumps(fingerprint, allow_nan=False).encode()
-    if len(text) > FINGERPRINT_BYTES:
-        raise ValueError(f"the fingerprint takes {len(text)} bytes, more than {FINGERPRINT_BYTES}")
-    return text
 
 
 def content_digest(fingerprint: bytes, rows: int, tokens: int) -> Any:
     """A started sha256; the caller adds offsets, row hashes and NLL, in this order."""
     return hashlib.sha256(b"%d %d %d " % (len(fingerprint), rows, tokens) + fingerprint)
-
-
-class Source(io.RawIOBase):
-    """The file object that HDF5 reads from, by `pread`: no file locks, and no warning if it is
-    dropped without `close`.
-    """
-
-    def __init__(self, handle: int) -> None:
-        self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
-
-    def close(self) -> None:
-        """Also closes the handle."""
-        if not self.closed:
-            os.close(self.handle)
-        super().close()
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Changes `position` only; the handle, which others may share, does not move."""
-        self.position = (
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        )
-        return self.position
-
-    def tell(self) -> int:
-        """Position of the next read or write."""
-        return self.position
-
-    def readinto(self, buffer: Any) -> int:
-        """Fills the buffer, with zeros beyond the end of the file."""
-        view = memoryview(buffer).cast("B")
-        view[:] = os.pread(self.handle, len(view), self.position).ljust(len(view), b"\0")
-        self.position += len(view)
-        return len(view)
-
-    def sha256(self, size: int) -> bytes:
-        """Hex sha256 of the first `size` bytes."""
-        digest = hashlib.sha256()
-        for start in range(0, size, 1 << 20):
-            digest.update(os.pread(self.handle, min(1 << 20, size - start), start))
-        return digest.hexdigest().encode()
-
-
-class Sink(Source):
-    """The file object that HDF5 writes to; it hides write errors from HDF5.
-
-    On a full disk h5py raises an error without errno, cannot close the file and crashes the process
-    at exit. So the first failure is kept in `error` for the caller, which stops soon after, and
-    HDF5 sees only successful writes until it has closed its file. (It reads nothing back
-    meanwhile.)
-    """
-
-    def __init__(self, handle: int) -> None:
-        super().__init__(handle)
-        self.error: BaseException | None = None
-
-    def write(self, data: Any) -> int:
-        """Writes all bytes, or keeps the error."""
-        start, count = self.position, memoryview(data).nbytes
-        self._attempt(lambda: write_all(self.handle, data, start))
-        self.position += count
-        self.size = max(self.size, self.position)
-        return count
-
-    def truncate(self, size: int | None = None) -> int:
-        """Sets the size, or keeps the error."""
-        self.size = self.position if size is None else size
-        self._attempt(lambda: os.ftruncate(self.handle, self.size))
-        return self.size
-
-    def _attempt(self, action: Callable[[], None]) -> None:
-        if self.error:
-            return
-        try:
-            action()
-        except BaseException as error:  # also delays an interrupt that arrives inside HDF5
-            self.error = error
 
 
 def write_file(
@@ -174,40 +73,6 @@ def write_file(
         handle,
         lambda file, sink: _fill(file, sink, fingerprint, offsets, row_hash, shards),
     )
-
-
-def write_hdf5(handle: int, fill: Callable[[h5py.File, Sink], None]) -> None:
-    """Writes what `fill` puts into an HDF5 file and the checksum line to the empty file `handle`,
-    which is closed, and syncs it. `fill` stops early if the sink has an error.
-
-    Raises:
-        OSError: the original error of the disk.
-    """
-    with Sink(handle) as sink:
-        # v110: its metadata carries checksums, so damage there is an error and not a
-        # crash or a wrong shape.
-        try:
-            with h5py.File(sink, "w", libver=("v110", "v110")) as file:
-                fill(file, sink)
-        finally:
-            if sink.error:
-                raise sink.error
-        end = os.fstat(handle).st_size
-        write_all(handle, TRAILER % sink.sha256(end), end)
-        os.fsync(handle)
-
-
-def create_datasets(file: h5py.File, layouts: dict[str, Layout], lengths: dict[str, int]) -> None:
-    """Empty datasets of these layouts and numbers of entries, chunked and with checksums."""
-    for name, (dtype, width, chunk) in layouts.items():
-        file.create_dataset(
-            name,
-            (lengths[name], *width),
-            dtype,
-            chunks=(chunk, *width),
-            maxshape=(None, *width),
-            fletcher32=True,
-        )
 
 
 def _fill(
@@ -293,112 +158,6 @@ def open_file(path: str) -> Opened:
     return Opened(os.getpid(), identity, source, file, columns, fingerprint, content)
 
 
-class Column:
-    """One dataset, read without HDF5 once its chunks are known to be intact.
-
-    A slice through HDF5 reads and sums the 64 KiB chunk around a row of some hundred bytes: 25 to
-    45 us a row. The chunks are not compressed, so a row is a `pread` of 1 us at an address that
-    HDF5 provides. HDF5 still reads each chunk at its first use, to check its fletcher32 sum. No
-    memory map: a file that is cut short while in use would kill the process.
-
-    Attributes:
-        length: entries.
-        touched: (chunks,) bool, which chunks were found intact.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        dataset: h5py.Dataset,
-        source: Source,
-        path: str,
-        layout: Layout,
-        kind: Kind,
-    ) -> None:
-        self.name, self.path, self._dataset, self._source = name, path, dataset, source
-        self.dtype, self.width, self.chunk = layout
-        self.kind = kind
-        self.length: int = dataset.shape[0]
-        self._item = self.dtype.itemsize * math.prod(self.width)  # bytes an entry
-        self._addresses = self._find_chunks()
-        self.touched = np.zeros(len(self._addresses), bool)
-
-    def gather(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1,
-        ascending and disjoint in i.
-
-        Raises UserError if a checksum does not match.
-        """
-        starts, counts = starts[counts > 0], counts[counts > 0]
-        stops = starts + counts
-        first = starts // self.chunk
-        pieces = (stops - 1) // self.chunk - first + 1  # split each range at chunk borders
-        run = np.repeat(np.arange(len(starts)), pieces)
-        chunk = first[run] + np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]
-        low = np.maximum(starts[run], chunk * self.chunk)
-        sizes = (np.minimum(stops[run], (chunk + 1) * self.chunk) - low) * self._item
-        self._touch(chunk)
-        return self._read(self._addresses[chunk] + (low - chunk * self.chunk) * self._item, sizes)
-
-    def block(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start, *width): consecutive entries."""
-        return self.gather(np.array([start]), np.array([stop - start]))
-
-    def blocks(self) -> Iterator[np.ndarray]:
-        """All entries in order, at most `BLOCK` at a time."""
-        for start in range(0, self.length, BLOCK):
-            yield self.block(start, min(start + BLOCK, self.length))
-
-    def damaged(self) -> Iterator[str]:
-        """One line for each chunk whose checksum does not match; reads all of them."""
-        for chunk in range(len(self._addresses)):
-            if not self._intact(chunk):
-                yield self._damage(chunk)
-
-    def _read(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-        ends = np.cumsum(sizes)
-        data = np.empty(int(sizes.sum()), np.uint8)
-        view, handle = data.data, self._source.handle
-        for place, begin, end in zip(
-            places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True
-        ):
-            if os.preadv(handle, [view[begin:end]], place) != end - begin:
-                raise UserError(f"{self.path}: was cut short while in use")
-        return data.view(self.dtype).reshape(-1, *self.width)
-
-    def _touch(self, chunks: np.ndarray) -> None:
-        for chunk in np.unique(chunks[~self.touched[chunks]]).tolist():
-            if not self._intact(chunk):
-                raise UserError(f"{self.path}: {self._damage(chunk)}; {self.kind.remedy}")
-            self.touched[chunk] = True
-
-    def _intact(self, chunk: int) -> bool:
-        try:
-            self._dataset[chunk * self.chunk : (chunk + 1) * self.chunk]
-        except OSError:
-            return False
-        return True
-
-    def _damage(self, chunk: int) -> str:
-        last = min((chunk + 1) * self.chunk, self.length) - 1
-        return f"/{self.name} is damaged in entries {chunk * self.chunk} to {last} (checksum)"
-
-    def _find_chunks(self) -> np.ndarray:
-        addresses = np.full(-(-self.length // self.chunk), -1, np.int64)
-        stored = self.chunk * self._item + CHECKSUM_BYTES
-
-        def note(chunk: Any) -> None:
-            if chunk.size != stored or chunk.filter_mask:
-                raise ValueError(f"a chunk of /{self.name} has the wrong size or no checksum")
-            addresses[chunk.chunk_offset[0] // self.chunk] = chunk.byte_offset
-
-        if self.length:
-            self._dataset.id.chunk_iter(note)
-        if (addresses < 0).any() or (addresses > self._source.size - stored).any():
-            raise ValueError(f"/{self.name} is not completely there")
-        return addresses
-
-
 def check_offsets(columns: dict[str, Column], path: str) -> None:
     """Raises UserError unless the offsets begin at 0, never fall and end at the number of tokens.
 
@@ -424,117 +183,6 @@ def check_offsets(columns: dict[str, Column], path: str) -> None:
         )
 
 
-def damaged_places(columns: Iterable[Column]) -> list[str]:
-    """Reads all chunks: one line for each that is damaged, at most `REPORTED` of them, then how
-    many more there are.
-    """
-    damaged = [line for column in columns for line in column.damaged()]
-    more = len(damaged) - REPORTED
-    return damaged[:REPORTED] + ([f"and {more} more damaged places"] if more > 0 else [])
-
-
-def trailer_problem(source: Source) -> str | None:
-    """Reads the whole file: the problem with the checksum at its end, None if it matches."""
-    end = source.size - TRAILER_BYTES
-    found = os.pread(source.handle, TRAILER_BYTES, max(end, 0))
-    if found[:20] != TRAILER[:20]:
-        return "its last line, the checksum of the file, is damaged or missing"
-    if found != TRAILER % source.sha256(end):
-        return (
-            "the checksum of the whole file does not match: a byte has changed since it was written"
-        )
-    return None
-
-
-def check_made_from(
-    path: str,
-    word: str,
-    stored: dict[str, Any],
-    hashes: Column,
-    expected: dict[str, Any],
-    row_hash: np.ndarray,
-    remedy: str = "",
-) -> None:
-    """Raises UserError unless the file was made from exactly this.
-
-    Args:
-        word: what the message calls the file.
-        stored: the file's fingerprint; `hashes` its /row_hash.
-        expected: the fingerprint of this call; the first field that differs is named, nested by
-            dots.
-        row_hash: (N, 16) uint8; the first line (from 1) that differs is named.
-        remedy: what to do, at the end of the message.
-    """
-    different = first_difference(stored, json.loads(to_json(expected)))
-    row = _first_other_row(hashes, row_hash)
-    where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
-    if different:
-        name, made, wanted = different
-        raise UserError(
-            f"{path}: made with another {name}: the {word} has {made}, "
-            f"this call has {wanted}{where}{remedy}"
-        )
-    if len(row_hash) != hashes.length:
-        raise UserError(
-            f"{path}: made from {hashes.length} rows, the data have {len(row_hash)}{where}{remedy}"
-        )
-    if where:
-        raise UserError(f"{path}: made from other data{where}{remedy}")
-
-
-def _first_other_row(hashes: Column, row_hash: np.ndarray) -> int | None:
-    common = min(hashes.length, len(row_hash))
-    for start in range(0, common, BLOCK):
-        stop = min(start + BLOCK, common)
-        other = np.flatnonzero((hashes.block(start, stop) != row_hash[start:stop]).any(axis=1))
-        if len(other):
-            return start + int(other[0])
-    return None
-
-
-def not_intact(path: str, error: Exception, kind: Kind) -> UserError:
-    """The error for a file whose structure is wrong."""
-    return UserError(f"{path}: is not an intact {kind.word}: {_reason(error)}; {kind.remedy}")
-
-
-def may_be_replaced(path: str) -> bool:
-    """Whether `path` is an HDF5 file, intact or not, or an empty one. Raises UserError if it cannot
-    be opened.
-    """
-    with _open_any(path, CACHE) as source:
-        return _signature(source) in (SIGNATURE, b"")
-
-
-def open_source(path: str, kind: Kind) -> Source:
-    """The file, for h5py to read from. Raises UserError if it is no HDF5 file."""
-    source = _open_any(path, kind)
-    if _signature(source) != SIGNATURE:
-        source.close()
-        raise UserError(f"{path}: is not an HDF5 file, so not a {kind.word}; {kind.remedy}")
-    return source
-
-
-def _open_any(path: str, kind: Kind) -> Source:
-    try:
-        # Non-blocking: the path may be a pipe that nobody writes to.
-        return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot open the {kind.word}: {_reason(error)}") from None
-
-
-def _signature(source: Source) -> bytes | None:
-    """The first bytes of a regular file; None for a pipe or a device."""
-    regular = stat.S_ISREG(os.fstat(source.handle).st_mode)
-    return os.pread(source.handle, len(SIGNATURE), 0) if regular else None
-
-
-def _reason(error: Exception) -> str:
-    """The error as one line of bounded length."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno).lower()
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
     version = read_attribute(file, "format_version", "iu", 8)
     if version != FORMAT_VERSION:
@@ -542,81 +190,3 @@ def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
     fingerprint = json_attribute(file, "fingerprint")
     to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
     return fingerprint, read_attribute(file, "content_sha256", "S", 64).decode()
-
-
-def read_attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute.
-
-    Raises:
-        ValueError: before it is read, unless it has a fixed size of at most `limit` bytes.
-    """
-    if name not in file.attrs:
-        raise ValueError(f"it has no attribute {name}")
-    attribute = file.attrs.get_id(name)
-    plain = attribute.dtype.kind in kinds and attribute.shape == ()
-    if not plain or attribute.dtype.itemsize > limit:
-        raise ValueError(f"its attribute {name} has the wrong type or size")
-    return file.attrs[name]
-
-
-def json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError."""
-    try:
-        value = json.loads(read_attribute(file, name, "S", FINGERPRINT_BYTES))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise ValueError(f"its attribute {name} is not a JSON object")
-    return value
-
-
-def open_datasets(
-    file: h5py.File,
-    layouts: dict[str, Layout],
-    size: int,
-    kind: Kind,
-    fits: Callable[[dict[str, int]], bool],
-) -> dict[str, h5py.Dataset]:
-    """The datasets of these layouts, in a file of `size` bytes that has no others.
-
-    Args:
-        fits: whether numbers of entries, by name, belong together.
-
-    Raises:
-        ValueError: one is absent, strange, or larger than the file can hold; they do not fit.
-    """
-    names = set(islice(file, len(layouts) + 1))
-    strange, absent = names - set(layouts), set(layouts) - names
-    if strange:
-        raise ValueError(f"it holds /{min(strange)}, which is not part of a {kind.word}")
-    if absent:
-        raise ValueError(f"it has no /{min(absent)}")
-    datasets = {name: _plain_dataset(file, name, layout) for name, layout in layouts.items()}
-    shapes = {name: dataset.shape for name, dataset in datasets.items()}
-    lengths = {name: shape[0] for name, shape in shapes.items()}
-    if not lengths["row_hash"] or not fits(lengths):
-        raise ValueError(f"its shapes do not fit together: {shapes}")
-    # Nothing is compressed, so the file must be at least as large as the declared data. This check
-    # bounds every later allocation.
-    if sum(layouts[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
-        raise ValueError("it declares more data than the file has bytes")
-    return datasets
-
-
-def _plain_dataset(file: h5py.File, name: str, layout: Layout) -> h5py.Dataset:
-    """The dataset, if its data are surely in this file: some links and layouts silently read other
-    files.
-    """
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink):
-        raise ValueError(f"/{name} is a link to somewhere else")
-    if file.get(name, getclass=True) is not h5py.Dataset:
-        raise ValueError(f"/{name} is not a dataset")
-    dataset = file[name]
-    settings = dataset.id.get_create_plist()
-    filters = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
-    dtype, width, chunk = layout
-    if settings.get_layout() != h5py.h5d.CHUNKED or filters != [h5py.h5z.FILTER_FLETCHER32]:
-        raise ValueError(f"/{name} is not stored in plain chunks with checksums")
-    if dataset.dtype != dtype or dataset.shape[1:] != width or dataset.chunks != (chunk, *width):
-        raise ValueError(f"/{name} has the wrong type or shape: {dataset.dtype} {dataset.shape}")
-    return dataset

@@ -35,10 +35,11 @@ import h5py
 import numpy as np
 
 from twcli.errors import UserError, WorkFailed
-from twcli.storage.cache_format import (
+from twcli.storage.cache_format import open_file
+from twcli.storage.hdf5 import (
     BLOCK,
-    COLUMNS,
     FINGERPRINT_BYTES,
+    ROW_HASH,
     Column,
     Kind,
     Layout,
@@ -51,7 +52,6 @@ from twcli.storage.cache_format import (
     may_be_replaced,
     not_intact,
     open_datasets,
-    open_file,
     open_source,
     read_attribute,
     to_json,
@@ -113,7 +113,7 @@ class FeatureWriter:
         self._check_arguments()
         check_place(self.path)
         if self.path.exists():
-            if not may_be_replaced(str(self.path)) or _holds_b_t(str(self.path)):
+            if not may_be_replaced(str(self.path), FEATURES) or _holds_b_t(str(self.path)):
                 raise UserError(f"{self.path}: is not a feature file; name another one")
             if not overwrite:
                 self._refuse_existing(fingerprint)
@@ -430,7 +430,7 @@ def _layouts(widths: dict[str, int]) -> dict[str, Layout]:
     """Dtype, shape of one row and rows a chunk of both datasets."""
     width = sum(widths.values())
     return {
-        "row_hash": COLUMNS["row_hash"],
+        "row_hash": ROW_HASH,
         "values": (HALF, (width,), max(1, CHUNK_BYTES // (HALF.itemsize * width))),
     }
 
