@@ -1,6 +1,8 @@
 """What a run resumes from, as plain tensors by name, and back: weights, optimiser, latents found.
 
-Random numbers are not among it: `trainer.py` draws those of each batch from a seed of its own.
+Random numbers are not among it: `trainer.py` draws those of each batch from a seed of its own. By
+hand, since `torch.distributed.checkpoint.state_dict` names an optimiser's state otherwise, and runs
+that earlier versions began could not be resumed.
 """
 
 from __future__ import annotations
