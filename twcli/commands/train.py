@@ -83,17 +83,12 @@ def _train_one(
         if setup.steps < setup.course.planned:
             say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
         # by all processes: each may hold a part of the model
-        score, retained = trainer.score(setup, progress)
+        score, retained, kept = trainer.score(setup, progress)
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    for line in retention_lines(retained):
+    for line in retention_lines(retained, kept):
         say(line)
-    lost = [entry.latent for entry in retained or () if entry.below]
-    if lost:
-        say(
-            "these are records of --data: an original model that was trained on them knows them "
-            "by heart; twcli eval on other records says whether anything was lost"
-        )
+    lost = [entry.latent for entry in retained if entry.below and not kept]
     if score is not None:
         say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
         say(verdict_of_score(score, setup.model.latents, lost).sentence)

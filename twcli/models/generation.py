@@ -20,7 +20,6 @@ from twcli.models.forward import hidden_states
 from twcli.models.positions import pass_lengths
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     encoder: ExampleEncoder,
@@ -33,7 +32,35 @@ def generate(
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[bool]]:
     """One completion text for each prompt of token ids, in order, and whether it ended by itself
-    (or was cut off).
+    (or was cut off). Arguments as in `generate_ids`.
+    """
+    written, ended = generate_ids(
+        model,
+        encoder,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_tokens=batch_tokens,
+        progress=progress,
+    )
+    return [encoder.decode(ids) for ids in written], ended
+
+
+@torch.no_grad()
+def generate_ids(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    prompts: Sequence[list[int]],
+    *,
+    max_new_tokens: int | np.ndarray,
+    temperature: float,
+    seed: int,
+    batch_tokens: int,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[list[list[int]], list[bool]]:
+    """The new token ids of one completion for each prompt of token ids, in order, padding behind
+    the end token included, and whether it ended by itself (or was cut off).
 
     Args:
         max_new_tokens: one limit, or (G,) limits for each prompt.
@@ -77,7 +104,7 @@ def generate(
                 if progress:
                     progress(len(batch) - len(more))
             left = np.asarray(going, np.int64)
-    return [encoder.decode(ids) for ids in written], ended
+    return written, ended
 
 
 def _written(

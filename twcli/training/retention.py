@@ -83,22 +83,27 @@ def retention(
                 frozen_nll=float(frozen_N[rows].mean()),
                 generator_nll=float(generator_NK[rows, latent].mean()),
                 gain=float(gain_n.mean()),
-                gain_ci=_interval(gain_n),
+                gain_ci=mean_interval(gain_n) if len(rows) > 1 else None,
             )
         )
     return found
 
 
-def _interval(values_n: np.ndarray) -> tuple[float, float] | None:
-    if len(values_n) < 2:
-        return None
+def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of two values or more."""
     half = student.ppf((1 + CONFIDENCE) / 2, len(values_n) - 1) * values_n.std(ddof=1)
     half /= math.sqrt(len(values_n))
     return float(values_n.mean() - half), float(values_n.mean() + half)
 
 
 def judged_by_probe(
-    probe: Probe, soft_NK: np.ndarray, frozen_N: np.ndarray, marginal_N: np.ndarray, seed: int
+    probe: Probe,
+    soft_NK: np.ndarray,
+    frozen_N: np.ndarray,
+    marginal_N: np.ndarray,
+    seed: int,
+    *,
+    kept: bool = False,
 ) -> Predictability:
     """What the run's score is made of.
 
@@ -108,7 +113,10 @@ def judged_by_probe(
     Args:
         soft_NK: responsibilities, proportional to p(y|x,z), of the probe's rows.
         frozen_N, marginal_N: their NLL under the frozen model and under the run.
+        kept: nothing was lost, whatever the records say: the frozen model knows them by heart.
     """
+    if kept:
+        marginal_N = np.minimum(marginal_N, frozen_N)
     latent_N = soft_NK.argmax(1)
     found = retention(latent_N, frozen_N, marginal_N, np.zeros(soft_NK.shape))
     below_K = np.zeros(soft_NK.shape[1], bool)
@@ -119,11 +127,21 @@ def judged_by_probe(
     )
 
 
-def retention_lines(found: Sequence[Retention]) -> list[str]:
-    """What `twcli train` says of it, the latents that are below one by one."""
+def retention_lines(found: Sequence[Retention], kept: bool = False) -> list[str]:
+    """What `twcli train` says of it, the latents that are below one by one.
+
+    Args:
+        kept: of what the frozen model draws itself, nothing is below.
+    """
     if not found:
         return []
     below = [entry for entry in found if entry.below]
+    if below and kept:
+        least = min(entry.gain for entry in below)
+        return [
+            "retention: no latent is below the frozen model on completions that it draws itself; "
+            f"it knows the records of --data by heart ({least:+.2f} nats an example)"
+        ]
     if not below:
         worst = min(found, key=lambda entry: entry.gain)
         return [

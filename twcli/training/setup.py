@@ -47,6 +47,7 @@ from twcli.training.defaults import (
     peak_learning_rate,
 )
 from twcli.training.defaults import batch_tokens as default_batch_tokens
+from twcli.training.drawn import Drawn, draw
 from twcli.training.held_out import (
     MONITORED,
     PASSES_A_RECORD,
@@ -84,6 +85,7 @@ class Setup:
             shares the rows of one of them.
         course: what each step trains under, and when the run ends.
         held: records that are not trained on.
+        drawn: what the frozen model answers to the prompts of the held-out records.
         length: what is said of the run's length before it starts.
         provenance: what a checkpoint must have been made from to be resumed.
         classes: (N,) rows of different ones share no batch (`batches.length_classes`).
@@ -104,6 +106,7 @@ class Setup:
     used: int
     course: Course
     held: HeldOut
+    drawn: Drawn | None
     length: str
     lr: float
     accelerator: Any
@@ -214,6 +217,7 @@ def prepare(
         used,
         measured_every(steps, min(len(held_rows), MONITORED), config.resolved_latents, rows_a_step),
     )
+    drawn = draw(backbone, encoder, encoded, held.monitored().rows_H, config, progress)
     speed = tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1)
     seconds = training_seconds(config, encoded, steps, speed)
     length = Length(steps, steps * rows_a_step / len(trained), len(trained))
@@ -270,6 +274,7 @@ def prepare(
         used,
         course,
         held,
+        drawn,
         f"{length}, about {duration(seconds)}",
         lr,
         accelerator,

@@ -18,21 +18,20 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli import signals
-from twcli.data.batches import Batch, collate, drop_history, forward_batches
+from twcli.data.batches import Batch, collate, drop_history
 from twcli.discovery.prior import assign_rows, without_spares
 from twcli.discovery.result import naming_record
 from twcli.discovery.score import run_score
 from twcli.errors import WorkFailed, interrupted
 from twcli.kernels.body import body_of
-from twcli.kernels.packing import PLAIN
 from twcli.models import runtime
 from twcli.models.adapters import new_row_gradients
 from twcli.models.card import model_card
 from twcli.models.sharding import shard, whole
 from twcli.training import diagnostics
 from twcli.training.average import WeightAverage
+from twcli.training.drawn import keeps_what_was_drawn, read_branches
 from twcli.training.held_out import HeldOut, HeldOutNll, measurement, read_held_out, retained
-from twcli.training.loss import responsibilities
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
 from twcli.training.retention import Retention, judged_by_probe, retention
@@ -178,7 +177,15 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     """
     held = setup.held.monitored()
     found = measurement(held, _read_held_out(setup, held))
+    if any(found["held_out_below"]) and _keeps_what_was_drawn(setup):
+        found["held_out_below"] = [False] * setup.model.latents
     return cast(dict[str, Any], broadcast_object_list([found])[0])
+
+
+def _keeps_what_was_drawn(setup: Setup) -> bool:
+    return keeps_what_was_drawn(
+        setup.drawn, setup.model, setup.encoder, setup.config, setup.accelerator
+    )
 
 
 def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
@@ -377,42 +384,27 @@ def _diverged(setup: Setup, step: int, rows: np.ndarray, what: str) -> WorkFaile
     )
 
 
-@torch.no_grad()
 def score(
     setup: Setup, progress: Callable[[str, int], Any]
-) -> tuple[float | None, list[Retention]]:
+) -> tuple[float | None, list[Retention], bool]:
     """(the `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1,
-    without a label; what became of each latent's completions). None and nothing where no prompts
-    have several completions.
+    without a label; what became of each latent's completions; whether the run keeps what the frozen
+    model draws itself). None and nothing where no prompts have several completions.
     """
     if setup.probe is None or setup.frozen_nll_N is None:
-        return None, []
-    setup.model.eval()
+        return None, [], False
     rows, latents = setup.probe.rows, setup.model.latents
-    soft_NK, generator_NK, marginal_N = (
-        np.empty((len(rows), latents)),
-        np.empty((len(rows), latents)),
-        np.empty(len(rows)),
-    )
     with progress("score", len(rows)) as advance:
-        for places in forward_batches(
+        soft_NK, generator_NK, marginal_N = read_branches(
+            setup.model,
+            setup.encoder,
             setup.encoded,
             rows,
-            batch_tokens=setup.config.resolved_batch_tokens,
-            branches=setup.model.latents,
-            shared=setup.model.execution != PLAIN,
-            classes=setup.classes,
-        ):
-            batch = collate(rows[places], setup.encoded, setup.encoder, None).to(
-                setup.accelerator.device
-            )
-            with setup.accelerator.autocast():
-                nll_BKS, log_p_BK = setup.model.score_branches(batch)
-            soft_NK[places], marginal_N[places] = (
-                t.cpu() for t in responsibilities(nll_BKS, log_p_BK)
-            )
-            generator_NK[places] = nll_BKS.double().sum(-1).cpu()
-            advance(len(places))
+            setup.config,
+            setup.accelerator,
+            setup.classes,
+            advance,
+        )
     if len(setup.held.rows_H):
         found = retained(setup.held, _read_held_out(setup, setup.held))
     else:
@@ -420,10 +412,11 @@ def score(
         named_N = setup.latent_N[rows]
         latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
         found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
+    kept = _keeps_what_was_drawn(setup)
     records = judged_by_probe(
-        setup.probe, soft_NK, setup.frozen_nll_N, marginal_N, setup.config.seed
+        setup.probe, soft_NK, setup.frozen_nll_N, marginal_N, setup.config.seed, kept=kept
     )
-    return run_score(records, latents), found
+    return run_score(records, latents), found, kept
 
 
 def _in_stored_dtype(
