@@ -48,24 +48,21 @@ class Centring:
         means, shares = [], []
         for kind in features:
             prompts = prompt_means(kind, sizes)
-            apart = (
-                (kind - np.repeat(prompts, sizes, axis=0)).std(0)
-                if keep
-                else np.zeros(kind.shape[1])
-            )
+            apart = np.zeros(kind.shape[1])
+            if keep:
+                apart = (kind - np.repeat(prompts, sizes, axis=0)).std(0)
+            spread = np.maximum(prompts.std(0), np.finfo(np.float32).tiny)
             means.append(prompts.mean(0))
-            shares.append(
-                np.minimum(1, apart / np.maximum(prompts.std(0), np.finfo(np.float32).tiny))
-            )
+            shares.append(np.minimum(1, apart / spread))
         return cls(tuple(means), tuple(shares))
 
     def __call__(self, features: Sequence[np.ndarray], sizes: Sequence[int]) -> None:
         """Centres features (N, F) of each kind, grouped by prompt, in place."""
         for kind, mean, share in zip(features, self.means, self.shares, strict=True):
             prompts = prompt_means(kind, sizes)
-            kind -= np.repeat(
-                prompts - share * (prompts - mean) if share.any() else prompts, sizes, axis=0
-            )
+            if share.any():
+                prompts = prompts - share * (prompts - mean)
+            kind -= np.repeat(prompts, sizes, axis=0)
 
 
 def in_pairs(sizes: Sequence[int]) -> bool:
@@ -102,17 +99,14 @@ class Space:
         views = tuple(views or [range(len(features))])
         scales = tuple(1 / (np.sqrt(f.shape[1]) * (f.std(0) + 1e-6)) for f in features)
         space = cls(scales, views, ())
-        return replace(
-            space,
-            directions=tuple(
-                principal_directions(space.scaled(features, view), DIRECTIONS, seed)
-                for view in views
-            ),
-        )
+        scaled = (space.scaled(features, view) for view in views)
+        directions = tuple(principal_directions(points, DIRECTIONS, seed) for points in scaled)
+        return replace(space, directions=directions)
 
     def scaled(self, features: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:
         """(N, F) of the kinds with these numbers, side by side."""
-        return np.concatenate([features[kind] * self.scales[kind] for kind in kinds], axis=1)
+        scaled = [features[kind] * self.scales[kind] for kind in kinds]
+        return np.concatenate(scaled, axis=1)
 
     def points(self, features: Sequence[np.ndarray], view: int) -> np.ndarray:
         """(N, D) of one view."""

@@ -81,10 +81,9 @@ def best_count(
     for latents in range(2, MOST_CLUSTERS + 1):
         rng = np.random.default_rng([seed, 5, latents])
         judge = CrossValidation(views, sizes, latents, rng)
-        gains[latents] = above_chance(
-            max(judge.reassign(start)[1] for start in starts_of(kinds, sizes, latents, rng)),
-            latents,
-        )
+        starts = starts_of(kinds, sizes, latents, rng)
+        highest = max(judge.reassign(start)[1] for start in starts)
+        gains[latents] = above_chance(highest, latents)
         if advance:
             advance(1)
         enough = min(K for K in gains if gains[K] >= ENOUGH * max(gains.values()))
@@ -104,10 +103,10 @@ def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
     has_PK[prompt_N, clusters] = 1
     has_PK = has_PK[:, has_PK.any(0)]
     while True:
-        chance_KK = np.outer(has_PK.sum(0), has_PK.sum(0)) / len(sizes)
-        apart_KK = np.triu(
-            (chance_KK >= ENOUGH_MEETINGS) & (has_PK.T @ has_PK <= MEETINGS * chance_KK), 1
-        )
+        prompts_K = has_PK.sum(0)
+        chance_KK = np.outer(prompts_K, prompts_K) / len(sizes)
+        seldom_KK = has_PK.T @ has_PK <= MEETINGS * chance_KK
+        apart_KK = np.triu((chance_KK >= ENOUGH_MEETINGS) & seldom_KK, 1)
         if not apart_KK.any():
             return has_PK.shape[1]
         # The largest pair first: whatever else would go with either of the two then has least room.
@@ -167,11 +166,8 @@ def best_clustering(
     highest = max(score for _, score in found)
     tied = [(clusters, score) for clusters, score in found if score >= highest - TIE]
     clusters, score = max(tied, key=lambda result: _between(views[0], result[0], latents))
-    return (
-        clusters,
-        score,
-        float(np.mean([matched_share(clusters, other, latents) for other, _ in reassigned])),
-    )
+    alike = [matched_share(clusters, other, latents) for other, _ in reassigned]
+    return clusters, score, float(np.mean(alike))
 
 
 def clustering_work(kinds: int, finalists: int) -> int:
@@ -185,9 +181,9 @@ def _distinct(
     """The `count` of highest score of which no two are alike, by falling score."""
     kept: list[tuple[np.ndarray, float]] = []
     for clusters, score in sorted(found, key=lambda result: -result[1]):
-        if len(kept) < count and all(
-            matched_share(clusters, other, latents) < ALIKE for other, _ in kept
-        ):
+        if len(kept) == count:
+            break
+        if all(matched_share(clusters, other, latents) < ALIKE for other, _ in kept):
             kept.append((clusters, score))
     return kept
 
@@ -195,7 +191,8 @@ def _distinct(
 def _between(points: np.ndarray, clusters: np.ndarray, latents: int) -> float:
     """Sum of squares that lies between the clusters (the rest is the inertia of k-means)."""
     sums, counts = _sums(points, clusters, latents)
-    return float(((sums**2).sum(1) / np.maximum(counts, 1)).sum())
+    squared_K = (sums**2).sum(1)
+    return float((squared_K / np.maximum(counts, 1)).sum())
 
 
 def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:

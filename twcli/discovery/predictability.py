@@ -59,8 +59,9 @@ class CrossValidation:
     ) -> None:
         self.views, self.latents = views, latents
         self.prompt_N = np.repeat(np.arange(len(sizes)), sizes)
+        order = rng.permutation(len(sizes))
         second = np.zeros(len(sizes), bool)
-        second[rng.permutation(len(sizes))[: len(sizes) // 2]] = True
+        second[order[: len(order) // 2]] = True
         self.second_P = second
         self.halves = []
         for fitted in (~second, second):
@@ -77,9 +78,12 @@ class CrossValidation:
         assigned, total = clusters.copy(), 0.0
         for half in self.halves:
             values = half.values(one_hot(clusters[half.fitted_N], self.latents))
-            assigned[half.predicted_N] = chosen = assign_groups(-values[0], half.sizes)
-            total += sum(float(value[np.arange(len(chosen)), chosen].sum()) for value in values)
-        return assigned, total / len(clusters) / len(self.views) / (1 - 1 / self.latents)
+            chosen = assign_groups(-values[0], half.sizes)
+            assigned[half.predicted_N] = chosen
+            rows = np.arange(len(chosen))
+            total += sum(float(value[rows, chosen].sum()) for value in values)
+        mean = total / len(clusters) / len(self.views)
+        return assigned, mean / (1 - 1 / self.latents)
 
     def reassign(self, clusters: np.ndarray) -> tuple[np.ndarray, float]:
         """(clusters (N,), score) after repeated assignment, until nothing moves or long enough."""
@@ -108,14 +112,15 @@ def predictability(
             read as the rows can bear.
         soft_NK: probability of each latent for each row.
     """
-    latents, points = soft_NK.shape[1], points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
+    latents = soft_NK.shape[1]
+    points = points[:, : max(1, len(points) // ROWS_A_DIRECTION)]
     predicted_N, upper_bound_N = np.zeros(len(points)), np.zeros(len(points))
-    for half in CrossValidation([points], sizes, latents, np.random.default_rng([seed, 6])).halves:
+    rng = np.random.default_rng([seed, 6])
+    for half in CrossValidation([points], sizes, latents, rng).halves:
         (values,) = half.values(soft_NK[half.fitted_N] - 1 / latents)
         predicted_N[half.predicted_N] = (values * soft_NK[half.predicted_N]).sum(1)
-        upper_bound_N[half.predicted_N] = 1 - 1 / np.minimum(
-            np.repeat(half.sizes, half.sizes), latents
-        )
+        rows_of_prompt = np.repeat(half.sizes, half.sizes)
+        upper_bound_N[half.predicted_N] = 1 - 1 / np.minimum(rows_of_prompt, latents)
     return predicted_N, upper_bound_N
 
 

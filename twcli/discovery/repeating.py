@@ -55,7 +55,8 @@ def name_repeating(
     """Strategies may repeat within a prompt; prompts may have one completion."""
     rng = np.random.default_rng([seed, 1])
     groups = [groups[i] for i in rng.permutation(len(groups))]
-    cut = int(np.searchsorted(np.cumsum([len(group) for group in groups]), FIT_ROWS, "right"))
+    ends = np.cumsum([len(group) for group in groups])
+    cut = int(np.searchsorted(ends, FIT_ROWS, "right"))
     cut = min(max(cut, 1), FIT_PROMPTS)
     fit, rest = groups[:cut], groups[cut:]
     sizes = np.array([len(group) for group in fit])
@@ -79,7 +80,8 @@ def name_repeating(
         log_likelihood_NK = np.log(by_features_NK) - np.log(prior.proportions)
         posterior_NK, _ = prior.posterior(log_likelihood_NK, sizes)
         order_NK = np.argsort(-posterior_NK, axis=1, kind="stable")
-        latent_N[rows], second_N[rows] = order_NK[:, 0], order_NK[:, 1]
+        latent_N[rows] = order_NK[:, 0]
+        second_N[rows] = order_NK[:, 1]
         probability_N[rows] = posterior_NK.max(1)
 
     put(np.concatenate(fit), found.posterior_NK, sizes)
@@ -182,12 +184,15 @@ def _nested(counts: list[Count], latents: int) -> str | None:
 
 def _picture(views: list[np.ndarray], found: Found) -> np.ndarray:
     """(n, 2): the two directions that separate the latents most."""
-    points, q = discriminant_points(views), found.posterior_NK
-    means = q.T @ points / np.maximum(q.sum(0), 1e-9)[:, None]
-    means = (means - points.mean(0)) * np.sqrt(q.mean(0))[:, None]
-    _, _, axes = np.linalg.svd(means, full_matrices=False)
+    points, q_NK = discriminant_points(views), found.posterior_NK
+    mass_K1 = np.maximum(q_NK.sum(0), 1e-9)[:, None]
+    means = q_NK.T @ points / mass_K1
+    weight_K1 = np.sqrt(q_NK.mean(0))[:, None]
+    between = (means - points.mean(0)) * weight_K1
+    _, _, axes = np.linalg.svd(between, full_matrices=False)
     flat = points @ axes[:2].T
-    return np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
+    missing = 2 - flat.shape[1]
+    return np.pad(flat, ((0, 0), (0, missing)))
 
 
 def _by_share(latent_N: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:

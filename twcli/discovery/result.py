@@ -79,4 +79,6 @@ def used_latents(latent_N: np.ndarray) -> int:
 
 
 def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:
-    return np.where(latent_N >= 0, new_K[np.maximum(latent_N, 0)], -1)
+    """The latents (N,) under new names (K,); -1 stays."""
+    found_N = new_K[np.maximum(latent_N, 0)]
+    return np.where(latent_N >= 0, found_N, -1)

@@ -94,14 +94,15 @@ class Rows:
         """Each prompt's rows, at most `CHUNK_ROWS` together: a prompt with thousands of completions
         is taken for several, or one prompt could be all that is looked at.
         """
-        return [
-            group[start : start + CHUNK_ROWS]
-            for group in self.groups()
-            for start in range(0, len(group), CHUNK_ROWS)
-        ]
+        chunks: list[np.ndarray] = []
+        for group in self.groups():
+            starts = range(0, len(group), CHUNK_ROWS)
+            chunks += [group[start : start + CHUNK_ROWS] for start in starts]
+        return chunks
 
 
 def blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
+    """At most `size` of the items at a time."""
     for start in range(0, len(items), size):
         yield items[start : start + size]
 

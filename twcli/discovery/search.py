@@ -126,8 +126,9 @@ class Way:
         clusters = _kmeans(seen[fitted_N], weight_N[fitted_N], fine, seed)
         sums = np.zeros((fine, views[0].shape[1]))
         np.add.at(sums, clusters.labels_, views[0][fitted_N])
-        counts = np.bincount(clusters.labels_, minlength=fine)[:, None]
-        left = views[0] - (sums / np.maximum(counts, 1))[clusters.predict(seen)]
+        counts = np.bincount(clusters.labels_, minlength=fine)
+        means = sums / np.maximum(counts, 1)[:, None]
+        left = views[0] - means[clusters.predict(seen)]
         if not left.shape[1]:
             return left
         with np.errstate(invalid="ignore"):  # nothing may be left over
@@ -159,7 +160,8 @@ def even_weights(points: np.ndarray, weight_N: np.ndarray, used_N: np.ndarray) -
         return weight_N
     squared_NN = euclidean_distances(seen.astype(np.float32), squared=True)
     nearest = max(2, round(NEIGHBOURS * len(seen)))
-    width = float(np.median(np.partition(squared_NN, min(nearest, len(seen) - 1))[:, nearest]))
+    ordered_NN = np.partition(squared_NN, min(nearest, len(seen) - 1))
+    width = float(np.median(ordered_NN[:, nearest]))
     density_N = np.exp(squared_NN / -(width + TINY)).sum(1)
     even_N = weight_N.copy()
     even_N[used_N] /= density_N
@@ -266,24 +268,24 @@ def _search(
     for index, way in enumerate(ways):
         namings_WN[index] = way.name(views, weights, latents, used_N, seed)
         for halving, sides in enumerate(halvings):
+            enough = _enough(sides, latents)
             for side, fitted_N in enumerate(sides):
-                halves_WH2N[index, halving, side] = (
-                    way.name(views, weights, latents, fitted_N, seed + 1)
-                    if min(half.sum() for half in sides) >= LEAST_ROWS * latents
-                    else rng.integers(latents, size=len(used_N))  # too few rows to say anything
-                )
+                if enough:
+                    named_N = way.name(views, weights, latents, fitted_N, seed + 1)
+                else:
+                    named_N = rng.integers(latents, size=len(used_N))
+                halves_WH2N[index, halving, side] = named_N
         if advance:
             advance(1)
     stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     points = discriminant_points(views)
-    outcomes = [
-        [
+    agreements = []
+    for halving, sides in enumerate(halvings):
+        one_N, other_N = (
             _outcome(halves_WH2N[:, halving, side], stability_W, points, fitted_N, latents)
             for side, fitted_N in enumerate(sides)
-        ]
-        for halving, sides in enumerate(halvings)
-    ]
-    agreements = [matched_share(one[used_N], other[used_N], latents) for one, other in outcomes]
+        )
+        agreements.append(matched_share(one_N[used_N], other_N[used_N], latents))
     posterior_NK = _elected(namings_WN, stability_W, latents)
     clusters_N = posterior_NK.argmax(1)
     for _ in range(CORRECTIONS):
@@ -307,6 +309,11 @@ def _stability(halves_H2N: np.ndarray, used_N: np.ndarray, latents: int) -> floa
     return float(np.mean(agreements))
 
 
+def _enough(sides: tuple[np.ndarray, np.ndarray], latents: int) -> bool:
+    """Whether both halves have rows enough to say anything."""
+    return min(int(half_N.sum()) for half_N in sides) >= LEAST_ROWS * latents
+
+
 def _noise_stability(
     views: Sequence[np.ndarray],
     weight_N: np.ndarray,
@@ -328,16 +335,16 @@ def _noise_stability(
         for directions in KMEANS_DIRECTIONS:
             way = Way(view, directions)
             for sides in halvings:
-                if min(half.sum() for half in sides) < LEAST_ROWS * latents:
-                    continue
-                one, other = (way.name(noise, weights, latents, half, seed + 1) for half in sides)
-                stabilities.append(matched_share(one[used_N], other[used_N], latents))
+                if _enough(sides, latents):
+                    named = [way.name(noise, weights, latents, half, seed + 1) for half in sides]
+                    stabilities.append(_stability(np.array([named]), used_N, latents))
     return _upper_third(np.array(stabilities)) if stabilities else 1 / latents
 
 
 def _upper_third(stabilities: np.ndarray) -> float:
     """Mean of the largest third."""
-    return float(np.sort(stabilities)[-max(1, len(stabilities) // 3) :].mean())
+    third = max(1, len(stabilities) // 3)
+    return float(np.sort(stabilities)[-third:].mean())
 
 
 def _outcome(
@@ -363,14 +370,14 @@ def out_of_fold(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """P(z | points) (N, K), each row by a discriminant of other prompts' rows."""
-    fold_N = np.repeat(rng.permutation(len(sizes_P)) % FOLDS, sizes_P)
+    fold_P = rng.permutation(len(sizes_P)) % FOLDS
+    fold_N = np.repeat(fold_P, sizes_P)
     posterior_NK = (1 - DOUBT) * np.eye(latents)[clusters_N] + DOUBT / latents
     for fold in range(FOLDS):
         held = fold_N == fold
         if held.any() and not held.all():
-            posterior_NK[held] = Discriminant.fit(points[~held], clusters_N[~held], latents)(
-                points[held]
-            )
+            fitted = Discriminant.fit(points[~held], clusters_N[~held], latents)
+            posterior_NK[held] = fitted(points[held])
     return posterior_NK
 
 
@@ -378,7 +385,8 @@ def _elected(namings_WN: np.ndarray, stability_W: np.ndarray, latents: int) -> n
     """Votes (N, K), of sum 1 over K."""
     alike_WW = np.array([[matched_share(a, b, latents) for b in namings_WN] for a in namings_WN])
     weight_W = stability_W**STABLE
-    lead = int(((alike_WW**ALIKE @ weight_W) * np.sqrt(weight_W)).argmax())
+    support_W = alike_WW**ALIKE @ weight_W
+    lead = int((support_W * np.sqrt(weight_W)).argmax())
     rows = np.arange(namings_WN.shape[1])
     votes_NK = np.zeros((len(rows), latents))
     for naming_N, alike, weight in zip(namings_WN, alike_WW[lead], weight_W, strict=True):
@@ -399,9 +407,10 @@ def _kmeans(points: np.ndarray, weight: np.ndarray, clusters: int, seed: int) ->
 
 def _first_prompts(sizes_P: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
     """(P,) bool: random prompts with about so many rows together; all where they have no more."""
-    chosen_P = np.zeros(len(sizes_P), bool)
     order = rng.permutation(len(sizes_P))
-    chosen_P[order[np.cumsum(sizes_P[order]) - sizes_P[order] < rows]] = True
+    before = np.cumsum(sizes_P[order]) - sizes_P[order]
+    chosen_P = np.zeros(len(sizes_P), bool)
+    chosen_P[order[before < rows]] = True
     return chosen_P
 
 
@@ -409,10 +418,11 @@ def _halves(
     used_P: np.ndarray, sizes_P: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rows (N,) bool of a random half of the used prompts, and of the other half."""
+    order = rng.permutation(np.flatnonzero(used_P))
     half_P = np.zeros(len(used_P), bool)
-    used = np.flatnonzero(used_P)
-    half_P[rng.permutation(used)[: len(used) // 2]] = True
-    return np.repeat(half_P, sizes_P), np.repeat(used_P & ~half_P, sizes_P)
+    half_P[order[: len(order) // 2]] = True
+    other_P = used_P & ~half_P
+    return np.repeat(half_P, sizes_P), np.repeat(other_P, sizes_P)
 
 
 def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.ndarray, float]:
