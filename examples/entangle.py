@@ -35,9 +35,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.make_data import Parser
 from examples.muon import Muon
 from twcli.data.dataset import read_examples
-from twcli.data.encoder import TAGS, Encoded, ExampleEncoder
+from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.padding import gather_padded
+from twcli.data.vocabulary import TAGS
 from twcli.errors import UserError
 from twcli.kernels.head import head_logits
 from twcli.models.forward import hidden_states

@@ -13,7 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from twcli.data.encoder import TAGS, ExampleEncoder
+from twcli.data.encoder import ExampleEncoder
+from twcli.data.vocabulary import TAGS
 from twcli.discovery import repeating as repeating_module
 from twcli.discovery import search as search_module
 from twcli.discovery.centring import Centring

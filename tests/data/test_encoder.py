@@ -11,9 +11,10 @@ import pytest
 
 from tests.conftest import encode, make_tokenizer
 from twcli.data.batches import collate
-from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder, add_tags, default_template
+from twcli.data.encoder import ENCODE_BLOCK, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.template import read_template
+from twcli.data.vocabulary import add_tags, default_template
 from twcli.errors import UserError
 
 # Vocabulary of conftest: <pad>=0 <bos>=1 <eos>=2 <unk>=3 <x>=4 </x>=5 <y>=6 </y>=7

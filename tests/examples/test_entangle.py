@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples import entangle
 from tests.conftest import write_jsonl
-from twcli.data.encoder import TAGS, ExampleEncoder
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
+from twcli.data.vocabulary import TAGS
 
 RECORDS = [
     {"x": f"{p} ☃ a", "y": f"{'b' * (s + 1)} c {p}", "strategy": f"s{s}"}

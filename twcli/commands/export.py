@@ -29,8 +29,9 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 from twcli.config.commands import ExportConfig, TrainConfig
 from twcli.data import latent_chat
 from twcli.data.dataset import stream_examples
-from twcli.data.encoder import SECTION_TAGS, TAGS, ExampleEncoder
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import read_latent_names
+from twcli.data.vocabulary import SECTION_TAGS, TAGS
 from twcli.errors import UserError, WorkFailed, first_line
 from twcli.models import gguf_file, runtime
 from twcli.models.building import load_run

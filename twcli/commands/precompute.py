@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.config.commands import PrecomputeConfig
-from twcli.data.encoder import SECTION_TAGS, Encoded, ExampleEncoder
+from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.vocabulary import SECTION_TAGS
 from twcli.errors import interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import open_inputs

@@ -32,12 +32,11 @@ from twcli.data.example import Example
 from twcli.data.latent_chat import latent_tokens, sections, with_latents
 from twcli.data.long_rows import ERROR, LongRows
 from twcli.data.template import CHAT, FILE, Ending, Template, specials
+from twcli.data.vocabulary import SECTION_TAGS, TAGS, add_tokens, save_tokenizer, state_hash
 from twcli.data.whole_text import TokenRow, WholeText
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
 
-SECTION_TAGS = ("<z>", "</z>")
-TAGS = ("<x>", "</x>", "<y>", "</y>", *SECTION_TAGS)
 HASH = np.dtype("V16")
 VERSION = 2  # of the ids under a chat template or a file; 1 tokenised x and y apart
 TEMPLATE_FILE = "template.txt"  # beside the tokenizer: the template, where it is a file's
@@ -148,32 +147,6 @@ class Encoded:
         nothing else.
         """
         return hashlib.sha256(self.row_hash.tobytes()).hexdigest()
-
-
-def default_template(tokenizer: Any) -> str:
-    """What `--template auto` stands for: a chat model has never seen the tags, and b_t under them
-    would be that of a text that it cannot read.
-    """
-    vocabulary = tokenizer.get_vocab()
-    tagged = all(tag in vocabulary for tag in TAGS if tag not in SECTION_TAGS)
-    return "chat" if tokenizer.chat_template and not tagged else "tags"
-
-
-def add_tags(tokenizer: Any, template: Template | None) -> list[str]:
-    """Adds the tags that the template needs and the vocabulary lacks; returns them."""
-    vocabulary = tokenizer.get_vocab()
-    added = [tag for tag in (TAGS if template is None else SECTION_TAGS) if tag not in vocabulary]
-    _add_tokens(tokenizer, added)
-    return added
-
-
-def _add_tokens(tokenizer: Any, tokens: Sequence[str]) -> None:
-    """Adds tokens at the end of the vocabulary; they are never split."""
-    from tokenizers import AddedToken
-
-    tokenizer.add_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in tokens], special_tokens=True
-    )
 
 
 class ExampleEncoder:
@@ -288,7 +261,7 @@ class ExampleEncoder:
 
     def add_latents(self, latents: int) -> None:
         """Adds `<z0>` ... `<z(K-1)>` to the vocabulary, P tokens each."""
-        _add_tokens(
+        add_tokens(
             self.tokenizer,
             [token for k in range(latents) for token in latent_tokens(k, self.latent_tokens)],
         )
@@ -343,7 +316,7 @@ class ExampleEncoder:
         """sha256 over vocabulary, merges and normalisation, without
         padding and truncation state.
         """
-        return _state_hash(self.tokenizer)
+        return state_hash(self.tokenizer)
 
     @cached_property
     def _inner(self) -> Any:
@@ -683,7 +656,7 @@ class ExampleEncoder:
             ]
         return []
 
-    def save(self, folder: str | Path, latents: int) -> None:
+    def save(self, folder: Path, latents: int) -> None:
         """Saves the tokenizer as inference needs it: its chat template takes `latent=k` and gives
         the prompts that were trained; a template file lies beside it as `template.txt`.
 
@@ -695,29 +668,11 @@ class ExampleEncoder:
             found = sections(latents, self.latent_tokens, {})
             self.tokenizer.chat_template = with_latents(chat.text, found)
         try:
-            self.tokenizer.save_pretrained(folder)
+            save_tokenizer(self.tokenizer, folder, self.source)
         finally:
             self.tokenizer.chat_template = own
-        self._check_saved(Path(folder))
         if self.template.name == FILE:
-            (Path(folder) / TEMPLATE_FILE).write_text(self.template.text + "\n", encoding="utf-8")
-
-    def _check_saved(self, folder: Path) -> None:
-        """Some classes of tokenizers are made again when they are loaded, from settings that
-        transformers does not save, such as `legacy` of Llama's: then the file is to be taken as it
-        is.
-        """
-        if _state_hash(_loaded(folder)) == self.tokenizer_hash():
-            return
-        file = folder / "tokenizer_config.json"
-        settings = json.loads(file.read_text(encoding="utf-8"))
-        settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-        file.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if _state_hash(_loaded(folder)) != self.tokenizer_hash():
-            raise UserError(
-                f"{folder}: the tokenizer of {self.source} is another one when it is saved and "
-                "loaded again; save it once with transformers as a fast tokenizer and begin anew"
-            )
+            (folder / TEMPLATE_FILE).write_text(self.template.text + "\n", encoding="utf-8")
 
     def _check_latent_text(self, text: str, where: str) -> None:
         if found := LATENT_TEXT.search(text):
@@ -750,19 +705,6 @@ class ExampleEncoder:
                 f"{where}: field '{field}' contains {tag}, which the template uses as a tag; "
                 "rename it in the text"
             )
-
-
-def _loaded(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-
-
-def _state_hash(tokenizer: Any) -> str:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    state.pop("padding", None)
-    state.pop("truncation", None)
-    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass

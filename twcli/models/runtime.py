@@ -24,8 +24,9 @@ import transformers
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from twcli.data.encoder import SECTION_TAGS, ExampleEncoder, add_tags, default_template
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.template import AUTO, read_template
+from twcli.data.vocabulary import SECTION_TAGS, add_tags, default_template
 from twcli.errors import UserError, first_line
 from twcli.models.checks import check_model
 from twcli.models.merging import adapter_in, merge_adapter, without_adapter
@@ -184,7 +185,7 @@ def load_encoder(
 
     Args:
         latent_tokens: tokens P per latent.
-        template: what `--template` takes; "auto" as `encoder.default_template` says.
+        template: what `--template` takes; "auto" as `vocabulary.default_template` says.
         chat_settings: variables of the chat template.
 
     Raises:
