@@ -178,11 +178,10 @@ def length_classes(
     if not pass_lengths:
         return np.zeros(len(encoded), np.int64)
     lengths = encoded.lengths
-    both = [
-        pass_lengths.classes(lengths),
-        pass_lengths.classes(lengths + encoder.latent_section),
-    ]
-    _, classes = np.unique(np.stack(both, axis=1), axis=0, return_inverse=True)
+    plain = pass_lengths.classes(lengths)
+    with_section = pass_lengths.classes(lengths + encoder.latent_section)
+    pairs = np.stack([plain, with_section], axis=1)
+    _, classes = np.unique(pairs, axis=0, return_inverse=True)
     return classes.reshape(-1)
 
 
@@ -205,22 +204,15 @@ def forward_batches(
         classes: (N,) as of `length_classes`; None if all rows may share a batch.
     """
     if classes is not None:
-        return [
-            part[batch]
-            for part in apart(np.arange(len(rows)), classes[rows])
-            for batch in forward_batches(
+        found: list[np.ndarray] = []
+        for part in apart(np.arange(len(rows)), classes[rows]):
+            batches = forward_batches(
                 encoded, rows[part], batch_tokens=batch_tokens, branches=branches, shared=shared
             )
-        ]
-    lengths, prompts, targets, prompt = (
-        values[rows]
-        for values in (
-            encoded.lengths,
-            encoded.prompt_lengths,
-            encoded.target_lengths,
-            encoded.prompt_index,
-        )
-    )
+            found += [part[batch] for batch in batches]
+        return found
+    lengths, prompt = encoded.lengths[rows], encoded.prompt_index[rows]
+    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
 
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
@@ -228,10 +220,8 @@ def forward_batches(
         return int(read * prompts[batch].max() + sequences * targets[batch].max())
 
     orders = np.argsort(-lengths, kind="stable"), prompt_by_prompt(lengths, prompt)
-    return min(
-        (budget_batches(lengths, order, batch_tokens) for order in orders),
-        key=lambda batches: sum(map(tokens, batches)),
-    )
+    ways = [budget_batches(lengths, order, batch_tokens) for order in orders]
+    return min(ways, key=lambda batches: sum(map(tokens, batches)))
 
 
 class BatchSampler:
@@ -266,18 +256,16 @@ class BatchSampler:
         classes = np.zeros(len(lengths), np.int64) if classes is None else classes
         self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, list(seed)
         self._rows = rows[np.lexsort((classes[rows], prompts[rows]))]
+        other_prompt = np.diff(prompts[self._rows]) != 0
+        other_class = np.diff(classes[self._rows]) != 0
         first = np.ones(len(rows), bool)
-        first[1:] = np.diff(prompts[self._rows]).astype(bool) | np.diff(classes[self._rows]).astype(
-            bool
-        )
+        first[1:] = other_prompt | other_class
         self._starts = np.flatnonzero(first)
         self._sizes = np.diff(np.append(self._starts, len(rows)))
         self._classes = classes[self._rows][self._starts]
-        self._longest = (
-            np.maximum.reduceat(lengths[self._rows], self._starts)
-            if len(rows)
-            else np.empty(0, np.int64)
-        )
+        self._longest = np.empty(0, np.int64)
+        if len(rows):
+            self._longest = np.maximum.reduceat(lengths[self._rows], self._starts)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Row numbers of each batch."""

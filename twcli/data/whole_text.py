@@ -56,23 +56,22 @@ class WholeText:
 
     def prompts(self, rendered: Sequence[Rendered]) -> list[TokenRow]:
         """The prompts alone."""
-        found = []
+        keys = [(one.prompt, one.x_start, one.x_stop) for one in rendered]
+        fresh = list(dict.fromkeys(keys))
+        if not fresh:
+            return []
         known: dict[tuple[str, int, int], TokenRow] = {}
-        fresh = dict.fromkeys((r.prompt, r.x_start, r.x_stop) for r in rendered)
-        if fresh:
-            batch = self._tokenizer([text for text, _, _ in fresh], add_special_tokens=False)
-            for number, (text, start, stop) in enumerate(fresh):
-                ids = batch["input_ids"][number]
-                first, last = 0, len(ids)
-                if (start, stop) != (0, len(text)):
-                    begin = batch.char_to_token(number, start)
-                    end = batch.char_to_token(number, stop - 1)
-                    if begin is not None and end is not None:
-                        first, last = begin, end + 1
-                known[text, start, stop] = TokenRow(ids, self.before_y, [], first, last)
-        for one in rendered:
-            found.append(known[one.prompt, one.x_start, one.x_stop])
-        return found
+        batch = self._tokenizer([text for text, _, _ in fresh], add_special_tokens=False)
+        for number, (text, start, stop) in enumerate(fresh):
+            ids = batch["input_ids"][number]
+            first, last = 0, len(ids)
+            if (start, stop) != (0, len(text)):
+                begin = batch.char_to_token(number, start)
+                end = batch.char_to_token(number, stop - 1)
+                if begin is not None and end is not None:
+                    first, last = begin, end + 1
+            known[text, start, stop] = TokenRow(ids, self.before_y, [], first, last)
+        return [known[key] for key in keys]
 
     def rows(self, rendered: Sequence[Rendered]) -> list[TokenRow]:
         """Prompts and targets; the target is all that follows the prompt."""
@@ -81,7 +80,8 @@ class WholeText:
         for row, ids in zip(self.prompts(rendered), wholes, strict=True):
             prompt = [*row.before_z, *row.before_y]
             kept = ids[: len(prompt)] == prompt
-            rows.append(replace(row, target=ids[len(prompt) :] if kept else [], kept=kept))
+            target = ids[len(prompt) :] if kept else []
+            rows.append(replace(row, target=target, kept=kept))
         crossed = [number for number, row in enumerate(rows) if not row.kept]
         targets = self._continued([rendered[number].rest for number in crossed])
         for number, target in zip(crossed, targets, strict=True):

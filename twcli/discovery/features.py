@@ -91,51 +91,43 @@ def _pooled(
     varlen: bool,
 ) -> tuple[np.ndarray, ...]:
     """(R, F) of a few layers, each kind; last the features of x (R, G)."""
-    prompts, targets, device = (
-        encoded.prompt_lengths[rows],
-        encoded.target_lengths[rows],
-        model.device,
-    )
+    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    device = model.device
     layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
     first, x_lengths = encoded.x_starts[rows, None], encoded.x_lengths[rows]
     columns = np.arange(targets.max())
-    active, in_prompt = (
-        torch.from_numpy(inside).to(device)
-        for inside in (columns < targets[:, None], np.arange(PROMPT_TOKENS) < x_lengths[:, None])
-    )
+    x_columns = np.arange(PROMPT_TOKENS)
+    active = torch.from_numpy(columns < targets[:, None]).to(device)
+    in_prompt = torch.from_numpy(x_columns < x_lengths[:, None]).to(device)
     head = active & (torch.arange(len(columns), device=device) < FIRST_TOKENS)
     y_RS = layout.places(prompts[:, None] + 1 + columns)
-    x_RX = layout.places(
-        np.broadcast_to(first + np.arange(PROMPT_TOKENS), (len(rows), PROMPT_TOKENS))
-    )
+    x_RX = layout.places(first + x_columns)
     # Once a prompt: a long one may have many short completions here.
     _, leaders, prompt_of_row = np.unique(
         encoded.prompt_index[rows], return_index=True, return_inverse=True
     )
-    x_columns = np.arange(max(int(x_lengths.max()), 1))
-    whole_x = torch.from_numpy(x_columns < x_lengths[leaders, None]).to(device)
-    all_x = layout.places(first + np.broadcast_to(x_columns, (len(rows), len(x_columns))))
-    all_x_PX, prompt_R = all_x[leaders], torch.from_numpy(prompt_of_row).to(device)
+    all_columns = np.arange(max(int(x_lengths.max()), 1))
+    whole_x = torch.from_numpy(all_columns < x_lengths[leaders, None]).to(device)
+    all_x_PX = layout.places(first + all_columns)[leaders]
+    prompt_R = torch.from_numpy(prompt_of_row).to(device)
     last_x_R1 = layout.places(prompts[:, None])
     layers = layout.hidden(model, all_layers=True)
     features: list[list[torch.Tensor]] = [[] for _ in KINDS]
     mean_x: list[torch.Tensor] = []
     last_x: list[torch.Tensor] = []
-    for layer in np.unique(
-        np.linspace(0, len(layers) - 1, min(LAYERS, len(layers))).round().astype(int)
-    ).tolist():
-        hidden = torch.nn.functional.layer_norm(layers[layer].float(), layers[layer].shape[-1:])
+    spread = np.linspace(0, len(layers) - 1, min(LAYERS, len(layers)))
+    for layer in np.unique(spread.round().astype(int)).tolist():
+        states = layers[layer].float()
+        hidden = torch.nn.functional.layer_norm(states, states.shape[-1:])
         y = hidden[y_RS] * active[..., None]
+        x = hidden[x_RX] * in_prompt[..., None]
         features[STATES].append(y.sum(1) / active.sum(1, keepdim=True))
         features[FIRST_STATES].append((y * head[..., None]).sum(1) / head.sum(1, keepdim=True))
-        for (_, last), similar in zip(
-            WINDOWS, _similarities(y, hidden[x_RX] * in_prompt[..., None], active), strict=True
-        ):
-            features[
-                LATER_SIMILARITIES if last is None or last > FIRST_TOKENS else FIRST_SIMILARITIES
-            ].append(similar)
-        x = (hidden[all_x_PX] * whole_x[..., None]).sum(1)
-        mean_x.append((x / whole_x.sum(1, keepdim=True).clamp(min=1))[prompt_R])
+        for (_, last), similar in zip(WINDOWS, _similarities(y, x, active), strict=True):
+            late = last is None or last > FIRST_TOKENS
+            features[LATER_SIMILARITIES if late else FIRST_SIMILARITIES].append(similar)
+        sum_x = (hidden[all_x_PX] * whole_x[..., None]).sum(1)
+        mean_x.append((sum_x / whole_x.sum(1, keepdim=True).clamp(min=1))[prompt_R])
         last_x.append(hidden[last_x_R1][:, 0])
     features.append(mean_x + last_x)
     return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features)
@@ -153,7 +145,8 @@ def _similarities(
     for lag in range(1, min(LAGS, S - 1) + 1):
         with_y[:, lag:, lag - 1] = (y_RSH[:, lag:] * y_RSH[:, :-lag]).mean(-1)
     both = torch.cat([with_x, with_y], dim=2)
-    return [
-        both[:, first:last].sum(1) / active_RS[:, first:last].sum(1, keepdim=True).clamp(min=1)
-        for first, last in WINDOWS
-    ]
+    means = []
+    for first, last in WINDOWS:
+        tokens = active_RS[:, first:last].sum(1, keepdim=True)
+        means.append(both[:, first:last].sum(1) / tokens.clamp(min=1))
+    return means

@@ -140,11 +140,12 @@ def _batches(model: PreTrainedModel, total_R: np.ndarray, order: np.ndarray) -> 
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = torch.finfo(model.dtype).bits // 8
     token_bytes = 2 * config.num_hidden_layers * heads * size * width
-    most = min(
-        MOST_ROWS, max(1, LOGIT_BYTES // (4 * model.get_output_embeddings().weight.shape[0]))
-    )
-    batches = budget_batches(total_R, order, max(1, CACHE_BYTES // token_bytes))
-    return [part for batch in batches for part in np.split(batch, range(most, len(batch), most))]
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    most = min(MOST_ROWS, max(1, LOGIT_BYTES // (4 * vocabulary)))
+    parts: list[np.ndarray] = []
+    for batch in budget_batches(total_R, order, max(1, CACHE_BYTES // token_bytes)):
+        parts += np.split(batch, range(most, len(batch), most))
+    return parts
 
 
 class _Batch:
@@ -174,13 +175,15 @@ class _Batch:
     def draw(self, stop_ids: Sequence[int], temperature: float, seed: int) -> list[list[int]]:
         """Each row's new ids, its stop id included."""
         logits, alive = self.begin(), np.arange(len(self.rows))
-        written = np.zeros((len(alive), int(self.limit.max())), np.int64)
+        steps = int(self.limit.max())
+        written = np.zeros((len(alive), steps), np.int64)
         counts = np.zeros(len(alive), np.int64)  # tokens of rows that have ended
-        for step in range(written.shape[1]):
+        for step in range(steps):
             chosen = self._choose(logits, alive, step, temperature, seed)
             written[alive, step] = chosen
             ended = np.isin(chosen, stop_ids) | (self.limit[alive] == step + 1)
-            counts[alive[ended & (counts[alive] == 0)]] = step + 1
+            newly = ended & (counts[alive] == 0)
+            counts[alive[newly]] = step + 1
             going = np.flatnonzero(counts[alive] == 0)
             if not len(going):
                 break
@@ -236,7 +239,9 @@ class _Batch:
             return logits.argmax(-1).cpu().numpy()
         shares = (logits.float() / temperature).softmax(-1).cumsum(-1)
         # drawn for all rows, so that a row's numbers do not depend on its batch
-        numbers = np.random.default_rng([seed, step]).random(len(self.request.prompt_R), np.float32)
+        rng = np.random.default_rng([seed, step])
+        numbers = rng.random(len(self.request.prompt_R), np.float32)
         drawn = torch.from_numpy(numbers[self.rows[alive]]).to(self.device)
-        index = torch.searchsorted(shares, drawn[:, None] * shares[:, -1:], right=True)[:, 0]
+        reached = drawn[:, None] * shares[:, -1:]
+        index = torch.searchsorted(shares, reached, right=True)[:, 0]
         return index.clamp(max=shares.shape[1] - 1).cpu().numpy()
