@@ -168,11 +168,9 @@ def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:
-    return (
-        {}
-        if config_file is None
-        else {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
-    )
+    if config_file is None:
+        return {}
+    return {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

@@ -176,16 +176,16 @@ class ExampleEncoder:
         self.embedded: int | None = None  # ids below it have an embedding row; None if not known
         vocabulary = tokenizer.get_vocab()
         tags = TAGS if template is None else SECTION_TAGS
-        missing = [tag for tag in tags if tag not in vocabulary] + (
-            ["eos_token"] if tokenizer.eos_token is None else []
-        )
+        missing = [tag for tag in tags if tag not in vocabulary]
+        if tokenizer.eos_token is None:
+            missing.append("eos_token")
         if missing:
-            how = (
-                'set "eos_token" in its tokenizer_config.json to the token that ends a text, such '
-                "as </s>"
-                if tokenizer.eos_token is None
-                else "add it to the tokenizer"
-            )
+            how = "add it to the tokenizer"
+            if tokenizer.eos_token is None:
+                how = (
+                    'set "eos_token" in its tokenizer_config.json to the token that ends a text, '
+                    "such as </s>"
+                )
             raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; {how}")
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -507,11 +507,10 @@ class ExampleEncoder:
             starts.append(row.x_start)
             x_lengths.append(row.x_stop - row.x_start)
             numbers.append(number)
-            key, y = (
-                (row.before_z[row.x_start : row.x_stop], row.target[:-1])
-                if self.template.name == "tags"
-                else (sequence[:prompt], row.target)
-            )
+            if self.template.name == "tags":
+                key, y = row.before_z[row.x_start : row.x_stop], row.target[:-1]
+            else:
+                key, y = sequence[:prompt], row.target
             key_bytes = np.asarray(key, np.int32).tobytes()
             hashes.append(row_hash(key_bytes, np.asarray(y, np.int32).tobytes()))
             keys.append(hashlib.blake2b(key_bytes, digest_size=HASH.itemsize).digest())

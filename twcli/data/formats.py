@@ -151,11 +151,10 @@ def _joined(
         if plain and isinstance(value, str):
             found.append(Conversation(str(prompt), checked_text(value, field, where)))
             continue
-        answer = (
-            [{"role": TARGET, "content": checked_text(value, field, where)}]
-            if isinstance(value, str)
-            else turns_of(value, field, where)
-        )
+        if isinstance(value, str):
+            answer = [{"role": TARGET, "content": checked_text(value, field, where)}]
+        else:
+            answer = turns_of(value, field, where)
         # a whole conversation, of which the prompt is a repetition
         whole = answer[0]["role"] != TARGET and len(answer) > 1
         if whole and not _repeats(answer, prompt):
@@ -205,11 +204,9 @@ def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
         )
     if isinstance(value, dict):
         value = [value]
-    return (
-        turns_of(value, field, where)
-        if isinstance(value, list)
-        else checked_text(value, field, where)
-    )
+    if isinstance(value, list):
+        return turns_of(value, field, where)
+    return checked_text(value, field, where)
 
 
 def _is_column(value: Any) -> bool:

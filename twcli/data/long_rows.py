@@ -59,11 +59,10 @@ class LongRows:
         """Raises UserError if rows stop the call: those that are too long, or all of them."""
         if not self.skipped or (self.policy != ERROR and self.skipped < rows):
             return
-        advice = (
-            "give --too-long skip or truncate-left, shorten them, or raise --max-length"
-            if self.policy == ERROR
-            else "so no row is left; raise --max-length"
-        )
+        if self.policy == ERROR:
+            advice = "give --too-long skip or truncate-left, shorten them, or raise --max-length"
+        else:
+            advice = "so no row is left; raise --max-length"
         raise UserError(
             f"{self.place}: {self.longest:,} tokens with the latent section ({self.prompt:,} of "
             f"the prompt, {self.target:,} of y) are more than the limit of {self.limit}; so are "

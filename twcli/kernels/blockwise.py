@@ -121,11 +121,9 @@ class Fork:
 
     def from_rows(self, x: torch.Tensor) -> torch.Tensor:
         """(G, ..) of (B, ..), summed over the rows of each prompt."""
-        return (
-            x
-            if self.row_B is None
-            else x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
-        )
+        if self.row_B is None:
+            return x
+        return x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
 
     @cached_property
     def prompt_blocks(self) -> list[Block]:

@@ -56,11 +56,9 @@ class Group:
     @cached_property
     def blocks(self) -> list[blockwise.Block]:
         """The query blocks of `blockwise`; empty if it is not usable or the group has a mask."""
-        return (
-            blockwise.causal_blocks(self.query_BQ.shape[1])
-            if self.mask is None and blockwise.usable(self.query_BQ.device)
-            else []
-        )
+        if self.mask is None and blockwise.usable(self.query_BQ.device):
+            return blockwise.causal_blocks(self.query_BQ.shape[1])
+        return []
 
 
 @dataclass(frozen=True)
@@ -163,18 +161,12 @@ class Varlen:
         Args:
             kernels: whether to use the flash kernels, i.e. `flash.usable`.
         """
-        lengths, first = (
-            np.concatenate([prompt_G, length_R]),
-            np.concatenate([np.zeros(len(prompt_G), int), prompt_G[row_R]]),
-        )
-        position = np.arange(lengths.sum()) + np.repeat(
-            first - (np.cumsum(lengths) - lengths), lengths
-        )
-        attention = (
-            _pieces(prompt_G, row_R, length_R, device)
-            if kernels
-            else Groups.of(prompt_G, row_R, length_R, device)
-        )
+        lengths = np.concatenate([prompt_G, length_R])
+        first = np.concatenate([np.zeros(len(prompt_G), int), prompt_G[row_R]])
+        starts = np.cumsum(lengths) - lengths
+        position = np.arange(lengths.sum()) + np.repeat(first - starts, lengths)
+        of = _pieces if kernels else Groups.of
+        attention = of(prompt_G, row_R, length_R, device)
         return cls(torch.from_numpy(position).to(device), attention)
 
 
@@ -235,8 +227,6 @@ def varlen_hidden_states(
         packed=layout.attention,
         output_hidden_states=all_layers,
     )
-    return (
-        tuple(layer[0] for layer in output.hidden_states)
-        if all_layers
-        else output.last_hidden_state[0]
-    )
+    if all_layers:
+        return tuple(layer[0] for layer in output.hidden_states)
+    return output.last_hidden_state[0]

@@ -143,11 +143,9 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
 def _probe(output: LatentOutput) -> torch.Tensor:
     weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
     loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
-    return (
-        loss
-        if output.log_posterior_BK is None
-        else loss + (output.log_posterior_BK * weights).sum()
-    )
+    if output.log_posterior_BK is None:
+        return loss
+    return loss + (output.log_posterior_BK * weights).sum()
 
 
 def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:

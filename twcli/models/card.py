@@ -91,11 +91,9 @@ def _metadata(library: str, base_model: str | None = None) -> str:
 
 def _public(place: str) -> str:
     """A hub name unchanged, of a local path only the last component: cards are published."""
-    return (
-        place.rstrip("/").rsplit("/", 1)[-1]
-        if place.startswith(("/", ".", "~")) or place.count("/") > 1
-        else place
-    )
+    if place.startswith(("/", ".", "~")) or place.count("/") > 1:
+        return place.rstrip("/").rsplit("/", 1)[-1]
+    return place
 
 
 def export_card(

@@ -253,11 +253,9 @@ class LatentModel(nn.Module):
         sequences per record.
         """
         latent_BC = self._latents_of(batch, None)[:, :first]
-        return (
-            self._chunk_by_chunk(batch, latent_BC)
-            if self._in_chunks(latent_BC)
-            else self._forward_and_score(batch, latent_BC)
-        )
+        if self._in_chunks(latent_BC):
+            return self._chunk_by_chunk(batch, latent_BC)
+        return self._forward_and_score(batch, latent_BC)
 
     def opened(self, batch: Batch, share: float) -> tuple[Batch, float]:
         """The batch without the ends of y that `batches.opening` cuts off, and the share of b_t
@@ -396,14 +394,13 @@ class LatentModel(nn.Module):
             execution = KERNELS
         with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
             if execution == PLAIN:
-                alone = (
-                    None
-                    if ids_BCL is None
-                    else Read(
+                if ids_BCL is None:
+                    alone = None
+                else:
+                    alone = Read(
                         hidden_states(model, ids_BCL.flatten(0, 1)),
                         batch.latent_first_B.repeat_interleave(C),
                     )
-                )
                 return alone, Read(
                     hidden_states(model, batch.plain_BT), batch.plain_first_B
                 ) if z_free else None
@@ -411,11 +408,10 @@ class LatentModel(nn.Module):
             branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
             packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution)
             hidden_BCQH = packed_hidden_states(model, packed)
-        branches = (
-            Read(hidden_BCQH[:, int(z_free) :].flatten(0, 1), latent_first_B.repeat_interleave(C))
-            if C
-            else None
-        )
+        branches = None
+        if C:
+            hidden_RQH = hidden_BCQH[:, int(z_free) :].flatten(0, 1)
+            branches = Read(hidden_RQH, latent_first_B.repeat_interleave(C))
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
     def _check_one_class(self, batch: Batch) -> None:

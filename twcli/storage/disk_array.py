@@ -40,11 +40,9 @@ class DiskArray:
         """Everything appended so far, read-only; it stays valid after `__exit__`."""
         with _naming_the_folder():
             self._file.flush()
-            return (
-                np.asarray(np.memmap(self._file, self._dtype, mode="r"))
-                if self._file.tell()
-                else np.empty(0, self._dtype)
-            )
+            if self._file.tell():
+                return np.asarray(np.memmap(self._file, self._dtype, mode="r"))
+            return np.empty(0, self._dtype)
 
 
 @contextmanager

@@ -273,11 +273,10 @@ class FeatureWriter:
         column = int(np.flatnonzero(~np.isfinite(half[place]))[0])
         name, columns = next(item for item in _columns(widths).items() if column < item[1].stop)
         value = values[name][place, column - columns.start]
-        why = (
-            f"beyond what float16 holds ({np.finfo(HALF).max:.0f})"
-            if np.isfinite(value)
-            else "the model is broken or its precision too low"
-        )
+        if np.isfinite(value):
+            why = f"beyond what float16 holds ({np.finfo(HALF).max:.0f})"
+        else:
+            why = "the model is broken or its precision too low"
         row = rows[place]
         raise WorkFailed(
             f"{self.path}: row {row} (line {row + 1} of the data): value {column - columns.start} "

@@ -177,11 +177,10 @@ class Shards:
         ]
         if self.stale is not None:
             before = self.stale.get("fingerprint")
-            changed = (
-                first_difference(before, self.header["fingerprint"])
-                if isinstance(before, dict)
-                else None
-            )
+            if isinstance(before, dict):
+                changed = first_difference(before, self.header["fingerprint"])
+            else:
+                changed = None
             why = f"{changed[0]} differs" if changed else "the rows differ"
             notes.append(f"{self.folder}: an unfinished {self.what} was discarded: {why}")
         return notes

@@ -230,11 +230,10 @@ def prepare(
         most_rows=_scored_rows(config, encoded, steps, distinct),
         progress=progress,
     )
-    frozen_nll = (
-        None
-        if probe is None
-        else _frozen_nll(probe.rows, backbone, encoder, encoded, cache, config)
-    )
+    if probe is None:
+        frozen_nll = None
+    else:
+        frozen_nll = _frozen_nll(probe.rows, backbone, encoder, encoded, cache, config)
     model, adapter = build(config, backbone, encoder)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), encoder, encoded, say)
@@ -331,13 +330,12 @@ def _frozen_nll(
     if not len(rows):
         return np.empty(0)
     rows, back = np.unique(rows, return_inverse=True)
-    flat = (
-        cache.read(rows)[0]
-        if cache
-        else baseline.score_flat(
+    if cache:
+        flat = cache.read(rows)[0]
+    else:
+        flat = baseline.score_flat(
             backbone, encoder, encoded, rows, batch_tokens=config.resolved_batch_tokens
         )
-    )
     lengths = encoded.target_lengths[rows]
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
