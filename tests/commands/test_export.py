@@ -421,6 +421,12 @@ def test_an_exported_folder_answers_an_openai_client_under_each_latent(chat, tmp
     drawn = json.loads(ok("sample", *flags, "--max-new-tokens", 40).stdout)
     seed = int(np.random.SeedSequence([0, 0]).generate_state(1)[0] >> 1)
     assert drawn == {"x": ASK[0]["content"], "y": local("code", seed), "latent": "code"}
+    command = ("eval", "--run", chat / "run", "--data", chat / "data.jsonl", "--bootstrap", 20)
+    judged = (*command, "--judge", "tests.conftest:judge", "--max-new-tokens", 8, "--json")
+    result = ok(*judged, "--server", address, "--served-model", out)
+    assert "; 12 of 12 greedy completions begin as the run's own" in result.stderr
+    here, there = (json.loads(found.stdout) for found in (ok(*judged), result))
+    assert here["alignment"] == there["alignment"] and there["served"] == str(out)
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -8,6 +8,7 @@ import re
 import signal
 import threading
 import time
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -32,8 +33,8 @@ class Standin(ThreadingHTTPServer):
     # a queue of connections longer than `--concurrency`
     request_queue_size = 128
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, handler=None):
+        super().__init__(("127.0.0.1", 0), handler or Handler)
         self.requests, self.failures, self.dies_after = [], [], None
         self.together, self.now, self.most, self.answered = None, 0, 0, 0
         self.then, self.dead, self.models = None, False, 0
@@ -104,15 +105,20 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(200, {"choices": [{"index": 0, "finish_reason": reason, **choice}]})
 
 
-@pytest.fixture
-def server():
-    server = Standin()
+@contextmanager
+def running(server):
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server():
+    with running(Standin()) as server:
+        yield server
 
 
 @pytest.fixture
@@ -212,6 +218,44 @@ def test_blocks_of_another_command_are_not_gone_on_with(server, prompts, tmp_pat
     result = ok(*flags, "--model", "other")
     assert "an unfinished sample was discarded: model differs" in result.stderr
     assert {body["model"] for _, body in server.requests[-160:]} == {"other"}
+
+
+def test_conversations_go_with_their_tools_and_calls_come_back(server, tmp_path):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"n": 1}}}
+    turns = [
+        {"role": "system", "content": "Be terse."},
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "4"},
+        {"role": "user", "content": "b"},
+    ]
+    data = write_jsonl(
+        tmp_path / "p.jsonl",
+        [
+            {"messages": [*turns, {"role": "assistant", "content": "is not sent"}], "tools": tools},
+            {"messages": turns[:2]},
+        ],
+    )
+    asked = {"name": "f", "arguments": '{"n": 2}'}
+    said = {"content": None, "tool_calls": [{"id": "x", "type": "function", "function": asked}]}
+    server.failures = [{"choices": [{"finish_reason": "tool_calls", "message": said}]}]
+    flags = ("--server", server.url, "--model", "m", "--data", data, "--latent", 1)
+    result = ok("sample", *flags, "--concurrency", 1)
+    first, second = (body for _, body in server.requests)
+    assert first["tools"] == tools and "tools" not in second
+    sent = first["messages"]
+    assert [turn["role"] for turn in sent] == [turn["role"] for turn in turns]
+    assert sent[0]["content"] == "latent: 1\nBe terse."
+    (there,) = sent[2]["tool_calls"]
+    assert there["function"] == {"name": "f", "arguments": '{"n": 1}'}
+    assert there["id"] == sent[3]["tool_call_id"] and len(there["id"]) == 9
+    found = lines_of(result.stdout)
+    answer = {"role": "assistant", "content": "", "tool_calls": [json.loads(json.dumps(call))]}
+    answer["tool_calls"][0]["function"]["arguments"] = {"n": 2}
+    # one line each, in the form in which it is read again
+    assert found[0] == {"messages": [*turns, answer], "tools": tools, "latent": 1}
+    assert found[1]["messages"][:-1] == turns[:2] and "tools" not in found[1]
 
 
 def test_empty_completions_are_left_out_and_counted(server, tmp_path):

@@ -157,8 +157,9 @@ def _look(config: Any) -> None:
     if config.data is not None:
         fields = {"format": config.format, "x_field": config.x_field}
         stream_examples(config.data, y_field=getattr(config, "y_field", None), **fields)
-    # with --server it is the name that the server knows it by
-    if config.model is not None and getattr(config, "server", None) is None:
+    # for `sample --server` it is the name that the server knows it by
+    served = isinstance(config, SampleConfig) and config.server is not None
+    if config.model is not None and not served:
         hub.look_for_model(config.model)
 
 

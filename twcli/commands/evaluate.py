@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twcli.config.commands import EvalConfig
+from twcli.errors import UserError
 from twcli.evaluation import evaluate as evaluation
 from twcli.evaluation import page, several
 from twcli.storage.durable import write_durably
@@ -26,6 +27,8 @@ def evaluate(
     folders = RunFolder(config.run).several()
     if not folders:
         return _evaluate_one(config, say, progress)
+    if config.server is not None:
+        raise UserError(f"{config.run}: holds several runs; --server has one, give its folder")
     results = {}
     for folder in folders:
         say(f"{folder.path}:")

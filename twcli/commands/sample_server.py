@@ -15,18 +15,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from twcli import signals
 from twcli.config.commands import AUTO, SampleConfig
-from twcli.data.chat import content_text, prompt_turns
 from twcli.data.dataset import Prompts, completed_record
 from twcli.data.example import Example
-from twcli.data.latent_chat import LINE
 from twcli.errors import UserError
-from twcli.models.served import Request, Server
+from twcli.models.served import (
+    LOOK_SECONDS,
+    Request,
+    Server,
+    chat_request,
+    end_all,
+    seeds_of,
+)
 
-LOOK_SECONDS = 0.2  # between looks whether a signal came
 BLOCK = 64  # completions per block; a kill loses the blocks that are not whole
 
 
@@ -102,7 +104,7 @@ class ServerDrawing:
                     for task in sorted(done, key=lambda task: task.exception() is not None):
                         yield tasks.pop(task), task.result()
             finally:
-                await _end(tasks)
+                await end_all(tasks)
 
     async def _lines(
         self,
@@ -124,10 +126,10 @@ class ServerDrawing:
             self.drawn += 1
             self.cut += answer.cut
             progress(1)
-            if not answer.text.strip():
+            if not answer.text.strip() and not answer.calls:
                 self.empty += 1
                 return ""
-            record = completed_record(x, answer.text)
+            record = completed_record(x, answer.text, answer.calls)
             if config.latent is not None:
                 number = config.latent.isdecimal()
                 record["latent"] = int(config.latent) if number else config.latent
@@ -136,17 +138,12 @@ class ServerDrawing:
         work = [
             asyncio.create_task(one(x, seed))
             for row, x in zip(rows, xs, strict=True)
-            for seed in self._seeds(row)
+            for seed in seeds_of(config.seed, row, config.n)
         ]
         try:
             return [line for line in await asyncio.gather(*work) if line]
         finally:
-            await _end(work)
-
-    def _seeds(self, row: int) -> list[int]:
-        """A seed for each completion of a prompt, below 2 ** 31, which servers take."""
-        state = np.random.SeedSequence([self.config.seed, row]).generate_state(self.config.n)
-        return (state >> 1).tolist()
+            await end_all(work)
 
     def _request(self, x: Example) -> Request:
         if self._raw is not None:
@@ -157,21 +154,7 @@ class ServerDrawing:
                     "writes; leave --template out"
                 )
             return Request(prompt=before + x.x + after, stop=stop)
-        if x.tools:
-            raise UserError(
-                f"{self.config.data}: holds tools, which are not sent to a server; sample from the "
-                "model itself, with --model DIR"
-            )
-        messages = prompt_turns(x)
-        if self.config.latent is not None:
-            # the templates of exported models read it, on every server
-            line = f"{LINE} {self.config.latent}"
-            if messages[0]["role"] == "system":
-                own = messages[0]
-                messages[0] = {**own, "content": f"{line}\n{content_text(own.get('content'))}"}
-            else:
-                messages.insert(0, {"role": "system", "content": line})
-        return Request(messages=messages)
+        return chat_request(x, self.config.latent)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the completions depend on; not the address, since a server may move."""
@@ -182,13 +165,6 @@ class ServerDrawing:
             "template": None if self._raw is None else list(self._raw),
             "prompts": hashlib.sha256(self.prompts.digests.tobytes()).hexdigest(),
         }
-
-
-async def _end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Ends those that still run, and waits for them."""
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _raw_template(name: str) -> tuple[str, str, str]:

@@ -85,6 +85,7 @@ HELD_BY_ITSELF = (
     "is gone: names are held until the generator reads the latents, which is measured; leave it out"
 )
 LEAST_TEMPERATURE = 1e-3
+CONCURRENCY = 32  # requests at once
 ATTENTION = ("sdpa", "eager", "flash_attention_2", "flex_attention")
 
 
@@ -783,6 +784,29 @@ class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
         help="Frozen model for the likelihood gain; default: the one of the run.",
         path=True,
     )
+    server: str | None = option(
+        None,
+        group=INPUTS,
+        rare=True,
+        help=(
+            "URL of an OpenAI-compatible server that has the folder of `twcli export --to hf`: the "
+            "run's completions come from there."
+        ),
+    )
+    served_model: str | None = option(
+        None,
+        group=INPUTS,
+        rare=True,
+        help="The run's name at --server; default: the only one that is there.",
+    )
+    concurrency: int = option(
+        CONCURRENCY,
+        group=RESOURCES,
+        rare=True,
+        help="Requests at once to --server.",
+        minimum=1,
+        maximum=1000,
+    )
     max_new_tokens: int | None = option(
         None,
         group=RESOURCES,
@@ -820,6 +844,11 @@ class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
         maximum=2**31 - 1,
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.served_model is not None and self.server is None:
+            raise UserError("--served-model: is a name at --server; give both or leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleConfig(BatchConfig, TemplateConfig, ComputeConfig):
@@ -843,7 +872,7 @@ class SampleConfig(BatchConfig, TemplateConfig, ComputeConfig):
         ),
     )
     concurrency: int = option(
-        32,
+        CONCURRENCY,
         group=RESOURCES,
         rare=True,
         help="Requests at once to --server.",

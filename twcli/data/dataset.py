@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from twcli.config.options import check_characters
+from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
 from twcli.data.files import Record, Source, sources_of
 from twcli.data.formats import AUTO, Form, form_of, other_form
@@ -265,9 +266,18 @@ def _read_prompt(data: bytes) -> Example:
     return Example(parts["x"], "", messages=tuple(parts["messages"]), tools=parts["tools"])
 
 
-def completed_record(prompt: Example, text: str) -> dict[str, Any]:
-    """A record of a prompt and a completion, in the form in which it is read again."""
-    if prompt.messages is None:
+def completed_record(
+    prompt: Example, text: str, calls: Sequence[dict[str, Any]] = ()
+) -> dict[str, Any]:
+    """A record of a prompt and a completion, in the form in which it is read again.
+
+    Args:
+        calls: calls of tools, in the form of chat templates, that the completion makes.
+    """
+    if prompt.messages is None and not calls:
         return {"x": prompt.x, "y": text}
-    turns = [*prompt.messages, {"role": "assistant", "content": text}]
+    answer: dict[str, Any] = {"role": "assistant", "content": text}
+    if calls:
+        answer["tool_calls"] = list(calls)
+    turns = [*prompt_turns(prompt), answer]
     return {"messages": turns} | ({"tools": prompt.tools} if prompt.tools else {})

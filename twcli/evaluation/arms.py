@@ -329,6 +329,7 @@ def compare(
     trained: TrainConfig,
     examples: Sequence[Example],
     encoded: Encoded,
+    writer: Writer,
     longest: int,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
@@ -336,6 +337,7 @@ def compare(
     """`sampling` of `eval --json`.
 
     Args:
+        writer: draws from the run.
         longest: most tokens of a completion.
 
     Raises:
@@ -351,13 +353,7 @@ def compare(
     frozen = _frozen_writer(config, trained, run, say)
     limit = runtime.context_length(model.backbone, config.max_length)
     latent_ids = model.latent_ids_KP.tolist()
-    drawing = Sampling(
-        config,
-        Writer(model.backbone, encoder, latent_ids, limit),
-        frozen,
-        [examples[row] for row in first],
-        longest,
-    )
+    drawing = Sampling(config, writer, frozen, [examples[row] for row in first], longest)
     lines = draw_all(drawing, run.samples, say, progress)
     arms = arms_of(lines, config.samples, config.seed)
     every, known, names = judged(arms, xs, judge, progress)

@@ -7,6 +7,7 @@ Shapes: N records, K latents, S supervised tokens.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from twcli.errors import UserError
 from twcli.evaluation.arms import compare
 from twcli.evaluation.judges import Judge, load_judge
 from twcli.evaluation.metrics import Generations, summarise
+from twcli.evaluation.samples import Writer, draw_all
+from twcli.evaluation.served import ServedCompletions, ServedWriter, connected
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
 from twcli.models.building import choose_execution, load_run
@@ -66,6 +69,15 @@ def evaluate(
     examples = [examples[encoded.number(row)] for row in range(len(encoded))]
     for note in encoded.notes:
         say(note)
+    writer = Writer(model.backbone, encoder, model.latent_ids_KP.tolist(), max_length)
+    if config.server is not None:  # first, since it may be another model
+        if TRUNCATE_LEFT in encoded.too_long:
+            raise UserError(
+                f"{config.data}: a server reads prompts whole, and some are too long; give "
+                "--too-long skip with --server"
+            )
+        _, first = np.unique(encoded.prompt_index, return_index=True)
+        writer = connected(config, writer, [examples[row] for row in first.tolist()], say)
     with torch.no_grad():
         choose_execution(model, trained.execution, encoder, encoded, say)
     baseline_flat, probe, frozen_texts = _frozen(
@@ -86,17 +98,25 @@ def evaluate(
         with progress("judging the records", len(examples)) as advance:
             verdicts = judge.verdicts([(e.x, e.y) for e in examples], advance)
         labels = [verdict and verdict[0] for verdict in verdicts]
-    prompts, texts = _completions(
-        config,
-        model.backbone,
-        encoder,
-        examples,
-        encoded,
-        max_length,
-        model.latent_ids_KP.tolist(),
-        None if judge else SHOWN,
-        progress,
-    )
+    longest = config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS
+    alike = bool(judge and judge.names_strategies and frozen_texts is not None)
+    ours = None
+    if isinstance(writer, ServedWriter):
+        prompts, texts, ours = _served(
+            config, writer, examples, encoded, longest, judge is not None, alike, say, progress
+        )
+    else:
+        prompts, texts = _completions(
+            config,
+            model.backbone,
+            encoder,
+            examples,
+            encoded,
+            max_length,
+            writer.latents,
+            None if judge else SHOWN,
+            progress,
+        )
     generations = _judged_all(judge, examples, encoded, prompts, texts) if judge else None
     frozen = (
         None
@@ -117,9 +137,23 @@ def evaluate(
             config.seed,
         )
     sampled, frozen_sampled = None, None
-    if judge and judge.names_strategies and frozen_texts is not None:
-        sampled, frozen_sampled = _drawn_alike(
-            config, model, encoder, examples, encoded, max_length, judge, frozen_texts, progress
+    if alike and judge and frozen_texts is not None:
+        if ours is None:
+            # greedy ones would flatter whichever model is compared
+            prompts, ours = _completions(
+                config,
+                model.backbone,
+                encoder,
+                examples,
+                encoded,
+                max_length,
+                writer.latents,
+                None,
+                progress,
+                temperature=1.0,
+            )
+        sampled, frozen_sampled = (
+            _judged_all(judge, examples, encoded, prompts, each) for each in (ours, frozen_texts)
         )
     result = summarise(
         posterior=passes.posterior,
@@ -147,11 +181,13 @@ def evaluate(
             trained=trained,
             examples=examples,
             encoded=encoded,
-            longest=config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
+            writer=writer,
+            longest=longest,
             say=say,
             progress=progress,
         )
     result["judge"] = judge.report() if judge else None
+    result["served"] = writer.name if isinstance(writer, ServedWriter) else None
     if judge and (warning := judge.warning()):
         say(warning)
     pieces = _pieces(encoder, encoded, examples, baseline_flat)
@@ -427,36 +463,28 @@ def _completions(
     return first, [texts[start : start + K] for start in range(0, len(texts), K)]
 
 
-def _drawn_alike(
+def _served(
     config: EvalConfig,
-    model: LatentModel,
-    encoder: ExampleEncoder,
+    writer: ServedWriter,
     examples: list[Example],
     encoded: Encoded,
-    max_length: int,
-    judge: Judge,
-    frozen_texts: list[list[str]],
+    longest: int,
+    judged: bool,
+    alike: bool,
+    say: Callable[[str], None],
     progress: Callable[[str, int], Any],
-) -> tuple[Generations, Generations]:
-    """Completions drawn from the run, one for each latent, and as many from the frozen model, both
-    at temperature 1 and judged. Greedy ones would flatter whichever model is compared.
-    """
-    prompts, texts = _completions(
-        config,
-        model.backbone,
-        encoder,
-        examples,
-        encoded,
-        max_length,
-        model.latent_ids_KP.tolist(),
-        None,
-        progress,
-        temperature=1.0,
-    )
-    ours, frozen = (
-        _judged_all(judge, examples, encoded, prompts, each) for each in (texts, frozen_texts)
-    )
-    return ours, frozen
+) -> tuple[np.ndarray, list[list[str]], list[list[str]] | None]:
+    """As `_completions`, from a server, and where `alike`, one more of each at temperature 1."""
+    _, first = np.unique(encoded.prompt_index, return_index=True)
+    xs = [examples[row] for row in first[: None if judged else SHOWN].tolist()]
+    drawing = ServedCompletions(config, writer, xs, longest, alike)
+    if judged:
+        lines = draw_all(drawing, RunFolder(config.run).served, say, progress)
+    else:
+        with progress("generating", len(xs) * drawing.per_prompt) as advance:
+            lines = [json.loads(line) for line in drawing.lines(range(len(xs)), advance)]
+    greedy, drawn = ([line.get(name) for line in lines] for name in ("greedy", "drawn"))
+    return first[: len(xs)], greedy, drawn if alike else None
 
 
 def _judged_all(

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from transformers import PreTrainedModel
@@ -62,6 +62,18 @@ class Writer:
         shared = whole[: len(whole) - before_y]
         return shared, np.asarray([encoder.prompt(x, z)[len(shared) :] for z in self.latents])
 
+    def room(self, xs: Sequence[Example], lengths: Sequence[int], data: str) -> np.ndarray:
+        """(P,) tokens that prompts of these lengths leave in the context. Raises UserError: none is
+        left.
+        """
+        room = self.max_length - np.asarray(lengths)
+        if room.min() < 1:
+            raise UserError(
+                f"{data}: the prompt {xs[int(room.argmin())].x[:60]!r} fills the context of "
+                f"{self.max_length} tokens"
+            )
+        return room
+
     def draw(
         self,
         xs: Sequence[Example],
@@ -79,13 +91,8 @@ class Writer:
         prompt_R = np.repeat(np.arange(P), counts_PK.sum(1))
         section_R = np.repeat(np.tile(np.arange(K), P), counts_PK.ravel())
         sections = np.stack([sections for _, sections in parts])
-        lengths = np.asarray([len(prompt) for prompt, _ in parts]) + sections.shape[2]
-        room = self.max_length - lengths
-        if room.min() < 1:
-            raise UserError(
-                f"{config.data}: the prompt {xs[int(room.argmin())].x[:60]!r} fills the context of "
-                f"{self.max_length} tokens"
-            )
+        lengths = [len(prompt) + sections.shape[2] for prompt, _ in parts]
+        room = self.room(xs, lengths, config.data)
         limit_R = np.minimum(room, longest)[prompt_R]
         request = Request([prompt for prompt, _ in parts], sections, prompt_R, section_R, limit_R)
         texts, ended = draw(
@@ -99,6 +106,15 @@ class Writer:
         )
         cells = iter(np.split(np.asarray(texts, object), np.cumsum(counts_PK.ravel())[:-1]))
         return [[next(cells).tolist() for _ in range(K)] for _ in range(P)], len(ended) - sum(ended)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What its completions depend on."""
+        return {
+            "weights": baseline.weights_hash(self.model),
+            "tokenizer": self.encoder.tokenizer_hash(),
+            "template": self.encoder.fingerprint(),
+            "max_length": self.max_length,
+        }
 
 
 @dataclass
@@ -215,19 +231,48 @@ class Sampling:
                 "temperatures": self.temperatures,
                 "device": self.run.model.device.type,
                 "block": self.block,
-                "prompts": hashlib.sha256("\0".join(x.x for x in self.xs).encode()).hexdigest(),
+                "prompts": prompts_hash(self.xs),
             }
             | {
                 f"{name}_{key}": value
                 for name, writer in writers.items()
-                for key, value in (
-                    ("weights", baseline.weights_hash(writer.model)),
-                    ("tokenizer", writer.encoder.tokenizer_hash()),
-                    ("template", writer.encoder.fingerprint()),
-                    ("max_length", writer.max_length),
-                )
+                for key, value in writer.fingerprint().items()
             }
         )
+
+
+def prompts_hash(xs: Sequence[Example]) -> str:
+    """sha256 over the prompts, in order."""
+    return hashlib.sha256("\0".join(x.x for x in xs).encode()).hexdigest()
+
+
+class Drawn(Protocol):
+    """What `draw_all` draws and stores: a line for each prompt, by blocks.
+
+    Attributes:
+        cut: completions that were cut off, at `longest` tokens.
+        tokens, seconds: drawn so far, and how long it took.
+    """
+
+    xs: list[Example]
+    longest: int
+    cut: int
+    tokens: int
+    seconds: float
+
+    @property
+    def per_prompt(self) -> int:
+        """About how many completions a prompt gets."""
+
+    @property
+    def block(self) -> int:
+        """Prompts of a block."""
+
+    def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
+        """One line of JSON for each of these prompts."""
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that the lines depend on."""
 
 
 def drawn_latents(seed: int, row: int, router: np.ndarray, samples: int) -> np.ndarray:
@@ -237,7 +282,7 @@ def drawn_latents(seed: int, row: int, router: np.ndarray, samples: int) -> np.n
 
 
 def draw_all(
-    sampling: Sampling,
+    sampling: Drawn,
     target: Path,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
@@ -302,7 +347,7 @@ def _stored(target: Path, header: dict[str, Any]) -> list[dict[str, Any]] | None
 
 
 def _draw_and_store(
-    sampling: Sampling,
+    sampling: Drawn,
     shards: Shards,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],

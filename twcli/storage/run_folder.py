@@ -1,8 +1,9 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
-adapter/, tensorboard/, naming.json, checksums.json, report.html and samples.jsonl.
+adapter/, tensorboard/, naming.json, checksums.json, report.html, samples.jsonl and served.jsonl.
 
-Only this module writes in it, except for the report, which the command line writes, and the samples
-of `twcli eval --samples`. A folder or file appears under its final name when it is complete.
+Only this module writes in it, except for the report, which the command line writes, and what
+`twcli eval` draws (--samples, --server). A folder or file appears under its final name when it is
+complete.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class RunFolder:
         self.naming_file = self.path / "naming.json"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples.jsonl"
+        self.served = self.path / "served.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self._metrics_hash = hashlib.sha256()
         self._tracker: Any = None
@@ -193,10 +195,12 @@ class RunFolder:
             self.posterior_file,
             self.report,
             self.samples,
+            self.served,
             self.checksums_file,
         )
         folders = {"checkpoints", "model", ".model", "adapter", ".adapter", "tensorboard"}
-        folders |= {f"{self.samples.name}.lock", f"{self.samples.name}.parts"}
+        for drawn in (self.samples, self.served):
+            folders |= {f"{drawn.name}.lock", f"{drawn.name}.parts"}
         return folders | {name for file in files for name in (file.name, file.name + ".tmp")}
 
     def _clear(self) -> None:
