@@ -36,3 +36,31 @@ def test_from_precompute_to_eval(folder):
     ok("train", *flags, *skip, *train, "--out", folder / "run")
     shown = ok("eval", "--run", folder / "run", *data, "--bootstrap", 10, "--json")
     assert json.loads(shown.stdout)["likelihood"]["gain"] is not None
+
+
+def test_several_tokens_of_a_latent_are_counted_by_every_command(folder):
+    """Rows of 31 tokens fit with one token per latent, of 32; with four they do not."""
+    lines = [json.loads(line) for line in (folder / "d.jsonl").read_text().splitlines()]
+    lines[4]["x"] = "w1 " * 20
+    (folder / "d.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = ("--data", folder / "d.jsonl", "--device", "cpu")
+    flags = (*data, "--model", folder / "model", "--too-long", "truncate-left")
+    four = ("--latent-tokens", 4)
+    out = ("--out", folder / "b.h5")
+    said = ok("precompute", *flags, *out).stderr
+    assert "of 24 rows 2 are left out" in said and "1 lose" not in said
+    train = ("train", *flags, *four, "--baseline", folder / "b.h5", "--latents", 2, "--steps", 2)
+    train = (*train, "--warm-start", "none", "--out", folder / "run")
+    says = "`twcli precompute --overwrite`, with --too-long and --latent-tokens as here"
+    refused(*train, "--quiet", says=["made with another latent_tokens", says])
+    said = ok("precompute", *flags, *four, *out, "--overwrite").stderr
+    assert "1 lose the beginning of x, 2 are left out" in said
+    fingerprint = json.loads(ok("inspect", folder / "b.h5", "--json").stdout)["fingerprint"]
+    assert fingerprint["latent_tokens"] == 4
+    assert fingerprint["too_long"] == {"skip": 2, "truncate-left": 1}
+    ok("inspect", folder / "b.h5", "--verify", "--model", folder / "model", *data[:2])
+    named = ok("discover", *flags, *four, "--latents", 2, "--out", folder / "names.jsonl")
+    assert "--latent-tokens 4" in named.stderr
+    ok(*train)
+    shown = ok("eval", "--run", folder / "run", *data, "--bootstrap", 10, "--json")
+    assert json.loads(shown.stdout)["likelihood"]["gain"] is not None

@@ -228,7 +228,7 @@ REFUSED = {
     "UTF-16 that is cut off": (
         "d.jsonl",
         recoded(JSONL, "utf-16")[:-1],
-        "d.jsonl: cannot be read: it begins as UTF-16-LE and does not go on so; save it as UTF-8",
+        "d.jsonl: cannot be read: it begins as UTF-16-LE, and what follows is none; save it as",
     ),
     "text behind a record": (
         "d.jsonl",

@@ -266,6 +266,7 @@ def _train_command(config: DiscoverConfig) -> str:
         "template",
         "chat_template_kwargs",
         "too_long",
+        "latent_tokens",
         "format",
         "x_field",
         "y_field",

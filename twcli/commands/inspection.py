@@ -118,6 +118,7 @@ def _compared(
     settings = made["template"].get("settings") if name == CHAT else None
     changed = made["too_long"] if isinstance(made.get("too_long"), dict) else {}
     policy = next((name for name in (TRUNCATE_LEFT, SKIP) if name in changed), ERROR)
+    latent_tokens = made["latent_tokens"] if made.get("latent_tokens") in range(1, 65) else 1
     inputs = open_inputs(
         model,
         data,
@@ -127,6 +128,7 @@ def _compared(
         precision=precision,
         attention=attention,
         too_long=policy,
+        latent_tokens=latent_tokens,
     )
     if made.get("max_length") in range(1, inputs.max_length + 1):
         limit = made["max_length"]

@@ -39,11 +39,7 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
         UserError: what the call itself would refuse about the model or the data.
     """
     notes: list[str] = []
-    inputs = open_inputs(
-        **config.inputs(),
-        latent_tokens=config.latent_tokens if isinstance(config, TrainConfig) else 1,
-        say=notes.append,
-    )
+    inputs = open_inputs(**config.inputs(), say=notes.append)
     yield from notes
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     model.to(runtime.pick_device(config.device))

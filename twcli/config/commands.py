@@ -228,9 +228,30 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
         choices=TOO_LONG,
     )
 
+    latent_tokens: int = option(
+        1,
+        group=STRATEGIES,
+        rare=True,
+        help=(
+            "Vocabulary tokens per latent; more give each latent more capacity. Rows that are too "
+            "long are counted with them, so every command gets the same number."
+        ),
+        minimum=1,
+        maximum=64,
+    )
+
     def inputs(self) -> dict[str, Any]:
         """The arguments of `models.inputs.open_inputs`."""
-        names = ("model", "data", "template", "precision", "attention", "max_length", "too_long")
+        names = (
+            "model",
+            "data",
+            "template",
+            "precision",
+            "attention",
+            "max_length",
+            "too_long",
+            "latent_tokens",
+        )
         values = {name: getattr(self, name) for name in names} | self.fields
         return values | {"chat_settings": self.chat_settings}
 
@@ -450,14 +471,6 @@ class TrainConfig(InputsConfig):
         group=LITERATURE,
         help=("Posterior at the start: the clusters of the records (centered), or none."),
         choices=("centered", "none"),
-    )
-    latent_tokens: int = option(
-        1,
-        group=STRATEGIES,
-        rare=True,
-        help="Vocabulary tokens per latent; more give each latent more capacity.",
-        minimum=1,
-        maximum=64,
     )
     history_dropout: float = option(
         0.0,

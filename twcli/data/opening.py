@@ -161,7 +161,8 @@ class _Recoded(io.RawIOBase):
                 self._left = self._decoder.decode(data, final=ended).encode()
             except UnicodeError as error:
                 raise OSError(
-                    f"it begins as {self._encoding.upper()} and does not go on so; save it as UTF-8"
+                    f"it begins as {self._encoding.upper()}, and what follows is none; save it as "
+                    "UTF-8"
                 ) from error
         size = min(len(buffer), len(self._left))
         buffer[:size], self._left = self._left[:size], self._left[size:]

@@ -275,6 +275,7 @@ def _frozen(
             examples=examples,
             too_long=TRUNCATE_LEFT if cut else ERROR,
             max_length=max_length if cut else None,
+            latent_tokens=trained.latent_tokens,
             template=RunFolder(config.run).template,
             precision=config.precision,
             attention=config.attention,

@@ -116,6 +116,14 @@ def weights_hash(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
+def _too_long(encoder: ExampleEncoder, encoded: Encoded) -> dict[str, Any]:
+    """What was done with rows that are too long, and the tokens that they were counted with."""
+    if not encoded.too_long:
+        return {}
+    several = {"latent_tokens": encoder.latent_tokens} if encoder.latent_tokens > 1 else {}
+    return several | {"too_long": encoded.too_long}
+
+
 def fingerprint(
     model: PreTrainedModel,
     encoder: ExampleEncoder,
@@ -136,6 +144,6 @@ def fingerprint(
         "weights": weights_hash(model),
         "tokenizer": encoder.tokenizer_hash(),
         "template": encoder.fingerprint(),
-        **({"too_long": encoded.too_long} if encoded.too_long else {}),
+        **_too_long(encoder, encoded),
         "data": encoded.data_hash(),
     }

@@ -17,11 +17,13 @@ from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import ERROR
-from twcli.errors import UserError
+from twcli.errors import UserError, first_difference
 from twcli.models import baseline, runtime
 from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
 from twcli.storage.cache_format import CACHE
+
+COUNTED = ("latent_tokens", "too_long")  # of a fingerprint: which rows are too long
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,10 @@ class Inputs:
         try:
             cache.check(fingerprint, self.encoded.row_hash)
         except UserError as error:
-            raise UserError(f"{error}; {CACHE.remedy}") from None
+            differs = first_difference(cache.fingerprint, fingerprint)
+            counted = differs is not None and differs[0].split(".")[0] in COUNTED
+            same = ", with --too-long and --latent-tokens as here" if counted else ""
+            raise UserError(f"{error}; {CACHE.remedy}{same}") from None
         return cache, fingerprint
 
     def _fingerprint(self, model: PreTrainedModel, precision: str) -> dict[str, Any]:

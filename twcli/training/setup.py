@@ -159,9 +159,7 @@ def prepare(
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     # the weights are trained in float32; --precision is that of the arithmetic
-    inputs = open_inputs(
-        **{**config.inputs(), "precision": "fp32"}, latent_tokens=config.latent_tokens, say=say
-    )
+    inputs = open_inputs(**{**config.inputs(), "precision": "fp32"}, say=say)
     backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     config = resolved(run.settled(config), backbone, encoder, encoded)
     if config.uses_weights and config.term_weights()[0] == 0:
