@@ -193,7 +193,13 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
         return
     for line in summary_lines(summary):
         click.echo(line)
-    screen.say(f"{config.out}: {summary['records']:,} names; train: {summary['command']}")
+    named = f"{summary['records']:,} records named"
+    if left := summary["records"] - summary["named"]:
+        named = (
+            f"{summary['named']:,} of {summary['records']:,} records named; the other {left:,} have "
+            "null, and training finds their latents"
+        )
+    screen.say(f"{config.out}: {named}; train: {summary['command']}")
 
 
 @main.command(cls=GroupedCommand, short_help="Entangled model, data and b_t: a run folder.")

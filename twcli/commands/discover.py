@@ -211,6 +211,7 @@ def summary_of(
         "model": config.model,
         "data": config.data,
         "records": len(encoded),
+        "named": len(named),
         "prompts": int(encoded.prompt_index.max()) + 1,
         "verdict": verdict_of(naming),
         "score": record["score"] or 0.0,

@@ -205,7 +205,7 @@ def _decoded_line(line: str) -> Any:
 def odd_line(line: str, where: str, decoder: json.JSONDecoder = DECODER) -> list[Any]:
     """The values of a line that is not one JSON value by itself: none on a blank line, several
     where files were joined without a line break or lines end with CR alone; a byte order mark may
-    stand before each.
+    precede each.
 
     Raises:
         UserError: it is something else.
