@@ -193,13 +193,12 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
         return
     for line in summary_lines(summary):
         click.echo(line)
-    named = f"{summary['records']:,} records named"
-    if left := summary["records"] - summary["named"]:
-        named = (
-            f"{summary['named']:,} of {summary['records']:,} records named; the other {left:,} have "
-            "null, and training finds their latents"
-        )
-    screen.say(f"{config.out}: {named}; train: {summary['command']}")
+    records, named = summary["records"], summary["named"]
+    done = f"{records:,} records named"
+    if named < records:
+        left = f"{records - named:,} have null, and training finds their latents"
+        done = f"{named:,} of {records:,} records named; {left}"
+    screen.say(f"{config.out}: {done}; train: {summary['command']}")
 
 
 @main.command(cls=GroupedCommand, short_help="Entangled model, data and b_t: a run folder.")

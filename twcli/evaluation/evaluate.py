@@ -484,8 +484,8 @@ def _served(
     else:
         with progress("generating", len(xs) * drawing.per_prompt) as advance:
             lines = [json.loads(line) for line in drawing.lines(range(len(xs)), advance)]
-    greedy, drawn = ([line.get(name) for line in lines] for name in ("greedy", "drawn"))
-    return first[: len(xs)], greedy, drawn if alike else None
+    greedy = [line["greedy"] for line in lines]
+    return first[: len(xs)], greedy, [line["drawn"] for line in lines] if alike else None
 
 
 def _judged_all(

@@ -193,7 +193,8 @@ class Server:
 
         await self.check()
         try:
-            listed = await self._client.with_options(timeout=FIRST_SECONDS).models.list()
+            once = self._client.with_options(max_retries=0, timeout=FIRST_SECONDS)
+            listed = await once.models.list()
             names = [str(one.id) for one in listed.data]
         except (openai.OpenAIError, AttributeError, TypeError):
             names = []
