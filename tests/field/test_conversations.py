@@ -119,6 +119,46 @@ def test_a_conversation_without_a_chat_template_is_refused(chat):
     assert "data.jsonl:1: a conversation needs the model's chat template" in result.stderr
 
 
+def test_prompts_that_are_conversations_are_completed_as_the_template_writes_them(
+    chat, tmp_path, monkeypatch
+):
+    """System, turns, a call of a tool and its result, tools: from each way to write them."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"n": 1}}}
+    asked = [
+        *turns("2 and 2?", "4", "and f of 1?", system=True),
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    text = {**call, "function": {"name": "f", "arguments": '{"n": 1}'}}
+    written = [*asked[:-2], {**asked[-2], "tool_calls": [text]}, asked[-1]]
+    records = [
+        {"messages": [*written, {"role": "assistant", "content": "not read"}], "tools": tools},
+        {"prompt": json.dumps(written), "tools": json.dumps(tools)},
+        {"prompt": turns("only this?")},
+    ]
+    given = []
+
+    def generate(model, encoder, prompts, **_):
+        given.extend(prompts)
+        return ["a word"] * len(prompts), [True] * len(prompts)
+
+    monkeypatch.setattr("twcli.commands.sample.generate", generate)
+    theirs = AutoTokenizer.from_pretrained(chat / "model")
+    for record in records:
+        data, out = tmp_path / "d.jsonl", tmp_path / "out.jsonl"
+        data.write_text(json.dumps(record) + "\n")
+        call_of = ("sample", "--model", chat / "model", "--data", data, "--out", out)
+        twcli(*call_of, "--overwrite", "--max-new-tokens", 3)
+        prompt, offered = (asked, tools) if "tools" in record else (turns("only this?"), None)
+        ids = theirs.apply_chat_template(prompt, tools=offered, add_generation_prompt=True)
+        assert given.pop() == ids["input_ids"]
+        (line,) = map(json.loads, out.read_text().splitlines())
+        assert line["messages"] == [*prompt, {"role": "assistant", "content": "a word"}]
+        assert line.get("tools") == offered
+    assert not given
+
+
 @pytest.mark.slow
 def test_from_conversations_to_what_a_user_types(chat, tmp_path):
     data = chat / "data.jsonl"
