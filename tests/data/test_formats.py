@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from twcli.config.commands import FORMATS
@@ -56,6 +58,29 @@ def test_a_function_turn_is_a_call_or_a_result():
         "f:1",
     )
     assert [turn["role"] for turn in turns] == ["assistant", "tool"]
+
+
+def test_calls_as_the_openai_api_wrote_them_first_are_calls_of_tools():
+    said = {"name": "f", "arguments": '{"a": 1}'}
+    turns = turns_of(
+        [
+            {"role": "assistant", "content": None, "function_call": said},
+            {"role": "function", "name": "f", "content": "4"},
+            {"role": "assistant", "content": None, "function_call": json.dumps(said)},
+            {"role": "function_call", "content": json.dumps(said)},
+        ],
+        "messages",
+        "f:1",
+    )
+    assert [turn["role"] for turn in turns] == ["assistant", "tool", "assistant", "assistant"]
+    assert turns[1] == {"role": "tool", "name": "f", "content": "4"}
+    calls = [turn["tool_calls"] for turn in turns if "tool_calls" in turn]
+    assert calls == [[{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]] * 3
+    assert all("function_call" not in turn for turn in turns)
+    with pytest.raises(
+        UserError, match=r"'messages\[0\].function_call' must be a call with 'name'"
+    ):
+        turns_of([{"role": "assistant", "function_call": {"a": 1}}], "messages", "f:1")
 
 
 def test_the_text_of_a_prompt_shows_all_of_it():

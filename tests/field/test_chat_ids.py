@@ -358,6 +358,15 @@ def test_text_that_the_template_leaves_out_is_refused(folders, tmp_path):
     encoder = load_encoder(with_template(folders["byte-level"], deaf, tmp_path / "n"), 1, "chat")
     with pytest.raises(UserError, match=r"d:1: .* leaves out text of turn 1 \(system\)"):
         encoder.encode([conversation(SYSTEM)], max_length=200, source="d")
+    known = TEMPLATES["chatml"].replace(
+        "{% for m in messages %}", "{% for m in messages if m.role in ('user', 'assistant') %}"
+    )
+    encoder = load_encoder(with_template(folders["byte-level"], known, tmp_path / "o"), 1, "chat")
+    critic = {"role": "critic", "content": "too short"}
+    with pytest.raises(UserError, match=r"d:1: .* leaves out text of turn 2 \(critic\)"):
+        encoder.encode(
+            [conversation([user("a"), critic, assistant("b")])], max_length=200, source="d"
+        )
 
 
 def test_a_template_without_a_generation_prompt_is_told(folders, tmp_path):

@@ -238,9 +238,8 @@ class ChatTemplate:
         for number, turn in enumerate(turns, start=1):
             # Results of tools are often written in another notation, and templates leave out the
             # thoughts of earlier answers by intention.
-            if turn["role"] in ("system", "developer", "user") and not _shows(
-                prompt, turn.get("content")
-            ):
+            as_they_are = turn["role"] not in ("assistant", "tool")
+            if as_they_are and not _shows(prompt, turn.get("content")):
                 raise UserError(
                     f"{place}: the chat template of {self.source} leaves out text of turn "
                     f"{number} ({turn['role']}); change the record, or give a template that keeps "

@@ -94,19 +94,33 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     role = value.get("role")
     if not isinstance(role, str) or not role:
         refuse(where, f"{field}.role", f"must be text such as user, found {kind_of(role)}")
+    if _role(role) in (*CALLS, "function"):
+        rest = {key: part for key, part in value.items() if key != "role"}
+        return _sharegpt_turn({**rest, "from": role}, field, where)
     name = first_of(value, SAID) or SAID[0]
     turn = {key: part for key, part in value.items() if part is not None and key != name}
     turn["role"] = _role(role)
     turn["content"] = _content(value.get(name), turn, f"{field}.{name}", where)
+    if "function_call" in turn:  # how the OpenAI API wrote a single call at first
+        call = turn.pop("function_call")
+        turn["tool_calls"] = call if isinstance(call, list) else [_parsed_call(call, field, where)]
     if "tool_calls" in turn:
         turn["tool_calls"] = _calls(turn["tool_calls"], f"{field}.tool_calls", where)
         if not turn["tool_calls"]:
             del turn["tool_calls"]
     if turn["content"] is None and not any(
-        key in turn for key in ("tool_calls", "function_call", "reasoning_content")
+        key in turn for key in ("tool_calls", "reasoning_content")
     ):
         refuse(where, f"{field}.content", "must be text, found null")
     return turn
+
+
+def _parsed_call(value: Any, field: str, where: str) -> dict[str, Any]:
+    value = parsed(value, f"{field}.function_call", where)
+    if not isinstance(value, dict) or "name" not in value:
+        what = f"must be a call with 'name' and 'arguments', found {kind_of(value)}"
+        refuse(where, f"{field}.function_call", what)
+    return {"type": "function", "function": value}
 
 
 def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
@@ -140,7 +154,7 @@ def _said_call(said: Any) -> list[Any] | None:
         isinstance(c, dict) and {"name", "arguments"} <= c.keys() for c in calls
     ):
         return None
-    return [{"type": "function", "function": call} for call in calls]
+    return [{"type": "function", "function": _call(call)} for call in calls]
 
 
 def _content(value: Any, turn: Turn, field: str, where: str) -> Any:
@@ -215,7 +229,6 @@ def text_of(turn: Turn) -> str:
         turn.get("reasoning_content"),
         content if content is None or isinstance(content, str) else _json(content),
         *(_json(call.get("function", call)) for call in turn.get("tool_calls", ())),
-        _json(turn["function_call"]) if "function_call" in turn else None,
     ]
     return "\n\n".join(part for part in said if isinstance(part, str) and part)
 
