@@ -64,37 +64,13 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         Interrupted: a signal came; the step was finished and a checkpoint saved.
     """
     config, accelerator, run = setup.config, setup.accelerator, setup.run
-    if config.gradient_checkpointing:
-        runtime.checkpoint_activations(setup.model.backbone)
-    if config.compile:
-        body_of(setup.model.backbone).compile(dynamic=True)
-    if sharded := config.shard and accelerator.num_processes > 1:
-        shard(setup.model, accelerator.num_processes)
-    trained = (p for p in setup.model.parameters() if p.requires_grad)
-    optimizer = torch.optim.AdamW(
-        trained, lr=setup.lr, betas=ADAM_BETAS, weight_decay=0.0, fused=True
-    )
-    model, optimizer = (
-        (setup.model, optimizer) if sharded else accelerator.prepare(setup.model, optimizer)
-    )
+    sharded = config.shard and accelerator.num_processes > 1
+    model, optimizer = _prepared(setup, sharded)
     average = WeightAverage(setup.model, setup.course.planned)
     rows = np.setdiff1d(np.arange(len(setup.encoded)), setup.held.rows_H)
     named_rows = rows[setup.latent_N[rows] >= 0]
-    step, tensors, notes = run.checkpoints.newest(setup.provenance, config.retired)
-    for note in notes:
-        say(note)
-    if step:
-        restore(setup.model, optimizer, setup.latent_N, average, tensors)
-        say(f"resuming after step {step} of {setup.steps}")
     watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
-    before: list[dict[str, Any]] = []
-    if accelerator.is_main_process:
-        before = run.cut_back(step)
-        for seen in before:  # what was told before the interruption is not told again
-            watch.see(seen)
-    measured = [seen for seen in before if "held_out_nll" in seen]
-    for seen in broadcast_object_list([measured])[0]:
-        setup.course.observe(seen["step"], seen)
+    step = _resumed(setup, optimizer, average, watch, say)
     model.train()
     steps = batches(
         setup.course,
@@ -106,15 +82,14 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         processes=accelerator.num_processes,
         accumulate=config.accumulate,
     )
-    stream = prefetch(
-        steps, partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
-    )
+    read = partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
+    stream = prefetch(steps, read)
     tracked: AbstractContextManager[None] = nullcontext()
     if config.tracker is not None and accelerator.is_main_process:
         tracked = run.tracked(config.tracker, step)
     with signals.held() as pending, tracked:
-        for stage, read in stream:
-            metrics = _step(setup, model, optimizer, stage, read, step)
+        for stage, at_once in stream:
+            metrics = _step(setup, model, optimizer, stage, at_once, step)
             step += 1
             average.update(step)
             if setup.held.due(step):
@@ -149,6 +124,49 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                 )
     _choose_weights(setup, average, say)
     accelerator.wait_for_everyone()
+
+
+def _prepared(setup: Setup, sharded: bool) -> tuple[Any, Any]:
+    """The module to call, and the optimiser, both as accelerate or FSDP wants them."""
+    config = setup.config
+    if config.gradient_checkpointing:
+        runtime.checkpoint_activations(setup.model.backbone)
+    if config.compile:
+        body_of(setup.model.backbone).compile(dynamic=True)
+    if sharded:
+        shard(setup.model, setup.accelerator.num_processes)
+    trained = (p for p in setup.model.parameters() if p.requires_grad)
+    optimizer = torch.optim.AdamW(
+        trained, lr=setup.lr, betas=ADAM_BETAS, weight_decay=0.0, fused=True
+    )
+    if sharded:
+        return setup.model, optimizer
+    model, optimizer = setup.accelerator.prepare(setup.model, optimizer)
+    return model, optimizer
+
+
+def _resumed(
+    setup: Setup, optimizer: Any, average: WeightAverage, watch: diagnostics.Watch, say: Say
+) -> int:
+    """Puts back the newest checkpoint, and tells the course and the watch what was measured up to
+    it; returns its step, 0 where there is none.
+    """
+    run = setup.run
+    step, tensors, notes = run.checkpoints.newest(setup.provenance, setup.config.retired)
+    for note in notes:
+        say(note)
+    if step:
+        restore(setup.model, optimizer, setup.latent_N, average, tensors)
+        say(f"resuming after step {step} of {setup.steps}")
+    before: list[dict[str, Any]] = []
+    if setup.accelerator.is_main_process:
+        before = run.cut_back(step)
+        for seen in before:  # what was told before the interruption is not told again
+            watch.see(seen)
+    measured = [seen for seen in before if "held_out_nll" in seen]
+    for seen in broadcast_object_list([measured])[0]:
+        setup.course.observe(seen["step"], seen)
+    return step
 
 
 def _choose_weights(setup: Setup, average: WeightAverage, say: Say) -> None:
