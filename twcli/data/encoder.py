@@ -31,8 +31,16 @@ from twcli.data.chat import Rendered
 from twcli.data.example import Example
 from twcli.data.latent_chat import latent_tokens, sections, with_latents
 from twcli.data.long_rows import ERROR, LongRows
-from twcli.data.template import CHAT, FILE, Ending, Template, specials
-from twcli.data.vocabulary import SECTION_TAGS, TAGS, add_tokens, save_tokenizer, state_hash
+from twcli.data.template import CHAT, FILE, Template, specials
+from twcli.data.vocabulary import (
+    SECTION_TAGS,
+    TAGS,
+    add_tokens,
+    check_vocabulary,
+    save_tokenizer,
+    state_hash,
+    tags_template,
+)
 from twcli.data.whole_text import TokenRow, WholeText
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray
@@ -174,35 +182,12 @@ class ExampleEncoder:
         self.source = source
         self.latent_tokens = latent_tokens
         self.embedded: int | None = None  # ids below it have an embedding row; None if not known
+        check_vocabulary(tokenizer, source, TAGS if template is None else SECTION_TAGS)
         vocabulary = tokenizer.get_vocab()
-        tags = TAGS if template is None else SECTION_TAGS
-        missing = [tag for tag in tags if tag not in vocabulary]
-        if tokenizer.eos_token is None:
-            missing.append("eos_token")
-        if missing:
-            how = "add it to the tokenizer"
-            if tokenizer.eos_token is None:
-                how = (
-                    'set "eos_token" in its tokenizer_config.json to the token that ends a text, '
-                    "such as </s>"
-                )
-            raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; {how}")
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.z_open, self.z_close = (vocabulary[tag] for tag in SECTION_TAGS)
-        if template is None:
-            x_open, x_close, y_open, y_close = (vocabulary[tag] for tag in TAGS[:4])
-            begin = [] if self.bos is None else [self.bos]
-            text = f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}"
-            template = Template(
-                "tags",
-                text,
-                [*begin, x_open],
-                [x_close],
-                [y_open],
-                [y_close, self.eos],
-                Ending(y_close),
-            )
+        template = template or tags_template(tokenizer)
         self._whole = None
         if template.name == CHAT:
             self._whole = WholeText(tokenizer, SECTION_TAGS[1])
@@ -487,8 +472,8 @@ class ExampleEncoder:
         places = [e.where or f"{source}:{row}" for row, e in enumerate(block, start=first + 1)]
         trailing = self.template.after_y[1:] if self.template.name == "tags" else []
         sequences: list[int] = []
-        lengths, prompts, targets, starts, x_lengths = [], [], [], [], []
-        numbers, hashes, keys = [], [], []
+        sizes: list[tuple[int, ...]] = []
+        hashes, keys = [], []
         around = len(trailing) + self.latent_section
         unknown_id, unknown = self.tokenizer.unk_token_id, 0
         whole = zip(self._rows(block, places, marks), places, strict=True)
@@ -500,13 +485,11 @@ class ExampleEncoder:
                 marks.crossed.add(place)
             sequence = [*row.before_z, *row.before_y, *row.target, *trailing]
             prompt = len(row.before_z) + len(row.before_y)
+            x_length = row.x_stop - row.x_start
             sequences += sequence
-            lengths.append(len(sequence))
-            prompts.append(prompt - 1)
-            targets.append(len(row.target))
-            starts.append(row.x_start)
-            x_lengths.append(row.x_stop - row.x_start)
-            numbers.append(number)
+            sizes.append(
+                (len(sequence), prompt - 1, len(row.target), row.x_start, x_length, number)
+            )
             if self.template.name == "tags":
                 key, y = row.before_z[row.x_start : row.x_stop], row.target[:-1]
             else:
@@ -515,18 +498,9 @@ class ExampleEncoder:
             hashes.append(row_hash(key_bytes, np.asarray(y, np.int32).tobytes()))
             keys.append(hashlib.blake2b(key_bytes, digest_size=HASH.itemsize).digest())
             unknown += unknown_id is not None and unknown_id in sequence
-        return [
-            sequences,
-            lengths,
-            prompts,
-            targets,
-            starts,
-            x_lengths,
-            numbers,
-            np.frombuffer(b"".join(hashes), HASH),
-            np.frombuffer(b"".join(keys), HASH),
-            unknown,
-        ]
+        columns = np.array(sizes, np.int64).reshape(-1, 6).T
+        both = (np.frombuffer(b"".join(digests), HASH) for digests in (hashes, keys))
+        return [sequences, *columns, *both, unknown]
 
     def _rows(self, block: list[Example], places: list[str], marks: _Marks) -> list[TokenRow]:
         if self._whole is None:

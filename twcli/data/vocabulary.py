@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from twcli.data.template import Template
+from twcli.data.template import Ending, Template
 from twcli.errors import UserError
 
 SECTION_TAGS = ("<z>", "</z>")
@@ -24,6 +24,37 @@ def default_template(tokenizer: Any) -> str:
     vocabulary = tokenizer.get_vocab()
     tagged = all(tag in vocabulary for tag in TAGS if tag not in SECTION_TAGS)
     return "chat" if tokenizer.chat_template and not tagged else "tags"
+
+
+def tags_template(tokenizer: Any) -> Template:
+    """The template `tags`; the vocabulary holds them."""
+    vocabulary = tokenizer.get_vocab()
+    x_open, x_close, y_open, y_close = (vocabulary[tag] for tag in TAGS[:4])
+    bos = tokenizer.bos_token_id
+    return Template(
+        "tags",
+        f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}",
+        before_x=[x_open] if bos is None else [bos, x_open],
+        before_z=[x_close],
+        before_y=[y_open],
+        after_y=[y_close, tokenizer.eos_token_id],
+        ending=Ending(y_close),
+    )
+
+
+def check_vocabulary(tokenizer: Any, source: str, tags: Sequence[str]) -> None:
+    """Raises UserError where the tokenizer lacks one of the tags, or a token that ends a text."""
+    vocabulary = tokenizer.get_vocab()
+    missing = [tag for tag in tags if tag not in vocabulary]
+    how = "add it to the tokenizer"
+    if tokenizer.eos_token is None:
+        missing.append("eos_token")
+        how = (
+            'set "eos_token" in its tokenizer_config.json to the token that ends a text, such as '
+            "</s>"
+        )
+    if missing:
+        raise UserError(f"{source}: the tokenizer has no {', '.join(missing)}; {how}")
 
 
 def add_tags(tokenizer: Any, template: Template | None) -> list[str]:
