@@ -148,10 +148,8 @@ def _text(cache: Cache, encoder: ExampleEncoder, encoded: Encoded, row: int) -> 
     """`line` of the data, the `prompt` with its template tokens, and `pieces`: (text, b_t in nats)
     of each token of y.
     """
-    before, ids = (
-        encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1],
-        encoded.y_ids(row),
-    )
+    before = encoded.ids[encoded.offsets[row] :][: encoded.prompt_lengths[row] + 1]
+    ids = encoded.y_ids(row)
     nats = cache.read(np.asarray([row]))[0][: len(ids)].tolist()
     return {
         "line": encoded.number(row) + 1,

@@ -324,16 +324,14 @@ def _store(
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
 ) -> None:
-    shards, count = (
-        Shards(
-            out,
-            {"fingerprint": drawing.fingerprint()},
-            len(drawing.prompts),
-            what="sample",
-            suffix=".jsonl",
-        ),
-        0,
+    shards = Shards(
+        out,
+        {"fingerprint": drawing.fingerprint()},
+        len(drawing.prompts),
+        what="sample",
+        suffix=".jsonl",
     )
+    count = 0
     shards.open()
     try:
         for note in shards.notes():

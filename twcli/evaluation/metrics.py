@@ -380,10 +380,8 @@ def _carried_out(
     obeyed_P = per_prompt(prompt_G, asked_G & seen_G)
     drawn_P = per_prompt(prompt_F, np.ones(len(prompt_F)))
     of_it_P = per_prompt(prompt_F, seen_F)
-    told_P, right_P = (
-        per_prompt(prompt_G, asked_G & known_G),
-        per_prompt(prompt_G, asked_G & right_G),
-    )
+    told_P = per_prompt(prompt_G, asked_G & known_G)
+    right_P = per_prompt(prompt_G, asked_G & right_G)
     told_frozen_P = per_prompt(prompt_F, seen_F & known_F)
     right_frozen_P = per_prompt(prompt_F, seen_F & right_F)
 

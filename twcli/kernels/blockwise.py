@@ -172,10 +172,8 @@ def added(seen: torch.Tensor) -> torch.Tensor:
 def causal_blocks(tokens: int) -> list[Block]:
     """Query blocks of a causal sequence."""
     queries = cut(tokens) if tokens else []
-    last, longest = (
-        queries[-1].start if queries else 0,
-        max((q.stop - q.start for q in queries), default=0),
-    )
+    last = queries[-1].start if queries else 0
+    longest = max((q.stop - q.start for q in queries), default=0)
     # its first query is at column `last`
     strip = added(torch.arange(last + longest) <= last + torch.arange(longest)[:, None])
     return [
@@ -222,10 +220,8 @@ class _Attention(torch.autograd.Function):
         tensors = query, key, value, *_empty(query)
         q, k, v, o, s = map(fork.of_prompts, tensors)
         _see(q, k, v, o, s, fork.prompt_blocks, scale)
-        shared, branches = (
-            [fork.to_rows(fork.of_prompts(x)) for x in (key, value)],
-            [fork.of_branches(x) for x in tensors],
-        )
+        shared = [fork.to_rows(fork.of_prompts(x)) for x in (key, value)]
+        branches = [fork.of_branches(x) for x in tensors]
         for group in fork.groups:
             q, *own, o, s = (x[:, :, group.tokens] for x in branches)
             _see(q, *_behind(shared, own), o, s, group.blocks, scale)
@@ -237,19 +233,15 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         fork, tensors = ctx.fork, (gradient, *ctx.saved_tensors)
         found = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in tensors[1:4]]
-        of_prompts, of_branches = (
-            list(map(fork.of_prompts, found)),
-            [fork.of_branches(x) for x in found],
-        )
+        of_prompts = list(map(fork.of_prompts, found))
+        of_branches = [fork.of_branches(x) for x in found]
         if fork.prompt_blocks:
             g, q, k, v, o, s = map(fork.of_prompts, tensors)
             shares = _see_backward(g, q, k, v, o, s, of_prompts[0], fork.prompt_blocks, ctx.scale)
             for whole, share in zip(of_prompts[1:], shares, strict=True):
                 whole.copy_(share)
-        shared, branches = (
-            [fork.to_rows(fork.of_prompts(x)) for x in tensors[2:4]],
-            [fork.of_branches(x) for x in tensors],
-        )
+        shared = [fork.to_rows(fork.of_prompts(x)) for x in tensors[2:4]]
+        branches = [fork.of_branches(x) for x in tensors]
         P = fork.prompts[1]
         for group in fork.groups:
             g, q, *own, o, s = (x[:, :, group.tokens] for x in branches)

@@ -83,10 +83,8 @@ class Costs:
             PLAIN: B * C * (P + Q) * self.linear + self.width * B * C * causal_cost(P + Q)
         }
         if self.window is None or P + Q <= self.window:
-            linear, on_prompts = (
-                tokens_computed(real, G * P + B * C * Q) * self.linear,
-                G * causal_cost(P),
-            )
+            linear = tokens_computed(real, G * P + B * C * Q) * self.linear
+            on_prompts = G * causal_cost(P)
             of_form = {
                 BRANCHES: on_prompts + B * C * masked_cost(Q, P + Q, COPY),
                 TREE: on_prompts + B * masked_cost(C * Q, P + C * Q, COPY),

@@ -250,11 +250,9 @@ class Packed:
                 prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
             return torch.cat([prompts, branches], dim=2)
 
-        (query, branch_query), (key, branch_key), (value, branch_value) = (
-            parted(query),
-            parted(key),
-            parted(value),
-        )
+        query, branch_query = parted(query)
+        key, branch_key = parted(key)
+        value, branch_value = parted(value)
         # Padding is on the right, where a causal token never looks.
         on_prompts = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         on_branches = F.scaled_dot_product_attention(

@@ -80,10 +80,8 @@ class CacheWriter:
         overwrite: bool = False,
     ) -> None:
         self.path, self.shard_rows, self.overwrite = Path(path), shard_rows, overwrite
-        self.offsets, self.row_hash = (
-            np.ascontiguousarray(offsets, "<i8"),
-            np.ascontiguousarray(row_hash),
-        )
+        self.offsets = np.ascontiguousarray(offsets, "<i8")
+        self.row_hash = np.ascontiguousarray(row_hash)
         self.notes: list[str] = []
         self._fingerprint = to_json(fingerprint)
         self._published = False

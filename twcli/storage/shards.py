@@ -109,14 +109,12 @@ class Shards:
         suffix: str,
         size: Callable[[range], int] | None = None,
     ) -> None:
-        self.target, self.header, self.rows, self.what, self.suffix, self.size = (
-            target,
-            header,
-            rows,
-            what,
-            suffix,
-            size,
-        )
+        self.target = target
+        self.header = header
+        self.rows = rows
+        self.what = what
+        self.suffix = suffix
+        self.size = size
         self.folder = self.folder_of(target)
         self.damaged: list[range] = []
         self.stale: dict[str, Any] | None = None
