@@ -404,7 +404,8 @@ def _sync(folder: Path) -> None:
 def _upload(out: Path, repository: str, say: Say) -> None:
     """Uploads the folder; a repository that is made for it is private."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HTTPError as AnyHTTPError  # type: ignore[attr-defined]
 
     again = f"{out} is finished; the same command uploads it again"
     try:
@@ -414,6 +415,6 @@ def _upload(out: Path, repository: str, say: Say) -> None:
         api.upload_folder(
             repo_id=repository, folder_path=out, commit_message="Model exported by twcli"
         )
-    except (HfHubHTTPError, HTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
+    except (HfHubHTTPError, AnyHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         raise WorkFailed(f"--push-to-hub {repository}: {first_line(error)}; {again}") from error
     say(f"uploaded to {repository}" + (", which is private" if made else ""))

@@ -26,6 +26,7 @@ from twcli.storage.run_folder import RunFolder
 CHECKED_ROWS = 4
 
 Say = Callable[[str], None]
+Measured = tuple[torch.Tensor, tuple[Any, ...]]  # a loss and its gradients
 
 
 def build(
@@ -120,7 +121,7 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
         return reason
     parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
     before, most = model.execution, SHARE[flash.dtype_of(model.backbone)]
-    seen: dict[str, tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]] = {}
+    seen: dict[str, Measured] = {}
 
     def difference(form: str) -> float:
         model.execution = form
@@ -148,7 +149,7 @@ def _probe(output: LatentOutput) -> torch.Tensor:
     return loss + (output.log_posterior_BK * weights).sum()
 
 
-def _difference(one: tuple[torch.Tensor, tuple], other: tuple[torch.Tensor, tuple]) -> float:
+def _difference(one: Measured, other: Measured) -> float:
     """Larger of the relative differences of the losses and of the whole gradients."""
     (loss, gradient), (plain_loss, plain_gradient) = one, other
     difference = float((loss - plain_loss).abs() / plain_loss.abs())
