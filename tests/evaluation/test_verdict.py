@@ -51,6 +51,26 @@ def test_without_a_judge_labels_say_it(known, kind):
     assert verdict["kind"] == kind and "the posterior finds the strategy" in verdict["sentence"]
 
 
+def test_a_rare_strategy_that_is_obeyed_works():
+    """Each latent is asked for equally often, whatever share its strategy has of the records: what
+    a generator without z could get is 1 / K, not the commonest strategy's share.
+    """
+    inputs = perfect(prompts=100)
+    strategy = np.where(np.arange(300) % 10 == 0, 1, 0)  # 90 % of the records are of one strategy
+    inputs["labels"] = [NAMES[s] for s in strategy]
+    inputs["posterior"] = one_hot(strategy)[:, :2]
+    inputs["router"] = np.full((300, 2), 0.5)
+    asked = np.tile(np.arange(2), 100)
+    made = [NAMES[k] for k in asked]
+    prompts = np.repeat(np.arange(100), 2)
+    inputs["generations"] = Generations(prompts, asked, made, [True] * 200)
+    assert summarise(**inputs)["verdict"]["kind"] == "works"
+    made = [NAMES[0]] * 200  # z has no effect
+    inputs["generations"] = Generations(prompts, asked, made, [True] * 200)
+    verdict = summarise(**inputs)["verdict"]
+    assert verdict["kind"] == "failed" and "50% of the time (chance 50%)" in verdict["sentence"]
+
+
 def bare(known, score=None, width=0.02):
     result = summarise(**{**perfect(judge=False), "labels": None})
     result["score"] = score

@@ -45,15 +45,18 @@ class Verdict:
 def verdict_of(result: dict[str, Any]) -> Verdict:
     """The verdict on the figures of `metrics.summarise`."""
     alignment, K = result["alignment"], result["latents"]
-    chance = max(alignment["majority"] or 0.0, 1 / K)
+    # Each latent is asked for equally often: if z has no effect, at most one in K is its strategy.
+    chance = 1 / K
     if (share := alignment["generation_one_to_one"]) is not None:
         kind = _kind(share, alignment["generation_one_to_one_ci"], chance)
         said = f"asking for a latent gets its strategy {share:.0%} of the time"
     elif (share := alignment["posterior_one_to_one"]) is not None:
+        chance = max(
+            alignment["majority"] or 0.0, chance
+        )  # records are not of all strategies alike
         kind = _kind(share, alignment["posterior_one_to_one_ci"], chance)
         said = f"the posterior finds the strategy of {share:.0%} of the records"
     elif (share := result["score"]) is not None:
-        chance = 1 / K
         kind = _kind(share, result["score_ci"], chance)
         said = f"asking for a latent is expected to get its strategy {share:.0%} of the time"
     else:
