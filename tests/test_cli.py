@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 from tests.conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
+from tests.pages.reading import check
 from twcli import __version__
 from twcli.cli.main import main
 from twcli.commands import sample as sampling
@@ -28,6 +29,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.adapters import add_lora
 from twcli.models.card import model_card
+from twcli.storage.run_folder import RunFolder
 from twcli.training import setup
 from twcli.training.diagnostics import SUMMARY
 
@@ -122,6 +124,11 @@ def test_several_seeds_share_the_naming_and_are_evaluated_together(made, tmp_pat
     scores = {name: result["score"] for name, result in figures["runs"].items()}
     assert figures["score"] == scores and scores[figures["best"]] == max(scores.values())
     assert (runs / "seed-7" / "report.html").is_file()
+    page = check((runs / "report.html").read_text())
+    assert [a["href"] for a in page.all("a") if a["href"].endswith("html")] == [
+        "seed-4/report.html",
+        "seed-7/report.html",
+    ]
     table = ok(*judged).stdout
     assert "best by score: seed-" in table
 
@@ -150,7 +157,8 @@ def test_eval_compares_samples_of_the_frozen_model_and_the_run(made, tmp_path):
     read = found["transmission"]  # 3 samples over 3 latents: one of each a prompt
     assert sum(map(sum, read["confusion"])) + read["unread"] == 3 * found["prompts"]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "Samples saved" in page and "Is z read back?" in page and page.count("<polygon") >= 12
+    assert "Samples saved" in page and "Is z read back?" in page
+    assert check(page).text.count("run, router drawn") >= 4  # in the legends and the tables
     again = ok(*call)  # from what was stored, as a table
     assert "drawn before" in again.stderr
     assert "times fewer" in again.stdout and "z read back" in again.stdout
@@ -198,10 +206,24 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
     assert all(
         diagnostics[key] is not None and len(diagnostics[f"{key}_ci"]) == 2 for key in SUMMARY
     )
-    page = (made / "run" / "report.html").read_text()
-    assert (
-        page.startswith("<!doctype html>") and "http" not in page and "mutual_information" in page
-    )
+    page = check((made / "run" / "report.html").read_text())
+    assert "mutual_information" in page.text and "Training took" in page.text
+    for section in ("latents", "samples", "strategies", "map", "router", "training", "weights"):
+        assert {"href": f"#{section}"} in page.all("a"), section
+
+
+def test_train_ends_with_a_page(made, tmp_path):
+    """With a verdict, the naming's latents and their b_t, before anything is evaluated."""
+    run = tmp_path / "run"
+    said = ok("train", *train_flags(made), "--out", run).stderr
+    assert f"{run}/report.html" in said
+    page = check((run / "report.html").read_text())
+    assert f"twcli eval --run {run} --data TEST.jsonl" in page.text
+    assert f"twcli export --run {run} --name 0=NAME" in page.text
+    sections = ["#latents", "#map", "#training", "#weights", "#settings"]
+    assert [a["href"] for a in page.all("a")][1:] == sections
+    assert RunFolder(run).read_duration(step=4) > 0
+    assert RunFolder(run).read_duration(step=3) is None
 
 
 def test_eval_prints_a_table_within_80_columns(made):

@@ -658,6 +658,7 @@ def flips(bench: Bench, tally: Tally) -> None:
             f
             for f in sorted(job.rglob("*"))
             if f.suffix in (".h5", ".safetensors", ".json", ".jsonl") and f.stat().st_size
+            if f != run.duration_file  # for the page alone
         ]
 
         def noticed(file: Path) -> bool:

@@ -60,9 +60,11 @@ def summary():
 
 
 def test_the_page_is_whole_and_shows_all(summary):
-    page = check(render_names_page(summary))
+    page = check(render_names_page(summary | {"took": "12 min"}))
     for expected in (
         summary["verdict"],
+        "Date 2024-05-01 Model models/base Data my data/train.jsonl",
+        "Naming took 12 min",
         "12,345 completions of 4,115 prompts",
         "2 of 3 latents in use",
         "90 % (95 % interval 85 % to 94 %, the whisker)",

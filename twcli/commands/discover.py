@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import shlex
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from twcli.data.files import files_of
 from twcli.data.names import write_names
 from twcli.discovery import features as feature_reading
 from twcli.discovery.features import KINDS, Features, embed_rows
+from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, texts_of
 from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import name_rows
-from twcli.discovery.phrases import distinctive_phrases, typical_rows
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT
 from twcli.discovery.result import Naming, naming_record
 from twcli.discovery.rows import Progress, Rows
@@ -37,11 +38,9 @@ from twcli.models.inputs import Inputs, open_inputs
 from twcli.storage.durable import write_durably
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 from twcli.storage.shards import reporting
+from twcli.training.defaults import duration
 
 SHARD_ROWS = 512
-PHRASE_ROWS = 20_000  # completions in which phrases are counted
-MAP_POINTS = 2000
-TYPICAL = 4  # completions shown of each latent
 AMBIGUOUS = 8  # shown of all
 SURE = 0.9  # a name of less probability is called ambiguous
 RELIABLE = 0.9  # a score from which the verdict is that naming worked
@@ -80,7 +79,7 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
         WorkFailed: a feature is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in hand is stored first.
     """
-    out = Path(config.out)
+    out, started = Path(config.out), time.monotonic()
     if out.exists() and not config.overwrite:
         raise UserError(f"{out}: exists and may have been edited; --overwrite replaces it")
     if out.is_dir() or not out.parent.is_dir():
@@ -108,7 +107,9 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
             encoded.row_numbers,
         )
     summary = summary_of(config, naming, encoded, inputs.records)
-    write_durably(page_path(config.out), render_names_page(summary).encode())
+    took = duration(time.monotonic() - started)
+    html = render_names_page({**summary, "took": took})
+    write_durably(page_path(config.out), html.encode())
     return summary
 
 
@@ -195,13 +196,8 @@ def summary_of(
     once_N[rows] = naming.latent_N[rows]
     unsure = np.flatnonzero((once_N >= 0) & (naming.probability_N < SURE))
     ambiguous = unsure[np.argsort(naming.probability_N[unsure], kind="stable")][:AMBIGUOUS]
-    typical = typical_rows(naming.probability_N, once_N, None, naming.latents, TYPICAL)
-    counted = _some(named, PHRASE_ROWS)
-    shown = np.concatenate([counted, ambiguous, *typical]).tolist()
-    texts = _texts(records, encoded, shown)
-    phrases = distinctive_phrases(
-        [texts[row].y for row in counted.tolist()], naming.latent_N[counted], naming.latents
-    )
+    chosen = CardRows.of(naming.latent_N, naming.probability_N, naming.latents, rows)
+    texts = texts_of(records, encoded, [*chosen.rows, *ambiguous.tolist()])
     counts = np.bincount(naming.latent_N[named], minlength=naming.latents)
     record = naming_record(naming)
     return {
@@ -217,22 +213,12 @@ def summary_of(
         "score": record["score"] or 0.0,
         "score_ci": None,
         "proportions": [float(share) for share in counts / max(counts.sum(), 1)],
-        "latent_cards": [
-            {
-                "latent": k,
-                "share": float(counts[k] / max(counts.sum(), 1)),
-                "mean_probability": _mean(naming.probability_N[naming.latent_N == k]),
-                "phrases": [
-                    {"text": p.text, "z": p.z, "share": p.share, "elsewhere": p.elsewhere}
-                    for p in phrases[k]
-                ],
-                "typical": [_shown(row, encoded, naming, texts) for row in typical[k].tolist()],
-            }
-            for k in range(naming.latents)
-        ],
+        "latent_cards": latent_cards(
+            chosen, naming.latent_N, naming.probability_N, texts, encoded.number
+        ),
         "ambiguous": [
             {
-                **_shown(row, encoded, naming, texts),
+                **shown(row, naming.probability_N, texts, encoded.number),
                 "latents": [int(naming.latent_N[row]), int(naming.second_N[row])],
             }
             for row in ambiguous.tolist()
@@ -282,36 +268,7 @@ def _train_command(config: DiscoverConfig) -> str:
     return shlex.join([*words, "--baseline", "FILE.h5", "--names", config.out, "--out", "RUN"])
 
 
-def _some(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, at random but always the same, in their order."""
-    if len(rows) <= most:
-        return rows
-    return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
-
-
-def _texts(
-    records: Iterable[Example], encoded: Encoded, wanted: Iterable[int]
-) -> dict[int, Example]:
-    rows = {encoded.number(row): row for row in wanted}
-    return {rows[number]: e for number, e in enumerate(records) if number in rows}
-
-
-def _shown(row: int, encoded: Encoded, naming: Naming, texts: dict[int, Example]) -> dict[str, Any]:
-    example = texts[row]
-    probability = float(naming.probability_N[row])
-    return {"row": encoded.number(row), "x": example.x, "y": example.y, "probability": probability}
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0
-
-
 def _map(naming: Naming) -> dict[str, Any] | None:
     if naming.points is None or naming.point_rows is None:
         return None
-    places = _some(np.arange(len(naming.points)), MAP_POINTS)
-    rows, points = naming.point_rows[places], naming.points[places]
-    latents = naming.latent_N[rows]
-    return {
-        "points": [[float(x), float(y), int(k)] for (x, y), k in zip(points, latents, strict=True)]
-    }
+    return map_of(naming.points, naming.latent_N[naming.point_rows])

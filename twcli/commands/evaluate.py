@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+from twcli.commands.report import about, write_page
 from twcli.config.commands import EvalConfig
 from twcli.errors import UserError
 from twcli.evaluation import evaluate as evaluation
 from twcli.evaluation import page, several
-from twcli.storage.durable import write_durably
 from twcli.storage.run_folder import RunFolder
 
 
@@ -19,7 +19,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """All figures of `eval --json`, as `metrics.summarise` documents them; the page goes to the
     run's folder. Of a folder of several runs these are `runs`, by name, beside what
-    `several.compare` says of them.
+    `several.compare` says of them, and there is a page of all as well.
 
     Raises:
         UserError: the run, the data or the judge is wrong.
@@ -34,7 +34,16 @@ def evaluate(
         say(f"{folder.path}:")
         one = dataclasses.replace(config, run=str(folder.path))
         results[folder.path.name] = _evaluate_one(one, say, progress)
-    return {"runs": results, **several.compare(results)}
+    compared = several.compare(results)
+    html = page.runs_page(
+        results,
+        {folder.path.name: folder.read_metrics() for folder in folders},
+        compared,
+        folders[0].read_config().to_mapping(),
+        about(RunFolder(config.run), folders[0].read_config(), say, data=config.data),
+    )
+    write_page(RunFolder(config.run), html, say)
+    return {"runs": results, **compared}
 
 
 def _evaluate_one(
@@ -42,10 +51,13 @@ def _evaluate_one(
 ) -> dict[str, Any]:
     result, evidence = evaluation.evaluate(config, say, progress)
     run = RunFolder(config.run)
-    settings = run.read_config().to_mapping()
-    html = page.render_html(result, run.read_metrics(), settings, evidence)
-    try:
-        write_durably(run.report, html.encode())
-    except OSError as error:  # evaluating a run that one may only read is fine
-        say(f"{run.report}: not written: {error.strerror}")
+    trained = run.read_config()
+    html = page.evaluation_page(
+        result,
+        run.read_metrics(),
+        trained.to_mapping(),
+        about(run, trained, say, data=config.data),
+        evidence,
+    )
+    write_page(run, html, say)
     return result

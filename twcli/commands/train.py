@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
+from twcli.commands.report import about, write_page
 from twcli.config.commands import TrainConfig
-from twcli.evaluation.verdict import verdict_of_score
+from twcli.evaluation import page
+from twcli.evaluation.evidence import training_evidence
+from twcli.evaluation.verdict import Verdict, verdict_of_score
 from twcli.models import runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.retention import retention_lines
 from twcli.training.setup import Shared, prepare
+
+UNKNOWN = Verdict(
+    "unknown",
+    "Trained; whether it worked is not measured: too few records have prompts in common.",
+    "",
+)
 
 
 def train(
@@ -65,7 +75,7 @@ def _train_one(
     on_step: Callable[[dict[str, Any]], None],
     shared: Shared | None,
 ) -> dict[str, Any]:
-    leads = runtime.is_main_process()
+    leads, started = runtime.is_main_process(), time.monotonic()
     run = RunFolder(config.out)
     with run.writer() if leads else nullcontext():
         run.check(config)
@@ -78,8 +88,11 @@ def _train_one(
             f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
             f"{setup.length}; peak lr {setup.lr:.1e}, {setup.config.adapt} weights"
         )
-        for metrics in trainer.fit(setup, say):
-            on_step({**metrics, "steps": setup.steps})
+        with _Clock(run, started) if leads else nullcontext() as clock:
+            for metrics in trainer.fit(setup, say):
+                if clock is not None:
+                    clock.see(metrics["step"])
+                on_step({**metrics, "steps": setup.steps})
         if setup.steps < setup.course.planned:
             say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
         # by all processes: each may hold a part of the model
@@ -89,8 +102,48 @@ def _train_one(
     for line in retention_lines(retained, kept):
         say(line)
     lost = [entry.latent for entry in retained if entry.below and not kept]
+    verdict = verdict_of_score(score, setup.model.latents, lost) if score is not None else UNKNOWN
     if score is not None:
         say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
-        say(verdict_of_score(score, setup.model.latents, lost).sentence)
+        say(verdict.sentence)
+    if leads:
+        html = page.training_page(
+            {
+                **verdict.as_dict(),
+                "advice": f"Next: twcli eval --run {config.out} --data TEST.jsonl",
+            },
+            [{**entry.as_dict(), "below": entry.latent in lost} for entry in retained],
+            run.read_metrics(),
+            setup.config.to_mapping(),
+            about(run, setup.config, say),
+            training_evidence(setup),
+        )
+        write_page(run, html, say)
+        say(f"page: {run.report}")
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
+
+
+class _Clock:
+    """Stores how long a training took, when it stops for whatever reason; nothing where it is not
+    known how long it took before this process.
+    """
+
+    def __init__(self, run: RunFolder, started: float) -> None:
+        self.run, self.started = run, started
+        self.last: int | None = None
+        self.before: float | None = None
+
+    def see(self, step: int) -> None:
+        """To be called after each step."""
+        if self.last is None:
+            self.before = 0.0 if step == 1 else self.run.read_duration(step - 1)
+        self.last = step
+
+    def __enter__(self) -> _Clock:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.last is not None and self.before is not None:
+            with suppress(OSError):
+                self.run.save_duration(self.last, self.before + time.monotonic() - self.started)

@@ -19,8 +19,9 @@ Keys of the summary:
     ambiguous: dicts with row, x, y, probability and latents [first, second].
     ambiguous_share: float in [0, 1].
     map: {"points": [[x, y, latent], ...]} or None; -1 for no latent.
-    names, page: optional, the paths of names.jsonl and names.html. command: optional, what trains
-        from the names; made of the model, the data and the latents where it is left out.
+    took: optional, how long it took. names, page: optional, the paths of names.jsonl and
+        names.html. command: optional, what trains from the names; made of the model, the data and
+        the latents where it is left out.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def render_names_page(summary: dict[str, Any]) -> str:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    return [
+    facts = [
         ("Date", summary["date"]),
         ("Model", summary["model"]),
         ("Data", summary["data"]),
@@ -86,6 +87,7 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Latents", f"{summary['used']} of {summary['latents']} latents in use"),
     ]
+    return [*facts, ("Naming took", summary["took"])] if "took" in summary else facts
 
 
 def _naming(card: dict[str, Any], names: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from twcli.data.encoder import Encoded
+from twcli.discovery.latent_cards import plane
 from twcli.discovery.number import (
     ABOVE,
     BELOW,
@@ -107,7 +108,7 @@ def name_repeating(
         prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
         nested=_nested(counts, K) if latents is None else None,
-        points=_picture(views, found),
+        points=plane(discriminant_points(views), found.posterior_NK),
         point_rows=np.concatenate(fit),
     )
 
@@ -180,19 +181,6 @@ def _nested(counts: list[Count], latents: int) -> str | None:
         f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
         f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"
     )
-
-
-def _picture(views: list[np.ndarray], found: Found) -> np.ndarray:
-    """(n, 2): the two directions that separate the latents most."""
-    points, q_NK = discriminant_points(views), found.posterior_NK
-    mass_K1 = np.maximum(q_NK.sum(0), 1e-9)[:, None]
-    means = q_NK.T @ points / mass_K1
-    weight_K1 = np.sqrt(q_NK.mean(0))[:, None]
-    between = (means - points.mean(0)) * weight_K1
-    _, _, axes = np.linalg.svd(between, full_matrices=False)
-    flat = points @ axes[:2].T
-    missing = 2 - flat.shape[1]
-    return np.pad(flat, ((0, 0), (0, missing)))
 
 
 def _by_share(latent_N: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:

@@ -27,6 +27,7 @@ from twcli.discovery.probe import Probe, probe_of
 from twcli.discovery.rows import ModelSource
 from twcli.errors import UserError
 from twcli.evaluation.arms import compare
+from twcli.evaluation.evidence import SHOWN, evidence_of
 from twcli.evaluation.judges import Judge, load_judge
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.evaluation.samples import Writer, draw_all
@@ -42,7 +43,6 @@ from twcli.training import diagnostics, loss
 from twcli.training.objective import reconstruction
 from twcli.training.retention import judged_by_probe, retention
 
-SHOWN = 4  # prompts and records on the page
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
 
@@ -50,7 +50,7 @@ def evaluate(
     config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of `eval --json`, as `metrics.summarise` documents them, and what the
-    page shows (`evidence_of`).
+    page shows (`evidence.evidence_of`).
 
     Raises:
         UserError: the run, the data or the judge is wrong.
@@ -190,67 +190,20 @@ def evaluate(
     result["served"] = writer.name if isinstance(writer, ServedWriter) else None
     if judge and (warning := judge.warning()):
         say(warning)
-    pieces = _pieces(encoder, encoded, examples, baseline_flat)
-    return result, evidence_of(
-        passes.posterior, passes.router, labels, examples, prompts, texts, pieces
+    evidence = evidence_of(
+        posterior=passes.posterior,
+        router=passes.router,
+        labels=labels,
+        examples=examples,
+        encoded=encoded,
+        encoder=encoder,
+        baseline_flat=baseline_flat,
+        probe=probe,
+        prompts=prompts,
+        texts=texts,
+        generations=generations,
     )
-
-
-def evidence_of(
-    posterior: np.ndarray,
-    router: np.ndarray,
-    labels: list[str | None],
-    examples: list[Example],
-    prompts: np.ndarray,
-    texts: list[list[str]],
-    pieces: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """What `page.render_html` shows besides the figures.
-
-    Args:
-        posterior, router: (N, K) probabilities.
-        prompts: the rows whose x was completed; `texts` holds the K completions of each.
-        pieces: records with x and the tokens of y with their b_t.
-
-    Returns:
-        `posterior_mean` and `router_mean` (K,), `strategies` (C,) and `matrix` (K, C) of posterior
-        mass, `samples`, `texts`, and `provenance`.
-    """
-    strategies = sorted({label for label in labels if label is not None})
-    is_strategy_NC = np.array([[label == name for name in strategies] for label in labels], float)
-    return {
-        "posterior_mean": posterior.mean(0).tolist(),
-        "router_mean": router.mean(0).tolist(),
-        "strategies": strategies,
-        "matrix": (posterior.T @ is_strategy_NC).tolist(),
-        "texts": pieces,
-        "provenance": runtime.versions(),
-        "samples": [
-            {"x": examples[row].x, "ys": ys}
-            for row, ys in zip(prompts[:SHOWN], texts[:SHOWN], strict=True)
-        ],
-    }
-
-
-def _pieces(
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    examples: list[Example],
-    baseline_flat: np.ndarray | None,
-) -> list[dict[str, Any]]:
-    """The first completions of a few prompts, token by token with b_t in nats;
-    none without a frozen model.
-    """
-    if baseline_flat is None:
-        return []
-    found = []
-    for row in encoded.spread_rows(SHOWN):
-        ids = encoded.y_ids(row)
-        nats = baseline_flat[encoded.target_offsets[row] :][: len(ids)].tolist()
-        found.append(
-            {"x": examples[row].x, "pieces": list(zip(encoder.pieces(ids), nats, strict=True))}
-        )
-    return found
+    return result, evidence
 
 
 def _frozen(

@@ -7,7 +7,6 @@ K latents, C strategies, P prompts.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -329,9 +328,7 @@ def _retention(
     entries: list[dict[str, Any]] = []
     names = ("obeyed", "frozen_obeyed", "right", "frozen_right")
     for latent in retained:
-        entry: dict[str, Any] = dataclasses.asdict(latent)
-        entry |= {"retained": latent.retained, "below": latent.below}
-        entry["gain_ci"] = None if latent.gain_ci is None else list(latent.gain_ci)
+        entry = latent.as_dict()
         entry |= {"strategy": None} | {f"{n}{s}": None for n in names for s in ("", "_ci")}
         strategy = (mapping or {}).get(str(latent.latent))
         if strategy is not None and sampled is not None and frozen_sampled is not None:

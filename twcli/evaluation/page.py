@@ -1,382 +1,454 @@
-"""`report.html`: one page that needs no network and runs no script. It shows what z means and how
-well.
+"""`report.html`: what z means and how well, on one page that needs no network. `twcli train` writes
+it with what it knows, `twcli eval` again with all figures, and for the runs of several seeds one
+page that lays them over each other.
 
-Colours are those of Okabe and Ito, which colour-blind people can distinguish; colour is never the
-only cue. Shapes: K latents.
+What is drawn is decided here, how it looks in `twcli/pages`. Shapes: K latents.
 """
 
 from __future__ import annotations
 
-import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from twcli.evaluation import curves
-from twcli.evaluation.report import mapping_line, rows_of
-from twcli.training.diagnostics import pooled_information
+from twcli.evaluation import curves, training_charts
+from twcli.evaluation.report import rows_of
+from twcli.pages import charts
+from twcli.pages.differences import marked
+from twcli.pages.rendering import render
+from twcli.pages.text import interval, number, share
+from twcli.training.defaults import duration
 
-COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8a8a8a", "#b5a100")
-STYLE = """
-:root { color-scheme: light dark; --ink: #1a1a1a; --paper: #fff; --soft: #5f5f5f; --line: #d5d5d5;
-        --heat: 0,114,178; --mark: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #eee; --paper: #161616; --soft: #adadad; --line: #444; --heat: 86,180,233;
-          --mark: #56b4e9; }
+MOST_CHARACTERS = 2000  # of a sample
+SECTIONS = {
+    "runs": "The runs",
+    "latents": "The latents",
+    "samples": "The same prompt under each latent",
+    "strategies": "Latents and strategies",
+    "map": "Map",
+    "router": "Router against posterior",
+    "sampling": "Samples: the original model against the run",
+    "training": "During training",
+    "weights": "Token weights b_t",
+    "figures": "All figures",
+    "settings": "Settings",
 }
-* { box-sizing: border-box; }
-body { color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif;
-       max-width: 68rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
-h1 { margin-bottom: 0; } h2 { margin-top: 2.5rem; }
-.scroll { overflow-x: auto; overflow-wrap: normal; }
-table { border-collapse: collapse; }
-th, td { text-align: left; padding: .2rem .8rem .2rem 0; border-bottom: 1px solid var(--line);
-         vertical-align: top; }
-th.n, td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-td.cell { text-align: right; padding: .2rem .6rem; min-width: 5rem; border: 1px solid var(--line);
-          font-variant-numeric: tabular-nums; }
-.soft { color: var(--soft); }
-.verdict { border-left: .3rem solid #009e73; padding: .5rem 1rem; }
-.warning { border-left: .3rem solid #d55e00; padding: .5rem 1rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); gap: 1rem; }
-.box { border: 1px solid var(--line); border-radius: .3rem; padding: .6rem .8rem; }
-.big { font-size: 1.6rem; font-variant-numeric: tabular-nums; }
-.text { white-space: pre-wrap; font: 13px/1.7 ui-monospace, monospace; margin: .3rem 0; }
-.latent { border-top: .35rem solid; }
-.scroll table { min-width: 34rem; }
-svg { width: 46rem; max-width: none; height: auto; display: block; }
-svg.bar { width: 9rem; height: .8rem; display: inline-block; }
-svg text { fill: var(--soft); font-size: 13px; }
-svg .axis { stroke: var(--line); }
-svg polyline { fill: none; stroke-width: 2; }
-"""
-POOLED_STEPS = 25  # number of steps that each point of a curve is averaged over
-POINTS = 200  # of a curve, at most
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 240, 46, 70, 24, 26
-Series = tuple[str, list[tuple[float, float]]]  # name and points
+FIGURES = [
+    ("section", False),
+    ("figure", False),
+    ("value", True),
+    ("95 % interval", True),
+    ("meaning", False),
+]
+COMPARISON = [
+    ("figure", False),
+    ("this run", True),
+    ("95 % interval", True),
+    ("original model", True),
+    ("to be held against", False),
+]
+
+Metrics = Sequence[dict[str, Any]]
 
 
-def render_html(
+@dataclass(frozen=True)
+class About:
+    """What a page is of.
+
+    Attributes:
+        run: the folder.
+        date: of the page, ISO 8601.
+        data: what the run was evaluated on; None at the end of a training.
+        seconds: that the training took; None where it is not known.
+        names: the latents' names, as far as people gave them any.
+        names_file: where they are given; None where the run was trained without such a file.
+    """
+
+    run: str
+    date: str
+    data: str | None = None
+    seconds: float | None = None
+    names: Mapping[int, str] = field(default_factory=dict)
+    names_file: str | None = None
+
+
+def evaluation_page(
     result: dict[str, Any],
-    metrics: Sequence[dict[str, Any]],
+    metrics: Metrics,
     settings: dict[str, Any],
+    about: About,
     evidence: dict[str, Any] | None = None,
 ) -> str:
-    """The page.
+    """The page of `twcli eval`.
 
     Args:
         result: the result of `evaluate`.
         metrics: the run's metrics, step by step.
         settings: the run's settings, by name.
-        evidence: as `evaluate.evidence_of` returns it; sections without data are omitted.
+        evidence: as `evidence.evidence_of` returns it; sections without data are omitted.
     """
-    evidence = evidence or {}
-    parts = [
-        _head(result),
-        _samples(evidence),
-        _matrix(evidence),
-        _router(evidence),
-        curves.section(result.get("sampling")),
-        _training(metrics),
-        _heat(evidence),
-        _figures(result),
-        _settings(settings, evidence),
-    ]
-    return (
-        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' "
-        "content='width=device-width, initial-scale=1'>"
-        f"<title>twcli run</title><style>{STYLE}</style>{''.join(parts)}</html>\n"
+    sizes = f"{result['records']:,} of {result['prompts']:,} prompts"
+    return _page(
+        settings,
+        about,
+        "twcli eval",
+        more_facts=[("Records", sizes), ("Latents", str(result["latents"]))],
+        verdict=result["verdict"],
+        comparison=_comparison(result),
+        cards=_cards(result, evidence or {}, about),
+        evidence=evidence or {},
+        training=training_charts.of_run(metrics),
+        sampling=curves.section(result.get("sampling")),
+        figures=[[section or "all", *row] for section, *row in rows_of(result)],
     )
 
 
-def _head(result: dict[str, Any]) -> str:
-    posterior, log_k = result["posterior"], math.log(result["latents"])
-    cards = [
-        ("I(z; y)", f"{posterior['mutual_information']:.2f} nats", f"at most {log_k:.2f}"),
-        ("effective latents", f"{posterior['usage']:.1f}", f"of {result['latents']}"),
-    ]
-    for title, value, note in (
-        (
-            "strategy accuracy",
-            result["strategy_accuracy"],
-            f"majority guess: {_known(result['alignment']['majority'])}",
+def training_page(
+    verdict: dict[str, Any],
+    retention: Sequence[dict[str, Any]],
+    metrics: Metrics,
+    settings: dict[str, Any],
+    about: About,
+    evidence: dict[str, Any],
+) -> str:
+    """The page at the end of `twcli train`.
+
+    Args:
+        verdict: kind, sentence and advice.
+        retention: an entry for each latent, as in the result of `evaluate`.
+        evidence: `latent_cards`, `map`, `texts` and `provenance`, as far as there are any.
+    """
+    result = {"verdict": verdict, "retention": retention, "alignment": {"mapping": None}}
+    return _page(
+        settings,
+        about,
+        "twcli train",
+        more_facts=[("Latents", str(settings["latents"]))],
+        verdict=verdict,
+        comparison=[],
+        cards=_cards(result, evidence, about),
+        evidence=evidence,
+        training=training_charts.of_run(metrics),
+    )
+
+
+def runs_page(
+    results: Mapping[str, dict[str, Any]],
+    metrics: Mapping[str, Metrics],
+    compared: dict[str, Any],
+    settings: dict[str, Any],
+    about: About,
+) -> str:
+    """The page of several runs on the same data.
+
+    Args:
+        results, metrics: of each run, by the name of its folder.
+        compared: as `several.compare` returns it.
+    """
+    best = compared["best"]
+    sentence = f"{len(results)} runs."
+    if best is not None:
+        sentence = f"Best by the score: {best}. {results[best]['verdict']['sentence']}"
+    kind = results[best]["verdict"]["kind"] if best is not None else "unknown"
+    names = ("mean", "lowest", "highest")
+    return _page(
+        settings,
+        about,
+        "twcli eval",
+        more_facts=[("Runs", str(len(results))), ("Latents", str(settings["latents"]))],
+        verdict={"kind": kind, "sentence": sentence, "advice": ""},
+        comparison=[],
+        cards=[],
+        evidence={},
+        training=training_charts.of_runs(metrics),
+        runs=[
+            {
+                "name": name,
+                "link": f"{name}/report.html",
+                "sentence": result["verdict"]["sentence"],
+            }
+            for name, result in results.items()
+        ],
+        figures=[
+            [figure, *(number(compared[name][figure], 3) for name in names)]
+            for figure in compared["mean"]
+        ],
+        figures_columns=[("figure", False), *((name, True) for name in names)],
+    )
+
+
+def _page(
+    settings: dict[str, Any],
+    about: About,
+    command_name: str,
+    *,
+    more_facts: list[tuple[str, str]],
+    verdict: dict[str, Any],
+    comparison: list[list[str]],
+    cards: list[dict[str, Any]],
+    evidence: dict[str, Any],
+    training: list[dict[str, Any]],
+    sampling: dict[str, Any] | None = None,
+    figures: Sequence[list[str]] = (),
+    figures_columns: Sequence[tuple[str, bool]] = FIGURES,
+    runs: Sequence[dict[str, str]] = (),
+) -> str:
+    facts = [("Date", about.date), ("Model", settings["model"]), ("Trained on", settings["data"])]
+    if about.data is not None:
+        facts.append(("Evaluated on", about.data))
+    facts += more_facts
+    if about.seconds is not None:
+        facts.append(("Training took", duration(about.seconds)))
+    texts = evidence.get("texts", ())
+    most = max((nats for text in texts for _, nats in text["pieces"]), default=0.0) or 1.0
+    shown = {
+        "cards": cards,
+        "whole": "the records",
+        "samples": _samples(evidence),
+        "matrices": _matrices(evidence),
+        "map": charts.scatter(evidence.get("map")),
+        "router": _router(evidence),
+        "sampling": sampling,
+        "training": training,
+        "weights": [_heat(text, most) for text in texts],
+        "figures": figures,
+        "settings": _rows(settings),
+        "figures_columns": figures_columns,
+        "runs": runs,
+    }
+    there = shown | {"latents": cards, "strategies": shown["matrices"]}
+    return render(
+        "run.html.jinja",
+        title=f"{'Runs' if runs else 'Run'} {about.run}",
+        command_name=command_name,
+        facts=facts,
+        contents=[(key, name) for key, name in SECTIONS.items() if there[key]],
+        verdict_found=verdict,
+        comparison=comparison,
+        comparison_columns=COMPARISON,
+        most=most,
+        provenance=_rows(evidence.get("provenance", {})),
+        **shown,
+    )
+
+
+def _rows(values: Mapping[str, Any]) -> list[list[str]]:
+    return [[str(name), "-" if value is None else str(value)] for name, value in values.items()]
+
+
+# Against the original model
+
+
+def _comparison(result: dict[str, Any]) -> list[list[str]]:
+    """Rows of `COMPARISON`: what is not known is left out, or a dash."""
+    alignment, K = result["alignment"], result["latents"]
+    chance, majority = f"chance {share(1 / K)}", max(alignment["majority"] or 0.0, 1 / K)
+    rows = [
+        _share_row(
+            "asking for a latent gets its strategy",
+            *_figure(alignment, "generation_one_to_one"),
+            "cannot be asked",
+            chance,
         ),
-        ("likelihood gain", result["likelihood"]["gain"], "nats per example over the frozen model"),
-    ):
-        if value is not None:
-            cards.append((title, f"{value:.2f}", note))
-    verdict = result["verdict"]
-    tone = "verdict" if verdict["kind"] == "works" else "warning"
-    sentence = (
-        f"<p class='{tone}'><b>{html.escape(verdict['sentence'])}</b> "
-        f"{html.escape(verdict['advice'])}</p>"
-    )
-    names = "; ".join(mapping_line(result).splitlines()[1:])
-    boxes = "".join(
-        f"<div class='box'>{title}<div class='big'>{value}</div><span "
-        f"class='soft'>{note}</span></div>"
-        for title, value, note in cards
-    )
-    return (
-        f"<h1>twcli run</h1><p class='soft'>{result['records']:,} held-out records, "
-        f"{result['prompts']:,} prompts, {result['latents']} latents. "
-        f"{html.escape(names)}</p>{sentence}<div class='grid'>{boxes}</div>"
-    )
-
-
-def _known(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.2f}"
-
-
-def _figures(result: dict[str, Any]) -> str:
-    rows = "".join(
-        f"<tr><td>{section}<td>{key}<td class='n'>{value}<td class='n'>{interval}<td "
-        f"class='soft'>{note}</tr>"
-        for section, key, value, interval, note in rows_of(result)
-    )
-    return (
-        "<h2>All figures</h2><div class='scroll'><table><tr><th>section<th>figure<th "
-        "class='n'>value<th class='n'>95 % interval"
-        f"<th>meaning</tr>{rows}</table></div>"
-    )
-
-
-# During training
-
-
-def _training(metrics: Sequence[dict[str, Any]]) -> str:
-    if not metrics:
-        return ""
-    picked = sorted({*range(0, len(metrics), max(1, len(metrics) // POINTS)), len(metrics) - 1})
-    windows = [(metrics[i]["step"], metrics[max(0, i - POOLED_STEPS) : i + 1]) for i in picked]
-    parts = []
-    if "posterior_mass" in metrics[0]:
-        parts.append(
-            "<h2>Posterior usage during training</h2><p class='soft'>Share of the records that "
-            f"the posterior assigns to each latent, over the last {POOLED_STEPS} steps. "
-            "A single band means that the other latents are dead.</p>" + _bands(windows)
-        )
-    masses = metrics[0].get("posterior_mass", [0.0])
-    parts.append(
-        "<h2>Mutual information I(z; y)</h2>"
-        + _lines(
-            [("nats", [(step, pooled_information(window)[0]) for step, window in windows])],
-            "nats, at most log K",
-            top=math.log(len(masses)),
-        )
-    )
-    parts.append("<h2>Loss</h2>" + _lines([("loss", _means(windows, "loss"))], "nats per token"))
-    amplified = [
-        (name, _means(windows, key))
-        for name, key in (("measured", "amplification"), ("T / t0", "expected_amplification"))
+        _share_row(
+            "the posterior finds the strategy",
+            *_figure(alignment, "posterior_one_to_one"),
+            "has no posterior",
+            f"chance {share(majority)}",
+        ),
+        _share_row(
+            "expected alignment (no labels are read)",
+            *_figure(result, "score"),
+            "cannot be asked",
+            chance,
+        ),
+        *_mean_rows(result["retention"] or ()),
+        *_sampling_rows(result.get("sampling")),
+        _likelihood_row(result["likelihood"]),
+        _information_row(result["posterior"], K),
     ]
-    if any(points for _, points in amplified):
-        parts.append(
-            "<h2>Amplification of the posterior's gradient</h2><p class='soft'>By weighting with "
-            "b_t: as measured, and as predicted from the share of informative tokens. "
-            "1 means no effect.</p>" + _lines(amplified, "times")
-        )
-    return "".join(parts)
+    return [row for row in rows if row[1] != "-"]
 
 
-def _means(
-    windows: Sequence[tuple[int, Sequence[dict[str, Any]]]], key: str
-) -> list[tuple[float, float]]:
-    points: list[tuple[float, float]] = []
-    for step, window in windows:
-        known = [m[key] for m in window if m.get(key) is not None]
-        if known:
-            points.append((step, sum(known) / len(known)))
-    return points
+def _figure(holder: dict[str, Any], key: str) -> tuple[float | None, list[float] | None]:
+    return holder[key], holder[f"{key}_ci"]
 
 
-def _bands(windows: Sequence[tuple[int, Sequence[dict[str, Any]]]]) -> str:
-    latents = len(windows[0][1][0]["posterior_mass"])
-    shares = []
-    for step, window in windows:
-        total = sum(m["records"] for m in window)
-        shares.append(
-            (
-                step,
-                [
-                    sum(m["records"] * m["posterior_mass"][k] for m in window) / total
-                    for k in range(latents)
-                ],
-            )
-        )
-    x, y = _scales([step for step, _ in shares], 0.0, 1.0)
-    below, drawn = [0.0] * len(shares), []
-    for k in range(latents):
-        above = [low + share[k] for low, (_, share) in zip(below, shares, strict=True)]
-        outline = [(x(step), y(high)) for high, (step, _) in zip(above, shares, strict=True)]
-        outline += [
-            (x(step), y(low)) for low, (step, _) in reversed(list(zip(below, shares, strict=True)))
+def _share_row(
+    name: str, value: float | None, ends: list[float] | None, original: str, against: str
+) -> list[str]:
+    if value is None:
+        return [name, "-", "", original, against]
+    return [
+        name,
+        share(value),
+        f"{share(ends[0])} to {share(ends[1])}" if ends else "",
+        original,
+        against,
+    ]
+
+
+def _mean_rows(retention: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Of one sample for each latent, and as many of the original model; means over latents."""
+    rows = []
+    for key, name, note in (
+        (
+            "obeyed",
+            "samples of the strategy asked for",
+            "original: of each one's share in the data",
+        ),
+        ("right", "samples with a right answer", "at temperature 1"),
+    ):
+        pairs = [
+            (entry[key], entry[f"frozen_{key}"])
+            for entry in retention
+            if entry[key] is not None and entry[f"frozen_{key}"] is not None
         ]
-        points = " ".join(f"{a:.1f},{b:.1f}" for a, b in outline)
-        drawn.append(
-            f"<polygon points='{points}' fill='{COLOURS[k % len(COLOURS)]}' stroke='var(--paper)'/>"
-        )
-        if above[-1] - below[-1] > 0.04:  # space for a name
-            drawn.append(
-                f"<text x='{WIDTH - RIGHT + 6}' y='{y((above[-1] + below[-1]) / 2) + 4:.1f}'>z{k} "
-                f"{shares[-1][1][k]:.0%}</text>"
-            )
-        below = above
-    return _svg("posterior usage", "".join(drawn), shares[-1][0], "0", "100 %")
+        if pairs:
+            ours, frozen = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+            rows.append([f"{name}, mean over latents", share(ours), "", share(frozen), note])
+    return rows
 
 
-def _lines(series: Sequence[Series], unit: str, top: float = 0.0) -> str:
-    """At most two curves, the second dashed; the axis reaches `top` at least, so that next to
-    nothing looks like next to nothing.
-    """
-    steps = [step for _, points in series for step, _ in points]
-    values = [value for _, points in series for _, value in points]
-    low, high = min(0.0, *values), max(top, *values)
-    x, y = _scales(steps, low, high)
-    drawn = []
-    for number, (name, points) in enumerate(series):
-        if not points:
+def _sampling_rows(sampling: dict[str, Any] | None) -> list[list[str]]:
+    """At the largest k; the latents evenly."""
+    if sampling is None or "even" not in sampling["arms"]:
+        return []
+    even, frozen = sampling["arms"]["even"], sampling["arms"].get("frozen")
+    rows = []
+    for key, name, text in (
+        ("pass_at_k", "prompts solved with", share),
+        ("strategies_at_k", "strategies among", number),
+        ("distinct_at_k", "different texts among", share),
+    ):
+        if not even[key] or even[key][-1] is None:
             continue
-        colour, dash, sign = (
-            ("var(--mark)", "", "\u2014"),
-            ("#d55e00", " stroke-dasharray='6 4'", "- -"),
-        )[number]
-        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        drawn.append(f"<polyline points='{path}' stroke='{colour}'{dash}/>")
-        if len(series) > 1:
-            drawn.append(
-                f"<text x='{WIDTH - RIGHT - 110 * (1 - number)}' y='{TOP - 8}' text-anchor='end'>"
-                f"<tspan style='fill:{colour}'>{sign}</tspan> {name}</text>"
-            )
-    return _svg(unit, "".join(drawn), max(steps), f"{low:.3g}", f"{high:.3g} {unit}")
+        ends = even[f"{key}_ci"][-1]
+        before = frozen[key][-1] if frozen and frozen[key] else None
+        rows.append(
+            [
+                f"{name} {sampling['k'][-1]} samples",
+                text(even[key][-1]),
+                f"{text(ends[0])} to {text(ends[1])}" if ends else "",
+                "-" if before is None else text(before),
+                "latents in turn",
+            ]
+        )
+    return rows
 
 
-def _scales(
-    steps: Sequence[float], low: float, high: float
-) -> tuple[Callable[[float], float], Callable[[float], float]]:
-    first, last, spread = min(steps), max(steps), (high - low) or 1.0
-    across = (WIDTH - LEFT - RIGHT) / ((last - first) or 1)
-    return (lambda step: LEFT + across * (step - first)), (
-        lambda value: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / spread
-    )
+def _likelihood_row(likelihood: dict[str, Any]) -> list[str]:
+    ends = likelihood["marginal_nll_ci"]
+    return [
+        "nats to write a record (less is better)",
+        number(likelihood["marginal_nll"]),
+        interval(ends),
+        number(likelihood["frozen_nll"]),
+        "" if likelihood["gain"] is None else f"gain {likelihood['gain']:+.2f} nats",
+    ]
 
 
-def _svg(name: str, drawn: str, last: float, low: str, high: str) -> str:
-    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    return (
-        f"<div class='scroll'><svg viewBox='0 0 {WIDTH} {HEIGHT}' role='img' aria-label='{name} "
-        f"over {last} steps'>{drawn}"
-        f"<line class='axis' x1='{LEFT}' x2='{right}' y1='{bottom}' y2='{bottom}'/>"
-        f"<line class='axis' x1='{LEFT}' x2='{LEFT}' y1='{TOP}' y2='{bottom}'/>"
-        f"<text x='{LEFT}' y='{TOP - 8}'>{high}</text><text x='{LEFT - 6}' y='{bottom}' "
-        f"text-anchor='end'>{low}</text>"
-        f"<text x='{right}' y='{HEIGHT - 6}' text-anchor='end'>step {last}</text></svg></div>"
-    )
+def _information_row(posterior: dict[str, Any], latents: int) -> list[str]:
+    ends = posterior["mutual_information_ci"]
+    return [
+        "what z says of the record, I(z; y) in nats",
+        number(posterior["mutual_information"]),
+        interval(ends),
+        "0 (no latent)",
+        f"at most log K = {math.log(latents):.2f}",
+    ]
 
 
 # What z means
 
 
-def _router(evidence: dict[str, Any]) -> str:
-    if "posterior_mean" not in evidence:
-        return ""
-    rows = "".join(
-        f"<tr><th>z{k}{_bar_cell(q, COLOURS[k % len(COLOURS)])}{_bar_cell(p, 'var(--soft)')}</tr>"
-        for k, (q, p) in enumerate(
-            zip(evidence["posterior_mean"], evidence["router_mean"], strict=True)
+def _cards(result: dict[str, Any], evidence: dict[str, Any], about: About) -> list[dict[str, Any]]:
+    """Each latent with its name, what became of it, and where it is named."""
+    failed = result["verdict"]["kind"] == "failed"  # at chance a mapping says nothing
+    mapping = {} if failed else result["alignment"]["mapping"] or {}
+    retained = {entry["latent"]: entry for entry in result["retention"] or ()}
+    cards = []
+    for card in evidence.get("latent_cards", ()):
+        k = card["latent"]
+        name = about.names.get(k) or mapping.get(str(k))
+        facts = _against(retained[k]) if k in retained else []
+        cards.append(card | {"name": name, "facts": facts, "rename": _rename(k, about)})
+    return cards
+
+
+def _rename(latent: int, about: About) -> list[str]:
+    """Texts and code by turns."""
+    if about.names_file is None:
+        return ["", f"twcli export --run {about.run} --name {latent}=NAME"]
+    return ["add ", '"name": "..."', f" on a line of latent {latent} of ", about.names_file]
+
+
+def _against(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """What became of a latent's completions, with the original model's figure."""
+    ends = entry["gain_ci"]
+    facts = [
+        {
+            "name": "nats to write one",
+            "ours": number(entry["frozen_nll"] - entry["gain"]),
+            "original": f"original {number(entry['frozen_nll'])}",
+            "worse": entry["below"],
+        },
+        {
+            "name": "gain",
+            "ours": f"{entry['gain']:+.2f}",
+            "original": f"{ends[0]:+.2f} to {ends[1]:+.2f}" if ends else "",
+            "worse": entry["below"],
+        },
+    ]
+    for key, name, of_what in (
+        ("obeyed", "obeyed", " of its share"),
+        ("right", "right", ""),
+    ):
+        if entry.get(key) is not None:
+            before = entry[f"frozen_{key}"]
+            original = "" if before is None else f"original {share(before)}{of_what}"
+            fact = {"name": name, "ours": share(entry[key]), "original": original, "worse": False}
+            facts.append(fact)
+    return facts
+
+
+def _matrices(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    found = []
+    if asked := evidence.get("asked"):
+        caption = (
+            "A row for the latent asked for, a column for the strategy that the judge sees in what "
+            "was written. Ideally each row has one coloured cell, in a different column."
         )
-    )
-    return (
-        "<h2>Router against posterior</h2><p class='soft'>Mean over the records. "
-        "Where they differ, the router does not match the data.</p><div "
-        f"class='scroll'><table><tr><th>latent<th>posterior<th>router</tr>{rows}</table></div>"
-    )
-
-
-def _bar_cell(share: float, colour: str) -> str:
-    return (
-        f"<td><svg class='bar' viewBox='0 0 100 10' preserveAspectRatio='none'>"
-        f"<rect width='{100 * share:.1f}' height='10' fill='{colour}'/></svg> {share:.1%}"
-    )
-
-
-def _matrix(evidence: dict[str, Any]) -> str:
-    if not evidence.get("strategies"):
-        return ""
-    head = "".join(f"<th class='n'>{html.escape(name)}" for name in evidence["strategies"])
-    rows = []
-    for k, row in enumerate(evidence["matrix"]):
-        total = sum(row)
-        cells = "".join(
-            "<td class='cell' "
-            f"style='background:rgba(var(--heat),{0.6 * value / total if total else 0:.2f})'>"
-            f"{value / total if total else 0:.0%}"
-            for value in row
+        found.append(
+            curves.table_of_shares(asked["counts"], asked["strategies"], caption, "completions")
         )
-        rows.append(f"<tr><th>z{k}{cells}<td class='n'>{total:.1f}</tr>")
-    return (
-        "<h2>Latents and strategies</h2><p class='soft'>For each latent, "
-        "the share of its posterior mass on records of each strategy. Ideally each row has one "
-        "coloured cell, in a different column.</p><div class='scroll'><table><tr>"
-        f"<th>latent{head}<th class='n'>records</tr>{''.join(rows)}</table></div>"
-    )
-
-
-def _samples(evidence: dict[str, Any]) -> str:
-    parts = []
-    for sample in evidence.get("samples", ()):
-        boxes = "".join(
-            "<div class='box latent' "
-            f"style='border-top-color:{COLOURS[k % len(COLOURS)]}'><b>z{k}</b>"
-            f"<div class='text'>{html.escape(y) or '<i>(empty)</i>'}</div></div>"
-            for k, y in enumerate(sample["ys"])
+    if evidence.get("strategies"):
+        caption = (
+            "A row for each latent: the share of its posterior mass on records of each strategy."
         )
-        parts.append(
-            f"<p class='text'>{html.escape(sample['x'])}</p><div class='grid'>{boxes}</div>"
+        found.append(
+            curves.table_of_shares(evidence["matrix"], evidence["strategies"], caption, "records")
         )
-    return (
-        "<h2>The same prompt under each latent</h2><p class='soft'>Greedy decoding.</p>"
-        + "".join(parts)
-        if parts
-        else ""
-    )
+    return found
 
 
-def _heat(evidence: dict[str, Any]) -> str:
-    texts = evidence.get("texts", ())
-    if not texts:
-        return ""
-    most = max((nats for text in texts for _, nats in text["pieces"]), default=0.0) or 1.0
-    parts = []
-    for text in texts:
-        spans = "".join(
-            f"<span title='{nats:.2f} nats' "
-            f"style='background:rgba(var(--heat),{0.65 * nats / most:.2f})'>"
-            f"{html.escape(piece)}</span>"
-            for piece, nats in text["pieces"]
-        )
-        parts.append(
-            f"<div class='box'><span class='soft text'>{html.escape(text['x'])}</span><div "
-            f"class='text'>{spans}</div></div>"
-        )
-    return (
-        "<h2>Token weights b_t</h2><p class='soft'>NLL of each token of y under the frozen model; "
-        f"the strongest colour is {most:.1f} nats. Coloured tokens are those that "
-        "x and the earlier tokens do not determine: they get the weight.</p>"
-        f"<div class='grid'>{''.join(parts)}</div>"
-    )
+def _router(evidence: dict[str, Any]) -> list[list[str]]:
+    both = zip(evidence.get("posterior_mean", ()), evidence.get("router_mean", ()), strict=True)
+    return [[f"z{k}", f"{q:.1%}", f"{p:.1%}"] for k, (q, p) in enumerate(both)]
 
 
-def _settings(settings: dict[str, Any], evidence: dict[str, Any]) -> str:
-    tables = [("Settings", settings)] + (
-        [("Provenance", evidence["provenance"])] if "provenance" in evidence else []
-    )
-    return "".join(
-        f"<h2>{title}</h2><div class='scroll'><table>"
-        + "".join(
-            f"<tr><td>{html.escape(str(key))}<td>{html.escape(str(value))}</tr>"
-            for key, value in values.items()
-        )
-        + "</table></div>"
-        for title, values in tables
-    )
+def _samples(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"x": sample["x"], "ys": marked([y[:MOST_CHARACTERS] for y in sample["ys"]])}
+        for sample in evidence.get("samples", ())
+    ]
+
+
+def _heat(text: dict[str, Any], most: float) -> dict[str, Any]:
+    return {
+        "latent": text["latent"],
+        "x": text["x"],
+        "pieces": [(piece, nats, max(nats, 0.0) / most) for piece, nats in text["pieces"]],
+        "more": text["more"],
+    }

@@ -75,11 +75,12 @@ def curves(
         values.append(reference[0])
     values += [value for value in (top, bottom) if value is not None and not log]
     places = [x for line in lines for x, _ in line.points]
-    across = _scale(min(places), max(places), log_axis)
+    first, last = min([*places, *(step for step, _ in stages)]), max(places)
+    across = _scale(first, last, log_axis)
     low, high = _padded(min(values), max(values), log)
     up = _scale(high, low, log)
     ticks = _log_ticks(low, high) if log else _ticks(low, high)
-    below = sorted(set(places)) if log_axis else _ticks(min(places), max(places))
+    below = sorted(set(places)) if log_axis else _ticks(first, last)
     return {
         "title": title,
         "unit": unit,

@@ -45,6 +45,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "cut": text.cut,
+        "visible": text.visible,
         "share": text.share,
         "number": text.number,
         "often": text.often,

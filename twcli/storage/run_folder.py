@@ -1,5 +1,6 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
-adapter/, tensorboard/, naming.json, checksums.json, report.html, samples.jsonl and served.jsonl.
+adapter/, tensorboard/, naming.json, duration.json, checksums.json, report.html, samples.jsonl and
+served.jsonl.
 
 Only this module writes in it, except for the report, which the command line writes, and what
 `twcli eval` draws (--samples, --server). A folder or file appears under its final name when it is
@@ -59,6 +60,7 @@ class RunFolder:
         self.model = self.path / "model"
         self.adapter = self.path / "adapter"
         self.naming_file = self.path / "naming.json"
+        self.duration_file = self.path / "duration.json"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples.jsonl"
         self.served = self.path / "served.jsonl"
@@ -191,6 +193,7 @@ class RunFolder:
         files = (
             self.config_file,
             self.naming_file,
+            self.duration_file,
             self.metrics_file,
             self.posterior_file,
             self.report,
@@ -339,6 +342,22 @@ class RunFolder:
             if isinstance(naming, dict):
                 return naming
         return {}
+
+    def save_duration(self, step: int, seconds: float) -> None:
+        """Stores how long the training took up to a step."""
+        write_durably(self.duration_file, json_line({"step": step, "seconds": round(seconds, 1)}))
+
+    def read_duration(self, step: int | None = None) -> float | None:
+        """Seconds; None where they are not known.
+
+        Args:
+            step: up to which it must have been stored; None for any.
+        """
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            found = json.loads(self.duration_file.read_bytes())
+            if step in (None, found["step"]):
+                return float(found["seconds"])
+        return None
 
     # results
 

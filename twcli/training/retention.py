@@ -11,9 +11,11 @@ Shapes: N records, K latents. Nats an example.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -48,6 +50,12 @@ class Retention:
     def below(self) -> bool:
         """Whether the run is worse than the frozen model by more than the interval."""
         return self.gain_ci is not None and self.gain_ci[1] < 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON and pages."""
+        values = dataclasses.asdict(self)
+        values["gain_ci"] = None if self.gain_ci is None else list(self.gain_ci)
+        return {**values, "retained": self.retained, "below": self.below}
 
     @property
     def retained(self) -> float:

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from twcli.config.commands import AUTO, TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.example import Example
 from twcli.data.names import read_names
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
@@ -87,6 +88,7 @@ class Setup:
         held: records that are not trained on.
         drawn: what the frozen model answers to the prompts of the held-out records.
         length: what is said of the run's length before it starts.
+        records: as they are in the data, to be read once more for their texts.
         provenance: what a checkpoint must have been made from to be resumed.
         classes: (N,) rows of different ones share no batch (`batches.length_classes`).
         stored_dtype: of the checkpoint that the run starts from, and so of `RUN/model`.
@@ -110,6 +112,7 @@ class Setup:
     length: str
     lr: float
     accelerator: Any
+    records: Iterable[Example]
     provenance: dict[str, Any]
     classes: np.ndarray
     stored_dtype: torch.dtype
@@ -275,6 +278,7 @@ def prepare(
         f"{length}, about {duration(seconds)}",
         lr,
         accelerator,
+        inputs.records,
         provenance,
         classes,
         stored_dtype,

@@ -1,0 +1,48 @@
+"""What `train` and `eval` write on the page of a run besides their own."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+from twcli.config.commands import TrainConfig
+from twcli.data.names import read_latent_names
+from twcli.errors import UserError
+from twcli.evaluation.page import About
+from twcli.storage.durable import write_durably
+from twcli.storage.run_folder import RunFolder
+
+
+def about(
+    run: RunFolder, trained: TrainConfig, say: Callable[[str], None], data: str | None = None
+) -> About:
+    """What the page says at its top; names that cannot be read are left out with a line.
+
+    Args:
+        data: what the run was evaluated on.
+    """
+    names, file = {}, trained.names
+    if file is not None and not Path(file).is_file():
+        file = None
+    if file is not None:
+        try:
+            names = read_latent_names(file)
+        except UserError as error:
+            say(f"{error}; the page has no names")
+    return About(
+        run=str(run.path),
+        date=datetime.date.today().isoformat(),
+        data=data,
+        seconds=run.read_duration(),
+        names=names,
+        names_file=file,
+    )
+
+
+def write_page(run: RunFolder, html: str, say: Callable[[str], None]) -> None:
+    """Writes the report; a run that one may only read goes without."""
+    try:
+        write_durably(run.report, html.encode())
+    except OSError as error:
+        say(f"{run.report}: not written: {error.strerror}")

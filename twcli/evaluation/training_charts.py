@@ -1,0 +1,167 @@
+"""What `metrics.jsonl` says, as charts: of one run, or of several laid over each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from twcli.pages import charts
+from twcli.pages.charts import Line
+from twcli.training.diagnostics import pooled_information
+
+POOLED_STEPS = 25  # number of steps that each point of a curve is averaged over
+POINTS = 200  # of a curve, at most
+
+Metrics = Sequence[dict[str, Any]]
+
+
+def of_run(metrics: Metrics) -> list[dict[str, Any]]:
+    """Charts of a run."""
+    if not metrics:
+        return []
+    windows = _windows(metrics)
+    stages = _stages(metrics)
+    found = [_information({"I(z; y)": metrics}, stages), _loss({"loss": metrics}, stages)]
+    found.append(_gain(metrics, stages))
+    if "posterior_mass" in metrics[0]:
+        found.append(
+            charts.bands(
+                "Posterior usage",
+                [(step, _usage(window)) for step, window in windows],
+                note="Share of the records that the posterior assigns to each latent, over the "
+                f"last {POOLED_STEPS} steps. A single band means that the other latents are dead.",
+            )
+        )
+    amplified = [
+        Line("measured", _means(windows, "amplification")),
+        Line("expected, T / t0", _means(windows, "expected_amplification")),
+    ]
+    found.append(
+        charts.curves(
+            "Amplification of the posterior's gradient",
+            amplified,
+            unit="times, logarithmic scale",
+            note="By weighting with b_t: as measured, and as predicted from the share of "
+            "informative tokens. 1 means no effect.",
+            log=True,
+            stages=stages,
+        )
+    )
+    return [chart for chart in found if chart is not None]
+
+
+def of_runs(metrics: Mapping[str, Metrics]) -> list[dict[str, Any]]:
+    """Charts of several runs, a line each."""
+    known = {name: each for name, each in metrics.items() if each}
+    found = [_information(known, []), _loss(known, [])]
+    lines = [
+        Line(name, [(m["step"], m["held_out_nll"]) for m in each if "held_out_nll" in m])
+        for name, each in known.items()
+    ]
+    found.append(
+        charts.curves(
+            "Held-out records", lines, unit="nats per record, logarithmic scale", log=True
+        )
+    )
+    return [chart for chart in found if chart is not None]
+
+
+def _information(
+    runs: Mapping[str, Metrics], stages: list[tuple[float, str]]
+) -> dict[str, Any] | None:
+    lines = [
+        Line(name, [(step, pooled_information(window)[0]) for step, window in _windows(metrics)])
+        for name, metrics in runs.items()
+    ]
+    latents = max(
+        (len(metrics[0].get("posterior_mass", ())) for metrics in runs.values()), default=0
+    )
+    most = math.log(latents) if latents > 1 else None
+    return charts.curves(
+        "Mutual information I(z; y)",
+        lines,
+        unit="nats",
+        note="What the posterior's z says of the completion.",
+        top=most,
+        reference=None if most is None else (most, f"log K = {most:.2f}, the most"),
+        stages=stages,
+    )
+
+
+def _loss(runs: Mapping[str, Metrics], stages: list[tuple[float, str]]) -> dict[str, Any] | None:
+    lines = [Line(name, _means(_windows(metrics), "loss")) for name, metrics in runs.items()]
+    return charts.curves(
+        "Loss",
+        lines,
+        unit="nats per token, logarithmic scale",
+        note="What is minimised; its parts differ between stages.",
+        log=True,
+        stages=stages,
+    )
+
+
+def _gain(metrics: Metrics, stages: list[tuple[float, str]]) -> dict[str, Any] | None:
+    """Of held-out records; a latent without any has no line."""
+    measured = [m for m in metrics if "held_out_gain" in m]
+    latents = max((len(m["held_out_gain"]) for m in measured), default=0)
+    lines = [
+        Line(
+            f"z{k}",
+            [
+                (m["step"], m["held_out_gain"][k])
+                for m in measured
+                if k < len(m["held_out_gain"]) and m["held_out_gain"][k] is not None
+            ],
+            latent=k,
+        )
+        for k in range(latents)
+    ]
+    return charts.curves(
+        "Each latent's held-out records against the original model",
+        lines,
+        unit="nats per record",
+        note="Above the line the run writes them better than the original model, below it worse.",
+        reference=(0.0, "the original model"),
+        stages=stages,
+    )
+
+
+def _windows(metrics: Metrics) -> list[tuple[int, Metrics]]:
+    """(step, the steps up to it that a point is averaged over)."""
+    picked = sorted({*range(0, len(metrics), max(1, len(metrics) // POINTS)), len(metrics) - 1})
+    return [(metrics[i]["step"], metrics[max(0, i - POOLED_STEPS) : i + 1]) for i in picked]
+
+
+def _stages(metrics: Metrics) -> list[tuple[float, str]]:
+    """Where each stage begins; those that take turns begin together."""
+    found: list[tuple[float, str]] = []
+    seen: set[str] = set()
+    for m in metrics:
+        stage = m.get("stage")
+        if stage is None or stage in seen:
+            continue
+        seen.add(stage)
+        if found and m["step"] - found[-1][0] <= 1 and len(seen) > 2:
+            found[-1] = found[-1][0], f"{found[-1][1]} / {stage}"
+        else:
+            found.append((m["step"], stage))
+    return found
+
+
+def _means(windows: Iterable[tuple[int, Metrics]], key: str) -> list[tuple[float, float]]:
+    points: list[tuple[float, float]] = []
+    for step, window in windows:
+        known = [m[key] for m in window if m.get(key) is not None]
+        if known:
+            points.append((step, sum(known) / len(known)))
+    return points
+
+
+def _usage(window: Metrics) -> list[float]:
+    """(K,) shares over the records of several steps."""
+    total = sum(m["records"] for m in window)
+    latents = len(window[0]["posterior_mass"])
+    return [
+        sum(m["records"] * m["posterior_mass"][k] for m in window) / total for k in range(latents)
+    ]
