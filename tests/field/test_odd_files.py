@@ -326,6 +326,16 @@ REFUSED = {
         columns({"messages": [USER, FOUR], "images": [{"bytes": b"a", "path": None}]}),
         "d.parquet: record 1: field 'images' holds pictures or sound, which are not read",
     ),
+    "a name of a column with a line break": (
+        "d.csv",
+        b'"a\nb",c\nd,e\n',
+        "d.csv:3: form not recognised: the fields are a b, c; name its fields with",
+    ),
+    "Parquet with text that is not UTF-8": (
+        "d.parquet",
+        columns({"x": "abcdefgh" * 2, "y": "b"}, compression="none").replace(b"efgh", b"ef\xffh"),
+        "d.parquet: not valid Parquet: 'utf-8' codec can't decode",
+    ),
     "a column twice in Parquet": (
         "d.parquet",
         None,

@@ -460,7 +460,7 @@ def _parquet(file: Path) -> Iterator[Placed]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{file}: record {number}", _filled(record)
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         after = f" after record {number}" if number else ""
         raise UserError(f"{file}: not valid Parquet{after}: {first_line(error)}") from error
 

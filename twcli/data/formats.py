@@ -466,7 +466,8 @@ LOOKS_LIKE = (
 
 def _unknown(record: Record, complete: bool) -> str:
     """What to say of a record of no known form, in one line."""
-    names = ", ".join(map(str, list(record)[:12])) + (", .." if len(record) > 12 else "")
+    shown = [" ".join(str(name).split())[:40] for name in list(record)[:12]]
+    names = ", ".join(shown) + (", .." if len(record) > 12 else "")
     wrapped = next((k for k, v in record.items() if isinstance(v, list) and _is_records(v)), None)
     wanted = "--x-field and --y-field" if complete else "--x-field"
     looks, then = next(
