@@ -76,7 +76,9 @@ def _exchanges(
     # two strategies that begin alike
     if np.abs(apart).max(initial=0) <= FLAT * np.abs(points).max(initial=0):
         return []
-    chosen, exchanged = _most_predictable(*_reassigned(_two_humps(apart), apart, second)), []
+    signs, values = _reassigned(_two_humps(apart), apart, second)
+    chosen = _most_predictable(signs, values)
+    exchanged = []
     for sign in chosen:
         new = clusters.copy()
         new[rows_one[sign < 0]], new[rows_other[sign < 0]] = other, one
@@ -133,10 +135,10 @@ def _most_predictable(signs: np.ndarray, values: np.ndarray) -> list[np.ndarray]
     fits = np.abs(values).mean(0)
     known = [signs[:, 0]]
     for column in np.argsort(-fits):
-        if fits[column] > fits[0] - SLACK and all(
-            abs(signs[:, column] @ k) < (2 * ALIKE - 1) * len(k) for k in known
-        ):
-            known.append(signs[:, column])
+        sign = signs[:, column]
+        predictable = fits[column] > fits[0] - SLACK
+        if predictable and all(abs(sign @ k) < (2 * ALIKE - 1) * len(k) for k in known):
+            known.append(sign)
     return known[1 : 1 + EXCHANGES]
 
 
@@ -147,11 +149,8 @@ def _independent_directions(whitened: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
         try:
-            return (
-                FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0)
-                .fit(whitened.astype(np.float64))
-                .components_
-            )
+            ica = FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0)
+            return ica.fit(whitened.astype(np.float64)).components_
         except ValueError:
             # its step cancels where the points are as normal as can be, and what
             # is left of it is rounding

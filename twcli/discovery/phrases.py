@@ -303,10 +303,16 @@ def _chosen(
         if owed or any(_same_stretch(tokens, count, *other) for other in taken):
             continue
         taken.append((tokens, count))
-        elsewhere = (grams.total_G[gram_H[h]] - count) / (size_K.sum() - size_K[k])
-        text = _joined([words[token] for token in tokens])
-        share = count / size_K[k]
-        phrases.append(Phrase(text, float(z_H[h]), count, float(share), float(elsewhere)))
+        others = grams.total_G[gram_H[h]] - count
+        phrases.append(
+            Phrase(
+                text=_joined([words[token] for token in tokens]),
+                z=float(z_H[h]),
+                count=count,
+                share=float(count / size_K[k]),
+                elsewhere=float(others / (size_K.sum() - size_K[k])),
+            )
+        )
     return phrases
 
 
@@ -327,8 +333,10 @@ def _shorter(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 def _same_stretch(one: tuple[int, ...], count: int, other: tuple[int, ...], others: int) -> bool:
     if min(count, others) < SAME_COUNT * max(count, others):
         return False
+    if one in _shorter(other):
+        return True
     overlap = one[-2:] == other[:2] or one[:2] == other[-2:]
-    return one in _shorter(other) or (overlap and min(len(one), len(other)) > 1)
+    return overlap and min(len(one), len(other)) > 1
 
 
 def _joined(tokens: Sequence[str]) -> str:
