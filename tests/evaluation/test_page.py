@@ -125,6 +125,19 @@ def test_samples_show_where_they_differ(text):
     assert "<mark>a" not in text
 
 
+def test_long_samples_are_cut_and_many_latents_have_labels():
+    ys = ["word " * 1000 + f"{k}" for k in range(40)]
+    evidence = {
+        "samples": [{"x": "\x1b[31m" + "x" * 999, "ys": ys}],
+        "latent_cards": [CARDS[0] | {"latent": k} for k in range(40)],
+        "map": {"points": [[float(k), 0.0, k] for k in range(40)]},
+    }
+    text = evaluation_page(summarise(**perfect()), METRICS, SETTINGS, ABOUT, evidence)
+    page = check(text)
+    assert page.text.count("word…") == 40 and "\x1b" not in text
+    assert "z39" in page.text and 'class="c7"' in text and 'class="c8"' not in text
+
+
 def test_weights_are_of_a_latent(text):
     assert 'title="2.50 nats" style="--share: 100.00%">Hello</span>' in text
     assert "&lt;i&gt;</span>…" in text

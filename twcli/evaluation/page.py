@@ -17,7 +17,7 @@ from twcli.evaluation.report import rows_of
 from twcli.pages import charts
 from twcli.pages.differences import marked
 from twcli.pages.rendering import render
-from twcli.pages.text import interval, number, share
+from twcli.pages.text import cut, interval, number, share
 from twcli.training.defaults import duration
 
 MOST_CHARACTERS = 2000  # of a sample
@@ -440,7 +440,7 @@ def _router(evidence: dict[str, Any]) -> list[list[str]]:
 
 def _samples(evidence: dict[str, Any]) -> list[dict[str, Any]]:
     return [
-        {"x": sample["x"], "ys": marked([y[:MOST_CHARACTERS] for y in sample["ys"]])}
+        {"x": sample["x"], "ys": marked([cut(y, MOST_CHARACTERS) for y in sample["ys"]])}
         for sample in evidence.get("samples", ())
     ]
 

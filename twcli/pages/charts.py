@@ -1,8 +1,8 @@
 """Where the parts of a chart are, in percent of the area that its axes enclose.
 
 A chart is drawn as SVG that follows the width of its window, while its texts keep their size. Each
-function returns what the macro of its name in `parts.html.jinja` draws, and what a person who does
-not see it is told.
+function returns what the macro of its name in `parts.html.jinja` draws, and a description for who
+does not see it.
 """
 
 from __future__ import annotations
