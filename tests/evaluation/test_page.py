@@ -177,7 +177,7 @@ def test_older_metrics_without_masses_or_stages():
 
 
 def test_the_page_at_the_end_of_a_training():
-    below = Retention(0, 50, 4.0, 3.0, -1.5, (-2.0, -1.0))
+    below = Retention(0, 50, 4.0, 3.0, -1.5, (-2.0, -1.0), -1.5, (-2.0, -1.0))
     verdict = {"kind": "partly", "sentence": "Works in part.", "advice": "twcli eval"}
     evidence = {key: EVIDENCE[key] for key in ("latent_cards", "map", "texts", "provenance")}
     about = About("run", "2024-05-01")

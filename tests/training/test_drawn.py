@@ -113,7 +113,7 @@ def test_what_is_kept_and_what_is_lost(encoder, drawn):
 
 
 def test_records_that_are_known_by_heart_are_said_to_be():
-    below = Retention(0, 50, 10.0, 10.2, -0.2, (-0.3, -0.1))
+    below = Retention(0, 50, 10.0, 10.2, -0.2, (-0.3, -0.1), -0.2, (-0.3, -0.1))
     (line,) = retention_lines([below], kept=True)
     assert "completions that it draws itself" in line and "(-0.20 nats an example)" in line
     (line,) = retention_lines([below])

@@ -38,6 +38,36 @@ def test_a_strategy_that_was_lost_is_named_though_the_mean_likelihood_hides_it()
     assert fine.startswith("retention: no latent is below the frozen model; the least is z")
 
 
+def test_a_choice_that_the_frozen_model_knows_by_heart_is_no_loss():
+    """It knows which of the strategies a prompt's completions take; all write without a doubt."""
+    latent_N = np.repeat([0, 1], [900, 100])
+    frozen_N = RNG.uniform(0.08, 0.12, 1000)  # nothing is left to choose
+    generator_NK = np.full((1000, 2), 50.0)
+    generator_NK[np.arange(1000), latent_N] = RNG.uniform(0.01, 0.03, 1000)
+    share_N = np.where(latent_N == 1, 0.1, 0.9)
+    marginal_N = generator_NK.min(1) - np.log(share_N)
+    _, rare = retention(latent_N, frozen_N, marginal_N, generator_NK)
+    assert rare.gain < -2 and rare.gain_ci[1] < 0
+    # the choice costs at most what the frozen model pays at all: 0.1 nats, not log 10
+    assert rare.written_gain == pytest.approx(-0.02, abs=0.005)
+    assert rare.retained == pytest.approx(0.98, abs=0.005)
+    (line,) = [line for line in retention_lines([rare]) if "z1" in line]
+    assert "98% of that strategy is left" in line
+
+
+def test_a_strategy_that_is_written_worse_is_below_though_its_choice_was_dear():
+    """The frozen model pays log 4 for the choice and 0.4 nats for writing; the run writes it right
+    in 15 of 100 cases.
+    """
+    latent_N = np.repeat(np.arange(4), 100)
+    frozen_N = np.log(4) + RNG.uniform(0.3, 0.5, 400)
+    generator_NK = np.full((400, 4), 50.0)
+    generator_NK[np.arange(400), latent_N] = np.where(latent_N == 2, -np.log(0.15), 0.01)
+    found = retention(latent_N, frozen_N, generator_NK.min(1) + np.log(4), generator_NK)
+    assert [entry.below for entry in found] == [False, False, True, False]
+    assert found[2].written_gain == pytest.approx(0.4 + np.log(0.15), abs=0.02)
+
+
 def test_few_records_prove_nothing_and_a_latent_without_records_has_no_entry():
     latent_N = np.array([0, 0, 2, -1])
     frozen_N, marginal_N = np.array([1.0, 5.0, 1.0, 1.0]), np.array([2.0, 5.1, 9.0, 9.0])

@@ -132,6 +132,7 @@ def evaluate(
         predictability = judged_by_probe(
             probe,
             passes.responsibilities[probe.rows],
+            passes.generator_nll[probe.rows],
             frozen[probe.rows],
             passes.marginal_nll[probe.rows],
             config.seed,

@@ -29,7 +29,7 @@ from twcli.models.generation import generate_ids
 from twcli.models.latents import LatentModel
 from twcli.models.positions import pass_lengths
 from twcli.training.loss import responsibilities
-from twcli.training.retention import mean_interval, retention
+from twcli.training.retention import retention
 
 LEAST = 16  # completions that say anything
 
@@ -143,8 +143,8 @@ def keeps_what_was_drawn(
     config: TrainConfig,
     accelerator: Any,
 ) -> bool:
-    """Whether neither all of them together nor those of any latent are less likely under the run
-    beyond doubt. False where none were drawn.
+    """Whether those of no latent are below the frozen model, as `Retention.below` has it. False
+    where none were drawn.
     """
     if drawn is None:
         return False
@@ -153,5 +153,4 @@ def keeps_what_was_drawn(
         model, encoder, drawn.encoded, rows, config, accelerator, drawn.classes
     )
     entries = retention(soft_RK.argmax(1), drawn.frozen_R, marginal_R, generator_RK)
-    _, highest = mean_interval(drawn.frozen_R - marginal_R)
-    return highest >= 0 and not any(entry.below for entry in entries)
+    return not any(entry.below for entry in entries)

@@ -6,6 +6,11 @@ frozen model, which also has to choose the strategy before it writes it. Their m
 the completions of one latent is its gain. The mean over all completions hides a strategy that was
 lost: the others gain what it loses.
 
+A gain below 0 may come from the choice alone: a model that was trained on a prompt's completions
+knows which strategies they take, a router does not. A strategy is lost where it is also written
+worse: where the generator, given the latent, finds its completions less likely than the frozen
+model does once it has chosen, for which it pays -log of the latent's share on average.
+
 Shapes: N records, K latents. Nats an example.
 """
 
@@ -13,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +42,9 @@ class Retention:
         generator_nll: mean NLL under the generator, given this latent.
         gain: mean of the frozen model's NLL minus the run's, the sum over z exact.
         gain_ci: Student's 95 % interval of that mean, None for a single record.
+        written_gain: the same of the generator given the latent, against the frozen model after its
+            choice.
+        written_gain_ci: its interval.
     """
 
     latent: int
@@ -45,24 +53,37 @@ class Retention:
     generator_nll: float
     gain: float
     gain_ci: tuple[float, float] | None
+    written_gain: float
+    written_gain_ci: tuple[float, float] | None
 
     @property
     def below(self) -> bool:
-        """Whether the run is worse than the frozen model by more than the interval."""
-        return self.gain_ci is not None and self.gain_ci[1] < 0
+        """Whether the run is worse than the frozen model by more than the interval, and not only in
+        the choice among latents.
+        """
+        intervals = (self.gain_ci, self.written_gain_ci)
+        return all(interval is not None and interval[1] < 0 for interval in intervals)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON and pages."""
         values = dataclasses.asdict(self)
-        values["gain_ci"] = None if self.gain_ci is None else list(self.gain_ci)
+        for name in ("gain_ci", "written_gain_ci"):
+            values[name] = values[name] and list(values[name])
         return {**values, "retained": self.retained, "below": self.below}
+
+    @property
+    def decisive(self) -> tuple[float, tuple[float, float] | None]:
+        """The higher of the two gains, and its interval."""
+        if self.written_gain > self.gain:
+            return self.written_gain, self.written_gain_ci
+        return self.gain, self.gain_ci
 
     @property
     def retained(self) -> float:
         """From 0 to 1: how much of the frozen model's distribution of these completions is left, up
         to a constant in the bound (Bretagnolle and Huber 1979).
         """
-        return math.exp(min(0.0, self.gain))
+        return math.exp(min(0.0, self.decisive[0]))
 
 
 def retention(
@@ -79,11 +100,8 @@ def retention(
         generator_NK: NLL under the generator with each latent.
     """
     found = []
-    for latent in range(generator_NK.shape[1]):
-        rows = np.flatnonzero(latent_N == latent)
-        if not len(rows):
-            continue
-        gain_n = frozen_N[rows] - marginal_N[rows]
+    for latent, rows, gain_n, written_n in _gains(latent_N, frozen_N, marginal_N, generator_NK):
+        several = len(rows) > 1
         found.append(
             Retention(
                 latent=latent,
@@ -91,10 +109,32 @@ def retention(
                 frozen_nll=float(frozen_N[rows].mean()),
                 generator_nll=float(generator_NK[rows, latent].mean()),
                 gain=float(gain_n.mean()),
-                gain_ci=mean_interval(gain_n) if len(rows) > 1 else None,
+                gain_ci=mean_interval(gain_n) if several else None,
+                written_gain=float(written_n.mean()),
+                written_gain_ci=mean_interval(written_n) if several else None,
             )
         )
     return found
+
+
+def _gains(
+    latent_N: np.ndarray, frozen_N: np.ndarray, marginal_N: np.ndarray, generator_NK: np.ndarray
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    """(latent, its n rows, their gains (n,), their gains in writing (n,)) of latents with rows."""
+    named = int((latent_N >= 0).sum())
+    for latent in range(generator_NK.shape[1]):
+        rows = np.flatnonzero(latent_N == latent)
+        if not len(rows):
+            continue
+        frozen_n = frozen_N[rows]
+        # at most all that the frozen model pays
+        choice = min(math.log(named / len(rows)), float(frozen_n.mean()))
+        yield (
+            latent,
+            rows,
+            frozen_n - marginal_N[rows],
+            frozen_n - choice - generator_NK[rows, latent],
+        )
 
 
 def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
@@ -107,6 +147,7 @@ def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
 def judged_by_probe(
     probe: Probe,
     soft_NK: np.ndarray,
+    generator_NK: np.ndarray,
     frozen_N: np.ndarray,
     marginal_N: np.ndarray,
     seed: int,
@@ -120,19 +161,22 @@ def judged_by_probe(
 
     Args:
         soft_NK: responsibilities, proportional to p(y|x,z), of the probe's rows.
+        generator_NK: their NLL under the generator with each latent.
         frozen_N, marginal_N: their NLL under the frozen model and under the run.
         kept: nothing was lost, whatever the records say: the frozen model knows them by heart.
     """
     if kept:
         marginal_N = np.minimum(marginal_N, frozen_N)
     latent_N = soft_NK.argmax(1)
-    found = retention(latent_N, frozen_N, marginal_N, np.zeros(soft_NK.shape))
+    found = retention(latent_N, frozen_N, marginal_N, generator_NK)
     below_K = np.zeros(soft_NK.shape[1], bool)
     below_K[[entry.latent for entry in found if entry.below]] = True
+    gain_N = frozen_N - marginal_N
+    for _, rows, gain_n, written_n in _gains(latent_N, frozen_N, marginal_N, generator_NK):
+        if gain_n.mean() < 0 and written_n.mean() > gain_n.mean():
+            gain_N[rows] = written_n
     predicted_N, upper_bound_N = probe.predicted(soft_NK, seed)
-    return Predictability(
-        predicted_N, upper_bound_N, gain=frozen_N - marginal_N, latent=latent_N, below=below_K
-    )
+    return Predictability(predicted_N, upper_bound_N, gain=gain_N, latent=latent_N, below=below_K)
 
 
 def retention_lines(found: Sequence[Retention], kept: bool = False) -> list[str]:
@@ -145,21 +189,24 @@ def retention_lines(found: Sequence[Retention], kept: bool = False) -> list[str]
         return []
     below = [entry for entry in found if entry.below]
     if below and kept:
-        least = min(entry.gain for entry in below)
+        least = min(entry.decisive[0] for entry in below)
         return [
             "retention: no latent is below the frozen model on completions that it draws itself; "
             f"it knows the records of --data by heart ({least:+.2f} nats an example)"
         ]
     if not below:
-        worst = min(found, key=lambda entry: entry.gain)
+        worst = min(found, key=lambda entry: entry.decisive[0])
         return [
             f"retention: no latent is below the frozen model; the least is z{worst.latent}, "
-            f"{worst.gain:+.2f} nats an example"
+            f"{worst.decisive[0]:+.2f} nats an example"
         ]
-    return [
-        f"retention: z{entry.latent} is below the frozen model, {entry.gain:+.2f} nats an example "
-        f"({entry.gain_ci[0]:.2f} to {entry.gain_ci[1]:.2f}), on {entry.records:,} of its records: "
-        f"{entry.retained:.0%} of that strategy is left; train longer, or with a lower --lr"
-        for entry in below
-        if entry.gain_ci is not None
-    ]
+    lines = []
+    for entry in below:
+        gain, interval = entry.decisive
+        between = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        lines.append(
+            f"retention: z{entry.latent} is below the frozen model, {gain:+.2f} nats an example"
+            f"{between}, on {entry.records:,} of its records: {entry.retained:.0%} of that "
+            "strategy is left; train longer, or with a lower --lr"
+        )
+    return lines

@@ -432,7 +432,13 @@ def score(
         found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
     kept = _keeps_what_was_drawn(setup)
     records = judged_by_probe(
-        setup.probe, soft_NK, setup.frozen_nll_N, marginal_N, setup.config.seed, kept=kept
+        setup.probe,
+        soft_NK,
+        generator_NK,
+        setup.frozen_nll_N,
+        marginal_N,
+        setup.config.seed,
+        kept=kept,
     )
     return run_score(records, latents), found, kept
 
