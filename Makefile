@@ -29,7 +29,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo figures quality natural picture bench test quick torture coverage mutants lint format docs docs-site clean
+.PHONY: demo demo-steps figures quality natural picture bench test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -132,8 +132,15 @@ picture: $(PICTURE)/run/model/config.json
 	$(BIN)/python benchmarks/picture.py --run $(PICTURE)/run --x '$(QUESTION)' --name 0=terse --name 1=equation \
 	  --name 2=story --name 3=steps --out docs/latents
 
+# Ctrl-C ends all of it in one line. What the programs and make say of it themselves is left out; what passes their lines on
+# outlives them.
+demo:
+	@trap 'echo "make demo: interrupted; run it again to go on" >&2; exit 0' INT; \
+	$(MAKE) --no-print-directory demo-steps 2> >(trap '' INT; grep --line-buffered -vE \
+	  '^make.*(Interrupt|Error 130|Waiting|Deleting)|: interrupted|cancelled by user' >&2)
+
 # The two trainings run side by side, a thread each: a model this small gains little from a second one.
-demo: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
+demo-steps: $(INSTALLED) $(DEMO)/train.bt.h5 $(DEMO)/test.jsonl
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(DEMO)/eval.json $(DEMO)/eval-uniform.json
 	@$(BIN)/python examples/compare.py uniform=$(DEMO)/eval-uniform.json ours=$(DEMO)/eval.json
 
@@ -152,12 +159,12 @@ $(DEMO)/train.bt.h5: $(DEMO)/train.jsonl $(DEMO)/entangled/config.json
 
 $(DEMO)/run/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(sed -u 's/^/ours     /' >&2)
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(trap '' INT; sed -u 's/^/ours     /' >&2)
 
 # The published loss: the same model, data, steps and optimiser, uniform weights, no warm start.
 $(DEMO)/run-uniform/model/config.json: $(DEMO)/train.bt.h5
 	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
-	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(sed -u 's/^/uniform  /' >&2)
+	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(trap '' INT; sed -u 's/^/uniform  /' >&2)
 
 $(DEMO)/eval.json: $(DEMO)/run/model/config.json $(DEMO)/test.jsonl
 	$(BIN)/twcli eval --run $(DEMO)/run --data $(DEMO)/test.jsonl --judge $(JUDGE) --json > $@

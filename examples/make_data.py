@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -199,4 +200,5 @@ def current_umask() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is no traceback
     main()

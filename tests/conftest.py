@@ -190,6 +190,14 @@ def few_ways():
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_line_a_fact():
+    """What is said is not folded, so that tests can search in it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("COLUMNS", "1000")
+        yield
+
+
 @pytest.fixture
 def all_ways(monkeypatch):
     """Names are searched in all ways, as users have it."""

@@ -22,7 +22,7 @@ from twcli.discovery.features import FIRST_SIMILARITIES, FIRST_STATES, KINDS, Fe
 from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.one_string import DISTINCT_VIEWS, STARTS, SURE, WHOLE
 from twcli.discovery.prior import LatentPrior
-from twcli.discovery.result import Naming, naming_record
+from twcli.discovery.result import Naming, canonical_order, naming_record
 from twcli.discovery.rows import ModelSource, Rows
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
@@ -196,6 +196,45 @@ def test_latents_are_numbered_by_their_share(encoder):
     naming = name_rows(clear, encoded, 3, seed=0)
     assert (naming.latent_N == 2 - truth).mean() > 0.97
     assert naming.prior.proportions == pytest.approx([1 / 2, 1 / 3, 1 / 6], abs=0.05)
+
+
+def test_latents_of_one_share_are_numbered_by_how_their_completions_begin(encoder):
+    """Two rows each of latents 0, 2 and 3, one of latent 1, none of latent 4."""
+    beginnings = ["w7", "w9 w1", "w3 w5", "w3 w4", "w3", "w3 w4 w0", "w8"]
+    records = [{"x": f"w{i}", "y": y} for i, y in enumerate(beginnings)]
+    latent_N = np.array([0, 2, 3, 0, 2, 3, 1])
+    orders = []
+    for rows in (range(7), [6, 3, 1, 5, 0, 2, 4]):
+        encoded = encode(encoder, [records[row] for row in rows])
+        order_K, new_K = canonical_order(latent_N[list(rows)], 5, encoded)
+        assert new_K[order_K[:4]].tolist() == [0, 1, 2, 3]
+        orders.append(order_K.tolist())
+    # "w3" is before "w3 w4", which is before "w3 w4 w0"
+    assert orders == [[2, 0, 3, 1, -1]] * 2
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_strategies_that_never_repeat_are_numbered_by_the_data_alone(encoder, seed):
+    """Each of forty prompts has one completion of each strategy, written twice; the strategies
+    begin with w2, w0 and w1. One prompt more has a single one.
+    """
+    strategies = [
+        {"x": f"w{p // 20} w{p % 20}", "y": f"w{(k + 2) % 3} w{p % 20}"}
+        for p in range(40)
+        for k in range(3)
+    ]
+    rng = np.random.default_rng(seed)
+    records = [strategies[i] for i in rng.permutation(120)] + strategies
+    truth = np.array([int(record["y"][1]) for record in records])
+
+    def clear(rows, _advance):
+        points = 30 * np.eye(3, 8)[truth[rows]] + rng.normal(size=(len(rows), 8))
+        kinds = tuple(points.astype(np.float32) for _ in KINDS)
+        return Features(kinds, np.zeros((len(rows), 2), np.float32), np.ones(len(rows)))
+
+    encoded = encode(encoder, [*records, {"x": "w19", "y": "w0"}])
+    naming = name_rows(clear, encoded, 3, seed=seed)
+    assert naming.one_string and naming.latent_N.tolist() == [*truth.tolist(), -1]
 
 
 @pytest.mark.parametrize("count", [3, 15])

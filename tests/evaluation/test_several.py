@@ -24,7 +24,7 @@ def test_runs_are_compared_by_mean_and_spread_and_the_best_is_named():
     with console.capture() as captured:
         console.print(render_comparison(compared))
     shown = captured.get()
-    assert "best by score: seed-0" in shown and "likelihood.gain" in shown
+    assert "best by expected alignment: seed-0" in shown and "likelihood.gain" in shown
     assert all(len(line) <= 80 for line in shown.splitlines())
 
 

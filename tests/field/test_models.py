@@ -172,7 +172,7 @@ def test_b_t_is_that_of_the_row_read_alone(make, execution, tmp_path):
         execution,
     ]
     trained = run("train", *training, "--out", tmp_path / "run")
-    assert "rows rescored, mean difference" in trained.output
+    assert "rows checked, mean difference" in trained.output
     if execution == "auto":
         run("eval", "--run", tmp_path / "run", "--data", data, "--device", "cpu", "--json")
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from tests.conftest import make_records, write_jsonl
 from twcli.errors import UserError
-from twcli.models import runtime
+from twcli.models import baseline, runtime
 
 HIDDEN, LAYERS, HEADS = 64, 1, 4
 WORDS = [
@@ -118,6 +119,28 @@ def test_a_run_from_a_gguf_file(tmp_path, precision):
         result = CliRunner().invoke(main, call)
         assert result.exit_code == 0, result.output
     assert (tmp_path / "run" / "model" / "config.json").is_file()
+
+
+def test_a_gguf_file_is_parsed_once_for_tokenizer_configuration_and_weights(tmp_path, monkeypatch):
+    """It takes longer than its weights do. Outside, the package is as it was."""
+    source = write_gguf(tmp_path / "tiny.gguf")
+    theirs, read = runtime.gguf_reading.once, []
+    gguf = pytest.importorskip("gguf")
+    reader = gguf.GGUFReader
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or reader(path))
+    counting = gguf.GGUFReader
+    model, _ = runtime.load_frozen(source)
+    assert len(read) == 1 and gguf.GGUFReader is counting
+
+    monkeypatch.setattr(runtime.gguf_reading, "once", nullcontext)
+    plain, _ = runtime.load_frozen(source)
+    assert len(read) == 4
+    assert baseline.weights_hash(model) == baseline.weights_hash(plain)
+    monkeypatch.setattr(runtime.gguf_reading, "once", theirs)
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF nonsense")
+    with pytest.raises(UserError, match=r"bad\.gguf: cannot be loaded"):
+        runtime.load_model(str(tmp_path / "bad.gguf"))
+    assert gguf.GGUFReader is counting
 
 
 def test_no_such_gguf_file(tmp_path):

@@ -11,13 +11,13 @@ import os
 import sys
 import warnings
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from twcli import __version__, signals
 from twcli.cli.flags import GroupedCommand, GroupedOption, config_options, origins, resolve
-from twcli.cli.screen import Screen
+from twcli.cli.screen import Screen, folded
 from twcli.config.commands import (
     AUTO,
     FORMAT_HELP,
@@ -31,6 +31,22 @@ from twcli.config.commands import (
 )
 from twcli.config.options import INPUTS, check_characters
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, interrupted
+from twcli.phases import (
+    DATA,
+    DISCOVER,
+    EXPORT,
+    LOAD_MODEL,
+    LOAD_RUN,
+    REHEARSAL,
+    evaluation_phases,
+    is_main_process,
+    precompute_phases,
+    sampling_phases,
+    training_phases,
+)
+
+if TYPE_CHECKING:
+    from twcli.data.dataset import Examples
 
 dry_run_option = click.option(
     "--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost."
@@ -138,41 +154,60 @@ def main() -> None:
 def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
     config = resolve(PrecomputeConfig, flags, config_file)
-    _look(config)
-    from twcli.commands.precompute import precompute as run
-    from twcli.models import runtime
+    with Screen(quiet) as screen:
+        screen.phases.plan(REHEARSAL if dry_run else precompute_phases(config.precision))
+        records = _read(config, screen)
+        from twcli.commands.precompute import precompute as run
 
-    _quiet_libraries(quiet)
-    if dry_run:
-        return _rehearse(config, flags, config_file)
-    screen = Screen(quiet or not runtime.is_main_process())
-    run(config, screen.say, screen.progress)
+        _quiet_libraries(quiet)
+        if dry_run:
+            return _rehearse(config, flags, config_file, records, screen)
+        run(config, screen.say, screen.progress, screen.phases, records)
 
 
-def _look(config: Any) -> None:
-    """Raises UserError for a name that is wrong, before torch is imported, which takes seconds."""
+def _read(config: Any, screen: Screen, y_field: str | None = "y", **also: Any) -> Examples:
+    """Checks the model's name and every record, says what records there are, and begins the next
+    phase: all before torch is imported, which takes seconds.
+
+    Args:
+        y_field: as `stream_examples` takes it; `also` likewise.
+
+    Raises:
+        UserError: the name or a record is wrong.
+    """
     from twcli.data.dataset import stream_examples
     from twcli.storage import hub
 
-    if config.data is not None:
-        fields = {"format": config.format, "x_field": config.x_field}
-        stream_examples(config.data, y_field=getattr(config, "y_field", None), **fields)
-    # for `sample --server` it is the name that the server knows it by
+    fields = {"format": config.format, "x_field": config.x_field, **also}
+    if y_field is not None:
+        fields |= {"y_field": config.y_field, "each_turn": config.each_turn}
+    records = stream_examples(config.data, **({"y_field": None} | fields))
+    # for `sample --server` it is the name that the server knows it by, and nothing is loaded
     served = isinstance(config, SampleConfig) and config.server is not None
     if config.model is not None and not served:
         hub.look_for_model(config.model)
+    with screen.progress(f"read {config.data}", 0):
+        for _ in records:
+            pass
+    screen.phases.begin(DATA, records.summary())
+    screen.say(f"then: {', '.join(screen.phases.coming)}")
+    if not served:
+        screen.phases.begin_next(getattr(config, "run", None) or config.model)
+    return records
 
 
 def _rehearse(
-    config: PrecomputeConfig | TrainConfig, flags: dict[str, Any], config_file: str | None
+    config: PrecomputeConfig | TrainConfig,
+    flags: dict[str, Any],
+    config_file: str | None,
+    records: Examples,
+    screen: Screen,
 ) -> None:
     from twcli.commands.rehearsal import rehearse
-    from twcli.models import runtime
 
-    if not runtime.is_main_process():  # one process of a job says it for all
-        return
-    for line in rehearse(config, origins(flags, config_file)):
-        click.echo(line)
+    for line in rehearse(config, origins(flags, config_file), records, screen.phases):
+        if is_main_process():  # one process of a job says it for all
+            screen.show(folded(line) + "\n")
 
 
 @main.command(cls=GroupedCommand, short_help="A latent for each record, to look at and to edit.")
@@ -180,14 +215,16 @@ def _rehearse(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object on standard output.")
 def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) -> None:
     """Find strategies in completions without labels: a latent for each record."""
-    config, screen = resolve(DiscoverConfig, flags, config_file), Screen(quiet)
-    _look(config)
-    from twcli.commands.discover import discover as run
-    from twcli.discovery.names_page import summary_lines
-    from twcli.evaluation import report
+    config = resolve(DiscoverConfig, flags, config_file)
+    with Screen(quiet) as screen:
+        screen.phases.plan(DISCOVER)
+        records = _read(config, screen)
+        from twcli.commands.discover import discover as run
+        from twcli.discovery.names_page import summary_lines
+        from twcli.evaluation import report
 
-    _quiet_libraries(quiet)
-    summary = run(config, screen.say, screen.progress)
+        _quiet_libraries(quiet)
+        summary = run(config, screen.say, screen.progress, screen.phases, records)
     if as_json:
         click.echo(report.to_json({k: v for k, v in summary.items() if k not in ("map",)}))
         return
@@ -207,17 +244,17 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
 def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
-    _look(config)
-    from twcli.commands.train import train as run
-    from twcli.models import runtime
+    with Screen(quiet) as screen:
+        seeds = 1 if config.seeds is None else len(config.each_seed())
+        screen.phases.plan(REHEARSAL if dry_run else training_phases(config.warm_start, seeds))
+        records = _read(config, screen)
+        from twcli.commands.train import train as run
 
-    _quiet_libraries(quiet)
-    if dry_run:
-        return _rehearse(config, flags, config_file)
-    # under `accelerate launch` one process prints for all
-    screen = Screen(quiet or not runtime.is_main_process())
-    with screen.training() as on_step:
-        run(config, screen.say, screen.progress, on_step)
+        _quiet_libraries(quiet)
+        if dry_run:
+            return _rehearse(config, flags, config_file, records, screen)
+        with screen.training() as on_step:
+            run(config, screen.say, screen.progress, on_step, screen.phases, records)
 
 
 @main.command(
@@ -230,13 +267,18 @@ def evaluate(
     config_file: str | None, quiet: bool, as_json: bool, everything: bool, **flags: Any
 ) -> None:
     """Posterior usage, strategy alignment, accuracy and likelihood of a run."""
-    config, screen = resolve(EvalConfig, flags, config_file), Screen(quiet)
-    _look(config)
-    from twcli.commands.evaluate import evaluate as run
-    from twcli.evaluation import curves, report, several
+    config = resolve(EvalConfig, flags, config_file)
+    from twcli.storage.run_folder import RunFolder
 
-    _quiet_libraries(quiet)
-    result = run(config, screen.say, screen.progress)
+    with Screen(quiet) as screen:
+        runs = len(RunFolder(config.run).several()) or 1
+        screen.phases.plan(evaluation_phases(config.samples is not None, runs))
+        records = _read(config, screen, strategy_field=config.strategy_field)
+        from twcli.commands.evaluate import evaluate as run
+        from twcli.evaluation import curves, report, several
+
+        _quiet_libraries(quiet)
+        result = run(config, screen.say, screen.progress, screen.phases, records)
     if as_json:
         click.echo(report.to_json(result))
     elif "runs" in result:
@@ -264,15 +306,25 @@ def _print(*parts: Any) -> None:
 @config_options(SampleConfig)
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""
-    config, screen = resolve(SampleConfig, flags, config_file), Screen(quiet)
-    _look(config)
-    from twcli.commands.sample import Sampler
-    from twcli.commands.sample import sample as run
+    config = resolve(SampleConfig, flags, config_file)
+    with Screen(quiet) as screen:
+        load = None  # a server has it
+        if config.server is None:
+            load = LOAD_MODEL if config.run is None else LOAD_RUN
+        screen.phases.plan(sampling_phases(config.data is not None, load))
+        records = None
+        if config.data is not None:
+            records = _read(config, screen, None)
+        elif load is not None:
+            screen.phases.begin(load, config.run or config.model or "")
+        from twcli.commands.sample import Sampler
+        from twcli.commands.sample import sample as run
 
-    _quiet_libraries(quiet)
-    if config.interactive:
-        return _converse(Sampler.load(config))
-    run(config, screen.say, screen.progress, screen.show)
+        _quiet_libraries(quiet)
+        if not config.interactive:
+            return run(config, screen.say, screen.progress, screen.show, screen.phases, records)
+        sampler = Sampler.load(config)
+    _converse(sampler)
 
 
 def _converse(sampler: Any) -> None:
@@ -306,11 +358,14 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     Its chat template takes the latent: apply_chat_template(messages, latent=2). Before it is done
     the folder is loaded again, and must give the prompts and the logits of the run.
     """
-    config, screen = resolve(ExportConfig, flags, config_file), Screen(quiet)
-    from twcli.commands.export import export as run
+    config = resolve(ExportConfig, flags, config_file)
+    with Screen(quiet) as screen:
+        screen.phases.plan(EXPORT)
+        screen.phases.begin(LOAD_RUN, config.run)
+        from twcli.commands.export import export as run
 
-    _quiet_libraries(quiet)
-    run(config, screen.say)
+        _quiet_libraries(quiet)
+        run(config, screen.say, screen.phases)
 
 
 @main.command(cls=GroupedCommand, short_help="What a cache or a run holds; is it intact?")
@@ -394,19 +449,22 @@ def inspect(
         raise UserError(
             "--x-field and --y-field are of the records at --data; give --data or leave them out"
         )
-    if model is not None:
-        _quiet_libraries(False)
-    found = run(
-        path,
-        verify=verify,
-        model=model,
-        data=data,
-        each_turn=each_turn,
-        format=format,
-        x_field=x_field,
-        y_field=y_field,
-        template=template,
-    )
+    with Screen(quiet=model is None) as screen:  # nothing else is waited for
+        if model is not None:
+            screen.phases.plan((LOAD_MODEL,))
+            screen.phases.begin(LOAD_MODEL, model)
+            _quiet_libraries(False)
+        found = run(
+            path,
+            verify=verify,
+            model=model,
+            data=data,
+            each_turn=each_turn,
+            format=format,
+            x_field=x_field,
+            y_field=y_field,
+            template=template,
+        )
     click.echo(
         report.to_json(found) if as_json else report.render_inspection(found),
         # else a terminal decides; click does not look

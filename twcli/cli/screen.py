@@ -1,39 +1,123 @@
-"""What a command prints: messages and progress bars on stderr, plain lines if that is not a
-terminal; results on stdout.
+"""What a command prints: messages, phases and one clock on stderr, results on stdout.
+
+On a terminal the last line lives: what is done, and how long all of it still takes. Elsewhere it
+is a plain line every ten seconds, less often the longer it takes.
 """
 
 from __future__ import annotations
 
+import shutil
 import sys
+import textwrap
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any, TextIO
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, TextIO
 
 import click
 
+from twcli.phases import Phases, is_main_process
 from twcli.training.defaults import duration
 
-LOG_SECONDS = 10.0  # between progress lines, if stderr is not a terminal
-TRAIN_LINES = 20  # approximate number of lines that a training run prints
+COLUMNS = 80  # where no terminal and no COLUMNS says another width
+TICK_SECONDS = 0.5  # of the living line
+LOG_SECONDS = 10.0  # between lines of the clock, at least
+LOG_SHARE = 0.05  # and this share of the phase's time so far
+LATER = 2.0  # times as long the clock waits where something else should have had a line by then
+RECENT_SHARE = 0.05  # of a training's steps, over which its figures are pooled
+WITH_BAR = "{desc} {percentage:3.0f}%|{bar:10}|{postfix}"
+WITHOUT = "{desc}{postfix}"
+
+
+def folded(text: str) -> str:
+    """The text in lines that fit the terminal, or `COLUMNS`; paths and other words stay whole."""
+    lines = textwrap.wrap(
+        text,
+        shutil.get_terminal_size((COLUMNS, 24)).columns,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join(lines)
+
+
+@dataclass
+class Status:
+    """What the clock tells of.
+
+    Attributes:
+        total: what is to be done, 0 where it cannot be counted.
+        done, first: how much of it is done, and was when the clock began.
+        note: a speed.
+        has_lines: whether what is done has lines of its own.
+    """
+
+    label: str
+    total: int
+    begin: float
+    done: int = 0
+    first: int = 0
+    note: str = ""
+    has_lines: bool = False
+
+    @property
+    def counted(self) -> bool:
+        """Whether a rate is known."""
+        return self.total > 0 and self.done > self.first
 
 
 class Screen:
-    """Prints messages to stderr and results to stdout."""
+    """Prints messages to stderr and results to stdout, until the `with` block ends.
+
+    Args:
+        quiet: no messages and no clock, as in all processes of a job but the first.
+    """
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self.live = sys.stderr.isatty() and not quiet
+        self.quiet = quiet or not is_main_process()
+        self.live = sys.stderr.isatty() and not self.quiet
+        self.phases = Phases(self._phase_begins)
+        self._lock = threading.RLock()
+        self._stack: list[Status] = []
+        self._phase_began = self._last_line = time.monotonic()
+        self._ended = threading.Event()
+        self._bar: Any = None
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> Self:
+        if not self.quiet:
+            self._ticker.start()
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        if not self.quiet:
+            self._ticker.join()
+        self._close_bar()
+
+    # lines
 
     def say(self, text: str) -> None:
-        """Prints a message; nothing with `--quiet`."""
-        if not self.quiet:
-            self._write(text + "\n", sys.stderr)
+        """Prints a message, folded to the width of the terminal; nothing with `--quiet`."""
+        if self.quiet:
+            return
+        with self._lock:
+            self._last_line = time.monotonic()
+            self._write(folded(text) + "\n", sys.stderr)
 
     def show(self, result: str) -> None:
-        """Prints a result, which includes its newline, without breaking a progress bar."""
-        self._write(result, sys.stdout)
+        """Prints a result, which includes its newline, without breaking the living line."""
+        with self._lock:
+            self._write(result, sys.stdout)
 
     def _write(self, text: str, stream: TextIO) -> None:
         if self.live:
@@ -43,75 +127,129 @@ class Screen:
         else:
             click.echo(text, file=stream, nl=False)
 
+    # phases and the clock
+
+    def _phase_begins(self, phases: Phases, note: str) -> None:
+        with self._lock:
+            began = time.monotonic()
+            self._phase_began, self._stack = began, [Status(phases.name, 0, began)]
+            self.say(phases.name + (f": {note}" if note else ""))
+
     @contextmanager
-    def progress(self, label: str, total: int, lines: bool = True) -> Iterator[Callable[..., None]]:
-        """A progress bar with ETA on a terminal; elsewhere a line every few seconds, unless `lines`
-        is off. What it yields takes how much was done and, if there is one, a note on the speed.
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """Within it the clock tells how much of `total` is done. What it yields takes how much was
+        done and, if there is one, a note on the speed.
         """
-        if self.live:
-            from tqdm import tqdm
-
-            with tqdm(
-                total=total,
-                desc=label,
-                file=sys.stderr,
-                unit_scale=True,
-                dynamic_ncols=True,
-                leave=False,
-            ) as bar:
-
-                def update(count: int, note: str = "") -> None:
-                    bar.set_postfix_str(note, refresh=False)
-                    bar.update(count)
-
-                yield update
-            return
-        done, start, last = 0, time.monotonic(), time.monotonic()
+        name = self.phases.name
+        status = Status(f"{name}: {label}" if name else label, total, time.monotonic())
+        with self._lock:
+            self._stack.append(status)
 
         def advance(count: int, note: str = "") -> None:
-            nonlocal done, last
-            done += count
-            now = time.monotonic()
-            if lines and now - last >= LOG_SECONDS:
-                last = now
-                left = (now - start) / done * (total - done)
-                speed = f", {note}" if note else ""
-                self.say(f"{label}: {done / total:.0%}{speed}, about {duration(left)} left")
+            status.done += count
+            status.note = note
 
-        yield advance
+        try:
+            yield advance
+        finally:
+            with self._lock:
+                if status in self._stack:
+                    self._stack.remove(status)
+
+    def _tick(self) -> None:
+        while not self._ended.wait(TICK_SECONDS):
+            with self._lock:
+                if not self._stack:
+                    continue
+                if self.live:
+                    self._draw(self._stack[-1])
+                elif self._due(LATER if self._stack[-1].has_lines else 1.0):
+                    self.say(self._line(self._stack[-1]))
+
+    def _due(self, times: float = 1.0) -> bool:
+        """Whether it is long enough since the last line.
+
+        Args:
+            times: as long as usual.
+        """
+        now = time.monotonic()
+        wait = max(LOG_SECONDS, LOG_SHARE * (now - self._phase_began))
+        return now - self._last_line >= times * wait
+
+    def _line(self, status: Status) -> str:
+        parts = [status.note] if status.note else []
+        if status.counted:
+            parts.insert(0, f"{min(1.0, status.done / status.total):.0%}")
+        return f"{status.label}: {', '.join([*parts, self._time(status)])}"
+
+    def _time(self, status: Status) -> str:
+        """How long it still takes, in all where that is known; else how long it has taken."""
+        here, after = self._left(status), self.phases.after()
+        if here is None:
+            return f"{duration(time.monotonic() - status.begin)} so far"
+        if after is None:
+            return f"about {duration(here)} left of this phase"
+        return f"about {duration(here + after)} left in all"
+
+    def _left(self, status: Status) -> float | None:
+        """Seconds that the phase still takes; None where nothing says so."""
+        now = time.monotonic()
+        if status.counted:
+            rate = (now - status.begin) / (status.done - status.first)
+            return rate * max(0, status.total - status.done)
+        expected = self.phases.expected()
+        return None if expected is None else max(0.0, expected - (now - self._phase_began))
+
+    def _draw(self, status: Status) -> None:
+        from tqdm import tqdm
+
+        width = shutil.get_terminal_size((COLUMNS, 24)).columns - 1
+        if self._bar is None:
+            self._bar = tqdm(total=1, file=sys.stderr, leave=False, ncols=width)
+        self._bar.ncols = width
+        self._bar.bar_format = WITH_BAR if status.counted else WITHOUT
+        self._bar.total, self._bar.n = max(1, status.total), min(status.done, status.total)
+        self._bar.set_description_str(status.label, refresh=False)
+        note = f"{status.note}, " if status.note else ""
+        self._bar.set_postfix_str(note + self._time(status), refresh=True)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    # training
 
     @contextmanager
     def training(self) -> Iterator[Callable[[dict[str, Any]], None]]:
-        """Gives a function that takes each step's metrics: a bar of the steps, and about
-        `TRAIN_LINES` lines with logged values.
+        """Gives a function that takes each step's metrics: the clock counts the steps, and a line
+        with figures comes about as often as the clock's, and after the last step.
         """
-        from twcli.training.diagnostics import pooled_information
+        from twcli.training.diagnostics import progress_line
 
         recent: deque[dict[str, Any]] = deque()
-        begin, first, advance = 0.0, 0, None
+        status: Status | None = None
 
         def on_step(m: dict[str, Any]) -> None:
-            nonlocal begin, first, advance, recent
-            step, steps = m["step"], m["steps"]
-            every = max(1, steps // TRAIN_LINES)
-            if advance is None:  # a resumed run begins where it was interrupted
-                begin, first = time.monotonic(), step
-                advance = bars.enter_context(self.progress("training", steps, lines=False))
-                advance(step - 1)
-                recent = deque(maxlen=every)
-            advance(1)
+            nonlocal recent, status
+            step, steps, now = m["step"], m["steps"], time.monotonic()
+            if status is None:  # a resumed run begins where it was interrupted
+                label = f"{self.phases.name}: steps"
+                status = Status(label, steps, now, step, step, has_lines=True)
+                with self._lock:
+                    self._stack.append(status)
+                recent = deque(maxlen=max(2, round(RECENT_SHARE * steps)))
+            status.done, status.total = step, steps
             recent.append(m)
-            if step % every == 0 or step == steps:
-                left = (time.monotonic() - begin) / max(step - first, 1) * (steps - step)
-                information, usage = pooled_information(recent)
-                self.say(
-                    f"step {step:>5}  {m['stage']:<6}  loss {m['loss']:.4f}  I(z; y) "
-                    f"{information:.3f} nats, effective latents {usage:.2f}  "
-                    f"about {duration(left)} left"
-                )
+            if step == steps or self._due():
+                left = self._left(status)
+                after = self.phases.after()
+                clock = "" if left is None else f"  {duration(left + (after or 0.0))} left"
+                self.say(progress_line(recent) + clock)
             if step == steps:
-                bars.close()
-                advance = None  # another run may follow
+                with self._lock:
+                    if status in self._stack:
+                        self._stack.remove(status)
+                status = None  # another run may follow
 
-        with ExitStack() as bars:
-            yield on_step
+        yield on_step

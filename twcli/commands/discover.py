@@ -20,6 +20,7 @@ import numpy as np
 from twcli import signals
 from twcli.config.commands import AUTO, DiscoverConfig
 from twcli.config.options import flag_of
+from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded
 from twcli.data.example import Example
 from twcli.data.files import files_of
@@ -29,18 +30,20 @@ from twcli.discovery.features import KINDS, Features, embed_rows
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, texts_of
 from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import name_rows
-from twcli.discovery.repeating import LEAST_ROWS_A_LATENT
+from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, searching_seconds
 from twcli.discovery.result import Naming, naming_record
 from twcli.discovery.rows import Progress, Rows
 from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
+from twcli.phases import FEATURES, NAME, PAGE, Phases
 from twcli.storage.durable import write_durably
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 from twcli.storage.shards import reporting
 from twcli.training.defaults import duration
 
 SHARD_ROWS = 512
+PAGE_SECONDS = 3.0
 AMBIGUOUS = 8  # shown of all
 SURE = 0.9  # a name of less probability is called ambiguous
 RELIABLE = 0.9  # a score from which the verdict is that naming worked
@@ -71,8 +74,17 @@ def _check_apart(config: DiscoverConfig) -> None:
             raise UserError(f"{path}: is the data, which would be replaced; name another --out")
 
 
-def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, Any]:
+def discover(
+    config: DiscoverConfig,
+    say: Say,
+    progress: Progress,
+    phases: Phases | None = None,
+    records: Examples | None = None,
+) -> dict[str, Any]:
     """Writes `config.out`, its page and the features beside it; returns what the page shows.
+
+    Args:
+        phases, records: as of `precompute`.
 
     Raises:
         UserError: the model, the data or the output is wrong, or there are too few records.
@@ -85,11 +97,16 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
     if out.is_dir() or not out.parent.is_dir():
         raise UserError(f"{out}: name a file in a folder that exists")
     _check_apart(config)
+    phases = phases or Phases()
     runtime.tune_allocator(keep=True)
-    inputs = open_inputs(**config.inputs(), say=say)
+    inputs = open_inputs(**config.inputs(), examples=records, say=say)
     encoded = inputs.encoded
-    store = _features(config, inputs, say, progress)
     latents = None if config.latents == AUTO else int(config.latents)
+    rows = len(Rows.of(encoded).rows)
+    phases.expect({NAME: searching_seconds(rows, latents), PAGE: PAGE_SECONDS})
+    phases.begin(FEATURES, f"{rows:,} distinct records, once each")
+    store = _features(config, inputs, say, progress)
+    phases.begin(NAME, "what separates them in the same way in either half of the prompts")
     with store:
         source = StoredFeatures.of(store, encoded)
         naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
@@ -98,6 +115,7 @@ def discover(config: DiscoverConfig, say: Say, progress: Progress) -> dict[str, 
             f"{config.data}: too few distinct records to find strategies in; give at least "
             f"{LEAST_ROWS_A_LATENT * (latents or 2)}, better some hundreds"
         )
+    phases.begin(PAGE, str(page_path(config.out)))
     with reporting(out, "write there"):
         write_names(
             config.out,
@@ -137,7 +155,7 @@ def _features(config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progre
         for note in writer.notes:
             say(note)
         missing = writer.missing
-        with progress("reading the frozen model (records)", sum(map(len, missing))) as advance:
+        with progress("records", sum(map(len, missing))) as advance:
             for shard in missing:
                 found = embed_rows(
                     model,

@@ -8,32 +8,45 @@ from typing import Any
 
 from twcli.commands.report import about, write_page
 from twcli.config.commands import EvalConfig
+from twcli.data.dataset import Examples
 from twcli.errors import UserError
 from twcli.evaluation import evaluate as evaluation
 from twcli.evaluation import page, several
+from twcli.phases import LOAD_RUN, Phases
 from twcli.storage.run_folder import RunFolder
 
 
 def evaluate(
-    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+    config: EvalConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> dict[str, Any]:
     """All figures of `eval --json`, as `metrics.summarise` documents them; the page goes to the
     run's folder. Of a folder of several runs these are `runs`, by name, beside what
     `several.compare` says of them, and there is a page of all as well.
 
+    Args:
+        phases, records: as of `precompute`.
+
     Raises:
         UserError: the run, the data or the judge is wrong.
     """
+    phases = phases or Phases()
     folders = RunFolder(config.run).several()
     if not folders:
-        return _evaluate_one(config, say, progress)
+        return _evaluate_one(config, say, progress, phases, records)
     if config.server is not None:
         raise UserError(f"{config.run}: holds several runs; --server has one, give its folder")
-    results = {}
+    results: dict[str, Any] = {}
     for folder in folders:
-        say(f"{folder.path}:")
+        if results:
+            phases.begin(LOAD_RUN, str(folder.path))
+        else:
+            say(f"{folder.path}:")
         one = dataclasses.replace(config, run=str(folder.path))
-        results[folder.path.name] = _evaluate_one(one, say, progress)
+        results[folder.path.name] = _evaluate_one(one, say, progress, phases, records)
     compared = several.compare(results)
     html = page.runs_page(
         results,
@@ -47,9 +60,13 @@ def evaluate(
 
 
 def _evaluate_one(
-    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+    config: EvalConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    phases: Phases,
+    records: Examples | None,
 ) -> dict[str, Any]:
-    result, evidence = evaluation.evaluate(config, say, progress)
+    result, evidence = evaluation.evaluate(config, say, progress, phases, records)
     run = RunFolder(config.run)
     trained = run.read_config()
     html = page.evaluation_page(

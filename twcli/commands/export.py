@@ -36,6 +36,7 @@ from twcli.errors import UserError, WorkFailed, first_line
 from twcli.models import gguf_file, runtime
 from twcli.models.building import load_run
 from twcli.models.card import export_card
+from twcli.phases import CHECK, WRITE, Phases
 from twcli.storage.durable import replacing, sync_folder
 from twcli.storage.run_folder import RunFolder
 
@@ -75,8 +76,11 @@ class Reference:
     logits: list[torch.Tensor]
 
 
-def export(config: ExportConfig, say: Say) -> None:
+def export(config: ExportConfig, say: Say, phases: Phases | None = None) -> None:
     """Writes and checks the folder, and uploads it where that is asked for.
+
+    Args:
+        phases: as of `precompute`.
 
     Raises:
         UserError: the run, a name, the form or the place is wrong.
@@ -98,7 +102,7 @@ def export(config: ExportConfig, say: Say) -> None:
             raise UserError(f"{out}: exists and holds something else; --overwrite replaces it")
         say(f"{out}: already exported; --overwrite makes it again")
     else:
-        _export(config, run, trained, names, note, say)
+        _export(config, run, trained, names, note, say, phases or Phases())
     if config.push_to_hub is not None:
         _upload(out, config.push_to_hub, say)
 
@@ -110,6 +114,7 @@ def _export(
     names: Mapping[int, str],
     note: Mapping[str, Any],
     say: Say,
+    phases: Phases,
 ) -> None:
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
@@ -146,6 +151,7 @@ def _export(
         top_k=0,
         top_p=1.0,
     )
+    phases.begin(WRITE, str(out))
     try:
         with replacing(out) as staged:
             _write(staged, config, run, trained, latent_model.backbone, encoder, splitting)
@@ -156,6 +162,7 @@ def _export(
             # the run's model makes room for the export's
             del latent_model, model
             gc.collect()
+            phases.begin(CHECK, "with the prompts and logits of the run")
             difference = _verify(staged, config, trained, reference, say)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             _sync(staged)

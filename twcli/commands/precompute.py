@@ -7,8 +7,10 @@ shard has the same batches on every process, so the file does not depend on thei
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,28 +20,39 @@ from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.config.commands import PrecomputeConfig
+from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.vocabulary import SECTION_TAGS
 from twcli.errors import interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import open_inputs
+from twcli.phases import CHECK_PRECISION, SAVE, SCORE, Phases
 from twcli.storage.cache import CacheWriter
 
 COMPARED_ROWS = 16
 
 
 def precompute(
-    config: PrecomputeConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+    config: PrecomputeConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> None:
     """Writes `config.out`, resuming after the shards that an earlier call finished.
+
+    Args:
+        phases: told which phase begins and, once a rate is known, how long the later ones take.
+        records: of `config.data`, where they have been looked at already.
 
     Raises:
         UserError: the model, the data or the output is wrong.
         WorkFailed: a b_t is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in progress is stored first.
     """
+    phases = phases or Phases()
     runtime.tune_allocator(keep=True)
-    inputs = open_inputs(**config.inputs(), say=say)
+    inputs = open_inputs(**config.inputs(), examples=records, say=say)
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     if encoded.unknown_rows:
         say(
@@ -67,7 +80,12 @@ def precompute(
         runtime.leave(accelerator)
         return
     if leads and config.precision != "fp32":
-        _tell_rounding(config, model, encoder, encoded, say, batch_tokens)
+        phases.begin(CHECK_PRECISION, f"{min(COMPARED_ROWS, len(encoded))} records in both")
+        speed = _tell_rounding(config, model, encoder, encoded, say, batch_tokens)
+        if speed is not None:
+            phases.expect({SCORE: float(encoded.lengths.sum()) / speed})
+    phases.expect({SAVE: 0.0})
+    phases.begin(SCORE, f"{len(encoded):,} records, {int(encoded.lengths.sum()):,} tokens")
     opened = (
         CacheWriter(
             config.out,
@@ -91,7 +109,7 @@ def precompute(
             )
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
         varlen = _varlen_agrees(config, model, encoder, encoded, say) if missing else False
-        with progress("precompute (tokens)", total) as advance:
+        with progress("tokens", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
                 shards = missing[first : first + accelerator.num_processes]
                 scoring = len(shards)
@@ -116,6 +134,7 @@ def precompute(
                         writer.write(rows, nll)
                 if any(gather_object([pending()])):
                     raise interrupted("; finished shards are kept")
+        phases.begin(SAVE, config.out)
         if writer is not None:
             writer.publish()
     runtime.leave(accelerator)
@@ -148,29 +167,37 @@ def _tell_rounding(
     encoded: Encoded,
     say: Callable[[str], None],
     batch_tokens: int,
-) -> None:
-    """Reports the rounding error of b_t, against float32, on a few rows."""
+) -> float | None:
+    """Reports the rounding error of b_t, against float32, on a few rows. Returns how many tokens
+    the rounded model reads a second, None where that was not seen.
+    """
     rows = encoded.spread_rows(COMPARED_ROWS)
+    score = partial(
+        baseline.score_flat,
+        encoder=encoder,
+        encoded=encoded,
+        rows=rows,
+        batch_tokens=batch_tokens,
+    )
+    begin = time.monotonic()
+    rounded = score(model)
+    seconds = time.monotonic() - begin
     try:
-        exact, _ = runtime.load_frozen(
-            config.model, attention=config.attention, template=config.template
-        )
-        exact.to(model.device)
-        rounded, full = (
-            baseline.score_flat(m, encoder, encoded, rows, batch_tokens=batch_tokens)
-            for m in (model, exact)
-        )
+        exact = runtime.load_model(config.model, attention=config.attention)
+        runtime.fit_vocabulary(exact, encoder)
+        full = score(exact.to(model.device))
     except torch.OutOfMemoryError:
         say(
             f"{config.precision}: its rounding error is not measured, since the float32 model does "
             "not fit in memory beside it"
         )
-        return
+        return None
     error = np.abs(rounded - full)
     say(
         f"{config.precision}: b_t of {len(rows)} rows differs from float32 by "
         f"{error.mean():.1e} nats per token, at most {error.max():.1e}"
     )
+    return float(encoded.lengths[rows].sum()) / seconds
 
 
 def _said_by_the_first(value: Any) -> Any:

@@ -4,45 +4,81 @@ would cost. Writes nothing.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import cast
 
 import numpy as np
+from transformers import PreTrainedModel
 
+from twcli.commands.precompute import COMPARED_ROWS
 from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
 from twcli.data.batches import length_classes
+from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.discovery.distinct import MOST_CLUSTERS
+from twcli.kernels.packing import linear_weights
 from twcli.models import forward, runtime
 from twcli.models.inputs import open_inputs
+from twcli.models.memory import activation_bytes_a_token
 from twcli.models.positions import pass_lengths
+from twcli.phases import (
+    CHECK_BASELINE,
+    CHECK_PRECISION,
+    JUDGE_RUN,
+    LOAD_MODEL,
+    MEASURE,
+    NAME,
+    ORIGINAL,
+    SAVE,
+    SCORE,
+    TRAIN,
+    Phases,
+)
 from twcli.training.defaults import Length, duration
 from twcli.training.held_out import held_out_rows
 from twcli.training.setup import (
+    JUDGED_SHARE,
+    RESCORED_ROWS,
+    SAVED_A_SECOND,
     batch_rows,
+    naming_seconds,
+    original_seconds,
     resolved,
+    sequences_at_once,
     steps_of,
     tokens_a_second,
     training_seconds,
 )
 
-MIB = 2**20
+GB, MB = 1e9, 1e6
+BYTES = 4  # of a number in float32
 ROW_BYTES = 8 + 16  # offset and hash of a row in the cache
 
 
-def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) -> Iterator[str]:
+def rehearse(
+    config: PrecomputeConfig | TrainConfig,
+    origins: dict[str, str],
+    records: Examples | None = None,
+    phases: Phases | None = None,
+) -> Iterator[str]:
     """Lines that say what the call would do.
 
     Args:
         origins: where each setting came from, by name.
+        records, phases: as of `precompute`.
 
     Raises:
         UserError: what the call itself would refuse about the model or the data.
     """
     notes: list[str] = []
-    inputs = open_inputs(**config.inputs(), say=notes.append)
+    phases, begin = phases or Phases(), time.monotonic()
+    inputs = open_inputs(**config.inputs(), examples=records, say=notes.append)
     yield from notes
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     model.to(runtime.pick_device(config.device))
+    loaded = time.monotonic() - begin
     tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
     yield (
         f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; "
@@ -52,33 +88,133 @@ def rehearse(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) ->
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
-    batches = 1 if isinstance(config, TrainConfig) else runtime.most_at_once(model.device)
     if isinstance(config, TrainConfig):
         config = resolved(config, model, encoder, encoded)
-    speed = tokens_a_second(
-        model, encoder, encoded, config.batch_tokens or forward.fast_batch_tokens(model), batches
-    )
-    parameters = sum(p.numel() for p in model.parameters())
-    width = next(model.parameters()).element_size()
-    if isinstance(config, TrainConfig):
-        classes = length_classes(encoded, encoder, pass_lengths(model))
-        held = held_out_rows(encoded, config.seed)
-        rows = np.setdiff1d(np.arange(len(encoded)), held)
-        steps = steps_of(config, encoded, rows, config.accumulate, classes)
-        passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
-        trained = parameters if config.adapt == "full" else parameters // 100
-        yield (
-            _cost(
-                training_seconds(config, encoded, steps, speed),
-                parameters * 4 + trained * 16,
-                parameters * 4 + config.keep_checkpoints * (parameters * 4 + trained * 12),
-            )
-            + f"; {Length(steps, passes, len(rows))}"
-        )
+        yield from _training(config, model, encoder, encoded, loaded, phases)
     else:
-        yield _cost(tokens / speed, parameters * width, 4 * supervised + ROW_BYTES * len(encoded))
+        yield from _precomputing(config, model, encoder, encoded, loaded, phases)
     for name, value in config.to_mapping().items():
         yield f"{flag_of(name)}: {value}  ({origins.get(name, 'default')})"
+
+
+def _precomputing(
+    config: PrecomputeConfig,
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    loaded: float,
+    phases: Phases,
+) -> Iterator[str]:
+    phases.begin(MEASURE)
+    budget = config.batch_tokens or forward.fast_batch_tokens(model)
+    speed = tokens_a_second(model, encoder, encoded, budget, runtime.most_at_once(model.device))
+    tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
+    weights = _weight_bytes(model)
+    comparing = config.precision != "fp32"
+    yield _memory(
+        {
+            f"weights in {config.precision}": weights,
+            "the same in float32, while both are compared": comparing * 2 * weights,
+        }
+    )
+    yield f"disk: {_size(4 * supervised + ROW_BYTES * len(encoded))} for the cache"
+    yield _time(
+        {
+            LOAD_MODEL: loaded,
+            CHECK_PRECISION: comparing * (loaded + COMPARED_ROWS * tokens / len(encoded) / speed),
+            SCORE: tokens / speed,
+        },
+        speed,
+    )
+
+
+def _training(
+    config: TrainConfig,
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    loaded: float,
+    phases: Phases,
+) -> Iterator[str]:
+    phases.begin(MEASURE)
+    batch_tokens = cast(int, config.batch_tokens)
+    speed = tokens_a_second(model, encoder, encoded, batch_tokens, 1)
+    classes = length_classes(encoded, encoder, pass_lengths(model))
+    held = held_out_rows(encoded, config.seed)
+    rows = np.setdiff1d(np.arange(len(encoded)), held)
+    steps = steps_of(config, encoded, rows, config.accumulate, classes)
+    passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
+    yield f"length: {Length(steps, passes, len(rows))}"
+    weights, sequences = _weight_bytes(model), sequences_at_once(config)
+    trained = BYTES * _trained_parameters(config, model)
+    a_token = activation_bytes_a_token(
+        model,
+        int(encoded.lengths.mean()),
+        autocast=config.precision == "bf16",
+        checkpointing=config.gradient_checkpointing,
+    )
+    read = min(batch_tokens, int(encoded.lengths.sum())) * sequences
+    yield _memory(
+        {
+            "weights": weights,
+            "gradients": trained,
+            "optimiser and mean weights": 3 * trained,
+            f"activations ({sequences} sequences a record, {batch_tokens:,} tokens)": read
+            * a_token,
+        }
+    )
+    cache = 4 * int(encoded.target_lengths.sum()) + ROW_BYTES * len(encoded)
+    kept = config.keep_checkpoints * 4 * trained  # weights, two moments, mean weights
+    yield (
+        f"disk: {_size(weights + kept)} for the run, {_size(kept)} of it checkpoints; "
+        f"{_size(cache)} for the cache"
+    )
+    training = training_seconds(config, encoded, steps, speed)
+    mean = float(encoded.lengths.mean())
+    yield _time(
+        {
+            LOAD_MODEL: loaded,
+            CHECK_BASELINE: RESCORED_ROWS * mean / speed,
+            NAME: naming_seconds(config, encoded, speed),
+            ORIGINAL: original_seconds(encoded, held, speed),
+            TRAIN: training,
+            JUDGE_RUN: JUDGED_SHARE * training,
+            SAVE: weights / SAVED_A_SECOND,
+        },
+        speed,
+    )
+
+
+def _weight_bytes(model: PreTrainedModel) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
+def _trained_parameters(config: TrainConfig, model: PreTrainedModel) -> int:
+    """Numbers that the optimiser changes, those of the posterior left out."""
+    if config.adapt == "full":
+        return sum(p.numel() for p in model.parameters())
+    latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS
+    rows = latents * config.latent_tokens * model.get_input_embeddings().embedding_dim
+    if config.adapt == "frozen":
+        return rows
+    return rows + config.lora_rank * sum(sum(weight.shape) for weight in linear_weights(model))
+
+
+def _memory(parts: dict[str, float]) -> str:
+    shown = ", ".join(f"{_size(size)} {name}" for name, size in parts.items() if size)
+    return f"memory, about: {_size(sum(parts.values()))}: {shown}"
+
+
+def _time(parts: dict[str, float], speed: float) -> str:
+    shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
+    return (
+        f"time, about: {duration(sum(parts.values()))}: {shown}; measured at {speed:,.0f} tokens a "
+        "second"
+    )
+
+
+def _size(size: float) -> str:
+    return f"{size / GB:,.2f} GB" if size >= GB / 100 else f"{size / MB:,.1f} MB"
 
 
 def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
@@ -90,10 +226,3 @@ def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
         encoder.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:])
     )
     return repr(f"{before}[[{inside}]]{after}")
-
-
-def _cost(seconds: float, memory: float, disk: float) -> str:
-    return (
-        f"cost, roughly: {duration(seconds)}; {memory / MIB:,.0f} MiB for weights and optimiser, "
-        f"activations on top; {disk / MIB:,.1f} MiB of disk"
-    )

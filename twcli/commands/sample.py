@@ -28,6 +28,7 @@ from twcli.errors import UserError, resumable
 from twcli.models import baseline, runtime
 from twcli.models.building import load_run
 from twcli.models.generation import generate, router_probabilities
+from twcli.phases import DRAW, Phases
 from twcli.storage.run_folder import RunFolder
 from twcli.storage.shards import Shards, blocks, check_place, reporting
 
@@ -259,12 +260,15 @@ def sample(
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
     show: Callable[[str], None],
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> None:
     """Writes JSON lines with x, y and, from a run, the latent: n completions (per latent) of each
     distinct prompt.
 
     Args:
         show: called with each line of a finished block, if there is no `config.out`.
+        phases, records: as of `precompute`.
 
     Raises:
         UserError: the model, the run, the latent, the data or the output is wrong, or a
@@ -279,6 +283,8 @@ def sample(
             _refuse_existing(out, config)
     if config.x is not None:
         examples: Iterable[Example] = [Example(config.x, "")]
+    elif records is not None:
+        examples = records
     else:
         assert config.data is not None
         examples = stream_examples(
@@ -286,7 +292,7 @@ def sample(
         )
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)
-    if isinstance(examples, Examples):
+    if isinstance(examples, Examples) and records is None:
         say(examples.summary())
     drawing: Drawing | ServerDrawing
     if config.server is not None:
@@ -294,9 +300,11 @@ def sample(
     else:
         drawing = Drawing(Sampler.load(config, say), prompts)
         drawing.check()
+    if phases is not None:
+        phases.begin(DRAW, config.server or "")
     if out is None:
         every = blocks(range(len(drawing.prompts)), drawing.block)
-        with progress("sampling", len(drawing.prompts) * drawing.per_prompt) as advance:
+        with progress("completions", len(drawing.prompts) * drawing.per_prompt) as advance:
             for _, lines in in_order(every, drawing.blocks(every, advance)):
                 for line in lines:
                     show(line)
@@ -348,7 +356,7 @@ def _store(
                 f"resuming: {len(drawing.prompts) - left:,} of {len(drawing.prompts):,} prompts "
                 "are done"
             )
-        with progress("sampling", left * drawing.per_prompt) as advance:
+        with progress("completions", left * drawing.per_prompt) as advance:
             for rows, lines in drawing.blocks(missing, advance):
                 with reporting(out, "store completions"):
                     shards.add(rows, "".join(lines).encode())

@@ -11,10 +11,12 @@ from typing import Any
 
 from twcli.commands.report import about, write_page
 from twcli.config.commands import TrainConfig
+from twcli.data.dataset import Examples
 from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
 from twcli.evaluation.verdict import Verdict, verdict_of_score
 from twcli.models import runtime
+from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.retention import retention_lines
@@ -32,6 +34,8 @@ def train(
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
     on_step: Callable[[dict[str, Any]], None],
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> dict[str, Any]:
     """Trains `config.out` to the end, resuming from its newest checkpoint; with `--seeds` a run
     each in a folder below it, all with the naming of the first.
@@ -41,6 +45,7 @@ def train(
     Args:
         on_step: called after each step with its metrics, as in `metrics.jsonl`, and `steps`, the
             number of all steps.
+        phases, records: as of `precompute`.
 
     Returns:
         `run`, the folder; `score`, the one-to-one alignment to expect from 0 to 1, None where no
@@ -52,16 +57,20 @@ def train(
         WorkFailed: a loss is not finite, or the disk is full; the last checkpoint stays.
         Interrupted: a signal came; the step was finished and stored.
     """
+    phases = phases or Phases()
     if config.seeds is None:
-        found = _train_one(config, say, progress, on_step, None)
+        found = _train_one(config, say, progress, on_step, None, phases, records)
     else:
         seeds = config.each_seed()
-        shared, runs = Shared(seeds[0]), []
+        shared = Shared(seeds[0])
+        runs: list[dict[str, Any]] = []
         for seed in seeds:
+            if runs:
+                phases.begin(LOAD_MODEL, config.model)
             say(f"seed {seed}:")
             out = os.path.join(config.out, f"seed-{seed}")
             one = dataclasses.replace(config, seed=seed, seeds=None, out=out)
-            runs.append(_train_one(one, say, progress, on_step, shared))
+            runs.append(_train_one(one, say, progress, on_step, shared, phases, records))
         scores = [run["score"] for run in runs if run["score"] is not None]
         found = {"run": config.out, "score": max(scores, default=None), "runs": runs}
     say(f"next: twcli eval --run {config.out} --data TEST.jsonl")
@@ -74,19 +83,22 @@ def _train_one(
     progress: Callable[[str, int], Any],
     on_step: Callable[[dict[str, Any]], None],
     shared: Shared | None,
+    phases: Phases,
+    records: Examples | None,
 ) -> dict[str, Any]:
-    leads, started = runtime.is_main_process(), time.monotonic()
+    leads, started = is_main_process(), time.monotonic()
     run = RunFolder(config.out)
     with run.writer() if leads else nullcontext():
         run.check(config)
         if run.done and not config.overwrite:
             say(f"{config.out}: already trained; --overwrite starts over")
             return {"run": config.out, "score": None}
-        setup = prepare(config, run, say, progress, shared)
+        setup = prepare(config, run, say, progress, shared, phases, records)
         trainer.begin(setup)
+        phases.begin(TRAIN, f"{setup.length}")
         say(
             f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
-            f"{setup.length}; peak lr {setup.lr:.1e}, {setup.config.adapt} weights"
+            f"peak lr {setup.lr:.1e}, {setup.config.adapt} weights"
         )
         with _Clock(run, started) if leads else nullcontext() as clock:
             for metrics in trainer.fit(setup, say):
@@ -95,17 +107,19 @@ def _train_one(
                 on_step({**metrics, "steps": setup.steps})
         if setup.steps < setup.course.planned:
             say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
+        phases.begin(JUDGE_RUN, "its latents against the original model, without labels")
         # by all processes: each may hold a part of the model
         score, retained, kept = trainer.score(setup, progress)
+        phases.begin(SAVE, str(run.model))
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    for line in retention_lines(retained, kept):
-        say(line)
     lost = [entry.latent for entry in retained if entry.below and not kept]
     verdict = verdict_of_score(score, setup.model.latents, lost) if score is not None else UNKNOWN
     if score is not None:
-        say(f"score: {score:.3f} of 1, the one-to-one alignment to expect (no labels are read)")
         say(verdict.sentence)
+        say(f"expected alignment: {score:.3f} of 1, one latent to one strategy")
+    for line in retention_lines(retained, kept):
+        say(line)
     if leads:
         html = page.training_page(
             {

@@ -37,6 +37,7 @@ from twcli.pages.rendering import render
 from twcli.pages.text import cut, number, share, visible
 
 COLUMNS = 80  # of the terminal
+NAMED_RIGHT = "named right"  # of the rows, a share: what a naming's score is
 
 
 def render_names_page(summary: dict[str, Any]) -> str:
@@ -198,9 +199,10 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
 
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
     names = _criteria(per_latents)
-    lines = ["latents" + "".join(f"{name.replace('_', ' '):>12}" for name in names)]
+    shown = [NAMED_RIGHT if name == "score" else name.replace("_", " ") for name in names]
+    lines = ["latents" + "".join(f"{name:>13}" for name in shown)]
     for row in per_latents:
-        values = "".join(f"{_fitted(number(row[name]), 11):>12}" for name in names)
+        values = "".join(f"{_fitted(number(row[name]), 11):>13}" for name in names)
         lines.append(f"{row['latents']:>7}{values}{'  chosen' if row['chosen'] else ''}")
     return lines
 

@@ -33,7 +33,7 @@ from twcli.discovery.features import (
 )
 from twcli.discovery.predictability import above_chance, one_hot, ridge_map
 from twcli.discovery.prior import LatentPrior, assign_groups
-from twcli.discovery.result import Naming
+from twcli.discovery.result import Naming, canonical_order, renamed
 from twcli.discovery.rows import (
     BLOCK_PROMPTS,
     FIT_PROMPTS,
@@ -73,10 +73,10 @@ def name_one_string(
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
     sizes = [len(g) for g in fit]
     gains: dict[int, float] = {}
-    with progress("naming: features of completions", sum(sizes)) as advance:
+    with progress("features", sum(sizes)) as advance:
         features = source(np.concatenate(fit), advance).kinds
     if latents is None:
-        with progress("naming: how many latents", MOST_CLUSTERS - 1) as advance:
+        with progress("numbers of latents", MOST_CLUSTERS - 1) as advance:
             latents, gains = _counted(features, sizes, seed, advance)
     pairs = in_pairs(sizes)
     centring = Centring.fit(features, sizes, keep=pairs)
@@ -87,7 +87,7 @@ def name_one_string(
 
     def clustered(count: int) -> tuple[np.ndarray, float, float]:
         draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
-        with progress("naming: search", clustering_work(len(MORE_STARTS), finalists)) as advance:
+        with progress("search", clustering_work(len(MORE_STARTS), finalists)) as advance:
             starts = starts_of(
                 (space.scaled(features, kinds) for kinds in MORE_STARTS), sizes, count, draws
             )
@@ -106,7 +106,7 @@ def name_one_string(
 
     latent = np.full(len(encoded), -1, np.int64)
     latent[np.concatenate(fit)] = clusters
-    with progress("naming: all other rows", sum(map(len, rest))) as advance:
+    with progress("other records", sum(map(len, rest))) as advance:
         for block in blocks(rest, BLOCK_PROMPTS):
             rows, sizes = np.concatenate(block), [len(g) for g in block]
             kinds = source(rows, advance).kinds
@@ -114,6 +114,7 @@ def name_one_string(
             latent[rows] = assign_groups(-(space.points(kinds, 0) @ weights), sizes)
     probability_N = np.where(latent >= 0, SURE, 0.0).astype(np.float32)
     latent, probability_N = of_equal_rows(encoded, latent, probability_N)
+    latent = renamed(latent, canonical_order(latent, latents, encoded)[1])
     shares_K = np.bincount(latent[latent >= 0], minlength=latents) + 1.0
     return Naming(
         latent_N=latent,

@@ -29,7 +29,7 @@ from twcli.discovery.number import (
 )
 from twcli.discovery.prior import LatentPrior, fit_prior
 from twcli.discovery.prompt_effects import PromptEffects
-from twcli.discovery.result import Naming, renamed
+from twcli.discovery.result import Naming, canonical_order, renamed
 from twcli.discovery.rows import (
     BLOCK_PROMPTS,
     FIT_PROMPTS,
@@ -42,7 +42,19 @@ from twcli.discovery.score import expected_share_right
 from twcli.discovery.search import Found, discriminant_points, search, ways_of
 
 FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
+SEARCHED_A_ROW = 0.012  # seconds of one core, about, for one number of latents
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
+
+
+def searching_seconds(rows: int, latents: int | None) -> float:
+    """A guess at how long `name_repeating` searches in the features of so many distinct rows.
+
+    Args:
+        rows: distinct ones of the data.
+        latents: K; None where it is to be found.
+    """
+    numbers = MOST_LATENTS - 1 if latents is None else BELOW + ABOVE + 1
+    return SEARCHED_A_ROW * (numbers * min(rows, COUNTED_ROWS) + min(rows, FIT_ROWS))
 
 
 def name_repeating(
@@ -61,7 +73,7 @@ def name_repeating(
     cut = min(max(cut, 1), FIT_PROMPTS)
     fit, rest = groups[:cut], groups[cut:]
     sizes = np.array([len(group) for group in fit])
-    with progress("naming: features of completions", int(sizes.sum())) as advance:
+    with progress("features", int(sizes.sum())) as advance:
         features = source(np.concatenate(fit), advance)
     effects, views = PromptEffects.fit(features, sizes)
     weight_N = features.lengths / features.lengths.mean()
@@ -69,7 +81,7 @@ def name_repeating(
     K = latents or best_count(counts).latents
     found = next((count.found for count in counts if count.latents == K), None)
     if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
-        with progress("naming: search", len(ways_of(K, len(views)))) as advance:
+        with progress("search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
     prior = fit_prior(found.posterior_NK, sizes)
     latent_N = np.full(len(encoded), -1, np.int64)
@@ -86,13 +98,13 @@ def name_repeating(
         probability_N[rows] = posterior_NK.max(1)
 
     put(np.concatenate(fit), found.posterior_NK, sizes)
-    with progress("naming: all other rows", sum(map(len, rest))) as advance:
+    with progress("other records", sum(map(len, rest))) as advance:
         for block in blocks(rest, BLOCK_PROMPTS):
             rows, block_sizes = np.concatenate(block), [len(group) for group in block]
             points = discriminant_points(effects(source(rows, advance), block_sizes))
             put(rows, found.discriminant(points), block_sizes)
     latent_N, second_N, probability_N = of_equal_rows(encoded, latent_N, second_N, probability_N)
-    order_K, new_K = _by_share(latent_N, K)
+    order_K, new_K = canonical_order(latent_N, K, encoded)
     latent_N, second_N = renamed(latent_N, new_K), renamed(second_N, new_K)
     used = int((order_K >= 0).sum())
     return Naming(
@@ -134,7 +146,7 @@ def _numbers(
     if not numbers and latents is None:
         numbers = [2]
     counted_views = [view[:rows] for view in views]
-    with progress("naming: how many latents", len(numbers)) as advance:
+    with progress("numbers of latents", len(numbers)) as advance:
         counts = counts_of(numbers, counted_views, weight_N[:rows], counted_sizes, seed, advance)
 
     def score_of(found: Found) -> float:
@@ -181,17 +193,6 @@ def _nested(counts: list[Count], latents: int) -> str | None:
         f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
         f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"
     )
-
-
-def _by_share(latent_N: np.ndarray, latents: int) -> tuple[np.ndarray, np.ndarray]:
-    """((K,) the old name of each latent by falling share, -1 for those without rows, which come
-    last; (K,) the new name of each).
-    """
-    counts_K = np.bincount(latent_N[latent_N >= 0], minlength=latents)
-    order_K = np.argsort(-counts_K, kind="stable")
-    new_K = np.empty(latents, np.int64)
-    new_K[order_K] = np.arange(latents)
-    return np.where(counts_K[order_K] > 0, order_K, -1), new_K
 
 
 def _filled(order_K: np.ndarray) -> np.ndarray:

@@ -11,7 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from twcli.data.encoder import Encoded
 from twcli.discovery.prior import LatentPrior
+
+ORDERED_IDS = 8  # tokens of y by which latents of one share are ordered
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,44 @@ def naming_record(naming: Naming) -> dict[str, Any]:
 def used_latents(latent_N: np.ndarray) -> int:
     """Latents up to the last one that has rows: names that a person gives may leave one out."""
     return int(latent_N.max(initial=0)) + 1
+
+
+def canonical_order(
+    latent_N: np.ndarray, latents: int, encoded: Encoded
+) -> tuple[np.ndarray, np.ndarray]:
+    """((K,) the old name of each latent in the order that the data give, -1 for those without rows,
+    which come last; (K,) the new name of each).
+
+    By falling share, and latents of one share by the first tokens of y that come first among their
+    rows: neither the seed nor the order of the records has a say.
+
+    Args:
+        latent_N: (N,) the latent of each row of the data, -1 for none.
+        latents: K.
+        encoded: the data.
+    """
+    counts_K = np.bincount(latent_N[latent_N >= 0], minlength=latents)
+    sizes, times = np.unique(counts_K, return_counts=True)
+    alike = np.flatnonzero((counts_K > 0) & np.isin(counts_K, sizes[times > 1]))
+    rows = np.flatnonzero(np.isin(latent_N, alike))
+    first_RT = _first_ids(encoded, rows)
+    order_R = np.lexsort([*first_RT.T[::-1], latent_N[rows]])
+    _, leading = np.unique(latent_N[rows][order_R], return_index=True)  # a row of each
+    ids_KT = np.zeros((latents, ORDERED_IDS), np.int64)
+    ids_KT[alike] = first_RT[order_R[leading]]
+    order_K = np.lexsort([*ids_KT.T[::-1], -counts_K])
+    new_K = np.empty(latents, np.int64)
+    new_K[order_K] = np.arange(latents)
+    return np.where(counts_K[order_K] > 0, order_K, -1), new_K
+
+
+def _first_ids(encoded: Encoded, rows: np.ndarray) -> np.ndarray:
+    """(R, `ORDERED_IDS`) the first token ids of each row's y, -1 where there are no more."""
+    begin_R = encoded.offsets[rows] + encoded.prompt_lengths[rows] + 1
+    column_T = np.arange(ORDERED_IDS)
+    there_RT = column_T < encoded.target_lengths[rows][:, None]
+    places_RT = np.where(there_RT, begin_R[:, None] + column_T, 0)
+    return np.where(there_RT, encoded.ids[places_RT], -1).astype(np.int64)
 
 
 def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import EvalConfig, TrainConfig
 from twcli.data.batches import collate, forward_batches, length_classes
-from twcli.data.dataset import stream_examples
+from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
@@ -38,27 +39,42 @@ from twcli.models.building import choose_execution, load_run
 from twcli.models.generation import generate
 from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel
+from twcli.phases import COMPLETE, DRAW, ORIGINAL, PAGE, POSTERIOR, Phases
 from twcli.storage.run_folder import RunFolder
 from twcli.training import diagnostics, loss
 from twcli.training.objective import reconstruction
 from twcli.training.retention import judged_by_probe, retention
+from twcli.training.setup import DECODED
 
+PAGE_SECONDS = 3.0
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
 
 def evaluate(
-    config: EvalConfig, say: Callable[[str], None], progress: Callable[[str, int], Any]
+    config: EvalConfig,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """All figures of `eval --json`, as `metrics.summarise` documents them, and what the
     page shows (`evidence.evidence_of`).
+
+    Args:
+        phases, records: as of `commands.precompute`.
 
     Raises:
         UserError: the run, the data or the judge is wrong.
     """
     judge = load_judge(config) if config.judge else None
-    records = stream_examples(config.data, **config.fields, strategy_field=config.strategy_field)
+    phases, looked_at = phases or Phases(), records is not None
+    if records is None:
+        records = stream_examples(
+            config.data, **config.fields, strategy_field=config.strategy_field
+        )
     examples = list(records)
-    say(records.summary())
+    if not looked_at:
+        say(records.summary())
     run = RunFolder(config.run)
     model, encoder, trained = load_run(
         run, device=config.device, precision=config.precision, attention=config.attention, say=say
@@ -80,10 +96,12 @@ def evaluate(
         writer = connected(config, writer, [examples[row] for row in first.tolist()], say)
     with torch.no_grad():
         choose_execution(model, trained.execution, encoder, encoded, say)
+    phases.begin(ORIGINAL, config.model or trained.model)
     baseline_flat, probe, frozen_texts = _frozen(
-        config, trained, examples, encoded, max_length, judge is not None, say, progress
+        config, trained, examples, encoded, max_length, judge is not None, say, progress, phases
     )
-    with progress("posterior", len(encoded)) as advance:
+    phases.begin(POSTERIOR, f"{len(encoded):,} records under all {model.latents} latents")
+    with progress("records", len(encoded)) as advance:
         passes = forward_all(
             model,
             encoder,
@@ -98,6 +116,9 @@ def evaluate(
         with progress("judging the records", len(examples)) as advance:
             verdicts = judge.verdicts([(e.x, e.y) for e in examples], advance)
         labels = [verdict and verdict[0] for verdict in verdicts]
+    phases.begin(
+        COMPLETE, "under each latent, " + ("each prompt" if judge else "a few for the page")
+    )
     longest = config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS
     alike = bool(judge and judge.names_strategies and frozen_texts is not None)
     ours = None
@@ -156,6 +177,24 @@ def evaluate(
         sampled, frozen_sampled = (
             _judged_all(judge, examples, encoded, prompts, each) for each in (ours, frozen_texts)
         )
+    if config.samples is not None:
+        phases.begin(DRAW, f"{config.samples:,} of each prompt, under both models")
+        sampling = compare(
+            config,
+            judge=judge,
+            model=model,
+            encoder=encoder,
+            trained=trained,
+            examples=examples,
+            encoded=encoded,
+            writer=writer,
+            longest=longest,
+            say=say,
+            progress=progress,
+        )
+    else:
+        sampling = None
+    phases.begin(PAGE, f"{config.bootstrap:,} resamples for each interval")
     result = summarise(
         posterior=passes.posterior,
         router=passes.router,
@@ -172,21 +211,7 @@ def evaluate(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    result["sampling"] = None
-    if config.samples is not None:
-        result["sampling"] = compare(
-            config,
-            judge=judge,
-            model=model,
-            encoder=encoder,
-            trained=trained,
-            examples=examples,
-            encoded=encoded,
-            writer=writer,
-            longest=longest,
-            say=say,
-            progress=progress,
-        )
+    result["sampling"] = sampling
     result["judge"] = judge.report() if judge else None
     result["served"] = writer.name if isinstance(writer, ServedWriter) else None
     if judge and (warning := judge.warning()):
@@ -216,6 +241,7 @@ def _frozen(
     draw: bool,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
+    phases: Phases,
 ) -> tuple[np.ndarray | None, Probe | None, list[list[str]] | None]:
     """(b_t of the records, the probe that the run is scored by, K completions of each distinct
     prompt where `draw`) of the model that the run started from; None where it is gone.
@@ -250,7 +276,8 @@ def _frozen(
         )
     frozen.to(runtime.pick_device(config.device))
     varlen = baseline.why_not_varlen(frozen, encoder, again) is None
-    with progress("frozen model", int(again.lengths.sum())) as advance:
+    begin = time.monotonic()
+    with progress("tokens", tokens := int(again.lengths.sum())) as advance:
         flat = baseline.score_flat(
             frozen,
             encoder,
@@ -260,6 +287,12 @@ def _frozen(
             varlen=varlen,
             progress=advance,
         )
+    latents = int(trained.latents or 1)
+    seconds = time.monotonic() - begin
+    shown = SHOWN * latents * int(again.target_lengths.max()) * DECODED / tokens
+    phases.expect(
+        {POSTERIOR: (latents + 1) * seconds, COMPLETE: shown * seconds, PAGE: PAGE_SECONDS}
+    )
     # Runs of older versions took distinct completions of a prompt for distinct strategies.
     naming = RunFolder(config.run).read_naming()
     distinct = bool(naming.get("one_string", True))
@@ -270,6 +303,7 @@ def _frozen(
     )
     texts = None
     if draw:
+        begin = time.monotonic()
         limit = runtime.context_length(frozen, config.max_length)
         _, texts = _completions(
             config,
@@ -278,11 +312,13 @@ def _frozen(
             examples,
             again,
             limit,
-            [None] * int(trained.latents or 1),
+            [None] * latents,
             None,
             progress,
             temperature=1.0,
         )
+        # the run's are completed twice: greedily and at random
+        phases.expect({COMPLETE: 2 * (time.monotonic() - begin)})
     return flat, probe, texts
 
 
@@ -403,7 +439,7 @@ def _completions(
         config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
         max_length - np.asarray([len(prompt) for prompt in prompts]),
     )
-    with progress("generating", len(prompts)) as advance:
+    with progress("completions", len(prompts)) as advance:
         texts, _ = generate(
             model,
             encoder,

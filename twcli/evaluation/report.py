@@ -12,7 +12,7 @@ from rich.text import Text
 
 # (section, key, meaning); section None is the top level
 ROWS = (
-    ("posterior", "mutual_information", "I(z; y) in nats, at most log K"),
+    ("posterior", "mutual_information", "nats of at most log K"),
     ("posterior", "usage", "effective latents, exp of entropy"),
     ("posterior", "active", "latents with mass >= 0.01"),
     ("posterior", "kl", "posterior to router, nats"),
@@ -31,11 +31,11 @@ ROWS = (
     ("alignment", "coverage_mean", "strategies reached for a prompt"),
     ("alignment", "full_coverage_rate", "prompts with all reached"),
     (None, "strategy_accuracy", "does z mean a strategy?"),
-    (None, "score", "expected alignment, no labels"),
+    (None, "score", "one latent to one strategy, no labels"),
     (None, "answer_accuracy", "right answers, all latents"),
     ("likelihood", "frozen_nll", "frozen model, nats per example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
-    ("likelihood", "gain", "log-likelihood against the original"),
+    ("likelihood", "gain", "nats per example"),
     ("diagnostics", "informative", "effective t0 / T of b_t"),
     ("diagnostics", "informative_tokens", "effective t0 in tokens"),
     ("diagnostics", "uniform_rows", "rows without b_t above tau"),
@@ -45,6 +45,12 @@ ROWS = (
     ("diagnostics", "amplification", "of q's gradient by the weights"),
     ("diagnostics", "expected_amplification", "T / t0"),
 )
+# Names by which figures are shown; all others are shown as their keys in JSON.
+NAMES = {
+    "mutual_information": "I(z; y)",
+    "score": "expected alignment",
+    "gain": "against the original",
+}
 # What is shown unless all is asked for: did it work, is it better than before.
 FIRST = {
     "generation_one_to_one",
@@ -84,9 +90,11 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         value = holder[key]
         if value is None:
             yield section or "", key, "-", "", _why_null(result, section, key)
-        else:
-            interval = "" if key in COUNTS else _interval(holder.get(f"{key}_ci"), value)
-            yield section or "", key, _number(value), interval, note
+            continue
+        interval = "" if key in COUNTS else _interval(holder.get(f"{key}_ci"), value)
+        if key == "gain":
+            note += f" of log-likelihood ({'better' if value >= 0 else 'worse'})"
+        yield section or "", key, _number(value), interval, note
     yield from _retention_rows(result)
 
 
@@ -175,7 +183,7 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
         if before not in (None, section):
             table.add_row()
         before = section
-        table.add_row(key, value, interval, note)
+        table.add_row(NAMES.get(key, key), value, interval, note)
     return table
 
 
@@ -266,7 +274,7 @@ def render_inspection(found: dict[str, Any]) -> str:
             recent = found["recent"]
             lines.append(
                 f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "
-                f"mutual information {recent['mutual_information']:.3f} nats, "
+                f"I(z; y) {recent['mutual_information']:.3f} nats, "
                 f"effective latents {recent['usage']:.2f}"
             )
             lines += _diagnostic_lines(last)

@@ -60,9 +60,9 @@ def render_comparison(compared: dict[str, Any]) -> Table:
         f"{name} {'-' if score is None else f'{score:.3f}'}" for name, score in scores.items()
     )
     table = Table(
-        title=f"{len(scores)} runs; score: {shown}",
+        title=f"{len(scores)} runs; expected alignment: {shown}",
         title_justify="left",
-        caption=None if best is None else f"\nbest by score: {best}",
+        caption=None if best is None else f"\nbest by expected alignment: {best}",
         caption_justify="left",
         box=None,
         pad_edge=False,

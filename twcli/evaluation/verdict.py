@@ -62,8 +62,8 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
     else:
         share, kind = None, _kind_of_information(result["posterior"], K)
         said = (
-            f"the latent tells {result['posterior']['mutual_information']:.2f} of at most "
-            f"{math.log(K):.2f} nats about the completion; what it means is not known"
+            f"I(z; y) is {result['posterior']['mutual_information']:.2f} of at most "
+            f"{math.log(K):.2f} nats: what z tells about the completion; what it means is not known"
         )
     if share is not None:
         said += f" (chance {chance:.0%})"

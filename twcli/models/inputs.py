@@ -118,16 +118,18 @@ def open_inputs(
 
     Args:
         format, x_field, y_field, each_turn: as `stream_examples` takes them.
-        examples: the records, where they have been read already; else they are read from `data`.
+        examples: the records, where they have been looked at already; else those of `data`.
         max_length: tokens; None for the model's context.
         too_long: as `ExampleEncoder.encode` takes it.
         latent_tokens: vocabulary tokens P that spell one latent.
-        say: as in `runtime.load_model`; also called with what records there are.
+        say: as in `runtime.load_model`; also called with what records there are,
+            where `examples` is None.
         chat_settings: variables of the chat template.
 
     Raises:
         UserError: the model, the template or a record is wrong, or they do not fit together.
     """
+    unread = examples is None
     if examples is None:
         examples = stream_examples(
             data, format=format, x_field=x_field, y_field=y_field, each_turn=each_turn
@@ -143,7 +145,7 @@ def open_inputs(
     )
     limit = runtime.context_length(frozen, max_length)
     encoded = encoder.encode(examples, max_length=limit, source=data, too_long=too_long)
-    if isinstance(examples, Examples):
+    if unread and isinstance(examples, Examples):
         say(examples.summary())
     for note in encoded.notes:
         say(note)

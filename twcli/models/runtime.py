@@ -28,6 +28,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.template import AUTO, read_template
 from twcli.data.vocabulary import SECTION_TAGS, add_tags, default_template
 from twcli.errors import UserError, first_line
+from twcli.models import gguf_reading
 from twcli.models.checks import check_model
 from twcli.models.merging import adapter_in, merge_adapter, without_adapter
 from twcli.models.new_rows import grow_embeddings
@@ -145,13 +146,6 @@ def core_by_core(
         torch.set_num_threads(threads)
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that writes and prints: the only one, or the first that
-    `accelerate launch` started.
-    """
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def quiet_transformers() -> None:
     """Silences the library's progress bars and advice: only `cli` prints."""
     transformers.logging.set_verbosity_error()
@@ -223,11 +217,13 @@ def load_model(
             it fails `check_model`.
     """
     adapter = adapter_in(source)
-    if adapter is None:
-        model = _load_weights(source, precision, attention, say)
-    else:
-        with without_adapter(adapter) as base:
-            model = _load_weights(base, precision, attention, say)
+    with gguf_reading.once():
+        if adapter is None:
+            model = _load_weights(source, precision, attention, say)
+        else:
+            with without_adapter(adapter) as base:
+                model = _load_weights(base, precision, attention, say)
+    if adapter is not None:
         model = merge_adapter(model, adapter).eval()
         say(
             f"{source}: holds an adapter, which is merged into its model, {adapter.base}"
@@ -344,8 +340,9 @@ def load_frozen(
     Raises:
         UserError: as `load_encoder`, `load_model` and `fit_vocabulary`.
     """
-    read = load_encoder(source, latent_tokens, template, chat_settings)
-    model = load_model(source, precision=precision, attention=attention, say=say)
+    with gguf_reading.once():
+        read = load_encoder(source, latent_tokens, template, chat_settings)
+        model = load_model(source, precision=precision, attention=attention, say=say)
     read.take_ends(model.generation_config)
     fit_vocabulary(model, read)
     return model, read

@@ -8,14 +8,15 @@ import shutil
 from collections.abc import Container
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from twcli.errors import UserError, first_difference
 from twcli.storage.durable import replacing, write_durably
+
+if TYPE_CHECKING:
+    import torch
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, SafetensorError)
 
@@ -117,6 +118,8 @@ class Checkpoints:
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    from safetensors.torch import load  # imports torch, which takes seconds
+
     content = _content(folder)
     data = (folder / "state.safetensors").read_bytes()
     if sha256(data) != content["state_sha256"]:
@@ -141,6 +144,8 @@ def _sealed(content: dict[str, Any]) -> bytes:
 
 def as_bytes(tensors: dict[str, torch.Tensor]) -> bytes:
     """The tensors as the bytes of a safetensors file."""
+    from safetensors.torch import save
+
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
 
 

@@ -19,12 +19,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
-from safetensors.torch import load
 
 from twcli.config.commands import AUTO, TrainConfig
 from twcli.config.options import read_yaml, to_yaml
@@ -38,6 +36,9 @@ from twcli.errors import (
 )
 from twcli.storage.checkpoints import Checkpoints, as_bytes, json_line, sha256
 from twcli.storage.durable import replacing, sync_folder, write_all, write_durably
+
+if TYPE_CHECKING:
+    import torch
 
 # what a training settles where its options leave it open
 SETTLED = ("latents", "template", "adapt", "batch_tokens", "lr")
@@ -367,6 +368,8 @@ class RunFolder:
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
         """Raises UserError if the file is missing or damaged."""
+        from safetensors.torch import load  # imports torch, which takes seconds
+
         try:
             return load(self.posterior_file.read_bytes())
         except (OSError, SafetensorError) as error:

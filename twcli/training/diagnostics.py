@@ -19,7 +19,7 @@ import torch
 
 from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
 from twcli.training.loss import information, masked_token_nll_per_example
-from twcli.training.stages import REFINE
+from twcli.training.stages import REFINE, STAGE_NAMES, turns_of
 
 # of log K: z that moves an example's token losses by less leaves the posterior where the router is
 INSENSITIVE_SHARE = 0.1
@@ -164,6 +164,26 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     share = records / records.sum()
     mean_K = share @ np.array([m["posterior_mass"] for m in metrics])
     return information(mean_K, float(share @ [m["posterior_entropy"] for m in metrics]))
+
+
+def progress_line(recent: Sequence[dict[str, Any]]) -> str:
+    """The newest of several steps in a row, with the mean loss of each stage's records among them,
+    and what the posterior knows: no wider than 64 columns.
+    """
+    newest = recent[-1]
+    losses = [_mean_loss(recent, stage) for stage in turns_of(newest["stage"])]
+    shown = "/".join(f"{loss:.3f}" for loss in losses if loss is not None)
+    count, steps = newest["step"], newest["steps"]
+    return (
+        f"step {count:,}/{steps:,}  {STAGE_NAMES[newest['stage']]}  loss {shown}  "
+        f"I(z; y) {pooled_information(recent)[0]:.2f} nats"
+    )
+
+
+def _mean_loss(metrics: Sequence[dict[str, Any]], stage: str) -> float | None:
+    those = [m for m in metrics if m["stage"] == stage]
+    total = sum(m["records"] for m in those)
+    return sum(m["records"] * m["loss"] for m in those) / total if total else None
 
 
 def gradient_norms(

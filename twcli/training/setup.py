@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 
 from twcli.config.commands import AUTO, TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
+from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.names import read_names
@@ -29,8 +30,9 @@ from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
+from twcli.discovery.repeating import searching_seconds
 from twcli.discovery.result import Naming
-from twcli.discovery.rows import ModelSource
+from twcli.discovery.rows import ModelSource, Rows
 from twcli.errors import UserError
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
@@ -38,6 +40,7 @@ from twcli.models.building import build, choose_execution, execution_of
 from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel
 from twcli.models.positions import pass_lengths
+from twcli.phases import CHECK_BASELINE, JUDGE_RUN, NAME, ORIGINAL, SAVE, TRAIN, Phases
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
 from twcli.training.defaults import (
@@ -63,6 +66,9 @@ from twcli.training.stages import FREE, Course
 ADAM_BETAS = (0.9, 0.95)
 RESCORED_ROWS = 64
 SCORED_SHARE = 0.1
+JUDGED_SHARE = 0.05  # of the training's time, of which scoring the run takes about so much
+DECODED = 8  # tokens that are read in the time in which one is written, about
+SAVED_A_SECOND = 2e8  # bytes, with their checksums
 FORWARD_AND_BACKWARD = 3.0  # in forward passes
 LEAST_SCORED_ROWS = 128
 # Nats, mean over tokens: a cache of other weights or rows is off by 0.3 or more, another kernel by
@@ -147,6 +153,8 @@ def prepare(
     say: Say,
     progress: Callable[[str, int], Any],
     shared: Shared | None = None,
+    phases: Phases | None = None,
+    records: Examples | None = None,
 ) -> Setup:
     """Loads and checks all inputs, rescores some rows against the cache, and makes the warm start.
 
@@ -154,15 +162,17 @@ def prepare(
         shared: of several runs on the same model and data; None for a run by itself.
         say: takes one line a fact.
         progress: opens a bar (label, total) that is called with increments.
+        phases, records: as of `commands.precompute`.
 
     Raises:
         UserError: an input is wrong or the cache belongs to something else.
     """
+    phases = phases or Phases()
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     # the weights are trained in float32; --precision is that of the arithmetic
-    inputs = open_inputs(**{**config.inputs(), "precision": "fp32"}, say=say)
+    inputs = open_inputs(**{**config.inputs(), "precision": "fp32"}, examples=records, say=say)
     backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
     config = resolved(run.settled(config), backbone, encoder, encoded)
     if config.uses_weights and config.term_weights()[0] == 0:
@@ -174,15 +184,15 @@ def prepare(
     if stored_dtype != backbone.dtype:
         name = str(stored_dtype).removeprefix("torch.")
         say(f"weights: stored in {name}, trained in float32; {run.model} will be in {name} as well")
+    phases.begin(CHECK_BASELINE, f"{_rescored(encoded)} records are scored again")
     if config.baseline_policy == "frozen":
         cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
         backbone.to(accelerator.device)
         mean, largest = rescore(backbone, encoder, encoded, cache, config, fingerprint["dtype"])
         say(
-            f"baseline: {cache.rows:,} rows, {cache.tokens:,} tokens, made in "
-            f"{fingerprint['dtype']}; "
-            f"{min(RESCORED_ROWS, len(encoded))} rows rescored, mean difference {mean:.1e} nats, "
-            f"largest {largest:.1e}"
+            f"baseline: the cache matches the model ({_rescored(encoded)} of {cache.rows:,} rows "
+            f"checked, mean difference {mean:.1e} nats, largest {largest:.1e}); made in "
+            f"{fingerprint['dtype']}"
         )
     else:
         cache, fingerprint = None, inputs.fingerprint()
@@ -196,6 +206,25 @@ def prepare(
     )
     source = ModelSource(backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen)
     shared = shared or Shared(config.seed)
+    classes = length_classes(encoded, encoder, pass_lengths(backbone))
+    held_rows = held_out_rows(encoded, shared.seed)
+    trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
+    batches_a_step = accelerator.num_processes * config.accumulate
+    steps = steps_of(config, encoded, trained, batches_a_step, classes)
+    rows_a_step = batches_a_step * batch_rows(config, encoded)
+    speed = tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1)
+    seconds = training_seconds(config, encoded, steps, speed)
+    phases.expect(
+        {
+            NAME: naming_seconds(config, encoded, speed),
+            ORIGINAL: original_seconds(encoded, held_rows, speed),
+            TRAIN: seconds,
+            JUDGE_RUN: JUDGED_SHARE * seconds,
+            SAVE: 4 * sum(p.numel() for p in backbone.parameters()) / SAVED_A_SECOND,
+        }
+    )
+    if shared.named is None and config.warm_start != "none":
+        phases.begin(NAME, config.names or "features of the original model, then a search")
     if shared.named is None:
         shared.named = _named(config, source, encoded, shared.seed, say, progress)
     settled, naming = shared.named
@@ -203,13 +232,7 @@ def prepare(
     # One naming for all processes: rounding could name a row, and so every latent, otherwise.
     config, naming = broadcast_object_list([config, naming])
     distinct = naming is None or naming.one_string
-    classes = length_classes(encoded, encoder, pass_lengths(backbone))
-    held_rows = held_out_rows(encoded, shared.seed)
     latent_N = np.full(len(encoded), -1, np.int64) if naming is None else naming.latent_N.copy()
-    trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
-    batches_a_step = accelerator.num_processes * config.accumulate
-    steps = steps_of(config, encoded, trained, batches_a_step, classes)
-    rows_a_step = batches_a_step * batch_rows(config, encoded)
     used = config.resolved_latents if naming is None else naming.used
     held = HeldOut(
         held_rows,
@@ -218,9 +241,10 @@ def prepare(
         used,
         measured_every(steps, min(len(held_rows), MONITORED), config.resolved_latents, rows_a_step),
     )
+    phases.begin(ORIGINAL, "what it writes by itself, and features to score the run by")
     drawn = draw(backbone, encoder, encoded, held.monitored().rows_H, config, progress)
-    speed = tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1)
-    seconds = training_seconds(config, encoded, steps, speed)
+    seconds = training_seconds(config, encoded, steps, speed)  # K is known now
+    phases.expect({TRAIN: seconds, JUDGE_RUN: JUDGED_SHARE * seconds})
     length = Length(steps, steps * rows_a_step / len(trained), len(trained))
     shared.probe = probe = shared.probe or probe_of(
         source,
@@ -288,6 +312,10 @@ def prepare(
     )
 
 
+def _rescored(encoded: Encoded) -> int:
+    return min(RESCORED_ROWS, len(encoded))
+
+
 def rescore(
     backbone: PreTrainedModel,
     encoder: ExampleEncoder,
@@ -303,7 +331,7 @@ def rescore(
         UserError: a mean that no kernel and no rounding explains.
     """
     rng = np.random.default_rng([config.seed, 2])
-    rows = np.sort(rng.choice(len(encoded), min(RESCORED_ROWS, len(encoded)), replace=False))
+    rows = np.sort(rng.choice(len(encoded), _rescored(encoded), replace=False))
     fresh = baseline.score_flat(
         backbone, encoder, encoded, rows, batch_tokens=config.resolved_batch_tokens
     )
@@ -454,6 +482,35 @@ def resolved(
         batch_tokens=tokens,
         lr=config.lr or peak_learning_rate(adapt, width),
     )
+
+
+def sequences_at_once(config: TrainConfig) -> int:
+    """Of a record, whose activations are kept together: with names the posterior's and the one of
+    its latent, else the posterior's and all K, or `--latent-chunk` of them.
+    """
+    if config.warm_start != "none":
+        return 2
+    latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS
+    return 1 + min(latents, config.latent_chunk or latents)
+
+
+def naming_seconds(config: TrainConfig, encoded: Encoded, speed: float) -> float:
+    """A guess, from the tokens a second of a forward pass; names of a file are taken for whole."""
+    if config.warm_start == "none" or config.names is not None:
+        return 0.0
+    rows = len(Rows.of(encoded).rows)
+    latents = config.latents if isinstance(config.latents, int) else None
+    reading = rows * float(encoded.lengths.mean()) / speed
+    return reading + searching_seconds(rows, latents)
+
+
+def original_seconds(encoded: Encoded, held_rows: np.ndarray, speed: float) -> float:
+    """A guess at how long the original model writes for held-out prompts, from the tokens a second
+    of a forward pass.
+    """
+    rows = held_rows[:MONITORED]
+    longest = int(encoded.target_lengths[rows].max(initial=0))
+    return len(rows) * longest * DECODED / speed
 
 
 def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: float) -> float:

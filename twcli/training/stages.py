@@ -32,6 +32,8 @@ import numpy as np
 from twcli.data.batches import Batch, BatchSampler
 
 HOLD, REFINE, SETTLE, FREE = "hold", "refine", "settle", "free"
+# As the command line has them; `metrics.jsonl` has the others.
+STAGE_NAMES = {HOLD: "names kept", REFINE: "renaming", SETTLE: "renaming", FREE: "no names"}
 # Names of which a share is wrong leave the generator unsure by about that share.
 CERTAIN = 0.7  # mean probability of a record's likeliest latent from which the generator reads z
 AGREED = 0.5  # share of a latent's records that the generator finds likeliest under it, at least
@@ -129,6 +131,11 @@ class Course:
             return False
         best, error = min(before)
         return all(nll > best - math.hypot(error, other) / 4 for nll, other in last)
+
+
+def turns_of(stage: str) -> tuple[str, ...]:
+    """The stages that take turns with one, itself included, in their order."""
+    return (REFINE, SETTLE) if stage in (REFINE, SETTLE) else (stage,)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -1,0 +1,141 @@
+"""The phases of a command, in their order, and one clock for all of them: the commands say when one
+begins and, as soon as a rate is known, how long the later ones will take; `cli` shows it.
+
+    1/5 data: train.jsonl: x and y, 600 records
+    2/5 load the model: SmolLM2-135M ...
+
+Seconds everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+
+DATA = "data"
+LOAD_MODEL, LOAD_RUN = "load the model", "load the run"
+CHECK_PRECISION = "compare with float32"
+SCORE = "score the records"
+CHECK_BASELINE = "check the baseline"
+FEATURES = "read features"
+NAME = "name the records"
+TRAIN = "train"
+JUDGE_RUN = "score the run"
+ORIGINAL = "read the original model"
+POSTERIOR = "read the run"
+COMPLETE = "complete the prompts"
+DRAW = "draw samples"
+SAVE = "save"
+PAGE = "figures and page"
+WRITE = "write the folder"
+CHECK = "load it again and compare"
+
+MEASURE = "measure the speed"
+
+PRECOMPUTE = (DATA, LOAD_MODEL, SCORE, SAVE)
+DISCOVER = (DATA, LOAD_MODEL, FEATURES, NAME, PAGE)
+TRAINING = (DATA, LOAD_MODEL, CHECK_BASELINE, NAME, ORIGINAL, TRAIN, JUDGE_RUN, SAVE)
+EVALUATION = (DATA, LOAD_RUN, ORIGINAL, POSTERIOR, COMPLETE, PAGE)
+EXPORT = (LOAD_RUN, WRITE, CHECK)
+REHEARSAL = (DATA, LOAD_MODEL, MEASURE)
+
+
+class Phases:
+    """Which phases come, which one runs, and what is expected of them.
+
+    Args:
+        begun: called with this object and a note each time that a phase begins.
+    """
+
+    def __init__(self, begun: Callable[[Phases, str], None] | None = None) -> None:
+        self._begun = begun
+        self._names: list[str] = []
+        self._place = -1
+        self._expected: dict[str, float] = {}
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Which phases come, from the first one on. A name may come again."""
+        self._names, self._place = list(names), -1
+
+    def begin(self, name: str, note: str = "") -> None:
+        """The phase of this name begins; those before it are over or are left out.
+
+        Args:
+            note: what is waited for, in a few words.
+        """
+        ahead = self._names[self._place + 1 :]
+        if name not in ahead:  # of a caller that has planned nothing
+            self._names = [*self._names[: self._place + 1], name]
+            ahead = [name]
+        self._place += 1 + ahead.index(name)
+        if self._begun is not None:
+            self._begun(self, note)
+
+    def begin_next(self, note: str = "") -> None:
+        """As `begin`, of the phase that is planned next."""
+        self.begin(self._names[self._place + 1], note)
+
+    def expect(self, seconds: dict[str, float]) -> None:
+        """How long phases take, by name, each time that they come."""
+        self._expected.update(seconds)
+
+    @property
+    def name(self) -> str:
+        """Of the phase that runs, with its number; empty where none does."""
+        if self._place < 0:
+            return ""
+        return f"{self._place + 1}/{len(self._names)} {self._names[self._place]}"
+
+    @property
+    def coming(self) -> list[str]:
+        """The names of the phases after this one, with their numbers."""
+        first = self._place + 1
+        return [f"{first + n + 1} {name}" for n, name in enumerate(self._names[first:])]
+
+    def expected(self) -> float | None:
+        """How long the phase that runs takes in all; None where that is not known."""
+        return self._expected.get(self._names[self._place]) if self._place >= 0 else None
+
+    def after(self) -> float | None:
+        """How long the phases after this one take; None where it is not known of one of them."""
+        ahead = self._names[self._place + 1 :]
+        if any(name not in self._expected for name in ahead):
+            return None
+        return sum(self._expected[name] for name in ahead)
+
+
+def precompute_phases(precision: str) -> tuple[str, ...]:
+    """Of `twcli precompute`."""
+    if precision == "fp32":
+        return PRECOMPUTE
+    return (DATA, LOAD_MODEL, CHECK_PRECISION, SCORE, SAVE)
+
+
+def training_phases(warm_start: str, seeds: int) -> tuple[str, ...]:
+    """Of `twcli train`, for so many runs that share the naming of the first."""
+    first = tuple(name for name in TRAINING if name != NAME or warm_start != "none")
+    again = tuple(name for name in TRAINING if name not in (DATA, NAME))
+    return first + (seeds - 1) * again
+
+
+def sampling_phases(data: bool, load: str | None) -> tuple[str, ...]:
+    """Of `twcli sample`.
+
+    Args:
+        data: whether prompts are read from a file.
+        load: the phase that loads the model; None where a server has it.
+    """
+    return (*((DATA,) if data else ()), *((load,) if load else ()), DRAW)
+
+
+def evaluation_phases(samples: bool, runs: int) -> tuple[str, ...]:
+    """Of `twcli eval`, of so many runs."""
+    every = EVALUATION[1:-1] + ((DRAW,) if samples else ()) + EVALUATION[-1:]
+    return (DATA, *(runs * every))
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes and prints: the only one, or the first that
+    `accelerate launch` started.
+    """
+    return int(os.environ.get("RANK", "0")) == 0
