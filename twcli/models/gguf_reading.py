@@ -1,5 +1,5 @@
 """Reading a GGUF file once: transformers parses it for the tokenizer, for the configuration and for
-the weights, and builds its map of names anew for each layer, which together takes several times
+the weights, and builds its map of names again for each layer, which together takes several times
 as long as the weights themselves.
 """
 
