@@ -42,7 +42,7 @@ def precompute(
     """Writes `config.out`, resuming after the shards that an earlier call finished.
 
     Args:
-        phases: told which phase begins and, once a rate is known, how long the later ones take.
+        phases: hears which phase begins and, once a rate is known, how long the later ones take.
         records: of `config.data`, where they have been looked at already.
 
     Raises:
