@@ -1144,6 +1144,11 @@ def test_a_closed_pipe_is_no_traceback(made):
 @pytest.mark.parametrize("shard", [[], ["--shard"]], ids=["copies", "shards"])
 def test_two_processes_train_as_one_and_resume(made, tmp_path, all_ways, shard):
     flags = [*map(str, train_flags(made)), "--steps", "20", "--checkpoint-every", "10", *shard]
+    if shard:  # in the other case the processes find the names
+        names = str(tmp_path / "names.jsonl")
+        settings = ("--model", made / "model", "--data", made / "data.jsonl", "--device", "cpu")
+        ok("discover", *settings, "--latents", 3, "--out", names)
+        flags += ["--names", names]
     launch = [
         sys.executable,
         *LAUNCH,

@@ -70,10 +70,10 @@ FULL = {
     "launches": True,
 }
 SHORT = {
-    "precompute_kills": 6,
+    "precompute_kills": 4,
     "train_kills": 3,
     "sample_kills": 3,
-    "flips": 60,
+    "flips": 50,
     "part_flips": 1,
     "cut": 2**16,
     "changes": 1,

@@ -443,7 +443,7 @@ def test_the_record_of_a_naming_is_plain_json():
 
 
 @pytest.mark.slow
-def test_a_few_prompts_with_hundreds_of_completions_are_named_too(encoder, all_ways):
+def test_a_few_prompts_with_hundreds_of_completions_are_named_too(encoder):
     records = make_strategies(4, 300)
     naming = named(encoder, records, latents=None)
     assert not naming.one_string and naming.latents == 3

@@ -209,14 +209,17 @@ class Server:
         """
         import openai
 
-        once = self._client.with_options(max_retries=0)
+        # An error is the answer that is hoped for, so the client must not try again. The connection
+        # is a new one: a server that failed the request before may have closed it.
         try:
-            await once.chat.completions.create(
-                model=self.model,
-                messages=request.messages or [],  # type: ignore[arg-type]
-                max_tokens=1,
-                temperature=0,
-            )
+            async with Server(self.url, self.model) as anew:
+                once = anew._client.with_options(max_retries=0)
+                await once.chat.completions.create(
+                    model=self.model,
+                    messages=request.messages or [],  # type: ignore[arg-type]
+                    max_tokens=1,
+                    temperature=0,
+                )
         except openai.APIConnectionError as error:
             raise WorkFailed(
                 f"--server {self.url}: the server does not answer ({_reason(error)}); {STORED}"
