@@ -645,8 +645,12 @@ def test_inspect_a_run(made):
         "effective t0 / T",
         "T / t0",
         "gradient norms: posterior",
+        "     batch_tokens: 200\n",
+        f"page: {made / 'run' / 'report.html'}",
     ):
         assert part in text
+    assert "uniform_weight" not in text and "uniform_weight" in found["settings"]
+    assert len(text.splitlines()) < 25
 
 
 @pytest.mark.parametrize(

@@ -281,5 +281,7 @@ def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
         "steps": len(metrics),
         **_diagnosis(config, metrics),
         "settings": config.to_mapping(),
+        "changed": config.changed(),
+        "page": str(run.report) if run.report.exists() else None,
         "problems": problems,
     }

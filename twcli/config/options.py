@@ -126,6 +126,15 @@ class Config:
             for name, value in values.items()
         }
 
+    def changed(self) -> dict[str, Any]:
+        """As `to_mapping`, of the settings that are not at their defaults."""
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        return {
+            name: value
+            for name, value in self.to_mapping().items()
+            if getattr(self, name) != defaults[name]
+        }
+
 
 def _shown(value: Any) -> str:
     """A few lines of YAML can stand for gigabytes of text, or for a number

@@ -279,7 +279,10 @@ def render_inspection(found: dict[str, Any]) -> str:
             )
             lines += _diagnostic_lines(last)
         lines += found["conditions"]
-        lines += [f"{key}: {value}" for key, value in found["settings"].items()]
+        lines.append("settings that are not at their defaults (all are in config.yaml):")
+        lines += [f"     {key}: {value}" for key, value in found["changed"].items()]
+        if found["page"]:
+            lines.append(f"page: {found['page']}")
     if found["problems"] is not None:
         lines += found["problems"] or ["verified: every checksum matches"]
     return "\n".join(lines)
