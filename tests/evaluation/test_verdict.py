@@ -5,6 +5,7 @@ from tests.evaluation.test_metrics import NAMES, one_hot, perfect
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.evaluation.report import verdict_lines
 from twcli.evaluation.verdict import verdict_of, verdict_of_score
+from twcli.training.retention import retention
 
 
 def run(obeyed, known, seed, prompts=40, judge=True, gain=0.5, latents=3):
@@ -107,6 +108,28 @@ def test_a_run_that_lost_something_does_not_simply_work():
     assert lost.kind == "partly" and "z2" in lost.sentence
     worse = verdict_of(run(1.0, 1.0, 0, gain=-0.5))
     assert worse.kind == "partly" and "less likely than under the original" in worse.sentence
+
+
+def test_a_latent_that_few_draws_obey_is_named():
+    """The likeliest completions all obey; of z1, one in ten that are drawn."""
+    inputs = perfect(prompts=60)
+    asked = np.tile(np.arange(3), 60)
+    obeyed = [NAMES[(k - 1) % 3] for k in asked]
+    drawn = [
+        NAMES[1] if k == 1 and n % 30 != 1 else y
+        for n, (k, y) in enumerate(zip(asked, obeyed, strict=True))
+    ]
+    every = [True] * len(asked)
+    whole = Generations(inputs["prompts"], asked, obeyed, every)
+    likelihoods = (inputs["frozen_nll"], inputs["marginal_nll"], np.zeros((len(asked), 3)))
+    inputs |= {"sampled": whole, "frozen_sampled": whole}
+    inputs["retained"] = retention(asked, *likelihoods)
+    steady = summarise(**inputs)["verdict"]
+    assert steady["kind"] == "works" and "temperature" not in steady["sentence"], steady
+    inputs["sampled"] = Generations(inputs["prompts"], asked, drawn, every)
+    verdict = summarise(**inputs)["verdict"]
+    assert verdict["kind"] == "partly"
+    assert "drawn at temperature 1: z1 10%" in verdict["sentence"]
 
 
 def test_at_the_end_of_a_training():

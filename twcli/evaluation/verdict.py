@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 WORKS = 0.9  # share of the way from chance to 1 from which on a run works
 CHANCE = 0.1  # of that way, below which it is at chance
+HALF = 0.5  # of a latent's drawn completions
 INFORMED = 0.1  # of log K: what I(z; y) at least is where a posterior knows anything
 
 Kind = Literal["works", "partly", "failed", "unknown"]
@@ -69,13 +70,17 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
         said += f" (chance {chance:.0%})"
     lost = [entry["latent"] for entry in result["retention"] or () if entry["below"]]
     worse = _worse(result["likelihood"])
-    if kind == "works" and (lost or worse):
+    unsteady = [entry for entry in result["retention"] or () if _unsteady(entry)]
+    if kind == "works" and (lost or worse or unsteady):
         kind = "partly"
     sentence = f"{OPENINGS[kind]}: {said}."
     if lost:
         sentence += f" Less likely than under the original model: {_names(lost)}."
     elif worse:
         sentence += " Its completions are less likely than under the original model."
+    if unsteady:
+        shares = ", ".join(f"z{entry['latent']} {entry['obeyed']:.0%}" for entry in unsteady)
+        sentence += f" That is of the likeliest completions; drawn at temperature 1: {shares}."
     return Verdict(kind, sentence, _advice(kind, result, bool(lost) or worse))
 
 
@@ -109,6 +114,14 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
 def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
     _, high = posterior["mutual_information_ci"] or 2 * (posterior["mutual_information"],)
     return "failed" if high < INFORMED * math.log(latents) else "unknown"
+
+
+def _unsteady(entry: dict[str, Any]) -> bool:
+    """Whether a latent's strategy is in less than half of what is drawn under it, beyond doubt: the
+    likeliest completion may obey while most others do not.
+    """
+    interval = entry.get("obeyed_ci")  # None without a judge
+    return interval is not None and interval[1] < HALF
 
 
 def _worse(likelihood: dict[str, Any]) -> bool:
