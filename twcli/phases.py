@@ -64,9 +64,9 @@ class Phases:
             note: what is waited for, in a few words.
         """
         ahead = self._names[self._place + 1 :]
-        if name not in ahead:  # of a caller that has planned nothing
-            self._names = [*self._names[: self._place + 1], name]
-            ahead = [name]
+        if name not in ahead:  # it was not planned
+            ahead = [name, *ahead]
+            self._names[self._place + 1 :] = ahead
         self._place += 1 + ahead.index(name)
         if self._begun is not None:
             self._begun(self, note)

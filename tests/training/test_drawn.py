@@ -9,10 +9,10 @@ import torch
 
 from tests.conftest import encode, make_model, make_records
 from twcli.kernels.packing import PLAIN
-from twcli.training.drawn import LEAST, Drawn, draw, keeps_what_was_drawn
+from twcli.training.drawn import LEAST, Drawn, denied, draw
 from twcli.training.retention import Retention, retention_lines
 
-CONFIG = SimpleNamespace(seed=0, resolved_batch_tokens=200)
+CONFIG = SimpleNamespace(seed=0, resolved_batch_tokens=200, max_length=None, latent_tokens=1)
 
 
 @contextmanager
@@ -102,19 +102,42 @@ def test_what_is_kept_and_what_is_lost(encoder, drawn):
     of = np.arange(len(drawn.frozen_R)) % 2
     own = np.eye(2)[1 - of] * 40  # the other latent never writes it
     noise = np.random.default_rng(0).normal(0, 0.3, own.shape)
-    told = (encoder, CONFIG, accelerator)
     # each latent is as likely as the other before: log 2 of what the strategy costs
-    kept = own - np.log(2) + noise - noise.mean()
-    assert keeps_what_was_drawn(drawn, Run(drawn, kept), *told)
-    lost = kept + 3.0 * (of == 1)[:, None]
-    assert not keeps_what_was_drawn(drawn, Run(drawn, lost), *told)
-    assert not keeps_what_was_drawn(drawn, Run(drawn, kept + 0.5), *told)
-    assert not keeps_what_was_drawn(None, Run(drawn, kept), *told)
+    as_before = own - np.log(2) + noise - noise.mean()
+
+    def kept(more_RK, below, drawn=drawn):
+        return denied(drawn, below, Run(drawn, more_RK), encoder, CONFIG, accelerator)
+
+    assert kept(as_before, {0: -0.7, 1: -0.7}) == {0, 1}
+    lost = as_before + 3.0 * (of == 1)[:, None]
+    assert kept(lost, {0: -0.7, 1: -0.7}) == {0}
+    assert kept(lost, {1: -0.7}) == kept(as_before, {}) == frozenset()
+    assert denied(None, {0: -0.7}, None, encoder, CONFIG, accelerator) == frozenset()
+    # a handful of completions that differ much say nothing
+    few = Drawn(drawn.encoded, drawn.frozen_R, drawn.classes)
+    of_few = np.where(np.arange(len(of)) < 3, 1, 0)
+    rare = np.eye(2)[1 - of_few] * 40 + np.random.default_rng(1).normal(0, 3, own.shape)
+    assert 1 not in kept(rare, {1: -0.7}, few)
+
+
+def test_a_prompt_leaves_room_in_the_context(encoder, monkeypatch):
+    encoded = encode(encoder, make_records(40, 2))
+    asked = []
+
+    def generated(_model, _encoder, prompts, *, max_new_tokens, **_settings):
+        asked.extend(zip(map(len, prompts), max_new_tokens.tolist(), strict=True))
+        return [[9, encoder.ends[-1]] for _ in prompts], [True] * len(prompts)
+
+    monkeypatch.setattr("twcli.training.drawn.generate_ids", generated)
+    short = make_model(positions=22)
+    assert draw(short, encoder, encoded, np.arange(80), CONFIG, no_bar) is not None
+    assert max(length + room for length, room in asked) <= 22 - 3
+    assert min(room for _, room in asked) >= 1
 
 
 def test_records_that_are_known_by_heart_are_said_to_be():
     below = Retention(0, 50, 10.0, 10.2, -0.2, (-0.3, -0.1), -0.2, (-0.3, -0.1))
-    (line,) = retention_lines([below], kept=True)
-    assert "completions that it draws itself" in line and "(-0.20 nats an example)" in line
+    (line,) = retention_lines([below], kept={0})
+    assert "has memorised the records" in line and "(-0.20 nats an example)" in line
     (line,) = retention_lines([below])
     assert line.startswith("retention: z0 is below")

@@ -35,7 +35,9 @@ def test_a_strategy_that_was_lost_is_named_though_the_mean_likelihood_hides_it()
     (line,) = retention_lines(found)
     assert line.startswith("retention: z1 is below the frozen model, -3.0") and "5% of" in line
     (fine,) = retention_lines([entry for entry in found if not entry.below])
-    assert fine.startswith("retention: no latent is below the frozen model; the least is z")
+    assert fine.startswith(
+        "retention: no latent is below the frozen model; the lowest gain is that of z"
+    )
 
 
 def test_a_choice_that_the_frozen_model_knows_by_heart_is_no_loss():

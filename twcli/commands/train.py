@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from contextlib import nullcontext, suppress
 from typing import Any
 
 from twcli.commands.report import about, write_page
 from twcli.config.commands import TrainConfig
 from twcli.data.dataset import Examples
+from twcli.errors import UserError, first_line
 from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
 from twcli.evaluation.verdict import Verdict, verdict_of_score
@@ -19,8 +20,8 @@ from twcli.models import runtime
 from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.retention import retention_lines
-from twcli.training.setup import Shared, prepare
+from twcli.training.retention import Retention, retention_lines
+from twcli.training.setup import Setup, Shared, prepare
 
 UNKNOWN = Verdict(
     "unknown",
@@ -113,7 +114,7 @@ def _train_one(
         phases.begin(SAVE, str(run.model))
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    lost = [entry.latent for entry in retained if entry.below and not kept]
+    lost = [entry.latent for entry in retained if entry.below and entry.latent not in kept]
     verdict = verdict_of_score(score, setup.model.latents, lost) if score is not None else UNKNOWN
     if score is not None:
         say(verdict.sentence)
@@ -121,21 +122,38 @@ def _train_one(
     for line in retention_lines(retained, kept):
         say(line)
     if leads:
-        html = page.training_page(
-            {
-                **verdict.as_dict(),
-                "advice": f"Next: twcli eval --run {config.out} --data TEST.jsonl",
-            },
-            [{**entry.as_dict(), "below": entry.latent in lost} for entry in retained],
-            run.read_metrics(),
-            setup.config.to_mapping(),
-            about(run, setup.config, say),
-            training_evidence(setup),
-        )
-        write_page(run, html, say)
-        say(f"page: {run.report}")
+        _write_page(setup, run, verdict, lost, retained, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
+
+
+def _write_page(
+    setup: Setup,
+    run: RunFolder,
+    verdict: Verdict,
+    lost: Container[int],
+    retained: Sequence[Retention],
+    say: Callable[[str], None],
+) -> None:
+    """The page of a run that is finished: whatever is wrong with it changes nothing of that."""
+    try:
+        evidence = training_evidence(setup)
+    except (UserError, LookupError) as error:
+        say(f"page: not written, since {setup.config.data} is not as it was: {first_line(error)}")
+        return
+    html = page.training_page(
+        {
+            **verdict.as_dict(),
+            "advice": f"Next: twcli eval --run {setup.config.out} --data TEST.jsonl",
+        },
+        [{**entry.as_dict(), "below": entry.latent in lost} for entry in retained],
+        run.read_metrics(),
+        setup.config.to_mapping(),
+        about(run, setup.config, say),
+        evidence,
+    )
+    write_page(run, html, say)
+    say(f"page: {run.report}")
 
 
 class _Clock:

@@ -74,13 +74,13 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
     if kind == "works" and (lost or worse or unsteady):
         kind = "partly"
     sentence = f"{OPENINGS[kind]}: {said}."
+    if unsteady and kind == "partly":
+        shares = ", ".join(f"z{entry['latent']} {entry['obeyed']:.0%}" for entry in unsteady)
+        sentence += f" The share is of greedy completions; drawn at temperature 1: {shares}."
     if lost:
         sentence += f" Less likely than under the original model: {_names(lost)}."
     elif worse:
         sentence += " Its completions are less likely than under the original model."
-    if unsteady:
-        shares = ", ".join(f"z{entry['latent']} {entry['obeyed']:.0%}" for entry in unsteady)
-        sentence += f" That is of the likeliest completions; drawn at temperature 1: {shares}."
     return Verdict(kind, sentence, _advice(kind, result, bool(lost) or worse))
 
 

@@ -2,16 +2,16 @@
 
 A model that was trained on the records of `--data` knows them by heart: whatever is trained from it
 then finds them less likely, though no strategy is lost. On what the frozen model draws, its own
-likelihood is fair, and the mean log ratio is the divergence of the run from it. A strategy is lost
-where both the records and these completions say so: a model that never wrote as the records do is
-worse on its own completions, and ought to be.
+likelihood is fair, and the mean log ratio is the divergence of the run from it. Where the records
+say that a latent is below, these completions may deny it. They accuse none by themselves: a model
+that never wrote as the records do is worse on its own completions, and ought to be.
 
 Shapes: R completions, K latents. Nats.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +28,12 @@ from twcli.models import baseline
 from twcli.models.generation import generate_ids
 from twcli.models.latents import LatentModel
 from twcli.models.positions import pass_lengths
+from twcli.models.runtime import context_length
 from twcli.training.loss import responsibilities
 from twcli.training.retention import retention
 
 LEAST = 16  # completions that say anything
+BESIDE = 3  # tags of the latent, and the end behind y
 
 
 @dataclass(frozen=True)
@@ -58,18 +60,25 @@ def draw(
     progress: Callable[[str, int], Any],
 ) -> Drawn | None:
     """One completion for the prompt of each of `rows`, at temperature 1 and at most as long as the
-    rows' longest; the same in all processes. None where hardly any ends by itself.
+    rows' longest and as the context permits with a latent; the same in all processes. None where
+    hardly any ends by itself.
     """
     close = encoder.y_close
-    if len(rows) < LEAST or close is None:
+    if not len(rows) or close is None:
         return None
-    longest = int(encoded.target_lengths[rows].max())
+    context = context_length(backbone, config.max_length)
+    # the prompt, a latent between its tags, and what may follow the closing tag
+    before = encoded.prompt_lengths[rows] + 1 + config.latent_tokens + BESIDE
+    room = np.minimum(context - before, encoded.target_lengths[rows].max())
+    rows, room = rows[room > 0], room[room > 0]
+    if len(rows) < LEAST:
+        return None
     with progress("completions of the original model", len(rows)) as advance:
         written, ended = generate_ids(
             backbone,
             encoder,
             [encoded.prompt_ids(row) for row in rows.tolist()],
-            max_new_tokens=longest,
+            max_new_tokens=room,
             temperature=1.0,
             seed=config.seed,
             batch_tokens=4 * config.resolved_batch_tokens,
@@ -136,21 +145,32 @@ def read_branches(
     return soft_RK, generator_RK, marginal_R
 
 
-def keeps_what_was_drawn(
+def denied(
     drawn: Drawn | None,
+    below: Mapping[int, float],
     model: LatentModel,
     encoder: ExampleEncoder,
     config: TrainConfig,
     accelerator: Any,
-) -> bool:
-    """Whether those of no latent are below the frozen model, as `Retention.below` has it. False
-    where none were drawn.
+) -> frozenset[int]:
+    """Latents of whose completions the frozen model's own say that they lost less than the records
+    have it, beyond doubt. None where few were drawn.
+
+    Args:
+        below: what latents lost by the records: their decisive gain, below 0.
     """
-    if drawn is None:
-        return False
+    if drawn is None or not below:
+        return frozenset()
     rows = np.arange(len(drawn.encoded))
     soft_RK, generator_RK, marginal_R = read_branches(
         model, encoder, drawn.encoded, rows, config, accelerator, drawn.classes
     )
     entries = retention(soft_RK.argmax(1), drawn.frozen_R, marginal_R, generator_RK)
-    return not any(entry.below for entry in entries)
+    return frozenset(
+        entry.latent
+        for entry in entries
+        if entry.latent in below
+        and not entry.below
+        and (interval := entry.decisive[1]) is not None
+        and interval[0] > below[entry.latent]
+    )

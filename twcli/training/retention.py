@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +152,7 @@ def judged_by_probe(
     marginal_N: np.ndarray,
     seed: int,
     *,
-    kept: bool = False,
+    kept: Container[int] = (),
 ) -> Predictability:
     """What the run's score is made of.
 
@@ -163,44 +163,46 @@ def judged_by_probe(
         soft_NK: responsibilities, proportional to p(y|x,z), of the probe's rows.
         generator_NK: their NLL under the generator with each latent.
         frozen_N, marginal_N: their NLL under the frozen model and under the run.
-        kept: nothing was lost, whatever the records say: the frozen model knows them by heart.
+        kept: latents of which nothing was lost, whatever the records say.
     """
-    if kept:
-        marginal_N = np.minimum(marginal_N, frozen_N)
     latent_N = soft_NK.argmax(1)
     found = retention(latent_N, frozen_N, marginal_N, generator_NK)
     below_K = np.zeros(soft_NK.shape[1], bool)
-    below_K[[entry.latent for entry in found if entry.below]] = True
+    below_K[[entry.latent for entry in found if entry.below and entry.latent not in kept]] = True
     gain_N = frozen_N - marginal_N
-    for _, rows, gain_n, written_n in _gains(latent_N, frozen_N, marginal_N, generator_NK):
-        if gain_n.mean() < 0 and written_n.mean() > gain_n.mean():
+    for latent, rows, gain_n, written_n in _gains(latent_N, frozen_N, marginal_N, generator_NK):
+        if latent in kept:
+            gain_N[rows] = np.maximum(gain_n, 0.0)
+        elif gain_n.mean() < 0 and written_n.mean() > gain_n.mean():
             gain_N[rows] = written_n
     predicted_N, upper_bound_N = probe.predicted(soft_NK, seed)
     return Predictability(predicted_N, upper_bound_N, gain=gain_N, latent=latent_N, below=below_K)
 
 
-def retention_lines(found: Sequence[Retention], kept: bool = False) -> list[str]:
+def retention_lines(found: Sequence[Retention], kept: Container[int] = ()) -> list[str]:
     """What `twcli train` says of it, the latents that are below one by one.
 
     Args:
-        kept: of what the frozen model draws itself, nothing is below.
+        kept: latents that are not below on what the frozen model draws itself.
     """
     if not found:
         return []
-    below = [entry for entry in found if entry.below]
-    if below and kept:
-        least = min(entry.decisive[0] for entry in below)
-        return [
-            "retention: no latent is below the frozen model on completions that it draws itself; "
-            f"it knows the records of --data by heart ({least:+.2f} nats an example)"
-        ]
+    below = [entry for entry in found if entry.below and entry.latent not in kept]
+    memorised = [entry for entry in found if entry.below and entry.latent in kept]
+    lines = [
+        f"retention: z{entry.latent} is below the frozen model on records of --data "
+        f"({entry.decisive[0]:+.2f} nats an example) and not on completions that the frozen model "
+        "draws itself: it has memorised the records"
+        for entry in memorised
+    ]
+    if memorised and not below:
+        return lines
     if not below:
         worst = min(found, key=lambda entry: entry.decisive[0])
         return [
-            f"retention: no latent is below the frozen model; the least is z{worst.latent}, "
-            f"{worst.decisive[0]:+.2f} nats an example"
+            "retention: no latent is below the frozen model; the lowest gain is that of "
+            f"z{worst.latent}, {worst.decisive[0]:+.2f} nats an example"
         ]
-    lines = []
     for entry in below:
         gain, interval = entry.decisive
         between = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""

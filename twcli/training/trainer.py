@@ -6,9 +6,10 @@ Prints nothing. Shapes: B batch, K latents, S supervised tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -30,7 +31,7 @@ from twcli.models.card import model_card
 from twcli.models.sharding import shard, whole
 from twcli.training import diagnostics
 from twcli.training.average import WeightAverage
-from twcli.training.drawn import keeps_what_was_drawn, read_branches
+from twcli.training.drawn import denied, read_branches
 from twcli.training.held_out import HeldOut, HeldOutNll, measurement, read_held_out, retained
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
@@ -194,16 +195,21 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     differ.
     """
     held = setup.held.monitored()
-    found = measurement(held, _read_held_out(setup, held))
-    if any(found["held_out_below"]) and _keeps_what_was_drawn(setup):
-        found["held_out_below"] = [False] * setup.model.latents
-    return cast(dict[str, Any], broadcast_object_list([found])[0])
+    read = _read_held_out(setup, held)
+    # The same in all processes before it decides what they read next.
+    entries, found = broadcast_object_list([retained(held, read), measurement(held, read)])
+    for latent in broadcast_object_list([_denied(setup, entries)])[0]:
+        found["held_out_below"][latent] = False
+    return cast(dict[str, Any], found)
 
 
-def _keeps_what_was_drawn(setup: Setup) -> bool:
-    return keeps_what_was_drawn(
-        setup.drawn, setup.model, setup.encoder, setup.config, setup.accelerator
-    )
+def _denied(setup: Setup, *found: Sequence[Retention]) -> frozenset[int]:
+    """Latents that are below by the records, and not by what the frozen model draws itself."""
+    below: dict[int, float] = {}
+    for entry in chain(*found):
+        if entry.below:
+            below[entry.latent] = max(entry.decisive[0], below.get(entry.latent, -math.inf))
+    return denied(setup.drawn, below, setup.model, setup.encoder, setup.config, setup.accelerator)
 
 
 def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
@@ -404,13 +410,14 @@ def _diverged(setup: Setup, step: int, rows: np.ndarray, what: str) -> WorkFaile
 
 def score(
     setup: Setup, progress: Callable[[str, int], Any]
-) -> tuple[float | None, list[Retention], bool]:
+) -> tuple[float | None, list[Retention], frozenset[int]]:
     """(the `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1,
-    without a label; what became of each latent's completions; whether the run keeps what the frozen
-    model draws itself). None and nothing where no prompts have several completions.
+    without a label; what became of each latent's completions; latents that are below there and not
+    on what the frozen model draws itself). None and nothing where no prompts have several
+    completions.
     """
     if setup.probe is None or setup.frozen_nll_N is None:
-        return None, [], False
+        return None, [], frozenset()
     rows, latents = setup.probe.rows, setup.model.latents
     with progress("score", len(rows)) as advance:
         soft_NK, generator_NK, marginal_N = read_branches(
@@ -430,7 +437,9 @@ def score(
         named_N = setup.latent_N[rows]
         latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
         found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
-    kept = _keeps_what_was_drawn(setup)
+    scored = retention(soft_NK.argmax(1), setup.frozen_nll_N, marginal_N, generator_NK)
+    found, scored = broadcast_object_list([found, scored])
+    kept = _denied(setup, found, scored)
     records = judged_by_probe(
         setup.probe,
         soft_NK,
