@@ -187,10 +187,10 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
 
 def settings(cell: Cell, options: argparse.Namespace) -> dict:
     """What a result depends on, beside the name of its cell."""
-    told: dict = {"model": options.model.name, "precision": options.precision, "records": ROWS}
+    made_with: dict = {"model": options.model.name, "precision": options.precision, "records": ROWS}
     if cell.task == "gsm8k" and options.gsm8k:
-        told["file"] = options.gsm8k.name
-    return told
+        made_with["file"] = options.gsm8k.name
+    return made_with
 
 
 def kept(cell: Cell, options: argparse.Namespace) -> dict | None:
@@ -207,8 +207,8 @@ def all_kept(options: argparse.Namespace) -> list[dict]:
     """The results of all finished cells below --out, not of this call's alone."""
     results = []
     for file in sorted(options.out.glob("*.json")):
-        told = json.loads(file.read_text(encoding="utf-8"))
-        cell = Cell(*(told[key] for key in ("task", "draw", "seed", "part")))
+        result = json.loads(file.read_text(encoding="utf-8"))
+        cell = Cell(*(result[key] for key in ("task", "draw", "seed", "part")))
         results.append(kept(cell, options))
     return [result for result in results if result]
 
@@ -237,7 +237,7 @@ def run_all(cells: Sequence[Cell], options: argparse.Namespace, run: Runner) -> 
             try:
                 if kept(cell, options):
                     continue
-                told = headline(finish(cell, options, run))
+                line = headline(finish(cell, options, run))
             except KeyboardInterrupt:
                 tqdm.write("interrupted; the same call resumes here", file=sys.stderr)
                 raise SystemExit(130) from None
@@ -245,8 +245,8 @@ def run_all(cells: Sequence[Cell], options: argparse.Namespace, run: Runner) -> 
                 failed.append(cell)
                 code = getattr(error, "returncode", None)
                 why = repr(error) if code is None else f"the command's exit code was {code}"
-                told = f"failed: {why}; see {cell.folder(options.out) / 'log'}"
-            tqdm.write(f"[{number}/{len(cells)}] {cell.name}: {told}", file=sys.stderr)
+                line = f"failed: {why}; see {cell.folder(options.out) / 'log'}"
+            tqdm.write(f"[{number}/{len(cells)}] {cell.name}: {line}", file=sys.stderr)
     return failed
 
 
@@ -347,11 +347,11 @@ def discover(
         ],
         data.with_name("log"),
     )
-    told = json.loads(printed)
+    found = json.loads(printed)
     latents: list[int | None] = [None] * len(records)
     for line in read_records(names):
         latents[line["row"]] = line["latent"]
-    measured = compare(latents, labels) | {"score": told.get("score"), "discover": told}
+    measured = compare(latents, labels) | {"score": found.get("score"), "discover": found}
     if cell.part == "names":
         measured["probe"] = probe(store, labels, [record["x"] for record in records])
     return measured
@@ -380,13 +380,13 @@ def train(
         flags = ["--baseline", cache, "--names", names, "--out", folder]
         run(["train", *common, *flags], log)
     judge = f"examples.natural.{cell.task}:judge"
-    told = json.loads(
+    result = json.loads(
         run(
             ["eval", "--run", folder, "--data", test, *precision, "--judge", judge, "--json"],
             log,
         )
     )
-    return {"figures": {name: at(told, path) for name, path in TRAINING.items()}, "eval": told}
+    return {"figures": {name: at(result, path) for name, path in TRAINING.items()}, "eval": result}
 
 
 # Figures
@@ -581,9 +581,9 @@ def number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def at(told: dict, path: Sequence[str]) -> float | None:
+def at(result: dict, path: Sequence[str]) -> float | None:
     """What stands in nested objects; None where it does not."""
-    value: object = told
+    value: object = result
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None
     return value if isinstance(value, int | float) else None

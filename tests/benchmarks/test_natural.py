@@ -188,19 +188,19 @@ def test_a_cell_of_another_model_is_run_anew(options, tmp_path):
 
 def test_training_finds_its_names_first(options):
     command, cell = Command(), Cell("sums", "single", 0, "train")
-    told = options("--precision", "bf16")
-    result = natural.finish(cell, told, command)
+    chosen = options("--precision", "bf16")
+    result = natural.finish(cell, chosen, command)
     assert [call[0] for call in command.calls] == ["discover", "precompute", "train", "eval"]
     flags = dict(pairwise(command.calls[2]))
     assert all("bf16" in call for call in command.calls)
-    assert Path(flags["--names"]) == told.out / "sums-single-0" / "names.jsonl"
-    test = natural.read_records(told.out / "sums-single-0-train" / "test.jsonl")
-    train = natural.read_records(told.out / "sums-single-0-train" / "data.jsonl")
+    assert Path(flags["--names"]) == chosen.out / "sums-single-0" / "names.jsonl"
+    test = natural.read_records(chosen.out / "sums-single-0-train" / "test.jsonl")
+    train = natural.read_records(chosen.out / "sums-single-0-train" / "data.jsonl")
     assert len(test) == 120 and not {r["x"] for r in test} & {r["x"] for r in train}
     assert result["figures"]["posterior 1:1"] == 1.0 and result["figures"]["gain (nats)"] is None
-    cell.result(told.out).unlink()
-    shutil.rmtree(cell.folder(told.out))
-    natural.finish(cell, told, command)  # the names stay
+    cell.result(chosen.out).unlink()
+    shutil.rmtree(cell.folder(chosen.out))
+    natural.finish(cell, chosen, command)  # the names stay
     assert [call[0] for call in command.calls[4:]] == ["precompute", "train", "eval"]
 
 

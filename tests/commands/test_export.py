@@ -92,15 +92,20 @@ def make_run(folder, tokenizer, model, *flags):
     )
 
 
-@pytest.fixture(scope="module")
-def chat(tmp_path_factory):
-    """A run of a chat model, trained with LoRA; tests must not change it."""
-    folder = tmp_path_factory.mktemp("chat")
+def make_chat_run(folder):
+    """A run of a chat model, trained with LoRA."""
     records = [{"x": f"what is {p}", "y": f"{'ab'[c]} {p}"} for p in range(4) for c in range(2)]
     write_jsonl(folder / "data.jsonl", records)
     tokenizer = make_bytes_tokenizer()
     model = make_chat_model(tokenizer, tie_word_embeddings=True)
     make_run(folder, tokenizer, model, "--template", "chat", "--adapt", "lora", "--lr", 0.01)
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    """A run that tests must not change."""
+    folder = tmp_path_factory.mktemp("chat")
+    make_chat_run(folder)
     return folder
 
 

@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.commands.test_export import ASK, asked, make_bytes_tokenizer, make_chat_model, make_run
-from tests.conftest import write_jsonl
+from tests.commands.test_export import ASK, asked, make_chat_run
 from tests.test_cli import ok
 
 xllamacpp = pytest.importorskip("xllamacpp")
@@ -24,11 +23,7 @@ TOKENS = 10
 def made(tmp_path_factory):
     """A run of a chat model as a folder and as a GGUF file."""
     folder = tmp_path_factory.mktemp("made")
-    records = [{"x": f"what is {p}", "y": f"{'ab'[c]} {p}"} for p in range(4) for c in range(2)]
-    write_jsonl(folder / "data.jsonl", records)
-    tokenizer = make_bytes_tokenizer()
-    model = make_chat_model(tokenizer, tie_word_embeddings=True)
-    make_run(folder, tokenizer, model, "--template", "chat", "--adapt", "lora", "--lr", 0.01)
+    make_chat_run(folder)
     for form in ("hf", "gguf"):
         call = ("export", "--run", folder / "run", "--to", form, "--out", folder / form)
         ok(*call, "--name", "2=code")

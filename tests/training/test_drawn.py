@@ -105,7 +105,7 @@ def test_what_is_kept_and_what_is_lost(encoder, drawn):
     # each latent is as likely as the other before: log 2 of what the strategy costs
     as_before = own - np.log(2) + noise - noise.mean()
 
-    def kept(more_RK, below, drawn=drawn):
+    def kept(more_RK, below):
         return denied(drawn, below, Run(drawn, more_RK), encoder, CONFIG, accelerator)
 
     assert kept(as_before, {0: -0.7, 1: -0.7}) == {0, 1}
@@ -114,10 +114,9 @@ def test_what_is_kept_and_what_is_lost(encoder, drawn):
     assert kept(lost, {1: -0.7}) == kept(as_before, {}) == frozenset()
     assert denied(None, {0: -0.7}, None, encoder, CONFIG, accelerator) == frozenset()
     # a handful of completions that differ much say nothing
-    few = Drawn(drawn.encoded, drawn.frozen_R, drawn.classes)
     of_few = np.where(np.arange(len(of)) < 3, 1, 0)
     rare = np.eye(2)[1 - of_few] * 40 + np.random.default_rng(1).normal(0, 3, own.shape)
-    assert 1 not in kept(rare, {1: -0.7}, few)
+    assert 1 not in kept(rare, {1: -0.7})
 
 
 def test_a_prompt_leaves_room_in_the_context(encoder, monkeypatch):

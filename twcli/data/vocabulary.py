@@ -101,7 +101,7 @@ def save_tokenizer(tokenizer: Any, folder: Path, source: str) -> None:
     if not _loads_as(tokenizer, folder):
         raise UserError(
             f"{folder}: the tokenizer of {source} is another one when it is saved and loaded "
-            "again; save it once with transformers as a fast tokenizer and begin anew"
+            "again; save it once with transformers as a fast tokenizer, then run the command again"
         )
 
 

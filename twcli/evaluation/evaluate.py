@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,18 @@ def evaluate(
     phases.begin(
         COMPLETE, "under each latent, " + ("each prompt" if judge else "a few for the page")
     )
-    longest = config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS
+    longest = _longest(config, encoded)
+    complete = partial(
+        _completions,
+        config,
+        model.backbone,
+        encoder,
+        examples,
+        encoded,
+        max_length,
+        writer.latents,
+        progress=progress,
+    )
     alike = bool(judge and judge.names_strategies and frozen_texts is not None)
     ours = None
     if isinstance(writer, ServedWriter):
@@ -127,17 +139,7 @@ def evaluate(
             config, writer, examples, encoded, longest, judge is not None, alike, say, progress
         )
     else:
-        prompts, texts = _completions(
-            config,
-            model.backbone,
-            encoder,
-            examples,
-            encoded,
-            max_length,
-            writer.latents,
-            None if judge else SHOWN,
-            progress,
-        )
+        prompts, texts = complete(None if judge else SHOWN)
     generations = _judged_all(judge, examples, encoded, prompts, texts) if judge else None
     frozen = (
         None
@@ -162,18 +164,7 @@ def evaluate(
     if alike and judge and frozen_texts is not None:
         if ours is None:
             # greedy ones would flatter whichever model is compared
-            prompts, ours = _completions(
-                config,
-                model.backbone,
-                encoder,
-                examples,
-                encoded,
-                max_length,
-                writer.latents,
-                None,
-                progress,
-                temperature=1.0,
-            )
+            prompts, ours = complete(None, temperature=1.0)
         sampled, frozen_sampled = (
             _judged_all(judge, examples, encoded, prompts, each) for each in (ours, frozen_texts)
         )
@@ -410,6 +401,11 @@ def forward_all(
     return passes
 
 
+def _longest(config: EvalConfig, encoded: Encoded) -> int:
+    """Most tokens of a completion."""
+    return config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS
+
+
 def _completions(
     config: EvalConfig,
     model: PreTrainedModel,
@@ -436,7 +432,7 @@ def _completions(
         encoder.with_latent(encoded.prompt_ids(row), latent) for row in first for latent in latents
     ]
     budget = np.minimum(
-        config.max_new_tokens or int(encoded.target_lengths.max()) + SPARE_TOKENS,
+        _longest(config, encoded),
         max_length - np.asarray([len(prompt) for prompt in prompts]),
     )
     with progress("completions", len(prompts)) as advance:

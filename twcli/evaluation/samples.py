@@ -246,7 +246,7 @@ def prompts_hash(xs: Sequence[Example]) -> str:
     return hashlib.sha256("\0".join(x.x for x in xs).encode()).hexdigest()
 
 
-class Drawn(Protocol):
+class BlockSampler(Protocol):
     """What `draw_all` draws and stores: a line for each prompt, by blocks.
 
     Attributes:
@@ -282,7 +282,7 @@ def drawn_latents(seed: int, row: int, router: np.ndarray, samples: int) -> np.n
 
 
 def draw_all(
-    sampling: Drawn,
+    sampling: BlockSampler,
     target: Path,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
@@ -347,7 +347,7 @@ def _stored(target: Path, header: dict[str, Any]) -> list[dict[str, Any]] | None
 
 
 def _draw_and_store(
-    sampling: Drawn,
+    sampling: BlockSampler,
     shards: Shards,
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],

@@ -178,7 +178,7 @@ class ServedCompletions:
 
     Attributes:
         both: whether those at temperature 1 are drawn.
-        longest, cut, tokens, seconds: as `samples.Drawn` has them.
+        longest, cut, tokens, seconds: as `samples.BlockSampler` has them.
     """
 
     config: EvalConfig

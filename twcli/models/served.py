@@ -212,8 +212,8 @@ class Server:
         # An error is the answer that is hoped for, so the client must not try again. The connection
         # is a new one: a server that failed the request before may have closed it.
         try:
-            async with Server(self.url, self.model) as anew:
-                once = anew._client.with_options(max_retries=0)
+            async with Server(self.url, self.model) as fresh:
+                once = fresh._client.with_options(max_retries=0)
                 await once.chat.completions.create(
                     model=self.model,
                     messages=request.messages or [],  # type: ignore[arg-type]

@@ -96,7 +96,7 @@ class Course:
         return min(highest, FINAL_LR_SHARE + (highest - FINAL_LR_SHARE) * left)
 
     def observe(self, step: int, measured: dict[str, Any]) -> None:
-        """Takes what `held_out.measure` found after `step` steps.
+        """Takes what `held_out.measurement` found after `step` steps.
 
         The batch of the step after is already being read, so what changes does so from the one
         behind it on.
