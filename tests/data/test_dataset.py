@@ -234,8 +234,13 @@ def test_packed_files(tmp_path, suffix):
     file.write_bytes(PACKERS[suffix](data + b"{\n"))
     with pytest.raises(UserError, match=rf"d\.jsonl{suffix}:1001: not valid JSON"):
         read_examples(str(file))
-    file.write_bytes(data)
-    with pytest.raises(UserError, match="cannot be read"):
+    file.write_bytes(data)  # unpacked on its way
+    assert len(read_examples(str(file))) == 1000
+    file.write_bytes(b"\xff\x00" + data)
+    with pytest.raises(UserError, match=r"cannot be read|not UTF-8"):
+        read_examples(str(file))
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(UserError, match="pointer of Git LFS"):
         read_examples(str(file))
 
 

@@ -119,13 +119,13 @@ KINDS = {
         "d.jsonl",
         lines({"prompt": "The sky is", "completion": " blue."}),
         [("The sky is", " blue.")],
-        "prompt-completion, 1 record",
+        "prompt-completion (prompt and completion), 1 record",
     ),
     "TRL, turns, in an array": (
         "d.json",
         json.dumps([{"prompt": [USER], "completion": [FOUR]}] * 2, indent=2).encode(),
         [([USER, FOUR], None)] * 2,
-        "prompt-completion, 2 records, 2 turns",
+        "prompt-completion (prompt and completion), 2 records, 2 turns",
     ),
     "ShareGPT": (
         "d.json",
@@ -239,7 +239,7 @@ KINDS = {
         "d.jsonl",
         lines({"question": "Natalia sold 48 clips.", "answer": "She sold 48.\n#### 48"}),
         [("Natalia sold 48 clips.", "She sold 48.\n#### 48")],
-        "question-answer, 1 record",
+        "question-answer (question and answer), 1 record",
     ),
     "CSV of a spreadsheet, with a mark, semicolons and lines in a cell": (
         "d.csv",
@@ -464,7 +464,7 @@ def test_several_files(tmp_path):
     assert [e.x for e in found] == ["a", "b"] and ": x and y, 2 records" in summary
     found, summary = read(f"{tmp_path}/b.jsonl,{tmp_path}/*.csv")
     assert [e.x for e in found] == ["b", "c"]
-    assert summary.endswith(": x and y and question-answer, 2 records")
+    assert summary.endswith(": x and y and question-answer (question and answer), 2 records")
     assert [e.where for e in found] == [f"{tmp_path}/b.jsonl:1", f"{tmp_path}/c.csv:2"]
     odd = tmp_path / "a,b [1].jsonl"
     odd.write_bytes(lines({"x": "odd", "y": "4"}))

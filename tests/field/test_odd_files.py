@@ -283,7 +283,7 @@ REFUSED = {
     ),
     "a web page": ("d.jsonl", b"\n<!DOCTYPE html>\n<html>", "d.jsonl: is a web page; download the"),
     "xz that is broken": ("d.jsonl.xz", lzma.compress(JSONL)[:-20], "d.jsonl.xz: cannot be read: "),
-    "bzip2 that is none": ("d.bz2", JSONL, "d.bz2: cannot be read: Invalid data stream"),
+    "bzip2 that is none": ("d.bz2", b"BZ" + JSONL, "d.bz2: cannot be read: Invalid data stream"),
     "a file by columns": (
         "d.json",
         json.dumps({"x": ["a", "b"], "y": ["c", "d"]}).encode(),

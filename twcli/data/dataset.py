@@ -64,13 +64,18 @@ def stream_examples(
 
 
 def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tuple[Form, list[str]]:
-    """The form of a source, and the names of the fields of its first records."""
+    """The form of a source, and the names of the fields of its first records that it does not
+    read.
+    """
     with closing(source.records()) as records:
         first = list(islice(records, FIRST))
     if not first:
         raise UserError(f"{source.name}: holds no records")
     form = form_of(first, asked=asked, x_field=x_field, y_field=y_field)
-    return form, list(dict.fromkeys(str(name) for _, record in first for name in record))
+    complete = y_field is not None
+    names = dict.fromkeys(str(name) for _, record in first for name in record)
+    read = {name for _, record in first for name in form.names(record, complete)}
+    return form, [name for name in names if name not in read]
 
 
 class Examples:
@@ -148,9 +153,9 @@ class Examples:
     def _unread_fields(self) -> list[str]:
         found = dict.fromkeys(
             name
-            for _, (form, names) in self._sources
+            for _, (_, names) in self._sources
             for name in names
-            if name not in (*form.names, *NAMED, "strategy", self._strategy_field)
+            if name not in (*NAMED, "strategy", self._strategy_field)
         )
         names = list(found)
         return names[:SHOWN_FIELDS] + (["..."] if len(names) > SHOWN_FIELDS else [])

@@ -12,8 +12,9 @@ from twcli.errors import UserError
 
 Record = dict[str, Any]
 
-# A list in Python's notation, as tables get it that were written without json.dumps.
-PYTHON = re.compile(r"\[\s*\{\s*'")
+# Turns in Python's notation, as tables get them that were written without json.dumps. Other lists
+# may be what a record is about.
+PYTHON = re.compile(r"\[\s*\{\s*'(role|from|content|value)'\s*:")
 
 
 def refuse(where: str, field: str, what: str) -> NoReturn:
@@ -39,7 +40,9 @@ def value_of(record: Record, field: str, where: str) -> Any:
 def checked_text(value: Any, field: str, where: str) -> str:
     """The value, which is text. Raises UserError where it is none, empty or a list as text."""
     if not isinstance(value, str):
-        refuse(where, field, f"must be text, found {kind_of(value)}")
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        then = "; write the number as text" if number else ""
+        refuse(where, field, f"must be text, found {kind_of(value)}{then}")
     if not value.strip():
         refuse(where, field, "is empty; give text or remove the record")
     if value.startswith("[{'") and PYTHON.match(value):

@@ -253,8 +253,9 @@ def _hint(line: str) -> str:
 
 def _object(record: Any, where: str) -> Record:
     if not isinstance(record, dict):
+        then = '; write {"x": ..} for a prompt alone' if isinstance(record, str) else ""
         raise UserError(
-            f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}"
+            f"{where}: expected a JSON object with 'x' and 'y', found {type(record).__name__}{then}"
         )
     return record
 

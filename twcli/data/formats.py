@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, replace
+from itertools import chain, product
 from typing import Any
 
 from twcli.data.fields import (
@@ -32,6 +32,7 @@ from twcli.data.turns import (
     conversation,
     is_turn,
     is_turns,
+    said_calls,
     system_turn,
     text_of,
     tools_of,
@@ -43,18 +44,58 @@ from twcli.errors import UserError
 AUTO = "auto"
 PICTURES = ("images", "image", "videos", "audios")
 TURNS = ("messages", "conversations", "conversation")
-# Names of a list of completions, and of the text in an element that is an object.
+# Names of a list of completions; those that are lists of something else where the record has a
+# completion beside them; names with a number, such as response_1 or output_b; and of the text in an
+# element that is an object.
 SEVERAL = ("completions", "responses")
-TEXTS = ("response", "completion", "text", "content", "answer", "y")
-PAIRS = (
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("problem", "solution"),
-    ("input", "output"),
-    ("inputs", "targets"),
+OTHER_SEVERAL = (
+    *("generations", "outputs", "samples", "answers", "solutions", "references", "refs"),
+    *("targets", "candidates"),
 )
-MAIN_PROMPTS = ("prompt", "instruction", "question", "query", "problem", "x")
+NUMBERED = re.compile(
+    r"(answer|completion|generation|output|ref|reference|response|solution)_?(\d+|[a-d])"
+)
+TEXTS = ("response", "completion", "text", "content", "answer", "y", "generation", "output")
+ASKED = ("question", "query", "problem", "prompt", "input", "inputs")
+ANSWERED = (
+    *("answer", "response", "solution", "completion", "output", "target", "targets"),
+    *("generated_solution", "canonical_solution"),
+)
+# Of several that fit, the first is taken.
+PAIRS = tuple(
+    dict.fromkeys(
+        (
+            ("question", "answer"),
+            ("question", "response"),
+            ("query", "response"),
+            ("problem", "solution"),
+            ("input", "output"),
+            ("inputs", "targets"),
+            *product(ASKED, ANSWERED),
+            ("mr", "ref"),  # the E2E challenge's meaning representation and reference
+            ("meaning_representation", "human_reference"),
+            ("meaning_representation", "target"),
+            ("source", "target"),
+            ("src", "tgt"),
+            ("document", "summary"),
+            ("article", "highlights"),
+            ("article", "summary"),
+            ("dialogue", "summary"),
+            ("text", "summary"),
+            ("content", "summary"),
+            ("text", "code"),
+            ("user", "assistant"),
+            ("human", "assistant"),
+        )
+    )
+)
+# Names that mean a prompt where there is no completion beside them.
+MAIN_PROMPTS = (
+    *("prompt", "instruction", "question", "query", "problem", "x", "input", "inputs"),
+    *("mr", "meaning_representation"),
+)
+CHOSEN, REJECTED = ("chosen", "chosen_messages"), ("rejected", "rejected_messages")
+BESIDE = ("tools", *SYSTEM)  # read in every form but `fields`
 HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")  # as Anthropic's hh-rlhf writes conversations
 
 
@@ -66,7 +107,7 @@ class Form:
         name: as `--format` takes it.
         shown: as it is called in a line that is printed.
         fits: whether a record is of this form, and for prompts alone, whether it has a prompt.
-        names: the fields that may be read.
+        names: the fields of a record that are read.
         read: the completions of a record, at least one. Takes the record and its place; for
             prompts alone `complete` is False and y is empty.
     """
@@ -74,7 +115,7 @@ class Form:
     name: str
     shown: str
     fits: Callable[[Record, bool], bool]
-    names: tuple[str, ...]
+    names: Callable[[Record, bool], Sequence[str]]
     read: Callable[[Record, str, bool], Sequence[Conversation]]
 
 
@@ -96,6 +137,7 @@ def form_of(
     Raises:
         UserError: names the fields of the first record and what they look like.
     """
+    first = records[0][1]
     fields = _fields_form(x_field, y_field)
     known = {form.name: form for form in (fields, *FORMS)}
     named = x_field != "x" or y_field not in ("y", None)
@@ -105,17 +147,95 @@ def form_of(
         )
     if asked != AUTO:
         return known[asked]
-    complete = y_field is not None
     if named:
-        return fields
-    candidates = [form for form in known.values() if form.fits(records[0][1], complete)]
+        return _half_named(first, x_field, y_field) or fields
+    complete = y_field is not None
+    form = _fitting(known, [record for _, record in records], complete)
+    if form is None:
+        plain = _fitting(known, [_plainly_named(record) for _, record in records], complete)
+        form = None if plain is None else _of_plain_names(plain)
+    if form is not None:
+        return _showing_names(form, first, complete)
+    where = records[0][0]
+    raise UserError(f"{where}: {_unknown(first, complete, alone=len(records) == 1)}")
+
+
+def _fitting(known: dict[str, Form], records: list[Record], complete: bool) -> Form | None:
+    """The first form that all records are of; else the first that the first one is of."""
+    candidates = [form for form in known.values() if form.fits(records[0], complete)]
     for form in candidates:
-        if all(form.fits(record, complete) for _, record in records):
+        if all(form.fits(record, complete) for record in records):
             return form
-    if candidates:
-        return candidates[0]
-    where, record = records[0]
-    raise UserError(f"{where}: {_unknown(record, complete)}")
+    return candidates[0] if candidates else None
+
+
+def _plainly_named(record: Record) -> Record:
+    """The record with the names of its fields in small letters, as forms have them."""
+    return {str(name).strip().lower().replace(" ", "_"): part for name, part in record.items()}
+
+
+def _showing_names(form: Form, first: Record, complete: bool) -> Form:
+    """The form with the names of its two fields, where those vary."""
+    if form.name not in PAIRED:
+        return form
+    asked, *rest = (name for name in form.names(first, complete) if name in first)
+    names = f"{asked} and {rest[0]}" if complete else asked
+    return replace(form, shown=f"{form.shown} ({names})")
+
+
+def _of_plain_names(form: Form) -> Form:
+    """The form of records whose fields have its names with capitals or spaces in them."""
+
+    def names(record: Record, complete: bool) -> Sequence[str]:
+        read = form.names(_plainly_named(record), complete)
+        return [name for name in record if _plainly_named({name: None}).keys() & set(read)]
+
+    return Form(
+        form.name,
+        form.shown,
+        lambda record, complete: form.fits(_plainly_named(record), complete),
+        names,
+        lambda record, where, complete: form.read(_plainly_named(record), where, complete),
+    )
+
+
+def _half_named(first: Record, x_field: str, y_field: str | None) -> Form | None:
+    """The form where one of the two fields is named and the record does not have the usual other
+    one, which is then found by its name; None where both are there, or the other cannot be found.
+    """
+    if y_field is None:
+        return None
+    if x_field == "x" and "x" not in first and _has_prompt(first):
+        return _completion_form(y_field)
+    if y_field == "y" and "y" not in first:
+        found = next((name for name in (*ANSWERED, "ref", "summary") if name in first), None)
+        if found not in (None, x_field):
+            return _fields_form(x_field, found)
+    return None
+
+
+def _has_prompt(record: Record) -> bool:
+    return any(record.get(name) is not None for name in (*MAIN_PROMPTS, *TURNS))
+
+
+def _completion_form(field: str) -> Form:
+    """A completion that is named, and the prompt by its own name."""
+
+    def fits(record: Record, complete: bool) -> bool:
+        return _has_prompt(record) and (not complete or field in record)
+
+    def names(record: Record, complete: bool) -> Sequence[str]:
+        return (*_prompt_names(record), field)
+
+    def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
+        _no_pictures(record, where)
+        prompt = _main_prompt(record, where)
+        if prompt is None:
+            refuse(where, "prompt", f"is missing; the prompt of '{field}' is needed")
+        given = [(field, value_of(record, field, where))] if complete else []
+        return _joined(record, prompt, given, where, complete)
+
+    return Form("fields", f"a prompt and {field}", fits, names, read)
 
 
 def _no_pictures(record: Record, where: str) -> None:
@@ -152,7 +272,10 @@ def _joined(
             found.append(Conversation(str(prompt), checked_text(value, field, where)))
             continue
         if isinstance(value, str):
-            answer = [{"role": TARGET, "content": checked_text(value, field, where)}]
+            text = checked_text(value, field, where)
+            calls = said_calls(text) if tools else None
+            said = {"content": "", "tool_calls": calls} if calls else {"content": text}
+            answer = [{"role": TARGET, **said}]
         else:
             answer = turns_of(value, field, where)
         # a whole conversation, of which the prompt is a repetition
@@ -190,11 +313,13 @@ def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, str | list):
         yield field, value
     else:
-        refuse(where, field, f"must be text, found {kind_of(value)}")
+        yield field, checked_text(value, field, where)  # which it is not
 
 
 def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
     value = turns_if_any(value)
+    if isinstance(value, list) and len(value) == 1 and is_turns(value[0]):
+        value = value[0]  # a list of conversations, of which there is one
     if _is_column(value):
         refuse(
             where,
@@ -235,9 +360,8 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
             refuse(where, x_field, f"must be text, found {kind_of(x)}")
         return _joined({}, _prompt(x, x_field, where), [(str(y_field), y)], where, complete)
 
-    names = (x_field,) if y_field is None else (x_field, y_field)
-    shown = " and ".join(names)
-    return Form("fields", shown, fits, names, read)
+    fields = (x_field,) if y_field is None else (x_field, y_field)
+    return Form("fields", " and ".join(fields), fits, lambda *_: fields, read)
 
 
 def _turns_form(name: str, *fields: str) -> Form:
@@ -252,13 +376,18 @@ def _turns_form(name: str, *fields: str) -> Form:
             turns = [*system_turn(record, where), *turns]
         return [conversation(turns, tools_of(record, where), field, where, complete)]
 
-    return Form(name, name, fits, (*fields, "tools", *SYSTEM), read)
+    def names(record: Record, complete: bool) -> Sequence[str]:
+        return (first_of(record, fields) or fields[0], *BESIDE)
+
+    return Form(name, name, fits, names, read)
 
 
 def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
     def pair_of(record: Record, complete: bool) -> tuple[str, str] | None:
+        # a text alone is no prompt, and one that is to be summarised is
+        here = ((p, c) for p, c in pairs if p in record)
         return next(
-            ((p, c) for p, c in pairs if p in record and (not complete or c in record)), None
+            ((p, c) for p, c in here if c in record or (not complete and p in MAIN_PROMPTS)), None
         )
 
     def fits(record: Record, complete: bool) -> bool:
@@ -272,12 +401,14 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
         given = [(completion, value_of(record, completion, where))] if complete else []
         return _joined(record, asked, given, where, complete)
 
-    return Form(name, name, fits, (*dict.fromkeys(chain(*pairs)), "tools", *SYSTEM), read)
+    def names(record: Record, complete: bool) -> Sequence[str]:
+        return (*(pair_of(record, complete) or pairs[0]), *BESIDE)
+
+    return Form(name, name, fits, names, read)
 
 
-INSTRUCTION = ("instruction",)
 INPUTS = ("input", "context")
-OUTPUTS = ("output", "response")
+OUTPUTS = ("output", "response", "completion", "answer", "solution", "target")
 
 
 def _instruction(record: Record, where: str) -> list[Turn] | str:
@@ -294,6 +425,10 @@ def _instruction(record: Record, where: str) -> list[Turn] | str:
         for role, said in zip(("user", TARGET), pair, strict=True):
             turns.append({"role": role, "content": checked_text(said, f"history[{number}]", where)})
     return [*turns, {"role": "user", "content": asked}] if turns else asked
+
+
+def _alpaca_names(record: Record, complete: bool) -> Sequence[str]:
+    return (*_prompt_names(record), first_of(record, OUTPUTS) or OUTPUTS[0])
 
 
 def _alpaca_fits(record: Record, complete: bool) -> bool:
@@ -318,13 +453,32 @@ def _main_prompt(record: Record, where: str) -> str | list[Turn] | None:
     return None if name is None else _prompt(record[name], name, where)
 
 
+def _prompt_names(record: Record) -> Sequence[str]:
+    """The fields that `_main_prompt` reads, and those that are read beside any prompt."""
+    name = first_of(record, MAIN_PROMPTS)
+    if name is None:
+        name = first_of(record, TURNS)
+    inputs = (first_of(record, INPUTS), "history") if name == "instruction" else ()
+    return [*(part for part in (name, *inputs) if part is not None), *BESIDE]
+
+
+def _preferred(record: Record) -> tuple[str, str] | None:
+    """The names of the two completions of a preference."""
+    both = zip(CHOSEN, REJECTED, strict=True)
+    return next(((c, r) for c, r in both if c in record and r in record), None)
+
+
+def _preference_names(record: Record, complete: bool) -> Sequence[str]:
+    return (*(_preferred(record) or ()), *_prompt_names(record))
+
+
 def _preference_fits(record: Record, complete: bool) -> bool:
-    return "chosen" in record and "rejected" in record
+    return _preferred(record) is not None
 
 
 def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
-    names = "chosen", "rejected"
+    names = _preferred(record) or (CHOSEN[0], REJECTED[0])
     values = [(name, turns_if_any(value_of(record, name, where))) for name in names]
     prompt = _main_prompt(record, where)
     if prompt is not None:
@@ -380,48 +534,65 @@ def _hh_turns(text: str) -> tuple[list[Turn], str]:
     return turns, pieces[-1]
 
 
+def _several_names(record: Record) -> list[str]:
+    """The fields that hold several completions: one with a list, or some with a text each."""
+    if any(record.get(name) is not None for name in SEVERAL):
+        return [first_of(record, SEVERAL) or SEVERAL[0]]
+    if any(record.get(name) is not None for name in ANSWERED):
+        return []  # the others are lists of something else
+    name = first_of(record, OTHER_SEVERAL)
+    if name is not None and isinstance(record[name], list):
+        return [name]
+    numbered = [(NUMBERED.fullmatch(str(name)), name) for name in record]
+    stems = [(match[1], name) for match, name in numbered if match and record[name] is not None]
+    found = [name for stem, name in stems if stem == stems[0][0]]
+    return found if len(found) > 1 else []
+
+
 def _several_fits(record: Record, complete: bool) -> bool:
-    name = first_of(record, SEVERAL)
-    prompts = (*MAIN_PROMPTS, *TURNS)
-    return name is not None and isinstance(record[name], list) and any(p in record for p in prompts)
+    names = _several_names(record)
+    listed = len(names) > 1 or all(isinstance(record[name], list) for name in names)
+    return bool(names) and listed and _has_prompt(record)
 
 
 def _several_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     _no_pictures(record, where)
-    name = first_of(record, SEVERAL) or SEVERAL[0]
-    value = value_of(record, name, where)
+    names = _several_names(record) or [SEVERAL[0]]
+    values = [value_of(record, name, where) for name in names]
     prompt = _main_prompt(record, where)
     if prompt is None:
         refuse(where, "prompt", "is missing; the prompt of the completions is needed")
-    value = parsed(value, name, where) if isinstance(value, str) else value
-    if not isinstance(value, list):
-        refuse(where, name, f"must be a list of completions, found {kind_of(value)}")
-    return _joined(record, prompt, [(name, value)], where, complete)
+    if len(names) == 1:
+        name, value = names[0], values[0]
+        values = [parsed(value, name, where) if isinstance(value, str) else value]
+        if not isinstance(values[0], list):
+            refuse(where, name, f"must be a list of completions, found {kind_of(value)}")
+    return _joined(record, prompt, list(zip(names, values, strict=True)), where, complete)
 
 
-COMMON = ("tools", *SYSTEM, *TURNS, *MAIN_PROMPTS, *INPUTS, "history")
 # In order: a record that fits several is read as the first of them.
 FORMS = (
     Form(
         "preference",
         "preference (chosen and rejected)",
         _preference_fits,
-        ("chosen", "rejected", *COMMON),
+        _preference_names,
         _preference_read,
     ),
-    Form("completions", "several completions", _several_fits, (*SEVERAL, *COMMON), _several_read),
+    Form(
+        "completions",
+        "several completions",
+        _several_fits,
+        lambda record, _: (*_several_names(record), *_prompt_names(record)),
+        _several_read,
+    ),
     _turns_form("messages", "messages"),
     _turns_form("sharegpt", "conversations", "conversation"),
     _pair_form("prompt-completion", (("prompt", "completion"), ("prompt", "response"))),
-    Form(
-        "alpaca",
-        "alpaca",
-        _alpaca_fits,
-        (*INSTRUCTION, *INPUTS, *OUTPUTS, "history", "tools", *SYSTEM),
-        _alpaca_read,
-    ),
+    Form("alpaca", "alpaca", _alpaca_fits, _alpaca_names, _alpaca_read),
     _pair_form("question-answer", PAIRS),
 )
+PAIRED = ("prompt-completion", "question-answer")
 NAMES = (AUTO, "fields", *(form.name for form in FORMS))
 
 
@@ -437,6 +608,12 @@ def other_form(record: Record, form: Form, complete: bool) -> Form | None:
 
 # A form that is not known
 
+PROMPTS_ALONE = (
+    "prompts alone",
+    "draw completions with `twcli sample`, or name them with --y-field",
+)
+MOST_WORDS = 4  # of a column's name; a cell of text has more
+
 # Fields of forms that hold no prompt and completion, what they are, and what to do.
 LOOKS_LIKE = (
     (
@@ -445,16 +622,16 @@ LOOKS_LIKE = (
         "give the texts: x and y are tokenised with the model's own template",
     ),
     (
+        ("parent_id", "text", "role"),
+        "messages of a tree (OASST)",
+        "write each path from its root as messages",
+    ),
+    (("message_tree_id", "prompt"), "trees (OASST)", "write each path from its root as messages"),
+    (
         ("text",),
         "text without a prompt (language modelling)",
         "split each text into x and y, or write it as messages",
     ),
-    (
-        ("prompt",),
-        "prompts alone",
-        "draw completions with `twcli sample`, or name them with --y-field",
-    ),
-    (("x",), "prompts alone", "draw completions with `twcli sample`, or name them with --y-field"),
     (("segments",), "segments of text (axolotl's input_output)", "write it as messages"),
     (
         ("prompt", "completions", "labels"),
@@ -464,10 +641,15 @@ LOOKS_LIKE = (
 )
 
 
-def _unknown(record: Record, complete: bool) -> str:
-    """What to say of a record of no known form, in one line."""
+def _unknown(record: Record, complete: bool, alone: bool) -> str:
+    """What to say of a record of no known form, in one line.
+
+    Args:
+        alone: whether it is the only record of its file.
+    """
     shown = [" ".join(str(name).split())[:40] for name in list(record)[:12]]
     names = ", ".join(shown) + (", .." if len(record) > 12 else "")
+    asked = _has_prompt(_plainly_named(record))
     wrapped = next((k for k, v in record.items() if isinstance(v, list) and _is_records(v)), None)
     wanted = "--x-field and --y-field" if complete else "--x-field"
     looks, then = next(
@@ -476,10 +658,16 @@ def _unknown(record: Record, complete: bool) -> str:
             for fields, looks, then in LOOKS_LIKE
             if all(field in record for field in fields) and complete
         ),
-        ("", f"name its fields with {wanted}, or its form with --format"),
+        PROMPTS_ALONE
+        if complete and asked
+        else ("", f"name its fields with {wanted}, or its form with --format"),
     )
-    if wrapped is not None:
+    if wrapped is not None and alone and not asked:
         looks, then = f"one object that holds the records in '{wrapped}'", "write that list alone"
+    elif wrapped is not None and not looks:
+        then = f"where '{wrapped}' holds the completions, write a record for each of them"
+    elif any(len(str(name).split()) > MOST_WORDS for name in record):
+        looks, then = "a table without a header", "put a line with the columns' names before it"
     looks = f"; it looks like {looks}" if looks else ""
     return f"form not recognised: the fields are {names or 'none'}{looks}; {then}"
 

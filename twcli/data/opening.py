@@ -17,6 +17,9 @@ from twcli.errors import UserError
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 GZIP, ZSTANDARD, XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
 BZIP2 = b"1AY&SY"  # behind "BZh" and a digit
+# JSON, a pointer of Git LFS or a page: a packed file that was unpacked on its way, or another one
+# under its name
+KEPT_NAME = (b"{", b"[", b"version ", b"<")
 HEAD = 265  # bytes that tell what a file is; a tar archive says so at 257
 # The longer mark first: UTF-32's begins with UTF-16's.
 MARKS = (
@@ -77,7 +80,7 @@ def opened(file: Path) -> Any:
 def _unpacked(file: Path) -> Any:
     with file.open("rb") as stream:
         head = stream.read(4 + len(BZIP2))
-    suffix = file.suffix.lower()
+    suffix = "" if head.startswith(KEPT_NAME) else file.suffix.lower()
     if suffix == ".gz" or head.startswith(GZIP):
         return gzip.open(file, "rb")
     if suffix == ".bz2" or (head.startswith(b"BZh") and head[4:] == BZIP2):

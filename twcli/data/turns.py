@@ -100,7 +100,8 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     name = first_of(value, SAID) or SAID[0]
     turn = {key: part for key, part in value.items() if part is not None and key != name}
     turn["role"] = _role(role)
-    turn["content"] = _content(value.get(name), turn, f"{field}.{name}", where)
+    said = _apart(value.get(name), turn)
+    turn["content"] = _content(said, turn, f"{field}.{name}", where)
     if "function_call" in turn:  # how the OpenAI API wrote a single call at first
         call = turn.pop("function_call")
         turn["tool_calls"] = call if isinstance(call, list) else [_parsed_call(call, field, where)]
@@ -113,6 +114,28 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     ):
         refuse(where, f"{field}.content", "must be text, found null")
     return turn
+
+
+def _apart(content: Any, turn: Turn) -> Any:
+    """A content without its parts that are reasoning or calls of tools, which the turn gets."""
+    if not isinstance(content, list):
+        return content
+    rest, reasoning, calls = [], [], []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else None
+        said = part.get("value", part.get("text")) if kind in ("reasoning", "tool_call") else None
+        called = said_calls(said) if kind == "tool_call" else None
+        if called:
+            calls += called
+        elif kind == "reasoning" and isinstance(said, str):
+            reasoning.append(said)
+        else:
+            rest.append(part)
+    if reasoning:
+        turn["reasoning_content"] = "\n".join(reasoning)
+    if calls:
+        turn["tool_calls"] = calls
+    return rest if rest or not calls else ""
 
 
 def _parsed_call(value: Any, field: str, where: str) -> dict[str, Any]:
@@ -135,15 +158,15 @@ def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
     name = next((name for name in ("value", *SAID) if value.get(name) is not None), "value")
     rest = {k: v for k, v in value.items() if k not in ("from", name) and v is not None}
     said = value.get(name)
-    call = _said_call(said) if role in (*CALLS, "function") else None
-    if call is not None:
-        return {"role": TARGET, "content": "", "tool_calls": call, **rest}
+    calls = said_calls(said) if role in (*CALLS, "function") else None
+    if calls is not None:
+        return {"role": TARGET, "content": "", "tool_calls": calls, **rest}
     role = {"function": "tool"}.get(role, TARGET if role in CALLS else role)
     turn = {"role": role, **rest}
     return {"role": role, "content": _content(said, turn, f"{field}.{name}", where), **rest}
 
 
-def _said_call(said: Any) -> list[Any] | None:
+def said_calls(said: Any) -> list[Any] | None:
     """The calls of tools that a text spells as JSON with name and arguments; None if it is none."""
     try:
         calls = json.loads(said)
@@ -175,7 +198,10 @@ def _content(value: Any, turn: Turn, field: str, where: str) -> Any:
 
 
 def _part(value: Any, field: str, where: str) -> str:
-    text = value.get("text") if isinstance(value, dict) else value
+    text = value
+    if isinstance(value, dict):
+        text = value.get("value") if value.get("type") == "text" else None
+        text = value.get("text", text)
     if not isinstance(text, str):
         kind = value.get("type") if isinstance(value, dict) else None
         kind = kind or kind_of(value)
