@@ -274,8 +274,8 @@ def _joined(
         if isinstance(value, str):
             text = checked_text(value, field, where)
             calls = said_calls(text) if tools else None
-            said = {"content": "", "tool_calls": calls} if calls else {"content": text}
-            answer = [{"role": TARGET, **said}]
+            turn: Turn = {"role": TARGET, "content": "" if calls else text}
+            answer = [turn | {"tool_calls": calls} if calls else turn]
         else:
             answer = turns_of(value, field, where)
         # a whole conversation, of which the prompt is a repetition
