@@ -40,6 +40,7 @@ from twcli.data.padding import PassLengths
 from twcli.errors import UserError
 from twcli.models import runtime
 from twcli.models.checks import check_model
+from twcli.models.forward import hidden_states
 from twcli.models.generation import generate, router_probabilities
 from twcli.models.positions import pass_lengths
 from twcli.storage.cache import Cache
@@ -345,6 +346,90 @@ def test_mixtures_and_state_space_models_train_and_say_where_packing_is_off(
     with Cache(tmp_path / "b.h5") as cache:
         for row, values in enumerate(alone):
             assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
+
+
+STREAMS = {
+    "head_dim": 8,
+    "num_hidden_layers": 2,
+    "num_kv_shared_layers": 0,
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "vocab_size_per_layer_input": SIZES["vocab_size"],
+    "hidden_size_per_layer_input": 8,
+    "laurel_rank": 4,
+    "activation_sparsity_pattern": [0.0, 0.0],
+    "altup_num_inputs": 3,
+}
+PATTERN = {"layer_types": ["linear_attention", "full_attention"], "head_dim": 8}
+DELTA = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+LATENT_ATTENTION = {
+    "q_lora_rank": 16,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "first_k_dense_replace": 1,
+    "n_group": 1,
+    "topk_group": 1,
+}
+# what is particular of each: streams between layers, layers without positions, a recurrence,
+# compressed keys and values, a router that is a linear layer which gives three things
+NEWER = {
+    "gemma3n_text": STREAMS,
+    "smollm3": {"no_rope_layers": [1, 0]},
+    "qwen3_5_text": {**PATTERN, **DELTA},
+    "deepseek_v3": LATENT_ATTENTION,
+    "phimoe": {"num_local_experts": 4, "num_experts_per_tok": 2},
+}
+
+
+def tiny(family):
+    torch.manual_seed(0)
+    settings = {**SIZES, "max_position_embeddings": 128, **NEWER[family]}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **settings)).eval()
+
+
+@pytest.mark.parametrize("family", NEWER)
+def test_layers_of_newer_families_have_a_state_for_each_token(family):
+    """Features of a row do not depend on what stands beside it, nor on where it stands."""
+    model = tiny(family)
+    ids = torch.randint(8, SIZES["vocab_size"], (4, 9))
+    with torch.no_grad():
+        together = hidden_states(model, ids, all_layers=True)
+        alone = [hidden_states(model, ids[row : row + 1], all_layers=True) for row in range(4)]
+    assert len(together) > 1
+    for layer, states in enumerate(together):
+        assert states.shape == (4, 9, SIZES["hidden_size"])
+        for row in range(4):
+            assert torch.allclose(states[row], alone[row][layer][0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3n_text", "phimoe"])
+def test_newer_families_train_with_lora(family, tmp_path):
+    pytest.importorskip("peft")
+    model, records = tiny(family), make_records(4, 2)
+    source, data = saved(model, tmp_path / "m"), write_jsonl(tmp_path / "d.jsonl", records)
+    common = ["--model", source, "--data", data, "--device", "cpu"]
+    run("precompute", *common, "--out", tmp_path / "b.h5")
+    alone = read_alone(lambda: model, records, make_tokenizer())
+    with Cache(tmp_path / "b.h5") as cache:
+        for row, values in enumerate(alone):
+            assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
+    train(common, tmp_path / "b.h5", tmp_path / "run", "--adapt", "lora")
+    before, after = (load_file(tmp_path / f"{f}/model.safetensors") for f in ("m", "run/model"))
+    changed = {name for name, values in after.items() if not torch.equal(values, before[name])}
+    assert any("q_proj" in name for name in changed)
+    if family == "phimoe":
+        assert not [name for name in changed if "router" in name or name.endswith("gate.weight")]
 
 
 # checks

@@ -56,6 +56,7 @@ def add_lora(
         r=rank,
         lora_alpha=alpha,
         target_modules=chosen,
+        exclude_modules=_not_plain(backbone) if chosen == "all-linear" else None,
         task_type="CAUSAL_LM",
         trainable_token_indices=list(token_ids)
         if tied
@@ -75,6 +76,21 @@ def add_lora(
             f"--lora-targets {targets}: peft refuses it for a {backbone.config.model_type} model "
             f"({why.rstrip('.')}); name the layers: --lora-targets {','.join(left)}"
         ) from error
+
+
+def _not_plain(backbone: PreTrainedModel) -> list[str] | None:
+    """Paths of layers that a family derives from a linear one to give something else, such as a
+    router that also chooses experts: peft would add an update to it as to a linear layer.
+    """
+    plain = torch.nn.Linear.forward
+    paths = [
+        path
+        for path, module in backbone.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).forward is not plain
+        and type(module).__module__.startswith("transformers.models.")
+    ]
+    return paths or None
 
 
 def _check_targets(

@@ -46,7 +46,21 @@ def hidden_states(
     output = body_of(model)(
         input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers
     )
-    return output.hidden_states if all_layers else output.last_hidden_state
+    last = output.last_hidden_state
+    return tuple(_one_stream(s, last.shape) for s in output.hidden_states) if all_layers else last
+
+
+def _one_stream(states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A layer's states in the shape (R, T, H) of the last ones.
+
+    Some families carry several streams between their layers, along an axis of their own: the first
+    one in Gemma 3n (alternating updates). Their mean is taken.
+    """
+    if states.ndim == len(shape):
+        return states
+    axes = range(states.ndim - 1)
+    extra = next((a for a in axes if states.shape[:a] + states.shape[a + 1 :] == shape), None)
+    return states if extra is None else states.mean(extra)
 
 
 def fast_batch_tokens(model: PreTrainedModel) -> int:
