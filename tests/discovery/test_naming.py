@@ -23,7 +23,8 @@ from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.one_string import DISTINCT_VIEWS, STARTS, SURE, WHOLE
 from twcli.discovery.prior import LatentPrior
 from twcli.discovery.result import Naming, canonical_order, naming_record
-from twcli.discovery.rows import ModelSource, Rows
+from twcli.discovery.rows import ModelSource, Rows, silent
+from twcli.discovery.single_rows import name_single_rows
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
 
@@ -61,12 +62,62 @@ def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(encoder, 
     assert set(naming.latent_N[:37]) == set(naming.latent_N[38:]) == {0, 1, 2}
     assert np.array_equal(naming.latent_N[:36], naming.latent_N[38:])  # the same completion twice
     assert naming.latent_N[36] == naming.latent_N[1]
-    assert naming.latent_N[37] == -1  # the only completion of its prompt
+    assert naming.latent_N[37] in (0, 1, 2)  # the only completion of its prompt
     for prompt in naming.latent_N[:36].reshape(12, 3):
         assert sorted(prompt) == [0, 1, 2]
     assert set(naming.probability_N[:37].tolist()) == {np.float32(SURE)}
-    assert naming.probability_N[37] == 0
-    assert naming.prompts == 12
+    assert 1 / 3 <= naming.probability_N[37] < SURE
+    assert naming.prompts == 13
+
+
+def mixed(repeated, singles, latents=2):
+    """Prompts with four draws of strategies that write one string each, and others with one."""
+    several = make_strategies(repeated, 4, latents=latents, again=1.0)
+    alone = make_strategies(repeated + singles, 1, latents=latents, seed=5)[repeated:]
+    return [*several, *alone]
+
+
+@pytest.mark.parametrize(("repeated", "singles"), [(30, 12), (20, 60)])
+def test_rows_of_prompts_with_one_completion_are_named_like_all_others(encoder, repeated, singles):
+    """Few of them, and most of the rows."""
+    records = mixed(repeated, singles)
+    naming, truth = named(encoder, records, latents=2), strategies_of(records)
+    assert naming.one_string and math.isinf(naming.prior.repulsion)
+    assert (naming.latent_N >= 0).all() and naming.prompts == repeated + singles
+    # whichever way round the names are, it is the same for both parts
+    assert matched(naming.latent_N, truth, 2) > 0.95
+    alone = np.arange(len(records)) >= 4 * repeated
+    confident = naming.probability_N[alone].mean()
+    right = max(np.mean((naming.latent_N == names[truth])[alone]) for names in np.eye(2, dtype=int))
+    assert abs(confident - right) < 0.15 and 0.5 <= naming.score <= 1
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_single_row_is_as_sure_as_names_are_on_other_prompts(encoder, told):
+    """Names of 40 prompts with two completions that features tell, or say nothing of."""
+    rng = np.random.default_rng(0)
+    pairs = [{"x": f"w{p % 20} w{p // 20}", "y": f"w{c}"} for p in range(40) for c in range(2)]
+    singles = [{"x": f"w{p % 20} w{p // 20} w1", "y": "w5"} for p in range(60)]
+    encoded = encode(encoder, [*pairs, *singles])
+    truth = np.concatenate([rng.permuted(np.tile([0, 1], (40, 1)), axis=1).ravel(), [0, 1] * 30])
+    values = rng.normal(size=(140, 6)).astype(np.float32)
+    values[:, 0] += 6 * truth if told else 0
+
+    def kept(rows, _advance):
+        kinds = tuple(values[rows] for _ in KINDS)
+        return Features(kinds, np.ones((len(rows), 3), np.float32), np.ones(len(rows)))
+
+    known = np.where(np.arange(140) < 80, truth, -1)
+    prior = LatentPrior(np.full(2, 0.5), math.inf)
+    naming = naming_of(known, latents=2, probability=SURE, one_string=True, score=0.9, prior=prior)
+    found = name_single_rows(kept, encoded, Rows.of(encoded).groups(), naming, 0, silent)
+    assert (found.latent_N >= 0).all() and found.prompts == 100
+    right = max((found.latent_N[80:] == n[truth[80:]]).mean() for n in (np.eye(2, dtype=int)))
+    sure = found.probability_N[80:].mean()
+    assert (right > 0.95 and sure > 0.9) if told else (right < 0.7 and sure < 0.65)
+    # 80 rows of score 0.9, 60 that are right as often or by chance
+    assert found.score == pytest.approx((80 * 0.9 + 60 * (0.9 if told else 0.5)) / 140, abs=0.03)
+    assert found.probability_N[:80] == pytest.approx(SURE)
 
 
 @pytest.mark.slow

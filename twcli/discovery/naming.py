@@ -28,6 +28,9 @@ from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, name_repeating
 from twcli.discovery.result import Naming, renamed, used_latents
 from twcli.discovery.rows import Progress, Rows, Source, silent
 from twcli.discovery.search import matching
+from twcli.discovery.single_rows import name_single_rows
+
+MOST_SINGLES = 0.5  # of the rows, from which prompts with several are few
 
 
 def name_rows(
@@ -52,10 +55,35 @@ def name_rows(
     if several and identical >= ONE_STRING / (latents or MOST_CLUSTERS):
         naming = name_one_string(source, encoded, found.groups(2), latents, seed, progress)
         if one_string_a_strategy(identical, naming.prior.proportions):
-            return naming
+            return _of_all_rows(source, encoded, found, naming, latents, seed, progress)
     if len(found.rows) < LEAST_ROWS_A_LATENT * (latents or 2):
         return None
     return name_repeating(source, encoded, found.chunks(), latents, seed, progress)
+
+
+def _of_all_rows(
+    source: Source,
+    encoded: Encoded,
+    found: Rows,
+    naming: Naming,
+    latents: int | None,
+    seed: int,
+    progress: Progress,
+) -> Naming:
+    """The naming with rows of prompts with one completion, which it leaves out.
+
+    Where they are most of the rows, they may say more of the strategies than a few prompts that
+    repeat. So all rows are named together as well, under the same repulsion, and the naming that is
+    expected to be right more often is taken.
+    """
+    naming = name_single_rows(source, encoded, found.groups(), naming, seed, progress)
+    singles = int((found.sizes == 1).sum())
+    enough = len(found.rows) >= LEAST_ROWS_A_LATENT * (latents or 2)
+    if not enough or singles <= MOST_SINGLES * len(found.rows):
+        return naming
+    chunks = found.chunks()
+    other = name_repeating(source, encoded, chunks, latents, seed, progress, one_string=True)
+    return max(naming, other, key=lambda one: one.score or 0.0)
 
 
 def completed(given_N: np.ndarray, sure_N: np.ndarray, naming: Naming) -> Naming:

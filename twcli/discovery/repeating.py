@@ -64,8 +64,15 @@ def name_repeating(
     latents: int | None,
     seed: int,
     progress: Progress,
+    *,
+    one_string: bool = False,
 ) -> Naming:
-    """Strategies may repeat within a prompt; prompts may have one completion."""
+    """Strategies may repeat within a prompt; prompts may have one completion.
+
+    Args:
+        one_string: whether each strategy writes one string, so that distinct completions of a
+            prompt repel each other infinitely.
+    """
     rng = np.random.default_rng([seed, 1])
     groups = [groups[i] for i in rng.permutation(len(groups))]
     ends = np.cumsum([len(group) for group in groups])
@@ -83,7 +90,7 @@ def name_repeating(
     if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
         with progress("search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
-    prior = fit_prior(found.posterior_NK, sizes)
+    prior = fit_prior(found.posterior_NK, sizes, one_string=one_string)
     latent_N = np.full(len(encoded), -1, np.int64)
     second_N = np.full(len(encoded), -1, np.int64)
     probability_N = np.zeros(len(encoded), np.float32)
@@ -116,7 +123,7 @@ def name_repeating(
         used=used,
         score=score_of(found),
         stability=found.stability,
-        one_string=False,
+        one_string=one_string,
         prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
         nested=_nested(counts, K) if latents is None else None,

@@ -1,0 +1,111 @@
+"""Names rows of prompts with one completion, where the others were named as distinct strings
+(`one_string`), which says nothing of them.
+
+A discriminant learns the names from rows of prompts with several completions, each read as if it
+were its prompt's only one, and is tried on rows of prompts that it has not seen: that is how often
+it is right.
+
+Shapes: N rows, K latents.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from twcli.data.encoder import Encoded
+from twcli.discovery.prior import LatentPrior
+from twcli.discovery.prompt_effects import PromptEffects
+from twcli.discovery.result import Naming, canonical_order, renamed
+from twcli.discovery.rows import (
+    BLOCK_PROMPTS,
+    FIT_PROMPTS,
+    Progress,
+    Source,
+    blocks,
+    of_equal_rows,
+)
+from twcli.discovery.search import Discriminant, discriminant_points, out_of_fold
+
+
+def name_single_rows(
+    source: Source,
+    encoded: Encoded,
+    groups: list[np.ndarray],
+    naming: Naming,
+    seed: int,
+    progress: Progress,
+) -> Naming:
+    """The naming with names for rows without one, and the score of all of them.
+
+    Args:
+        groups: distinct rows of each prompt.
+        naming: of the prompts with several, by `one_string.name_one_string`.
+    """
+    rng = np.random.default_rng([seed, 10])
+    order = rng.permutation(len(groups))
+    several = [groups[i] for i in order if len(groups[i]) > 1]
+    singles = [groups[i] for i in order if len(groups[i]) == 1]
+    if not singles or not several:
+        return naming
+    half = FIT_PROMPTS // 2
+    fit = [*several[: max(half, FIT_PROMPTS - len(singles))], *singles[:half]]
+    sizes = np.array([len(group) for group in fit])
+    rows, K = np.concatenate(fit), naming.latents
+    with progress("features", len(rows)) as advance:
+        features = source(rows, advance)
+    effects, _ = PromptEffects.fit(features, sizes)
+    points = discriminant_points(effects(features, np.ones(len(rows), np.int64)))
+    names_N = naming.latent_N[rows]
+    named_N = names_N >= 0
+    fitted = Discriminant.fit(points[named_N], names_N[named_N], K)
+    sizes_P = sizes[sizes > 1]
+    held_NK = out_of_fold(points[named_N], names_N[named_N], sizes_P, K, rng)
+    right = float((held_NK.argmax(1) == names_N[named_N]).mean())
+    # no surer than it is right on other prompts
+    sure = min(right / float(held_NK.max(1).mean()), 1.0)
+    latent_N, second_N = naming.latent_N.copy(), naming.second_N.copy()
+    probability_N = naming.probability_N.copy()
+
+    def put(rows: np.ndarray, points: np.ndarray) -> None:
+        posterior_NK = fitted(points)
+        order_NK = np.argsort(-posterior_NK, axis=1, kind="stable")
+        latent_N[rows], second_N[rows] = order_NK[:, 0], order_NK[:, 1]
+        probability_N[rows] = np.maximum(posterior_NK.max(1) * sure, 1 / K)
+
+    put(rows[~named_N], points[~named_N])
+    rest = singles[half:]
+    with progress("other records", len(rest)) as advance:
+        for block in blocks(rest, BLOCK_PROMPTS):
+            those = np.concatenate(block)
+            alone = np.ones(len(those), np.int64)
+            put(those, discriminant_points(effects(source(those, advance), alone)))
+    latent_N, second_N, probability_N = of_equal_rows(encoded, latent_N, second_N, probability_N)
+    new_K = canonical_order(latent_N, K, encoded)[1]
+    latent_N, second_N = renamed(latent_N, new_K), renamed(second_N, new_K)
+    shares_K = np.bincount(latent_N[latent_N >= 0], minlength=K) + 1.0
+    return replace(
+        naming,
+        latent_N=latent_N,
+        second_N=second_N,
+        probability_N=probability_N,
+        prior=LatentPrior(shares_K / shares_K.sum(), naming.prior.repulsion),
+        score=_score(naming, right, sum(map(len, several)), len(singles)),
+        prompts=len(groups),
+    )
+
+
+def _score(naming: Naming, right: float, several: int, singles: int) -> float | None:
+    """The share of all rows expected to be named right.
+
+    Args:
+        right: of rows named by the discriminant, those that take the name their prompt gave them.
+        several, singles: rows of prompts with several completions, and with one.
+    """
+    score = naming.score
+    if score is None:
+        return None
+    by_chance = (1 - score) * (1 - right) / max(naming.used - 1, 1)
+    of_singles = score * right + by_chance
+    return (score * several + of_singles * singles) / (several + singles)
