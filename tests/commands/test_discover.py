@@ -17,9 +17,11 @@ from tests.conftest import (
 )
 from tests.test_cli import ok, refused, twcli
 from twcli.commands import discover as command
-from twcli.commands.discover import features_path, page_path
+from twcli.commands import frozen_reading
+from twcli.commands.discover import page_path
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
+from twcli.storage.beside import features_path
 from twcli.storage.run_folder import RunFolder
 
 RECORDS = make_strategies(60)
@@ -46,6 +48,13 @@ def copy(made, tmp_path):
 
 def flags(made):
     return ("--model", made / "model", "--data", made / "data.jsonl", "--device", "cpu")
+
+
+@pytest.fixture
+def afresh(made, tmp_path):
+    """The flags of a call beside whose data nothing lies."""
+    data = shutil.copy(made / "data.jsonl", tmp_path / "data.jsonl")
+    return ("discover", "--model", made / "model", "--data", data, "--device", "cpu")
 
 
 def lines_of(path):
@@ -85,6 +94,8 @@ def test_the_page_and_the_features_lie_beside_the_names(made):
         "names.html",
         "names.features.h5",
         "names.features.h5.lock",
+        "names.bt.h5",
+        "names.bt.h5.lock",
     }
 
 
@@ -130,7 +141,7 @@ def test_names_that_may_have_been_edited_are_not_replaced_unasked(made, copy):
 
 @pytest.mark.parametrize("change", [("--latents", 2), ("--latents", 3, "--seed", 5)])
 def test_another_number_or_seed_reads_no_model_again(made, copy, monkeypatch, change):
-    monkeypatch.setattr(command, "embed_rows", never)
+    monkeypatch.setattr(frozen_reading, "embed_and_score", never)
     out = copy / "names.jsonl"
     result = ok("discover", *flags(made), *change, "--out", out, "--overwrite")
     assert "60 distinct records, read before" in result.stderr
@@ -153,9 +164,9 @@ def test_features_of_other_data_are_read_anew(made, copy):
     assert len(lines_of(out)) == 40
 
 
-def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
+def test_a_call_that_was_cut_off_goes_on(made, afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
-    read, reads = command.embed_rows, []
+    read, reads = frozen_reading.embed_and_score, []
 
     def cut(model, encoder, encoded, rows, **how):
         if len(reads) == 1:
@@ -163,8 +174,8 @@ def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
         reads.append(rows)
         return read(model, encoder, encoded, rows, **how)
 
-    monkeypatch.setattr(command, "embed_rows", cut)
-    call = ("discover", *flags(made), "--latents", 3, "--out", tmp_path / "names.jsonl")
+    monkeypatch.setattr(frozen_reading, "embed_and_score", cut)
+    call = (*afresh, "--latents", 3, "--out", tmp_path / "names.jsonl")
     result = twcli(*call)
     assert result.exit_code == 130, result.stderr
     assert not (tmp_path / "names.jsonl").exists()
@@ -175,32 +186,35 @@ def test_a_call_that_was_cut_off_goes_on(made, tmp_path, monkeypatch):
         again.append(rows)
         return read(model, encoder, encoded, rows, **how)
 
-    monkeypatch.setattr(command, "embed_rows", watched)
+    monkeypatch.setattr(frozen_reading, "embed_and_score", watched)
     ok(*call)
     assert sorted(np.concatenate(reads + again).tolist()) == list(range(60))
     assert len(reads) == 1 and len(again) == 2
     assert (tmp_path / "names.jsonl").read_bytes() == (made / "names.jsonl").read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {
+        "data.jsonl",
         "names.jsonl",
         "names.html",
         "names.features.h5",
         "names.features.h5.lock",
+        "names.bt.h5",
+        "names.bt.h5.lock",
     }
 
 
-def test_a_failure_in_the_middle_keeps_what_was_read(made, tmp_path, monkeypatch):
+def test_a_failure_in_the_middle_keeps_what_was_read(afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
-    read, count = command.embed_rows, []
+    read, count = frozen_reading.embed_and_score, []
 
     def failing(model, encoder, encoded, rows, **how):
         count.append(len(rows))
         found = read(model, encoder, encoded, rows, **how)
         if len(count) == 2:
-            found.kinds[0][0, 0] = np.nan
+            found[0].kinds[0][0, 0] = np.nan
         return found
 
-    monkeypatch.setattr(command, "embed_rows", failing)
-    call = ("discover", *flags(made), "--latents", 3, "--out", tmp_path / "names.jsonl")
+    monkeypatch.setattr(frozen_reading, "embed_and_score", failing)
+    call = (*afresh, "--latents", 3, "--out", tmp_path / "names.jsonl")
     result = twcli(*call)
     assert result.exit_code == 1 and result.stderr.splitlines()[-1].startswith("twcli")
     assert not (tmp_path / "names.jsonl").exists()

@@ -1,6 +1,7 @@
 import os
 import re
 from contextlib import contextmanager
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,10 @@ from tests.models.test_baseline import reference
 from twcli.commands.inspection import inspect
 from twcli.commands.precompute import precompute
 from twcli.config.commands import PrecomputeConfig
+from twcli.discovery import features
 from twcli.errors import Interrupted, UserError
 from twcli.models import baseline
+from twcli.storage.beside import features_path
 from twcli.storage.cache import Cache
 from twcli.storage.cache_format import write_file
 
@@ -82,6 +85,7 @@ def test_with_overwrite_an_interrupted_call_goes_on_and_replaces_at_the_end(
     model_dir, tmp_path, monkeypatch
 ):
     whole, _ = cached(model_dir, tmp_path, shard_rows=5)
+    features_path(tmp_path / "b.h5").unlink()  # or b_t would be read by itself, in other batches
     old = (tmp_path / "b.h5").read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr("twcli.signals.pending", lambda: True)
@@ -168,13 +172,14 @@ def test_a_file_of_right_checksums_and_wrong_values_is_refused(tmp_path, value):
 def test_a_prompt_is_read_once_unless_it_is_to_be_read_plainly(
     model_dir, encoder, tmp_path, execution, monkeypatch
 ):
-    read, rows_read = baseline._score, {False: 0, True: 0}
+    rows_read = {False: 0, True: 0}
 
-    def watched(*inputs, varlen):
+    def watched(read, *inputs, varlen, **how):
         rows_read[varlen] += len(inputs[-1])
-        return read(*inputs, varlen=varlen)
+        return read(*inputs, varlen=varlen, **how)
 
-    monkeypatch.setattr(baseline, "_score", watched)
+    monkeypatch.setattr(baseline, "_score", partial(watched, baseline._score))
+    monkeypatch.setattr(features, "_pooled", partial(watched, features._pooled))
     nll, _ = cached(model_dir, tmp_path, records=LONG, execution=execution)
     assert np.abs(nll - reference(make_model(), encode(encoder, LONG))).max() <= 1e-5
     assert rows_read[True] == (0 if execution == "plain" else 2 * len(LONG))  # once for the check

@@ -404,8 +404,8 @@ def test_layers_of_newer_families_have_a_state_for_each_token(family):
     model = tiny(family)
     ids = torch.randint(8, SIZES["vocab_size"], (4, 9))
     with torch.no_grad():
-        together = hidden_states(model, ids, all_layers=True)
-        alone = [hidden_states(model, ids[row : row + 1], all_layers=True) for row in range(4)]
+        _, together = hidden_states(model, ids, all_layers=True)
+        alone = [hidden_states(model, ids[row : row + 1], all_layers=True)[1] for row in range(4)]
     assert len(together) > 1
     for layer, states in enumerate(together):
         assert states.shape == (4, 9, SIZES["hidden_size"])

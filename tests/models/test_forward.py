@@ -81,7 +81,7 @@ def test_layers_are_those_of_plain_transformers(encoder, varlen):
     rows = np.arange(5)
     layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
     with torch.no_grad(), attention_of(model, ATTENTION) if varlen else nullcontext():
-        layers = layout.hidden(model, all_layers=True)
+        last, layers = layout.hidden(model, all_layers=True)
     places = layout.places(
         np.broadcast_to(np.arange(encoded.lengths[rows].max()), (5, encoded.lengths[rows].max()))
     )
@@ -91,6 +91,7 @@ def test_layers_are_those_of_plain_transformers(encoder, varlen):
         )[None]
         with torch.no_grad():
             expected = model(ids, output_hidden_states=True).hidden_states
+        assert torch.allclose(last[places[row, : ids.shape[1]]], expected[-1][0], atol=1e-5)
         assert len(layers) == len(expected) == 3
         assert all(
             torch.allclose(found[places[row, : ids.shape[1]]], e[0], atol=1e-5)

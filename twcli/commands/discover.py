@@ -1,8 +1,9 @@
 """`twcli discover`: names each record's latent without labels, to look at and to edit before a
 training is paid for.
 
-Features of the frozen model are read once and kept beside the names, in a file with the guarantees
-of the cache: a killed call resumes, another number of latents or seed reads nothing again.
+The frozen model reads the records once. Features and b_t of the same forward passes are kept beside
+the names, in files with the guarantees of the cache: a killed call resumes, another number of
+latents or seed reads nothing again, and a training needs no `twcli precompute`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import datetime
 import shlex
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from twcli import signals
+from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
 from twcli.config.commands import AUTO, DiscoverConfig
 from twcli.config.options import flag_of
 from twcli.data.dataset import Examples
@@ -25,24 +26,24 @@ from twcli.data.encoder import Encoded
 from twcli.data.example import Example
 from twcli.data.files import files_of
 from twcli.data.names import write_names
-from twcli.discovery import features as feature_reading
-from twcli.discovery.features import KINDS, Features, embed_rows
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, texts_of
 from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import name_rows
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, searching_seconds
 from twcli.discovery.result import Naming, naming_record
 from twcli.discovery.rows import Progress, Rows
+from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_fingerprint
 from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import FEATURES, NAME, PAGE, Phases
+from twcli.storage.beside import baseline_path, copy_file, features_path, find_cache
+from twcli.storage.cache import CacheWriter
 from twcli.storage.durable import write_durably
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 from twcli.storage.shards import reporting
 from twcli.training.defaults import duration
 
-SHARD_ROWS = 512
 PAGE_SECONDS = 3.0
 AMBIGUOUS = 8  # shown of all
 SURE = 0.9  # a name of less probability is called ambiguous
@@ -52,13 +53,7 @@ ABOVE_CHANCE = 0.1  # of what lies between chance and 1; a score below it is cal
 Say = Callable[[str], None]
 
 
-def features_path(out: str) -> Path:
-    """Where the features of names at `out` are kept."""
-    path = Path(out)
-    return path.with_name(f"{path.stem}.features.h5")
-
-
-def page_path(out: str) -> Path:
+def page_path(out: str | Path) -> Path:
     """Where the page of names at `out` is."""
     path = Path(out)
     return path.with_name(f"{path.stem}.html")
@@ -69,7 +64,7 @@ def _check_apart(config: DiscoverConfig) -> None:
     out, data = Path(config.out), files_of(config.data)
     if page_path(config.out) == out:
         raise UserError(f"{out}: the page of the names gets that name; name the names .jsonl")
-    for path in (out, page_path(config.out), features_path(config.out)):
+    for path in (out, page_path(out), features_path(out), baseline_path(out)):
         if path.exists() and any(path.samefile(file) for file in data):
             raise UserError(f"{path}: is the data, which would be replaced; name another --out")
 
@@ -81,14 +76,14 @@ def discover(
     phases: Phases | None = None,
     records: Examples | None = None,
 ) -> dict[str, Any]:
-    """Writes `config.out`, its page and the features beside it; returns what the page shows.
+    """Writes `config.out`, and its page, features and b_t beside it; returns what the page shows.
 
     Args:
         phases, records: as of `precompute`.
 
     Raises:
         UserError: the model, the data or the output is wrong, or there are too few records.
-        WorkFailed: a feature is not finite, or the disk is full; finished shards stay.
+        WorkFailed: a feature or a b_t is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in hand is stored first.
     """
     out, started = Path(config.out), time.monotonic()
@@ -104,11 +99,10 @@ def discover(
     latents = None if config.latents == AUTO else int(config.latents)
     rows = len(Rows.of(encoded).rows)
     phases.expect({NAME: searching_seconds(rows, latents), PAGE: PAGE_SECONDS})
-    phases.begin(FEATURES, f"{rows:,} distinct records, once each")
-    store = _features(config, inputs, say, progress)
+    phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")
+    source, baseline_file = _read(config, inputs, say, progress)
     phases.begin(NAME, "what separates them in the same way in either half of the prompts")
-    with store:
-        source = StoredFeatures.of(store, encoded)
+    with source.store:
         naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
     if naming is None:
         raise UserError(
@@ -124,90 +118,105 @@ def discover(
             naming.probability_N,
             encoded.row_numbers,
         )
-    summary = summary_of(config, naming, encoded, inputs.records)
+    summary = summary_of(config, naming, encoded, inputs.records, baseline_file)
     took = duration(time.monotonic() - started)
     html = render_names_page({**summary, "took": took})
     write_durably(page_path(config.out), html.encode())
     return summary
 
 
-def _features(config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progress) -> FeatureStore:
-    """The file of features, complete: read from the model as far as it is not there."""
-    path = features_path(config.out)
+def _read(
+    config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progress
+) -> tuple[StoredFeatures, Path]:
+    """The features and where b_t is, read from the model as far as they are in no file."""
+    encoded, print_ = inputs.encoded, inputs.fingerprint()
+    places: list[str | Path] = [config.out, *files_of(config.data)]
+    scores = find_cache(places, print_, encoded.row_hash)
+    stored = StoredFeatures.beside(places, [print_], encoded)
+    if stored is not None:
+        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
+    if scores is None or stored is None:
+        _read_from_model(config, inputs, print_, say, progress, scores is None, stored is None)
+    if stored is None:
+        stored = StoredFeatures.of(FeatureStore(features_path(config.out)), encoded)
+    own = baseline_path(config.out)
+    if scores is None:
+        return stored, own
+    if own.exists():
+        return stored, own if own.samefile(scores) else scores
+    copy_file(scores, own)
+    say(f"{own}: a copy of {scores}, which has b_t of these records")
+    return stored, own
+
+
+def _read_from_model(
+    config: DiscoverConfig,
+    inputs: Inputs,
+    print_: dict[str, Any],
+    say: Say,
+    progress: Progress,
+    scored: bool,
+    featured: bool,
+) -> None:
+    """Writes what is wanted, b_t, features or both, beside the names."""
     model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
-    rows = np.sort(Rows.of(encoded).rows)
-    row_hash = encoded.row_hash[rows]
-    print_ = {**inputs.fingerprint(), "features": feature_reading.VERSION}
-    if FeatureWriter.already_complete(path, print_, row_hash):
-        say(f"features: {len(rows):,} distinct records, read before")
-        return FeatureStore(path)
+    common: dict[str, Any] = {"shard_rows": SHARD_ROWS, "overwrite": config.overwrite}
+    distinct = distinct_rows(encoded) if featured else None
+    features = cache = None
+    if distinct is not None:
+        features = FeatureWriter(
+            features_path(config.out),
+            fingerprint=feature_fingerprint(print_),
+            row_hash=encoded.row_hash[distinct],
+            **common,
+        )
+    if scored:
+        cache = CacheWriter(
+            baseline_path(config.out),
+            fingerprint=print_,
+            offsets=encoded.target_offsets,
+            row_hash=encoded.row_hash,
+            **common,
+        )
     model.to(runtime.pick_device(config.device))
-    varlen = baseline.why_not_varlen(model, encoder, encoded) is None
-    batch_tokens = min(config.batch_tokens, forward.fast_batch_tokens(model))
-    writer = FeatureWriter(
-        path,
-        fingerprint=print_,
-        row_hash=row_hash,
-        shard_rows=SHARD_ROWS,
-        overwrite=config.overwrite,
+    read = FrozenReading(
+        model,
+        encoder,
+        encoded,
+        scored=scored,
+        distinct=distinct,
+        batch_tokens=min(config.batch_tokens, forward.fast_batch_tokens(model)),
+        varlen=baseline.why_not_varlen(model, encoder, encoded) is None,
     )
-    with writer, signals.held() as pending:
-        for note in writer.notes:
+    with FrozenFiles(cache, features, distinct, SHARD_ROWS) as files, signals.held() as pending:
+        for note in files.notes:
             say(note)
-        missing = writer.missing
-        with progress("records", sum(map(len, missing))) as advance:
-            for shard in missing:
-                found = embed_rows(
-                    model,
-                    encoder,
-                    encoded,
-                    rows[shard.start : shard.stop],
-                    batch_tokens=batch_tokens,
-                    varlen=varlen,
-                    advance=advance,
-                )
-                values = dict(zip(KINDS, found.kinds, strict=True))
-                writer.write(shard, {**values, "prompts": found.prompts})
+        tokens = sum(int(encoded.lengths[part.start : part.stop].sum()) for part in files.missing)
+        with progress("tokens", tokens) as advance:
+            for part in files.missing:
+                files.write(*read(part, advance))
                 if pending():
                     raise interrupted("; finished shards are kept")
-        writer.publish()
-    return FeatureStore(path)
-
-
-@dataclass(frozen=True)
-class StoredFeatures:
-    """Features of distinct records from their file.
-
-    Attributes:
-        rows: (R,) rows of the data that the file holds, ascending.
-        lengths: (N,) supervised tokens of each row of the data.
-    """
-
-    store: FeatureStore
-    rows: np.ndarray
-    lengths: np.ndarray
-
-    @classmethod
-    def of(cls, store: FeatureStore, encoded: Encoded) -> StoredFeatures:
-        """Of a file that `_features` has made for this data."""
-        return cls(store, np.sort(Rows.of(encoded).rows), encoded.target_lengths)
-
-    def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
-        """As `features.embed_rows`."""
-        values = self.store.read(np.searchsorted(self.rows, rows))
-        if advance:
-            advance(len(rows))
-        kinds = tuple(values[kind] for kind in KINDS)
-        return Features(kinds, values["prompts"], self.lengths[rows].astype(np.float64))
+        files.publish()
+    if cache is not None:
+        say(f"{cache.path}: b_t of {len(encoded):,} records, from the same forward passes")
 
 
 # What is shown
 
 
 def summary_of(
-    config: DiscoverConfig, naming: Naming, encoded: Encoded, records: Iterable[Example]
+    config: DiscoverConfig,
+    naming: Naming,
+    encoded: Encoded,
+    records: Iterable[Example],
+    baseline_file: Path,
 ) -> dict[str, Any]:
-    """What the terminal, `--json` and the page show of a naming."""
+    """What the terminal, `--json` and the page show of a naming.
+
+    Args:
+        baseline_file: where b_t of these records is.
+    """
     named = np.flatnonzero(naming.latent_N >= 0)
     rows = Rows.of(encoded).rows  # what is shown is shown once
     once_N = np.full(len(encoded), -1, np.int64)
@@ -245,7 +254,8 @@ def summary_of(
         "map": _map(naming),
         "names": config.out,
         "page": str(page_path(config.out)),
-        "command": _train_command(config),
+        "baseline": str(baseline_file),
+        "command": _train_command(config, baseline_file),
     }
 
 
@@ -264,7 +274,7 @@ def verdict_of(naming: Naming) -> str:
     return f"{found} found: {expected} (chance {naming.chance:.0%})."
 
 
-def _train_command(config: DiscoverConfig) -> str:
+def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:
     """The call that trains on these names, in the same template and fields."""
     words = ["twcli", "train", "--model", config.model, "--data", config.data]
     for name in (
@@ -283,7 +293,8 @@ def _train_command(config: DiscoverConfig) -> str:
             words += [flag_of(name), str(value)]
     if config.each_turn:
         words.append(flag_of("each_turn"))
-    return shlex.join([*words, "--baseline", "FILE.h5", "--names", config.out, "--out", "RUN"])
+    place = str(baseline_file)
+    return shlex.join([*words, "--baseline", place, "--names", config.out, "--out", "RUN"])
 
 
 def _map(naming: Naming) -> dict[str, Any] | None:

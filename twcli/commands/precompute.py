@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,26 @@ from accelerate.utils import broadcast_object_list, gather_object
 from transformers import PreTrainedModel
 
 from twcli import signals
+from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
 from twcli.config.commands import PrecomputeConfig
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.files import files_of
 from twcli.data.vocabulary import SECTION_TAGS
+from twcli.discovery.features import values_a_record
+from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_fingerprint
 from twcli.errors import interrupted
 from twcli.models import baseline, forward, runtime
-from twcli.models.inputs import open_inputs
+from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import CHECK_PRECISION, SAVE, SCORE, Phases
+from twcli.storage.beside import copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
+from twcli.storage.feature_store import FeatureWriter
 
 COMPARED_ROWS = 16
+# Features that are kept unasked: of 34,000 records of a model of 135 million parameters, of 5,000
+# of one of 7 billion.
+FEATURE_BYTES = 2**30
 
 
 def precompute(
@@ -39,7 +49,9 @@ def precompute(
     phases: Phases | None = None,
     records: Examples | None = None,
 ) -> None:
-    """Writes `config.out`, resuming after the shards that an earlier call finished.
+    """Writes `config.out`, resuming after the shards that an earlier call finished. b_t that lies
+    in the folder of `config.out` or of the data, as `discover` leaves it, is copied. On a CPU the
+    features that naming takes are kept beside it, up to `FEATURE_BYTES`.
 
     Args:
         phases: hears which phase begins and, once a rate is known, how long the later ones take.
@@ -79,6 +91,20 @@ def precompute(
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts over")
         runtime.leave(accelerator)
         return
+    places: list[str | Path] = [config.out, *files_of(config.data)]
+    if leads and not config.overwrite and not Path(config.out).exists():
+        found = find_cache(places, print_, encoded.row_hash)
+    else:
+        found = None
+    if _said_by_the_first(found is not None):
+        if found is not None:
+            phases.begin(SAVE, config.out)
+            copy_file(found, Path(config.out))
+            # and what an earlier call had begun is removed
+            CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+        say(f"{config.out}: a copy of {found}, which has b_t of these {len(encoded):,} rows")
+        runtime.leave(accelerator)
+        return
     if leads and config.precision != "fp32":
         phases.begin(CHECK_PRECISION, f"{min(COMPARED_ROWS, len(encoded))} records in both")
         speed = _tell_rounding(config, model, encoder, encoded, say, batch_tokens)
@@ -86,60 +112,91 @@ def precompute(
             phases.expect({SCORE: float(encoded.lengths.sum()) / speed})
     phases.expect({SAVE: 0.0})
     phases.begin(SCORE, f"{len(encoded):,} records, {int(encoded.lengths.sum()):,} tokens")
-    opened = (
-        CacheWriter(
-            config.out,
-            fingerprint=print_,
-            offsets=encoded.target_offsets,
-            row_hash=encoded.row_hash,
-            shard_rows=config.shard_rows,
-            overwrite=config.overwrite,
-        )
-        if leads
-        else nullcontext()
-    )
-    with opened as writer, signals.held() as pending:
-        for note in () if writer is None else writer.notes:
+    featured = _said_by_the_first(leads and _features_wanted(config, inputs, print_))
+    distinct = distinct_rows(encoded) if featured else None
+    shard_rows = config.shard_rows if distinct is None else min(config.shard_rows, SHARD_ROWS)
+    files = _files(config, encoded, print_, distinct, shard_rows) if leads else None
+    with files or nullcontext(), signals.held() as pending:
+        for note in () if files is None else files.notes:
             say(note)
-        missing = _said_by_the_first(None if writer is None else writer.missing)
+        missing = _said_by_the_first(None if files is None else files.missing)
         if sum(map(len, missing)) < len(encoded):
             say(
                 f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows "
                 "are done"
             )
         total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
-        varlen = _varlen_agrees(config, model, encoder, encoded, say) if missing else False
+        read = FrozenReading(
+            model,
+            encoder,
+            encoded,
+            scored=True,
+            distinct=distinct,
+            batch_tokens=batch_tokens,
+            varlen=_varlen_agrees(config, model, encoder, encoded, say) if missing else False,
+        )
         with progress("tokens", total) as advance:
             for first in range(0, len(missing), accelerator.num_processes):
                 shards = missing[first : first + accelerator.num_processes]
-                scoring = len(shards)
-                scored = [
-                    (
-                        rows,
-                        baseline.score_flat(
-                            model,
-                            encoder,
-                            encoded,
-                            np.arange(rows.start, rows.stop),
-                            batch_tokens=batch_tokens,
-                            varlen=varlen,
-                            # the other processes are about as far
-                            progress=lambda tokens, scoring=scoring: advance(tokens * scoring),
-                        ),
-                    )
-                    for rows in shards[accelerator.process_index :][:1]
-                ]
-                for rows, nll in gather_object(scored):
-                    if writer is not None:
-                        writer.write(rows, nll)
+                # the other processes are about as far
+                told = partial(_advance_all, advance, len(shards))
+                mine = shards[accelerator.process_index :][:1]
+                scored = [read(rows, told) for rows in mine]
+                for shard in gather_object(scored):
+                    if files is not None:
+                        files.write(*shard)
                 if any(gather_object([pending()])):
                     raise interrupted("; finished shards are kept")
         phases.begin(SAVE, config.out)
-        if writer is not None:
-            writer.publish()
+        if files is not None:
+            files.publish()
     runtime.leave(accelerator)
     tokens = int(encoded.target_lengths.sum())
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
+    if distinct is not None:
+        say(f"{features_path(config.out)}: features of them, for `discover` and `train`")
+
+
+def _features_wanted(config: PrecomputeConfig, inputs: Inputs, print_: dict[str, Any]) -> bool:
+    """Whether features are read along with b_t: not where they are there already, would take much
+    room, or cost memory that a GPU may not have.
+    """
+    model, encoded = inputs.model, inputs.encoded
+    size = 2 * values_a_record(model) * len(distinct_rows(encoded))
+    if config.execution == "plain" or model.device.type != "cpu" or size > FEATURE_BYTES:
+        return False
+    stored = StoredFeatures.beside([config.out, *files_of(config.data)], [print_], encoded)
+    if stored is None:
+        return True
+    stored.store.close()
+    return False
+
+
+def _files(
+    config: PrecomputeConfig,
+    encoded: Encoded,
+    print_: dict[str, Any],
+    distinct: np.ndarray | None,
+    shard_rows: int,
+) -> FrozenFiles:
+    cache = CacheWriter(
+        config.out,
+        fingerprint=print_,
+        offsets=encoded.target_offsets,
+        row_hash=encoded.row_hash,
+        shard_rows=shard_rows,
+        overwrite=config.overwrite,
+    )
+    if distinct is None:
+        return FrozenFiles(cache, None, None, shard_rows)
+    features = FeatureWriter(
+        features_path(config.out),
+        fingerprint=feature_fingerprint(print_),
+        row_hash=encoded.row_hash[distinct],
+        shard_rows=shard_rows,
+        overwrite=config.overwrite,
+    )
+    return FrozenFiles(cache, features, distinct, shard_rows)
 
 
 def _varlen_agrees(
@@ -198,6 +255,10 @@ def _tell_rounding(
         f"{error.mean():.1e} nats per token, at most {error.max():.1e}"
     )
     return float(encoded.lengths[rows].sum()) / seconds
+
+
+def _advance_all(advance: Callable[[int], None], processes: int, tokens: int) -> None:
+    advance(tokens * processes)
 
 
 def _said_by_the_first(value: Any) -> Any:

@@ -20,6 +20,8 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.padding import slices
+from twcli.models.baseline import nll_of_pass
 from twcli.models.forward import Layout, fast_batch_tokens, forward_rows
 
 VERSION = 1  # of what is computed here, for files that keep it
@@ -49,6 +51,14 @@ class Features:
     lengths: np.ndarray
 
 
+def values_a_record(model: PreTrainedModel) -> int:
+    """Numbers that `embed_rows` gives of a row, of all kinds and of x."""
+    config = model.config.get_text_config()
+    states = 4 * config.hidden_size  # of y, of its first tokens, and two of x
+    similarities = len(WINDOWS) * (PROMPT_TOKENS + LAGS)
+    return min(LAYERS, config.num_hidden_layers + 1) * (states + similarities)
+
+
 def embed_rows(
     model: PreTrainedModel,
     encoder: ExampleEncoder,
@@ -65,20 +75,88 @@ def embed_rows(
         varlen: as in `forward.forward_rows`.
         advance: called with the number of rows after each batch.
     """
+    return _read(
+        model,
+        encoder,
+        encoded,
+        rows,
+        None,
+        batch_tokens=batch_tokens,
+        varlen=varlen,
+        advance=(lambda places: advance(len(places))) if advance else None,
+    )
+
+
+def embed_and_score(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    rows: np.ndarray,
+    *,
+    batch_tokens: int,
+    varlen: bool = False,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[Features, np.ndarray]:
+    """What `embed_rows` and `baseline.score_flat` give of distinct rows, in ascending order, from
+    one forward pass each.
+
+    Args:
+        varlen: as in `forward.forward_rows`.
+        progress: called with the number of tokens after each batch.
+    """
+
+    def advance(places: np.ndarray) -> None:
+        if progress:
+            progress(int(encoded.lengths[rows[places]].sum()))
+
+    nll = np.empty(encoded.target_lengths[rows].sum(), np.float32)
+    features = _read(
+        model,
+        encoder,
+        encoded,
+        rows,
+        nll,
+        batch_tokens=batch_tokens,
+        varlen=varlen,
+        advance=advance,
+    )
+    return features, nll
+
+
+def _read(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    rows: np.ndarray,
+    nll: np.ndarray | None,
+    *,
+    batch_tokens: int,
+    varlen: bool,
+    advance: Callable[[np.ndarray], None] | None,
+) -> Features:
+    """The features of `rows`; fills `nll` with their b_t, row after row, where it is given.
+
+    Args:
+        advance: called with the positions in `rows` of each batch.
+    """
     features: list[np.ndarray] = []
-    read = partial(_pooled, model, encoder, encoded)
+    targets = encoded.target_lengths[rows]
+    starts = np.cumsum(targets) - targets
+    read = partial(_pooled, model, encoder, encoded, scored=nll is not None)
     # the states of all layers lie in memory, of a batch a core
     batch_tokens = min(batch_tokens, fast_batch_tokens(model))
-    for places, values in forward_rows(
+    for places, (values, found) in forward_rows(
         model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
     ):
         features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
         for feature, value in zip(features, values, strict=True):
             feature[places] = value
+        if nll is not None:
+            nll[slices(starts[places], targets[places])] = found
         if advance:
-            advance(len(places))
+            advance(places)
     *kinds, prompts = features
-    return Features(tuple(kinds), prompts, encoded.target_lengths[rows].astype(np.float64))
+    return Features(tuple(kinds), prompts, targets.astype(np.float64))
 
 
 @torch.no_grad()
@@ -89,8 +167,11 @@ def _pooled(
     rows: np.ndarray,
     *,
     varlen: bool,
-) -> tuple[np.ndarray, ...]:
-    """(R, F) of a few layers, each kind; last the features of x (R, G)."""
+    scored: bool,
+) -> tuple[tuple[np.ndarray, ...], np.ndarray | None]:
+    """(R, F) of a few layers, each kind, and last the features of x (R, G); beside them b_t of all
+    targets, row after row, where the rows are scored.
+    """
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     device = model.device
     layout = Layout.of(model, encoder, encoded, rows, encoded.lengths[rows], varlen=varlen)
@@ -111,7 +192,7 @@ def _pooled(
     all_x_PX = layout.places(first + all_columns)[leaders]
     prompt_R = torch.from_numpy(prompt_of_row).to(device)
     last_x_R1 = layout.places(prompts[:, None])
-    layers = layout.hidden(model, all_layers=True)
+    final, layers = layout.hidden(model, all_layers=True)
     features: list[list[torch.Tensor]] = [[] for _ in KINDS]
     mean_x: list[torch.Tensor] = []
     last_x: list[torch.Tensor] = []
@@ -130,7 +211,8 @@ def _pooled(
         mean_x.append((sum_x / whole_x.sum(1, keepdim=True).clamp(min=1))[prompt_R])
         last_x.append(hidden[last_x_R1][:, 0])
     features.append(mean_x + last_x)
-    return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features)
+    nll = nll_of_pass(model, encoded, rows, layout, final) if scored else None
+    return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features), nll
 
 
 def _similarities(

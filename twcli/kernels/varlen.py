@@ -217,8 +217,9 @@ def _group(
 def varlen_hidden_states(
     model: PreTrainedModel, input_ids_N: torch.Tensor, layout: Varlen, *, all_layers: bool = False
 ) -> Any:
-    """Last hidden states (N, H), equal to those of each row run alone; with `all_layers` a tuple of
-    those of every layer, embeddings first. The model's attention must be `packing.ATTENTION`.
+    """Last hidden states (N, H), equal to those of each row run alone; with `all_layers` a pair of
+    these and the tuple of every layer's, embeddings first. The model's attention must be
+    `packing.ATTENTION`.
     """
     output = body_of(model)(
         input_ids=input_ids_N[None],
@@ -227,6 +228,5 @@ def varlen_hidden_states(
         packed=layout.attention,
         output_hidden_states=all_layers,
     )
-    if all_layers:
-        return tuple(layer[0] for layer in output.hidden_states)
-    return output.last_hidden_state[0]
+    last = output.last_hidden_state[0]
+    return (last, tuple(layer[0] for layer in output.hidden_states)) if all_layers else last

@@ -40,12 +40,25 @@ def _score(
     varlen: bool,
 ) -> np.ndarray:
     """NLL in nats of all targets, row after row."""
-    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     lengths = read_lengths(model, encoded, rows)
     layout = Layout.of(model, encoder, encoded, rows, lengths, varlen=varlen)
-    hidden = layout.hidden(model)[torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)]
+    return nll_of_pass(model, encoded, rows, layout, layout.hidden(model))
+
+
+def nll_of_pass(
+    model: PreTrainedModel,
+    encoded: Encoded,
+    rows: np.ndarray,
+    layout: Layout,
+    hidden: torch.Tensor,
+) -> np.ndarray:
+    """NLL in nats of all targets of `rows`, row after row, from the last hidden states (.., H) of a
+    pass over them.
+    """
+    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    before = torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)
     ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
-    return token_nll(model, hidden, ids_on(model, ids)).cpu().numpy()
+    return token_nll(model, hidden[before], ids_on(model, ids)).cpu().numpy()
 
 
 def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded) -> str | None:

@@ -28,6 +28,7 @@ from twcli.models.runtime import MOST_WORKERS, core_by_core
 
 # 3 MiB in float32: a layer's output fits in a CPU core's cache
 CACHED_VALUES = 3 * 2**18
+BF16_TOKENS = 4  # times as many in bf16
 # 512 MiB in bf16: many tokens per kernel launch, and still little of a GPU's memory
 DEVICE_VALUES = 2**28
 LEAST_TOKENS, DEVICE_TOKENS = 256, 2**16
@@ -37,7 +38,7 @@ FEW = 64  # batches; with more than these, uneven batches hardly leave cores idl
 def hidden_states(
     model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_layers: bool = False
 ) -> Any:
-    """Last hidden states (R, T, H), or with `all_layers` the tuple of every
+    """Last hidden states (R, T, H); with `all_layers` a pair of these and the tuple of every
     layer's, embeddings first.
 
     Rows are padded on the right, where a causal model's real tokens never look, so the attention
@@ -47,7 +48,9 @@ def hidden_states(
         input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers
     )
     last = output.last_hidden_state
-    return tuple(_one_stream(s, last.shape) for s in output.hidden_states) if all_layers else last
+    if not all_layers:
+        return last
+    return last, tuple(_one_stream(states, last.shape) for states in output.hidden_states)
 
 
 def _one_stream(states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -67,12 +70,13 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
     """Tokens per batch for the fastest forward pass without a gradient.
 
     On a CPU, with more tokens a layer's output exceeds the cache, with fewer its matrix products
-    are slow. Other devices need many tokens.
+    are slow; in bf16 these are fast only with more. Other devices need many tokens.
     """
     widest = max(max(w.shape) for w in linear_weights(model))
     if model.device.type != "cpu":
         return min(DEVICE_TOKENS, max(LEAST_TOKENS, DEVICE_VALUES // widest))
-    return max(LEAST_TOKENS, CACHED_VALUES // widest)
+    values = CACHED_VALUES * (BF16_TOKENS if model.dtype == torch.bfloat16 else 1)
+    return max(LEAST_TOKENS, values // widest)
 
 
 def forward_rows(
@@ -239,13 +243,15 @@ class Layout:
         )
 
     def hidden(self, model: PreTrainedModel, *, all_layers: bool = False) -> Any:
-        """Last hidden states, flattened to (.., H), or the tuple of every layer's."""
+        """Last hidden states, flattened to (.., H); with `all_layers` a pair of these and the tuple
+        of every layer's.
+        """
         if self.varlen is not None:
             return varlen_hidden_states(model, self.input_ids, self.varlen, all_layers=all_layers)
-        states = hidden_states(model, self.input_ids, all_layers=all_layers)
-        return (
-            tuple(layer.flatten(0, 1) for layer in states) if all_layers else states.flatten(0, 1)
-        )
+        if not all_layers:
+            return hidden_states(model, self.input_ids).flatten(0, 1)
+        last, layers = hidden_states(model, self.input_ids, all_layers=True)
+        return last.flatten(0, 1), tuple(layer.flatten(0, 1) for layer in layers)
 
     def places(self, columns_RC: np.ndarray) -> torch.Tensor:
         """(R, C) positions in `hidden` of the rows' tokens `columns_RC`; beyond a row's end, its

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +25,7 @@ from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example
+from twcli.data.files import files_of
 from twcli.data.names import read_names
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
@@ -32,12 +33,13 @@ from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.discovery.repeating import searching_seconds
 from twcli.discovery.result import Naming
-from twcli.discovery.rows import ModelSource, Rows
+from twcli.discovery.rows import ModelSource, Rows, Source
+from twcli.discovery.stored import StoredFeatures
 from twcli.errors import UserError
 from twcli.kernels.packing import PLAIN
 from twcli.models import baseline, runtime
 from twcli.models.building import build, choose_execution, execution_of
-from twcli.models.inputs import open_inputs
+from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.latents import LatentModel
 from twcli.models.positions import pass_lengths
 from twcli.phases import CHECK_BASELINE, JUDGE_RUN, NAME, ORIGINAL, SAVE, TRAIN, Phases
@@ -204,7 +206,12 @@ def prepare(
     varlen = (
         config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
     )
-    source = ModelSource(backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen)
+    stored = _stored_features(config, inputs, fingerprint)
+    if stored is not None:
+        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
+    source = stored or ModelSource(
+        backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen
+    )
     shared = shared or Shared(config.seed)
     classes = length_classes(encoded, encoder, pass_lengths(backbone))
     held_rows = held_out_rows(encoded, shared.seed)
@@ -216,7 +223,7 @@ def prepare(
     seconds = training_seconds(config, encoded, steps, speed)
     phases.expect(
         {
-            NAME: naming_seconds(config, encoded, speed),
+            NAME: naming_seconds(config, encoded, speed if stored is None else math.inf),
             ORIGINAL: original_seconds(encoded, held_rows, speed),
             TRAIN: seconds,
             JUDGE_RUN: JUDGED_SHARE * seconds,
@@ -224,7 +231,8 @@ def prepare(
         }
     )
     if shared.named is None and config.warm_start != "none":
-        phases.begin(NAME, config.names or "features of the original model, then a search")
+        reading = "" if stored else "features of the original model, then "
+        phases.begin(NAME, config.names or f"{reading}a search")
     if shared.named is None:
         shared.named = _named(config, source, encoded, shared.seed, say, progress)
     settled, naming = shared.named
@@ -370,9 +378,29 @@ def _frozen_nll(
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
 
+def _stored_features(
+    config: TrainConfig, inputs: Inputs, fingerprint: dict[str, Any]
+) -> StoredFeatures | None:
+    """Features of these records that `discover` or `precompute` has left beside the data, the names
+    or the cache: in the precision of b_t or in float32.
+
+    Args:
+        fingerprint: of b_t.
+    """
+
+    def accepted() -> Iterator[dict[str, Any]]:
+        yield fingerprint
+        if fingerprint["dtype"] != inputs.precision:
+            yield inputs.fingerprint()  # hashes all weights
+
+    places = [config.names, config.baseline, *files_of(config.data)]
+    files = [place for place in places if place is not None]
+    return StoredFeatures.beside(files, accepted(), inputs.encoded)
+
+
 def _named(
     config: TrainConfig,
-    source: ModelSource,
+    source: Source,
     encoded: Encoded,
     seed: int,
     say: Say,
@@ -495,7 +523,9 @@ def sequences_at_once(config: TrainConfig) -> int:
 
 
 def naming_seconds(config: TrainConfig, encoded: Encoded, speed: float) -> float:
-    """A guess, from the tokens a second of a forward pass; names of a file are taken for whole."""
+    """A guess, from the tokens a second of a forward pass, infinite where features are in a file;
+    names of a file are taken for whole.
+    """
     if config.warm_start == "none" or config.names is not None:
         return 0.0
     rows = len(Rows.of(encoded).rows)

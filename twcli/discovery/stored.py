@@ -1,0 +1,73 @@
+"""Features that an earlier reading of the data has kept: they take the place of forward passes.
+
+Shapes: N rows of the data, R distinct ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twcli.data.encoder import Encoded
+from twcli.discovery.features import KINDS, VERSION, Features
+from twcli.discovery.rows import Rows
+from twcli.storage.beside import find_features
+from twcli.storage.feature_store import FeatureStore
+
+
+def feature_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """Of features, from the one of b_t."""
+    return {**fingerprint, "features": VERSION}
+
+
+def distinct_rows(encoded: Encoded) -> np.ndarray:
+    """(R,) rows of the data that a file of features holds, ascending: the first of equal ones."""
+    return np.sort(Rows.of(encoded).rows)
+
+
+@dataclass(frozen=True)
+class StoredFeatures:
+    """Features of distinct records from their file.
+
+    Attributes:
+        rows: (R,) rows of the data that the file holds, ascending.
+        lengths: (N,) supervised tokens of each row of the data.
+    """
+
+    store: FeatureStore
+    rows: np.ndarray
+    lengths: np.ndarray
+
+    @classmethod
+    def of(cls, store: FeatureStore, encoded: Encoded) -> StoredFeatures:
+        """Of a file that was made from these records."""
+        return cls(store, distinct_rows(encoded), encoded.target_lengths)
+
+    @classmethod
+    def beside(
+        cls,
+        files: Iterable[str | Path],
+        fingerprints: Iterable[dict[str, Any]],
+        encoded: Encoded,
+    ) -> StoredFeatures | None:
+        """What lies in a folder of `files` and is intact; None where nothing does.
+
+        Args:
+            fingerprints: of b_t, one of which the features must have; the first is preferred.
+        """
+        rows = distinct_rows(encoded)
+        wanted = (feature_fingerprint(fingerprint) for fingerprint in fingerprints)
+        store = find_features(files, wanted, encoded.row_hash[rows])
+        return None if store is None else cls(store, rows, encoded.target_lengths)
+
+    def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
+        """As `features.embed_rows`."""
+        values = self.store.read(np.searchsorted(self.rows, rows))
+        if advance:
+            advance(len(rows))
+        kinds = tuple(values[kind] for kind in KINDS)
+        return Features(kinds, values["prompts"], self.lengths[rows].astype(np.float64))
