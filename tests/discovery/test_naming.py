@@ -14,6 +14,7 @@ from tests.conftest import (
     strategies_of,
 )
 from twcli.commands.discover import StoredFeatures
+from twcli.discovery import naming as naming_module
 from twcli.discovery import one_string as one_string_module
 from twcli.discovery import repeating as repeating_module
 from twcli.discovery.centring import Space
@@ -90,6 +91,21 @@ def test_rows_of_prompts_with_one_completion_are_named_like_all_others(encoder, 
     confident = naming.probability_N[alone].mean()
     right = max(np.mean((naming.latent_N == names[truth])[alone]) for names in np.eye(2, dtype=int))
     assert abs(confident - right) < 0.15 and 0.5 <= naming.score <= 1
+
+
+@pytest.mark.parametrize(("score", "again"), [(0.3, True), (0.95, False)])
+def test_doubtful_names_are_held_against_names_of_all_rows(encoder, monkeypatch, score, again):
+    """Where some rows are their prompt's only ones."""
+
+    def doubtful(*args):
+        return dataclasses.replace(one_string_module.name_one_string(*args), score=score)
+
+    monkeypatch.setattr(naming_module, "name_one_string", doubtful)
+    records = mixed(30, 12)
+    naming = named(encoder, records, latents=2)
+    assert naming.one_string and math.isinf(naming.prior.repulsion)
+    assert (naming.stability is not None) == again  # only those of all rows have one
+    assert matched(naming.latent_N, strategies_of(records), 2) > 0.95
 
 
 @pytest.mark.parametrize("told", [True, False])

@@ -242,3 +242,24 @@ def test_what_cannot_be_read_says_what_to_do(tmp_path, name, data, line):
     with pytest.raises(UserError) as caught:
         read(tmp_path / name)
     assert line in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_records_without_a_completion_are_named_at_once(tmp_path):
+    """Alpaca has some in 52,000: one call says which to remove."""
+    good, empty = {"instruction": "a", "output": "b"}, {"instruction": "a", "output": ""}
+    file = tmp_path / "d.jsonl"
+    file.write_bytes(lines(good, empty, good, empty, {"instruction": "a"}))
+    with pytest.raises(UserError) as caught:
+        read(file)
+    said = "field 'output' is empty; give text or remove the record; 1 other of the file as well: 4"
+    assert str(caught.value) == f"{file}:2: {said}"
+    file.write_text(json.dumps([good, *[empty] * 30]))
+    with pytest.raises(
+        UserError, match=r"d\.jsonl: record 2: .* 29 others .*: record 3, .*22, \.\.$"
+    ):
+        read(file)
+    file.write_bytes(
+        lines({"messages": [USER, FOUR]}, {"messages": [USER, {**FOUR, "content": " "}]})
+    )
+    with pytest.raises(UserError, match=r"'messages\[1\].content' is empty; give .* the record$"):
+        read(file)

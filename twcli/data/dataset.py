@@ -18,7 +18,8 @@ import numpy as np
 from twcli.config.options import check_characters
 from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
-from twcli.data.files import Record, Source, sources_of
+from twcli.data.fields import EmptyText
+from twcli.data.files import Reading, Record, Source, sources_of
 from twcli.data.formats import AUTO, Form, form_of, other_form
 from twcli.data.turns import earlier_answers
 from twcli.errors import UserError
@@ -28,6 +29,7 @@ DIGEST_BYTES = 16
 FIRST = 16  # records by which a form is recognised
 NAMED = ("id", "answer")  # fields that no form reads and that nobody misses
 SHOWN_FIELDS = 6
+SHOWN_PLACES = 20
 
 
 def read_examples(path: str, **fields: Any) -> list[Example]:
@@ -108,11 +110,14 @@ class Examples:
         label = self._strategy_field
         for source, (form, _) in self._sources:
             read, complete = form.read, self._complete
-            for where, record in source.records():
+            placed = source.records()
+            for where, record in placed:
                 records += 1
                 strategy = _strategy(record, label, where) if label is not None else None
                 try:
                     found = read(record, where, complete)
+                except EmptyText as error:
+                    raise _with_others(error, placed, form, complete) from error
                 except UserError as error:
                     # the first record is of the form, unless that was asked for
                     other = other_form(record, form, complete) if records > 1 else None
@@ -159,6 +164,25 @@ class Examples:
         )
         names = list(found)
         return names[:SHOWN_FIELDS] + (["..."] if len(names) > SHOWN_FIELDS else [])
+
+
+def _with_others(error: EmptyText, rest: Reading, form: Form, complete: bool) -> UserError:
+    """The error with the other records of the file that have no text, so that all can be removed
+    at once.
+    """
+    others = []
+    try:
+        for where, record in rest:
+            try:
+                form.read(record, where, complete)
+            except EmptyText:
+                others.append(where.rpartition(":")[2].strip())
+    except UserError:
+        pass  # what is wrong otherwise is said when this is right
+    if not others:
+        return error
+    shown = ", ".join(others[:SHOWN_PLACES]) + (", .." if len(others) > SHOWN_PLACES else "")
+    return UserError(f"{error}; {_counted(len(others), 'other')} of the file as well: {shown}")
 
 
 def _counted(number: int, what: str) -> str:

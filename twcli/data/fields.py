@@ -17,6 +17,15 @@ Record = dict[str, Any]
 PYTHON = re.compile(r"\[\s*\{\s*'(role|from|content|value)'\s*:")
 
 
+class EmptyText(UserError):
+    """A record has no text where a prompt or completion should be: others may have none either."""
+
+
+def refuse_empty(where: str, field: str) -> NoReturn:
+    """Raises EmptyText of a field."""
+    raise EmptyText(f"{where}: field '{field}' is empty; give text or remove the record")
+
+
 def refuse(where: str, field: str, what: str) -> NoReturn:
     """Raises UserError of a field.
 
@@ -44,7 +53,7 @@ def checked_text(value: Any, field: str, where: str) -> str:
         then = "; write the number as text" if number else ""
         refuse(where, field, f"must be text, found {kind_of(value)}{then}")
     if not value.strip():
-        refuse(where, field, "is empty; give text or remove the record")
+        refuse_empty(where, field)
     if value.startswith("[{'") and PYTHON.match(value):
         refuse(where, field, "is a list in Python's notation; write it with json.dumps")
     check_characters(value, f"{where}: field '{field}'")

@@ -10,7 +10,16 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from twcli.config.options import check_characters
-from twcli.data.fields import Record, checked_text, first_of, is_blank, kind_of, parsed, refuse
+from twcli.data.fields import (
+    Record,
+    checked_text,
+    first_of,
+    is_blank,
+    kind_of,
+    parsed,
+    refuse,
+    refuse_empty,
+)
 
 Turn = dict[str, Any]
 
@@ -294,7 +303,7 @@ def conversation(
         refuse(where, field, "has no turn before the assistant's, so there is no prompt")
     y = text_of(turns[last])
     if not y.strip():
-        refuse(where, f"{field}[{last}].content", "is empty; give text or remove the record")
+        refuse_empty(where, f"{field}[{last}].content")
     x = prompt_text(turns[:last], tools)
     if not x.strip():
         refuse(where, field, "has no text before the assistant's last turn")

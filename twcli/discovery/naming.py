@@ -30,7 +30,10 @@ from twcli.discovery.rows import Progress, Rows, Source, silent
 from twcli.discovery.search import matching
 from twcli.discovery.single_rows import name_single_rows
 
-MOST_SINGLES = 0.5  # of the rows, from which prompts with several are few
+# Share of the rows whose prompts have one completion: from the first, prompts with several are few;
+# from the second, rows may be named in both ways where the names are not sure (`DOUBTFUL`).
+MOST_SINGLES, SOME_SINGLES = 0.5, 0.1
+DOUBTFUL = 0.8  # score
 
 
 def name_rows(
@@ -73,13 +76,15 @@ def _of_all_rows(
     """The naming with rows of prompts with one completion, which it leaves out.
 
     Where they are most of the rows, they may say more of the strategies than a few prompts that
-    repeat. So all rows are named together as well, under the same repulsion, and the naming that is
-    expected to be right more often is taken.
+    repeat; and where they are some, and names by exchanges are doubtful, strategies may be of the
+    kind that can be told from any completion. So all rows are named together as well, under the
+    same repulsion, and the naming that is expected to be right more often is taken.
     """
     naming = name_single_rows(source, encoded, found.groups(), naming, seed, progress)
-    singles = int((found.sizes == 1).sum())
+    singles = (found.sizes == 1).sum() / len(found.rows)
+    doubtful = (naming.score or 0.0) < DOUBTFUL and singles > SOME_SINGLES
     enough = len(found.rows) >= LEAST_ROWS_A_LATENT * (latents or 2)
-    if not enough or singles <= MOST_SINGLES * len(found.rows):
+    if not enough or not (doubtful or singles > MOST_SINGLES):
         return naming
     chunks = found.chunks()
     other = name_repeating(source, encoded, chunks, latents, seed, progress, one_string=True)
