@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from twcli.discovery import repeating
 from twcli.discovery.number import (
     DOUBT,
     LEAST_SHARE,
@@ -102,3 +103,14 @@ def test_a_handful_of_rows_is_no_cluster():
     (three,) = counted(points, [3])
     shares = three.found.posterior_NK.mean(0)
     assert three.used == (shares >= LEAST_SHARE).sum() == 2
+
+
+def test_a_number_whose_rows_all_have_one_latent_is_shown_at_chance():
+    """Halves agree on it fully, and nothing can be nested in it."""
+    one, three = named([0] * 30, 2), named([0, 1, 2] * 10, 3, above_noise=0.8)
+    shown = repeating._shown([one, three], 2)
+    assert shown[0]["stability"] == 1.0 and shown[0]["score"] == 0.5
+    assert shown[1]["score"] > 0.8
+    assert repeating._nested([one, three], 2) is None
+    two = named([0, 1, 1] * 10, 2)
+    assert "nested in these 2" in repeating._nested([two, three], 2)

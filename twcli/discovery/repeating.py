@@ -158,9 +158,9 @@ def _numbers(
 
     def score_of(found: Found) -> float:
         K = found.posterior_NK.shape[1]
-        if len(np.unique(found.posterior_NK.argmax(1))) < 2:
+        if _all_alike(found):
             return 1 / K
-        right = expected_share_right(found.stability, found.above_noise, K)
+        right = _share_right(found)
         near = [count for count in counts if -BELOW <= count.latents - K <= ABOVE]
         own = next((count for count in near if count.latents == K), None)
         if own is None:
@@ -171,6 +171,19 @@ def _numbers(
     return counts, score_of
 
 
+def _all_alike(found: Found) -> bool:
+    """Whether all rows have one latent, which any halves agree on."""
+    return len(np.unique(found.posterior_NK.argmax(1))) < 2
+
+
+def _share_right(found: Found) -> float:
+    """The share of rows expected to be named right, whatever other numbers of latents say."""
+    K = found.posterior_NK.shape[1]
+    if _all_alike(found):
+        return 1 / K
+    return expected_share_right(found.stability, found.above_noise, K)
+
+
 def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
     return [
         {
@@ -178,10 +191,7 @@ def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
             "stability": round(count.found.stability, 4),
             "above_noise": round(count.found.above_noise, 4),
             "evidence": None,
-            "score": round(
-                expected_share_right(count.found.stability, count.found.above_noise, count.latents),
-                4,
-            ),
+            "score": round(_share_right(count.found), 4),
             "used": count.used,
             "chosen": count.latents == latents,
         }
@@ -193,7 +203,7 @@ def _nested(counts: list[Count], latents: int) -> str | None:
     """How the next finer number lies in the chosen one."""
     chosen = next(count for count in counts if count.latents == latents)
     finer = [count for count in counts if count.latents > latents]
-    if not finer:
+    if not finer or _all_alike(chosen.found):
         return None
     best = max(finer, key=lambda count: count.found.above_noise)
     return (
