@@ -6,6 +6,7 @@ test_export.py has `transformers serve`.
 import json
 import os
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,3 +203,15 @@ def test_calls_that_cannot_be_meant_are_refused(made):
     result = twcli(*common, *address, "--quiet")
     assert result.exit_code == 1 and "no server answers there" in result.stderr
     refused(*common, "--server", "here", says="give a URL such as http://")
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_blocks_and_so_random_numbers_do_not_depend_on_the_connections(both):
+    writer = SimpleNamespace(latents=[[1], [2], [3]])
+    blocks = {
+        evaluation_served.ServedCompletions(
+            SimpleNamespace(concurrency=concurrency), writer, [], 9, both
+        ).block
+        for concurrency in (1, 128, 129, 4096)
+    }
+    assert len(blocks) == 1

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 import re
 
@@ -186,6 +187,12 @@ def test_the_page_at_the_end_of_a_training():
     assert "nats to write one 5.50 original 4.00" in page.text and 'class="worse"' in text
     assert "gain -1.50 -2.00 to -1.00" in page.text
     assert "Name it: twcli export --run run --name 0=NAME" in page.text
+    assert "renamed" not in page.text and "once it is chosen" not in page.text
+    written = dataclasses.replace(below, written_gain=0.2, written_gain_ci=(0.1, 0.3)).as_dict()
+    evidence["renamed"] = 0.25
+    page = check(training_page(verdict, [written], METRICS, SETTINGS, about, evidence))
+    assert "which renamed 25 % of the records" in page.text
+    assert "gain once it is chosen +0.20 +0.10 to +0.30" in page.text
 
 
 def test_several_runs_are_laid_over_each_other():

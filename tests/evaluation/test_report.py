@@ -56,8 +56,8 @@ def test_a_null_says_why():
     assert (
         notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
     )
-    assert notes["gain"] == "frozen model not found; give --model"
-    assert notes["score"] == "frozen model not found; give --model"
+    assert notes["gain"] == "original model not found; give --model"
+    assert notes["score"] == "original model not found; give --model"
     notes = {
         key: note for _, key, value, _, note in rows_of(summarise(**perfect())) if value == "-"
     }

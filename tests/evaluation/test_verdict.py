@@ -36,6 +36,7 @@ def run(obeyed, known, seed, prompts=40, judge=True, gain=0.5, latents=3):
         (1.0, 1.0, {"works"}),
         (0.98, 0.95, {"works", "partly"}),
         (0.6, 0.9, {"partly"}),
+        (0.3, 0.9, {"partly", "failed"}),  # under-trained: the generator hardly obeys
         (0.6, 0.0, {"partly"}),  # the posterior has collapsed, and the generator obeys
         (0.0, 0.0, {"failed"}),
     ],
@@ -46,9 +47,10 @@ def test_no_run_gets_the_opposite_verdict(obeyed, known, allowed, seed):
     assert "chance 33%" in verdict["sentence"] and verdict["advice"]
 
 
+@pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("known, kind", [(1.0, "works"), (0.6, "partly"), (0.0, "failed")])
-def test_without_a_judge_labels_say_it(known, kind):
-    verdict = run(0.0, known, 0, prompts=100, judge=False)["verdict"]
+def test_without_a_judge_labels_say_it(known, kind, seed):
+    verdict = run(0.0, known, seed, prompts=100, judge=False)["verdict"]
     assert verdict["kind"] == kind and "the posterior finds the strategy" in verdict["sentence"]
 
 
@@ -136,6 +138,19 @@ def test_at_the_end_of_a_training():
     assert verdict_of_score(0.97, 4, []).sentence.startswith("Works: asking for a latent")
     assert verdict_of_score(0.97, 4, [1]).kind == "partly"
     assert verdict_of_score(0.3, 4, []).kind == "failed"
+    assert "87% of the time" in verdict_of_score(0.87, 4, []).sentence
+
+
+def test_a_loss_that_may_be_memory_gives_both_bounds():
+    shared = verdict_of_score(0.87, 4, [], 0.98)
+    assert shared.kind == "partly" and "87% to 98% of the time" in shared.sentence
+    assert shared.sentence.startswith("Works, at least in part: ")
+    # one strategy is lost whatever the others share
+    lost = verdict_of_score(0.7, 4, [2], 0.8)
+    assert lost.sentence.startswith("Works in part: ") and "70% to 80%" in lost.sentence
+    # no memory explains that nothing is left
+    assert verdict_of_score(0.2, 4, [], 0.98).kind == "failed"
+    assert verdict_of_score(0.6, 4, [], 0.7).sentence.startswith("Works in part: ")
 
 
 def test_the_field_that_was_looked_for_is_named():

@@ -132,8 +132,11 @@ def test_blocks_and_hashes_come_back(path):
     truth.write(path)
     with Cache(path) as cache:
         blocks = list(cache.stream(640))
-        assert np.array_equal(cache.row_hashes(0, 5000), truth.row_hash)
-        assert np.array_equal(cache.row_hashes(4090, 4099), truth.row_hash[4090:4099])
+        cache.check(PRINT, truth.row_hash)
+        other = truth.row_hash.copy()
+        other[4095, 3] ^= 1
+        with pytest.raises(UserError, match="4096"):
+            cache.check(PRINT, other)
         for outside in (5000, -1):
             with pytest.raises(IndexError, match=r"rows must lie in 0 to 4999$"):
                 cache.read(np.array([outside]))

@@ -421,7 +421,7 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
         setup = prepare(config, folder, silent, no_bar)
         trainer.begin(setup)
         list(trainer.fit(setup, silent))
-        score, _, _ = trainer.score(setup, no_bar)
+        score = trainer.judge(setup, no_bar).score
         trainer.export(setup)
     evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
     assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
@@ -875,7 +875,7 @@ def test_a_run_says_later_how_its_records_were_named(single, inputs, tmp_path, m
             setup = prepare(config, made, silent, no_bar)
             trainer.begin(setup)
             list(trainer.fit(setup, silent))
-            score, _, _ = trainer.score(setup, no_bar)
+            score = trainer.judge(setup, no_bar).score
             trainer.export(setup)
         assert RunFolder(tmp_path / name).read_naming()["one_string"] is one_string
         evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)

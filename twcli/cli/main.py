@@ -148,7 +148,9 @@ def main() -> None:
     signals.install()
 
 
-@main.command(cls=GroupedCommand, short_help="Frozen model, once over the data: per-token NLL b_t.")
+@main.command(
+    cls=GroupedCommand, short_help="Original model, once over the data: NLL b_t per token."
+)
 @config_options(PrecomputeConfig)
 @dry_run_option
 def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
@@ -302,7 +304,7 @@ def _print(*parts: Any) -> None:
         console.print(part, markup=False)
 
 
-@main.command(cls=GroupedCommand, short_help="Completions by the frozen model, or by latent.")
+@main.command(cls=GroupedCommand, short_help="Completions by the original model, or by latent.")
 @config_options(SampleConfig)
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
     """Draw completions: from the frozen model (to build data) or from a run."""

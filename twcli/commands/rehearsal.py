@@ -176,7 +176,7 @@ def _training(
             LOAD_MODEL: loaded,
             CHECK_BASELINE: RESCORED_ROWS * mean / speed,
             NAME: naming_seconds(config, encoded, speed),
-            ORIGINAL: original_seconds(encoded, held, speed),
+            ORIGINAL: original_seconds(encoded, speed),
             TRAIN: training,
             JUDGE_RUN: JUDGED_SHARE * training,
             SAVE: weights / SAVED_A_SECOND,

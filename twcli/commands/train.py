@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ from twcli.models import runtime
 from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.retention import Retention, retention_lines
+from twcli.training.retention import retention_lines
 from twcli.training.setup import Setup, Shared, prepare
 
 UNKNOWN = Verdict(
@@ -110,19 +110,20 @@ def _train_one(
             say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
         phases.begin(JUDGE_RUN, "its latents against the original model, without labels")
         # by all processes: each may hold a part of the model
-        score, retained, kept = trainer.score(setup, progress)
+        judged = trainer.judge(setup, progress)
         phases.begin(SAVE, str(run.model))
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    lost = [entry.latent for entry in retained if entry.below and entry.latent not in kept]
-    verdict = verdict_of_score(score, setup.model.latents, lost) if score is not None else UNKNOWN
+    score, verdict = judged.score, UNKNOWN
     if score is not None:
+        verdict = verdict_of_score(score, setup.model.latents, judged.lost, judged.at_most)
         say(verdict.sentence)
-        say(f"expected alignment: {score:.3f} of 1, one latent to one strategy")
-    for line in retention_lines(retained, kept):
+        highest = "" if judged.at_most is None else f" to {judged.at_most:.3f}"
+        say(f"expected alignment: {score:.3f}{highest} of 1, one latent to one strategy")
+    for line in retention_lines(judged.retained, judged.lost):
         say(line)
     if leads:
-        _write_page(setup, run, verdict, lost, retained, say)
+        _write_page(setup, run, verdict, judged, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
 
@@ -131,8 +132,7 @@ def _write_page(
     setup: Setup,
     run: RunFolder,
     verdict: Verdict,
-    lost: Container[int],
-    retained: Sequence[Retention],
+    judged: trainer.Judged,
     say: Callable[[str], None],
 ) -> None:
     """The page of a run that is finished: whatever is wrong with it changes nothing of that."""
@@ -146,7 +146,7 @@ def _write_page(
             **verdict.as_dict(),
             "advice": f"Next: twcli eval --run {setup.config.out} --data TEST.jsonl",
         },
-        [{**entry.as_dict(), "below": entry.latent in lost} for entry in retained],
+        [{**entry.as_dict(), "below": entry.latent in judged.lost} for entry in judged.retained],
         run.read_metrics(),
         setup.config.to_mapping(),
         about(run, setup.config, say),

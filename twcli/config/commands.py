@@ -397,7 +397,7 @@ class TrainConfig(InputsConfig):
         "frozen",
         group=LITERATURE,
         help=(
-            "b_t of the frozen model (the file at --baseline), or of the current model at each "
+            "b_t of the original model (the file at --baseline), or of the current model at each "
             "step."
         ),
         choices=("frozen", "dynamic"),
@@ -794,7 +794,7 @@ class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
         None,
         group=INPUTS,
         rare=True,
-        help="Frozen model for the likelihood gain; default: the one of the run.",
+        help="Original model for the likelihood gain; default: the one of the run.",
         path=True,
     )
     server: str | None = option(
@@ -834,8 +834,8 @@ class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
         None,
         group=OUTPUT,
         help=(
-            "Also draw so many completions of each prompt from the frozen model and from the run, "
-            "in three ways, and compare them: pass@k, samples saved, diversity."
+            "Also draw so many completions of each prompt from the original model and from the "
+            "run, in three ways, and compare them: pass@k, samples saved, diversity."
         ),
         minimum=1,
         maximum=1024,
@@ -844,7 +844,7 @@ class EvalConfig(BatchConfig, DataConfig, ComputeConfig):
         1.0,
         group=OUTPUT,
         rare=True,
-        help="Temperature of --samples; the frozen model's is the best of a few around it.",
+        help="Temperature of --samples; the original model's is the best of a few around it.",
         minimum=0.01,
         maximum=100.0,
     )
@@ -941,7 +941,7 @@ class SampleConfig(BatchConfig, TemplateConfig, ComputeConfig):
         if self.server is not None:
             self._check_server()
         elif (self.model is None) == (self.run is None):
-            raise UserError("give one of --model (frozen model) and --run (trained run)")
+            raise UserError("give one of --model (original model) and --run (trained run)")
         if (self.data is not None) + (self.x is not None) + self.interactive != 1:
             raise UserError(
                 "give one of --data (records), --x (one prompt) and --interactive (prompts that "
@@ -963,7 +963,7 @@ class SampleConfig(BatchConfig, TemplateConfig, ComputeConfig):
                 "--interactive: shows all latents on the terminal; leave --out and --latent out"
             )
         if self.model is not None and self.latent is not None and self.server is None:
-            raise UserError("--latent needs --run; the frozen model has no latents")
+            raise UserError("--latent needs --run; the original model has no latents")
         if (
             self.latent is not None
             and self.server is None

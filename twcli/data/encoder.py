@@ -113,35 +113,6 @@ class Encoded:
         ids: list[int] = self.ids[first : first + self.prompt_lengths[row] + 1].tolist()
         return ids
 
-    def answered(self, rows: Sequence[int], targets: Sequence[Sequence[int]]) -> Encoded:
-        """The prompts of `rows`, one may stand there twice, each with other tokens after it: y and
-        its closing tag.
-        """
-        sequences = [
-            np.asarray([*self.prompt_ids(row), *target, *self._tail_ids(row)], np.int32)
-            for row, target in zip(rows, targets, strict=True)
-        ]
-        hashes = [
-            hashlib.blake2b(ids.tobytes(), digest_size=HASH.itemsize).digest() for ids in sequences
-        ]
-        return Encoded(
-            ids=np.concatenate(sequences),
-            offsets=np.cumsum([0, *map(len, sequences)]),
-            prompt_lengths=self.prompt_lengths[rows],
-            target_lengths=np.asarray([len(target) for target in targets], np.int64),
-            x_starts=self.x_starts[rows],
-            x_lengths=self.x_lengths[rows],
-            row_hash=np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, HASH.itemsize),
-            prompt_index=np.unique(self.prompt_index[rows], return_inverse=True)[1],
-            unknown_rows=0,
-        )
-
-    def _tail_ids(self, row: int) -> list[int]:
-        """Token ids behind the supervised ones."""
-        first = self.offsets[row] + self.prompt_lengths[row] + 1 + self.target_lengths[row]
-        ids: list[int] = self.ids[first : self.offsets[row + 1]].tolist()
-        return ids
-
     def number(self, row: int) -> int:
         """A row's number in the data."""
         return int(row if self.row_numbers is None else self.row_numbers[row])

@@ -92,7 +92,7 @@ def probe_of(
     if not distinct and sum(map(len, chosen)) < LEAST_ROWS:
         return None
     rows, sizes = np.concatenate(chosen), [len(group) for group in chosen]
-    with progress("features of the frozen model", len(rows)) as advance:
+    with progress("features of the original model", len(rows)) as advance:
         features = source(rows, advance)
     if distinct:
         Centring.fit(features.kinds, sizes, keep=False)(features.kinds, sizes)

@@ -403,7 +403,7 @@ def _frozen_writer(
     except UserError as error:
         if config.model:
             raise
-        say(f"frozen model not found ({error}); its arm is left out, give --model to have it")
+        say(f"original model not found ({error}); its arm is left out, give --model to have it")
         return None
     frozen.to(runtime.pick_device(config.device))
     return Writer(frozen, encoder, [], runtime.context_length(frozen, config.max_length))

@@ -152,13 +152,16 @@ def evaluate(
             passes.posterior.argmax(1), frozen, passes.marginal_nll, passes.generator_nll
         )
     if probe is not None and frozen is not None:
+        soft = passes.responsibilities[probe.rows]
+        likelihoods = frozen[probe.rows], passes.marginal_nll[probe.rows]
+        generator = passes.generator_nll[probe.rows]
         predictability = judged_by_probe(
             probe,
-            passes.responsibilities[probe.rows],
-            passes.generator_nll[probe.rows],
-            frozen[probe.rows],
-            passes.marginal_nll[probe.rows],
+            soft,
+            generator,
+            *likelihoods,
             config.seed,
+            retention(soft.argmax(1), *likelihoods, generator),
         )
     sampled, frozen_sampled = None, None
     if alike and judge and frozen_texts is not None:
@@ -255,7 +258,7 @@ def _frozen(
         if config.model:
             raise
         say(
-            f"frozen model not found ({error}); score and likelihood.gain are left out, "
+            f"original model not found ({error}); score and likelihood.gain are left out, "
             "give --model to have them"
         )
         return None, None, None

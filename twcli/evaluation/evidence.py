@@ -88,7 +88,8 @@ def evidence_of(
 
 def training_evidence(setup: Setup) -> dict[str, Any]:
     """What `page.training_page` shows of the records that were trained on, by the latents that they
-    were named with; versions alone where there were no names.
+    were named with; versions alone where there were no names. `renamed` is the share of them that
+    training named otherwise than the naming, whose probabilities are shown.
     """
     latent_N, encoded = setup.latent_N, setup.encoded
     evidence: dict[str, Any] = {"provenance": runtime.versions()}
@@ -97,6 +98,9 @@ def training_evidence(setup: Setup) -> dict[str, Any]:
     naming = setup.naming
     probability_N = np.ones(len(latent_N)) if naming is None else naming.probability_N
     latents, distinct = setup.model.latents, Rows.of(encoded).rows
+    if naming is not None:
+        renamed_N = (naming.latent_N >= 0) & (naming.latent_N != latent_N)
+        evidence["renamed"] = float(renamed_N[distinct].mean())
     chosen = CardRows.of(latent_N, probability_N, latents, distinct, TYPICAL)
     known = texts_of(setup.records, encoded, chosen.rows)
     evidence["latent_cards"] = latent_cards(chosen, latent_N, probability_N, known, encoded.number)

@@ -19,6 +19,7 @@ from twcli.pages.differences import marked
 from twcli.pages.rendering import render
 from twcli.pages.text import cut, interval, number, share
 from twcli.training.defaults import duration
+from twcli.training.retention import gains_disagree
 
 MOST_CHARACTERS = 2000  # of a sample
 SECTIONS = {
@@ -205,6 +206,7 @@ def _page(
     shown = {
         "cards": cards,
         "whole": "the records",
+        "renamed": evidence.get("renamed", 0.0),
         "samples": _samples(evidence),
         "matrices": _matrices(evidence),
         "map": charts.scatter(evidence.get("map")),
@@ -401,6 +403,15 @@ def _against(entry: dict[str, Any]) -> list[dict[str, Any]]:
             "worse": entry["below"],
         },
     ]
+    if gains_disagree(entry):
+        low_high = entry["written_gain_ci"]
+        written = {
+            "name": "gain once it is chosen",
+            "ours": f"{entry['written_gain']:+.2f}",
+            "original": f"{low_high[0]:+.2f} to {low_high[1]:+.2f}" if low_high else "",
+            "worse": entry["below"],
+        }
+        facts.append(written)
     for key, name, of_what in (
         ("obeyed", "obeyed", " of its share"),
         ("right", "right", ""),

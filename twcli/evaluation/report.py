@@ -10,6 +10,8 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from twcli.training.retention import gains_disagree
+
 # (section, key, meaning); section None is the top level
 ROWS = (
     ("posterior", "mutual_information", "nats of at most log K"),
@@ -33,7 +35,7 @@ ROWS = (
     (None, "strategy_accuracy", "does z mean a strategy?"),
     (None, "score", "one latent to one strategy, no labels"),
     (None, "answer_accuracy", "right answers, all latents"),
-    ("likelihood", "frozen_nll", "frozen model, nats per example"),
+    ("likelihood", "frozen_nll", "original model, nats per example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
     ("likelihood", "gain", "nats per example"),
     ("diagnostics", "informative", "effective t0 / T of b_t"),
@@ -68,7 +70,7 @@ SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
 NO_JUDGE = "no --judge was given"
 NO_NAMES = "the judge names no strategies"
-NO_FROZEN = "frozen model not found; give --model"
+NO_FROZEN = "original model not found; give --model"
 NO_MASS = "no record has any b_t"
 NO_GRADIENT = "the posterior is certain: no gradient"
 NO_SEVERAL = "no two prompts with two completions"
@@ -107,8 +109,10 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
         if entry is None:
             yield "retention", key, "-", "", why
             continue
-        note = "BELOW the frozen model" if entry["below"] else "against the frozen model"
+        note = "BELOW the original model" if entry["below"] else "against the original model"
         note += f"; {entry['retained']:.0%} left"
+        if gains_disagree(entry):
+            note += f"; {entry['written_gain']:+.3f} once the latent is chosen"
         if entry["obeyed"] is not None:
             note += f"; obeyed {entry['obeyed']:.0%}" + _before(entry["frozen_obeyed"])
         if entry["right"] is not None:

@@ -197,8 +197,8 @@ class ServedCompletions:
 
     @property
     def block(self) -> int:
-        """Prompts of a block: enough to keep the connections busy."""
-        return -(-max(BLOCK, 4 * self.config.concurrency) // self.per_prompt)
+        """Prompts of a block, whatever --concurrency is: a block has random numbers of its own."""
+        return -(-BLOCK // self.per_prompt)
 
     def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
         """One line of JSON for each of these prompts."""

@@ -8,6 +8,7 @@ is held against chance by its 95 % interval, so that few records give no firm ve
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -84,18 +85,29 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
     return Verdict(kind, sentence, _advice(kind, result, bool(lost) or worse))
 
 
-def verdict_of_score(score: float, latents: int, lost: list[int]) -> Verdict:
+def verdict_of_score(
+    score: float, latents: int, lost: Collection[int], at_most: float | None = None
+) -> Verdict:
     """The verdict at the end of a training, where there is the score only.
 
     Args:
         lost: latents whose completions are less likely than under the frozen model.
+        at_most: the score if the frozen model knows the records by heart (`trainer.Judged`).
     """
-    kind = _kind(score, None, 1 / latents)
-    if kind == "works" and lost:
-        kind = "partly"
+    kind, highest = _kind(score, None, 1 / latents), None
+    if at_most is not None and kind == "partly":
+        highest = _kind(at_most, None, 1 / latents)
+    if lost:
+        kind, highest = "partly" if kind == "works" else kind, None
+    opening = f"{OPENINGS[kind]}"
+    if highest == "works":
+        opening = "Works, at least in part"
+    expected = f"{score:.0%}"
+    if at_most is not None and f"{at_most:.0%}" != expected:
+        expected = f"{score:.0%} to {at_most:.0%}"
     return Verdict(
         kind,
-        f"{OPENINGS[kind]}: asking for a latent is expected to get its strategy {score:.0%} of the "
+        f"{opening}: asking for a latent is expected to get its strategy {expected} of the "
         f"time (chance {1 / latents:.0%}; no labels are read).",
         "",
     )

@@ -265,10 +265,6 @@ class Cache:
         targets = np.cumsum(lengths) - lengths
         return flat[np.repeat(sources - targets, lengths) + np.arange(lengths.sum())], lengths
 
-    def row_hashes(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start, 16) uint8: content hashes of consecutive rows."""
-        return self._open().columns["row_hash"].block(start, stop)
-
     def stream(self, block: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
         """All rows in order, `block` at a time: the rows, then b_t and
         lengths as `read` gives them.

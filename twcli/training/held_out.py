@@ -6,6 +6,7 @@ Shapes: H held-out records, K latents, S supervised tokens. Nats.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from twcli.kernels.packing import PLAIN
 from twcli.models.latents import LatentModel
 from twcli.storage.cache import Cache
 from twcli.training import diagnostics, loss
-from twcli.training.retention import Retention, retention
+from twcli.training.retention import Retention, lost_latents, retention
 
 SHARE = 0.1  # of the records, at most
 LEAST_RECORDS = 16  # that say anything; where a tenth of the data are fewer, none are held out
@@ -152,6 +153,45 @@ def read_held_out(
     return found
 
 
+@torch.no_grad()
+def read_branches(
+    model: LatentModel,
+    encoder: ExampleEncoder,
+    encoded: Encoded,
+    rows: np.ndarray,
+    config: TrainConfig,
+    accelerator: Any,
+    classes: np.ndarray,
+    progress: Callable[[int], None] | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Responsibilities (R, K), NLL under the generator with each latent (R, K), and NLL with the
+    exact sum over z (R,), of `rows`, in eval mode; the mode is put back.
+    """
+    shape = (len(rows), model.latents)
+    soft_RK, generator_RK, marginal_R = np.empty(shape), np.empty(shape), np.empty(len(rows))
+    training = model.training
+    model.eval()
+    for places in forward_batches(
+        encoded,
+        rows,
+        batch_tokens=config.resolved_batch_tokens,
+        branches=model.latents,
+        shared=model.execution != PLAIN,
+        classes=classes,
+    ):
+        batch = collate(rows[places], encoded, encoder, None).to(accelerator.device)
+        with accelerator.autocast():
+            nll_BKS, log_p_BK = model.score_branches(batch)
+        soft_RK[places], marginal_R[places] = (
+            t.cpu() for t in loss.responsibilities(nll_BKS, log_p_BK)
+        )
+        generator_RK[places] = nll_BKS.double().sum(-1).cpu()
+        if progress:
+            progress(len(places))
+    model.train(training)
+    return soft_RK, generator_RK, marginal_R
+
+
 def retained(held: HeldOut, found: HeldOutNll) -> list[Retention]:
     """What became of the held-out completions of each latent. Without a name a record has the
     latent that would write it.
@@ -171,8 +211,9 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
         `held_out_nll`: the generator's NLL under the name, mean of the latents' means, and
             `held_out_nll_error`, its standard error.
         `held_out_gain`, `held_out_below`, `held_out_agreement`: for each latent, as `retention` has
-            them, and the share of its records that the generator finds likeliest under it; None
-            for a latent without records.
+            it, whether it is below the frozen model by more than all are (`lost_latents`), and the
+            share of its records that the generator finds likeliest under it; None for a latent
+            without records.
         `held_out_certainty`: mean probability of a record's likeliest latent by the generator,
             latents being as likely as each other before.
         `held_out_posterior`: share of the records whose posterior is highest at the name.
@@ -183,6 +224,7 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
     used_HC = nll_HK[:, : held.used]
     latent_H, best_H = _latents(held, found), used_HC.argmin(1)
     entries = {entry.latent: entry for entry in retained(held, found)}
+    lost = lost_latents(list(entries.values()))
     own_H = nll_HK[np.arange(H), latent_H]
     certain_H = 1 / np.exp(used_HC.min(1, keepdims=True) - used_HC).sum(1)
     means, variances = [], []
@@ -196,7 +238,7 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
         "held_out_nll": float(np.mean(means)),
         "held_out_nll_error": float(np.sqrt(np.sum(variances)) / len(means)),
         "held_out_gain": [entries[k].gain if k in entries else None for k in range(K)],
-        "held_out_below": [k in entries and entries[k].below for k in range(K)],
+        "held_out_below": [k in lost for k in range(K)],
         "held_out_agreement": agreement,
         "held_out_certainty": float(certain_H.mean()),
         "held_out_posterior": float((found.posterior_H == latent_H).mean()),

@@ -11,6 +11,10 @@ knows which strategies they take, a router does not. A strategy is lost where it
 worse: where the generator, given the latent, finds its completions less likely than the frozen
 model does once it has chosen, for which it pays -log of the latent's share on average.
 
+A frozen model that was trained on the same records knows them by heart, and what is trained from
+it then finds all of them less likely, though no strategy is lost. On these records that looks like
+a loss that all latents share (`lost_latents`): `twcli train` gives both bounds, new records decide.
+
 Shapes: N records, K latents. Nats an example.
 """
 
@@ -18,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +33,7 @@ from twcli.discovery.probe import Probe
 from twcli.discovery.score import Predictability
 
 CONFIDENCE = 0.95
+MEMORY = 2.0  # what memory costs one latent, at most, in units of what it costs the others
 
 
 @dataclass(frozen=True)
@@ -151,6 +156,7 @@ def judged_by_probe(
     frozen_N: np.ndarray,
     marginal_N: np.ndarray,
     seed: int,
+    found: Sequence[Retention],
     *,
     kept: Container[int] = (),
 ) -> Predictability:
@@ -163,10 +169,10 @@ def judged_by_probe(
         soft_NK: responsibilities, proportional to p(y|x,z), of the probe's rows.
         generator_NK: their NLL under the generator with each latent.
         frozen_N, marginal_N: their NLL under the frozen model and under the run.
+        found: what `retention` has of these rows and `soft_NK`'s latents.
         kept: latents of which nothing was lost, whatever the records say.
     """
     latent_N = soft_NK.argmax(1)
-    found = retention(latent_N, frozen_N, marginal_N, generator_NK)
     below_K = np.zeros(soft_NK.shape[1], bool)
     below_K[[entry.latent for entry in found if entry.below and entry.latent not in kept]] = True
     gain_N = frozen_N - marginal_N
@@ -179,36 +185,77 @@ def judged_by_probe(
     return Predictability(predicted_N, upper_bound_N, gain=gain_N, latent=latent_N, below=below_K)
 
 
-def retention_lines(found: Sequence[Retention], kept: Container[int] = ()) -> list[str]:
-    """What `twcli train` says of it, the latents that are below one by one.
+def gains_disagree(entry: Mapping[str, Any]) -> bool:
+    """Whether choice and writing differ: one of the two gains of a latent (`Retention.as_dict`) is
+    below 0, or beyond doubt so, and the other is not.
+    """
+    signs = {entry[name] < 0 for name in ("gain", "written_gain")}
+    intervals = (entry[name] for name in ("gain_ci", "written_gain_ci"))
+    certain = {interval is not None and interval[1] < 0 for interval in intervals}
+    return len(signs) > 1 or len(certain) > 1
+
+
+def lost_latents(found: Sequence[Retention]) -> frozenset[int]:
+    """Latents that are below the frozen model by more than `MEMORY` times what the others are: what
+    all share may be the frozen model's memory of the records. Both gains say so beyond doubt.
+    """
+    return frozenset(
+        entry.latent
+        for entry in found
+        if entry.below
+        and _beyond_others(entry, found, "gain")
+        and _beyond_others(entry, found, "written_gain")
+    )
+
+
+def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> bool:
+    others = [other for other in found if other.latent != entry.latent]
+    if not others:
+        return True
+    shared = min(0.0, float(np.mean([getattr(other, name) for other in others])))
+    errors = [_half_interval(other, name) for other in others]
+    # of a mean of independent means; what is not known to be shared is not taken off
+    half = math.hypot(*errors) / len(others) if shared else 0.0
+    apart = getattr(entry, name) - MEMORY * shared
+    return bool(apart + math.hypot(_half_interval(entry, name), MEMORY * half) < 0)
+
+
+def _half_interval(entry: Retention, name: str) -> float:
+    interval: tuple[float, float] | None = getattr(entry, f"{name}_ci")
+    return 0.0 if interval is None else (interval[1] - interval[0]) / 2
+
+
+def retention_lines(found: Sequence[Retention], lost: Container[int]) -> list[str]:
+    """What `twcli train` says of it, the latents that are lost one by one.
 
     Args:
-        kept: latents that are not below on what the frozen model draws itself.
+        lost: as of `lost_latents`.
     """
     if not found:
         return []
-    below = [entry for entry in found if entry.below and entry.latent not in kept]
-    memorised = [entry for entry in found if entry.below and entry.latent in kept]
-    lines = [
-        f"retention: z{entry.latent} is below the frozen model on records of --data "
-        f"({entry.decisive[0]:+.2f} nats an example) and not on completions that the frozen model "
-        "draws itself: it has memorised the records"
-        for entry in memorised
-    ]
-    if memorised and not below:
-        return lines
+    below = [entry for entry in found if entry.below or entry.latent in lost]
     if not below:
         worst = min(found, key=lambda entry: entry.decisive[0])
         return [
-            "retention: no latent is below the frozen model; the lowest gain is that of "
+            "retention: no latent is below the original model; the lowest gain is that of "
             f"z{worst.latent}, {worst.decisive[0]:+.2f} nats an example"
         ]
+    lines = []
     for entry in below:
+        if entry.latent not in lost:
+            continue
         gain, interval = entry.decisive
         between = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         lines.append(
-            f"retention: z{entry.latent} is below the frozen model, {gain:+.2f} nats an example"
+            f"retention: z{entry.latent} is below the original model, {gain:+.2f} nats an example"
             f"{between}, on {entry.records:,} of its records: {entry.retained:.0%} of that "
             "strategy is left; train longer, or with a lower --lr"
+        )
+    if shared := [entry for entry in below if entry.latent not in lost]:
+        names = ", ".join(f"z{entry.latent} {entry.decisive[0]:+.2f}" for entry in shared)
+        lines.append(
+            f"retention: below the original model on records of --data: {names} nats an example, "
+            "no latent much more than the others. Either all lost a little, or the original model "
+            "was trained on these records and knows them by heart: eval on new records decides"
         )
     return lines

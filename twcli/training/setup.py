@@ -53,7 +53,6 @@ from twcli.training.defaults import (
     peak_learning_rate,
 )
 from twcli.training.defaults import batch_tokens as default_batch_tokens
-from twcli.training.drawn import Drawn, draw
 from twcli.training.held_out import (
     MONITORED,
     PASSES_A_RECORD,
@@ -94,7 +93,6 @@ class Setup:
             shares the rows of one of them.
         course: what each step trains under, and when the run ends.
         held: records that are not trained on.
-        drawn: what the frozen model answers to the prompts of the held-out records.
         length: what is said of the run's length before it starts.
         records: as they are in the data, to be read once more for their texts.
         provenance: what a checkpoint must have been made from to be resumed.
@@ -116,7 +114,6 @@ class Setup:
     used: int
     course: Course
     held: HeldOut
-    drawn: Drawn | None
     length: str
     lr: float
     accelerator: Any
@@ -186,8 +183,10 @@ def prepare(
     if stored_dtype != backbone.dtype:
         name = str(stored_dtype).removeprefix("torch.")
         say(f"weights: stored in {name}, trained in float32; {run.model} will be in {name} as well")
-    phases.begin(CHECK_BASELINE, f"{_rescored(encoded)} records are scored again")
-    if config.baseline_policy == "frozen":
+    compared = config.baseline_policy == "frozen"
+    again = f"{_rescored(encoded)} records are scored again"
+    phases.begin(CHECK_BASELINE, again if compared else "b_t is the current model's own")
+    if compared:
         cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
         backbone.to(accelerator.device)
         mean, largest = rescore(backbone, encoder, encoded, cache, config, fingerprint["dtype"])
@@ -224,7 +223,7 @@ def prepare(
     phases.expect(
         {
             NAME: naming_seconds(config, encoded, speed if stored is None else math.inf),
-            ORIGINAL: original_seconds(encoded, held_rows, speed),
+            ORIGINAL: original_seconds(encoded, speed),
             TRAIN: seconds,
             JUDGE_RUN: JUDGED_SHARE * seconds,
             SAVE: 4 * sum(p.numel() for p in backbone.parameters()) / SAVED_A_SECOND,
@@ -249,8 +248,7 @@ def prepare(
         used,
         measured_every(steps, min(len(held_rows), MONITORED), config.resolved_latents, rows_a_step),
     )
-    phases.begin(ORIGINAL, "what it writes by itself, and features to score the run by")
-    drawn = draw(backbone, encoder, encoded, held.monitored().rows_H, config, progress)
+    phases.begin(ORIGINAL, "features to score the run by")
     seconds = training_seconds(config, encoded, steps, speed)  # K is known now
     phases.expect({TRAIN: seconds, JUDGE_RUN: JUDGED_SHARE * seconds})
     length = Length(steps, steps * rows_a_step / len(trained), len(trained))
@@ -306,7 +304,6 @@ def prepare(
         used,
         course,
         held,
-        drawn,
         f"{length}, about {duration(seconds)}",
         lr,
         accelerator,
@@ -436,7 +433,7 @@ def _named(
             return config, given_names(encoded, names.latent_N, names.probability_N, latents)
         say(
             f"naming: skipped, {config.data} has too few records for {latents} latents; draw more "
-            f"from the frozen model: twcli sample --model {config.model} --data {config.data} "
+            f"from the original model: twcli sample --model {config.model} --data {config.data} "
             "-n 4 --out more.jsonl"
         )
         return config, None
@@ -534,13 +531,11 @@ def naming_seconds(config: TrainConfig, encoded: Encoded, speed: float) -> float
     return reading + searching_seconds(rows, latents)
 
 
-def original_seconds(encoded: Encoded, held_rows: np.ndarray, speed: float) -> float:
-    """A guess at how long the original model writes for held-out prompts, from the tokens a second
-    of a forward pass.
+def original_seconds(encoded: Encoded, speed: float) -> float:
+    """A guess at how long features to score the run by take, from the tokens a second of a forward
+    pass.
     """
-    rows = held_rows[:MONITORED]
-    longest = int(encoded.target_lengths[rows].max(initial=0))
-    return len(rows) * longest * DECODED / speed
+    return min(len(encoded), PROBE_ROWS) * float(encoded.lengths.mean()) / speed
 
 
 def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: float) -> float:

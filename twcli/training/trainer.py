@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any, cast
@@ -31,11 +32,17 @@ from twcli.models.card import model_card
 from twcli.models.sharding import shard, whole
 from twcli.training import diagnostics
 from twcli.training.average import WeightAverage
-from twcli.training.drawn import denied, read_branches
-from twcli.training.held_out import HeldOut, HeldOutNll, measurement, read_held_out, retained
+from twcli.training.held_out import (
+    HeldOut,
+    HeldOutNll,
+    measurement,
+    read_branches,
+    read_held_out,
+    retained,
+)
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
-from twcli.training.retention import Retention, judged_by_probe, retention
+from twcli.training.retention import Retention, judged_by_probe, lost_latents, retention
 from twcli.training.setup import ADAM_BETAS, Say, Setup, batch_sampler_of
 from twcli.training.stages import FREE, REFINE, batches, prefetch
 from twcli.training.state import restore, snapshot
@@ -195,21 +202,8 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     differ.
     """
     held = setup.held.monitored()
-    read = _read_held_out(setup, held)
-    # The same in all processes before it decides what they read next.
-    entries, found = broadcast_object_list([retained(held, read), measurement(held, read)])
-    for latent in broadcast_object_list([_denied(setup, entries)])[0]:
-        found["held_out_below"][latent] = False
-    return cast(dict[str, Any], found)
-
-
-def _denied(setup: Setup, *found: Sequence[Retention]) -> frozenset[int]:
-    """Latents that are below by the records, and not by what the frozen model draws itself."""
-    below: dict[int, float] = {}
-    for entry in chain(*found):
-        if entry.below:
-            below[entry.latent] = max(entry.decisive[0], below.get(entry.latent, -math.inf))
-    return denied(setup.drawn, below, setup.model, setup.encoder, setup.config, setup.accelerator)
+    found = measurement(held, _read_held_out(setup, held))
+    return cast(dict[str, Any], broadcast_object_list([found])[0])
 
 
 def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
@@ -408,16 +402,29 @@ def _diverged(setup: Setup, step: int, rows: np.ndarray, what: str) -> WorkFaile
     )
 
 
-def score(
-    setup: Setup, progress: Callable[[str, int], Any]
-) -> tuple[float | None, list[Retention], frozenset[int]]:
-    """(the `score` of `twcli eval`, on records of training: the alignment to expect, from 0 to 1,
-    without a label; what became of each latent's completions; latents that are below there and not
-    on what the frozen model draws itself). None and nothing where no prompts have several
-    completions.
+@dataclass(frozen=True)
+class Judged:
+    """What a finished run is by the records of its own data, without a label.
+
+    Attributes:
+        score: the `score` of `twcli eval`: the alignment to expect, from 0 to 1. None where no
+            prompts have several completions.
+        at_most: the same if what all latents lack of the frozen model's likelihood is no loss but
+            that model's memory of the records.
+        retained: what became of each latent's completions.
+        lost: latents below the frozen model by more than all are.
     """
+
+    score: float | None = None
+    at_most: float | None = None
+    retained: Sequence[Retention] = ()
+    lost: frozenset[int] = frozenset()
+
+
+def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
+    """Reads the probe's and the held-out records under all latents; by all processes alike."""
     if setup.probe is None or setup.frozen_nll_N is None:
-        return None, [], frozenset()
+        return Judged()
     rows, latents = setup.probe.rows, setup.model.latents
     with progress("score", len(rows)) as advance:
         soft_NK, generator_NK, marginal_N = read_branches(
@@ -430,6 +437,7 @@ def score(
             setup.classes,
             advance,
         )
+    scored = retention(soft_NK.argmax(1), setup.frozen_nll_N, marginal_N, generator_NK)
     if len(setup.held.rows_H):
         found = retained(setup.held, _read_held_out(setup, setup.held))
     else:
@@ -437,19 +445,22 @@ def score(
         named_N = setup.latent_N[rows]
         latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
         found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
-    scored = retention(soft_NK.argmax(1), setup.frozen_nll_N, marginal_N, generator_NK)
     found, scored = broadcast_object_list([found, scored])
-    kept = _denied(setup, found, scored)
-    records = judged_by_probe(
+    lost = lost_latents(found) | lost_latents(scored)
+    judged = partial(
+        judged_by_probe,
         setup.probe,
         soft_NK,
         generator_NK,
         setup.frozen_nll_N,
         marginal_N,
         setup.config.seed,
-        kept=kept,
+        scored,
     )
-    return run_score(records, latents), found, kept
+    score, at_most = run_score(judged(), latents), None
+    if score is not None and any(entry.below for entry in chain(found, scored)):
+        at_most = run_score(judged(kept=frozenset(range(latents)) - lost), latents)
+    return Judged(score, at_most, found, lost)
 
 
 def _in_stored_dtype(
