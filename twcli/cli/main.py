@@ -307,7 +307,7 @@ def _print(*parts: Any) -> None:
 @main.command(cls=GroupedCommand, short_help="Completions by the original model, or by latent.")
 @config_options(SampleConfig)
 def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
-    """Draw completions: from the frozen model (to build data) or from a run."""
+    """Draw completions: from the original model (to build data) or from a run."""
     config = resolve(SampleConfig, flags, config_file)
     with Screen(quiet) as screen:
         load = None  # a server has it
