@@ -77,7 +77,7 @@ def _of_all_rows(
 
     Where they are most of the rows, they may say more of the strategies than a few prompts that
     repeat; and where they are some, and names by exchanges are doubtful, strategies may be of the
-    kind that can be told from any completion. So all rows are named together as well, under the
+    kind that any completion shows. So all rows are named together as well, under the
     same repulsion, and the naming that is expected to be right more often is taken.
     """
     naming = name_single_rows(source, encoded, found.groups(), naming, seed, progress)
