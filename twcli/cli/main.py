@@ -154,7 +154,7 @@ def main() -> None:
 @config_options(PrecomputeConfig)
 @dry_run_option
 def precompute(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> None:
-    """Score the data once with the frozen model: per-token NLL b_t in HDF5."""
+    """Score the data once with the original model: per-token NLL b_t in HDF5."""
     config = resolve(PrecomputeConfig, flags, config_file)
     with Screen(quiet) as screen:
         screen.phases.plan(REHEARSAL if dry_run else precompute_phases(config.precision))
