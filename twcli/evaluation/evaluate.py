@@ -27,6 +27,7 @@ from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
 from twcli.data.padding import gather_padded
 from twcli.discovery.probe import Probe, probe_of
 from twcli.discovery.rows import ModelSource
+from twcli.discovery.score import Predictability
 from twcli.errors import UserError
 from twcli.evaluation.arms import compare
 from twcli.evaluation.evidence import SHOWN, evidence_of
@@ -44,7 +45,7 @@ from twcli.phases import COMPLETE, DRAW, ORIGINAL, PAGE, POSTERIOR, Phases
 from twcli.storage.run_folder import RunFolder
 from twcli.training import diagnostics, loss
 from twcli.training.objective import reconstruction
-from twcli.training.retention import judged_by_probe, retention
+from twcli.training.retention import Retention, judged_by_probe, retention
 from twcli.training.setup import DECODED
 
 PAGE_SECONDS = 3.0
@@ -112,11 +113,7 @@ def evaluate(
             batch_tokens=config.batch_tokens,
             progress=advance,
         )
-    labels = [e.strategy for e in examples]
-    if judge and judge.names_strategies and not any(labels):
-        with progress("judging the records", len(examples)) as advance:
-            verdicts = judge.verdicts([(e.x, e.y) for e in examples], advance)
-        labels = [verdict and verdict[0] for verdict in verdicts]
+    labels = _labels(examples, judge, progress)
     phases.begin(
         COMPLETE, "under each latent, " + ("each prompt" if judge else "a few for the page")
     )
@@ -141,28 +138,9 @@ def evaluate(
     else:
         prompts, texts = complete(None if judge else SHOWN)
     generations = _judged_all(judge, examples, encoded, prompts, texts) if judge else None
-    frozen = (
-        None
-        if baseline_flat is None
-        else np.add.reduceat(baseline_flat, encoded.target_offsets[:-1], dtype=np.float64)
+    frozen, retained, predictability = _against_frozen(
+        passes, baseline_flat, encoded, probe, config.seed
     )
-    predictability, retained = None, None
-    if frozen is not None:
-        retained = retention(
-            passes.posterior.argmax(1), frozen, passes.marginal_nll, passes.generator_nll
-        )
-    if probe is not None and frozen is not None:
-        soft = passes.responsibilities[probe.rows]
-        likelihoods = frozen[probe.rows], passes.marginal_nll[probe.rows]
-        generator = passes.generator_nll[probe.rows]
-        predictability = judged_by_probe(
-            probe,
-            soft,
-            generator,
-            *likelihoods,
-            config.seed,
-            retention(soft.argmax(1), *likelihoods, generator),
-        )
     sampled, frozen_sampled = None, None
     if alike and judge and frozen_texts is not None:
         if ours is None:
@@ -224,6 +202,47 @@ def evaluate(
         generations=generations,
     )
     return result, evidence
+
+
+def _labels(
+    examples: list[Example], judge: Judge | None, progress: Callable[[str, int], Any]
+) -> list[str | None]:
+    """Each record's strategy: as it is labelled, or where none is, as the judge finds it."""
+    labels = [example.strategy for example in examples]
+    if judge is None or not judge.names_strategies or any(labels):
+        return labels
+    with progress("judging the records", len(examples)) as advance:
+        verdicts = judge.verdicts([(e.x, e.y) for e in examples], advance)
+    return [verdict and verdict[0] for verdict in verdicts]
+
+
+def _against_frozen(
+    passes: Passes,
+    baseline_flat: np.ndarray | None,
+    encoded: Encoded,
+    probe: Probe | None,
+    seed: int,
+) -> tuple[np.ndarray | None, list[Retention] | None, Predictability | None]:
+    """(NLL (N,) of the records under the frozen model, what became of each latent's completions,
+    what the score is made of); None where there is no frozen model, the last without a probe too.
+    """
+    if baseline_flat is None:
+        return None, None, None
+    frozen_N = np.add.reduceat(baseline_flat, encoded.target_offsets[:-1], dtype=np.float64)
+    retained = retention(
+        passes.posterior.argmax(1), frozen_N, passes.marginal_nll, passes.generator_nll
+    )
+    if probe is None:
+        return frozen_N, retained, None
+    soft = passes.responsibilities[probe.rows]
+    likelihoods = frozen_N[probe.rows], passes.marginal_nll[probe.rows]
+    generator = passes.generator_nll[probe.rows]
+    found = retention(soft.argmax(1), *likelihoods, generator)
+    return (
+        frozen_N,
+        retained,
+        judged_by_probe(probe, soft, generator, *likelihoods, seed, found),
+    )
 
 
 def _frozen(
