@@ -173,6 +173,28 @@ def test_a_plan_goes_through_the_rows_it_is_given(lengths, prompts):
     )
 
 
+def test_rows_are_repeated_as_often_as_asked_within_budget(lengths, prompts):
+    repeats = np.ones(300)
+    repeats[:20], repeats[20:60] = 3.0, 1.5
+    sampler = BatchSampler(lengths, prompts, batch_tokens=400, seed=[1], repeats=repeats)
+    epochs = [sampler.epoch(number) for number in range(60)]
+    times = np.array([np.bincount(np.concatenate(epoch), minlength=300) for epoch in epochs])
+    assert (times[:, :20] == 3).all() and (times[:, 60:] == 1).all()
+    assert set(np.unique(times[:, 20:60])) == {1, 2}
+    assert times[:, 20:60].mean() == pytest.approx(1.5, abs=0.05)  # 5 standard errors of 2,400
+    assert all(len(b) * lengths[b].max() <= 400 for epoch in epochs for b in epoch)
+    again = BatchSampler(lengths, prompts, batch_tokens=400, seed=[1], repeats=repeats)
+    assert np.array_equal(np.concatenate(again.epoch(7)), np.concatenate(epochs[7]))
+
+
+def test_no_rows_make_no_batches_repeated_or_not(lengths, prompts):
+    for repeats in (None, np.ones(300)):
+        sampler = BatchSampler(
+            lengths, prompts, batch_tokens=400, seed=[1], rows=np.arange(0), repeats=repeats
+        )
+        assert list(sampler.stream()) == []
+
+
 def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
     def flat(seed, epoch):
         return np.concatenate(

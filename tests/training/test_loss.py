@@ -358,6 +358,17 @@ def test_the_held_objective_is_the_whole_one_at_a_one_hot_q():
     assert torch.allclose(held_objective(reff[torch.arange(3), held], log_p, held, 0.3), whole)
 
 
+def test_repeated_rows_leave_the_router_at_the_latents_own_shares():
+    # Shares 3/4 and 1/4; the rare latent is taken three times as often.
+    latents = torch.tensor([0, 0, 0, 1, 1, 1])
+    once = torch.tensor([1.0, 1.0, 1.0, 1 / 3, 1 / 3, 1 / 3], dtype=torch.float64) * 1.5
+    logits = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    log_p = torch.log_softmax(logits, -1).expand(6, 2)
+    held_objective(torch.zeros(6, dtype=torch.float64), log_p, latents, once).mean().backward()
+    shares = torch.tensor([0.75, 0.25], dtype=torch.float64)
+    assert torch.allclose(logits.grad, torch.softmax(logits.detach(), -1) - shares)
+
+
 def test_entropy_is_in_nats_and_takes_zeros():
     found = entropy(torch.tensor([[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.25, 0.5, 0.25]]))
     assert found.tolist() == pytest.approx([0.6931472, 0.0, 1.0397208])

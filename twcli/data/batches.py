@@ -224,6 +224,38 @@ def forward_batches(
     return min(ways, key=lambda batches: sum(map(tokens, batches)))
 
 
+@dataclass(frozen=True)
+class _Groups:
+    """Rows that share a batch if the budget permits: those of one prompt and class.
+
+    Attributes:
+        rows: (R,) group by group.
+        starts, sizes: (G,) of each group in `rows`.
+        longest: (G,) tokens of its longest row.
+        classes: (G,) its class.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+    longest: np.ndarray
+    classes: np.ndarray
+
+    def rows_of(self, group: int) -> np.ndarray:
+        """Rows of one group."""
+        return self.rows[self.starts[group] : self.starts[group] + self.sizes[group]]
+
+    def joined(self, other: _Groups) -> _Groups:
+        """These groups and then the others."""
+        return _Groups(
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.starts, other.starts + len(self.rows)]),
+            np.concatenate([self.sizes, other.sizes]),
+            np.concatenate([self.longest, other.longest]),
+            np.concatenate([self.classes, other.classes]),
+        )
+
+
 class BatchSampler:
     """Batches of each epoch. They depend only on the seed and the epoch's number, so that a resumed
     run repeats them.
@@ -240,6 +272,8 @@ class BatchSampler:
         rows: the rows to use; None for all.
         classes: (N,) as of `length_classes`: rows of different classes share no batch, even if they
             are of one prompt. None if all rows may share one.
+        repeats: (N,) of at least 1, how often an epoch has each row on average: the whole part for
+            certain, the rest by chance. None for once.
     """
 
     def __init__(
@@ -251,34 +285,29 @@ class BatchSampler:
         seed: Sequence[int],
         rows: np.ndarray | None = None,
         classes: np.ndarray | None = None,
+        repeats: np.ndarray | None = None,
     ) -> None:
-        rows = np.arange(len(lengths)) if rows is None else rows
-        classes = np.zeros(len(lengths), np.int64) if classes is None else classes
-        self.lengths, self.batch_tokens, self.seed = lengths, batch_tokens, list(seed)
-        self._rows = rows[np.lexsort((classes[rows], prompts[rows]))]
-        other_prompt = np.diff(prompts[self._rows]) != 0
-        other_class = np.diff(classes[self._rows]) != 0
-        first = np.ones(len(rows), bool)
-        first[1:] = other_prompt | other_class
-        self._starts = np.flatnonzero(first)
-        self._sizes = np.diff(np.append(self._starts, len(rows)))
-        self._classes = classes[self._rows][self._starts]
-        self._longest = np.empty(0, np.int64)
-        if len(rows):
-            self._longest = np.maximum.reduceat(lengths[self._rows], self._starts)
+        self._rows = np.arange(len(lengths)) if rows is None else rows
+        self._classes = np.zeros(len(lengths), np.int64) if classes is None else classes
+        self.lengths, self.prompts, self.repeats = lengths, prompts, repeats
+        self.batch_tokens, self.seed = batch_tokens, list(seed)
+        self._once = self._grouped(self._rows)
 
     def epoch(self, number: int) -> list[np.ndarray]:
         """Row numbers of each batch."""
         rng = np.random.default_rng([*self.seed, number])
-        order = rng.permutation(len(self._sizes))
-        mean = max(1, int(np.mean(self._sizes * self._longest))) if len(order) else 1
+        groups = self._once
+        if self.repeats is not None:
+            groups = self._with_repetitions(self.repeats[self._rows], rng)
+        order = rng.permutation(len(groups.sizes))
+        mean = max(1, int(np.mean(groups.sizes * groups.longest))) if len(order) else 1
         pool = max(1, POOL * self.batch_tokens // mean)
         batches = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
-            part = part[np.argsort(self._longest[part], kind="stable")]
-            for prompts in apart(part, self._classes):
-                batches += self._cut(prompts)
+            part = part[np.argsort(groups.longest[part], kind="stable")]
+            for alike in apart(part, groups.classes):
+                batches += self._cut(groups, alike)
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
@@ -292,18 +321,40 @@ class BatchSampler:
             skip = max(0, skip - len(batches))
             number += 1
 
-    def _cut(self, prompts: np.ndarray) -> list[np.ndarray]:
-        """Batches within the budget, from prompts sorted by their longest row."""
+    def _grouped(self, rows: np.ndarray) -> _Groups:
+        rows = rows[np.lexsort((self._classes[rows], self.prompts[rows]))]
+        first = np.ones(len(rows), bool)
+        first[1:] = np.diff(self.prompts[rows]) != 0
+        first[1:] |= np.diff(self._classes[rows]) != 0
+        starts = np.flatnonzero(first)
+        longest = np.empty(0, np.int64)
+        if len(rows):
+            longest = np.maximum.reduceat(self.lengths[rows], starts)
+        sizes = np.diff(np.append(starts, len(rows)))
+        return _Groups(rows, starts, sizes, longest, self._classes[rows][starts])
+
+    def _with_repetitions(self, repeats_R: np.ndarray, rng: np.random.Generator) -> _Groups:
+        """Every row and its repetitions, which are groups of their own: two of one row are seldom
+        in one batch.
+        """
+        times_R = np.floor(repeats_R + rng.random(len(repeats_R))).astype(np.int64)
+        groups = self._once
+        for times in range(1, int(times_R.max(initial=1))):
+            groups = groups.joined(self._grouped(self._rows[times_R > times]))
+        return groups
+
+    def _cut(self, groups: _Groups, chosen: np.ndarray) -> list[np.ndarray]:
+        """Batches within the budget, from groups sorted by their longest row."""
         batches: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
         count = 0
-        for prompt in prompts.tolist():
-            rows = self._rows[self._starts[prompt] : self._starts[prompt] + self._sizes[prompt]]
-            if waiting and self._longest[prompt] * (count + len(rows)) > self.batch_tokens:
+        for group in chosen.tolist():
+            rows, longest = groups.rows_of(group), groups.longest[group]
+            if waiting and longest * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
                 waiting, count = [], 0
             # the rows of this prompt alone exceed the budget
-            if self._longest[prompt] * len(rows) > self.batch_tokens:
+            if longest * len(rows) > self.batch_tokens:
                 batches += budget_batches(self.lengths, rows, self.batch_tokens)
                 continue
             waiting.append(rows)

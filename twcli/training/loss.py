@@ -125,7 +125,10 @@ def reconstruction(
 
 
 def held_objective(
-    reff_B: torch.Tensor, log_p_BK: torch.Tensor, latent_B: torch.Tensor, beta: float
+    reff_B: torch.Tensor,
+    log_p_BK: torch.Tensor,
+    latent_B: torch.Tensor,
+    beta: float | torch.Tensor,
 ) -> torch.Tensor:
     """J (B,) where q is one-hot at `latent_B`: Reff of that latent - beta log p(z|x); no
     other branch has a part in it.

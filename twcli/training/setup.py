@@ -60,7 +60,7 @@ from twcli.training.held_out import (
     held_out_rows,
     measured_every,
 )
-from twcli.training.stages import FREE, Course
+from twcli.training.stages import FREE, HOLD, Course
 
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
 # usual 1,000 steps would keep the last updates small. As Brown et al. 2020.
@@ -573,8 +573,11 @@ def batch_sampler_of(
     stage: str,
     rows: np.ndarray | None,
     classes: np.ndarray | None = None,
+    repeats: np.ndarray | None = None,
 ) -> BatchSampler:
-    """The order in which a stage goes through its rows, all where None; `classes` as of `Setup`."""
+    """The order in which a stage goes through its rows, all where None; `classes` as of `Setup`,
+    `repeats` as of `repetitions`, in `hold`.
+    """
     seed = [config.seed, *stage.encode()]
     return BatchSampler(
         encoded.lengths,
@@ -583,6 +586,7 @@ def batch_sampler_of(
         seed=seed,
         rows=rows,
         classes=classes,
+        repeats=repeats if stage == HOLD else None,
     )
 
 

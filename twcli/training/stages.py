@@ -133,6 +133,24 @@ class Course:
         return all(nll > best - math.hypot(error, other) / 4 for nll, other in last)
 
 
+def repetitions(latent_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """(N,) how often `hold` takes each row in an epoch, on average.
+
+    A rare latent has few records, and would be learned last. Each latent is taken in proportion to
+    the square root of its share of the rows, as is usual for classes of unequal size (Mahajan et
+    al. 2018); the most frequent one once.
+
+    Args:
+        latent_N: the naming, at least 0 on `rows`.
+        rows: those that are held.
+    """
+    repeats_N = np.ones(len(latent_N))
+    if len(rows):
+        counts_K = np.bincount(latent_N[rows])
+        repeats_N[rows] = np.sqrt(counts_K.max() / counts_K[latent_N[rows]])
+    return repeats_N
+
+
 def turns_of(stage: str) -> tuple[str, ...]:
     """The stages that take turns with one, itself included, in their order."""
     return (REFINE, SETTLE) if stage in (REFINE, SETTLE) else (stage,)

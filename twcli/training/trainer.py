@@ -44,7 +44,7 @@ from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
 from twcli.training.retention import Retention, judged_by_probe, lost_latents, retention
 from twcli.training.setup import ADAM_BETAS, Say, Setup, batch_sampler_of
-from twcli.training.stages import FREE, REFINE, batches, prefetch
+from twcli.training.stages import FREE, HOLD, REFINE, batches, prefetch, repetitions
 from twcli.training.state import restore, snapshot
 
 CLIP_NORM = 1.0
@@ -79,11 +79,12 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     named_rows = rows[setup.latent_N[rows] >= 0]
     watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
     step = _resumed(setup, optimizer, average, watch, say)
+    repeats_N = repetitions(setup.latent_N, named_rows)
     model.train()
     steps = batches(
         setup.course,
         step,
-        partial(batch_sampler_of, config, setup.encoded, classes=setup.classes),
+        partial(batch_sampler_of, config, setup.encoded, classes=setup.classes, repeats=repeats_N),
         named_rows,
         rows,
         rank=accelerator.process_index,
@@ -97,7 +98,8 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         tracked = run.tracked(config.tracker, step)
     with signals.held() as pending, tracked:
         for stage, at_once in stream:
-            metrics = _step(setup, model, optimizer, stage, at_once, step)
+            often_N = repeats_N if stage == HOLD else None
+            metrics = _step(setup, model, optimizer, stage, at_once, step, often_N)
             step += 1
             average.update(step)
             if setup.held.due(step):
@@ -220,10 +222,19 @@ def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
 
 
 def _step(
-    setup: Setup, model: Any, optimizer: Any, stage: str, read: list[Batch], step: int
+    setup: Setup,
+    model: Any,
+    optimizer: Any,
+    stage: str,
+    read: list[Batch],
+    step: int,
+    repeats_N: np.ndarray | None,
 ) -> dict[str, Any]:
     """One optimiser step over this process's batches; the loss is the mean over all
     records of all processes.
+
+    Args:
+        repeats_N: as of `repetitions`, where rows are repeated.
     """
     accelerator = setup.accelerator
     for group in optimizer.param_groups:
@@ -235,7 +246,14 @@ def _step(
         with _synchronised(accelerator, model, number == len(read) - 1):
             seen.append(
                 _backward(
-                    setup, model, stage, batch, step, number, accelerator.num_processes / records
+                    setup,
+                    model,
+                    stage,
+                    batch,
+                    step,
+                    number,
+                    accelerator.num_processes / records,
+                    repeats_N,
                 )
             )
     if accelerator.num_processes > 1:
@@ -278,11 +296,23 @@ def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
 
 
 def _backward(
-    setup: Setup, model: Any, stage: str, batch: Batch, step: int, number: int, scale: float
+    setup: Setup,
+    model: Any,
+    stage: str,
+    batch: Batch,
+    step: int,
+    number: int,
+    scale: float,
+    repeats_N: np.ndarray | None,
 ) -> dict[str, Any]:
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = setup.config, setup.accelerator
     rows, batch = batch.rows_B.numpy(), batch.to(accelerator.device)
+    once_B = None
+    if repeats_N is not None:
+        named_N = setup.latent_N >= 0
+        once_B = torch.from_numpy(repeats_N[named_N].mean() / repeats_N[rows])
+        once_B = once_B.to(accelerator.device, torch.float32)
     refined_BCS, pruned = _refine(setup, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         batch = drop_history(
@@ -320,7 +350,7 @@ def _backward(
         cycles=config.beta_cycles,
     )
     try:
-        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, beta=beta)
+        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, once_B, beta=beta)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(setup, step, rows, str(error)) from error
     accelerator.backward(loss_B.sum() * scale)
