@@ -142,7 +142,8 @@ def _numbers(
 ) -> tuple[list[Count], Callable[[Found], float]]:
     """(the numbers of latents that were looked at, the score of a naming in their light).
 
-    A number that is too small is as stable as the right one, so it is held against larger ones.
+    A number that is too small is as stable as the right one, and sub-kinds may be as stable as what
+    they are kinds of. So each is held against all others that were looked at.
     """
     prompts = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
     counted_sizes = sizes[: max(prompts, 1)]
@@ -161,12 +162,11 @@ def _numbers(
         if _all_alike(found):
             return 1 / K
         right = _share_right(found)
-        near = [count for count in counts if -BELOW <= count.latents - K <= ABOVE]
-        own = next((count for count in near if count.latents == K), None)
+        own = next((count for count in counts if count.latents == K), None)
         if own is None:
             return right
-        agree = np.array([agreement(own, count) for count in near])
-        return max(float(plausibility(near) @ agree) * right, 1 / K)
+        agree = np.array([agreement(own, count) for count in counts])
+        return max(float(plausibility(counts) @ agree) * right, 1 / K)
 
     return counts, score_of
 
