@@ -562,7 +562,7 @@ class TrainConfig(InputsConfig):
         group=OPTIMISATION,
         help=(
             "Peak learning rate; default 2e-3 x min(1, 64 / hidden size), "
-            "with LoRA 1e-3 x min(1, 576 / hidden size)."
+            "with LoRA 2e-3 x min(1, 576 / hidden size)."
         ),
         above=0.0,
     )
