@@ -49,7 +49,9 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models import runtime
 from twcli.storage import cache_format, checkpoints, run_folder, shards
+from twcli.storage.beside import FEATURES_SUFFIX
 from twcli.storage.cache import Cache, CacheWriter
+from twcli.storage.feature_store import FeatureStore
 from twcli.training import trainer
 
 ROOT = Path(__file__).parent.parent
@@ -605,7 +607,8 @@ def disk(bench: Bench, tally: Tally) -> None:
                 step = max(4096, 2 * size // bench.sizes["disk_steps"])
                 for limit in range(4096, 6 * size + 10**6, step):
                     if mounted:
-                        kept = 0 if command == "precompute" else 2 * bench.cache.stat().st_size
+                        written = sum(f.stat().st_size for f in bench.whole.glob("*.h5"))
+                        kept = 0 if command == "precompute" else 2 * written
                         subprocess.run(
                             ["mount", "-o", f"remount,size={limit + kept}", str(job)], check=True
                         )
@@ -664,8 +667,9 @@ def flips(bench: Bench, tally: Tally) -> None:
         def noticed(file: Path) -> bool:
             try:
                 if file.suffix == ".h5":
-                    with Cache(file) as cache:
-                        return bool(cache.verify())
+                    kept = FeatureStore if file.name.endswith(FEATURES_SUFFIX) else Cache
+                    with kept(file) as opened:
+                        return bool(opened.verify())
                 return bool(run.problems())
             except UserError as error:
                 return "\n" not in str(error)

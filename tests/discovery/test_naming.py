@@ -13,7 +13,6 @@ from tests.conftest import (
     matched,
     strategies_of,
 )
-from twcli.commands.discover import StoredFeatures
 from twcli.discovery import naming as naming_module
 from twcli.discovery import one_string as one_string_module
 from twcli.discovery import repeating as repeating_module
@@ -26,6 +25,7 @@ from twcli.discovery.prior import LatentPrior
 from twcli.discovery.result import Naming, canonical_order, naming_record
 from twcli.discovery.rows import ModelSource, Rows, silent
 from twcli.discovery.single_rows import name_single_rows
+from twcli.discovery.stored import StoredFeatures
 from twcli.storage.feature_store import FeatureStore, FeatureWriter
 
 
