@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import make_records, write_jsonl
+from tests.conftest import make_model, make_records, write_jsonl
 from twcli.errors import UserError
 from twcli.models import baseline, runtime
 
@@ -299,3 +299,13 @@ def test_one_that_fails_ends_the_others_and_gives_the_threads_back():
         assert torch.get_num_threads() == 2 and len(done) < 1000
     finally:
         torch.set_num_threads(1)
+
+
+def test_rows_beyond_the_keys_of_sparse_attention_are_too_long():
+    model = make_model()
+    whole = runtime.context_length(model, None)
+    model.config.index_topk = 16
+    assert whole > 16 and runtime.context_length(model, None) == 16
+    assert runtime.context_length(model, 12) == 12
+    with pytest.raises(UserError, match="context holds 16 tokens"):
+        runtime.context_length(model, 17)

@@ -362,12 +362,19 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
 def context_length(model: PreTrainedModel, asked: int | None) -> int:
     """Longest sequence in tokens: the model's context, or `--max-length` if that is shorter.
 
+    Sparse attention that chooses `index_topk` keys (DeepSeek-V3.2) chooses in transformers among
+    later tokens as well: beyond that length a row's logits depend on what it is batched with. There
+    it is taken for the context.
+
     Raises:
         UserError: `--max-length` exceeds the model's context.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    text = model.config.get_text_config()
+    limit = getattr(text, "max_position_embeddings", None)
     if limit is not None:
         limit = stretched_context(model, limit)
+    if (chosen := getattr(text, "index_topk", None)) is not None:
+        limit = min(chosen, limit or chosen)
     if asked is not None and limit is not None and asked > limit:
         raise UserError(f"--max-length {asked}: the model's context holds {limit} tokens")
     return asked or limit or 2**20
