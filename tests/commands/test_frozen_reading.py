@@ -5,6 +5,7 @@ it, that what is found is what would have been computed, and that nothing stale 
 import json
 import shutil
 
+import h5py
 import numpy as np
 import pytest
 
@@ -99,7 +100,8 @@ def test_discover_leaves_the_b_t_that_precompute_computes(made, inputs, tmp_path
     ok("precompute", *inputs, "--out", tmp_path / "own.h5", "--execution", "plain")
     with Cache(found) as one, Cache(tmp_path / "own.h5") as other:
         assert one.fingerprint == other.fingerprint
-        assert (one.row_hashes(0, 73) == other.row_hashes(0, 73)).all()
+    with h5py.File(found) as one, h5py.File(tmp_path / "own.h5") as other:
+        assert np.array_equal(one["row_hash"], other["row_hash"])
     expected = values_of(tmp_path / "own.h5")
     assert expected.std() > 0.5
     assert np.abs(values_of(found) - expected).max() <= 1e-5

@@ -3,7 +3,8 @@ import pytest
 from scipy.stats import t
 
 from twcli.discovery.score import Predictability, run_score
-from twcli.training.retention import gains_disagree, lost_latents, retention, retention_lines
+from twcli.evaluation.verdict import gains_disagree
+from twcli.training.retention import lost_latents, retention, retention_lines
 
 RNG = np.random.default_rng(0)
 

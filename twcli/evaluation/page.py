@@ -14,12 +14,12 @@ from typing import Any
 
 from twcli.evaluation import curves, training_charts
 from twcli.evaluation.report import rows_of
+from twcli.evaluation.verdict import gains_disagree
 from twcli.pages import charts
 from twcli.pages.differences import marked
 from twcli.pages.rendering import render
 from twcli.pages.text import cut, interval, number, share
 from twcli.training.defaults import duration
-from twcli.training.retention import gains_disagree
 
 MOST_CHARACTERS = 2000  # of a sample
 SECTIONS = {

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from twcli.training.retention import gains_disagree
+from twcli.evaluation.verdict import gains_disagree
 
 # (section, key, meaning); section None is the top level
 ROWS = (

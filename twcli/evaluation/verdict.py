@@ -8,7 +8,7 @@ is held against chance by its 95 % interval, so that few records give no firm ve
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -165,3 +165,13 @@ def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
     if worse:
         return "Train for more steps, or with a smaller --lr."
     return "Train for more steps; twcli discover shows which latents are alike."
+
+
+def gains_disagree(entry: Mapping[str, Any]) -> bool:
+    """Whether choice and writing differ: one of the two gains of a latent (`Retention.as_dict`) is
+    below 0, or beyond doubt so, and the other is not.
+    """
+    signs = {entry[name] < 0 for name in ("gain", "written_gain")}
+    intervals = (entry[name] for name in ("gain_ci", "written_gain_ci"))
+    certain = {interval is not None and interval[1] < 0 for interval in intervals}
+    return len(signs) > 1 or len(certain) > 1

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,16 +183,6 @@ def judged_by_probe(
             gain_N[rows] = written_n
     predicted_N, upper_bound_N = probe.predicted(soft_NK, seed)
     return Predictability(predicted_N, upper_bound_N, gain=gain_N, latent=latent_N, below=below_K)
-
-
-def gains_disagree(entry: Mapping[str, Any]) -> bool:
-    """Whether choice and writing differ: one of the two gains of a latent (`Retention.as_dict`) is
-    below 0, or beyond doubt so, and the other is not.
-    """
-    signs = {entry[name] < 0 for name in ("gain", "written_gain")}
-    intervals = (entry[name] for name in ("gain_ci", "written_gain_ci"))
-    certain = {interval is not None and interval[1] < 0 for interval in intervals}
-    return len(signs) > 1 or len(certain) > 1
 
 
 def lost_latents(found: Sequence[Retention]) -> frozenset[int]:
