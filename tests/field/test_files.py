@@ -282,8 +282,12 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_of_file(tmp_path, kind):
-    name, data, expected, line = KINDS[kind]
-    file = tmp_path / name
+    reads_as(tmp_path, *KINDS[kind])
+
+
+def reads_as(folder, name, data, expected, line):
+    """A file with these bytes holds the expected records, and is described by the line."""
+    file = folder / name
     file.write_bytes(data)
     found, summary = read(file)
     assert [said(example) for example in found] == expected

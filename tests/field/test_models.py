@@ -144,6 +144,15 @@ def read_alone(make, records, tokenizer):
     return [values.numpy() for values in nll]
 
 
+def scores_each_row_as_alone(model, records, common, out):
+    """`precompute` writes to `out` what the model gives of each record by itself."""
+    run("precompute", *common, "--out", out)
+    alone = read_alone(lambda: model, records, make_tokenizer())
+    with Cache(out) as cache:
+        for row, values in enumerate(alone):
+            assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
+
+
 # positions that depend on the pass
 
 
@@ -276,11 +285,7 @@ def test_a_model_that_is_its_own_base_model(tmp_path):
     records = make_records(4, 2)
     source, data = saved(model, tmp_path / "m"), write_jsonl(tmp_path / "d.jsonl", records)
     common = ["--model", source, "--data", data, "--device", "cpu"]
-    run("precompute", *common, "--out", tmp_path / "b.h5")
-    alone = read_alone(lambda: model, records, make_tokenizer())
-    with Cache(tmp_path / "b.h5") as cache:
-        for row, values in enumerate(alone):
-            assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
+    scores_each_row_as_alone(model, records, common, tmp_path / "b.h5")
     train(common, tmp_path / "b.h5", tmp_path / "run")
 
 
@@ -419,11 +424,7 @@ def test_newer_families_train_with_lora(family, tmp_path):
     model, records = tiny(family), make_records(4, 2)
     source, data = saved(model, tmp_path / "m"), write_jsonl(tmp_path / "d.jsonl", records)
     common = ["--model", source, "--data", data, "--device", "cpu"]
-    run("precompute", *common, "--out", tmp_path / "b.h5")
-    alone = read_alone(lambda: model, records, make_tokenizer())
-    with Cache(tmp_path / "b.h5") as cache:
-        for row, values in enumerate(alone):
-            assert np.abs(cache.read(np.array([row]))[0] - values).max() < 1e-4
+    scores_each_row_as_alone(model, records, common, tmp_path / "b.h5")
     train(common, tmp_path / "b.h5", tmp_path / "run", "--adapt", "lora")
     before, after = (load_file(tmp_path / f"{f}/model.safetensors") for f in ("m", "run/model"))
     changed = {name for name, values in after.items() if not torch.equal(values, before[name])}

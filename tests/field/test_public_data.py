@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from tests.field.test_files import CALL, FOUR, TOOLS, USER, lines, read, said, table
+from tests.field.test_files import CALL, FOUR, TOOLS, USER, lines, read, reads_as, said, table
 from twcli.data.dataset import stream_examples
 from twcli.errors import UserError
 
@@ -155,12 +155,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_fields_of_published_data(tmp_path, kind):
-    name, data, expected, line = KINDS[kind]
-    file = tmp_path / name
-    file.write_bytes(data)
-    found, summary = read(file)
-    assert [said(example) for example in found] == expected
-    assert summary == f"{file}: {line}"
+    reads_as(tmp_path, *KINDS[kind])
 
 
 @pytest.mark.parametrize(
