@@ -108,8 +108,8 @@ def test_doubtful_names_are_held_against_names_of_all_rows(encoder, monkeypatch,
     assert matched(naming.latent_N, strategies_of(records), 2) > 0.95
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_single_row_is_as_sure_as_names_are_on_other_prompts(encoder, told):
+@pytest.mark.parametrize("predicted", [True, False])
+def test_single_rows_have_the_accuracy_of_names_on_held_out_prompts(encoder, predicted):
     """Names of 40 prompts with two completions that features tell, or say nothing of."""
     rng = np.random.default_rng(0)
     pairs = [{"x": f"w{p % 20} w{p // 20}", "y": f"w{c}"} for p in range(40) for c in range(2)]
@@ -117,7 +117,7 @@ def test_a_single_row_is_as_sure_as_names_are_on_other_prompts(encoder, told):
     encoded = encode(encoder, [*pairs, *singles])
     truth = np.concatenate([rng.permuted(np.tile([0, 1], (40, 1)), axis=1).ravel(), [0, 1] * 30])
     values = rng.normal(size=(140, 6)).astype(np.float32)
-    values[:, 0] += 6 * truth if told else 0
+    values[:, 0] += 6 * truth if predicted else 0
 
     def kept(rows, _advance):
         kinds = tuple(values[rows] for _ in KINDS)
@@ -130,9 +130,11 @@ def test_a_single_row_is_as_sure_as_names_are_on_other_prompts(encoder, told):
     assert (found.latent_N >= 0).all() and found.prompts == 100
     right = max((found.latent_N[80:] == n[truth[80:]]).mean() for n in (np.eye(2, dtype=int)))
     sure = found.probability_N[80:].mean()
-    assert (right > 0.95 and sure > 0.9) if told else (right < 0.7 and sure < 0.65)
+    assert (right > 0.95 and sure > 0.9) if predicted else (right < 0.7 and sure < 0.65)
     # 80 rows of score 0.9, 60 that are right as often or by chance
-    assert found.score == pytest.approx((80 * 0.9 + 60 * (0.9 if told else 0.5)) / 140, abs=0.03)
+    assert found.score == pytest.approx(
+        (80 * 0.9 + 60 * (0.9 if predicted else 0.5)) / 140, abs=0.03
+    )
     assert found.probability_N[:80] == pytest.approx(SURE)
 
 

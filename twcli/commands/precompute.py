@@ -139,9 +139,9 @@ def precompute(
             for first in range(0, len(missing), accelerator.num_processes):
                 shards = missing[first : first + accelerator.num_processes]
                 # the other processes are about as far
-                told = partial(_advance_all, advance, len(shards))
+                advance_all = partial(_advance_all, advance, len(shards))
                 mine = shards[accelerator.process_index :][:1]
-                scored = [read(rows, told) for rows in mine]
+                scored = [read(rows, advance_all) for rows in mine]
                 for shard in gather_object(scored):
                     if files is not None:
                         files.write(*shard)

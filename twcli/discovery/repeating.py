@@ -159,8 +159,6 @@ def _numbers(
 
     def score_of(found: Found) -> float:
         K = found.posterior_NK.shape[1]
-        if _all_alike(found):
-            return 1 / K
         right = _share_right(found)
         own = next((count for count in counts if count.latents == K), None)
         if own is None:
