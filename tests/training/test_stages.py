@@ -6,7 +6,7 @@ import pytest
 
 from twcli.data.batches import BatchSampler
 from twcli.training.held_out import measured_every
-from twcli.training.stages import Course, batches, prefetch, repetitions, schedule
+from twcli.training.stages import Course, Repetitions, batches, prefetch, schedule
 
 LENGTHS, PROMPTS = np.full(60, 10), np.repeat(np.arange(20), 3)
 NAMED, ROWS = np.arange(30), np.arange(54)
@@ -55,13 +55,18 @@ def test_a_named_run_holds_and_then_refines_and_settles_by_turns():
 def test_rare_latents_are_repeated_by_the_square_root_of_their_share():
     latents = np.array([0] * 64 + [1] * 16 + [2] * 4 + [-1] * 5)
     rows = np.flatnonzero(latents >= 0)
-    repeats = repetitions(latents, rows)
+    found = Repetitions.of(latents, rows)
+    repeats = found.times_N
     assert repeats[:64].tolist() == [1.0] * 64
     assert repeats[64:80].tolist() == [2.0] * 16 and repeats[80:84].tolist() == [4.0] * 4
     assert repeats[84:].tolist() == [1.0] * 5  # no name: not held
-    assert repetitions(latents, rows[:0]).tolist() == [1.0] * 89
-    even = np.repeat([0, 1, 2], 8)
-    assert (repetitions(even, np.arange(24)) == 1.0).all()
+    # what is taken counts as if each row were taken once, with a mean of 1
+    counted = repeats * found.weight_N
+    assert np.allclose(counted, counted[0])
+    assert counted[rows].sum() == pytest.approx(repeats[rows].sum())
+    assert Repetitions.of(latents, rows[:0]).times_N.tolist() == [1.0] * 89
+    even = Repetitions.of(np.repeat([0, 1, 2], 8), np.arange(24))
+    assert (even.times_N == 1.0).all() and (even.weight_N == 1.0).all()
 
 
 def test_without_names_a_run_is_free():

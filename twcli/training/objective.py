@@ -70,7 +70,7 @@ def step_loss(
     config: TrainConfig,
     latent_B: torch.Tensor | None,
     refined_BCS: torch.Tensor | None = None,
-    once_B: torch.Tensor | None = None,
+    weight_B: torch.Tensor | None = None,
     *,
     beta: float | None = None,
 ) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -81,7 +81,7 @@ def step_loss(
             learned posterior or the closed form.
         refined_BCS: NLL of the latents that are used, where `latent_B` comes from it; the
             diagnostics are then of it.
-        once_B: weights of mean 1 by which rows that are repeated count once again, where q is
+        weight_B: weights of mean 1 by which rows that are repeated count once again, where q is
             held: router and posterior learn the latents' own shares.
         beta: of this step, where it is annealed; None for the run's.
     """
@@ -94,7 +94,7 @@ def step_loss(
     if latent_B is None:
         loss_B, log_q_BK, found = _free_loss(output, batch, config, reff_BC, weights_BS, beta)
     else:
-        loss_B, log_q_BK, found = _held_loss(output, reff_BC, latent_B, once_B, beta)
+        loss_B, log_q_BK, found = _held_loss(output, reff_BC, latent_B, weight_B, beta)
     parts |= found
     with torch.no_grad():
         q_BK = log_q_BK.exp()
@@ -158,13 +158,13 @@ def _held_loss(
     output: LatentOutput,
     reff_B1: torch.Tensor,
     latent_B: torch.Tensor,
-    once_B: torch.Tensor | None,
+    weight_B: torch.Tensor | None,
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """(loss (B,), log q (B, K), parts) where q is held at `latent_B`, the one branch computed."""
     log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
-    once_B = torch.ones_like(reff_B1[:, 0]) if once_B is None else once_B
-    loss_B = loss.held_objective(reff_B1[:, 0], log_p_BK, latent_B, beta * once_B)
+    weight_B = torch.ones_like(reff_B1[:, 0]) if weight_B is None else weight_B
+    loss_B = loss.held_objective(reff_B1[:, 0], log_p_BK, latent_B, beta * weight_B)
     parts = {
         "reconstruction": reff_B1.mean().item(),
         "kl": loss.posterior_cross_entropy(log_p_BK, latent_B).mean().item(),
@@ -175,4 +175,4 @@ def _held_loss(
         return loss_B, one_hot_BK.to(log_p_BK).log(), parts
     teaching_B = loss.posterior_cross_entropy(log_q_BK, latent_B)
     parts["posterior_cross_entropy"] = teaching_B.mean().item()
-    return loss_B + once_B * teaching_B, log_q_BK, parts
+    return loss_B + weight_B * teaching_B, log_q_BK, parts

@@ -60,7 +60,7 @@ from twcli.training.held_out import (
     held_out_rows,
     measured_every,
 )
-from twcli.training.stages import FREE, HOLD, Course
+from twcli.training.stages import FREE, HOLD, SHARE_POWER, Course, Repetitions
 
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
 # usual 1,000 steps would keep the last updates small. As Brown et al. 2020.
@@ -93,6 +93,7 @@ class Setup:
             shares the rows of one of them.
         course: what each step trains under, and when the run ends.
         held: records that are not trained on.
+        repetitions: of the rows that have a name and are trained on.
         length: what is said of the run's length before it starts.
         records: as they are in the data, to be read once more for their texts.
         provenance: what a checkpoint must have been made from to be resumed.
@@ -114,6 +115,7 @@ class Setup:
     used: int
     course: Course
     held: HeldOut
+    repetitions: Repetitions
     length: str
     lr: float
     accelerator: Any
@@ -268,7 +270,8 @@ def prepare(
     model, adapter = build(config, backbone, encoder)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), encoder, encoded, say)
-    named = bool((latent_N[trained] >= 0).any())
+    named_rows = trained[latent_N[trained] >= 0]
+    named = len(named_rows) > 0
     course = Course(
         steps,
         named=named,
@@ -286,7 +289,7 @@ def prepare(
     provenance = {
         **fingerprint,
         "settings": config.identity(),
-        "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS},
+        "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS, "share_power": SHARE_POWER},
     }
     if shared.seed != config.seed:
         provenance["naming_seed"] = shared.seed
@@ -304,6 +307,7 @@ def prepare(
         used,
         course,
         held,
+        Repetitions.of(latent_N, named_rows),
         f"{length}, about {duration(seconds)}",
         lr,
         accelerator,
@@ -576,7 +580,7 @@ def batch_sampler_of(
     repeats: np.ndarray | None = None,
 ) -> BatchSampler:
     """The order in which a stage goes through its rows, all where None; `classes` as of `Setup`,
-    `repeats` as of `repetitions`, in `hold`.
+    `repeats` as of `Repetitions.times_N`, in `hold`.
     """
     seed = [config.seed, *stage.encode()]
     return BatchSampler(

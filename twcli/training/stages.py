@@ -42,6 +42,7 @@ PATIENCE = 3  # measurements in a row without improvement, after which a run may
 LEAST_SHARE = 0.3  # of the steps, before which it does not end
 COOLING_SHARE = 0.25  # of the steps done, in which the learning rate then falls
 WARMUP_SHARE = 0.05
+SHARE_POWER = 0.5  # of a latent's share of the rows, in proportion to which `hold` takes it
 FINAL_LR_SHARE = 0.1
 
 SamplerOf = Callable[[str, np.ndarray | None], BatchSampler]
@@ -133,22 +134,34 @@ class Course:
         return all(nll > best - math.hypot(error, other) / 4 for nll, other in last)
 
 
-def repetitions(latent_N: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """(N,) how often `hold` takes each row in an epoch, on average.
+@dataclass(frozen=True)
+class Repetitions:
+    """How often `hold` takes each row in an epoch, and how much it counts each time.
 
-    A rare latent has few records, and would be learned last. Each latent is taken in proportion to
-    the square root of its share of the rows, as is usual for classes of unequal size (Mahajan et
-    al. 2018); the most frequent one once.
-
-    Args:
-        latent_N: the naming, at least 0 on `rows`.
-        rows: those that are held.
+    Attributes:
+        times_N: (N,) on average.
+        weight_N: (N,) of mean 1 over what is taken, by which each row counts alike again.
     """
-    repeats_N = np.ones(len(latent_N))
-    if len(rows):
+
+    times_N: np.ndarray
+    weight_N: np.ndarray
+
+    @classmethod
+    def of(cls, latent_N: np.ndarray, rows: np.ndarray) -> Repetitions:
+        """A rare latent has few records, and would be learned last. Each latent is taken in
+        proportion to the square root of its share of the rows, as is usual for classes of unequal
+        size (Mahajan et al. 2018); the most frequent one once.
+
+        Args:
+            latent_N: the naming, at least 0 on `rows`.
+            rows: those that are held.
+        """
+        times_N = np.ones(len(latent_N))
+        if not len(rows):
+            return cls(times_N, times_N)
         counts_K = np.bincount(latent_N[rows])
-        repeats_N[rows] = np.sqrt(counts_K.max() / counts_K[latent_N[rows]])
-    return repeats_N
+        times_N[rows] = (counts_K.max() / counts_K[latent_N[rows]]) ** (1 - SHARE_POWER)
+        return cls(times_N, times_N[rows].mean() / times_N)
 
 
 def turns_of(stage: str) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
 from twcli.training.retention import Retention, judged_by_probe, lost_latents, retention
 from twcli.training.setup import ADAM_BETAS, Say, Setup, batch_sampler_of
-from twcli.training.stages import FREE, HOLD, REFINE, batches, prefetch, repetitions
+from twcli.training.stages import FREE, HOLD, REFINE, batches, prefetch
 from twcli.training.state import restore, snapshot
 
 CLIP_NORM = 1.0
@@ -79,12 +79,17 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     named_rows = rows[setup.latent_N[rows] >= 0]
     watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
     step = _resumed(setup, optimizer, average, watch, say)
-    repeats_N = repetitions(setup.latent_N, named_rows)
     model.train()
     steps = batches(
         setup.course,
         step,
-        partial(batch_sampler_of, config, setup.encoded, classes=setup.classes, repeats=repeats_N),
+        partial(
+            batch_sampler_of,
+            config,
+            setup.encoded,
+            classes=setup.classes,
+            repeats=setup.repetitions.times_N,
+        ),
         named_rows,
         rows,
         rank=accelerator.process_index,
@@ -98,8 +103,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         tracked = run.tracked(config.tracker, step)
     with signals.held() as pending, tracked:
         for stage, at_once in stream:
-            often_N = repeats_N if stage == HOLD else None
-            metrics = _step(setup, model, optimizer, stage, at_once, step, often_N)
+            metrics = _step(setup, model, optimizer, stage, at_once, step)
             step += 1
             average.update(step)
             if setup.held.due(step):
@@ -222,19 +226,10 @@ def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
 
 
 def _step(
-    setup: Setup,
-    model: Any,
-    optimizer: Any,
-    stage: str,
-    read: list[Batch],
-    step: int,
-    repeats_N: np.ndarray | None,
+    setup: Setup, model: Any, optimizer: Any, stage: str, read: list[Batch], step: int
 ) -> dict[str, Any]:
     """One optimiser step over this process's batches; the loss is the mean over all
     records of all processes.
-
-    Args:
-        repeats_N: as of `repetitions`, where rows are repeated.
     """
     accelerator = setup.accelerator
     for group in optimizer.param_groups:
@@ -246,14 +241,7 @@ def _step(
         with _synchronised(accelerator, model, number == len(read) - 1):
             seen.append(
                 _backward(
-                    setup,
-                    model,
-                    stage,
-                    batch,
-                    step,
-                    number,
-                    accelerator.num_processes / records,
-                    repeats_N,
+                    setup, model, stage, batch, step, number, accelerator.num_processes / records
                 )
             )
     if accelerator.num_processes > 1:
@@ -296,23 +284,11 @@ def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
 
 
 def _backward(
-    setup: Setup,
-    model: Any,
-    stage: str,
-    batch: Batch,
-    step: int,
-    number: int,
-    scale: float,
-    repeats_N: np.ndarray | None,
+    setup: Setup, model: Any, stage: str, batch: Batch, step: int, number: int, scale: float
 ) -> dict[str, Any]:
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
     config, accelerator = setup.config, setup.accelerator
     rows, batch = batch.rows_B.numpy(), batch.to(accelerator.device)
-    once_B = None
-    if repeats_N is not None:
-        named_N = setup.latent_N >= 0
-        once_B = torch.from_numpy(repeats_N[named_N].mean() / repeats_N[rows])
-        once_B = once_B.to(accelerator.device, torch.float32)
     refined_BCS, pruned = _refine(setup, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         batch = drop_history(
@@ -324,6 +300,10 @@ def _backward(
         spread_B = _spare_latents(held_B, setup.used, config.resolved_latents, draws)
         latent_B = torch.from_numpy(held_B).to(accelerator.device)
         written_B = torch.from_numpy(spread_B).to(accelerator.device)
+    weight_B = None
+    if stage == HOLD:
+        weight_B = torch.from_numpy(setup.repetitions.weight_N[rows])
+        weight_B = weight_B.to(accelerator.device, torch.float32)
     # How many passes are pruned away depends on the batch: processes that share the weights would
     # wait for one another for ever.
     prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
@@ -350,7 +330,7 @@ def _backward(
         cycles=config.beta_cycles,
     )
     try:
-        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, once_B, beta=beta)
+        loss_B, parts = step_loss(output, batch, config, latent_B, refined_BCS, weight_B, beta=beta)
     except ValueError as error:  # the backbone's own b_t, once it has diverged
         raise _diverged(setup, step, rows, str(error)) from error
     accelerator.backward(loss_B.sum() * scale)
