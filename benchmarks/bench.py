@@ -63,7 +63,8 @@ from benchmarks.workloads import (
     trl_pass,
 )
 from twcli.commands.precompute import precompute
-from twcli.config.commands import PrecomputeConfig, TrainConfig
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, BatchSampler, collate
 from twcli.kernels import packing
 from twcli.kernels.packing import AUTO

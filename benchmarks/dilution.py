@@ -38,7 +38,8 @@ from examples.entangle import Settings, entangle
 from examples.make_data import Parser, at_least, records, write
 from examples.tasks import TASKS
 from twcli.commands.precompute import precompute
-from twcli.config.commands import PrecomputeConfig, TrainConfig
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
 from twcli.data.dataset import read_examples
 from twcli.data.padding import gather_padded
 from twcli.evaluation.evaluate import forward_all

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, opening
 from twcli.data.encoder import Encoded
 from twcli.kernels.packing import AUTO, PLAIN, linear_weights

@@ -23,8 +23,8 @@ from tests.pages.reading import check
 from twcli import __version__
 from twcli.cli.main import main
 from twcli.commands import sample as sampling
-from twcli.config.commands import TrainConfig
 from twcli.config.options import flag_of
+from twcli.config.train import TrainConfig
 from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.adapters import add_lora

@@ -42,8 +42,8 @@ import twcli.commands.sample
 import twcli.evaluation.evaluate
 from tests.conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from twcli.cli import main as cli
-from twcli.config.commands import TrainConfig
 from twcli.config.options import read_yaml
+from twcli.config.train import TrainConfig
 from twcli.data.dataset import read_examples
 from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError

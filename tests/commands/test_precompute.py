@@ -12,7 +12,7 @@ from tests.conftest import encode, make_model, make_records, write_jsonl
 from tests.models.test_baseline import reference
 from twcli.commands.inspection import inspect
 from twcli.commands.precompute import precompute
-from twcli.config.commands import PrecomputeConfig
+from twcli.config.precompute import PrecomputeConfig
 from twcli.discovery import features
 from twcli.errors import Interrupted, UserError
 from twcli.models import baseline

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from twcli.config.commands import FORMATS
+from twcli.config.inputs import FORMATS
 from twcli.data import formats
 from twcli.data.formats import NAMES
 from twcli.data.turns import conversation, prompt_text, text_of, turns_of

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.conftest import WORDS, make_model, make_tokenizer
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.data.batches import collate
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example

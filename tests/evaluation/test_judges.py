@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import write_jsonl
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.errors import UserError
 from twcli.evaluation.judges import Judge, as_verdict, last_number, load_judge
 

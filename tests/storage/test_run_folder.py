@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 
 from tests.commands.test_precompute import no_bar
 from tests.conftest import make_records, write_jsonl
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.errors import Interrupted, UserError, WorkFailed
 from twcli.models.card import model_card
 from twcli.storage.run_folder import RunFolder

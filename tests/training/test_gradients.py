@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import encode, in_double, make_model, make_records, make_tokenizer
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, drop_history
 from twcli.data.encoder import ExampleEncoder
 from twcli.models.latents import LatentModel

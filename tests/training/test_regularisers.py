@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import collate
 from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError

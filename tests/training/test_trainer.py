@@ -23,7 +23,9 @@ from tests.conftest import (
     write_jsonl,
 )
 from twcli.commands.precompute import precompute
-from twcli.config.commands import EvalConfig, PrecomputeConfig, TrainConfig
+from twcli.config.evaluate import EvalConfig
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
 from twcli.errors import UserError, WorkFailed
 from twcli.evaluation.evaluate import evaluate
 from twcli.models.building import load_run

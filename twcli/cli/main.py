@@ -18,18 +18,14 @@ import click
 from twcli import __version__, signals
 from twcli.cli.flags import GroupedCommand, GroupedOption, config_options, origins, resolve
 from twcli.cli.screen import Screen, folded
-from twcli.config.commands import (
-    AUTO,
-    FORMAT_HELP,
-    FORMATS,
-    DiscoverConfig,
-    EvalConfig,
-    ExportConfig,
-    PrecomputeConfig,
-    SampleConfig,
-    TrainConfig,
-)
+from twcli.config.discover import DiscoverConfig
+from twcli.config.evaluate import EvalConfig
+from twcli.config.export import ExportConfig
+from twcli.config.inputs import AUTO, FORMAT_HELP, FORMATS
 from twcli.config.options import INPUTS, check_characters
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.sample import SampleConfig
+from twcli.config.train import TrainConfig
 from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, interrupted
 from twcli.phases import (
     DATA,

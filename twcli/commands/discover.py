@@ -19,7 +19,8 @@ import numpy as np
 
 from twcli import signals
 from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
-from twcli.config.commands import AUTO, DiscoverConfig
+from twcli.config.discover import DiscoverConfig
+from twcli.config.inputs import AUTO
 from twcli.config.options import flag_of
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twcli.commands.report import about, write_page
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import Examples
 from twcli.errors import UserError
 from twcli.evaluation import evaluate as evaluation

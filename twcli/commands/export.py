@@ -26,7 +26,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
 
-from twcli.config.commands import ExportConfig, TrainConfig
+from twcli.config.export import ExportConfig
+from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
 from twcli.data.dataset import stream_examples
 from twcli.data.encoder import ExampleEncoder

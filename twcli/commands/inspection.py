@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from twcli.config.commands import ATTENTION, AUTO, PRECISIONS, TAU, TrainConfig
+from twcli.config.inputs import ATTENTION, AUTO, PRECISIONS
+from twcli.config.objective import TAU
+from twcli.config.train import TrainConfig
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.long_rows import ERROR, SKIP, TRUNCATE_LEFT
 from twcli.data.template import CHAT

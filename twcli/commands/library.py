@@ -15,7 +15,10 @@ from twcli.commands import discover as discovering
 from twcli.commands import evaluate as evaluating
 from twcli.commands import precompute as precomputing
 from twcli.commands import train as training
-from twcli.config.commands import DiscoverConfig, EvalConfig, PrecomputeConfig, TrainConfig
+from twcli.config.discover import DiscoverConfig
+from twcli.config.evaluate import EvalConfig
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
 from twcli.models import runtime
 
 Say = Callable[[str], None]

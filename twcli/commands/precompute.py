@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
-from twcli.config.commands import PrecomputeConfig
+from twcli.config.precompute import PrecomputeConfig
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.files import files_of

@@ -12,8 +12,9 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.commands.precompute import COMPARED_ROWS
-from twcli.config.commands import PrecomputeConfig, TrainConfig
 from twcli.config.options import flag_of
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import length_classes
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder

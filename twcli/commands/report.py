@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Callable
 from pathlib import Path
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.names import read_latent_names
 from twcli.errors import UserError
 from twcli.evaluation.page import About

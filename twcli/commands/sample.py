@@ -20,7 +20,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.commands.sample_server import ServerDrawing, in_order
-from twcli.config.commands import SampleConfig
+from twcli.config.sample import SampleConfig
 from twcli.data.dataset import Examples, Prompts, completed_record, stream_examples
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example

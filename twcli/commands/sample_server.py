@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from twcli import signals
-from twcli.config.commands import AUTO, SampleConfig
+from twcli.config.inputs import AUTO
+from twcli.config.sample import SampleConfig
 from twcli.data.dataset import Prompts, completed_record
 from twcli.data.example import Example
 from twcli.errors import UserError

@@ -10,7 +10,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from twcli.commands.report import about, write_page
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
 from twcli.errors import UserError, first_line
 from twcli.evaluation import page

@@ -1,6 +1,7 @@
 """What the user writes becomes one frozen, validated dataclass a command.
 
 In: keyword arguments or YAML. Out: `TrainConfig` and its like, whose values are within their
-bounds. Options, their help, bounds and defaults may be changed here; what a value does is decided
-by the folder that reads it.
+bounds. `options` is the machinery; `inputs` holds what several commands share; then a file a
+command, named as in `commands/`, and `objective` the loss of `train`. Options, their help, bounds
+and defaults may be changed here; what a value does is decided by the folder that reads it.
 """

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from twcli.config.commands import EvalConfig, TrainConfig
+from twcli.config.evaluate import EvalConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, forward_batches
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.config.commands import EvalConfig, TrainConfig
+from twcli.config.evaluate import EvalConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, forward_batches, length_classes
 from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder

@@ -36,7 +36,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import stream_answers
 from twcli.errors import UserError, first_line
 

@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError, how_to_resume

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.config.commands import EvalConfig
+from twcli.config.evaluate import EvalConfig
 from twcli.data.example import Example
 from twcli.errors import UserError
 from twcli.evaluation.samples import Writer, prompts_hash

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.errors import UserError

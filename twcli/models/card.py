@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.latent_chat import latent_tokens
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from twcli.config.commands import AUTO, PRECISIONS
+from twcli.config.inputs import AUTO, PRECISIONS
 from twcli.data.dataset import Examples, stream_examples
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.example import Example

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from twcli.config.commands import AUTO, TrainConfig
+from twcli.config.inputs import AUTO
 from twcli.config.options import read_yaml, to_yaml
+from twcli.config.train import TrainConfig
 from twcli.errors import (
     UserError,
     WorkFailed,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, forward_batches
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.kernels.packing import PLAIN

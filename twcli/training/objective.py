@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from twcli.config.commands import TrainConfig
+from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch
 from twcli.models.latents import LatentOutput
 from twcli.training import diagnostics, loss, regularisers

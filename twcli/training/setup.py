@@ -20,7 +20,8 @@ import torch
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
-from twcli.config.commands import AUTO, TrainConfig
+from twcli.config.inputs import AUTO
+from twcli.config.train import TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
 from twcli.data.dataset import Examples
 from twcli.data.encoder import Encoded, ExampleEncoder

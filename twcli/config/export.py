@@ -1,0 +1,83 @@
+"""Options of `twcli export`."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+from twcli.config.inputs import DEVICES, PRECISIONS
+from twcli.config.options import INPUTS, OUTPUT, RESOURCES, STRATEGIES, Config, option
+from twcli.errors import UserError
+
+EXPORTS = ("hf", "adapter", "gguf")
+REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(Config):
+    """`twcli export`: a trained run as a model that runs without this package."""
+
+    retired: ClassVar[dict[str, str]] = {"precision": "is --dtype here"}
+
+    run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
+    to: str = option(
+        group=OUTPUT,
+        help=(
+            "Form: hf, a merged folder for transformers and most servers; adapter, for peft on the "
+            "base model; gguf, for llama.cpp."
+        ),
+        choices=EXPORTS,
+    )
+    out: str = option(group=OUTPUT, help="Folder to write.", path=True)
+    name: tuple[str, ...] = option(
+        (),
+        group=STRATEGIES,
+        help=(
+            "Name of a latent, as 0=terse; then latent='terse' works as latent=0 does. Default: "
+            "the names in the file that the run was trained with."
+        ),
+    )
+    latent: str | None = option(
+        None,
+        group=STRATEGIES,
+        help=(
+            "Latent where a call names none: a number or a name; default: the most frequent one."
+        ),
+    )
+    dtype: str = option(
+        "fp32", group=OUTPUT, help="Precision of the weights that are written.", choices=PRECISIONS
+    )
+    device: str = option(
+        "auto", group=RESOURCES, help="Device on which the export is checked.", choices=DEVICES
+    )
+    push_to_hub: str | None = option(
+        None,
+        group=OUTPUT,
+        help="Also upload the folder to this Hugging Face repository, OWNER/NAME.",
+    )
+    overwrite: bool = option(False, group=OUTPUT, help="Replace what is at --out.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.to == "adapter" and self.dtype != "fp32":
+            raise UserError(
+                "--to adapter: its weights are written as they were trained; leave --dtype out"
+            )
+        if self.push_to_hub is not None and not REPOSITORY.fullmatch(self.push_to_hub):
+            raise UserError(f"--push-to-hub: '{self.push_to_hub}' is not OWNER/NAME")
+
+    def names(self) -> dict[int, str]:
+        """The names that were given, by latent.
+
+        Raises:
+            UserError: one is not NUMBER=NAME, or a latent has two.
+        """
+        found: dict[int, str] = {}
+        for text in self.name:
+            number, equals, name = text.partition("=")
+            if not equals or not number.strip().isdecimal():
+                raise UserError(f"--name {text}: give NUMBER=NAME, such as 0=terse")
+            if found.setdefault(int(number), name) != name:
+                raise UserError(f"--name {text}: latent {int(number)} has two names; leave one out")
+        return found
