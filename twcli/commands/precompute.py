@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from transformers import PreTrainedModel
 
 from twcli import signals
 from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
 from twcli.config.precompute import PrecomputeConfig
 from twcli.data.dataset import Examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoder import Encoded
 from twcli.data.files import files_of
 from twcli.data.vocabulary import SECTION_TAGS
 from twcli.discovery.features import values_a_record
@@ -65,99 +65,155 @@ def precompute(
     phases = phases or Phases()
     runtime.tune_allocator(keep=True)
     inputs = open_inputs(**config.inputs(), examples=records, say=say)
-    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
-    if encoded.unknown_rows:
+    _say_what_is_unknown(config, inputs, say)
+    fingerprint = inputs.fingerprint()
+    accelerator = runtime.accelerator_for(config.device, "fp32")
+    inputs.model.to(accelerator.device)
+    batch_tokens = config.batch_tokens or forward.fast_batch_tokens(inputs.model)
+    leads = accelerator.is_main_process
+    if not _is_there(config, inputs.encoded, fingerprint, leads, say, phases):
+        if leads and config.precision != "fp32":
+            _measure_rounding(config, inputs, batch_tokens, say, phases)
+        _score(config, inputs, fingerprint, accelerator, batch_tokens, say, progress, phases)
+    runtime.leave(accelerator)
+
+
+def _say_what_is_unknown(
+    config: PrecomputeConfig, inputs: Inputs, say: Callable[[str], None]
+) -> None:
+    """Reports tokens of the records and of the template that the model was not trained on."""
+    unknown_rows = inputs.encoded.unknown_rows
+    if unknown_rows:
         say(
-            f"{config.data}: {encoded.unknown_rows:,} rows have tokens that are not in the "
+            f"{config.data}: {unknown_rows:,} rows have tokens that are not in the "
             f"vocabulary of {config.model}"
         )
-    if strange := [tag for tag in encoder.added if tag not in SECTION_TAGS]:
+    untrained = [tag for tag in inputs.encoder.added if tag not in SECTION_TAGS]
+    if untrained:
         say(
-            f"{config.model}: never trained on {', '.join(strange)}, so b_t will be poor; "
+            f"{config.model}: never trained on {', '.join(untrained)}, so b_t will be poor; "
             "give --template chat or FILE, or train it on the tags first as examples/entangle.py "
             "does"
         )
-    print_ = inputs.fingerprint()
-    accelerator = runtime.accelerator_for(config.device, "fp32")
-    model.to(accelerator.device)
-    batch_tokens = config.batch_tokens or forward.fast_batch_tokens(model)
-    leads = accelerator.is_main_process
-    complete = (
-        leads
-        and not config.overwrite
-        and CacheWriter.already_complete(config.out, print_, encoded.row_hash)
+
+
+def _is_there(
+    config: PrecomputeConfig,
+    encoded: Encoded,
+    fingerprint: dict[str, Any],
+    leads: bool,
+    say: Callable[[str], None],
+    phases: Phases,
+) -> bool:
+    """Whether `config.out` holds b_t of these records: from an earlier call, or now as a copy of a
+    file beside it or the data. The first process, which `leads`, looks for all.
+    """
+    may_be_there = leads and not config.overwrite
+    complete = may_be_there and CacheWriter.already_complete(
+        config.out, fingerprint, encoded.row_hash
     )
-    if _said_by_the_first(complete):
+    if _from_the_first(complete):
         say(f"{config.out}: already complete, {len(encoded):,} rows; --overwrite starts over")
-        runtime.leave(accelerator)
-        return
-    places: list[str | Path] = [config.out, *files_of(config.data)]
-    if leads and not config.overwrite and not Path(config.out).exists():
-        found = find_cache(places, print_, encoded.row_hash)
-    else:
-        found = None
-    if _said_by_the_first(found is not None):
-        if found is not None:
-            phases.begin(SAVE, config.out)
-            copy_file(found, Path(config.out))
-            # and what an earlier call had begun is removed
-            CacheWriter.already_complete(config.out, print_, encoded.row_hash)
-        say(f"{config.out}: a copy of {found}, which has b_t of these {len(encoded):,} rows")
-        runtime.leave(accelerator)
-        return
-    if leads and config.precision != "fp32":
-        phases.begin(CHECK_PRECISION, f"{min(COMPARED_ROWS, len(encoded))} records in both")
-        speed = _tell_rounding(config, model, encoder, encoded, say, batch_tokens)
-        if speed is not None:
-            phases.expect({SCORE: float(encoded.lengths.sum()) / speed})
+        return True
+    found = None
+    if may_be_there and not Path(config.out).exists():
+        places: list[str | Path] = [config.out, *files_of(config.data)]
+        found = find_cache(places, fingerprint, encoded.row_hash)
+    if not _from_the_first(found is not None):
+        return False
+    if found is not None:
+        phases.begin(SAVE, config.out)
+        copy_file(found, Path(config.out))
+        # and what an earlier call had begun is removed
+        CacheWriter.already_complete(config.out, fingerprint, encoded.row_hash)
+    say(f"{config.out}: a copy of {found}, which has b_t of these {len(encoded):,} rows")
+    return True
+
+
+def _score(
+    config: PrecomputeConfig,
+    inputs: Inputs,
+    fingerprint: dict[str, Any],
+    accelerator: Accelerator,
+    batch_tokens: int,
+    say: Callable[[str], None],
+    progress: Callable[[str, int], Any],
+    phases: Phases,
+) -> None:
+    """Scores the rows that no earlier call has stored, and puts the file at its place."""
+    encoded = inputs.encoded
+    leads = accelerator.is_main_process
     phases.expect({SAVE: 0.0})
     phases.begin(SCORE, f"{len(encoded):,} records, {int(encoded.lengths.sum()):,} tokens")
-    featured = _said_by_the_first(leads and _features_wanted(config, inputs, print_))
+    featured = _from_the_first(leads and _features_wanted(config, inputs, fingerprint))
     distinct = distinct_rows(encoded) if featured else None
     shard_rows = config.shard_rows if distinct is None else min(config.shard_rows, SHARD_ROWS)
-    files = _files(config, encoded, print_, distinct, shard_rows) if leads else None
+    files = _files(config, encoded, fingerprint, distinct, shard_rows) if leads else None
     with files or nullcontext(), signals.held() as pending:
-        for note in () if files is None else files.notes:
-            say(note)
-        missing = _said_by_the_first(None if files is None else files.missing)
-        if sum(map(len, missing)) < len(encoded):
-            say(
-                f"resuming: {len(encoded) - sum(map(len, missing)):,} of {len(encoded):,} rows "
-                "are done"
-            )
-        total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
+        missing = _missing_shards(encoded, files, say)
         read = FrozenReading(
-            model,
-            encoder,
+            inputs.model,
+            inputs.encoder,
             encoded,
             scored=True,
             distinct=distinct,
             batch_tokens=batch_tokens,
-            varlen=_varlen_agrees(config, model, encoder, encoded, say) if missing else False,
+            varlen=_varlen_agrees(config, inputs, say) if missing else False,
         )
+        total = sum(int(encoded.lengths[rows.start : rows.stop].sum()) for rows in missing)
         with progress("tokens", total) as advance:
-            for first in range(0, len(missing), accelerator.num_processes):
-                shards = missing[first : first + accelerator.num_processes]
-                # the other processes are about as far
-                advance_all = partial(_advance_all, advance, len(shards))
-                mine = shards[accelerator.process_index :][:1]
-                scored = [read(rows, advance_all) for rows in mine]
-                for shard in gather_object(scored):
-                    if files is not None:
-                        files.write(*shard)
-                if any(gather_object([pending()])):
-                    raise interrupted("; finished shards are kept")
+            _score_shards(missing, read, files, accelerator, pending, advance)
         phases.begin(SAVE, config.out)
         if files is not None:
             files.publish()
-    runtime.leave(accelerator)
     tokens = int(encoded.target_lengths.sum())
     say(f"{config.out}: {len(encoded):,} rows, {tokens:,} tokens of y scored")
     if distinct is not None:
         say(f"{features_path(config.out)}: features of them, for `discover` and `train`")
 
 
-def _features_wanted(config: PrecomputeConfig, inputs: Inputs, print_: dict[str, Any]) -> bool:
+def _missing_shards(
+    encoded: Encoded, files: FrozenFiles | None, say: Callable[[str], None]
+) -> list[range]:
+    """Rows of each shard that is not stored, the same list in every process."""
+    if files is not None:
+        for note in files.notes:
+            say(note)
+    missing = _from_the_first(None if files is None else files.missing)
+    stored = len(encoded) - sum(len(rows) for rows in missing)
+    if stored > 0:
+        say(f"resuming: {stored:,} of {len(encoded):,} rows are done")
+    return missing
+
+
+def _score_shards(
+    missing: list[range],
+    read: FrozenReading,
+    files: FrozenFiles | None,
+    accelerator: Accelerator,
+    pending: Callable[[], bool],
+    advance: Callable[[int], None],
+) -> None:
+    """Scores as many shards at a time as there are processes; the one that has the files writes.
+
+    Raises:
+        Interrupted: a signal came to any process; the shards at hand are stored first.
+    """
+    processes = accelerator.num_processes
+    for first in range(0, len(missing), processes):
+        shards = missing[first : first + processes]
+        # the other processes are about as far
+        advance_all = partial(_advance_all, advance, len(shards))
+        mine = shards[accelerator.process_index :][:1]
+        scored = [read(rows, advance_all) for rows in mine]
+        for shard in gather_object(scored):
+            if files is not None:
+                files.write(*shard)
+        if any(gather_object([pending()])):
+            raise interrupted("; finished shards are kept")
+
+
+def _features_wanted(config: PrecomputeConfig, inputs: Inputs, fingerprint: dict[str, Any]) -> bool:
     """Whether features are read along with b_t: not where they are there already, would take much
     room, or cost memory that a GPU may not have.
     """
@@ -165,7 +221,7 @@ def _features_wanted(config: PrecomputeConfig, inputs: Inputs, print_: dict[str,
     size = 2 * values_a_record(model) * len(distinct_rows(encoded))
     if config.execution == "plain" or model.device.type != "cpu" or size > FEATURE_BYTES:
         return False
-    stored = StoredFeatures.beside([config.out, *files_of(config.data)], [print_], encoded)
+    stored = StoredFeatures.beside([config.out, *files_of(config.data)], [fingerprint], encoded)
     if stored is None:
         return True
     stored.store.close()
@@ -175,13 +231,13 @@ def _features_wanted(config: PrecomputeConfig, inputs: Inputs, print_: dict[str,
 def _files(
     config: PrecomputeConfig,
     encoded: Encoded,
-    print_: dict[str, Any],
+    fingerprint: dict[str, Any],
     distinct: np.ndarray | None,
     shard_rows: int,
 ) -> FrozenFiles:
     cache = CacheWriter(
         config.out,
-        fingerprint=print_,
+        fingerprint=fingerprint,
         offsets=encoded.target_offsets,
         row_hash=encoded.row_hash,
         shard_rows=shard_rows,
@@ -191,7 +247,7 @@ def _files(
         return FrozenFiles(cache, None, None, shard_rows)
     features = FeatureWriter(
         features_path(config.out),
-        fingerprint=feature_fingerprint(print_),
+        fingerprint=feature_fingerprint(fingerprint),
         row_hash=encoded.row_hash[distinct],
         shard_rows=shard_rows,
         overwrite=config.overwrite,
@@ -199,39 +255,34 @@ def _files(
     return FrozenFiles(cache, features, distinct, shard_rows)
 
 
-def _varlen_agrees(
-    config: PrecomputeConfig,
-    model: PreTrainedModel,
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    say: Callable[[str], None],
-) -> bool:
+def _varlen_agrees(config: PrecomputeConfig, inputs: Inputs, say: Callable[[str], None]) -> bool:
     """Whether rows can be scored without padding, with each prompt computed once for all its
     completions; if the model does not permit it, reports why.
     """
     if config.execution == "plain":
         return False
-    reason = baseline.why_not_varlen(model, encoder, encoded)
+    reason = baseline.why_not_varlen(inputs.model, inputs.encoder, inputs.encoded)
     if reason:
         say(f"{config.model}: each completion is scored with its prompt, and padded: {reason}")
     return reason is None
 
 
-def _tell_rounding(
+def _measure_rounding(
     config: PrecomputeConfig,
-    model: PreTrainedModel,
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    say: Callable[[str], None],
+    inputs: Inputs,
     batch_tokens: int,
-) -> float | None:
-    """Reports the rounding error of b_t, against float32, on a few rows. Returns how many tokens
-    the rounded model reads a second, None where that was not seen.
+    say: Callable[[str], None],
+    phases: Phases,
+) -> None:
+    """Reports the rounding error of b_t against float32, in nats a token, on a few rows; from their
+    time follows how long all rows will take.
     """
+    model, encoded = inputs.model, inputs.encoded
     rows = encoded.spread_rows(COMPARED_ROWS)
+    phases.begin(CHECK_PRECISION, f"{len(rows)} records in both")
     score = partial(
         baseline.score_flat,
-        encoder=encoder,
+        encoder=inputs.encoder,
         encoded=encoded,
         rows=rows,
         batch_tokens=batch_tokens,
@@ -241,26 +292,27 @@ def _tell_rounding(
     seconds = time.monotonic() - begin
     try:
         exact = runtime.load_model(config.model, attention=config.attention)
-        runtime.fit_vocabulary(exact, encoder)
+        runtime.fit_vocabulary(exact, inputs.encoder)
         full = score(exact.to(model.device))
     except torch.OutOfMemoryError:
         say(
             f"{config.precision}: its rounding error is not measured, since the float32 model does "
             "not fit in memory beside it"
         )
-        return None
+        return
     error = np.abs(rounded - full)
     say(
         f"{config.precision}: b_t of {len(rows)} rows differs from float32 by "
         f"{error.mean():.1e} nats per token, at most {error.max():.1e}"
     )
-    return float(encoded.lengths[rows].sum()) / seconds
+    tokens_a_second = float(encoded.lengths[rows].sum()) / seconds
+    phases.expect({SCORE: float(encoded.lengths.sum()) / tokens_a_second})
 
 
 def _advance_all(advance: Callable[[int], None], processes: int, tokens: int) -> None:
     advance(tokens * processes)
 
 
-def _said_by_the_first(value: Any) -> Any:
+def _from_the_first(value: Any) -> Any:
     """The first process's value, in every process."""
     return broadcast_object_list([value])[0]
