@@ -300,7 +300,7 @@ def _misread(tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]]) -> l
 def _logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
     device = model.device
     return [
-        model(input_ids=torch.tensor([ids], device=device)).logits[0].float().cpu()
+        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
         for ids in sequences
     ]
 

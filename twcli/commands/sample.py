@@ -27,7 +27,7 @@ from twcli.data.example import Example
 from twcli.errors import UserError, resumable
 from twcli.models import baseline, runtime
 from twcli.models.building import load_run
-from twcli.models.generation import generate, router_probabilities
+from twcli.models.generation import generate, router_probabilities, why_not_cached
 from twcli.phases import DRAW, Phases
 from twcli.storage.run_folder import RunFolder
 from twcli.storage.shards import Shards, blocks, check_place, reporting
@@ -189,12 +189,16 @@ class Drawing:
         """Number of prompts per block."""
         return max(1, BLOCK // self.per_prompt)
 
-    def check(self) -> None:
-        """Raises UserError if a prompt fills the context, before any prompt is completed."""
+    def check(self, say: runtime.Say) -> None:
+        """Raises UserError if a prompt fills the context, before any prompt is completed; says why
+        the model cannot use a cache, if so.
+        """
         latent = 0 if self.sampler.latent_ids else None
         for rows in blocks(range(len(self.prompts)), BLOCK):
             xs = self.prompts[rows]
-            self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
+            ids, _ = self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
+        if reason := why_not_cached(self.sampler.model, self.sampler.encoder, ids):
+            say(f"each new token reads its whole row, which takes longer: {reason}")
 
     def blocks(
         self, missing: Sequence[range], progress: Callable[[int], None]
@@ -299,7 +303,7 @@ def sample(
         drawing = ServerDrawing(config, prompts)
     else:
         drawing = Drawing(Sampler.load(config, say), prompts)
-        drawing.check()
+        drawing.check(say)
     if phases is not None:
         phases.begin(DRAW, config.server or "")
     if out is None:

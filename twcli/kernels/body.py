@@ -1,9 +1,13 @@
-"""A causal language model without its LM head."""
+"""A causal language model without its LM head, and what its layers give.
+
+Shapes: R rows, T tokens, H hidden size.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -21,3 +25,16 @@ def body_of(model: Any) -> nn.Module:
         if any(module is embeddings for module in child.modules()):
             return child
     return model
+
+
+def one_stream(states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """A layer's states in the shape (R, T, H) of the last ones.
+
+    Some families carry several streams between their layers, along an axis of their own: the first
+    one in Gemma 3n (alternating updates). Their mean is taken.
+    """
+    if states.ndim == len(shape):
+        return states
+    axes = range(states.ndim - 1)
+    extra = next((a for a in axes if states.shape[:a] + states.shape[a + 1 :] == shape), None)
+    return states if extra is None else states.mean(extra)

@@ -30,12 +30,19 @@ def dtype_of(model: PreTrainedModel) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
 
 
+def head_size(model: PreTrainedModel) -> int:
+    """Channels of an attention head; of the largest one where layers differ (Gemma 4)."""
+    config = model.config.get_text_config()
+    layers = getattr(config, "per_layer_config", None) or [config]
+    sizes = [getattr(layer, "head_dim", None) or 0 for layer in layers]
+    return max(sizes) or int(config.hidden_size // config.num_attention_heads)
+
+
 def usable(model: PreTrainedModel) -> bool:
     """Whether the kernels support the model's attention heads on this device and in the current
     precision.
     """
-    config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = head_size(model)
     return (
         model.device.type == "cuda"
         and torch.backends.cuda.is_flash_attention_available()

@@ -21,6 +21,13 @@ from twcli.kernels.linear import is_its_weights, linear
 HEAD_LOGITS = 2**25
 # 2 MiB of logits in float32: they fit in a CPU core's cache until they are summed
 BLOCK_TOKENS, BLOCK_WORDS = 1024, 512
+# what families call the scalings around their LM heads: Falcon H1, Cohere; Granite, Inkling; Gemma,
+# RecurrentGemma, xLSTM. `checks.check_model` asks each model whether these are all of its own.
+MULTIPLIERS = ("lm_head_multiplier", "logit_scale")
+DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
+CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
+# whose `logits_scaling` is a factor
+MULTIPLIED = ("hyperclovax",)
 # exp(x) = exp2(x LOG2_E), which takes torch little more than half the time on a CPU
 LOG2_E = 1 / math.log(2)
 
@@ -29,19 +36,21 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Next-token logits (..., V) of hidden states (..., H), with the scalings that some model
     families apply after the LM head.
     """
-    return _scaled(model, model.get_output_embeddings()(hidden))
+    return scaled(model, model.get_output_embeddings()(hidden))
 
 
-def _scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+def scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
+    """The logits (.., V) of the model from what its LM head gives."""
     config = model.config.get_text_config()
-    if multiplier := getattr(config, "lm_head_multiplier", None):  # Falcon H1
-        logits = logits * multiplier
-    if scaling := getattr(config, "logits_scaling", None):  # Granite
-        logits = logits / scaling
-    if scale := getattr(config, "logit_scale", None):  # Cohere
-        logits = logits * scale
-    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma
-        logits = cap * torch.tanh(logits / cap)
+    for name in MULTIPLIERS:
+        if scale := getattr(config, name, None):
+            logits = logits * scale
+    for name in DIVISORS:
+        if scale := getattr(config, name, None):
+            logits = logits * scale if config.model_type in MULTIPLIED else logits / scale
+    for name in CAPS:
+        if cap := getattr(config, name, None):
+            logits = cap * torch.tanh(logits / cap)
     return logits
 
 
@@ -112,7 +121,7 @@ def _nll_by_blocks(
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
         block = at_least_float32(
-            _scaled(
+            scaled(
                 model,
                 linear(hidden, head.weight[words], None if head.bias is None else head.bias[words]),
             )

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 
 from twcli.data.padding import budget_batches
 from twcli.kernels import blockwise
-from twcli.kernels.body import body_of
+from twcli.kernels.body import body_of, one_stream
 from twcli.kernels.costs import COPY, causal_cost, masked_cost
 from twcli.kernels.flash import Pieces
 from twcli.kernels.packing import with_all_heads
@@ -228,5 +228,7 @@ def varlen_hidden_states(
         packed=layout.attention,
         output_hidden_states=all_layers,
     )
-    last = output.last_hidden_state[0]
-    return (last, tuple(layer[0] for layer in output.hidden_states)) if all_layers else last
+    last = output.last_hidden_state
+    if not all_layers:
+        return last[0]
+    return last[0], tuple(one_stream(states, last.shape)[0] for states in output.hidden_states)

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel
 from twcli.data.padding import PassLengths
 from twcli.errors import UserError, first_line
 from twcli.kernels.body import body_of
-from twcli.kernels.head import at_least_float32, head_logits
+from twcli.kernels.head import at_least_float32, head_logits, scaled
 from twcli.models.positions import pass_lengths
 
 PROBE_TOKENS, PROBE_PADS = 8, 4
 SHARE = {torch.float32: 1e-3, torch.float64: 1e-9}  # of the logits' norm; rounding is far smaller
+LARGEST_LOGIT = 100.0  # up to which the scaling of logits is asked for
 # bf16 and fp16: rounding; between passes of different shapes also another expert of a mixture
 HALF_SHARE, HALF_SHARE_OF_SHAPES = 0.03, 0.3
 
@@ -28,7 +29,7 @@ HALF_SHARE, HALF_SHARE_OF_SHAPES = 0.03, 0.3
 def check_model(model: PreTrainedModel, source: str) -> None:
     """Raises UserError with one line if an assumption fails; the model is in eval mode.
 
-    Three forward passes of 8 to 36 tokens, and one reading of all weights.
+    Four forward passes of 1 to 36 tokens, and one reading of all weights.
     """
     check_finite(model, source)
     kind = model.config.model_type
@@ -59,7 +60,8 @@ def check_model(model: PreTrainedModel, source: str) -> None:
             "padding, so b_t would depend on the batch; take another model, and report this one's "
             "name"
         )
-    if not _difference(scored, alone) <= same:
+    wrong = scored.shape != alone.shape or not _difference(scored, alone) <= same
+    if wrong or not _scaling_difference(model) <= same:
         raise UserError(
             f"{source}: a {kind} model computes its logits from its last hidden states in a way "
             "that twcli does not support; take another model, and report this one's name"
@@ -108,6 +110,32 @@ def _probe(
     batch = torch.stack([padded, changed, ids_T.flip(0)])
     logits = model(input_ids=batch, use_cache=False).logits
     return alone, scored, (logits[0, :T], logits[1, :T])
+
+
+def _scaling_difference(model: PreTrainedModel) -> float:
+    """As `_difference`, of what the model and `head.scaled` make of the same values of the LM head,
+    but for a factor: some families apply theirs before the head.
+
+    Values of up to `LARGEST_LOGIT`: a soft cap hardly changes the small logits of a probe. 0 where
+    the head is not called as a module.
+    """
+    head, given = model.get_output_embeddings(), []
+
+    def replace(_head: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+        values = torch.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, output.shape[-1])
+        given.append(values.to(output).expand_as(output))
+        return given[-1]
+
+    hook = head.register_forward_hook(replace)
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.int64, device=model.device)
+        logits = model(input_ids=ids, use_cache=False).logits
+    finally:
+        hook.remove()
+    if not given:
+        return 0.0
+    expected = scaled(model, given[-1])
+    return _difference(expected * ((expected * logits).sum() / expected.square().sum()), logits)
 
 
 def _last_states(model: PreTrainedModel, ids_RT: torch.Tensor) -> Any:

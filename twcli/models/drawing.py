@@ -9,6 +9,7 @@ Shapes: G prompts, K sections, R rows, T tokens, C tokens of a section, V vocabu
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import budget_batches, gather_padded
+from twcli.kernels.body import body_of
+from twcli.kernels.flash import head_size
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
 from twcli.models.agreement import SHARE, why_not
@@ -116,16 +119,21 @@ def draw(
 @torch.no_grad()
 def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | None:
     """Why a prompt cannot be shared among draws, None if it can: reads the longest and the shortest
-    prompt both ways, each with its last section and one more token.
+    prompt both ways, each with its last section and one more token, and continues both twice and in
+    another order, which states beside keys and values must follow.
     """
     order = np.argsort(request.before_R, kind="stable")
-    rows = np.unique(order[np.linspace(0, len(order) - 1, COMPARED).astype(int)])
+    some = np.unique(order[np.linspace(0, len(order) - 1, COMPARED).astype(int)])
 
     def difference() -> float:
+        rows = np.tile(some, 2)
         batch = _Batch(model, request, rows, pad)
-        found = torch.stack([batch.begin(), batch.go_on(np.full(len(rows), pad))], dim=1)
+        first = batch.begin()
+        turned = torch.arange(len(rows) - 1, -1, -1, device=model.device)
+        batch.keep(turned)
+        second = batch.go_on(np.full(len(rows), pad))[turned]
         apart = []
-        for row, own in zip(rows.tolist(), found, strict=True):
+        for row, own in zip(rows.tolist(), torch.stack([first, second], dim=1), strict=True):
             ids = torch.tensor([[*request.ids(row), pad]], device=model.device)
             plain = head_logits(model, hidden_states(model, ids)[0, -2:])
             apart.append(float((own - plain).float().norm() / plain.float().norm()))
@@ -137,9 +145,8 @@ def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | 
 def _batches(model: PreTrainedModel, total_R: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     width = torch.finfo(model.dtype).bits // 8
-    token_bytes = 2 * config.num_hidden_layers * heads * size * width
+    token_bytes = 2 * config.num_hidden_layers * heads * head_size(model) * width
     vocabulary = model.get_output_embeddings().weight.shape[0]
     most = min(MOST_ROWS, max(1, LOGIT_BYTES // (4 * vocabulary)))
     parts: list[np.ndarray] = []
@@ -170,7 +177,10 @@ class _Batch:
         padded = np.take_along_axis(padded, np.maximum(columns, 0), axis=1)
         self.ids = torch.from_numpy(padded).to(self.device)
         self.lengths = torch.from_numpy(lengths).to(self.device)
-        self.cache = DynamicCache(config=model.config)
+        self.body, self.cache = body_of(model), DynamicCache(config=model.config)
+        # before transformers 5.24 it has another name
+        names = inspect.signature(self.body.forward).parameters
+        self.cache_name = "cache" if "cache" in names else "past_key_values"
 
     def draw(self, stop_ids: Sequence[int], temperature: float, seed: int) -> list[list[int]]:
         """Each row's new ids, its stop id included."""
@@ -189,7 +199,7 @@ class _Batch:
                 break
             if len(going) < KEPT * len(alive):
                 alive, chosen = alive[going], chosen[going]
-                self._keep(torch.from_numpy(going).to(self.device))
+                self.keep(torch.from_numpy(going).to(self.device))
             logits = self.go_on(chosen)
         return [row[:count].tolist() for row, count in zip(written, counts.tolist(), strict=True)]
 
@@ -198,18 +208,18 @@ class _Batch:
         if self.ids.shape[1]:
             self._hidden(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
         pair_prompt = torch.from_numpy(self.pairs[:, 0]).to(self.device)
-        self._keep(pair_prompt)
+        self.keep(pair_prompt)
         sections = self.request.sections_GKC[self.prompts[self.pairs[:, 0]], self.pairs[:, 1]]
         logits = self._forward(torch.from_numpy(sections).to(self.device))
         pair_R = torch.from_numpy(self.pair_R).to(self.device)
-        self._keep(pair_R)
+        self.keep(pair_R)
         return logits[pair_R]
 
     def go_on(self, chosen: np.ndarray) -> torch.Tensor:
         """Logits (R, V) behind one more token of each row."""
         return self._forward(torch.from_numpy(chosen[:, None]).to(self.device))
 
-    def _keep(self, index: torch.Tensor) -> None:
+    def keep(self, index: torch.Tensor) -> None:
         """Continues with these rows, each as often as it is named."""
         self.cache.batch_select_indices(index)
         self.mask, self.lengths = self.mask[index], self.lengths[index]
@@ -223,12 +233,12 @@ class _Batch:
         return head_logits(self.model, self._hidden(ids_RT, positions)[:, -1])
 
     def _hidden(self, ids_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
-        output = self.model.base_model(
+        output = self.body(
             input_ids=ids_RT,
             attention_mask=self.mask,
             position_ids=positions_RT,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
         )
         return output.last_hidden_state
 

@@ -19,12 +19,12 @@ from transformers import PreTrainedModel
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.padding import apart, budget_batches, gather_padded, prompt_by_prompt, slices
 from twcli.kernels import flash
-from twcli.kernels.body import body_of
+from twcli.kernels.body import body_of, one_stream
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import ATTENTION, attention_of, linear_weights, window_of
 from twcli.kernels.varlen import Varlen, varlen_hidden_states
 from twcli.models.positions import pass_lengths
-from twcli.models.runtime import MOST_WORKERS, core_by_core
+from twcli.models.runtime import MOST_WORKERS, core_by_core, most_at_once
 
 # 3 MiB in float32: a layer's output fits in a CPU core's cache
 CACHED_VALUES = 3 * 2**18
@@ -50,20 +50,22 @@ def hidden_states(
     last = output.last_hidden_state
     if not all_layers:
         return last
-    return last, tuple(_one_stream(states, last.shape) for states in output.hidden_states)
+    return last, tuple(one_stream(states, last.shape) for states in output.hidden_states)
 
 
-def _one_stream(states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """A layer's states in the shape (R, T, H) of the last ones.
-
-    Some families carry several streams between their layers, along an axis of their own: the first
-    one in Gemma 3n (alternating updates). Their mean is taken.
+@torch.no_grad()
+def keeps_state(model: PreTrainedModel) -> bool:
+    """Whether a forward pass leaves tensors of its own in the model's modules, where another one
+    that runs at the same time would find them (RecurrentGemma's recurrent states).
     """
-    if states.ndim == len(shape):
-        return states
-    axes = range(states.ndim - 1)
-    extra = next((a for a in axes if states.shape[:a] + states.shape[a + 1 :] == shape), None)
-    return states if extra is None else states.mean(extra)
+
+    def kept() -> list[torch.Tensor]:
+        hidden_states(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+        places = [vars(module) for module in model.modules()]
+        return [v for place in places for v in place.values() if isinstance(v, torch.Tensor)]
+
+    before, after = kept(), kept()
+    return [id(tensor) for tensor in before] != [id(tensor) for tensor in after]
 
 
 def fast_batch_tokens(model: PreTrainedModel) -> int:
@@ -105,6 +107,8 @@ def forward_rows(
     on_cpu = model.device.type == "cpu"
     lengths = pass_lengths(model)
     classes = lengths.classes(encoded.lengths)
+    # what depends on the pass is kept in the model while it runs
+    alone = bool(lengths) or (most_at_once(model.device) > 1 and keeps_state(model))
     with fast_linear(model, pack=True):
         for packed, cut, those in (
             (False, _by_length, rows[padded]),
@@ -118,9 +122,8 @@ def forward_rows(
                     else cut(encoded, together, batch_tokens)
                 )
             with attention_of(model, ATTENTION) if packed else nullcontext():
-                # frequencies that depend on the pass are kept in the model while it runs
                 read_those = core_by_core(
-                    partial(read, varlen=packed), batches, model.device, alone=bool(lengths)
+                    partial(read, varlen=packed), batches, model.device, alone=alone
                 )
                 for batch, found in zip(batches, read_those, strict=True):
                     yield order[np.searchsorted(rows, batch, sorter=order)], found

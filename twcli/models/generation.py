@@ -1,12 +1,14 @@
-"""Completes prompts in batches, with the KV cache, by transformers' `generate`.
+"""Completes prompts in batches, with the KV cache, by transformers' `generate`. A model whose cache
+gives other logits than its plain forward pass, or none, reads the whole row for each new token.
 
-Shapes: G prompts, K latents.
+Shapes: G prompts, K latents, R rows, T tokens, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -16,8 +18,16 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import apart, budget_batches, gather_padded
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
-from twcli.models.forward import hidden_states
+from twcli.models.agreement import SHARE, why_not
+from twcli.models.forward import hidden_states, ids_on
 from twcli.models.positions import pass_lengths
+
+COMPARED_TOKENS = 2  # new ones, the second from the cache
+LEAST_PROBED, MOST_PROBED = 8, 256  # tokens of a prompt; a shorter one is repeated
+# Of a mixture in bf16 passes of other shapes may take other experts.
+MOST_APART = {**SHARE, torch.bfloat16: 0.3}
+
+_reasons: WeakKeyDictionary[PreTrainedModel, str | None] = WeakKeyDictionary()
 
 
 def generate(
@@ -70,6 +80,7 @@ def generate_ids(
         progress: called with the number of completions after each batch.
     """
     together = pass_lengths(model)
+    cached = why_not_cached(model, encoder, prompts) is None
     most = np.broadcast_to(np.asarray(max_new_tokens, np.int64), len(prompts))
     written: list[list[int]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
@@ -90,7 +101,7 @@ def generate_ids(
             # All rows of a batch get the same number of new tokens, the smallest limit among them;
             # rows with a larger limit continue in a later batch.
             for batch, completions in _written(
-                model, encoder, begun, room, temperature, batch_tokens
+                model, encoder, begun, room, temperature, batch_tokens, cached
             ):
                 for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
@@ -107,6 +118,64 @@ def generate_ids(
     return written, ended
 
 
+@torch.no_grad()
+def why_not_cached(
+    model: PreTrainedModel, encoder: ExampleEncoder, prompts: Sequence[list[int]]
+) -> str | None:
+    """Why the model cannot complete prompts from a cache, None if it can: two tokens behind the
+    longest prompt and its first half, which has padding on its left, must have the logits of the
+    plain forward pass. Asked once of a model.
+    """
+    if model not in _reasons:
+        longest = max(prompts, key=len)
+        longest = (longest * LEAST_PROBED)[: max(len(longest), LEAST_PROBED)][:MOST_PROBED]
+        rows = [longest, longest[: (len(longest) + 1) // 2]]
+        rule = pass_lengths(model)
+        if rule and len(set(rule.classes(np.asarray([len(row) for row in rows])).tolist())) > 1:
+            rows = rows[:1]
+        room = int(rule.room(np.asarray([len(longest)]))[0])
+        settings = GenerationConfig(
+            max_new_tokens=min(COMPARED_TOKENS, room),
+            do_sample=False,
+            pad_token_id=encoder.pad,
+            bos_token_id=encoder.bos,
+        )
+
+        def difference() -> float:
+            ids, mask = padded_left(rows, encoder.pad)
+            with _own_settings(model):
+                output = model.generate(
+                    input_ids=ids_on(model, ids),
+                    attention_mask=ids_on(model, mask),
+                    generation_config=settings,
+                    return_dict_in_generate=True,
+                    output_logits=True,
+                )
+            found = torch.stack(output.logits, dim=1)
+            apart_R = []
+            for row, new, logits in zip(
+                rows, output.sequences[:, ids.shape[1] :].tolist(), found, strict=True
+            ):
+                whole = torch.tensor([[*row, *new[:-1]]], device=model.device)
+                plain = head_logits(model, hidden_states(model, whole)[0, -len(new) :]).float()
+                apart_R.append(float((logits - plain).norm() / plain.norm()))
+            return float(np.max(apart_R))  # NaN where one is
+
+        most = MOST_APART[model.dtype]
+        _reasons[model] = why_not("generation from a cache", difference, most, "of the logits")
+    return _reasons[model]
+
+
+def padded_left(rows: Sequence[list[int]], pad: int) -> tuple[np.ndarray, np.ndarray]:
+    """int64 (R, T) ids and their mask, 1 where they are no padding: new tokens are appended on the
+    right, so rows are padded on the left.
+    """
+    T = max(map(len, rows))
+    ids = np.asarray([[pad] * (T - len(row)) + row for row in rows], np.int64)
+    mask = np.asarray([[0] * (T - len(row)) + [1] * len(row) for row in rows], np.int64)
+    return ids, mask
+
+
 def _written(
     model: PreTrainedModel,
     encoder: ExampleEncoder,
@@ -114,35 +183,77 @@ def _written(
     room: np.ndarray,
     temperature: float,
     batch_tokens: int,
+    cached: bool,
 ) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
     """(positions of a batch's rows in the prompts, their new ids): up to the end token or the
     smallest `room` of the batch.
     """
     lengths = np.asarray([len(p) for p in prompts], np.int64)
-    flat, starts = np.concatenate(prompts).astype(np.int64), np.cumsum(lengths) - lengths
+    write = _from_cache if cached else _plainly
     for batch in _batches(model, lengths, lengths + room, batch_tokens):
-        settings = GenerationConfig(
-            max_new_tokens=int(room[batch].min()),
-            do_sample=temperature > 0,
-            temperature=temperature or None,
-            top_k=0,
-            eos_token_id=encoder.ends,
-            pad_token_id=encoder.pad,
-            bos_token_id=encoder.bos,
-        )
-        ids = gather_padded(flat, starts[batch], lengths[batch], encoder.pad)
-        # new tokens are appended on the right, so prompts are padded on the left
-        pads = ids.shape[1] - lengths[batch]
-        columns = np.arange(ids.shape[1]) - pads[:, None]
-        mask = columns >= 0
-        ids = np.where(mask, np.take_along_axis(ids, np.maximum(columns, 0), axis=1), encoder.pad)
-        output = model.generate(
-            input_ids=torch.from_numpy(ids).to(model.device),
-            attention_mask=torch.from_numpy(mask.astype(np.int64)).to(model.device),
-            generation_config=settings,
-            stopping_criteria=[_StopsAtText(encoder, ids.shape[1])] if encoder.end_text else None,
-        )
-        yield batch, output[:, ids.shape[1] :].tolist()
+        rows, most = [prompts[row] for row in batch.tolist()], int(room[batch].min())
+        yield batch, write(model, encoder, rows, most, temperature)
+
+
+def _from_cache(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    rows: Sequence[list[int]],
+    most: int,
+    temperature: float,
+) -> list[list[int]]:
+    settings = GenerationConfig(
+        max_new_tokens=most,
+        do_sample=temperature > 0,
+        temperature=temperature or None,
+        top_k=0,
+        eos_token_id=encoder.ends,
+        pad_token_id=encoder.pad,
+        bos_token_id=encoder.bos,
+    )
+    ids, mask = padded_left(rows, encoder.pad)
+    output = model.generate(
+        input_ids=ids_on(model, ids),
+        attention_mask=ids_on(model, mask),
+        generation_config=settings,
+        stopping_criteria=[_StopsAtText(encoder, ids.shape[1])] if encoder.end_text else None,
+    )
+    written: list[list[int]] = output[:, ids.shape[1] :].tolist()
+    return written
+
+
+def _plainly(
+    model: PreTrainedModel,
+    encoder: ExampleEncoder,
+    rows: Sequence[list[int]],
+    most: int,
+    temperature: float,
+) -> list[list[int]]:
+    """As `_from_cache`, by a forward pass over the whole rows, padded on the right, for each
+    token.
+    """
+    lengths = torch.tensor([len(row) for row in rows], device=model.device)
+    number = torch.arange(len(rows), device=model.device)
+    ids = torch.full((len(rows), int(lengths.max()) + most), encoder.pad, device=model.device)
+    for row, tokens in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens, device=model.device)
+    written: list[list[int]] = [[] for _ in rows]
+    going = [True] * len(rows)
+    for _ in range(most):
+        hidden = hidden_states(model, ids[:, : int(lengths.max())])[number, lengths - 1]
+        logits = head_logits(model, hidden).float()
+        if temperature > 0:
+            chosen = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+        else:
+            chosen = logits.argmax(-1)
+        ids[number, lengths] = chosen
+        lengths = lengths + 1
+        for row, token in enumerate(chosen.tolist()):
+            written[row].append(token if going[row] else encoder.pad)
+            going[row] = going[row] and not encoder.ended(written[row])
+        if not any(going):
+            break
+    return written
 
 
 class _StopsAtText(StoppingCriteria):

@@ -15,15 +15,30 @@ from transformers import PreTrainedModel
 def grow_embeddings(backbone: PreTrainedModel, needed: int) -> None:
     """Gives embeddings and LM head `needed` rows, if they have fewer; each new row is the mean of
     the old ones, so that an id between the tokenizer's that nothing uses has no random logit.
+
+    Tables of whole numbers with a row for each token, such as the experts that it is sent to
+    (DeepSeek-V4's hash routing), grow as well: their first rows once more.
     """
     old = backbone.get_input_embeddings().num_embeddings
     if needed <= old:
         return
-    backbone.resize_token_embeddings(needed, mean_resizing=False)
+    # all new rows are given below, and some families' own initialisation fails here (xLSTM)
+    backbone._init_weights = lambda _module: None
+    try:
+        backbone.resize_token_embeddings(needed, mean_resizing=False)
+    finally:
+        del backbone._init_weights
     with torch.no_grad():
         for layer in {backbone.get_input_embeddings(), backbone.get_output_embeddings()}:
-            mean = layer.weight[:old].double().mean(0)
-            layer.weight[old:] = mean.to(layer.weight.dtype)
+            for table in (layer.weight, getattr(layer, "bias", None)):
+                if table is not None:
+                    table[old:] = table[:old].double().mean(0).to(table.dtype)
+    for module in backbone.modules():
+        for name, table in module.named_buffers(recurse=False):
+            if table.ndim and len(table) == old and not table.is_floating_point():
+                setattr(module, name, table[torch.arange(needed, device=table.device) % old])
+    if getattr(backbone.config, "decoder_vocab_size", None) == old:  # Marian's name for its own
+        backbone.config.decoder_vocab_size = needed
 
 
 def add_latent_rows(
