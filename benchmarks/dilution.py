@@ -42,7 +42,7 @@ from twcli.config.precompute import PrecomputeConfig
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import read_examples
 from twcli.data.padding import gather_padded
-from twcli.evaluation.evaluate import forward_all
+from twcli.evaluation.passes import forward_all
 from twcli.models import baseline, runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer

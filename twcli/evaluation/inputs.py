@@ -1,0 +1,133 @@
+"""A run and held-out records, opened and checked, for all steps of `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from twcli.config.evaluate import EvalConfig
+from twcli.config.train import TrainConfig
+from twcli.data.dataset import Examples, stream_examples
+from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.example import Example
+from twcli.data.long_rows import TRUNCATE_LEFT
+from twcli.errors import UserError
+from twcli.evaluation.judges import Judge, load_judge
+from twcli.evaluation.samples import Writer
+from twcli.evaluation.served import connected
+from twcli.models import runtime
+from twcli.models.building import load_run
+from twcli.models.latents import LatentModel
+from twcli.storage.run_folder import RunFolder
+
+SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
+
+Say = Callable[[str], None]
+Progress = Callable[[str, int], Any]
+
+
+@dataclass(frozen=True)
+class EvalInputs:
+    """What `twcli eval` works on.
+
+    Attributes:
+        judge: None where no `--judge` is given.
+        model: the run's, on its device.
+        trained: the settings that the run was trained with.
+        examples: the records that are evaluated, in the order of `encoded`.
+        max_length: longest sequence in tokens.
+        say: takes one line a fact.
+        progress: opens a bar (label, total) that is called with increments.
+    """
+
+    config: EvalConfig
+    judge: Judge | None
+    run: RunFolder
+    model: LatentModel
+    encoder: ExampleEncoder
+    trained: TrainConfig
+    encoded: Encoded
+    examples: list[Example]
+    max_length: int
+    say: Say
+    progress: Progress
+
+    @property
+    def prompt_rows(self) -> np.ndarray:
+        """The first row of each distinct prompt."""
+        _, first = np.unique(self.encoded.prompt_index, return_index=True)
+        return first
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a completion."""
+        longest_y = int(self.encoded.target_lengths.max())
+        return self.config.max_new_tokens or longest_y + SPARE_TOKENS
+
+
+def open_evaluation(
+    config: EvalConfig, say: Say, progress: Progress, records: Examples | None = None
+) -> EvalInputs:
+    """Loads the judge, the records and the run.
+
+    Args:
+        records: of `config.data`, where they have been looked at already.
+
+    Raises:
+        UserError: the run, the data or the judge is wrong.
+    """
+    judge = load_judge(config) if config.judge else None
+    if records is None:
+        records = stream_examples(
+            config.data, **config.fields, strategy_field=config.strategy_field
+        )
+        examples = list(records)
+        say(records.summary())
+    else:
+        examples = list(records)
+    run = RunFolder(config.run)
+    model, encoder, trained = load_run(
+        run, device=config.device, precision=config.precision, attention=config.attention, say=say
+    )
+    max_length = runtime.context_length(model.backbone, config.max_length)
+    too_long = config.too_long or trained.too_long
+    encoded = encoder.encode(examples, max_length=max_length, source=config.data, too_long=too_long)
+    for note in encoded.notes:
+        say(note)
+    kept = [examples[encoded.number(row)] for row in range(len(encoded))]
+    return EvalInputs(
+        config,
+        judge,
+        run,
+        model,
+        encoder,
+        trained,
+        encoded,
+        kept,
+        max_length,
+        say,
+        progress,
+    )
+
+
+def run_writer(inputs: EvalInputs) -> Writer:
+    """What completes prompts with the run: its model, or the server that has it.
+
+    Raises:
+        UserError, WorkFailed: as `served.connected`; or a prompt is too long for a server.
+    """
+    config = inputs.config
+    latent_ids = inputs.model.latent_ids_KP.tolist()
+    writer = Writer(inputs.model.backbone, inputs.encoder, latent_ids, inputs.max_length)
+    if config.server is None:
+        return writer
+    if TRUNCATE_LEFT in inputs.encoded.too_long:
+        raise UserError(
+            f"{config.data}: a server reads prompts whole, and some are too long; give "
+            "--too-long skip with --server"
+        )
+    distinct = [inputs.examples[row] for row in inputs.prompt_rows.tolist()]
+    return connected(config, writer, distinct, inputs.say)
