@@ -45,6 +45,7 @@ from twcli.data.padding import gather_padded
 from twcli.data.vocabulary import TAGS
 from twcli.errors import UserError
 from twcli.kernels.head import head_logits
+from twcli.kernels.linear import fast_linear
 from twcli.models.forward import hidden_states
 from twcli.models.runtime import quiet_transformers
 
@@ -230,7 +231,8 @@ def fit(
         batch = next(batches)
         tokens = int(encoded.target_lengths[batch].sum()) + len(batch)
         for piece in forward_pieces(encoded.lengths, batch):
-            loss = nll_sum(model, encoded, piece, pad)
+            with fast_linear(model):
+                loss = nll_sum(model, encoded, piece, pad)
             (loss / tokens).backward()
             summed += loss.detach()
         counted += len(batch)

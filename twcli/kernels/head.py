@@ -36,7 +36,10 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Next-token logits (..., V) of hidden states (..., H), with the scalings that some model
     families apply after the LM head.
     """
-    return scaled(model, model.get_output_embeddings()(hidden))
+    head = model.get_output_embeddings()
+    if torch.is_grad_enabled() and _is_a_matrix(model):
+        return scaled(model, linear(hidden, head.weight, head.bias))
+    return scaled(model, head(hidden))
 
 
 def scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:

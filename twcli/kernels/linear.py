@@ -1,9 +1,13 @@
-"""Linear layers on a CPU without a gradient, by oneDNN.
+"""Linear layers on a CPU by oneDNN.
 
 torch computes float32 products with MKL, which is slower than oneDNN on processors other than
-Intel's. oneDNN comes with torch, but torch uses it for other precisions only. In bf16 torch takes
-it too, but reorders the weights in every call, which processors whose products are as fast as AMX's
-notice: here they are reordered once. With a gradient, layers are unchanged.
+Intel's: there it takes half of what AVX-512 can do. oneDNN comes with torch, but torch uses it for
+other precisions only. In bf16 torch takes it too, but reorders the weights in every call, which
+processors whose products are as fast as AMX's notice: here they are reordered once.
+
+With a gradient, oneDNN computes the product and both of its gradients on those processors only: on
+others it gains nothing. What decides is the processor and never a measurement, so that a run that
+is resumed repeats its bits.
 
 Shapes: I inputs, O outputs.
 """
@@ -14,12 +18,15 @@ import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
+PROCESSORS = Path("/proc/cpuinfo")
 X86 = ("x86_64", "AMD64")
 ERRORS = {torch.float32: 1e-5, torch.bfloat16: 2e-2}  # that rounding explains
 MOST_PACKED = 2**28  # weights, 1 GiB of them; a larger copy may not fit in memory
@@ -38,8 +45,7 @@ def linear(
         packed: the weight in oneDNN's memory order, if it was reordered before.
     """
     if (
-        torch.is_grad_enabled()
-        or not x.numel()
+        not x.numel()
         or x.dtype != weight.dtype
         or (x.dtype != torch.float32 and packed is None)
         or x.device.type != "cpu"
@@ -47,7 +53,35 @@ def linear(
         or not _usable(x.dtype)
     ):
         return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        if x.dtype == torch.float32 and _half_used():
+            return _Product.apply(x, weight, bias)
+        return F.linear(x, weight, bias)
     return _by_onednn(x, weight if packed is None else packed, bias)
+
+
+class _Product(torch.autograd.Function):
+    """`F.linear`, whose gradients are oneDNN's too."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        return _by_onednn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()  # that of a sum has no memory of its own
+        rows = gradient.flatten(0, -2)
+        return (
+            _by_onednn(gradient, weight.t(), None) if of_x else None,
+            _by_onednn(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
+            rows.sum(0) if of_bias else None,
+        )
 
 
 @contextmanager
@@ -57,7 +91,7 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
 
     Args:
         pack: copy the weights once into oneDNN's memory order, unless there are too many; otherwise
-            every call does so. For many calls with unchanged weights.
+            every call does so. For many calls with unchanged weights, without a gradient.
     """
     compiled = any(module._compiled_call_impl is not None for module in model.modules())
     # A layer whose `forward` is already replaced, perhaps by an outer `fast_linear`, keeps it.
@@ -96,6 +130,16 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
+
+
+@cache
+def _half_used() -> bool:
+    """Whether torch's own products take half of what this processor can do: MKL uses AVX-512 on
+    Intel's only.
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or not PROCESSORS.exists():
+        return False
+    return "GenuineIntel" not in PROCESSORS.read_text()
 
 
 @cache

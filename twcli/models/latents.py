@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import math
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -392,7 +391,7 @@ class LatentModel(nn.Module):
             )
         elif execution == BRANCHES and flash.usable(model):
             execution = KERNELS
-        with nullcontext() if torch.is_grad_enabled() else fast_linear(model):
+        with fast_linear(model):
             if execution == PLAIN:
                 if ids_BCL is None:
                     alone = None
