@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from transformers import PreTrainedModel
 
@@ -169,133 +170,38 @@ def prepare(
     Raises:
         UserError: an input is wrong or the cache belongs to something else.
     """
-    phases = phases or Phases()
+    phases, shared = phases or Phases(), shared or Shared(config.seed)
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     # the weights are trained in float32; --precision is that of the arithmetic
     inputs = open_inputs(**{**config.inputs(), "precision": "fp32"}, examples=records, say=say)
-    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
-    config = resolved(run.settled(config), backbone, encoder, encoded)
-    if config.uses_weights and config.term_weights()[0] == 0:
-        say(
-            "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
-            "--weighting mixed keeps them"
-        )
+    encoder, encoded = inputs.encoder, inputs.encoded
+    config = resolved(run.settled(config), inputs.model, encoder, encoded)
     stored_dtype = runtime.stored_dtype(config.model)
-    if stored_dtype != backbone.dtype:
-        name = str(stored_dtype).removeprefix("torch.")
-        say(f"weights: stored in {name}, trained in float32; {run.model} will be in {name} as well")
-    compared = config.baseline_policy == "frozen"
-    again = f"{_rescored(encoded)} records are scored again"
-    phases.begin(CHECK_BASELINE, again if compared else "b_t is the current model's own")
-    if compared:
-        cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
-        backbone.to(accelerator.device)
-        mean, largest = rescore(backbone, encoder, encoded, cache, config, fingerprint["dtype"])
-        say(
-            f"baseline: the cache matches the model ({_rescored(encoded)} of {cache.rows:,} rows "
-            f"checked, mean difference {mean:.1e} nats, largest {largest:.1e}); made in "
-            f"{fingerprint['dtype']}"
-        )
-    else:
-        cache, fingerprint = None, inputs.fingerprint()
-        backbone.to(accelerator.device)
-        say(
-            "baseline: b_t of the current backbone at each step"
-            + (f"; {config.baseline} is not read" if config.baseline else "")
-        )
-    varlen = (
-        config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
-    )
-    stored = _stored_features(config, inputs, fingerprint)
-    if stored is not None:
-        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
-    source = stored or ModelSource(
-        backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen
-    )
-    shared = shared or Shared(config.seed)
-    classes = length_classes(encoded, encoder, pass_lengths(backbone))
-    held_rows = held_out_rows(encoded, shared.seed)
-    trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
-    batches_a_step = accelerator.num_processes * config.accumulate
-    steps = steps_of(config, encoded, trained, batches_a_step, classes)
-    rows_a_step = batches_a_step * batch_rows(config, encoded)
-    speed = tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1)
-    seconds = training_seconds(config, encoded, steps, speed)
-    phases.expect(
-        {
-            NAME: naming_seconds(config, encoded, speed if stored is None else math.inf),
-            ORIGINAL: original_seconds(encoded, speed),
-            TRAIN: seconds,
-            JUDGE_RUN: JUDGED_SHARE * seconds,
-            SAVE: 4 * sum(p.numel() for p in backbone.parameters()) / SAVED_A_SECOND,
-        }
-    )
-    if shared.named is None and config.warm_start != "none":
-        reading = "" if stored else "features of the original model, then "
-        phases.begin(NAME, config.names or f"{reading}a search")
-    if shared.named is None:
-        shared.named = _named(config, source, encoded, shared.seed, say, progress)
-    settled, naming = shared.named
-    config = dataclasses.replace(config, latents=settled.latents)
-    # One naming for all processes: rounding could name a row, and so every latent, otherwise.
-    config, naming = broadcast_object_list([config, naming])
-    distinct = naming is None or naming.one_string
-    latent_N = np.full(len(encoded), -1, np.int64) if naming is None else naming.latent_N.copy()
-    used = config.resolved_latents if naming is None else naming.used
-    held = HeldOut(
-        held_rows,
-        latent_N[held_rows],
-        _frozen_nll(held_rows, backbone, encoder, encoded, cache, config),
-        used,
-        measured_every(steps, min(len(held_rows), MONITORED), config.resolved_latents, rows_a_step),
-    )
+    _say_what_surprises(config, run, stored_dtype, inputs.model.dtype, say)
+    cache, fingerprint = _open_baseline(config, inputs, accelerator.device, say, phases)
+    source = _source(config, inputs, fingerprint, say)
+    schedule = _schedule(config, inputs, accelerator, shared.seed)
+    stored = isinstance(source, StoredFeatures)
+    _expect(phases, config, inputs, schedule, stored)
+    config, naming = _shared_naming(config, source, encoded, shared, say, progress, phases, stored)
+    held = _held_out(config, inputs, cache, naming, schedule)
     phases.begin(ORIGINAL, "features to score the run by")
-    seconds = training_seconds(config, encoded, steps, speed)  # K is known now
+    seconds = training_seconds(config, encoded, schedule.steps, schedule.speed)  # K is known now
     phases.expect({TRAIN: seconds, JUDGE_RUN: JUDGED_SHARE * seconds})
-    length = Length(steps, steps * rows_a_step / len(trained), len(trained))
-    shared.probe = probe = shared.probe or probe_of(
-        source,
-        encoded,
-        distinct=distinct,
-        seed=shared.seed,
-        proportions=None if naming is None else naming.prior.proportions,
-        most_rows=_scored_rows(config, encoded, steps, distinct),
-        progress=progress,
-    )
-    if probe is None:
-        frozen_nll = None
-    else:
-        frozen_nll = _frozen_nll(probe.rows, backbone, encoder, encoded, cache, config)
-    model, adapter = build(config, backbone, encoder)
+    if shared.probe is None:
+        shared.probe = _probe(config, source, encoded, naming, schedule, shared.seed, progress)
+    probe = shared.probe
+    frozen_nll = None if probe is None else _frozen_nll(probe.rows, inputs, cache, config)
+    model, adapter = build(config, inputs.model, encoder)
     with accelerator.autocast():
         choose_execution(model, execution_of(config), encoder, encoded, say)
-    named_rows = trained[latent_N[trained] >= 0]
-    named = len(named_rows) > 0
-    course = Course(
-        steps,
-        named=named,
-        corrected=naming is not None and naming.one_string,
-        may_end=config.steps is None and config.epochs is None,
-    )
-    if config.free_only and named:
-        say(
-            f"{config.free_only} has no effect: it acts where the posterior is learned, "
-            "with --warm-start none"
-        )
-    lr = cast(float, config.lr)
-    # What the options leave to this package goes with the settings: another version's run is not
-    # continued with other settings than it began with.
-    provenance = {
-        **fingerprint,
-        "settings": config.identity(),
-        "optimiser": {"peak_lr": lr, "betas": ADAM_BETAS, "share_power": SHARE_POWER},
-    }
-    if shared.seed != config.seed:
-        provenance["naming_seed"] = shared.seed
-    if config.names is not None:  # the path alone would not show that the file was edited since
-        provenance["names"] = hashlib.sha256(Path(config.names).read_bytes()).hexdigest()
+    latent_N = _latents_of(naming, len(encoded))
+    named_rows = schedule.trained[latent_N[schedule.trained] >= 0]
+    course = _course(config, naming, schedule, len(named_rows) > 0, say)
+    passes_over_data = schedule.steps * schedule.rows_a_step / len(schedule.trained)
+    length = Length(schedule.steps, passes_over_data, len(schedule.trained))
     return Setup(
         config,
         run,
@@ -305,21 +211,271 @@ def prepare(
         cache,
         latent_N,
         naming,
-        used,
+        held.used,
         course,
         held,
         Repetitions.of(latent_N, named_rows),
         f"{length}, about {duration(seconds)}",
-        lr,
+        cast(float, config.lr),
         accelerator,
         inputs.records,
-        provenance,
-        classes,
+        _provenance(config, fingerprint, shared.seed),
+        schedule.classes,
         stored_dtype,
         adapter=adapter,
         probe=probe,
         frozen_nll_N=frozen_nll,
     )
+
+
+def _say_what_surprises(
+    config: TrainConfig,
+    run: RunFolder,
+    stored_dtype: torch.dtype,
+    trained_dtype: torch.dtype,
+    say: Say,
+) -> None:
+    """Reports a loss that leaves tokens untrained, and weights of another precision than the
+    checkpoint's.
+    """
+    if config.uses_weights and config.term_weights()[0] == 0:
+        say(
+            "loss: b_t-weighted alone, so tokens without b_t are not trained and decay; "
+            "--weighting mixed keeps them"
+        )
+    if stored_dtype != trained_dtype:
+        name = str(stored_dtype).removeprefix("torch.")
+        say(f"weights: stored in {name}, trained in float32; {run.model} will be in {name} as well")
+
+
+def _open_baseline(
+    config: TrainConfig, inputs: Inputs, device: torch.device, say: Say, phases: Phases
+) -> tuple[Cache | None, dict[str, Any]]:
+    """(the cache of b_t, None where b_t is the current model's; the fingerprint of b_t). Moves the
+    model to the device, where some rows are scored again to compare with the cache.
+
+    Raises:
+        UserError: the cache belongs to another model, data or template.
+    """
+    backbone, encoded = inputs.model, inputs.encoded
+    if config.baseline_policy != "frozen":
+        phases.begin(CHECK_BASELINE, "b_t is the current model's own")
+        fingerprint = inputs.fingerprint()
+        backbone.to(device)
+        unread = f"; {config.baseline} is not read" if config.baseline else ""
+        say(f"baseline: b_t of the current backbone at each step{unread}")
+        return None, fingerprint
+    rescored = _rescored(encoded)
+    phases.begin(CHECK_BASELINE, f"{rescored} records are scored again")
+    cache, fingerprint = inputs.open_cache(cast(str, config.baseline))
+    backbone.to(device)
+    made_in = fingerprint["dtype"]
+    mean, largest = rescore(backbone, inputs.encoder, encoded, cache, config, made_in)
+    say(
+        f"baseline: the cache matches the model ({rescored} of {cache.rows:,} rows "
+        f"checked, mean difference {mean:.1e} nats, largest {largest:.1e}); made in {made_in}"
+    )
+    return cache, fingerprint
+
+
+def _source(
+    config: TrainConfig, inputs: Inputs, fingerprint: dict[str, Any], say: Say
+) -> StoredFeatures | ModelSource:
+    """Where the naming takes features from: a file that has them, else the model.
+
+    Args:
+        fingerprint: of b_t.
+    """
+    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    varlen = (
+        config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
+    )
+    stored = _stored_features(config, inputs, fingerprint)
+    if stored is not None:
+        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
+        return stored
+    return ModelSource(backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Which rows are trained on, and for how long.
+
+    Attributes:
+        trained, held_rows: rows that are trained on, and the others.
+        classes: (N,) as of `Setup`.
+        steps: optimiser steps.
+        rows_a_step: records of an optimiser step, about.
+        speed: tokens a second of a forward pass.
+    """
+
+    trained: np.ndarray
+    held_rows: np.ndarray
+    classes: np.ndarray
+    steps: int
+    rows_a_step: int
+    speed: float
+
+
+def _schedule(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, seed: int) -> Schedule:
+    """Holds some rows out, counts the steps over the others and times a forward pass.
+
+    Raises:
+        UserError: as of `steps_of`.
+    """
+    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    classes = length_classes(encoded, encoder, pass_lengths(backbone))
+    held_rows = held_out_rows(encoded, seed)
+    trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
+    batches_a_step = accelerator.num_processes * config.accumulate
+    return Schedule(
+        trained=trained,
+        held_rows=held_rows,
+        classes=classes,
+        steps=steps_of(config, encoded, trained, batches_a_step, classes),
+        rows_a_step=batches_a_step * batch_rows(config, encoded),
+        speed=tokens_a_second(backbone, encoder, encoded, config.resolved_batch_tokens, 1),
+    )
+
+
+def _expect(
+    phases: Phases, config: TrainConfig, inputs: Inputs, schedule: Schedule, stored: bool
+) -> None:
+    """Foretells how long the phases take, in seconds, before K is known.
+
+    Args:
+        stored: features are in a file.
+    """
+    encoded = inputs.encoded
+    training = training_seconds(config, encoded, schedule.steps, schedule.speed)
+    weight_bytes = 4 * sum(p.numel() for p in inputs.model.parameters())
+    phases.expect(
+        {
+            NAME: naming_seconds(config, encoded, math.inf if stored else schedule.speed),
+            ORIGINAL: original_seconds(encoded, schedule.speed),
+            TRAIN: training,
+            JUDGE_RUN: JUDGED_SHARE * training,
+            SAVE: weight_bytes / SAVED_A_SECOND,
+        }
+    )
+
+
+def _shared_naming(
+    config: TrainConfig,
+    source: Source,
+    encoded: Encoded,
+    shared: Shared,
+    say: Say,
+    progress: Callable[[str, int], Any],
+    phases: Phases,
+    stored: bool,
+) -> tuple[TrainConfig, Naming | None]:
+    """The settings with K as a number, and the naming: the first run's of several seeds, and the
+    first process's in all.
+    """
+    if shared.named is None:
+        if config.warm_start != "none":
+            search = "a search" if stored else "features of the original model, then a search"
+            phases.begin(NAME, config.names or search)
+        shared.named = _named(config, source, encoded, shared.seed, say, progress)
+    settled, naming = shared.named
+    config = dataclasses.replace(config, latents=settled.latents)
+    # One naming for all processes: rounding could name a row, and so every latent, otherwise.
+    config, naming = broadcast_object_list([config, naming])
+    return config, naming
+
+
+def _latents_of(naming: Naming | None, rows: int) -> np.ndarray:
+    """(N,) the latent at which each row's posterior is held, -1 for none."""
+    return np.full(rows, -1, np.int64) if naming is None else naming.latent_N.copy()
+
+
+def _held_out(
+    config: TrainConfig,
+    inputs: Inputs,
+    cache: Cache | None,
+    naming: Naming | None,
+    schedule: Schedule,
+) -> HeldOut:
+    """The records that are not trained on, with their latents and NLL under the frozen model."""
+    rows = schedule.held_rows
+    monitored = min(len(rows), MONITORED)
+    return HeldOut(
+        rows,
+        _latents_of(naming, len(inputs.encoded))[rows],
+        _frozen_nll(rows, inputs, cache, config),
+        config.resolved_latents if naming is None else naming.used,
+        measured_every(schedule.steps, monitored, config.resolved_latents, schedule.rows_a_step),
+    )
+
+
+def _probe(
+    config: TrainConfig,
+    source: Source,
+    encoded: Encoded,
+    naming: Naming | None,
+    schedule: Schedule,
+    seed: int,
+    progress: Callable[[str, int], Any],
+) -> Probe | None:
+    """Completions that the finished run is scored by; None where no prompts have several."""
+    distinct = naming is None or naming.one_string
+    return probe_of(
+        source,
+        encoded,
+        distinct=distinct,
+        seed=seed,
+        proportions=None if naming is None else naming.prior.proportions,
+        most_rows=_scored_rows(config, encoded, schedule.steps, distinct),
+        progress=progress,
+    )
+
+
+def _course(
+    config: TrainConfig, naming: Naming | None, schedule: Schedule, named: bool, say: Say
+) -> Course:
+    """What each step trains under.
+
+    Args:
+        named: some rows that are trained on have a latent.
+    """
+    if config.free_only and named:
+        say(
+            f"{config.free_only} has no effect: it acts where the posterior is learned, "
+            "with --warm-start none"
+        )
+    return Course(
+        schedule.steps,
+        named=named,
+        corrected=naming is not None and naming.one_string,
+        may_end=config.steps is None and config.epochs is None,
+    )
+
+
+def _provenance(
+    config: TrainConfig, fingerprint: dict[str, Any], naming_seed: int
+) -> dict[str, Any]:
+    """What a checkpoint must have been made from to be resumed. What the options leave to this
+    package goes with the settings: another version's run is not continued with other settings than
+    it began with.
+
+    Args:
+        fingerprint: of b_t.
+    """
+    provenance = {
+        **fingerprint,
+        "settings": config.identity(),
+        "optimiser": {
+            "peak_lr": cast(float, config.lr),
+            "betas": ADAM_BETAS,
+            "share_power": SHARE_POWER,
+        },
+    }
+    if naming_seed != config.seed:
+        provenance["naming_seed"] = naming_seed
+    if config.names is not None:  # the path alone would not show that the file was edited since
+        provenance["names"] = hashlib.sha256(Path(config.names).read_bytes()).hexdigest()
+    return provenance
 
 
 def _rescored(encoded: Encoded) -> int:
@@ -357,12 +513,7 @@ def rescore(
 
 
 def _frozen_nll(
-    rows: np.ndarray,
-    backbone: PreTrainedModel,
-    encoder: ExampleEncoder,
-    encoded: Encoded,
-    cache: Cache | None,
-    config: TrainConfig,
+    rows: np.ndarray, inputs: Inputs, cache: Cache | None, config: TrainConfig
 ) -> np.ndarray:
     """(N,) nats of distinct rows in any order: the sum of their b_t,
     read where there is a cache.
@@ -374,9 +525,13 @@ def _frozen_nll(
         flat = cache.read(rows)[0]
     else:
         flat = baseline.score_flat(
-            backbone, encoder, encoded, rows, batch_tokens=config.resolved_batch_tokens
+            inputs.model,
+            inputs.encoder,
+            inputs.encoded,
+            rows,
+            batch_tokens=config.resolved_batch_tokens,
         )
-    lengths = encoded.target_lengths[rows]
+    lengths = inputs.encoded.target_lengths[rows]
     return np.add.reduceat(flat, np.cumsum(lengths) - lengths, dtype=np.float64)[back]
 
 
