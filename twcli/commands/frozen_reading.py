@@ -142,6 +142,10 @@ class FrozenFiles:
     def write(self, rows: range, nll: np.ndarray | None, values: Values | None) -> None:
         """Stores what was read of `rows`, one of `missing`, as far as it was not stored before.
 
+        Args:
+            nll: b_t of the rows in nats, flat, one row after the other.
+            values: features of those rows that are the first of their kind in the data.
+
         Raises:
             WorkFailed: a value is not finite, or the disk is full.
         """

@@ -294,7 +294,11 @@ class BatchSampler:
         self._once = self._grouped(self._rows)
 
     def epoch(self, number: int) -> list[np.ndarray]:
-        """Row numbers of each batch."""
+        """The epoch's batches in the order of training.
+
+        Returns:
+            (B,) row numbers of each batch.
+        """
         rng = np.random.default_rng([*self.seed, number])
         groups = self._once
         if self.repeats is not None:
@@ -311,8 +315,13 @@ class BatchSampler:
         return [batches[i] for i in rng.permutation(len(batches))]
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
-        """An endless stream of batches, epoch after epoch, without the first `skip`; empty if there
-        are no rows.
+        """An endless stream of batches, epoch after epoch; empty if there are no rows.
+
+        Args:
+            skip: batches to leave out at the beginning.
+
+        Yields:
+            (B,) row numbers of a batch.
         """
         number = 0
         while len(self._rows):

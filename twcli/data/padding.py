@@ -10,7 +10,14 @@ import numpy as np
 
 
 def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """The indices start .. start + length - 1 of each slice, concatenated."""
+    """The indices start .. start + length - 1 of each slice, concatenated.
+
+    Args:
+        starts, lengths: (R,) integers.
+
+    Returns:
+        (sum of the lengths,) int64.
+    """
     first = starts - (np.cumsum(lengths) - lengths)
     places: np.ndarray = np.arange(lengths.sum()) + np.repeat(first, lengths)
     return places
@@ -19,8 +26,15 @@ def slices(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def gather_padded(
     flat: np.ndarray, starts: np.ndarray, lengths: np.ndarray, fill: int | float
 ) -> np.ndarray:
-    """(R, longest) array of the slices `flat[start : start + length]`, padded
-    on the right with `fill`.
+    """Rows of a flat array as a matrix, padded on the right.
+
+    Args:
+        flat: all values, one row after the other.
+        starts, lengths: (R,) where each row begins and how many values it has.
+        fill: what padding holds.
+
+    Returns:
+        (R, longest length).
     """
     columns = np.arange(lengths.max(initial=0))
     inside = columns < lengths[:, None]
@@ -28,8 +42,15 @@ def gather_padded(
 
 
 def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """An order in which rows of one prompt, which share a number, are adjacent. Prompts are sorted
-    by their longest row, descending, and so are the rows of each prompt.
+    """An order in which rows of one prompt are adjacent. Prompts are sorted by their longest row,
+    descending, and so are the rows of each prompt.
+
+    Args:
+        lengths: (R,) tokens.
+        prompts: (R,) a number that rows of one prompt share.
+
+    Returns:
+        (R,) positions.
     """
     _, prompt = np.unique(prompts, return_inverse=True)
     longest = np.zeros(len(prompt), np.int64)
@@ -54,8 +75,13 @@ class PassLengths:
         return bool(self.boundaries) or self.each_beyond is not None
 
     def classes(self, lengths: np.ndarray) -> np.ndarray:
-        """int64 of the shape of `lengths`: only rows with equal numbers may share a pass; 0 for the
-        shortest.
+        """Classes of lengths: only rows of one class may share a pass.
+
+        Args:
+            lengths: tokens, of any shape.
+
+        Returns:
+            int64 of the shape of `lengths`, 0 for the shortest.
         """
         found = np.searchsorted(np.array(sorted(self.boundaries), np.int64), lengths)
         if self.each_beyond is None:
@@ -63,8 +89,14 @@ class PassLengths:
         return np.where(lengths > self.each_beyond, len(self.boundaries) + lengths, found)
 
     def room(self, lengths: np.ndarray) -> np.ndarray:
-        """Tokens (int64) that can be written after rows of `lengths`, one by one, until a pass over
-        all that is there would be of another class; at least 1.
+        """Tokens that can be written after rows, one by one, until a pass over all that is there
+        would be of another class.
+
+        Args:
+            lengths: (R,) tokens.
+
+        Returns:
+            (R,) int64 tokens, at least 1.
         """
         beyond = [] if self.each_beyond is None else [self.each_beyond]
         limits = np.array(sorted([*self.boundaries, *beyond]), np.int64)
@@ -82,7 +114,15 @@ def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
 
 
 def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
-    """Cuts `order` into batches of at most `batch_tokens` padded tokens, at least one row each."""
+    """Cuts rows into batches of at most `batch_tokens` padded tokens, at least one row each.
+
+    Args:
+        lengths: (N,) tokens.
+        order: (R,) the rows to cut, in this order.
+
+    Returns:
+        (B,) rows of each batch.
+    """
     batches, start, longest = [], 0, 0
     for stop, length in enumerate(lengths[order].tolist()):
         longest = max(longest, length)

@@ -104,12 +104,27 @@ class Space:
         return replace(space, directions=directions)
 
     def scaled(self, features: Sequence[np.ndarray], kinds: Sequence[int]) -> np.ndarray:
-        """(N, F) of the kinds with these numbers, side by side."""
+        """Kinds of features side by side, each in its scale.
+
+        Args:
+            features: (N, F) of each kind.
+            kinds: numbers of those to take.
+
+        Returns:
+            (N, sum of their F).
+        """
         scaled = [features[kind] * self.scales[kind] for kind in kinds]
         return np.concatenate(scaled, axis=1)
 
     def points(self, features: Sequence[np.ndarray], view: int) -> np.ndarray:
-        """(N, D) of one view."""
+        """One view of the rows.
+
+        Args:
+            features: (N, F) of each kind.
+
+        Returns:
+            (N, D).
+        """
         return self.scaled(features, self.views[view]) @ self.directions[view]
 
     def __call__(self, features: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -118,8 +133,14 @@ class Space:
 
 
 def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """(F, D) orthonormal directions of largest variance, at most `count`, those
-    without variance left out.
+    """Orthonormal directions of largest variance, those without variance left out.
+
+    Args:
+        centred: (N, F) features of mean 0.
+        count: most directions.
+
+    Returns:
+        (F, D).
     """
     if not centred.any():  # all completions look alike to the model
         return np.zeros((centred.shape[1], 0))
@@ -129,6 +150,13 @@ def principal_directions(centred: np.ndarray, count: int, seed: int) -> np.ndarr
 
 
 def whitened(centred: np.ndarray, dimensions: int, seed: int) -> np.ndarray:
-    """(N, D) leading principal components, each of unit variance."""
+    """Leading principal components, each of unit variance.
+
+    Args:
+        centred: (N, F) features of mean 0.
+
+    Returns:
+        (N, D) with D at most `dimensions`.
+    """
     projected = centred @ principal_directions(centred, dimensions, seed)
     return projected / projected.std(0)

@@ -44,14 +44,31 @@ ENOUGH_MEETINGS = 10  # meetings that chance would give, below which their absen
 
 
 def assign(points: np.ndarray, sizes: list[int], centroids: np.ndarray) -> np.ndarray:
-    """Clusters (N,) of points grouped by prompt, distinct within a prompt as far as K reaches."""
+    """Clusters of points, distinct within a prompt as far as K reaches.
+
+    Args:
+        points: (N, D) prompt by prompt.
+        sizes: rows of each prompt.
+        centroids: (K, D).
+
+    Returns:
+        (N,) int.
+    """
     return assign_groups(_squared_distance(points, centroids), sizes)
 
 
 def starts_of(
     kinds: Iterable[np.ndarray], sizes: list[int], latents: int, rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
-    """Clusterings (N,) in whitened spaces of several sizes, of each kind of features (N, F)."""
+    """Clusterings to start from, in whitened spaces of several sizes.
+
+    Args:
+        kinds: (N, F) of each kind of features, prompt by prompt.
+        sizes: rows of each prompt.
+
+    Yields:
+        (N,) int.
+    """
     for kind in kinds:
         leading = whitened(kind, max(DIMENSIONS), 0)
         for dimensions in DIMENSIONS:

@@ -97,12 +97,16 @@ def embed_and_score(
     varlen: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[Features, np.ndarray]:
-    """What `embed_rows` and `baseline.score_flat` give of distinct rows, in ascending order, from
-    one forward pass each.
+    """What `embed_rows` and `baseline.score_flat` give, from one forward pass each.
 
     Args:
+        rows: (R,) distinct row numbers, ascending.
+        batch_tokens: most tokens of a batch, padding included.
         varlen: as in `forward.forward_rows`.
         progress: called with the number of tokens after each batch.
+
+    Returns:
+        The features, and b_t in nats (supervised tokens of the rows,), row after row.
     """
 
     def advance(places: np.ndarray) -> None:

@@ -120,18 +120,21 @@ def texts_of(
 
 
 def some(rows: np.ndarray, most: int) -> np.ndarray:
-    """At most so many of the rows, at random but always the same, in their order."""
+    """(n,) of the rows (N,), at most `most`, at random but always the same, in their order."""
     if len(rows) <= most:
         return rows
     return rows[np.sort(np.random.default_rng(0).choice(len(rows), most, replace=False))]
 
 
 def plane(points: np.ndarray, posterior: np.ndarray) -> np.ndarray:
-    """(n, 2): the two directions that separate the latents most.
+    """Rows in the plane of the two directions that separate the latents most.
 
     Args:
         points: (n, D) features.
         posterior: (n, K) probabilities.
+
+    Returns:
+        (n, 2).
     """
     mass_K1 = np.maximum(posterior.sum(0), 1e-9)[:, None]
     means = posterior.T @ points / mass_K1

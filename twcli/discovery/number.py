@@ -68,7 +68,15 @@ def counts_of(
     seed: int,
     advance: Callable[[int], None] | None = None,
 ) -> list[Count]:
-    """The naming under each of these numbers, of the same rows."""
+    """The naming of the same rows under each number of latents.
+
+    Args:
+        numbers: those of K to try.
+        views: (N, D) of each view.
+        weight_N: (N,) how much each row counts.
+        sizes: (P,) rows of each prompt.
+        advance: called with 1 after each number.
+    """
     counts = []
     for latents in numbers:
         counts.append(Count.of(search(views, weight_N, sizes, latents, seed)))
@@ -88,7 +96,11 @@ def best_count(counts: Sequence[Count]) -> Count:
 
 
 def plausibility(counts: Sequence[Count]) -> np.ndarray:
-    """(number of counts,) weights of sum 1: how far each number is held to be the right one."""
+    """How far each number of latents is held to be the right one.
+
+    Returns:
+        (number of counts,) weights of sum 1.
+    """
     above_noise = np.array([count.found.above_noise for count in counts])
     weights = np.exp((above_noise - above_noise.max()) / DOUBT)
     return weights / weights.sum()

@@ -67,7 +67,12 @@ def name_one_string(
     seed: int,
     progress: Progress,
 ) -> Naming:
-    """Names the rows of prompts with several distinct completions."""
+    """Names the rows of prompts with several distinct completions.
+
+    Args:
+        groups: (rows,) of each prompt.
+        latents: K; None to choose it.
+    """
     rng = np.random.default_rng([seed, 1])
     groups = [groups[i] for i in rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]

@@ -39,7 +39,14 @@ class Half:
     points: list[np.ndarray]
 
     def values(self, targets: np.ndarray) -> list[np.ndarray]:
-        """For each view (rows predicted, K): what the others' targets (rows fitted, K) predict."""
+        """What the fitted half predicts of the other, in each view.
+
+        Args:
+            targets: (rows fitted, K).
+
+        Returns:
+            (rows predicted, K) for each view.
+        """
         return [
             points @ (maps @ targets) for points, maps in zip(self.points, self.maps, strict=True)
         ]
@@ -143,5 +150,12 @@ def ridge_map(points: np.ndarray) -> np.ndarray:
 
 
 def one_hot(clusters: np.ndarray, latents: int) -> np.ndarray:
-    """(N, K) one-hot, minus its mean under chance."""
+    """Clusters as targets of a regression: one-hot, minus the mean under chance.
+
+    Args:
+        clusters: (N,) int below `latents`.
+
+    Returns:
+        (N, K) float32.
+    """
     return np.eye(latents, dtype=np.float32)[clusters] - np.float32(1 / latents)

@@ -179,6 +179,10 @@ def fit_prior(
 def one_string_a_strategy(identical_share: float, proportions: np.ndarray) -> bool:
     """Whether so many pairs of a prompt's completions are identical that each strategy writes one
     string: then distinct strings are distinct strategies.
+
+    Args:
+        identical_share: of the pairs of completions of a prompt.
+        proportions: (K,) shares of the latents, of sum 1.
     """
     return identical_share >= ONE_STRING * float((proportions**2).sum())
 

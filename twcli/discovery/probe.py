@@ -76,6 +76,7 @@ def probe_of(
 
     Args:
         distinct: whether distinct completions of a prompt are distinct strategies.
+        proportions: (K,) shares of the latents, of sum 1; None where they are not known.
         most_rows: about so many rows at most; None for `PROBE_ROWS` where they are not distinct.
     """
     found = Rows.of(encoded)

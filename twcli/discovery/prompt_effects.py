@@ -65,7 +65,16 @@ class PromptRegression:
     def fit(
         cls, kinds: Sequence[np.ndarray], prompt_PG: np.ndarray, sizes: np.ndarray
     ) -> tuple[PromptRegression, list[np.ndarray]]:
-        """(the regression on all prompts, its out-of-fold predictions (P, F) of each kind)."""
+        """Regresses each prompt's mean features on features of its x.
+
+        Args:
+            kinds: (N, F) of each kind, prompt by prompt.
+            prompt_PG: (P, G) features of x.
+            sizes: (P,) rows of each prompt.
+
+        Returns:
+            The regression on all prompts, and its out-of-fold predictions (P, F) of each kind.
+        """
         mean = prompt_PG.mean(0)
         scale = 1 / (prompt_PG.std(0) + TINY)
         standard_PG = (prompt_PG - mean) * scale
@@ -230,7 +239,15 @@ def _residual(kind: np.ndarray, predicted_PF: np.ndarray, sizes_P: np.ndarray) -
 
 
 def prompt_means(features: np.ndarray, sizes: ArrayLike) -> np.ndarray:
-    """(P, F) means over each prompt's rows, which lie prompt by prompt."""
+    """Means over each prompt's rows.
+
+    Args:
+        features: (N, F), prompt by prompt.
+        sizes: (P,) rows of each prompt.
+
+    Returns:
+        (P, F).
+    """
     sizes_P = np.asarray(sizes)
     return np.add.reduceat(features, np.cumsum(sizes_P) - sizes_P, axis=0) / sizes_P[:, None]
 

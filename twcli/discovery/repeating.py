@@ -67,9 +67,11 @@ def name_repeating(
     *,
     one_string: bool = False,
 ) -> Naming:
-    """Strategies may repeat within a prompt; prompts may have one completion.
+    """Names rows where strategies may repeat within a prompt; prompts may have one completion.
 
     Args:
+        groups: (rows,) of each prompt.
+        latents: K; None to choose it.
         one_string: whether each strategy writes one string, so that distinct completions of a
             prompt repel each other infinitely.
     """

@@ -93,6 +93,9 @@ class Rows:
     def chunks(self) -> list[np.ndarray]:
         """Each prompt's rows, at most `CHUNK_ROWS` together: a prompt with thousands of completions
         is taken for several, or one prompt could be all that is looked at.
+
+        Returns:
+            (rows,) of each chunk.
         """
         chunks: list[np.ndarray] = []
         for group in self.groups():
@@ -102,13 +105,24 @@ class Rows:
 
 
 def blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """At most `size` of the items at a time."""
+    """At most `size` of the items at a time.
+
+    Args:
+        items: (rows,) each.
+    """
     for start in range(0, len(items), size):
         yield items[start : start + size]
 
 
 def of_equal_rows(encoded: Encoded, *columns: np.ndarray) -> list[np.ndarray]:
-    """What the first of equal rows has, for all of them."""
+    """What the first of equal rows has, for all of them.
+
+    Args:
+        columns: (N, ..) each.
+
+    Returns:
+        Each of the shape that it had.
+    """
     _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     return [column[first][inverse] for column in columns]

@@ -89,7 +89,16 @@ class Way:
         fitted_N: np.ndarray,
         seed: int,
     ) -> np.ndarray:
-        """Clusters (N,) of all rows by what is fitted to the rows `fitted_N` (N,) bool."""
+        """Clusters of all rows by what is fitted to some of them.
+
+        Args:
+            views: (N, D) of each view.
+            latents: K.
+            fitted_N: (N,) bool, the rows to fit to.
+
+        Returns:
+            (N,) int.
+        """
         points, weight_N = views[self.view], weights.even[self.view]
         if self.fine:
             weight_N = weights.plain_N
@@ -185,7 +194,12 @@ class Discriminant:
 
     @classmethod
     def fit(cls, points: np.ndarray, clusters_N: np.ndarray, latents: int) -> Discriminant:
-        """Points (N, D), clusters (N,)."""
+        """Linear discriminant analysis of rows whose clusters are known.
+
+        Args:
+            points: (N, D).
+            clusters_N: (N,) int below `latents`.
+        """
         names, counts = np.unique(clusters_N, return_counts=True)
         names = names[counts > 1]
         kept = np.isin(clusters_N, names)
@@ -206,7 +220,14 @@ class Discriminant:
 
 
 def discriminant_points(views: Sequence[np.ndarray]) -> np.ndarray:
-    """(N, D) what the discriminant sees: the states, and everything."""
+    """What the discriminant sees: the states, and everything.
+
+    Args:
+        views: (N, D) of each view.
+
+    Returns:
+        (N, sum of the two D).
+    """
     return np.concatenate([views[0], views[-1]], axis=1)
 
 
@@ -441,5 +462,5 @@ def matched_share(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float
 
 
 def relabelled(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> np.ndarray:
-    """`one_N` under the names of `other_N`."""
+    """(N,) `one_N` (N,) under the names of `other_N` (N,), as far as they agree."""
     return matching(one_N, other_N, latents)[0][one_N]

@@ -57,7 +57,7 @@ class EvalInputs:
 
     @property
     def prompt_rows(self) -> np.ndarray:
-        """The first row of each distinct prompt."""
+        """(P,) the first row of each distinct prompt."""
         _, first = np.unique(self.encoded.prompt_index, return_index=True)
         return first
 

@@ -52,7 +52,13 @@ class Draws:
 def missed(total: np.ndarray, hits: np.ndarray, k: np.ndarray | int) -> np.ndarray:
     """Probability that k of `total` samples, of which `hits` are hits, hold none: the ratio of
     binomial coefficients C(total - hits, k) / C(total, k) as a product of k factors, none of which
-    can overflow. NaN where k is larger than `total`. The shapes are broadcast.
+    can overflow.
+
+    Args:
+        total, hits, k: integers whose shapes are broadcast.
+
+    Returns:
+        An array of the broadcast shape (...); NaN where k is larger than `total`.
     """
     total, hits, k = np.broadcast_arrays(total, hits, k)
     result = np.ones(total.shape)
@@ -121,7 +127,14 @@ def _table(rows: np.ndarray, strata: np.ndarray, shape: tuple[int, int]) -> np.n
 
 
 def success(draws: Draws, prompts: int, strata: int, ks: np.ndarray) -> np.ndarray:
-    """(P, k) pass@k of each prompt; NaN where too few of its draws were judged."""
+    """pass@k of each prompt, without replacement (Chen et al. 2021).
+
+    Args:
+        ks: (k,) numbers of samples.
+
+    Returns:
+        (P, k) probabilities; NaN where too few of a prompt's draws were judged.
+    """
     known = np.isfinite(draws.correct)
     right = known & (draws.correct > 0)
     total, hits = (
@@ -132,10 +145,14 @@ def success(draws: Draws, prompts: int, strata: int, ks: np.ndarray) -> np.ndarr
 
 
 def kinds(draws: Draws, kind: np.ndarray, prompts: int, strata: int, ks: np.ndarray) -> np.ndarray:
-    """(P, k) expected number of distinct kinds among k samples; NaN where there are too few draws.
+    """Expected number of distinct kinds among k samples of each prompt.
 
     Args:
         kind: (D,) int; a draw of kind -1 counts as a sample, but is of no kind.
+        ks: (k,) numbers of samples.
+
+    Returns:
+        (P, k); NaN where there are too few draws.
     """
     total = _table(draws.prompts, draws.strata, (prompts, strata))
     known = kind >= 0
@@ -184,7 +201,11 @@ def mean(values: np.ndarray) -> np.ndarray:
 
 
 def interval(draws: np.ndarray) -> list[float] | None:
-    """The 2.5 and 97.5 percentiles of (B,) resampled figures; None where none is a number."""
+    """The 2.5 and 97.5 percentiles of resampled figures; None where none is a number.
+
+    Args:
+        draws: (B,) a figure of each resample.
+    """
     finite = draws[np.isfinite(draws)]
     return [float(q) for q in np.percentile(finite, [2.5, 97.5])] if len(finite) else None
 

@@ -103,24 +103,32 @@ class Fork:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention's output (N, A, D) from (N, A, D), in the precision of `value`."""
+        """Attention of all tokens.
+
+        Args:
+            query, key, value: (N, A, D).
+            scale: factor of the scores.
+
+        Returns:
+            (N, A, D), in the precision of `value`.
+        """
         return _Attention.apply(query.to(value.dtype), key.to(value.dtype), value, self, scale)
 
     def of_prompts(self, x: torch.Tensor) -> torch.Tensor:
-        """(G, A, P, ..) of (N, A, ..)."""
+        """The prompts' part of `x` (N, A, ..): (G, A, P, ..)."""
         return x[: self.prompts[0] * self.prompts[1]].unflatten(0, self.prompts).transpose(1, 2)
 
     def of_branches(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, A, C Q, ..) of (N, A, ..)."""
+        """The branches' part of `x` (N, A, ..): (B, A, C Q, ..)."""
         B, C, Q = self.branches
         return x[self.prompts[0] * self.prompts[1] :].unflatten(0, (B, C * Q)).transpose(1, 2)
 
     def to_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, ..) of (G, ..)."""
+        """`x` (G, ..) of the prompts, repeated for each of their rows: (B, ..)."""
         return x if self.row_B is None else x.index_select(0, self.row_B)
 
     def from_rows(self, x: torch.Tensor) -> torch.Tensor:
-        """(G, ..) of (B, ..), summed over the rows of each prompt."""
+        """`x` (B, ..), summed over the rows of each prompt: (G, ..)."""
         if self.row_B is None:
             return x
         return x.new_zeros(self.prompts[0], *x.shape[1:]).index_add_(0, self.row_B, x)
@@ -165,7 +173,7 @@ def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tens
 
 
 def added(seen: torch.Tensor) -> torch.Tensor:
-    """The additive float32 mask: 0 where `seen`, -inf elsewhere."""
+    """The additive float32 mask (..) of `seen` (..): 0 where it is true, -inf elsewhere."""
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
 
 
@@ -194,7 +202,16 @@ def causal(
     blocks: Sequence[Block],
     scale: float,
 ) -> torch.Tensor:
-    """Causal attention's output (M, A, T, D), without a gradient."""
+    """Causal attention, without a gradient.
+
+    Args:
+        query, key, value: (M, A, T, D).
+        blocks: of `causal_blocks`.
+        scale: factor of the scores.
+
+    Returns:
+        (M, A, T, D).
+    """
     output, sums = _empty(query.transpose(1, 2))
     output, sums = output.transpose(1, 2), sums.transpose(1, 2)
     _see(query, key, value, output, sums, blocks, scale)
@@ -329,8 +346,16 @@ def kernel(
     mask: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (M, A, T, D) and the log of each token's sum of exponentials (M, A, T),
-    causal if there is no mask.
+    """Attention by torch's CPU kernel.
+
+    Args:
+        query: (M, A, T, D).
+        key, value: (M, A, S, D).
+        mask: (M or 1, 1, T, S) added to the scores; None for causal.
+        scale: factor of the scores.
+
+    Returns:
+        Output (M, A, T, D), and the log of each token's sum of exponentials (M, A, T).
     """
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query,
@@ -353,7 +378,15 @@ def kernel_backward(
     mask: torch.Tensor | None,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value."""
+    """Backward of `kernel`.
+
+    Args:
+        gradient: of the output.
+        output, sums: what `kernel` returned for query, key, value and mask.
+
+    Returns:
+        Gradients of query (M, A, T, D), key and value (M, A, S, D).
+    """
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         gradient,
         query,

@@ -111,7 +111,15 @@ class Pieces:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention's output (1, N, A, D) from (1, A, N, D) in the precision of `value`."""
+        """Attention of all tokens.
+
+        Args:
+            query, key, value: (1, A, N, D).
+            scale: factor of the scores.
+
+        Returns:
+            (1, N, A, D) in the precision of `value`.
+        """
         return _Attention.apply(
             *(x[0].transpose(0, 1).to(value.dtype) for x in (query, key, value)), self, scale
         )[None]
@@ -202,8 +210,16 @@ def kernel(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output (N, A, D) and the log of each token's sum of exponentials (A, N), for concatenated
-    sequences.
+    """Attention of concatenated sequences by torch's CUDA kernel.
+
+    Args:
+        query, key, value: (N, A, D), one sequence after the other.
+        ends_query, ends_key: (sequences + 1,) int32, where each sequence begins, and where all end.
+        longest_query, longest_key: tokens of the longest sequence.
+        scale: factor of the scores.
+
+    Returns:
+        Output (N, A, D) and the log of each token's sum of exponentials (A, N).
     """
     return torch.ops.aten._flash_attention_forward(
         query,
@@ -234,7 +250,16 @@ def kernel_backward(
     causal: bool,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of query, key and value."""
+    """Backward of `kernel`.
+
+    Args:
+        gradient: of the output.
+        output, sums: what `kernel` returned for the other arguments, `ends_query` and `ends_key`
+            among them.
+
+    Returns:
+        Gradients (N, A, D) of query, key and value.
+    """
     no_dropout = (
         torch.zeros(2, dtype=torch.uint64, device=query.device),
         torch.empty(0, device=query.device),

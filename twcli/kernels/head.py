@@ -146,5 +146,5 @@ def _logsumexp_in_place(block: torch.Tensor) -> torch.Tensor:
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Losses are computed in float32, or in float64 if the model is; never in bf16."""
+    """The tensor (..) in the precision of losses: float32, or float64 if the model is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

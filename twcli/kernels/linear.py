@@ -39,10 +39,16 @@ def linear(
     *,
     packed: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """(.., O) from (.., I), (O, I) and (O,): equal to `F.linear` up to rounding.
+    """Equal to `F.linear` up to rounding.
 
     Args:
+        x: (.., I).
+        weight: (O, I).
+        bias: (O,).
         packed: the weight in oneDNN's memory order, if it was reordered before.
+
+    Returns:
+        (.., O).
     """
     if (
         not x.numel()

@@ -81,11 +81,14 @@ class Padding:
     place_N: torch.Tensor
 
     def put_in(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, ..) from (R, ..): padding repeats some token, so it must not enter the loss."""
+        """`x` (R, ..) with padding: (N, ..).
+
+        Padding repeats some token, so it must not enter the loss.
+        """
         return _Rows.apply(x, self.place_N.clamp(min=0), self.real_R)
 
     def taken_out(self, x: torch.Tensor) -> torch.Tensor:
-        """(R, ..) from (N, ..)."""
+        """`x` (N, ..) without padding: (R, ..)."""
         return _Rows.apply(x, self.real_R, self.place_N)
 
 
@@ -165,7 +168,7 @@ class Packed:
 
     @cached_property
     def order_B(self) -> torch.Tensor:
-        """The rows sorted by prompt."""
+        """(B,) the rows sorted by prompt."""
         return self.row_B.argsort(stable=True)
 
     @property
@@ -216,8 +219,14 @@ class Packed:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention's output (1, R, A, D) from (1, A, R, D), with N instead of R if padding is
-        kept; not for `flash`.
+        """Attention of all tokens; not for `flash`.
+
+        Args:
+            query, key, value: (1, A, R, D).
+            scale: factor of the scores.
+
+        Returns:
+            (1, R, A, D), with N instead of R if padding is kept.
         """
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
         if self.padding is not None:
@@ -366,6 +375,8 @@ def window_of(model: PreTrainedModel) -> int | None:
 
 
 def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
-    """The matrices that every token is multiplied with below the LM head, no embedding tables."""
+    """The matrices (O, I) that every token is multiplied with below the LM head; no tables of
+    embeddings.
+    """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     return [w for w in body_of(model).parameters() if w.dim() == 2 and id(w) not in tables]

@@ -109,7 +109,15 @@ class Groups:
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
-        """Attention's output (1, N, A, D) from (1, A, N, D)."""
+        """Attention of all tokens.
+
+        Args:
+            query, key, value: (1, A, N, D).
+            scale: factor of the scores.
+
+        Returns:
+            (1, N, A, D).
+        """
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
         def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

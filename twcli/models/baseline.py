@@ -100,12 +100,16 @@ def score_flat(
     varlen: bool = False,
     progress: Any = None,
 ) -> np.ndarray:
-    """b_t of distinct `rows`, in ascending order, as the cache stores it: flat, float32, nats, row
-    after row.
+    """b_t as the cache stores it.
 
     Args:
+        rows: (R,) distinct row numbers, ascending.
+        batch_tokens: most tokens of a batch, padding included.
         varlen: as in `forward_rows`.
         progress: called with the number of tokens after each batch.
+
+    Returns:
+        (supervised tokens of the rows,) float32 in nats, row after row.
     """
     targets = encoded.target_lengths[rows]
     starts = np.cumsum(targets) - targets

@@ -269,5 +269,5 @@ class Layout:
 
 
 def ids_on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
-    """Ids as an int64 tensor on the model's device."""
+    """Token ids of any shape (..) as an int64 tensor (..) on the model's device."""
     return torch.from_numpy(ids.astype(np.int64)).to(model.device)

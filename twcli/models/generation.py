@@ -41,8 +41,15 @@ def generate(
     batch_tokens: int,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[list[str], list[bool]]:
-    """One completion text for each prompt of token ids, in order, and whether it ended by itself
-    (or was cut off). Arguments as in `generate_ids`.
+    """Completes prompts. Arguments as in `generate_ids`.
+
+    Args:
+        prompts: P lists of token ids.
+        max_new_tokens: one number of tokens, or (P,) one for each prompt.
+
+    Returns:
+        One completion text for each prompt, in order, and whether it ended by itself (or was cut
+        off).
     """
     written, ended = generate_ids(
         model,

@@ -479,8 +479,13 @@ def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.
 
 
 def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:
-    """Jensen-Shannon divergence (...) in nats of C distributions (..., C, V): 0 if all are equal,
-    at most log C (Lin 1991).
+    """Jensen-Shannon divergence (Lin 1991): 0 if all distributions are equal, at most log C.
+
+    Args:
+        log_p: (..., C, V) log-probabilities of C distributions.
+
+    Returns:
+        (...) in nats.
     """
     C = log_p.shape[-2]
     log_mean = torch.logsumexp(log_p, -2) - math.log(C)

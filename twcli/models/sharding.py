@@ -30,7 +30,7 @@ def shard(model: LatentModel, processes: int) -> None:
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The plain tensor, gathered from all processes if it is sharded."""
+    """The plain tensor, of the same shape (..), gathered from all processes if it is sharded."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

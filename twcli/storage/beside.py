@@ -39,7 +39,12 @@ def baseline_path(names: str | Path) -> Path:
 def find_cache(
     files: Iterable[str | Path], fingerprint: dict[str, Any], row_hash: np.ndarray
 ) -> Path | None:
-    """An intact cache with this fingerprint and these rows in a folder of `files`."""
+    """An intact cache in a folder of `files`; None where there is none.
+
+    Args:
+        fingerprint: what b_t must have been computed from.
+        row_hash: (N, 16) uint8, of the rows it must hold.
+    """
     for path in _hdf5_beside(files):
         if path.name.endswith(FEATURES_SUFFIX):
             continue
@@ -53,8 +58,12 @@ def find_cache(
 def find_features(
     files: Iterable[str | Path], fingerprints: Iterable[dict[str, Any]], row_hash: np.ndarray
 ) -> FeatureStore | None:
-    """Intact features with one of these fingerprints and these rows in a folder of `files`, open;
-    the first of the fingerprints is preferred, and the others are asked for only where it fails.
+    """Intact features in a folder of `files`, open; None where there are none.
+
+    Args:
+        fingerprints: what they may have been computed from; the first is preferred, and the others
+            are asked for only where it fails.
+        row_hash: (N, 16) uint8, of the rows they must hold.
     """
     paths = [path for path in _hdf5_beside(files) if path.name.endswith(FEATURES_SUFFIX)]
     if not paths:

@@ -100,6 +100,9 @@ class CacheWriter:
     ) -> bool:
         """Whether `path` holds an intact cache with this fingerprint and these rows; if so, the
         whole file was verified.
+
+        Args:
+            row_hash: (N, 16) uint8.
         """
         try:
             with Cache(path) as cache:

@@ -35,6 +35,7 @@ class Checkpoints:
         """Saves a checkpoint; then removes all but the newest `keep`.
 
         Args:
+            tensors: by name, each of its own shape.
             content: JSON-ready values, `provenance` among them; `newest_content` returns them.
         """
         with replacing(self.path / f"step-{step:08d}") as staged:

@@ -125,6 +125,9 @@ class FeatureWriter:
     ) -> bool:
         """Whether `path` holds an intact feature file with this fingerprint and these rows; if so,
         the whole file was verified.
+
+        Args:
+            row_hash: (N, 16) uint8.
         """
         try:
             with FeatureStore(path) as store:

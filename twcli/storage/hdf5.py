@@ -200,10 +200,17 @@ class Column:
         self.touched = np.zeros(len(self._addresses), bool)
 
     def gather(self, starts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """(sum(counts), *width): entries starts[i] to starts[i] + counts[i] - 1,
-        ascending and disjoint in i.
+        """Several ranges of entries, concatenated.
 
-        Raises UserError if a checksum does not match.
+        Args:
+            starts, counts: (R,) the first entry of each range and how many it has; the ranges
+                ascend and are disjoint.
+
+        Returns:
+            (sum of the counts, *width).
+
+        Raises:
+            UserError: a checksum does not match.
         """
         starts, counts = starts[counts > 0], counts[counts > 0]
         stops = starts + counts
@@ -221,7 +228,11 @@ class Column:
         return self.gather(np.array([start]), np.array([stop - start]))
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """All entries in order, at most `BLOCK` at a time."""
+        """All entries in order.
+
+        Yields:
+            (n, *width) with n at most `BLOCK`.
+        """
         for start in range(0, self.length, BLOCK):
             yield self.block(start, min(start + BLOCK, self.length))
 

@@ -309,7 +309,12 @@ class RunFolder:
     def save_checkpoint(
         self, step: int, tensors: dict[str, torch.Tensor], keep: int, provenance: dict[str, Any]
     ) -> None:
-        """Saves a checkpoint and keeps the newest `keep`."""
+        """Saves a checkpoint and keeps the newest `keep`.
+
+        Args:
+            tensors: by name, each of its own shape, as of `training.state.snapshot`.
+            provenance: what a run must be made from to resume here.
+        """
         self.checkpoints.path.mkdir(exist_ok=True)
         # sync this folder and the metrics before a checkpoint relies on them
         sync_folder(self.path)
@@ -368,7 +373,11 @@ class RunFolder:
         write_durably(self.posterior_file, as_bytes(tensors))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
-        """Raises UserError if the file is missing or damaged."""
+        """The posterior's own weights by name, each of its own shape (..).
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
         from safetensors.torch import load  # imports torch, which takes seconds
 
         try:

@@ -189,10 +189,15 @@ def _mean_loss(metrics: Sequence[dict[str, Any]], stage: str) -> float | None:
 def gradient_norms(
     posterior_gradients: Iterable[torch.Tensor], latent_gradient: torch.Tensor
 ) -> dict[str, float | None]:
-    """Norms of the gradients of the posterior's own parameters and of the latents'
-    embedding rows, after backward.
+    """Euclidean norms of gradients after backward.
 
-    None for a closed-form posterior, which has no parameters.
+    Args:
+        posterior_gradients: of the posterior's own parameters, of any shape; none for a
+            closed-form posterior, which has no parameters.
+        latent_gradient: (K P, H) of the latents' embedding rows.
+
+    Returns:
+        `posterior_gradient_norm`, None for a closed-form posterior, and `latent_gradient_norm`.
     """
     norms = torch.stack(
         [*(gradient.norm() for gradient in posterior_gradients), latent_gradient.norm()]

@@ -32,7 +32,7 @@ PASSES_A_RECORD = 6  # of a step: forward and backward of two sequences
 
 
 def held_out_rows(encoded: Encoded, seed: int) -> np.ndarray:
-    """Rows of whole prompts in an order of chance; none where the data are few."""
+    """(H,) rows of whole prompts in an order of chance; none where the data are few."""
     wanted = min(MOST_RECORDS, int(SHARE * len(encoded)))
     none = np.empty(0, np.int64)
     if wanted < LEAST_RECORDS:
@@ -164,8 +164,16 @@ def read_branches(
     classes: np.ndarray,
     progress: Callable[[int], None] | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Responsibilities (R, K), NLL under the generator with each latent (R, K), and NLL with the
-    exact sum over z (R,), of `rows`, in eval mode; the mode is put back.
+    """What the model says of rows under each latent, in eval mode; the mode is put back.
+
+    Args:
+        rows: (R,) row numbers.
+        classes: (N,) rows of different ones share no batch (`batches.length_classes`).
+        progress: called with the number of rows after each batch.
+
+    Returns:
+        Responsibilities (R, K), NLL of the generator with each latent (R, K), and NLL with the
+        exact sum over z (R,), both in nats.
     """
     shape = (len(rows), model.latents)
     soft_RK, generator_RK, marginal_R = np.empty(shape), np.empty(shape), np.empty(len(rows))

@@ -57,11 +57,17 @@ def masked_token_nll_per_example(
 def scalar_baseline_nll_per_example(
     token_loss: torch.Tensor, active: torch.Tensor, baseline: torch.Tensor
 ) -> torch.Tensor:
-    """R - mean_t b_t (...): the uniform average of the token losses (..., T) minus that of the
-    detached baseline (..., T).
+    """R - mean_t b_t: the uniform average of the token losses minus that of the detached baseline.
 
     The baseline is the same for every z, so neither the posterior nor the z embeddings can
     distinguish it from no baseline.
+
+    Args:
+        token_loss, baseline: (..., T) nats.
+        active: (..., T) bool, the supervised tokens.
+
+    Returns:
+        (...) nats a token.
     """
     return masked_token_nll_per_example(token_loss, active) - masked_token_nll_per_example(
         baseline.detach(), active
@@ -71,8 +77,14 @@ def scalar_baseline_nll_per_example(
 def token_baseline_nll_per_example(
     token_loss: torch.Tensor, active: torch.Tensor, baseline: torch.Tensor
 ) -> torch.Tensor:
-    """mean_t (l_t - b_t) (...) over active tokens, with the detached baseline b_t (..., T)
-    taken from each token's loss.
+    """mean_t (l_t - b_t) over active tokens, the detached baseline taken from each token's loss.
+
+    Args:
+        token_loss, baseline: (..., T) nats.
+        active: (..., T) bool, the supervised tokens.
+
+    Returns:
+        (...) nats a token.
     """
     return masked_token_nll_per_example(token_loss - baseline.detach(), active)
 
@@ -143,7 +155,14 @@ def categorical_kl(log_q_BK: torch.Tensor, log_p_BK: torch.Tensor) -> torch.Tens
 
 
 def entropy(probability: torch.Tensor) -> torch.Tensor:
-    """Entropy (...) of distributions (..., K)."""
+    """Entropy of distributions.
+
+    Args:
+        probability: (..., K).
+
+    Returns:
+        (...) nats.
+    """
     return torch.special.entr(probability).sum(-1)
 
 

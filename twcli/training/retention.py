@@ -143,7 +143,11 @@ def _gains(
 
 
 def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of two values or more."""
+    """Student's 95 % interval of a mean.
+
+    Args:
+        values_n: (n,) two values or more.
+    """
     half = student.ppf((1 + CONFIDENCE) / 2, len(values_n) - 1) * values_n.std(ddof=1)
     half /= math.sqrt(len(values_n))
     return float(values_n.mean() - half), float(values_n.mean() + half)

@@ -189,16 +189,19 @@ def batches(
     processes: int = 1,
     accumulate: int = 1,
 ) -> Iterator[tuple[str, list[np.ndarray]]]:
-    """What this process does at each step from `step` on, to the last one, and on
-    the rows of which batches.
+    """What this process does at each step from `step` on, to the last one, and on the rows of which
+    batches.
 
     A step takes the sampler's next processes x accumulate batches, whoever computes them: 1 x 8
     and 8 x 1 are the same step.
 
     Args:
-        batch_sampler_of: the plan of a stage over the given rows.
-        named_rows: those of training that have a name, which `hold` takes.
-        all_rows: those of training.
+        batch_sampler_of: the order in which a stage goes through the given rows.
+        named_rows: (R,) those of training that have a name, which `hold` takes.
+        all_rows: (R,) those of training.
+
+    Yields:
+        The stage, and the (B,) rows of each batch.
     """
     before = None
     stream: Iterator[np.ndarray] = iter(())

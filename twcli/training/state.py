@@ -25,8 +25,14 @@ def snapshot(
     *,
     keep: bool,
 ) -> dict[str, torch.Tensor]:
-    """All that a run resumes from; with `keep` off nothing, but this process's parts are
-    given to the one that keeps.
+    """All that a run resumes from.
+
+    Args:
+        latent_N: (N,) the latent at which each row's posterior is held, -1 for none.
+        keep: off in processes that only give their parts to the one that keeps.
+
+    Returns:
+        Tensors of any shape (..) by name; none where `keep` is off.
     """
     named = [(f"model.{name}", tensor) for name, tensor in _changing(model).items()]
     named += [
@@ -53,7 +59,12 @@ def restore(
     average: WeightAverage,
     tensors: dict[str, torch.Tensor],
 ) -> None:
-    """Puts back what `snapshot` took, into the model, the optimiser, `latent_N` and the average."""
+    """Puts back what `snapshot` took, into the model, the optimiser, `latent_N` and the average.
+
+    Args:
+        latent_N: (N,) is overwritten.
+        tensors: by name, each of the shape it was taken with.
+    """
     latent_N[:] = tensors["latents"].numpy()
     model.load_state_dict(
         {name: like(tensors[f"model.{name}"], tensor) for name, tensor in _changing(model).items()},
