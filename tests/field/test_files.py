@@ -393,7 +393,7 @@ BROKEN = {
     "a question without an answer": (
         "d.jsonl",
         lines({"question": "a", "answer": None}),
-        "d.jsonl:1: field 'answer' must be text, found null",
+        "d.jsonl:1: field 'answer' is null; give text, remove the record, or leave all such out",
     ),
     "CSV with a cell too many": (
         "d.csv",

@@ -51,7 +51,7 @@ def test_several_tokens_of_a_latent_are_counted_by_every_command(folder):
     assert "of 24 rows 2 are left out" in said and "1 lose" not in said
     train = ("train", *flags, *four, "--baseline", folder / "b.h5", "--latents", 2, "--steps", 2)
     train = (*train, "--warm-start", "none", "--out", folder / "run")
-    says = "`twcli precompute --overwrite`, with --too-long and --latent-tokens as here"
+    says = "`twcli precompute --overwrite`, with --too-long, --empty and --latent-tokens as here"
     refused(*train, "--quiet", says=["made with another latent_tokens", says])
     said = ok("precompute", *flags, *four, *out, "--overwrite").stderr
     assert "1 lose the beginning of x, 2 are left out" in said

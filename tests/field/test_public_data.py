@@ -246,7 +246,8 @@ def test_all_records_without_a_completion_are_named_at_once(tmp_path):
     file.write_bytes(lines(good, empty, good, empty, {"instruction": "a"}))
     with pytest.raises(UserError) as caught:
         read(file)
-    said = "field 'output' is empty; give text or remove the record; 1 other of the file as well: 4"
+    advice = "give text, remove the record, or leave all such out with --empty skip"
+    said = f"field 'output' is empty; {advice}; 1 other of the file as well: 4"
     assert str(caught.value) == f"{file}:2: {said}"
     file.write_text(json.dumps([good, *[empty] * 30]))
     with pytest.raises(
@@ -256,5 +257,5 @@ def test_all_records_without_a_completion_are_named_at_once(tmp_path):
     file.write_bytes(
         lines({"messages": [USER, FOUR]}, {"messages": [USER, {**FOUR, "content": " "}]})
     )
-    with pytest.raises(UserError, match=r"'messages\[1\].content' is empty; give .* the record$"):
+    with pytest.raises(UserError, match=r"'messages\[1\].content' is empty; give .* --empty skip$"):
         read(file)

@@ -176,7 +176,7 @@ def _read(config: Any, screen: Screen, y_field: str | None = "y", **also: Any) -
     from twcli.data.dataset import stream_examples
     from twcli.storage import hub
 
-    fields = {"format": config.format, "x_field": config.x_field, **also}
+    fields = {"format": config.format, "x_field": config.x_field, "empty": config.empty, **also}
     if y_field is not None:
         fields |= {"y_field": config.y_field, "each_turn": config.each_turn}
     records = stream_examples(config.data, **({"y_field": None} | fields))

@@ -282,6 +282,7 @@ def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:
         "template",
         "chat_template_kwargs",
         "too_long",
+        "empty",
         "latent_tokens",
         "format",
         "x_field",

@@ -252,7 +252,9 @@ def _probes(encoder: ExampleEncoder, trained: TrainConfig) -> list[str]:
     texts: list[str] = []
     if Path(trained.data).is_file():
         try:
-            rows = stream_examples(trained.data, x_field=trained.x_field, y_field=None)
+            rows = stream_examples(
+                trained.data, x_field=trained.x_field, y_field=None, empty=trained.empty
+            )
             texts += dict.fromkeys(row.x for row in islice(rows, CHECKED_RECORDS))
         except UserError:  # changed since; the others will do
             pass

@@ -130,6 +130,7 @@ def _compared(
         precision=precision,
         attention=attention,
         too_long=policy,
+        empty=SKIP if "empty" in made else ERROR,
         latent_tokens=latent_tokens,
     )
     if made.get("max_length") in range(1, inputs.max_length + 1):

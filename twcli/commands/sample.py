@@ -292,7 +292,11 @@ def sample(
     else:
         assert config.data is not None
         examples = stream_examples(
-            config.data, format=config.format, x_field=config.x_field, y_field=None
+            config.data,
+            format=config.format,
+            x_field=config.x_field,
+            y_field=None,
+            empty=config.empty,
         )
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)

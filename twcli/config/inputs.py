@@ -44,6 +44,8 @@ DATA_HELP = (
     "Records: a JSONL, JSON, CSV, TSV or Parquet file, a pattern or several with commas, "
     "a `datasets` folder, or a hub name as NAME:CONFIG:SPLIT."
 )
+EMPTY = ("error", "skip")
+EMPTY_HELP = "Records without text in prompt or completion: stop, or leave them out and count them."
 TOO_LONG = ("error", "skip", "truncate-left")  # what `data.long_rows` does
 FORMAT_HELP = "Form of the records; auto: recognised from the first ones."
 # What `data.formats` reads.
@@ -74,11 +76,12 @@ class DataConfig(Config):
         rare=True,
         help="Of a conversation every turn of the assistant is an example, not only the last.",
     )
+    empty: str = option(EMPTY[0], group=INPUTS, rare=True, help=EMPTY_HELP, choices=EMPTY)
 
     @property
     def fields(self) -> dict[str, Any]:
         """What `data.dataset.stream_examples` needs to know of the records."""
-        names = ("format", "x_field", "y_field", "each_turn")
+        names = ("format", "x_field", "y_field", "each_turn", "empty")
         return {name: getattr(self, name) for name in names}
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from twcli.config.inputs import (
     AUTO,
+    EMPTY,
+    EMPTY_HELP,
     FORMAT_HELP,
     FORMATS,
     BatchConfig,
@@ -53,6 +55,7 @@ class SampleConfig(ServerConfig, BatchConfig, TemplateConfig, ComputeConfig):
     )
     format: str = option(AUTO, group=INPUTS, rare=True, help=FORMAT_HELP, choices=FORMATS)
     x_field: str = option("x", group=INPUTS, rare=True, help="Field that holds the prompt.")
+    empty: str = option(EMPTY[0], group=INPUTS, rare=True, help=EMPTY_HELP, choices=EMPTY)
     latent: str | None = option(
         None,
         group=STRATEGIES,

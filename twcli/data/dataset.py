@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from twcli.config.inputs import EMPTY
 from twcli.config.options import check_characters
 from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
@@ -45,6 +46,7 @@ def stream_examples(
     strategy_field: str | None = None,
     format: str = AUTO,
     each_turn: bool = False,
+    empty: str = EMPTY[0],
 ) -> Examples:
     """The records in file order, read lazily; a missing file and a form that is not known are
     reported at once.
@@ -56,13 +58,15 @@ def stream_examples(
         format: as `formats.form_of` takes it.
         each_turn: of a conversation one example for each turn of the assistant, in their order,
             each with the turns before it; else for the last one.
+        empty: what is done with records without text in prompt or completion: "error", or "skip",
+            which of several completions leaves out the empty ones.
 
     Raises:
         UserError: names the file, the line, the field and the fix; also raised if there are no
             records.
     """
     sources = [(source, _form(source, x_field, y_field, format)) for source in sources_of(path)]
-    return Examples(path, sources, y_field is not None, strategy_field, each_turn)
+    return Examples(path, sources, y_field is not None, strategy_field, each_turn, empty)
 
 
 def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tuple[Form, list[str]]:
@@ -83,6 +87,9 @@ def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tupl
 class Examples:
     """The examples of a data set; each iteration reads the files again. A record with several
     completions gives as many examples, one after another.
+
+    Attributes:
+        left_out: records of which something was empty and left out, after an iteration.
     """
 
     def __init__(
@@ -92,10 +99,12 @@ class Examples:
         complete: bool,
         strategy_field: str | None,
         each_turn: bool = False,
+        empty: str = EMPTY[0],
     ) -> None:
         self.data, self._sources = data, sources
         self._complete, self._strategy_field = complete, strategy_field
-        self._each_turn = each_turn and complete
+        self._each_turn, self._empty = each_turn and complete, empty
+        self.left_out, self._left_out_places = 0, list[str]()
         self._records = self._count = self._unread = 0
         self._turns: tuple[int, int] | None = None
 
@@ -105,7 +114,8 @@ class Examples:
 
     def with_records(self) -> Iterator[tuple[Example, Record]]:
         """Each example with the record that it was read from."""
-        records = count = unread = most = 0
+        records = count = unread = most = left_out = 0
+        places: list[str] = []
         least = 2**63
         label = self._strategy_field
         for source, (form, _) in self._sources:
@@ -117,7 +127,10 @@ class Examples:
                 try:
                     found = read(record, where, complete)
                 except EmptyText as error:
-                    raise _with_others(error, placed, form, complete) from error
+                    if self._empty == EMPTY[0]:
+                        raise _with_others(error, placed, form, complete) from error
+                    found, left_out = error.others, left_out + 1
+                    places += [where] * (len(places) < SHOWN_PLACES)
                 except UserError as error:
                     # the first record is of the form, unless that was asked for
                     other = other_form(record, form, complete) if records > 1 else None
@@ -127,7 +140,7 @@ class Examples:
                             f"'{form.shown}'; give records of each form in a file of their own"
                         ) from error
                     raise
-                if self._each_turn:
+                if self._each_turn and found:
                     found = [*earlier_answers(found[0]), *found]
                 for x, y, messages, tools, after in found:
                     count += 1
@@ -135,7 +148,10 @@ class Examples:
                         least, most = min(least, len(messages)), max(most, len(messages))
                         unread += after > 0
                     yield Example(x, y, strategy, messages, tools, where), record
+        if not count:
+            raise UserError(f"{self.data}: of {_counted(records, 'record')} none has text")
         self._records, self._count, self._unread = records, count, unread
+        self.left_out, self._left_out_places = left_out, places
         self._turns = (least, most) if most else None
 
     def summary(self) -> str:
@@ -149,6 +165,13 @@ class Examples:
             said.append(_counted(most, "turn") if least == most else f"{least} to {most} turns")
         unread = self._unread_fields()
         notes = [f"not read: {', '.join(unread)}"] if unread else []
+        if self.left_out:
+            places = [place.rpartition(":")[2].strip() for place in self._left_out_places]
+            more = [".."] * (self.left_out > len(places))
+            notes.append(
+                f"what is empty is left out, in {_counted(self.left_out, 'record')}: "
+                f"{', '.join(places + more)}"
+            )
         if self._unread:
             notes.append(
                 f"{self._unread:,} go on after the assistant's last turn, which is not read"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -18,12 +19,21 @@ PYTHON = re.compile(r"\[\s*\{\s*'(role|from|content|value)'\s*:")
 
 
 class EmptyText(UserError):
-    """A record has no text where a prompt or completion should be: others may have none either."""
+    """A record has no text where a prompt or completion should be: others may have none either.
+
+    Attributes:
+        others: what was read of a record that has other completions.
+    """
+
+    others: Sequence[Any] = ()
 
 
-def refuse_empty(where: str, field: str) -> NoReturn:
+def refuse_empty(where: str, field: str, found: str = "empty") -> NoReturn:
     """Raises EmptyText of a field."""
-    raise EmptyText(f"{where}: field '{field}' is empty; give text or remove the record")
+    raise EmptyText(
+        f"{where}: field '{field}' is {found}; give text, remove the record, or leave all such out "
+        "with --empty skip"
+    )
 
 
 def refuse(where: str, field: str, what: str) -> NoReturn:
@@ -48,6 +58,8 @@ def value_of(record: Record, field: str, where: str) -> Any:
 
 def checked_text(value: Any, field: str, where: str) -> str:
     """The value, which is text. Raises UserError where it is none, empty or a list as text."""
+    if is_missing(value):
+        refuse_empty(where, field, kind_of(value) if value is None else "NaN")
     if not isinstance(value, str):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         then = "; write the number as text" if number else ""
@@ -63,6 +75,11 @@ def checked_text(value: Any, field: str, where: str) -> str:
 def is_blank(value: Any) -> bool:
     """Whether it is text that is empty or white space."""
     return isinstance(value, str) and not value.strip()
+
+
+def is_missing(value: Any) -> bool:
+    """Whether it is what tables hold in a cell without a value: null, or NaN."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def kind_of(value: Any) -> str:

@@ -15,6 +15,7 @@ from itertools import chain, product
 from typing import Any
 
 from twcli.data.fields import (
+    EmptyText,
     Record,
     checked_text,
     first_of,
@@ -22,6 +23,7 @@ from twcli.data.fields import (
     kind_of,
     parsed,
     refuse,
+    refuse_empty,
     value_of,
 )
 from twcli.data.turns import (
@@ -255,6 +257,9 @@ def _joined(
 
     Args:
         completions: names of fields and what they hold: text, a turn, turns, or a list of these.
+
+    Raises:
+        EmptyText: a completion is empty; the others of the record are its `others`.
     """
     tools, system = tools_of(record, where), system_turn(record, where)
     plain = isinstance(prompt, str) and not system and not tools
@@ -266,18 +271,17 @@ def _joined(
         turns, system = prompt, system if not prompt or prompt[0]["role"] != "system" else []
     if not complete:
         return [conversation([*system, *turns], tools, "prompt", where, complete)]
-    found = []
-    for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
-        if plain and isinstance(value, str):
-            found.append(Conversation(str(prompt), checked_text(value, field, where)))
-            continue
-        if isinstance(value, str):
+
+    def joined(field: str, value: Any) -> Conversation:
+        if isinstance(value, list):
+            answer = turns_of(value, field, where)
+        else:
             text = checked_text(value, field, where)
+            if plain:
+                return Conversation(str(prompt), text)
             calls = said_calls(text) if tools else None
             turn: Turn = {"role": TARGET, "content": "" if calls else text}
             answer = [turn | {"tool_calls": calls} if calls else turn]
-        else:
-            answer = turns_of(value, field, where)
         # a whole conversation, of which the prompt is a repetition
         whole = answer[0]["role"] != TARGET and len(answer) > 1
         if whole and not _repeats(answer, prompt):
@@ -285,7 +289,17 @@ def _joined(
         before = answer if whole else [*turns, *answer]
         if before[0]["role"] != "system":
             before = [*system, *before]
-        found.append(conversation(before, tools, field, where, complete))
+        return conversation(before, tools, field, where, complete)
+
+    found, empty = [], None
+    for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
+        try:
+            found.append(joined(field, value))
+        except EmptyText as error:
+            empty = empty or error
+    if empty is not None:
+        empty.others = found
+        raise empty
     return found
 
 
@@ -296,7 +310,7 @@ def _repeats(turns: list[Turn], prompt: str | list[Turn]) -> bool:
 
 
 def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
-    """The completions in a field: one, or a list of several."""
+    """The completions in a field: one, or a list of several, each text, turns or neither."""
     value = turns_if_any(value)
     if isinstance(value, dict) and not is_turn(value):
         name = first_of(value, TEXTS)
@@ -307,13 +321,11 @@ def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
         yield field, [value]
     elif isinstance(value, list) and not is_turns(value):
         if not value:
-            refuse(where, field, "is an empty list; give a completion or remove the record")
+            refuse_empty(where, field, "an empty list")
         for number, one in enumerate(value):
             yield from _each(f"{field}[{number}]", one, where)
-    elif isinstance(value, str | list):
-        yield field, value
     else:
-        yield field, checked_text(value, field, where)  # which it is not
+        yield field, value
 
 
 def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
@@ -356,8 +368,8 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
                 return (
                     Conversation(checked_text(x, x_field, where), checked_text(y, y_field, where)),
                 )
-        if x is None or not isinstance(x, str | list | dict):
-            refuse(where, x_field, f"must be text, found {kind_of(x)}")
+        if not isinstance(x, str | list | dict):
+            checked_text(x, x_field, where)  # which it is not
         return _joined({}, _prompt(x, x_field, where), [(str(y_field), y)], where, complete)
 
     fields = (x_field,) if y_field is None else (x_field, y_field)

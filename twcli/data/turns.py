@@ -121,7 +121,7 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     if turn["content"] is None and not any(
         key in turn for key in ("tool_calls", "reasoning_content")
     ):
-        refuse(where, f"{field}.content", "must be text, found null")
+        refuse_empty(where, f"{field}.content", "null")
     return turn
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.long_rows import SKIP
 from twcli.data.padding import slices
 from twcli.kernels.head import token_nll
 from twcli.kernels.packing import ATTENTION, attention_of, why_not_packed
@@ -149,8 +150,12 @@ def fingerprint(
     max_length: int,
     precision: str,
     attention: str,
+    empty: int = 0,
 ) -> dict[str, Any]:
     """Everything that b_t depends on; a cache is used only if all of it is equal.
+
+    Args:
+        empty: records that were left out since they have no text.
 
     Only the first field that differs is reported, so causes come before their consequences.
     """
@@ -162,5 +167,6 @@ def fingerprint(
         "tokenizer": encoder.tokenizer_hash(),
         "template": encoder.fingerprint(),
         **_too_long(encoder, encoded),
+        **({"empty": {SKIP: empty}} if empty else {}),
         "data": encoded.data_hash(),
     }

@@ -23,7 +23,7 @@ from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
 from twcli.storage.cache_format import CACHE
 
-COUNTED = ("latent_tokens", "too_long")  # of a fingerprint: which rows are too long
+COUNTED = ("latent_tokens", "too_long", "empty")  # of a fingerprint: which rows are left out
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Inputs:
         except UserError as error:
             differs = first_difference(cache.fingerprint, fingerprint)
             counted = differs is not None and differs[0].split(".")[0] in COUNTED
-            same = ", with --too-long and --latent-tokens as here" if counted else ""
+            same = ", with --too-long, --empty and --latent-tokens as here" if counted else ""
             raise UserError(f"{error}; {CACHE.remedy}{same}") from None
         return cache, fingerprint
 
@@ -93,6 +93,7 @@ class Inputs:
             max_length=self.max_length,
             precision=precision,
             attention=self.attention,
+            empty=self.records.left_out if isinstance(self.records, Examples) else 0,
         )
 
 
@@ -104,6 +105,7 @@ def open_inputs(
     x_field: str = "x",
     y_field: str = "y",
     each_turn: bool = False,
+    empty: str = ERROR,
     examples: Iterable[Example] | None = None,
     template: str = "tags",
     precision: str = "fp32",
@@ -117,7 +119,7 @@ def open_inputs(
     """Loads the model and encodes the records. The model stays on the CPU.
 
     Args:
-        format, x_field, y_field, each_turn: as `stream_examples` takes them.
+        format, x_field, y_field, each_turn, empty: as `stream_examples` takes them.
         examples: the records, where they have been looked at already; else those of `data`.
         max_length: tokens; None for the model's context.
         too_long: as `ExampleEncoder.encode` takes it.
@@ -132,7 +134,12 @@ def open_inputs(
     unread = examples is None
     if examples is None:
         examples = stream_examples(
-            data, format=format, x_field=x_field, y_field=y_field, each_turn=each_turn
+            data,
+            format=format,
+            x_field=x_field,
+            y_field=y_field,
+            each_turn=each_turn,
+            empty=empty,
         )
     frozen, encoder = runtime.load_frozen(
         model,
