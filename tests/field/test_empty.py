@@ -40,7 +40,18 @@ def test_from_precompute_to_sample(model_dir, tmp_path):
     names = tmp_path / "names.jsonl"
     assert "--empty skip" in ok("discover", *flags, *SKIP, "--latents", 2, "--out", names).stderr
     assert len(names.read_text().splitlines()) == 36
-    shown = ok("eval", "--run", tmp_path / "run", *common, *SKIP, "--bootstrap", 10, "--json")
+    shown = ok(
+        "eval",
+        "--run",
+        tmp_path / "run",
+        *common,
+        *SKIP,
+        "--bootstrap",
+        10,
+        "--judge",
+        "exact",
+        "--json",
+    )
     assert json.loads(shown.stdout)["likelihood"]["gain"] is not None
     drawn = ok("sample", "--model", model_dir, *common, *SKIP, "--max-new-tokens", 2)
     assert "in 1 record: 7" in drawn.stderr  # its completions are not read

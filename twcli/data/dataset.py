@@ -231,6 +231,7 @@ def stream_answers(
     y_field: str = "y",
     format: str = AUTO,
     each_turn: bool = False,
+    empty: str = EMPTY[0],
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any] | None]]:
     """(x, y, the record's `answer`, its `metadata`) of each example, for judges that compare with
     them; None where a record has none.
@@ -239,7 +240,7 @@ def stream_answers(
         UserError: as `stream_examples`, or `answer` is neither text nor a number.
     """
     examples = stream_examples(
-        path, x_field=x_field, y_field=y_field, format=format, each_turn=each_turn
+        path, x_field=x_field, y_field=y_field, format=format, each_turn=each_turn, empty=empty
     )
     for example, record in examples.with_records():
         answer, metadata = record.get("answer"), record.get("metadata")
