@@ -117,6 +117,7 @@ def _export(
     say: Say,
     phases: Phases,
 ) -> None:
+    """Loads the run, and puts the finished folder at its place once it gives what the run gives."""
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
         run, device=config.device, precision=config.dtype, attention="sdpa"
@@ -125,40 +126,19 @@ def _export(
     splitting = ""
     if config.to == "gguf":
         splitting = gguf_file.check(model.config, encoder, config.run)
-    found = latent_chat.sections(latents, trained.latent_tokens, names)
+    sections = latent_chat.sections(latents, trained.latent_tokens, names)
     default = config.latent if config.latent is not None else _most_frequent(run, latents)
-    if default not in found:
-        raise UserError(f"--latent {default}: the run has {', '.join(found)}")
+    if default not in sections:
+        raise UserError(f"--latent {default}: the run has {', '.join(sections)}")
     _make_special(encoder)
-    texts = _probes(encoder, trained)
-    latent_ids = encoder.latent_ids(latents)
-    checked = [
-        k * latents // min(latents, CHECKED_LATENTS) for k in range(min(latents, CHECKED_LATENTS))
-    ]
-    prompts = [
-        (x, k, encoder.prompt(x, latent_ids[k]))
-        for i, x in enumerate(texts)
-        for k in (checked if i == 0 else [i % latents])
-    ]
-    encoder.tokenizer.chat_template = _chat_template(encoder, found, default)
-    reference = _reference(model, encoder, prompts, checked)
-    model.generation_config = GenerationConfig(
-        bos_token_id=encoder.bos,
-        eos_token_id=encoder.ends,
-        pad_token_id=encoder.pad,
-        # servers take what a call leaves open from here: the model's own distribution
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-    )
+    reference = _reference(model, encoder, trained)
+    encoder.tokenizer.chat_template = _chat_template(encoder, sections, default)
+    model.generation_config = _generation_config(encoder)
+    card = export_card(trained, runtime.versions(), form=config.to, names=names, default=default)
     phases.begin(WRITE, str(out))
     try:
         with replacing(out) as staged:
-            _write(staged, config, run, trained, latent_model.backbone, encoder, splitting)
-            card = export_card(
-                trained, runtime.versions(), form=config.to, names=names, default=default
-            )
+            _write(staged, config, run, trained, model, encoder, splitting)
             (staged / "README.md").write_text(card, encoding="utf-8")
             # the run's model makes room for the export's
             del latent_model, model
@@ -174,6 +154,19 @@ def _export(
     say(
         f"{out}: {config.to}, checked: prompts are those of training, logits differ by "
         f"{difference:.1e} at most"
+    )
+
+
+def _generation_config(encoder: ExampleEncoder) -> GenerationConfig:
+    """What servers take where a call leaves it open: the model's own distribution."""
+    return GenerationConfig(
+        bos_token_id=encoder.bos,
+        eos_token_id=encoder.ends,
+        pad_token_id=encoder.pad,
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
     )
 
 
@@ -307,16 +300,21 @@ def _logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[torc
     ]
 
 
-def _reference(
-    model: PreTrainedModel,
-    encoder: ExampleEncoder,
-    prompts: list[tuple[str, int, list[int]]],
-    checked: Sequence[int],
-) -> Reference:
-    first = [ids for _, _, ids in prompts[: len(checked)]]
+def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainConfig) -> Reference:
+    """Prompts and logits of the run, to hold the export against: the first text under a few
+    latents, each other text under one.
+    """
+    latents = trained.resolved_latents
+    latent_ids = encoder.latent_ids(latents)
+    count = min(latents, CHECKED_LATENTS)
+    checked = [k * latents // count for k in range(count)]
+    prompts: list[tuple[str, int, list[int]]] = []
+    for number, x in enumerate(_probes(encoder, trained)):
+        under = checked if number == 0 else [number % latents]
+        prompts += [(x, k, encoder.prompt(x, latent_ids[k])) for k in under]
     answer = encoder.prompt(prompts[0][0])[1:4]  # any ids will do as a completion
     context = runtime.context_length(model, None)
-    sequences = [(ids + answer)[:context] for ids in first]
+    sequences = [(ids + answer)[:context] for _, _, ids in prompts[:count]]
     return Reference(prompts, sequences, _logits(model, sequences))
 
 
@@ -368,6 +366,12 @@ def _verify(
         raise WorkFailed(
             f"{config.out}: the export cannot be loaded: {first_line(error)}"
         ) from error
+    _check_prompts(config, tokenizer, reference)
+    return _largest_difference(config, logits, reference)
+
+
+def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -> None:
+    """Raises WorkFailed where the chat template gives other prompts than training had."""
     wrong = _misread(tokenizer, reference.prompts)
     if wrong:
         raise WorkFailed(
@@ -375,19 +379,27 @@ def _verify(
             f"prompts other tokens than training did, the first {wrong[0][:60]!r}; nothing was "
             "written"
         )
-    if any(
-        mine.shape != theirs.shape for mine, theirs in zip(logits, reference.logits, strict=True)
-    ):
-        raise WorkFailed(f"{config.out}: the export has another vocabulary than the run")
-    difference = max(
-        float((mine - theirs).abs().max())
-        for mine, theirs in zip(logits, reference.logits, strict=True)
-    )
-    if not difference <= TOLERANCE:  # false for NaN
-        raise WorkFailed(
-            f"{config.out}: the exported model's logits differ by {difference:.1e} from the run's, "
-            f"more than {TOLERANCE:.0e}; nothing was written"
-        )
+
+
+def _largest_difference(
+    config: ExportConfig, logits: Sequence[torch.Tensor], reference: Reference
+) -> float:
+    """Of logits (T, V) of each sequence to those of the run.
+
+    Raises:
+        WorkFailed: it is larger than rounding explains, or V is another.
+    """
+    difference = 0.0
+    for mine, theirs in zip(logits, reference.logits, strict=True):
+        if mine.shape != theirs.shape:
+            raise WorkFailed(f"{config.out}: the export has another vocabulary than the run")
+        largest = float((mine - theirs).abs().max())
+        if not largest <= TOLERANCE:  # false for NaN
+            raise WorkFailed(
+                f"{config.out}: the exported model's logits differ by {largest:.1e} from the "
+                f"run's, more than {TOLERANCE:.0e}; nothing was written"
+            )
+        difference = max(difference, largest)
     return difference
 
 

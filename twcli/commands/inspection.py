@@ -58,46 +58,46 @@ def inspect(
         UserError: neither a cache nor a run folder; the model, the data or the template cannot be
             read; or a value of b_t is not a valid NLL.
     """
-    if (model is None) != (data is None) or (
-        data is not None and (not verify or Path(path).is_dir())
-    ):
-        raise UserError(
-            "--model and --data: give both, with --verify, to check what a cache was made from"
-        )
-    if template is not None and data is None:
-        raise UserError("--template: needs --model and --data")
+    _check_call(path, verify=verify, model=model, data=data, template=template)
     if Path(path).is_dir():
         from twcli.storage.run_folder import RunFolder
 
         return _inspect_run(RunFolder(path), verify)
-    if not Path(path).exists():
-        raise UserError(
-            f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder"
-        )
+    fields = {"format": format, "x_field": x_field, "y_field": y_field, "each_turn": each_turn}
     with Cache(path) as cache:
         problems = cache.verify() if verify else None
         texts: list[dict[str, Any]] = []
         if data is not None:
-            fields = {
-                "format": format,
-                "x_field": x_field,
-                "y_field": y_field,
-                "each_turn": each_turn,
-            }
             assert model is not None and problems is not None  # --model and --verify came along
             foreign, texts = _compared(cache, model, data, fields, template)
             problems += foreign
-        profile = None if problems else profile_of(cache)
         return {
             "kind": "cache",
             "path": path,
             "rows": cache.rows,
             "tokens": cache.tokens,
-            "profile": profile,
+            "profile": None if problems else profile_of(cache),
             "texts": [] if problems else texts,
             "fingerprint": cache.fingerprint,
             "problems": problems,
         }
+
+
+def _check_call(
+    path: str, *, verify: bool, model: str | None, data: str | None, template: str | None
+) -> None:
+    """Raises UserError where the arguments of `inspect` contradict each other."""
+    comparable = verify and not Path(path).is_dir()
+    if (model is None) != (data is None) or (data is not None and not comparable):
+        raise UserError(
+            "--model and --data: give both, with --verify, to check what a cache was made from"
+        )
+    if template is not None and data is None:
+        raise UserError("--template: needs --model and --data")
+    if not Path(path).exists():
+        raise UserError(
+            f"{path}: no such file or folder; inspect takes a cache (F.h5) or a run folder"
+        )
 
 
 def _compared(
@@ -176,12 +176,9 @@ def profile_of(cache: Cache) -> dict[str, Any]:
         UserError: a value is negative or not finite, which a file with the
             right checksums can hold.
     """
-    total = squares_ratio = 0.0
-    massive = uniform = 0
-    opening = np.zeros(len(OPENING))
-    counts, nats = np.zeros(len(BINS)), np.zeros(len(BINS))
+    sums = _Sums()
     step = max(1, cache.tokens // SKETCHED)
-    sketch = []
+    sampled = []
     seen = 0
     for _, nll, lengths in cache.stream(BLOCK_ROWS):
         if not (np.isfinite(nll) & (nll >= 0)).all():
@@ -189,49 +186,97 @@ def profile_of(cache: Cache) -> dict[str, Any]:
                 f"{cache.path}: values of /nll are negative or not finite; `twcli inspect "
                 "--verify` counts them"
             )
-        starts = np.cumsum(lengths) - lengths
-        column = np.arange(len(nll)) - np.repeat(starts, lengths)
-        filled = lengths > 0
-        sums = np.zeros(len(lengths))
-        squares = np.zeros(len(lengths))
-        if len(nll):
-            sums[filled] = np.add.reduceat(nll, starts[filled], dtype=np.float64)
-            squares[filled] = np.add.reduceat(nll.astype(np.float64) ** 2, starts[filled])
-        bins = np.searchsorted(BINS, nll, side="right") - 1
-        counts += np.bincount(bins, minlength=len(BINS))
-        nats += np.bincount(bins, nll, minlength=len(BINS))
-        mass = squares > 0
-        total += float(sums.sum())
-        opening += [float(nll[column < first].sum(dtype=np.float64)) for first in OPENING]
-        squares_ratio += float((sums[mass] ** 2 / (lengths[mass] * squares[mass])).sum())
-        massive += int(mass.sum())
-        uniform += int((sums <= TAU).sum())
-        sketch.append(nll[(-seen) % step :: step])
+        sums.add(nll, lengths)
+        sampled.append(nll[(-seen) % step :: step])
         seen += len(nll)
-    sample = np.concatenate(sketch)
-    informative, uniform_rows = squares_ratio / massive if massive else None, uniform / cache.rows
+    informative = sums.informative / sums.massive if sums.massive else None
+    uniform_rows = sums.uniform / cache.rows
     return {
-        "mean": total / max(cache.tokens, 1),
-        "example": total / cache.rows,
-        "quantiles": {
-            str(q): float(np.quantile(sample, q)) if len(sample) else None for q in QUANTILES
-        },
-        "opening": {
-            str(first): float(share / total) if total else None
-            for first, share in zip(OPENING, opening, strict=True)
-        },
-        "histogram": [
-            {
-                "from": low,
-                "tokens": float(count / max(cache.tokens, 1)),
-                "nats": float(part / total) if total else 0.0,
-            }
-            for low, count, part in zip(BINS, counts, nats, strict=True)
-        ],
+        "mean": sums.nats / max(cache.tokens, 1),
+        "example": sums.nats / cache.rows,
+        "quantiles": _quantiles(np.concatenate(sampled)),
+        "opening": _opening_shares(sums),
+        "histogram": _histogram(sums, cache.tokens),
         "informative": informative,
         "uniform_rows": uniform_rows,
         "verdict": _verdict(informative, uniform_rows),
     }
+
+
+class _Sums:
+    """Sums over rows of b_t.
+
+    Attributes:
+        nats: of all tokens.
+        opening: nats in the first tokens of y, for each of `OPENING`.
+        bin_tokens, bin_nats: tokens and nats in each of `BINS`.
+        informative: sum over rows of (sum w)^2 / (T sum w^2).
+        massive: rows with any mass.
+        uniform: rows whose sum is at most the default tau.
+    """
+
+    def __init__(self) -> None:
+        self.nats = 0.0
+        self.opening = np.zeros(len(OPENING))
+        self.bin_tokens = np.zeros(len(BINS))
+        self.bin_nats = np.zeros(len(BINS))
+        self.informative = 0.0
+        self.massive = 0
+        self.uniform = 0
+
+    def add(self, nll: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds rows of these lengths (R,), whose nats `nll` has one row after the other."""
+        starts = np.cumsum(lengths) - lengths
+        self._add_rows(nll, starts, lengths)
+        column = np.arange(len(nll)) - np.repeat(starts, lengths)
+        self.opening += [float(nll[column < first].sum(dtype=np.float64)) for first in OPENING]
+        bins = np.searchsorted(BINS, nll, side="right") - 1
+        self.bin_tokens += np.bincount(bins, minlength=len(BINS))
+        self.bin_nats += np.bincount(bins, nll, minlength=len(BINS))
+
+    def _add_rows(self, nll: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        filled = lengths > 0
+        sums, squares = np.zeros(len(lengths)), np.zeros(len(lengths))
+        if len(nll):
+            sums[filled] = np.add.reduceat(nll, starts[filled], dtype=np.float64)
+            squares[filled] = np.add.reduceat(nll.astype(np.float64) ** 2, starts[filled])
+        mass = squares > 0
+        effective = sums[mass] ** 2 / (lengths[mass] * squares[mass])
+        self.nats += float(sums.sum())
+        self.informative += float(effective.sum())
+        self.massive += int(mass.sum())
+        self.uniform += int((sums <= TAU).sum())
+
+
+def _quantiles(sample: np.ndarray) -> dict[str, float | None]:
+    """In nats a token, by the quantile as text."""
+    if not len(sample):
+        return {str(q): None for q in QUANTILES}
+    return {str(q): float(np.quantile(sample, q)) for q in QUANTILES}
+
+
+def _opening_shares(sums: _Sums) -> dict[str, float | None]:
+    """Shares of all nats, by the number of first tokens as text."""
+    if not sums.nats:
+        return {str(first): None for first in OPENING}
+    return {
+        str(first): float(nats / sums.nats)
+        for first, nats in zip(OPENING, sums.opening, strict=True)
+    }
+
+
+def _histogram(sums: _Sums, tokens: int) -> list[dict[str, float]]:
+    """Shares of the tokens and of the nats in each of `BINS`."""
+    bins = []
+    for low, count, nats in zip(BINS, sums.bin_tokens, sums.bin_nats, strict=True):
+        bins.append(
+            {
+                "from": low,
+                "tokens": float(count / max(tokens, 1)),
+                "nats": float(nats / sums.nats) if sums.nats else 0.0,
+            }
+        )
+    return bins
 
 
 def _verdict(informative: float | None, uniform_rows: float) -> str:

@@ -24,6 +24,18 @@ ACTIVE_MASS = 0.01  # least mean posterior of a latent in use
 CALIBRATION_BINS = 15
 COLLAPSED_SHARE = 0.05  # of log K nats: less mutual information than this is a collapse
 
+ALIGNMENT_KEYS = (
+    "posterior_one_to_one",
+    "generation_one_to_one",
+    "posterior_many_to_one",
+    "generation_many_to_one",
+    "nmi",
+    "ari",
+    "coverage_mean",
+    "full_coverage_rate",
+    "majority",
+)
+
 Figures = dict[str, float | int | None]
 
 
@@ -95,57 +107,36 @@ def summarise(
         advice), and the single figures; null where there is nothing to tell.
     """
     rng = np.random.default_rng([seed, 0])
+    N, K = posterior.shape
     scored_P = _second_half(int(prompts.max()) + 1, rng)
-    result: dict[str, Any] = {
-        "records": len(posterior),
-        "prompts": len(np.unique(prompts)),
-        "latents": posterior.shape[1],
-    }
-    result["posterior"] = _with_intervals(
-        _posterior_figures(posterior, router), len(posterior), bootstrap, rng
-    )
-    result["posterior"]["unused"] = np.flatnonzero(posterior.mean(0) < ACTIVE_MASS).tolist()
-    result["posterior"]["collapsed"] = bool(
-        result["posterior"]["mutual_information"] < COLLAPSED_SHARE * np.log(posterior.shape[1])
-    )
     named = generations if generations is not None and generations.named else None
-    result["router"] = _with_intervals(
-        _router_figures(posterior, router), len(posterior), bootstrap, np.random.default_rng(seed)
-    )
+
+    def of_records(
+        figures: Callable[[np.ndarray], Figures], source: np.random.Generator = rng
+    ) -> dict[str, Any]:
+        return _with_intervals(figures, N, bootstrap, source)
+
+    result: dict[str, Any] = {"records": N, "prompts": len(np.unique(prompts)), "latents": K}
+    result["posterior"] = of_records(_posterior_figures(posterior, router))
+    result["posterior"]["unused"] = np.flatnonzero(posterior.mean(0) < ACTIVE_MASS).tolist()
+    least_information = COLLAPSED_SHARE * np.log(K)
+    collapsed = result["posterior"]["mutual_information"] < least_information
+    result["posterior"]["collapsed"] = bool(collapsed)
+    result["router"] = of_records(_router_figures(posterior, router), np.random.default_rng(seed))
     result["alignment"] = _alignment(posterior, prompts, labels, named, scored_P, bootstrap, rng)
     key = "posterior_one_to_one" if named is None else "generation_one_to_one"
     for suffix in ("", "_ci"):
         result[f"strategy_accuracy{suffix}"] = result["alignment"][f"{key}{suffix}"]
     result |= _answer_accuracy(generations, bootstrap, rng)
-    result["likelihood"] = _with_intervals(
-        _likelihood_figures(frozen_nll, marginal_nll), len(posterior), bootstrap, rng
-    )
-    result["diagnostics"] = _with_intervals(
-        _diagnostic_figures(diagnostics or {}), len(posterior), bootstrap, rng
-    )
-    result |= (
-        {"score": None, "score_ci": None}
-        if predictability is None
-        else _with_intervals(
-            lambda weight_N: {"score": run_score(predictability, posterior.shape[1], weight_N)},
-            len(predictability.gain),
-            bootstrap,
-            rng,
+    result["likelihood"] = of_records(_likelihood_figures(frozen_nll, marginal_nll))
+    result["diagnostics"] = of_records(_diagnostic_figures(diagnostics or {}))
+    result |= _score(predictability, K, bootstrap, rng)
+    result["retention"] = None
+    if retained is not None:
+        mapping = result["alignment"]["mapping"]
+        result["retention"] = _retention(
+            retained, mapping, labels, sampled, frozen_sampled, bootstrap, rng
         )
-    )
-    result["retention"] = (
-        None
-        if retained is None
-        else _retention(
-            retained,
-            result["alignment"]["mapping"],
-            labels,
-            sampled,
-            frozen_sampled,
-            bootstrap,
-            rng,
-        )
-    )
     result["verdict"] = verdict_of(result).as_dict()
     return result
 
@@ -171,20 +162,19 @@ def _with_intervals(
     point = figures_of(np.ones(units))
     draws: dict[str, list[float]] = {name: [] for name in point}
     for _ in range(bootstrap):
-        drawn = figures_of(
-            np.bincount(rng.integers(units, size=units), minlength=units).astype(float)
-        )
-        for name, value in drawn.items():
+        chosen = rng.integers(units, size=units)
+        weights = np.bincount(chosen, minlength=units).astype(float)
+        for name, value in figures_of(weights).items():
             if value is not None:  # a resample may miss all records that a figure is about
                 draws[name].append(value)
     result: dict[str, Any] = {}
     for name, value in point.items():
         result[name] = value
-        result[f"{name}_ci"] = (
-            None
-            if value is None or not draws[name]
-            else _with_the_value(value, np.percentile(draws[name], [2.5, 97.5]))
-        )
+        if value is None or not draws[name]:
+            result[f"{name}_ci"] = None
+        else:
+            ends = np.percentile(draws[name], [2.5, 97.5])
+            result[f"{name}_ci"] = _with_the_value(value, ends)
     return result
 
 
@@ -198,10 +188,13 @@ def _with_the_value(value: float, ends: np.ndarray) -> list[float]:
 def _posterior_figures(
     posterior_NK: np.ndarray, router_NK: np.ndarray
 ) -> Callable[[np.ndarray], Figures]:
+    """How much z says of y. All in nats but `usage`, the exponential of the entropy of the mean
+    posterior, and `active`, the number of latents whose mean posterior is `ACTIVE_MASS` or more.
+    """
     entropy_N = entr(posterior_NK).sum(1)
-    kl_N = (
-        xlogy(posterior_NK, posterior_NK) - xlogy(posterior_NK, np.maximum(router_NK, 1e-300))
-    ).sum(1)
+    positive_router_NK = np.maximum(router_NK, 1e-300)
+    kl_NK = xlogy(posterior_NK, posterior_NK) - xlogy(posterior_NK, positive_router_NK)
+    kl_N = kl_NK.sum(1)
 
     def figures(weight_N: np.ndarray) -> Figures:
         total = weight_N.sum()
@@ -254,6 +247,8 @@ def _router_figures(
 def _likelihood_figures(
     frozen_N: np.ndarray | None, marginal_N: np.ndarray
 ) -> Callable[[np.ndarray], Figures]:
+    """Mean NLL of y in nats an example, and what the run gains over the frozen model."""
+
     def figures(weight_N: np.ndarray) -> Figures:
         total = weight_N.sum()
         marginal = float(weight_N @ marginal_N / total)
@@ -268,16 +263,20 @@ def _likelihood_figures(
 
 
 def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], Figures]:
-    """As `diagnostics.summarise_rows`, for records that count several times or not at all."""
+    """As `diagnostics.summarise_rows`, for records that count several times or not at all.
+
+    Args:
+        rows: (N,) of each figure, NaN where a record has none.
+    """
     known = {name: np.isfinite(values) for name, values in rows.items()}
     filled = {name: np.where(known[name], values, 0.0) for name, values in rows.items()}
 
     def mean(weight_N: np.ndarray, name: str) -> float | None:
-        return ratio(weight_N @ filled[name], weight_N @ known[name]) if name in rows else None
+        if name not in rows:
+            return None
+        return ratio(weight_N @ filled[name], weight_N @ known[name])
 
     def figures(weight_N: np.ndarray) -> Figures:
-        uniform, weighted = mean(weight_N, "gradient_uniform"), mean(weight_N, "gradient_weighted")
-        informative = mean(weight_N, "informative")
         names = (
             "informative",
             "informative_tokens",
@@ -286,19 +285,36 @@ def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], F
             "z_sensitivity_weighted",
             "z_sensitivity_sum",
         )
-        return {name: mean(weight_N, name) for name in names} | {
-            "amplification": None
-            if weighted is None or not uniform
-            else float(np.sqrt(weighted / uniform)),
-            "expected_amplification": 1 / informative if informative else None,
-        }
+        found: Figures = {name: mean(weight_N, name) for name in names}
+        uniform = mean(weight_N, "gradient_uniform")
+        weighted = mean(weight_N, "gradient_weighted")
+        found["amplification"] = None
+        if weighted is not None and uniform:
+            found["amplification"] = float(np.sqrt(weighted / uniform))
+        informative = found["informative"]
+        found["expected_amplification"] = 1 / informative if informative else None
+        return found
 
     return figures
+
+
+def _score(
+    predictability: Predictability | None, latents: int, bootstrap: int, rng: np.random.Generator
+) -> dict[str, Any]:
+    """The label-free score of the run; null where there is nothing to score it by."""
+    if predictability is None:
+        return {"score": None, "score_ci": None}
+
+    def figures(weight_N: np.ndarray) -> Figures:
+        return {"score": run_score(predictability, latents, weight_N)}
+
+    return _with_intervals(figures, len(predictability.gain), bootstrap, rng)
 
 
 def _answer_accuracy(
     generations: Generations | None, bootstrap: int, rng: np.random.Generator
 ) -> dict[str, Any]:
+    """Share of the judged completions whose answer is right; prompts are resampled."""
     if generations is None or all(c is None for c in generations.correct):
         return {"answer_accuracy": None, "answer_accuracy_ci": None}
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
@@ -358,7 +374,8 @@ def _carried_out(
     """
     # a prompt may have no judged completion of one of them
     prompts = np.union1d(sampled.prompts, frozen.prompts)
-    prompt_G, prompt_F = (np.searchsorted(prompts, each.prompts) for each in (sampled, frozen))
+    prompt_G = np.searchsorted(prompts, sampled.prompts)
+    prompt_F = np.searchsorted(prompts, frozen.prompts)
     count = len(prompts)
     known = [label for label in labels if label is not None]
     share = sum(label == strategy for label in known) / len(known) if known else 0.0
@@ -369,17 +386,17 @@ def _carried_out(
     asked_G = sampled.latents == latent
     seen_G = np.array([s == strategy for s in sampled.strategies])
     seen_F = np.array([s == strategy for s in frozen.strategies])
-    known_G, known_F = (
-        np.array([c is not None for c in each.correct]) for each in (sampled, frozen)
-    )
-    right_G, right_F = (np.array([bool(c) for c in each.correct]) for each in (sampled, frozen))
+    known_G = np.array([c is not None for c in sampled.correct])
+    known_F = np.array([c is not None for c in frozen.correct])
+    right_G = np.array([bool(c) for c in sampled.correct])
+    right_F = np.array([bool(c) for c in frozen.correct])
     asked_P = per_prompt(prompt_G, asked_G)
     obeyed_P = per_prompt(prompt_G, asked_G & seen_G)
     drawn_P = per_prompt(prompt_F, np.ones(len(prompt_F)))
     of_it_P = per_prompt(prompt_F, seen_F)
-    told_P = per_prompt(prompt_G, asked_G & known_G)
+    known_P = per_prompt(prompt_G, asked_G & known_G)
     right_P = per_prompt(prompt_G, asked_G & right_G)
-    told_frozen_P = per_prompt(prompt_F, seen_F & known_F)
+    known_frozen_P = per_prompt(prompt_F, seen_F & known_F)
     right_frozen_P = per_prompt(prompt_F, seen_F & right_F)
 
     def figures(weight_P: np.ndarray) -> Figures:
@@ -388,8 +405,8 @@ def _carried_out(
         return {
             "obeyed": ratio(weight_P @ obeyed_P, weight_P @ asked_P),
             "frozen_obeyed": None if carried is None else min(carried, 1.0),
-            "right": ratio(weight_P @ right_P, weight_P @ told_P),
-            "frozen_right": ratio(weight_P @ right_frozen_P, weight_P @ told_frozen_P),
+            "right": ratio(weight_P @ right_P, weight_P @ known_P),
+            "frozen_right": ratio(weight_P @ right_frozen_P, weight_P @ known_frozen_P),
         }
 
     return figures
@@ -407,21 +424,16 @@ def _alignment(
     bootstrap: int,
     rng: np.random.Generator,
 ) -> dict[str, Any]:
+    """Whether latents mean strategies; all null where no strategy is known.
+
+    Args:
+        generations: completions whose strategy a judge named.
+        scored_P: (P,) bool, prompts that the mapping is scored on; it is fitted on the others.
+    """
     labels = labels or ()
     names = sorted({label for label in labels if label is not None})
     result: dict[str, Any] = {}
-    keys = (
-        "posterior_one_to_one",
-        "generation_one_to_one",
-        "posterior_many_to_one",
-        "generation_many_to_one",
-        "nmi",
-        "ari",
-        "coverage_mean",
-        "full_coverage_rate",
-        "majority",
-    )
-    for key in keys:
+    for key in ALIGNMENT_KEYS:
         result[key] = result[f"{key}_ci"] = None
     result["mapping"] = result["spare"] = result["merged"] = None
     if not names:
@@ -432,9 +444,8 @@ def _alignment(
     figures, mapping_K = _record_alignment(
         posterior.argmax(1), label_N, scored_P[prompts], latents, len(names)
     )
-    written_KC = mass_KC = np.stack(
-        [posterior[label_N == c].sum(0) for c in range(len(names))], axis=1
-    )
+    masses = [posterior[label_N == c].sum(0) for c in range(len(names))]
+    written_KC = mass_KC = np.stack(masses, axis=1)
     result |= _with_intervals(figures, len(posterior), bootstrap, rng)
     if generations is not None:
         strategy_G = np.array([numbers.get(s, -1) for s in generations.strategies])
@@ -442,31 +453,62 @@ def _alignment(
             generations, strategy_G, scored_P, latents, len(names)
         )
         result |= _with_intervals(figures, len(np.unique(generations.prompts)), bootstrap, rng)
-        written_KC = np.stack(
-            [
-                np.bincount(generations.latents[strategy_G == c], minlength=latents)
-                for c in range(len(names))
-            ],
-            axis=1,
-        )
-    left_over = [
-        k
-        for k in np.flatnonzero(mapping_K < 0).tolist()
-        if written_KC[k].any() and posterior[:, k].mean() >= ACTIVE_MASS
-    ]
-    result["spare"] = {str(k): names[written_KC[k].argmax()] for k in left_over}
-    result["merged"] = {
-        name: int(mass_KC[:, c].argmax()) for c, name in enumerate(names) if c not in mapping_K
-    }
-    result["mapping"] = {
-        str(k): names[c] if c >= 0 else None for k, c in enumerate(mapping_K.tolist())
-    }
-    return result
+        written_KC = _table(generations.latents, strategy_G, latents, len(names))
+    return result | _mapped(names, mapping_K, written_KC, mass_KC, posterior.mean(0))
+
+
+def _mapped(
+    names: Sequence[str],
+    mapping_K: np.ndarray,
+    written_KC: np.ndarray,
+    mass_KC: np.ndarray,
+    share_K: np.ndarray,
+) -> dict[str, Any]:
+    """The one-to-one mapping by name, and what it leaves over: latents that are used (`spare`), and
+    strategies (`merged`).
+
+    Args:
+        names: C strategies.
+        mapping_K: strategy of each latent, -1 for none.
+        written_KC: how much of each strategy a latent writes.
+        mass_KC: posterior mass of each strategy's records.
+        share_K: mean posterior.
+    """
+    mapping: dict[str, str | None] = {}
+    spare: dict[str, str] = {}
+    for k, c in enumerate(mapping_K.tolist()):
+        mapping[str(k)] = names[c] if c >= 0 else None
+        if c < 0 and written_KC[k].any() and share_K[k] >= ACTIVE_MASS:
+            spare[str(k)] = names[written_KC[k].argmax()]
+    merged: dict[str, int] = {}
+    for c, name in enumerate(names):
+        if c not in mapping_K:
+            merged[name] = int(mass_KC[:, c].argmax())
+    return {"mapping": mapping, "spare": spare, "merged": merged}
+
+
+def _table(
+    latent_N: np.ndarray, strategy_N: np.ndarray, latents: int, strategies: int
+) -> np.ndarray:
+    """(K, C) float counts of latent and strategy together; those without a strategy (-1) are left
+    out.
+    """
+    known = strategy_N >= 0
+    cell = latent_N[known] * strategies + strategy_N[known]
+    counts = np.bincount(cell, minlength=latents * strategies)
+    return counts.reshape(latents, strategies).astype(float)
 
 
 def _record_alignment(
     latent_N: np.ndarray, label_N: np.ndarray, scored_N: np.ndarray, latents: int, strategies: int
 ) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
+    """Agreement of the records' latents with their labels, and the mapping (K,) that is scored.
+
+    Args:
+        latent_N: most probable latent of each record.
+        label_N: its strategy, -1 where it has no label.
+        scored_N: bool; the mapping is fitted on the others.
+    """
     labelled_N = (label_N >= 0).astype(float)
     cell_N = latent_N * strategies + np.maximum(label_N, 0)
 
@@ -476,15 +518,14 @@ def _record_alignment(
 
     fitted_KC = table((~scored_N).astype(float))
     mapping_K = one_to_one(fitted_KC)
-    hit_N, merged_N = (
-        (mapping[latent_N] == label_N) * labelled_N * scored_N
-        for mapping in (mapping_K, fitted_KC.argmax(1))
-    )
+    scorable_N = labelled_N * scored_N
+    hit_N = (mapping_K[latent_N] == label_N) * scorable_N
+    merged_N = (fitted_KC.argmax(1)[latent_N] == label_N) * scorable_N
 
     def figures(weight_N: np.ndarray) -> Figures:
         table_KC = table(weight_N)
         total = table_KC.sum()
-        scored = weight_N @ (labelled_N * scored_N)
+        scored = weight_N @ scorable_N
         return {
             "posterior_one_to_one": ratio(weight_N @ hit_N, scored),
             "posterior_many_to_one": ratio(weight_N @ merged_N, scored),
@@ -503,24 +544,28 @@ def _generation_alignment(
     latents: int,
     strategies: int,
 ) -> tuple[Callable[[np.ndarray], Figures], np.ndarray]:
+    """Agreement of what was asked for with what the judge saw, and the mapping (K,) that is scored.
+
+    Args:
+        strategy_G: that the judge saw in each completion, -1 for none.
+        scored_P: bool; the mapping is fitted on completions of the other prompts.
+    """
     known_G = strategy_G >= 0
     scored_G = scored_P[generations.prompts]
-    fitted = known_G & ~scored_G
-    table = np.bincount(
-        generations.latents[fitted] * strategies + strategy_G[fitted],
-        minlength=latents * strategies,
-    )
-    table_KC = table.reshape(latents, strategies).astype(float)
-    mapping_K = one_to_one(table_KC)
+    fitted_KC = _table(generations.latents[~scored_G], strategy_G[~scored_G], latents, strategies)
+    mapping_K = one_to_one(fitted_KC)
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
-    hits_P, merged_P = (
-        np.bincount(prompt_G, known_G & (mapping[generations.latents] == strategy_G) & scored_G)
-        for mapping in (mapping_K, table_KC.argmax(1))
-    )
+
+    def hits_P_of(strategy_K: np.ndarray) -> np.ndarray:
+        hit_G = known_G & (strategy_K[generations.latents] == strategy_G) & scored_G
+        return np.bincount(prompt_G, hit_G)
+
+    hits_P, merged_P = hits_P_of(mapping_K), hits_P_of(fitted_KC.argmax(1))
     scored_count_P = np.bincount(prompt_G, scored_G)
     found_PC = np.zeros((len(hits_P), strategies), bool)
     found_PC[prompt_G[known_G], strategy_G[known_G]] = True
-    coverage_P, full_P = found_PC.mean(1), found_PC.all(1)
+    coverage_P = found_PC.mean(1)
+    full_P = found_PC.all(1)
 
     def figures(weight_P: np.ndarray) -> Figures:
         total = weight_P.sum()
@@ -552,12 +597,12 @@ def nmi(table_KC: np.ndarray) -> float | None:
     if not total:
         return None
     joint = table_KC / total
-    rows, columns = entr(joint.sum(1)).sum(), entr(joint.sum(0)).sum()
-    return (
-        float((rows + columns - entr(joint).sum()) / ((rows + columns) / 2))
-        if rows + columns > 0
-        else 1.0
-    )
+    entropy_of_rows = entr(joint.sum(1)).sum()
+    entropy_of_columns = entr(joint.sum(0)).sum()
+    both = entropy_of_rows + entropy_of_columns
+    if both <= 0:
+        return 1.0
+    return float((both - entr(joint).sum()) / (both / 2))
 
 
 def ari(table_KC: np.ndarray) -> float | None:
@@ -567,8 +612,13 @@ def ari(table_KC: np.ndarray) -> float | None:
     total = table_KC.sum()
     if total < 2:
         return None
-    pairs, rows, columns = (
-        float((t * (t - 1) / 2).sum()) for t in (table_KC, table_KC.sum(1), table_KC.sum(0))
-    )
-    expected, highest = rows * columns / (total * (total - 1) / 2), (rows + columns) / 2
+    pairs = _pairs(table_KC)
+    rows, columns = _pairs(table_KC.sum(1)), _pairs(table_KC.sum(0))
+    expected = rows * columns / (total * (total - 1) / 2)
+    highest = (rows + columns) / 2
     return (pairs - expected) / (highest - expected) if highest != expected else 1.0
+
+
+def _pairs(counts: np.ndarray) -> float:
+    """Pairs within cells of these counts (..), which need not be whole."""
+    return float((counts * (counts - 1) / 2).sum())

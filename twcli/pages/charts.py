@@ -23,6 +23,7 @@ BAR_FROM, BAR_WIDTH = 13.0, 72.0  # percent of the chart; the rest is for its la
 TICK_STEPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.25)
 
 Point = tuple[float, float]
+Scale = Callable[[float], float]  # a value's place in percent
 
 
 @dataclass(frozen=True)
@@ -66,43 +67,51 @@ def curves(
         reference: a value that the lines are held against, and what it is.
         stages: where each begins, and its name.
     """
-    lines = [_kept(line, log) for line in lines]
-    lines = [line for line in lines if line.points]
+    kept = [_kept(line, log) for line in lines]
+    lines = [line for line in kept if line.points]
     if not lines:
         return None
     values = [value for line in lines for value in _values(line)]
     if reference is not None:
         values.append(reference[0])
-    values += [value for value in (top, bottom) if value is not None and not log]
+    if not log:
+        values += [value for value in (top, bottom) if value is not None]
     places = [x for line in lines for x, _ in line.points]
-    first, last = min([*places, *(step for step, _ in stages)]), max(places)
+    first = min([*places, *(step for step, _ in stages)])
+    last = max(places)
     across = _scale(first, last, log_axis)
     low, high = _padded(min(values), max(values), log)
     up = _scale(high, low, log)
-    ticks = _log_ticks(low, high) if log else _ticks(low, high)
-    below = sorted(set(places)) if log_axis else _ticks(first, last)
     return {
         "title": title,
         "unit": unit,
         "note": note,
         "axis": axis,
-        "y_ticks": [{"at": _percent(up(value)), "label": f"{value:,.10g}"} for value in ticks],
-        "x_ticks": [{"at": _percent(across(x)), "label": f"{x:,.10g}"} for x in below],
+        "y_ticks": _labelled(_log_ticks(low, high) if log else _ticks(low, high), up),
+        "x_ticks": _labelled(sorted(set(places)) if log_axis else _ticks(first, last), across),
         "reference": reference and {"at": _percent(up(reference[0])), "label": reference[1]},
         "stages": [{"at": _percent(across(step)), "label": name} for step, name in stages],
-        "lines": [
-            {
-                "name": line.name,
-                "style": _style(line, number),
-                "cased": line.latent is not None,
-                "path": _path((across(x), up(y)) for x, y in line.points),
-                "band": _band(line, across, up),
-                "last": f"{line.points[-1][1]:.3g}",
-            }
-            for number, line in enumerate(lines)
-        ],
+        "lines": [_curve(line, number, across, up) for number, line in enumerate(lines)],
         "description": _description(title, unit, axis, lines, stages),
     }
+
+
+def _curve(line: Line, number: int, across: Scale, up: Scale) -> dict[str, Any]:
+    """What is drawn of the line with this number."""
+    last_value = line.points[-1][1]
+    return {
+        "name": line.name,
+        "style": _style(line, number),
+        "cased": line.latent is not None,
+        "path": _path((across(x), up(y)) for x, y in line.points),
+        "band": _band(line, across, up),
+        "last": f"{last_value:.3g}",
+    }
+
+
+def _labelled(values: Sequence[float], scale: Scale) -> list[dict[str, str]]:
+    """Ticks at these values."""
+    return [{"at": _percent(scale(value)), "label": f"{value:,.10g}"} for value in values]
 
 
 def bands(
@@ -113,28 +122,29 @@ def bands(
     Args:
         shares: (step, K floats that add up to 1), steps ascending.
     """
-    across = _scale(shares[0][0], shares[-1][0], False)
-    below, drawn = [0.0] * len(shares), []
+    steps = [step for step, _ in shares]
+    across = _scale(steps[0], steps[-1], False)
     last = shares[-1][1]
-    for k in range(len(last)):
+    drawn = []
+    below = [0.0] * len(steps)
+    for k, last_share in enumerate(last):
         above = [low + each[k] for low, (_, each) in zip(below, shares, strict=True)]
-        outline = [
-            (across(step), 100 - 100 * y) for y, (step, _) in zip(above, shares, strict=True)
-        ]
-        back = [(across(step), 100 - 100 * y) for y, (step, _) in zip(below, shares, strict=True)]
-        drawn.append({"latent": k, "path": _path([*outline, *reversed(back)]), "last": last[k]})
+        outline = [*_edge(steps, above, across), *reversed(_edge(steps, below, across))]
+        drawn.append({"latent": k, "path": _path(outline), "last": last_share})
         below = above
     said = ", ".join(f"z{k} {as_share(value)}" for k, value in enumerate(last))
     return {
         "title": title,
         "note": note,
         "bands": drawn,
-        "x_ticks": [
-            {"at": _percent(across(x)), "label": f"{x:,.10g}"}
-            for x in _ticks(shares[0][0], shares[-1][0])
-        ],
-        "description": f"{title}: at step {shares[-1][0]:,} {said}",
+        "x_ticks": _labelled(_ticks(steps[0], steps[-1]), across),
+        "description": f"{title}: at step {steps[-1]:,} {said}",
     }
+
+
+def _edge(steps: Sequence[float], shares: Sequence[float], across: Scale) -> list[Point]:
+    """One edge of a band, from left to right; a share of 0 is at the bottom."""
+    return [(across(step), 100 - 100 * share) for step, share in zip(steps, shares, strict=True)]
 
 
 def bars(proportions: Sequence[float]) -> dict[str, Any]:
@@ -143,20 +153,15 @@ def bars(proportions: Sequence[float]) -> dict[str, Any]:
     step = next((step for step in TICK_STEPS if most / step <= MOST_TICKS), 0.25)
     last = math.ceil(most / step - 1e-9)
     scale = BAR_WIDTH / (last * step)
-    return {
-        "ticks": [
-            {"share": i * step, "at": f"{BAR_FROM + scale * i * step:.2f}%"}
-            for i in range(last + 1)
-        ],
-        "bars": [
-            {
-                "share": share,
-                "width": f"{scale * share:.2f}%",
-                "end": f"{BAR_FROM + scale * share:.2f}%",
-            }
-            for share in proportions
-        ],
-    }
+    ticks = []
+    for i in range(last + 1):
+        ticks.append({"share": i * step, "at": f"{BAR_FROM + scale * i * step:.2f}%"})
+    drawn = []
+    for share in proportions:
+        width = scale * share
+        end = BAR_FROM + width
+        drawn.append({"share": share, "width": f"{width:.2f}%", "end": f"{end:.2f}%"})
+    return {"ticks": ticks, "bars": drawn}
 
 
 def scatter(found: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -168,14 +173,17 @@ def scatter(found: dict[str, Any] | None) -> dict[str, Any] | None:
     if not found or not found["points"]:
         return None
     points = found["points"]
-    across, up = [x for x, _, _ in points], [y for _, y, _ in points]
-    unit = max((max(across) - min(across)) / MAP_ASPECT, max(up) - min(up)) or 1.0
+    xs = [x for x, _, _ in points]
+    ys = [y for _, y, _ in points]
+    unit = max((max(xs) - min(xs)) / MAP_ASPECT, max(ys) - min(ys)) or 1.0
     scale = (100 - 2 * MAP_MARGIN) / unit
-    middle = (max(across) + min(across)) / 2, (max(up) + min(up)) / 2
+    middle_x = (max(xs) + min(xs)) / 2
+    middle_y = (max(ys) + min(ys)) / 2
     groups: dict[int, list[Point]] = {}
     for x, y, latent in points:
-        place = 50 + scale * (x - middle[0]) / MAP_ASPECT, 50 - scale * (y - middle[1])
-        groups.setdefault(int(latent), []).append((round(place[0], 2), round(place[1], 2)))
+        across = 50 + scale * (x - middle_x) / MAP_ASPECT
+        down = 50 - scale * (y - middle_y)
+        groups.setdefault(int(latent), []).append((round(across, 2), round(down, 2)))
     return {"count": len(points), "groups": [_group(k, groups[k]) for k in sorted(groups)]}
 
 
@@ -210,7 +218,7 @@ def _values(line: Line) -> Iterator[float]:
     yield from (value for _, *ends in line.band for value in ends)
 
 
-def _scale(first: float, last: float, log: bool) -> Callable[[float], float]:
+def _scale(first: float, last: float, log: bool) -> Scale:
     """From `first` at 0 to `last` at 100."""
     position = math.log10 if log else float
     start, spread = position(first), position(last) - position(first)
@@ -250,7 +258,7 @@ def _path(points: Iterator[Point] | Sequence[Point]) -> str:
     return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
 
 
-def _band(line: Line, across: Callable[[float], float], up: Callable[[float], float]) -> str:
+def _band(line: Line, across: Scale, up: Scale) -> str:
     above = [(across(x), up(high)) for x, _, high in line.band]
     below = [(across(x), up(low)) for x, low, _ in line.band]
     return _path([*above, *reversed(below)])
@@ -267,10 +275,12 @@ def _description(
     lines: Sequence[Line],
     stages: Sequence[tuple[float, str]],
 ) -> str:
-    said = [
-        f"{line.name} from {line.points[0][1]:.3g} at {axis} {line.points[0][0]:,.10g} "
-        f"to {line.points[-1][1]:.3g} at {line.points[-1][0]:,.10g}"
-        for line in lines
-    ]
-    begins = [f"{name} begins at {axis} {step:,.10g}" for step, name in stages]
-    return f"{title} in {unit}: {'; '.join([*said, *begins])}"
+    said = []
+    for line in lines:
+        (first, first_value), (last, last_value) = line.points[0], line.points[-1]
+        said.append(
+            f"{line.name} from {first_value:.3g} at {axis} {first:,.10g} "
+            f"to {last_value:.3g} at {axis} {last:,.10g}"
+        )
+    said += [f"{name} begins at {axis} {step:,.10g}" for step, name in stages]
+    return f"{title} in {unit}: {'; '.join(said)}"
