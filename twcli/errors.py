@@ -61,6 +61,8 @@ def resumable(stored: str = "", overwrite: Callable[[], bool] = lambda: False) -
 
 def first_line(error: BaseException) -> str:
     """What another library's error says, in one short line; its type where it says nothing."""
+    if isinstance(error, KeyError):  # whose text is the key alone
+        return f"{error} is missing"
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

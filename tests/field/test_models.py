@@ -457,6 +457,62 @@ def broken(forward):
     return model
 
 
+def weights_of(change):
+    """A change of a checkpoint by one of its weights' names to tensors."""
+
+    def changed(folder):
+        weights = load_file(folder / "model.safetensors")
+        save_file(change(weights), folder / "model.safetensors", metadata={"format": "pt"})
+
+    return changed
+
+
+def config_of(**settings):
+    def changed(folder):
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+
+    return changed
+
+
+def without_tokenizer(folder):
+    for path in folder.glob("tokenizer*"):
+        path.unlink()
+
+
+LAYER = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        # transformers would give it random values, others at each loading
+        (
+            weights_of(lambda weights: {k: v for k, v in weights.items() if k != LAYER}),
+            f"the weights lack {LAYER}; the checkpoint is incomplete",
+        ),
+        (
+            weights_of(lambda weights: {k: v for k, v in weights.items() if "layers.1" not in k}),
+            "and 8 more; the checkpoint is incomplete",
+        ),
+        (config_of(intermediate_size=48), "are of size (32, 64), and by its config.json they are"),
+        (weights_of(lambda w: {k: 0 * v for k, v in w.items()}), "its logits are all equal"),
+        (config_of(model_type="own", auto_map={}), "it needs code of its own, which is not run"),
+        (without_tokenizer, "holds no tokenizer (tokenizer.json); copy that of the model there"),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text("{}"),
+            "no usable tokenizer: 'added_tokens' is missing",
+        ),
+    ],
+)
+def test_what_is_missing_or_of_something_else_is_named(change, line, tmp_path, data_file):
+    source = saved(make_model(), tmp_path / "m")
+    change(tmp_path / "m")
+    call = ["--model", source, "--data", data_file, "--device", "cpu"]
+    assert line in refused("precompute", *call, "--out", tmp_path / "b.h5")
+    assert line in refused("sample", *call)
+
+
 @pytest.mark.parametrize(
     ("forward", "line"),
     [

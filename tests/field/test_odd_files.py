@@ -376,3 +376,16 @@ def test_a_folder_of_the_hub_is_no_file(tmp_path):
 def test_what_can_be_read_once_only_is_said(tmp_path):
     with pytest.raises(UserError, match="/dev/null: cannot be read twice, as is needed"):
         read("/dev/null")
+
+
+@pytest.mark.parametrize(
+    ("data", "line"),
+    [
+        ("https://example.com/d.jsonl", "is an address; download the file and give its path"),
+        ("C:\\data\\d.jsonl", r"C:\data\d.jsonl: no such file"),
+    ],
+)
+def test_an_address_and_a_path_of_another_system_are_no_hub_names(data, line):
+    with pytest.raises(UserError) as caught:
+        read(data)
+    assert line in str(caught.value)

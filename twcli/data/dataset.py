@@ -149,7 +149,8 @@ class Examples:
                         unread += after > 0
                     yield Example(x, y, strategy, messages, tools, where), record
         if not count:
-            raise UserError(f"{self.data}: of {_counted(records, 'record')} none has text")
+            none = f"of {_counted(records, 'record')} none has text" if records else "no records"
+            raise UserError(f"{self.data}: {none}")
         self._records, self._count, self._unread = records, count, unread
         self.left_out, self._left_out_places = left_out, places
         self._turns = (least, most) if most else None

@@ -78,8 +78,15 @@ def sources_of(data: str) -> list[Source]:
         if not found:
             raise UserError(f"{data}: no file matches; check the pattern and the folder")
         return [Source(name, partial(read_file, Path(name))) for name in found]
+    if "://" in data:
+        raise UserError(f"{data}: is an address; download the file and give its path")
     name, *rest = data.split(":")
-    if not hub.is_name(name) or len(rest) > 2 or Path(name).suffix in (*READ, *PACKED):
+    if (
+        "\\" in data
+        or not hub.is_name(name)
+        or len(rest) > 2
+        or Path(name).suffix in (*READ, *PACKED)
+    ):
         if _is(path.exists):
             raise UserError(f"{data}: cannot be read twice, as is needed; write it to a file")
         raise UserError(f"{data}: no such file; {TAKES}")

@@ -47,6 +47,11 @@ def check_model(model: PreTrainedModel, source: str) -> None:
             f"{source}: its weights are finite and its logits are not; take --precision fp32, or "
             "another checkpoint"
         )
+    if not bool(alone.std() > 0):
+        raise UserError(
+            f"{source}: its logits are all equal, as if its weights were zero; the checkpoint is "
+            "damaged: copy it again"
+        )
     same, shapes = (SHARE.get(model.dtype, half) for half in (HALF_SHARE, HALF_SHARE_OF_SHAPES))
     with_pads, changed_later = beside
     if not _difference(changed_later[:-1], with_pads[:-1]) <= shapes:

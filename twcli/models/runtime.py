@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import io
+import json
 import logging
 import os
 import sys
@@ -190,6 +191,10 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:
         # transformers raises OSError, ValueError, KeyError and others for the same mistake
+        if Path(place).is_dir() and not settings and not any(Path(place).glob("*token*")):
+            raise UserError(
+                f"{source}: holds no tokenizer (tokenizer.json); copy that of the model there"
+            ) from error
         lacks = "sentencepiece" in str(error) and importlib.util.find_spec("sentencepiece") is None
         advice = "; its file needs: pip install 'twcli-cvae[sentencepiece]'" if lacks else ""
         raise UserError(f"{source}: no usable tokenizer: {first_line(error)}{advice}") from error
@@ -250,23 +255,56 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             how = {"use_safetensors": True, "config": _to_dequantise(config)}
         with redirect_stderr(io.StringIO()):  # the progress bar of GGUF cannot be turned off
-            model = AutoModelForCausalLM.from_pretrained(
+            model, told = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=DTYPES[precision],
                 attn_implementation=attention,
                 trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # to be named below
                 **how,
             )
     except Exception as error:  # as above
         if "attention implementation" in str(error) and attention != "eager":
             say(f"{source}: the model has no {attention} attention; eager attention is taken")
             return _load_weights(source, precision, "eager", say)
+        own_code = "; it needs code of its own, which is not run" * _has_own_code(folder)
         raise UserError(
-            f"{source}: cannot be loaded as a causal language model: {first_line(error)}"
+            f"{source}: cannot be loaded as a causal language model: {first_line(error)}{own_code}"
         ) from error
+    if not settings:
+        _check_complete(told, source)
     if settings or getattr(config, "quantization_config", None):
         _dequantise(model, DTYPES[precision], source, gguf=bool(settings))
     return model.eval()
+
+
+def _has_own_code(folder: Path) -> bool:
+    """Whether the config names Python files of the checkpoint."""
+    with suppress(OSError, ValueError, AttributeError):
+        return "auto_map" in json.loads((folder / "config.json").read_text("utf-8"))
+    return False
+
+
+def _check_complete(told: Mapping[str, Any], source: str) -> None:
+    """Raises UserError if weights are missing, or are of other sizes than the config says: each
+    loading would give them other random values.
+
+    Args:
+        told: what `from_pretrained` says of the loading.
+    """
+    if told.get("mismatched_keys"):
+        name, stored, wanted = sorted(told["mismatched_keys"])[0]
+        raise UserError(
+            f"{source}: the weights {name} are of size {tuple(stored)}, and by its config.json "
+            f"they are of {tuple(wanted)}; they do not belong together: copy both again"
+        )
+    if missing := sorted(told.get("missing_keys", ())):
+        raise UserError(
+            f"{source}: the weights lack {missing[0]}"
+            + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else "")
+            + "; the checkpoint is incomplete or of another model: copy it again"
+        )
 
 
 def _to_dequantise(config: Any) -> Any:
