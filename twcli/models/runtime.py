@@ -255,7 +255,7 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
             config = AutoConfig.from_pretrained(place, trust_remote_code=False)
             how = {"use_safetensors": True, "config": _to_dequantise(config)}
         with redirect_stderr(io.StringIO()):  # the progress bar of GGUF cannot be turned off
-            model, told = AutoModelForCausalLM.from_pretrained(
+            model, loading = AutoModelForCausalLM.from_pretrained(
                 place,
                 dtype=DTYPES[precision],
                 attn_implementation=attention,
@@ -273,7 +273,7 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
             f"{source}: cannot be loaded as a causal language model: {first_line(error)}{own_code}"
         ) from error
     if not settings:
-        _check_complete(told, source)
+        _check_complete(loading, source)
     if settings or getattr(config, "quantization_config", None):
         _dequantise(model, DTYPES[precision], source, gguf=bool(settings))
     return model.eval()
@@ -286,20 +286,20 @@ def _has_own_code(folder: Path) -> bool:
     return False
 
 
-def _check_complete(told: Mapping[str, Any], source: str) -> None:
+def _check_complete(loading: Mapping[str, Any], source: str) -> None:
     """Raises UserError if weights are missing, or are of other sizes than the config says: each
     loading would give them other random values.
 
     Args:
-        told: what `from_pretrained` says of the loading.
+        loading: what `from_pretrained` says of it.
     """
-    if told.get("mismatched_keys"):
-        name, stored, wanted = sorted(told["mismatched_keys"])[0]
+    if loading.get("mismatched_keys"):
+        name, stored, wanted = sorted(loading["mismatched_keys"])[0]
         raise UserError(
             f"{source}: the weights {name} are of size {tuple(stored)}, and by its config.json "
             f"they are of {tuple(wanted)}; they do not belong together: copy both again"
         )
-    if missing := sorted(told.get("missing_keys", ())):
+    if missing := sorted(loading.get("missing_keys", ())):
         raise UserError(
             f"{source}: the weights lack {missing[0]}"
             + (f" and {len(missing) - 1:,} more" if len(missing) > 1 else "")
