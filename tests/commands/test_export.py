@@ -26,7 +26,8 @@ from transformers import (
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
 from tests.test_cli import ok, refused, twcli
-from twcli.commands import export as exporting
+from twcli.commands.export_forms import FORMS, Merged
+from twcli.config.export import EXPORTS
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import write_names
 from twcli.models import gguf_file
@@ -309,20 +310,24 @@ def test_what_cannot_be_exported_is_one_line_that_says_what_to_do(chat, words, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
+def test_every_form_that_the_option_names_is_written():
+    assert tuple(FORMS) == EXPORTS
+
+
 @pytest.mark.parametrize("fault", ["weights", "prompts"])
 def test_an_export_that_differs_from_the_run_leaves_nothing(chat, tmp_path, monkeypatch, fault):
-    write = exporting._write
+    write = Merged.write
 
-    def damaged(folder, config, run, trained, model, encoder, splitting):
+    def damaged(form, folder, model, encoder):
         if fault == "weights":
             with torch.no_grad():
                 model.get_output_embeddings().weight[7] += 0.01
         else:
             template = encoder.tokenizer.chat_template
             encoder.tokenizer.chat_template = template.replace("assistant\n", "assistant ")
-        write(folder, config, run, trained, model, encoder, splitting)
+        write(form, folder, model, encoder)
 
-    monkeypatch.setattr(exporting, "_write", damaged)
+    monkeypatch.setattr(Merged, "write", damaged)
     result = twcli("export", "--run", chat / "run", "--to", "hf", "--out", tmp_path / "out")
     assert result.exit_code == 1
     line = result.stderr.splitlines()[-1]

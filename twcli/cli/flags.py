@@ -52,6 +52,7 @@ class GroupedCommand(click.Command):
         return [*super().get_params(context), *([help_all] if rare else [])]
 
     def _show_all(self, context: click.Context, _parameter: click.Parameter, given: bool) -> None:
+        """Prints help with every option, and ends."""
         if given and not context.resilient_parsing:
             context.meta["twcli.help_all"] = True
             click.echo(context.get_help(), color=context.color)
@@ -125,6 +126,7 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # none before cl
 
 
 def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
+    """The click option of a configuration's field: its type, choices and group."""
     required = field.default is dataclasses.MISSING
     plain = kind.kind(field.name)
     settings: dict[str, Any] = {
@@ -168,10 +170,12 @@ def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:
+    """The values of `--config`, by field."""
     if config_file is None:
         return {}
     return {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given on the command line."""
     return {name: value for name, value in flags.items() if value not in (None, ())}

@@ -53,9 +53,11 @@ class OneLineErrors(click.Group):
     """Turns every error that a user can meet into one line on stderr and an exit code."""
 
     def list_commands(self, _context: click.Context) -> list[str]:
+        """In the order of use, as help shows them."""
         return list(self.commands)  # in the order of use
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
+        """Runs a command; every error that a user can meet ends in one line and an exit code."""
         settings["standalone_mode"] = False
         # None where the caller closed it; the next file opened would get its number
         for name in ("stdin", "stdout", "stderr"):
@@ -93,6 +95,7 @@ class OneLineErrors(click.Group):
         sys.exit(code if isinstance(code, int) else 0)
 
     def invoke(self, context: click.Context) -> Any:
+        """As click's, but for what an interruption says."""
         try:
             return super().invoke(context)
         except KeyboardInterrupt:  # click would print an empty line for it
@@ -126,6 +129,7 @@ def _quiet_libraries(quiet: bool) -> None:
 
 
 def _fail(line: str, code: int) -> int:
+    """Prints one line to standard error and returns the exit code."""
     click.echo(" ".join(line.split()), err=True)
     return code
 
@@ -201,6 +205,7 @@ def _rehearse(
     records: Examples,
     screen: Screen,
 ) -> None:
+    """Prints what `--dry-run` found, a line a fact."""
     from twcli.commands.rehearsal import rehearse
 
     for line in rehearse(config, origins(flags, config_file), records, screen.phases):

@@ -120,6 +120,7 @@ class Screen:
             self._write(result, sys.stdout)
 
     def _write(self, text: str, stream: TextIO) -> None:
+        """Writes whole lines, above the bar where there is one."""
         if self.live:
             from tqdm import tqdm
 
@@ -130,6 +131,7 @@ class Screen:
     # phases and the clock
 
     def _phase_begins(self, phases: Phases, note: str) -> None:
+        """Says which phase begins, and counts its time from now."""
         with self._lock:
             began = time.monotonic()
             self._phase_began, self._stack = began, [Status(phases.name, 0, began)]
@@ -157,6 +159,7 @@ class Screen:
                     self._stack.remove(status)
 
     def _tick(self) -> None:
+        """Redraws the bar, or without a terminal says a line now and then, until the end."""
         while not self._ended.wait(TICK_SECONDS):
             with self._lock:
                 if not self._stack:
@@ -177,6 +180,7 @@ class Screen:
         return now - self._last_line >= times * wait
 
     def _line(self, status: Status) -> str:
+        """How far a piece of work is and how long it will take, as one line."""
         parts = [status.note] if status.note else []
         if status.counted:
             parts.insert(0, f"{min(1.0, status.done / status.total):.0%}")
@@ -201,6 +205,7 @@ class Screen:
         return None if expected is None else max(0.0, expected - (now - self._phase_began))
 
     def _draw(self, status: Status) -> None:
+        """Shows a piece of work as a bar as wide as the terminal."""
         from tqdm import tqdm
 
         width = shutil.get_terminal_size((COLUMNS, 24)).columns - 1
@@ -214,6 +219,7 @@ class Screen:
         self._bar.set_postfix_str(note + self._time(status), refresh=True)
 
     def _close_bar(self) -> None:
+        """Removes the bar, so that lines can follow."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

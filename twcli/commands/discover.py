@@ -300,6 +300,7 @@ def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:
 
 
 def _map(naming: Naming) -> dict[str, Any] | None:
+    """The fitted rows in a plane, for the page."""
     if naming.points is None or naming.point_rows is None:
         return None
     return map_of(naming.points, naming.latent_N[naming.point_rows])

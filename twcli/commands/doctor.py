@@ -134,6 +134,7 @@ def _packages() -> tuple[dict[str, str | None], list[str]]:
 
 
 def _devices() -> list[dict[str, Any]]:
+    """GPUs that torch can use."""
     import torch
 
     devices: list[dict[str, Any]] = []
@@ -185,6 +186,7 @@ def _cores() -> int:
 
 
 def _cpu_name() -> str:
+    """As the system calls it."""
     try:
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -194,6 +196,7 @@ def _cpu_name() -> str:
 
 
 def _memory_gib() -> float | None:
+    """The machine's memory, None where the system does not say."""
     if sys.platform == "win32" or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)

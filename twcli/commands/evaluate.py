@@ -66,6 +66,7 @@ def _evaluate_one(
     phases: Phases,
     records: Examples | None,
 ) -> dict[str, Any]:
+    """Figures of one run, whose page is written into its folder."""
     result, evidence = evaluation.evaluate(config, say, progress, phases, records)
     run = RunFolder(config.run)
     trained = run.read_config()

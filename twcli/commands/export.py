@@ -1,9 +1,5 @@
 """`twcli export`: a finished run becomes a folder that runs without this package.
 
-hf       the merged model, whose chat template takes `latent`
-adapter  LoRA and the new tokens' rows, for peft on the base model
-gguf     one file for llama.cpp, for models of the Llama family
-
 The folder is written beside `--out`, loaded again by the library that will read it, and must give
 the run's own prompts and logits; only then it gets its name. Shapes: K latents, T tokens, V words.
 """
@@ -14,9 +10,7 @@ import gc
 import hashlib
 import json
 import os
-import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
+from twcli.commands.export_forms import FORMS, Form
 from twcli.config.export import ExportConfig
 from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
@@ -34,7 +29,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import read_latent_names
 from twcli.data.vocabulary import SECTION_TAGS, TAGS
 from twcli.errors import UserError, WorkFailed, first_line
-from twcli.models import gguf_file, runtime
+from twcli.models import runtime
 from twcli.models.building import load_run
 from twcli.models.card import export_card
 from twcli.phases import CHECK, WRITE, Phases
@@ -91,11 +86,8 @@ def export(config: ExportConfig, say: Say, phases: Phases | None = None) -> None
     run, out = RunFolder(config.run), Path(config.out)
     _check_place(out)
     trained = run.read_config()
-    if config.to == "adapter" and trained.adapt != "lora":
-        raise UserError(
-            f"{config.run}: was trained with --adapt {trained.adapt}, so there is no adapter; "
-            "give --to hf"
-        )
+    form = FORMS[config.to](config, run, trained)
+    form.check_run()
     names = config.names() or _stored_names(trained, say)
     note = _note(config, run, names)
     if out.exists() and not config.overwrite:
@@ -103,29 +95,26 @@ def export(config: ExportConfig, say: Say, phases: Phases | None = None) -> None
             raise UserError(f"{out}: exists and holds something else; --overwrite replaces it")
         say(f"{out}: already exported; --overwrite makes it again")
     else:
-        _export(config, run, trained, names, note, say, phases or Phases())
+        _export(form, names, note, say, phases or Phases())
     if config.push_to_hub is not None:
         _upload(out, config.push_to_hub, say)
 
 
 def _export(
-    config: ExportConfig,
-    run: RunFolder,
-    trained: TrainConfig,
+    form: Form,
     names: Mapping[int, str],
     note: Mapping[str, Any],
     say: Say,
     phases: Phases,
 ) -> None:
     """Loads the run, and puts the finished folder at its place once it gives what the run gives."""
+    config, run, trained = form.config, form.run, form.trained
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
         run, device=config.device, precision=config.dtype, attention="sdpa"
     )
     model, latents = latent_model.backbone, trained.resolved_latents
-    splitting = ""
-    if config.to == "gguf":
-        splitting = gguf_file.check(model.config, encoder, config.run)
+    form.check_model(model, encoder)
     sections = latent_chat.sections(latents, trained.latent_tokens, names)
     default = config.latent if config.latent is not None else _most_frequent(run, latents)
     if default not in sections:
@@ -134,17 +123,19 @@ def _export(
     reference = _reference(model, encoder, trained)
     encoder.tokenizer.chat_template = _chat_template(encoder, sections, default)
     model.generation_config = _generation_config(encoder)
-    card = export_card(trained, runtime.versions(), form=config.to, names=names, default=default)
+    card = export_card(
+        trained, runtime.versions(), config.to, form.usage, names=names, default=default
+    )
     phases.begin(WRITE, str(out))
     try:
         with replacing(out) as staged:
-            _write(staged, config, run, trained, model, encoder, splitting)
+            form.write(staged, model, encoder)
             (staged / "README.md").write_text(card, encoding="utf-8")
             # the run's model makes room for the export's
             del latent_model, model
             gc.collect()
             phases.begin(CHECK, "with the prompts and logits of the run")
-            difference = _verify(staged, config, trained, reference, say)
+            difference = _verify(staged, form, reference)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             _sync(staged)
     except OSError as error:
@@ -171,6 +162,7 @@ def _generation_config(encoder: ExampleEncoder) -> GenerationConfig:
 
 
 def _check_place(out: Path) -> None:
+    """Raises UserError where `out` cannot be written, or is a folder that is no export."""
     if out.exists() and not out.is_dir():
         raise UserError(f"{out}: is a file; --out names a folder")
     if not out.absolute().parent.is_dir():
@@ -185,6 +177,7 @@ def _check_place(out: Path) -> None:
 
 
 def _note(config: ExportConfig, run: RunFolder, names: Mapping[int, str]) -> dict[str, Any]:
+    """What the folder is made of: equal notes mean equal exports."""
     try:
         made_of = hashlib.sha256(run.checksums_file.read_bytes()).hexdigest()
     except OSError:  # an unfinished run; loading it says so
@@ -200,6 +193,7 @@ def _note(config: ExportConfig, run: RunFolder, names: Mapping[int, str]) -> dic
 
 
 def _read_note(out: Path) -> dict[str, Any]:
+    """The note of a folder, empty where it is no export."""
     try:
         found = json.loads((out / NOTE).read_bytes())
     except (OSError, ValueError):
@@ -293,6 +287,7 @@ def _misread(tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]]) -> l
 
 @torch.no_grad()
 def _logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
+    """(T, V) float32 next-token logits of each sequence of T ids, on the CPU."""
     device = model.device
     return [
         model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
@@ -318,48 +313,16 @@ def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainCo
     return Reference(prompts, sequences, _logits(model, sequences))
 
 
-def _write(
-    folder: Path,
-    config: ExportConfig,
-    run: RunFolder,
-    trained: TrainConfig,
-    model: PreTrainedModel,
-    encoder: ExampleEncoder,
-    splitting: str,
-) -> None:
-    name = Path(config.out).absolute().name
-    if config.to == "gguf":
-        gguf_file.write(folder / gguf_file.FILE, model, encoder, name, splitting)
-        return
-    if config.to == "hf":
-        model.save_pretrained(folder, safe_serialization=True)
-    else:
-        for file in run.adapter.iterdir():
-            shutil.copy(file, folder / file.name)
-        settings = json.loads((folder / "adapter_config.json").read_bytes())
-        settings["base_model_name_or_path"] = trained.model
-        (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True))
-        model.generation_config.save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-
-
-def _verify(
-    folder: Path, config: ExportConfig, trained: TrainConfig, reference: Reference, say: Say
-) -> float:
+def _verify(folder: Path, form: Form, reference: Reference) -> float:
     """Largest difference of a logit between the folder's model and the run's.
 
     Raises:
         WorkFailed: it is larger than rounding explains, the folder cannot be loaded, or its chat
             template gives other prompts.
     """
-    source = str(folder / gguf_file.FILE if config.to == "gguf" else folder)
-    settings = {"gguf_file": gguf_file.FILE} if config.to == "gguf" else {}
+    config = form.config
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
-        if config.to == "adapter":
-            model = _with_adapter(folder, trained, len(tokenizer))
-        else:
-            model = runtime.load_model(source, precision=config.dtype)
+        model, tokenizer = form.load(folder)
         model = model.to(runtime.pick_device(config.device))
         logits = _logits(model, reference.sequences)
     except (UserError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
@@ -403,19 +366,8 @@ def _largest_difference(
     return difference
 
 
-def _with_adapter(folder: Path, trained: TrainConfig, words: int) -> Any:
-    """The base model with the folder's adapter, by peft alone."""
-    from peft import PeftModel
-
-    base = runtime.load_model(trained.model, attention="sdpa")
-    if words > base.get_input_embeddings().num_embeddings:
-        base.resize_token_embeddings(words, mean_resizing=False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
-        return PeftModel.from_pretrained(base, str(folder)).eval()
-
-
 def _sync(folder: Path) -> None:
+    """Waits until all files are on the disk."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

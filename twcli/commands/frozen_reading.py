@@ -77,6 +77,11 @@ class FrozenReading:
     def _read(
         self, rows: np.ndarray, progress: Callable[[int], None]
     ) -> tuple[np.ndarray | None, Features | None]:
+        """What the model says of rows (R,), None where it is not wanted.
+
+        Returns:
+            b_t in nats, flat, row after row; and the features.
+        """
         common: dict[str, Any] = {"batch_tokens": self.batch_tokens, "varlen": self.varlen}
         inputs = self.model, self.encoder, self.encoded, rows
         if self.distinct is None:

@@ -235,6 +235,7 @@ class _Sums:
         self.bin_nats += np.bincount(bins, nll, minlength=len(BINS))
 
     def _add_rows(self, nll: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
+        """Adds what is a figure of whole rows, which begin at `starts` (R,) of `nll`."""
         filled = lengths > 0
         sums, squares = np.zeros(len(lengths)), np.zeros(len(lengths))
         if len(nll):
@@ -280,6 +281,12 @@ def _histogram(sums: _Sums, tokens: int) -> list[dict[str, float]]:
 
 
 def _verdict(informative: float | None, uniform_rows: float) -> str:
+    """Whether weighting by b_t can help, in a sentence.
+
+    Args:
+        informative: mean effective t0 / T, None where no row has mass.
+        uniform_rows: share of rows that are weighted uniformly.
+    """
     if informative is None or uniform_rows > DEGENERATE_ROWS:
         return (
             f"no: {uniform_rows:.0%} of the rows have b_t close to 0, so the model predicts "
@@ -319,6 +326,7 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
+    """As `inspect`, of a run folder."""
     config = run.read_config()
     problems = run.problems() if verify else None
     metrics = [] if problems else run.read_metrics()

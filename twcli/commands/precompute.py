@@ -235,6 +235,7 @@ def _files(
     distinct: np.ndarray | None,
     shard_rows: int,
 ) -> FrozenFiles:
+    """The files to write: the cache, and where `distinct` is given the features of those rows."""
     cache = CacheWriter(
         config.out,
         fingerprint=fingerprint,
@@ -310,6 +311,7 @@ def _measure_rounding(
 
 
 def _advance_all(advance: Callable[[int], None], processes: int, tokens: int) -> None:
+    """Advances the bar by what all processes did."""
     advance(tokens * processes)
 
 

@@ -106,6 +106,7 @@ def _precomputing(
     loaded: float,
     phases: Phases,
 ) -> Iterator[str]:
+    """What `twcli precompute` would cost, a line a fact, from the speed of a few batches."""
     phases.begin(MEASURE)
     budget = config.batch_tokens or forward.fast_batch_tokens(model)
     speed = tokens_a_second(model, encoder, encoded, budget, runtime.most_at_once(model.device))
@@ -137,6 +138,7 @@ def _training(
     loaded: float,
     phases: Phases,
 ) -> Iterator[str]:
+    """What `twcli train` would cost, a line a fact, from the speed of a few batches."""
     phases.begin(MEASURE)
     batch_tokens = cast(int, config.batch_tokens)
     speed = tokens_a_second(model, encoder, encoded, batch_tokens, 1)
@@ -187,6 +189,7 @@ def _training(
 
 
 def _weight_bytes(model: PreTrainedModel) -> int:
+    """Of all weights, as they are in memory."""
     return sum(p.numel() * p.element_size() for p in model.parameters())
 
 
@@ -202,11 +205,17 @@ def _trained_parameters(config: TrainConfig, model: PreTrainedModel) -> int:
 
 
 def _memory(parts: dict[str, float]) -> str:
+    """Bytes of each part, and all together."""
     shown = ", ".join(f"{_size(size)} {name}" for name, size in parts.items() if size)
     return f"memory, about: {_size(sum(parts.values()))}: {shown}"
 
 
 def _time(parts: dict[str, float], speed: float) -> str:
+    """Seconds of each part, and all together.
+
+    Args:
+        speed: tokens a second.
+    """
     shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
     return (
         f"time, about: {duration(sum(parts.values()))}: {shown}; measured at {speed:,.0f} tokens a "
@@ -215,6 +224,7 @@ def _time(parts: dict[str, float], speed: float) -> str:
 
 
 def _size(size: float) -> str:
+    """Bytes as a reader takes them in."""
     return f"{size / GB:,.2f} GB" if size >= GB / 100 else f"{size / MB:,.1f} MB"
 
 

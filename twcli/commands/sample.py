@@ -329,6 +329,7 @@ def sample(
 
 
 def _refuse_existing(out: Path, config: SampleConfig) -> None:
+    """Raises UserError where a file would be replaced unasked."""
     if out.exists() and not config.overwrite:
         raise UserError(f"{out}: exists; --overwrite replaces it")
 
@@ -340,6 +341,7 @@ def _store(
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
 ) -> None:
+    """Draws what is missing and writes `out`, once all of it is there."""
     shards = Shards(
         out,
         {"fingerprint": drawing.fingerprint()},

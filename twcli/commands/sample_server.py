@@ -83,6 +83,12 @@ class ServerDrawing:
         progress: Callable[[int], None],
         interrupted: Callable[[], bool],
     ) -> AsyncIterator[tuple[range, list[str]]]:
+        """Blocks of rows in the order in which they are complete, each with its lines.
+
+        Args:
+            progress: called with 1 after each completion.
+            interrupted: whether to stop after what is under way.
+        """
         config, limit = self.config, asyncio.Semaphore(self.config.concurrency)
         # as many blocks as fill the connections, and one that fills up behind them
         at_once = -(-config.concurrency // (self.block * config.n)) + 1
@@ -114,6 +120,7 @@ class ServerDrawing:
         rows: range,
         progress: Callable[[int], None],
     ) -> list[str]:
+        """The lines of the file for these rows, asked for all at once as far as `limit` permits."""
         config, xs = self.config, self.prompts[rows]
 
         async def one(x: Example, seed: int) -> str:

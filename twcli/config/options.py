@@ -161,6 +161,11 @@ def _as_from_a_flag(value: Any, kind: type) -> Any:
 
 
 def _check_field(field: dataclasses.Field[Any], value: Any, kind: type) -> None:
+    """Raises UserError where a value is not of its field's type, choices and bounds.
+
+    Args:
+        kind: the plain type, as of `Config.kind`.
+    """
     metadata, flag = field.metadata, flag_of(field.name)
     if value is None:
         if field.default is not None:

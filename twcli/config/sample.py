@@ -124,6 +124,7 @@ class SampleConfig(ServerConfig, BatchConfig, TemplateConfig, ComputeConfig):
             raise UserError(f"--latent: '{self.latent}' is not a number, 'all' or 'router'")
 
     def _check_server(self) -> None:
+        """What a server draws agrees with the other options."""
         if self.run is not None:
             raise UserError(
                 "--server: samples from a model that is served; `twcli export` makes one of a run"

@@ -248,6 +248,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         self._check_execution()
 
     def _check_length(self) -> None:
+        """One of the two says how long the run is."""
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs exclude each other; give one of them")
 
@@ -269,6 +270,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
             )
 
     def _check_baseline(self) -> None:
+        """A frozen b_t comes from a file."""
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError(
                 "--baseline is required: give the file that `twcli precompute` wrote, "

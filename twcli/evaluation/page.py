@@ -195,6 +195,7 @@ def _page(
     figures_columns: Sequence[tuple[str, bool]] = FIGURES,
     runs: Sequence[dict[str, str]] = (),
 ) -> str:
+    """The page: facts and verdict first, then what each latent writes, then the figures."""
     facts = [("Date", about.date), ("Model", settings["model"]), ("Trained on", settings["data"])]
     if about.data is not None:
         facts.append(("Evaluated on", about.data))
@@ -236,6 +237,7 @@ def _page(
 
 
 def _rows(values: Mapping[str, Any]) -> list[list[str]]:
+    """Names and values of a table, '-' for null."""
     return [[str(name), "-" if value is None else str(value)] for name, value in values.items()]
 
 
@@ -274,12 +276,14 @@ def _comparison(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _figure(holder: dict[str, Any], key: str) -> tuple[float | None, list[float] | None]:
+    """A figure and its interval."""
     return holder[key], holder[f"{key}_ci"]
 
 
 def _share_row(
     name: str, value: float | None, ends: list[float] | None, original: str, against: str
 ) -> list[str]:
+    """A row of the comparison, with the interval in words."""
     if value is None:
         return [name, "-", "", original, against]
     return [
@@ -341,6 +345,7 @@ def _sampling_rows(sampling: dict[str, Any] | None) -> list[list[str]]:
 
 
 def _likelihood_row(likelihood: dict[str, Any]) -> list[str]:
+    """How well the run writes the records, against the original model."""
     ends = likelihood["marginal_nll_ci"]
     return [
         "nats to write a record (less is better)",
@@ -352,6 +357,7 @@ def _likelihood_row(likelihood: dict[str, Any]) -> list[str]:
 
 
 def _information_row(posterior: dict[str, Any], latents: int) -> list[str]:
+    """How much z says of the record."""
     ends = posterior["mutual_information_ci"]
     return [
         "what z says of the record, I(z; y) in nats",
@@ -425,6 +431,7 @@ def _against(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _matrices(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    """Tables of latents against strategies, as far as strategies are known."""
     found = []
     if asked := evidence.get("asked"):
         caption = (
@@ -445,11 +452,13 @@ def _matrices(evidence: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _router(evidence: dict[str, Any]) -> list[list[str]]:
+    """Rows of a table: the latents' shares of posterior and router."""
     both = zip(evidence.get("posterior_mean", ()), evidence.get("router_mean", ()), strict=True)
     return [[f"z{k}", f"{q:.1%}", f"{p:.1%}"] for k, (q, p) in enumerate(both)]
 
 
 def _samples(evidence: dict[str, Any]) -> list[dict[str, Any]]:
+    """Prompts with the run's completions, differences marked."""
     return [
         {"x": sample["x"], "ys": marked([cut(y, MOST_CHARACTERS) for y in sample["ys"]])}
         for sample in evidence.get("samples", ())
@@ -457,6 +466,11 @@ def _samples(evidence: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _heat(text: dict[str, Any], most: float) -> dict[str, Any]:
+    """A record's tokens with their nats and how strongly to colour them.
+
+    Args:
+        most: nats of the strongest colour.
+    """
     return {
         "latent": text["latent"],
         "x": text["x"],

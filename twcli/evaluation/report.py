@@ -122,10 +122,12 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
 
 
 def _before(value: float | None) -> str:
+    """What a figure was before training, in brackets."""
     return "" if value is None else f" (before {value:.0%})"
 
 
 def _number(value: Any) -> str:
+    """As tables have it: three decimals, or yes and no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     return f"{value:.3f}" if isinstance(value, float) else str(value)
@@ -137,6 +139,7 @@ def _interval(ci: Sequence[float] | None, value: float) -> str:
 
 
 def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
+    """Why a figure is null: what would have to be given."""
     alignment = result["alignment"]
     if section == "diagnostics":
         if result["diagnostics"]["uniform_rows"] is None:
@@ -338,4 +341,5 @@ def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
 
 
 def _if_known(text: str, value: float | None) -> str:
+    """The text with the value in it, empty where there is none."""
     return "" if value is None else text.format(value)

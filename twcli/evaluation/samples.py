@@ -352,6 +352,7 @@ def _draw_and_store(
     say: Callable[[str], None],
     progress: Callable[[str, int], Any],
 ) -> list[dict[str, Any]]:
+    """Draws the prompts that are missing, block by block, and returns the lines of all."""
     shards.open()
     try:
         for note in shards.notes():

@@ -70,6 +70,7 @@ def of_runs(metrics: Mapping[str, Metrics]) -> list[dict[str, Any]]:
 def _information(
     runs: Mapping[str, Metrics], stages: list[tuple[float, str]]
 ) -> dict[str, Any] | None:
+    """What z says of y over the steps, with the most that K latents can say."""
     lines = [
         Line(name, [(step, pooled_information(window)[0]) for step, window in _windows(metrics)])
         for name, metrics in runs.items()
@@ -90,6 +91,7 @@ def _information(
 
 
 def _loss(runs: Mapping[str, Metrics], stages: list[tuple[float, str]]) -> dict[str, Any] | None:
+    """What is minimised, over the steps."""
     lines = [Line(name, _means(_windows(metrics), "loss")) for name, metrics in runs.items()]
     return charts.curves(
         "Loss",
@@ -150,6 +152,7 @@ def _stages(metrics: Metrics) -> list[tuple[float, str]]:
 
 
 def _means(windows: Iterable[tuple[int, Metrics]], key: str) -> list[tuple[float, float]]:
+    """(last step, mean) of a figure over each window that has it."""
     points: list[tuple[float, float]] = []
     for step, window in windows:
         known = [m[key] for m in window if m.get(key) is not None]

@@ -114,6 +114,12 @@ def verdict_of_score(
 
 
 def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
+    """What a share of right strategies says.
+
+    Args:
+        interval: 95 %, None where there is none.
+        chance: the share that guessing gets.
+    """
     low, high = interval or (share, share)
     way = 1 - chance
     if low >= chance + WORKS * way or (share >= chance + WORKS * way and high - low <= 0.1):
@@ -124,6 +130,7 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
 
 
 def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
+    """The same without labels: only a collapse can be told, by I(z; y) in nats."""
     _, high = posterior["mutual_information_ci"] or 2 * (posterior["mutual_information"],)
     return "failed" if high < INFORMED * math.log(latents) else "unknown"
 
@@ -143,10 +150,12 @@ def _worse(likelihood: dict[str, Any]) -> bool:
 
 
 def _names(latents: list[int]) -> str:
+    """Latents as a reader finds them on the page."""
     return ", ".join(f"z{k}" for k in latents)
 
 
 def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
+    """What to do next, in a sentence."""
     merged, unused = result["alignment"]["merged"], result["posterior"]["unused"]
     if kind == "works":
         return "Use it: twcli sample --latent K, or twcli export."

@@ -5,6 +5,7 @@ for a run's `model/`, one for what `twcli export` writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -96,11 +97,27 @@ def _public(place: str) -> str:
     return place
 
 
+@dataclass(frozen=True)
+class Usage:
+    """What a card says of using an exported folder.
+
+    Attributes:
+        library: that loads it, as the hub calls it.
+        load: lines of Python; `{base}` is the base model.
+        serve: a sentence on servers.
+    """
+
+    library: str
+    load: str
+    serve: str
+
+
 def export_card(
     config: TrainConfig,
     versions: Mapping[str, str],
-    *,
     form: str,
+    usage: Usage,
+    *,
     names: Mapping[int, str],
     default: str,
 ) -> str:
@@ -108,19 +125,19 @@ def export_card(
 
     Args:
         config: the settings of the run.
-        form: "hf", "adapter" or "gguf".
+        form: as `--to` calls it.
+        usage: how a folder of this form is loaded and served.
         names: names of some of the latents.
         default: the latent that is used where a call names none.
     """
     latents = config.resolved_latents
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     on_hub = not config.model.endswith(".gguf") and not Path(config.model).exists()
-    library = {"hf": "transformers", "adapter": "peft", "gguf": "gguf"}[form]
     rows = "\n".join(f"| {k} | {names.get(k, '')} |" for k in range(latents))
     example = names.get(latents - 1, str(latents - 1))
     value = f'"{example}"' if example in names.values() else example
-    load = _LOAD[form].format(base=_public(config.model))
-    return f"""{_metadata(library, base_model=config.model if on_hub else None)}
+    load = usage.load.format(base=_public(config.model))
+    return f"""{_metadata(usage.library, base_model=config.model if on_hub else None)}
 
 # A model with {latents} latent strategies
 
@@ -147,7 +164,7 @@ print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_t
 
 ## Over an OpenAI-compatible server
 
-{_SERVE[form]}
+{usage.serve}
 
 ```python
 answer = client.chat.completions.create(
@@ -167,32 +184,3 @@ is the latent that its router draws for the prompt. Call again with that latent.
 
 Training used no labels, so what each latent means is not known from it; names were given by hand.
 """
-
-
-_LOAD = {
-    "hf": """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(FOLDER)
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
-    "adapter": """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-base = AutoModelForCausalLM.from_pretrained("{base}")
-if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # rows for the new tokens
-    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-model = PeftModel.from_pretrained(base, FOLDER)
-
-# or in one line, which does the same:
-# model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)""",
-    "gguf": """from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model = AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")
-tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
-}
-_SERVE = {
-    "hf": "For example `vllm serve FOLDER`, or `transformers serve`.",
-    "adapter": """Few servers load an adapter that adds tokens; serve the merged folder of
-`twcli export --to hf` instead.""",
-    "gguf": "For example `llama-server -m model.gguf --jinja`.",
-}

@@ -188,6 +188,7 @@ def scatter(found: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _group(latent: int, points: list[Point]) -> dict[str, Any]:
+    """The points of one latent, in its colour, with their mean."""
     centre = [round(sum(values) / len(points), 2) for values in zip(*points, strict=True)]
     known = latent >= 0
     return {
@@ -214,6 +215,7 @@ def _kept(line: Line, log: bool) -> Line:
 
 
 def _values(line: Line) -> Iterator[float]:
+    """All values that a line and its band reach."""
     yield from (y for _, y in line.points)
     yield from (value for _, *ends in line.band for value in ends)
 
@@ -251,20 +253,24 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 
 def _percent(value: float) -> str:
+    """As CSS and SVG have it."""
     return f"{value:.2f}%"
 
 
 def _path(points: Iterator[Point] | Sequence[Point]) -> str:
+    """Points as the attribute of an SVG path or polygon."""
     return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
 
 
 def _band(line: Line, across: Scale, up: Scale) -> str:
+    """Outline of a line's interval: along its upper end and back along its lower one."""
     above = [(across(x), up(high)) for x, _, high in line.band]
     below = [(across(x), up(low)) for x, low, _ in line.band]
     return _path([*above, *reversed(below)])
 
 
 def _style(line: Line, number: int) -> str:
+    """The class of a line in page.css: its latent's colour, or dashes by its number."""
     return f"d{number % DASHES}" if line.latent is None else f"c{line.latent % COLOURS}"
 
 
@@ -275,6 +281,7 @@ def _description(
     lines: Sequence[Line],
     stages: Sequence[tuple[float, str]],
 ) -> str:
+    """The chart in words: where each line begins and ends."""
     said = []
     for line in lines:
         (first, first_value), (last, last_value) = line.points[0], line.points[-1]

@@ -36,6 +36,7 @@ def render(template: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
+    """Jinja2 with escaping on; a name that a template does not have is an error."""
     environment = Environment(
         loader=PackageLoader("twcli", "pages"),
         autoescape=True,

@@ -107,6 +107,7 @@ def copy_file(source: Path, target: Path) -> None:
 
 
 def _hdf5_beside(files: Iterable[str | Path]) -> list[Path]:
+    """HDF5 files in the folders of `files`, the newest first, at most `MOST_FILES` a folder."""
     folders = {Path(file).resolve().parent: None for file in files}
     found: dict[Path, float] = {}
     for folder in folders:

@@ -176,6 +176,7 @@ class CacheWriter:
         self._published = True
 
     def _check_arguments(self) -> None:
+        """Raises UserError without rows, ValueError for arrays of the wrong shape."""
         offsets, row_hash = self.offsets, self.row_hash
         if len(row_hash) == 0:
             raise UserError(f"{self.path}: there are no rows to make a cache of")
@@ -189,6 +190,7 @@ class CacheWriter:
             raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")
 
     def _refuse_existing(self, fingerprint: dict[str, Any]) -> None:
+        """Raises UserError that says what is at the path already."""
         try:
             with Cache(self.path) as cache:
                 cache.check(fingerprint, self.row_hash)

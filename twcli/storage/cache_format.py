@@ -184,6 +184,11 @@ def check_offsets(columns: dict[str, Column], path: str) -> None:
 
 
 def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
+    """(fingerprint, content's sha256) of an open cache.
+
+    Raises:
+        ValueError: another format version, or an attribute that no version writes.
+    """
     version = read_attribute(file, "format_version", "iu", 8)
     if version != FORMAT_VERSION:
         raise ValueError(f"it has format version {version}, this twcli reads {FORMAT_VERSION}")

@@ -115,10 +115,16 @@ class Checkpoints:
         return problems
 
     def _folders(self) -> list[Path]:
+        """Folders of the checkpoints, the oldest first."""
         return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """(content, tensors) of a checkpoint's folder.
+
+    Raises:
+        ValueError: a checksum differs.
+    """
     from safetensors.torch import load  # imports torch, which takes seconds
 
     content = _content(folder)
@@ -129,6 +135,11 @@ def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 def _content(folder: Path) -> dict[str, Any]:
+    """What a checkpoint was made from, and at which step.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
     content: dict[str, Any]
     content, checksum = (
         json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256")

@@ -220,6 +220,7 @@ class FeatureWriter:
         self._published = True
 
     def _check_arguments(self) -> None:
+        """Raises UserError without rows, ValueError for arrays of the wrong shape."""
         row_hash = self.row_hash
         if len(row_hash) == 0:
             raise UserError(f"{self.path}: there are no rows to compute features of")
@@ -231,6 +232,7 @@ class FeatureWriter:
             raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")
 
     def _refuse_existing(self, fingerprint: dict[str, Any]) -> None:
+        """Raises UserError that says what is at the path already."""
         with FeatureStore(self.path) as store:
             store.check(fingerprint, self.row_hash)
             problems = store.verify()
@@ -238,6 +240,7 @@ class FeatureWriter:
         raise UserError(f"{self.path}: {state}; {FEATURES.remedy} to start over")
 
     def _header(self) -> dict[str, Any]:
+        """What shards of the same features have in common: a resumed call must have the same."""
         key = hashlib.sha256(self._fingerprint)
         key.update(self.row_hash.data)
         return {
@@ -269,6 +272,13 @@ class FeatureWriter:
         values: dict[str, np.ndarray],
         widths: dict[str, int],
     ) -> None:
+        """Raises WorkFailed that names the first value that float16 does not hold.
+
+        Args:
+            half: (rows, columns) float16, as it would be stored.
+            values: the same by name, before rounding.
+            widths: columns of each name.
+        """
         wrong = np.flatnonzero(~np.isfinite(half).all(axis=1))
         if not len(wrong):
             return
@@ -423,6 +433,7 @@ class FeatureStore:
 
     def _check_open(self) -> Source:
         # The operating system may have given the closed handle's number to another file.
+        """The open file; raises ValueError where it was closed."""
         if self._source is None:
             raise ValueError(f"{self.path}: the store is closed")
         return self._source
@@ -465,6 +476,7 @@ def _checked_widths(widths: dict[str, int]) -> dict[str, int]:
 
 
 def _first_line(widths: dict[str, int]) -> bytes:
+    """The first line of a shard: the columns of each name."""
     return to_json(widths) + b"\n"
 
 
@@ -479,6 +491,7 @@ def _widths_of_shard(data: bytes) -> dict[str, int] | None:
 
 
 def _shard_folder(path: Path, header: dict[str, Any], rows: int) -> Shards:
+    """The folder in which parts lie until all are there."""
     return Shards(path, header, rows, what="feature file", suffix=".f16")
 
 
@@ -540,6 +553,11 @@ def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[n
 
 
 def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], dict[str, int]]:
+    """(fingerprint, columns of each name) of an open file.
+
+    Raises:
+        ValueError: another format version, or an attribute that no version writes.
+    """
     version = read_attribute(file, "features_version", "iu", 8)
     if version != FEATURES_VERSION:
         raise ValueError(f"it has features version {version}, this twcli reads {FEATURES_VERSION}")

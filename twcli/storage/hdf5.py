@@ -127,6 +127,7 @@ class Sink(Source):
         return self.size
 
     def _attempt(self, action: Callable[[], None]) -> None:
+        """Runs an action unless an earlier one failed, and keeps its error for later."""
         if self.error:
             return
         try:
@@ -243,6 +244,11 @@ class Column:
                 yield self._damage(chunk)
 
     def _read(self, places: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """(sum of the sizes, *width) entries from the file, past HDF5.
+
+        Args:
+            places, sizes: (pieces,) bytes in the file where each piece begins, and how many it has.
+        """
         ends = np.cumsum(sizes)
         data = np.empty(int(sizes.sum()), np.uint8)
         view, handle = data.data, self._source.handle
@@ -254,12 +260,14 @@ class Column:
         return data.view(self.dtype).reshape(-1, *self.width)
 
     def _touch(self, chunks: np.ndarray) -> None:
+        """Has HDF5 verify the checksum of chunks that were not read before."""
         for chunk in np.unique(chunks[~self.touched[chunks]]).tolist():
             if not self._intact(chunk):
                 raise UserError(f"{self.path}: {self._damage(chunk)}; {self.kind.remedy}")
             self.touched[chunk] = True
 
     def _intact(self, chunk: int) -> bool:
+        """Whether the chunk's checksum is right."""
         try:
             self._dataset[chunk * self.chunk : (chunk + 1) * self.chunk]
         except OSError:
@@ -267,10 +275,16 @@ class Column:
         return True
 
     def _damage(self, chunk: int) -> str:
+        """Which entries a damaged chunk holds."""
         last = min((chunk + 1) * self.chunk, self.length) - 1
         return f"/{self.name} is damaged in entries {chunk * self.chunk} to {last} (checksum)"
 
     def _find_chunks(self) -> np.ndarray:
+        """(chunks,) int64 byte in the file at which each begins.
+
+        Raises:
+            ValueError: one is missing, has another size or no checksum.
+        """
         addresses = np.full(-(-self.length // self.chunk), -1, np.int64)
         stored = self.chunk * self._item + CHECKSUM_BYTES
 
@@ -345,6 +359,7 @@ def check_made_from(
 
 
 def _first_other_row(hashes: Column, row_hash: np.ndarray) -> int | None:
+    """The first row whose hash differs from `row_hash` (N, 16), None where none does."""
     common = min(hashes.length, len(row_hash))
     for start in range(0, common, BLOCK):
         stop = min(start + BLOCK, common)
@@ -377,6 +392,7 @@ def open_source(path: str, kind: Kind) -> Source:
 
 
 def _open_any(path: str, kind: Kind) -> Source:
+    """The file, open for reading; raises UserError where that fails."""
     try:
         # Non-blocking: the path may be a pipe that nobody writes to.
         return Source(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))

@@ -210,12 +210,14 @@ class RunFolder:
 
     def _clear(self) -> None:
         # the settings go first: without them the remaining files belong to no run
+        """Removes what this package wrote, and leaves other files alone."""
         self.config_file.unlink(missing_ok=True)
         for path in self.path.iterdir():
             if path.name in self._own():
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
     def _check_same(self, config: TrainConfig) -> None:
+        """Raises UserError that names the first setting in which the run there differs."""
         there = self.read_config().identity()
         for key, value in self.settled(config).identity().items():
             if there[key] != value:
@@ -434,6 +436,7 @@ class RunFolder:
         return problems
 
     def _damaged_results(self) -> list[str]:
+        """What is wrong with the files of a finished run, by their checksums."""
         try:
             sums = json.loads(self.checksums_file.read_bytes())
             files = [(self.path / name, wanted) for name, wanted in sums.items()]

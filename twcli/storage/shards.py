@@ -260,6 +260,7 @@ class Shards:
                 self.remove()
 
     def _acquire(self) -> None:
+        """Takes the folder's lock; raises UserError where another process has it."""
         try:
             self._lock.acquire(blocking=False)
         except Timeout:
@@ -268,6 +269,7 @@ class Shards:
             ) from None
 
     def _holder(self) -> str:
+        """The process that has the lock, for a message."""
         deadline = time.monotonic() + NAME_SECONDS
         while time.monotonic() < deadline:
             with suppress(OSError, ValueError, KeyError, TypeError):
@@ -280,6 +282,7 @@ class Shards:
         return "another process"
 
     def _load(self) -> None:
+        """Takes over what an earlier call stored, where it is intact and has the same header."""
         with reporting(self.folder, "make this folder"):
             self.folder.mkdir(exist_ok=True)
         files = self._files()
@@ -305,12 +308,14 @@ class Shards:
                 file.unlink(missing_ok=True)
 
     def _note(self, entry: dict[str, Any]) -> None:
+        """Appends a line to the manifest, durably."""
         with open(self.folder / MANIFEST, "ab", buffering=0) as file:
             # A leading newline, since an earlier append may have been cut off by a full disk.
             write_all(file.fileno(), b"\n" + _line(entry))
             os.fsync(file.fileno())
 
     def _files(self) -> list[Path]:
+        """The folder's files; raises UserError where one is not of a shard folder."""
         files = list(self.folder.iterdir())
         for file in files:
             if not self._ours.fullmatch(file.name) or not file.is_file():
@@ -321,6 +326,7 @@ class Shards:
         return files
 
     def _manifest(self) -> list[Any]:
+        """Its lines as JSON, without one that was cut off."""
         lines = []
         with suppress(FileNotFoundError):
             for text in (self.folder / MANIFEST).read_bytes().splitlines():
@@ -329,6 +335,7 @@ class Shards:
         return lines
 
     def _keep_valid(self, entries: list[Any]) -> None:
+        """Takes over the shards that these entries name and whose checksum is right."""
         newest = {}
         for entry in entries:
             with suppress(KeyError, TypeError, ValueError):
@@ -350,6 +357,7 @@ class Shards:
                 reached = rows.stop
 
     def _file(self, rows: range) -> Path:
+        """Where rows are stored."""
         return self.folder / f"{rows.start}-{rows.stop}{self.suffix}"
 
 
@@ -364,6 +372,7 @@ def named(rows: range) -> str:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -372,4 +381,5 @@ def _alive(pid: int) -> bool:
 
 
 def _line(entry: dict[str, Any]) -> bytes:
+    """An entry of the manifest as its line."""
     return json.dumps(entry, sort_keys=True).encode() + b"\n"

@@ -49,6 +49,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        """Exchanges the average with the weights in the model."""
         for name, weight in self._trained.items():
             before = weight.detach().clone()
             weight.copy_(self.tensors[name])

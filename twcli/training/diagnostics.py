@@ -181,6 +181,7 @@ def progress_line(recent: Sequence[dict[str, Any]]) -> str:
 
 
 def _mean_loss(metrics: Sequence[dict[str, Any]], stage: str) -> float | None:
+    """Mean loss in nats over the records of a stage's steps, None without any."""
     those = [m for m in metrics if m["stage"] == stage]
     total = sum(m["records"] for m in those)
     return sum(m["records"] * m["loss"] for m in those) / total if total else None
@@ -255,6 +256,7 @@ def conditions(metrics: dict[str, Any], latents: int, weighted: bool) -> list[st
 
 
 def _below(value: float | None, limit: float) -> bool:
+    """Whether a known value is below a limit."""
     return value is not None and value < limit
 
 

@@ -208,6 +208,7 @@ def retained(held: HeldOut, found: HeldOutNll) -> list[Retention]:
 
 
 def _latents(held: HeldOut, found: HeldOutNll) -> np.ndarray:
+    """(H,) the latent that each record is named with, else the one that writes it best."""
     best_H = found.generator_HK[:, : held.used].argmin(1)
     return np.where(held.latent_H >= 0, held.latent_H, best_H)
 

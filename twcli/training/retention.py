@@ -203,6 +203,12 @@ def lost_latents(found: Sequence[Retention]) -> frozenset[int]:
 
 
 def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> bool:
+    """Whether a latent lost more than the others did, beyond chance: what all lose together is no
+    loss of a strategy.
+
+    Args:
+        name: of the figure, in nats a token.
+    """
     others = [other for other in found if other.latent != entry.latent]
     if not others:
         return True
@@ -215,6 +221,7 @@ def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> b
 
 
 def _half_interval(entry: Retention, name: str) -> float:
+    """Half the width of a figure's interval, 0 where it has none."""
     interval: tuple[float, float] | None = getattr(entry, f"{name}_ci")
     return 0.0 if interval is None else (interval[1] - interval[0]) / 2
 

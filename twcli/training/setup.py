@@ -479,6 +479,7 @@ def _provenance(
 
 
 def _rescored(encoded: Encoded) -> int:
+    """How many rows are scored again."""
     return min(RESCORED_ROWS, len(encoded))
 
 

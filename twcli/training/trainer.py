@@ -213,6 +213,7 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
 
 
 def _read_held_out(setup: Setup, held: HeldOut) -> HeldOutNll:
+    """What the model says of held-out records now."""
     return read_held_out(
         held,
         setup.model,
@@ -405,6 +406,7 @@ def _spare_latents(
 
 
 def _diverged(setup: Setup, step: int, rows: np.ndarray, what: str) -> WorkFailed:
+    """The error for a loss or gradient that is not finite: where, and what to resume from."""
     last = setup.run.checkpoints.last or "none yet"
     return WorkFailed(
         f"step {step + 1}: {what}, on data lines {', '.join(str(r + 1) for r in rows[:8])} ...; "

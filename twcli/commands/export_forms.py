@@ -1,0 +1,162 @@
+"""The forms in which `twcli export` writes a run: what each can write, writes and loads again.
+
+A new form is a subclass of `Form` here, an entry of `FORMS`, and its name in `config/export.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar
+
+from transformers import AutoTokenizer, PreTrainedModel
+
+from twcli.config.export import ExportConfig
+from twcli.config.train import TrainConfig
+from twcli.data.encoder import ExampleEncoder
+from twcli.errors import UserError
+from twcli.models import gguf_file, runtime
+from twcli.models.card import Usage
+from twcli.storage.run_folder import RunFolder
+
+
+class Form(ABC):
+    """One form of an exported folder.
+
+    Attributes:
+        usage: what its card says.
+    """
+
+    usage: ClassVar[Usage]
+
+    def __init__(self, config: ExportConfig, run: RunFolder, trained: TrainConfig) -> None:
+        self.config, self.run, self.trained = config, run, trained
+
+    def check_run(self) -> None:
+        """Raises UserError where such a run has no such form; before anything is loaded."""
+        return
+
+    def check_model(self, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """Raises UserError where this model or tokenizer cannot be written exactly."""
+        return
+
+    @abstractmethod
+    def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """Writes model, tokenizer and generation settings into an empty folder."""
+
+    @abstractmethod
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """The model and the tokenizer, by the library that will read the folder."""
+
+
+class Merged(Form):
+    """The merged model, as transformers and most servers take it."""
+
+    usage = Usage(
+        library="transformers",
+        load="""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER)
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
+        serve="For example `vllm serve FOLDER`, or `transformers serve`.",
+    )
+
+    def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """As `Form.write`."""
+        model.save_pretrained(folder, safe_serialization=True)
+        encoder.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """As `Form.load`."""
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        return runtime.load_model(str(folder), precision=self.config.dtype), tokenizer
+
+
+class Adapter(Form):
+    """LoRA and the new tokens' rows, for peft on the base model."""
+
+    usage = Usage(
+        library="peft",
+        load="""from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+base = AutoModelForCausalLM.from_pretrained("{base}")
+if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # rows for the new tokens
+    base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+model = PeftModel.from_pretrained(base, FOLDER)
+
+# or in one line, which does the same:
+# model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)""",
+        serve="""Few servers load an adapter that adds tokens; serve the merged folder of
+`twcli export --to hf` instead.""",
+    )
+
+    def check_run(self) -> None:
+        """As `Form.check_run`: the run must have trained an adapter."""
+        if self.trained.adapt != "lora":
+            raise UserError(
+                f"{self.config.run}: was trained with --adapt {self.trained.adapt}, so there is "
+                "no adapter; give --to hf"
+            )
+
+    def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """As `Form.write`."""
+        for file in self.run.adapter.iterdir():
+            shutil.copy(file, folder / file.name)
+        settings_file = folder / "adapter_config.json"
+        settings = json.loads(settings_file.read_bytes())
+        settings["base_model_name_or_path"] = self.trained.model
+        settings_file.write_text(json.dumps(settings, indent=2, sort_keys=True))
+        assert model.generation_config is not None
+        model.generation_config.save_pretrained(folder)
+        encoder.tokenizer.save_pretrained(folder)
+
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """As `Form.load`: the base model with the folder's adapter, by peft alone."""
+        from peft import PeftModel
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        base = runtime.load_model(self.trained.model, attention="sdpa")
+        if len(tokenizer) > base.get_input_embeddings().num_embeddings:
+            base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
+            return PeftModel.from_pretrained(base, str(folder)).eval(), tokenizer
+
+
+class Gguf(Form):
+    """One file for llama.cpp, for models of the Llama family."""
+
+    usage = Usage(
+        library="gguf",
+        load="""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")
+tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
+        serve="For example `llama-server -m model.gguf --jinja`.",
+    )
+
+    def check_model(self, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """As `Form.check_model`."""
+        gguf_file.check(model.config, encoder, self.config.run)
+
+    def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
+        """As `Form.write`."""
+        name = Path(self.config.out).absolute().name
+        splitting = gguf_file.check(model.config, encoder, self.config.run)
+        gguf_file.write(folder / gguf_file.FILE, model, encoder, name, splitting)
+
+    def load(self, folder: Path) -> tuple[Any, Any]:
+        """As `Form.load`: both from the one file."""
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, gguf_file=gguf_file.FILE
+        )
+        model = runtime.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)
+        return model, tokenizer
+
+
+FORMS: dict[str, type[Form]] = {"hf": Merged, "adapter": Adapter, "gguf": Gguf}
