@@ -104,6 +104,15 @@ def _with_latent_section(
     encoded: Encoded,
     encoder: ExampleEncoder,
 ) -> np.ndarray:
+    """Ids with a latent section put into each row, whose latent tokens are still padding.
+
+    Args:
+        starts, lengths: (B,) where a row begins in `encoded.ids`, and its tokens there.
+        prompts: (B,) tokens before y.
+
+    Returns:
+        (B, T) padded on the right.
+    """
     section = np.asarray([encoder.z_open, *[encoder.pad] * encoder.latent_tokens, encoder.z_close])
     columns = np.arange(lengths.max() + len(section))
     # position relative to the section's start
@@ -118,6 +127,7 @@ def _with_latent_section(
 
 
 def _ids(array: np.ndarray) -> torch.Tensor:
+    """Integers (..) as torch's int64."""
     return torch.from_numpy(array.astype(np.int64))
 
 
@@ -331,6 +341,11 @@ class BatchSampler:
             number += 1
 
     def _grouped(self, rows: np.ndarray) -> _Groups:
+        """Rows in groups that share a prompt and a class, which are batched together.
+
+        Args:
+            rows: (R,) row numbers; repeated ones stay together.
+        """
         rows = rows[np.lexsort((self._classes[rows], self.prompts[rows]))]
         first = np.ones(len(rows), bool)
         first[1:] = np.diff(self.prompts[rows]) != 0

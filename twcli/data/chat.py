@@ -153,6 +153,7 @@ class ChatTemplate:
         self._probe_answer()
 
     def _probe_answer(self) -> None:
+        """Finds out from a short conversation how the template opens and ends an answer."""
         x, y = SENTINELS
         turns = self._fitted([{"role": "user", "content": x}, {"role": "assistant", "content": y}])
         try:
@@ -206,6 +207,11 @@ class ChatTemplate:
         whole: str,
         place: str,
     ) -> Rendered:
+        """The whole conversation, parted where the prompt ends.
+
+        Raises:
+            UserError: the template renders the prompt otherwise once an answer follows.
+        """
         if not whole.startswith(prompt):
             same = next(
                 (i for i, (a, b) in enumerate(zip(prompt, whole, strict=False)) if a != b),
@@ -235,6 +241,7 @@ class ChatTemplate:
     def _check_prompt(
         self, turns: list[dict[str, Any]], tools: list[Any] | None, prompt: str, place: str
     ) -> None:
+        """Raises UserError where the template leaves out text that a prompt must keep."""
         for number, turn in enumerate(turns, start=1):
             # Results of tools are often written in another notation, and templates leave out the
             # thoughts of earlier answers by intention.
@@ -263,6 +270,12 @@ class ChatTemplate:
         place: str,
         name: str,
     ) -> None:
+        """Raises UserError where the text is the same without a part of the conversation.
+
+        Args:
+            less: the turns without that part.
+            name: of the part.
+        """
         try:
             (without,) = self._render([less], tools, prompt)
         except UserError:  # what is left is no conversation, so the template looks at it
@@ -281,6 +294,7 @@ class ChatTemplate:
         *,
         prompt: bool,
     ) -> list[str]:
+        """Texts of conversations, together as far as they offer no tools."""
         plain = [row for row, offered in enumerate(tools) if offered is None]
         texts = [""] * len(conversations)
         try:
@@ -300,6 +314,7 @@ class ChatTemplate:
     def _render(
         self, conversations: list[list[dict[str, Any]]], tools: list[Any] | None, prompt: bool
     ) -> list[str]:
+        """Texts of conversations that offer the same tools, or a UserError of the template."""
         if not conversations:
             return []
         try:
@@ -365,6 +380,7 @@ def _shows(text: str, content: Any) -> bool:
 
 
 def _found(turn: Mapping[str, Any], prompt: str) -> tuple[int, int]:
+    """Where the turn's content is in the prompt; all of the prompt where it is not found."""
     content = content_text(turn.get("content")).strip()
     start = prompt.rfind(content) if content else -1
     return (0, len(prompt)) if start < 0 else (start, start + len(content))
@@ -383,6 +399,7 @@ def read_template_file(path: str) -> str:
 
 
 def _syntax_error() -> type[Exception]:
+    """Imported late: jinja2 takes its time."""
     from jinja2 import TemplateSyntaxError
 
     return TemplateSyntaxError

@@ -180,6 +180,7 @@ class Examples:
         return "; ".join([", ".join(said), *notes])
 
     def _unread_fields(self) -> list[str]:
+        """The first few fields of the records that are not read, for the summary."""
         found = dict.fromkeys(
             name
             for _, (_, names) in self._sources
@@ -210,10 +211,12 @@ def _with_others(error: EmptyText, rest: Reading, form: Form, complete: bool) ->
 
 
 def _counted(number: int, what: str) -> str:
+    """A number with what it counts, in the plural where it is one."""
     return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _strategy(record: Record, label: str, where: str) -> str | None:
+    """The record's label, None where it is empty; raises UserError for anything but text."""
     strategy = record.get(label)
     if strategy is None:
         return None
@@ -307,6 +310,7 @@ CONVERSATION = b"\0"  # marks a stored conversation; no text holds this characte
 
 
 def _stored_prompt(example: Example) -> bytes:
+    """A prompt as bytes, conversations distinguished from texts by how they begin."""
     if example.messages is None:
         return example.x.encode()
     parts = {"x": example.x, "messages": example.messages, "tools": example.tools}
@@ -314,6 +318,7 @@ def _stored_prompt(example: Example) -> bytes:
 
 
 def _read_prompt(data: bytes) -> Example:
+    """The reverse of `_stored_prompt`."""
     if not data.startswith(CONVERSATION):
         return Example(data.decode(), "")
     parts = json.loads(data[len(CONVERSATION) :])

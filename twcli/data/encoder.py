@@ -291,6 +291,7 @@ class ExampleEncoder:
         return inner
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, without special tokens of its own."""
         if not texts:
             return []
         # Tags inside a user's text are text: they must not open or close a section.
@@ -329,6 +330,7 @@ class ExampleEncoder:
         return [*self._prompt_row(record).before_z, self.z_open]
 
     def _prompt_row(self, record: Example | str) -> TokenRow:
+        """The prompt's tokens; raises UserError for a text that cannot be one."""
         example = Example(record, "") if isinstance(record, str) else record
         where = repr(example.x[:60])
         if self.template.chat is not None:
@@ -474,6 +476,7 @@ class ExampleEncoder:
         return [sequences, *columns, *both, unknown]
 
     def _rows(self, block: list[Example], places: list[str], marks: _Marks) -> list[TokenRow]:
+        """The tokens of each record, by the way that the template needs."""
         if self._whole is None:
             return self._pieced_rows(block, places)
         if self.template.chat is not None:
@@ -514,6 +517,7 @@ class ExampleEncoder:
         return [rows[row] for row in range(len(block))]
 
     def _pieced_rows(self, block: list[Example], places: list[str]) -> list[TokenRow]:
+        """x and y tokenised by themselves and put between the template's tokens."""
         xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
         rows = []
         for example, x, y, place in zip(block, xs, ys, places, strict=True):
@@ -546,6 +550,11 @@ class ExampleEncoder:
     def _target(
         self, ids: list[int], place: str, example: Example, rendered: Rendered
     ) -> list[int]:
+        """Ids of y up to the token that ends it.
+
+        Raises:
+            UserError: y is empty, or nothing in it ends it.
+        """
         ending, turn = self.template.ending, "the last turn" if example.messages else "field 'y'"
         if ending.text:
             empty = not rendered.rest.removesuffix(ending.text).strip()
@@ -578,6 +587,7 @@ class ExampleEncoder:
         return ends[-1]
 
     def _template_notes(self) -> list[str]:
+        """What is unusual about the chat template, a line a fact."""
         chat = self.template.chat
         if chat is not None and chat.header.strip() and not chat.asks:
             return [
@@ -588,6 +598,7 @@ class ExampleEncoder:
         return self._ending_notes()
 
     def _ending_notes(self) -> list[str]:
+        """What is unusual about how the template ends a turn."""
         if self.template.ending.appended and self.template.name == CHAT:
             return [
                 f"{self.source}: its chat template ends no turn; "
@@ -619,18 +630,21 @@ class ExampleEncoder:
             (folder / TEMPLATE_FILE).write_text(self.template.text + "\n", encoding="utf-8")
 
     def _check_latent_text(self, text: str, where: str) -> None:
+        """Raises UserError where a text spells a latent token."""
         if found := LATENT_TEXT.search(text):
             raise UserError(
                 f"{where}: contains {found[0]}, which spells a latent; rename it in the text"
             )
 
     def _check_no_turns(self, example: Example, where: str) -> None:
+        """Raises UserError for a conversation, which only a chat template can render."""
         if example.messages is not None:
             raise UserError(
                 f"{where}: a conversation needs the model's chat template; give --template chat"
             )
 
     def _check_text(self, field: str, tokens: list[int], where: str) -> None:
+        """Raises UserError for a text without tokens, or with one that the model has no row for."""
         if not tokens:
             raise UserError(
                 f"{where}: field '{field}' has no token in the vocabulary of {self.source}"
@@ -659,6 +673,7 @@ class _Places:
     first: str = ""
 
     def add(self, place: str) -> None:
+        """Counts a place; the first one is kept for the message."""
         self.first = self.first or place
         self.count += 1
 
@@ -672,6 +687,11 @@ class _Marks:
     spelled: _Places = field(default_factory=_Places)
 
     def notes(self, rows: int) -> list[str]:
+        """What was unusual about the records, a line a fact.
+
+        Args:
+            rows: records that were encoded.
+        """
         notes = []
         if self.crossed.count:
             notes.append(

@@ -106,6 +106,7 @@ def files_of(data: str) -> list[Path]:
 
 
 def _is(test: Callable[[], bool]) -> bool:
+    """Whether a test of a path holds; a path that no file can have is none."""
     try:
         return test()
     except (OSError, ValueError):  # a name too long for a file, or with a NUL
@@ -180,6 +181,12 @@ def _goes_on(line: bytes) -> bool:
 
 
 def _lines(stream: Any, line: bytes, file: Path, number: int) -> Iterator[Placed]:
+    """Records of a JSONL file, each with its place.
+
+    Args:
+        line: the first one, which has been read already.
+        number: lines before it.
+    """
     while line:
         number += 1
         where = f"{file}:{number}"
@@ -244,6 +251,7 @@ def odd_line(line: str, where: str, decoder: json.JSONDecoder = DECODER) -> list
 
 
 def _next_value(line: str, at: int) -> int:
+    """The place of the next value in a line, behind white space and byte order marks."""
     while at < len(line) and (line[at].isspace() or line[at] == MARK):
         at += 1
     return at
@@ -259,6 +267,7 @@ def _hint(line: str) -> str:
 
 
 def _object(record: Any, where: str) -> Record:
+    """The record; raises UserError where it is no JSON object."""
     if not isinstance(record, dict):
         then = '; write {"x": ..} for a prompt alone' if isinstance(record, str) else ""
         raise UserError(
@@ -268,6 +277,7 @@ def _object(record: Any, where: str) -> Record:
 
 
 def _why(error: RecursionError | ValueError) -> str:
+    """What is wrong with JSON, for a message."""
     if isinstance(error, RecursionError):
         return "JSON is nested too deeply; a record is one flat object"
     if "integer string conversion" in str(error):  # a limit of Python's
@@ -292,6 +302,7 @@ class _Window:
         self._add(first)
 
     def _add(self, data: bytes) -> None:
+        """Decodes more of the file and drops what was read."""
         self._lines += self.text.count("\n", 0, self.at)
         self.text, self.at = self.text[self.at :], 0
         self.ended = not data

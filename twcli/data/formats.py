@@ -241,6 +241,7 @@ def _completion_form(field: str) -> Form:
 
 
 def _no_pictures(record: Record, where: str) -> None:
+    """Raises UserError for a record with pictures or sound, which are not read."""
     if (name := next((n for n in PICTURES if record.get(n)), None)) is not None:
         refuse(where, name, "holds pictures or sound, which are not read; take such records out")
 
@@ -304,6 +305,7 @@ def _joined(
 
 
 def _repeats(turns: list[Turn], prompt: str | list[Turn]) -> bool:
+    """Whether turns contain the prompt that they are said to follow."""
     if isinstance(prompt, str):
         return any(prompt.strip() in text_of(turn) for turn in turns)
     return turns[: len(prompt)] == prompt
@@ -329,6 +331,7 @@ def _each(field: str, value: Any, where: str) -> Iterator[tuple[str, Any]]:
 
 
 def _prompt(value: Any, field: str, where: str) -> str | list[Turn]:
+    """A prompt as text or turns; raises UserError for what is neither."""
     value = turns_if_any(value)
     if isinstance(value, list) and len(value) == 1 and is_turns(value[0]):
         value = value[0]  # a list of conversations, of which there is one
@@ -354,6 +357,8 @@ def _is_column(value: Any) -> bool:
 
 
 def _fields_form(x_field: str, y_field: str | None) -> Form:
+    """Two fields that are named: a prompt and a completion, text or turns each."""
+
     def fits(record: Record, complete: bool) -> bool:
         return x_field in record and (not complete or y_field in record)
 
@@ -377,6 +382,8 @@ def _fields_form(x_field: str, y_field: str | None) -> Form:
 
 
 def _turns_form(name: str, *fields: str) -> Form:
+    """A whole conversation in one of the fields; its last answer is y."""
+
     def fits(record: Record, complete: bool) -> bool:
         return any(record.get(field) for field in fields)
 
@@ -395,6 +402,8 @@ def _turns_form(name: str, *fields: str) -> Form:
 
 
 def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
+    """A prompt and a completion in fields of usual names, the first of `pairs` that fits."""
+
     def pair_of(record: Record, complete: bool) -> tuple[str, str] | None:
         # a text alone is no prompt, and one that is to be summarised is
         here = ((p, c) for p, c in pairs if p in record)
@@ -440,14 +449,17 @@ def _instruction(record: Record, where: str) -> list[Turn] | str:
 
 
 def _alpaca_names(record: Record, complete: bool) -> Sequence[str]:
+    """The fields that are read."""
     return (*_prompt_names(record), first_of(record, OUTPUTS) or OUTPUTS[0])
 
 
 def _alpaca_fits(record: Record, complete: bool) -> bool:
+    """An instruction and its output."""
     return "instruction" in record and (not complete or any(name in record for name in OUTPUTS))
 
 
 def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
+    """Instruction and input are the prompt."""
     _no_pictures(record, where)
     name = first_of(record, OUTPUTS) or OUTPUTS[0]
     given = [(name, value_of(record, name, where))] if complete else []
@@ -481,14 +493,17 @@ def _preferred(record: Record) -> tuple[str, str] | None:
 
 
 def _preference_names(record: Record, complete: bool) -> Sequence[str]:
+    """The fields that are read."""
     return (*(_preferred(record) or ()), *_prompt_names(record))
 
 
 def _preference_fits(record: Record, complete: bool) -> bool:
+    """A chosen and a rejected completion."""
     return _preferred(record) is not None
 
 
 def _preference_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
+    """Both completions count; without a prompt it is what they begin with."""
     _no_pictures(record, where)
     names = _preferred(record) or (CHOSEN[0], REJECTED[0])
     values = [(name, turns_if_any(value_of(record, name, where))) for name in names]
@@ -562,12 +577,14 @@ def _several_names(record: Record) -> list[str]:
 
 
 def _several_fits(record: Record, complete: bool) -> bool:
+    """A prompt and several completions."""
     names = _several_names(record)
     listed = len(names) > 1 or all(isinstance(record[name], list) for name in names)
     return bool(names) and listed and _has_prompt(record)
 
 
 def _several_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
+    """A prompt with each of its completions."""
     _no_pictures(record, where)
     names = _several_names(record) or [SEVERAL[0]]
     values = [value_of(record, name, where) for name in names]
@@ -685,4 +702,5 @@ def _unknown(record: Record, complete: bool, alone: bool) -> str:
 
 
 def _is_records(value: list[Any]) -> bool:
+    """Whether a list of JSON holds records, and not the turns of one conversation."""
     return bool(value) and all(isinstance(one, dict) for one in value[:8]) and not is_turns(value)

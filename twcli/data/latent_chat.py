@@ -176,6 +176,7 @@ def one_turn(text: str, found: Mapping[str, str], default: str) -> str:
 
 
 def _choice(found: Mapping[str, str], default: str) -> str:
+    """The lines of Jinja that find out which latent a call asks for."""
     values = {
         **_values(found),
         "DEFAULT": literal(default),
@@ -186,6 +187,7 @@ def _choice(found: Mapping[str, str], default: str) -> str:
 
 
 def _values(found: Mapping[str, str]) -> dict[str, str]:
+    """What the lines of Jinja are filled with: the latents' sections and names."""
     return {"SECTIONS": literal(found), "KNOWN": literal(", ".join(found))}
 
 

@@ -98,6 +98,14 @@ def write_names(
 def _lines(
     numbers: np.ndarray, row_hash: np.ndarray, latent: np.ndarray, probability: np.ndarray
 ) -> bytes:
+    """The file's lines, one a row.
+
+    Args:
+        numbers: (N,) line of the data of each row.
+        row_hash: (N, 16) uint8.
+        latent: (N,) int, -1 for none.
+        probability: (N,) of the latent.
+    """
     known = latent >= 0
     sure = np.where(known, probability, 0.0).astype(np.float64)
     if not ((sure >= 0) & (sure <= 1)).all():  # NaN is not either
@@ -188,10 +196,12 @@ def read_latent_names(path: str | Path) -> dict[int, str]:
 
 
 def _refuse(where: str, field: str, what: str, fix: str) -> NoReturn:
+    """Raises UserError that names the place, the field, what is wrong and what to do."""
     raise UserError(f"{where}: field '{field}' {what}; {fix}")
 
 
 def _if_other_data(what: str) -> str:
+    """What to do about one thing too many."""
     return f"remove the {what}, or where the file belongs to other data {DISCOVER_AGAIN}"
 
 
@@ -225,10 +235,12 @@ def _records(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _refuse_constant(name: str) -> NoReturn:
+    """Raises ValueError for NaN and infinities, which Python's JSON would take."""
     raise ValueError(f"{name} is not JSON; write null or a number")
 
 
 def _finite(digits: str) -> float:
+    """The number; raises ValueError for one that is infinite once it is read."""
     if math.isinf(value := float(digits)):
         raise ValueError(f"{digits[:20]} is too large for a number")
     return value
@@ -240,6 +252,7 @@ DECODER = json.JSONDecoder(
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
+    """The record of a line; raises UserError for anything but a JSON object."""
     try:
         record = DECODER.decode(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -266,12 +279,14 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_fields(record: dict[str, Any], where: str) -> None:
+    """Raises UserError for the first field that is missing."""
     for field in FIELDS:
         if field not in record:
             _refuse(where, field, "is missing", "each line needs " + ", ".join(FIELDS))
 
 
 def _check_row(value: Any, row: int, where: str) -> None:
+    """Raises UserError where the lines are not those of the data, in its order."""
     if not _is_whole(value):
         _refuse(where, "row", f"must be a whole number, found {_shown(value)}", f"write {row}")
     if value != row:
@@ -284,6 +299,11 @@ def _check_row(value: Any, row: int, where: str) -> None:
 
 
 def _check_hash(value: Any, expected: np.ndarray, where: str) -> None:
+    """Raises UserError where a line belongs to another x or y.
+
+    Args:
+        expected: (16,) uint8.
+    """
     if not isinstance(value, str) or not HASH.fullmatch(value):
         _refuse(
             where,
@@ -301,6 +321,12 @@ def _check_hash(value: Any, expected: np.ndarray, where: str) -> None:
 
 
 def _latent(value: Any, most: int, limit: str, where: str) -> int:
+    """The latent of a line, -1 for null.
+
+    Args:
+        most: K.
+        limit: where K comes from, for the message.
+    """
     if value is None:
         return -1
     fix = f"write 0 to {most - 1}, or null to have it found"
@@ -314,6 +340,11 @@ def _latent(value: Any, most: int, limit: str, where: str) -> int:
 
 
 def _probability(value: Any, unnamed: bool, where: str) -> float:
+    """The probability of a line, 0 for null.
+
+    Args:
+        unnamed: the line's latent is null.
+    """
     fix = "write a number from 0 to 1"
     if value is None:
         if not unnamed:
@@ -327,6 +358,7 @@ def _probability(value: Any, unnamed: bool, where: str) -> float:
 
 
 def _is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
     return isinstance(value, int) and not isinstance(value, bool)  # True is an int to Python
 
 

@@ -78,6 +78,7 @@ def opened(file: Path) -> Any:
 
 
 def _unpacked(file: Path) -> Any:
+    """The file's bytes as a stream, unpacked where it is compressed, whatever its name."""
     with file.open("rb") as stream:
         head = stream.read(4 + len(BZIP2))
     suffix = "" if head.startswith(KEPT_NAME) else file.suffix.lower()

@@ -67,6 +67,7 @@ def section(sampling: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _frozen_note(arms: dict[str, Any]) -> str:
+    """At which temperature the original model was sampled."""
     if "frozen" not in arms:
         return "; the original model was not found"
     return f", the original model's at {arms['frozen']['temperature']:g}, its best of a few"
@@ -75,6 +76,11 @@ def _frozen_note(arms: dict[str, Any]) -> str:
 def _chart(
     ks: Sequence[int], arms: dict[str, Any], key: str, title: str, unit: str, note: str
 ) -> dict[str, Any] | None:
+    """A figure of each arm over the number of samples, with its interval.
+
+    Args:
+        key: of the figure in an arm.
+    """
     lines = []
     for name, arm in arms.items():
         known = [
@@ -93,6 +99,7 @@ def _chart(
 
 
 def _saved(sampling: dict[str, Any]) -> dict[str, Any]:
+    """Rows of the table of samples saved, with what the mixture of strategies predicts."""
     columns = ("arm", "pass@k", "original's samples", "samples", "times fewer", "95 % interval")
     return {
         "id": "saved",
@@ -115,6 +122,7 @@ def _saved(sampling: dict[str, Any]) -> dict[str, Any]:
 
 
 def _diversity(arms: dict[str, Any]) -> dict[str, Any]:
+    """Rows of the table of diversity, of the measures that any arm has."""
     names = [
         name for name in DIVERSITY if any(a["diversity"][name] is not None for a in arms.values())
     ]
@@ -137,6 +145,7 @@ def _diversity(arms: dict[str, Any]) -> dict[str, Any]:
 
 
 def _transmission(found: dict[str, Any]) -> dict[str, Any] | None:
+    """Table of the latent asked for against the one read back from what was written."""
     if found["accuracy"] is None:
         return None
     latents = len(found["confusion"])

@@ -141,6 +141,7 @@ class Judge:
         )
 
     def _each(self, pairs: Sequence[tuple[str, str]]) -> Iterator[Verdict | NoVerdict]:
+        """The verdict on each pair in order, several at a time where the judge permits it."""
         if self.calls > 1:
             with ThreadPoolExecutor(self.calls) as pool:
                 yield from pool.map(lambda pair: self._one(pair, None), pairs)
@@ -149,6 +150,7 @@ class Judge:
             yield from (self._one(pair, limit) for pair in pairs)
 
     def _one(self, pair: tuple[str, str], limit: Callable[..., Any] | None) -> Verdict | NoVerdict:
+        """The verdict on a pair, or why there is none; a judge may raise anything."""
         try:
             if limit is None:
                 return as_verdict(self.function(*pair))
@@ -250,6 +252,7 @@ def load_judge(config: EvalConfig) -> Judge:
 
 
 def _imported(name: str, module: str, function: str) -> Any:
+    """The function of a user's module; raises UserError where it cannot be imported."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
@@ -288,6 +291,7 @@ def read_references(config: EvalConfig) -> dict[str, Reference]:
 def _against(
     references: dict[str, Reference], is_right: Callable[[str, str], bool], x: str, y: str
 ) -> Verdict:
+    """Whether y is one of x's reference answers, by the given comparison."""
     return None, any(is_right(y, answer) for answer in references[x].answers)
 
 
@@ -318,6 +322,11 @@ def last_number(text: str) -> Decimal | None:
 
 
 def _regex_judge(name: str, pattern: str, config: EvalConfig) -> Judge:
+    """A judge by a regular expression, whose last match counts.
+
+    Raises:
+        UserError: it is none, or has groups without a meaning.
+    """
     try:
         compiled = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
@@ -441,12 +450,14 @@ def _run(words: list[str], sent: bytes, seconds: float) -> bytes:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
+    """Ends a command and all that it started."""
     if process.returncode is None:  # else its number may be another's by now
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
 
 
 def _reply(written: bytes) -> Verdict:
+    """The verdict that a command wrote; raises NoVerdict for anything else."""
     try:
         reply = json.loads(written)
     except (ValueError, RecursionError) as error:

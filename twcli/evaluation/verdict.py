@@ -130,7 +130,7 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
 
 
 def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
-    """The same without labels: only a collapse can be told, by I(z; y) in nats."""
+    """The same without labels: only a collapse is recognised, by I(z; y) in nats."""
     _, high = posterior["mutual_information_ci"] or 2 * (posterior["mutual_information"],)
     return "failed" if high < INFORMED * math.log(latents) else "unknown"
 

@@ -142,6 +142,7 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
 
 
 def _probe(output: LatentOutput) -> torch.Tensor:
+    """A sum in which every branch, the router and the posterior count differently."""
     weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
     loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
     if output.log_posterior_BK is None:

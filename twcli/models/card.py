@@ -48,6 +48,7 @@ Training used no labels, so what each latent means is not known from it.
 
 
 def _how_to_prompt(encoder: ExampleEncoder, names: list[str]) -> str:
+    """How a prompt is made without this package, as Markdown."""
     if encoder.template.chat is not None:
         return """The prompt for latent 0, by the chat template of this folder's `tokenizer`:
 
@@ -71,6 +72,7 @@ model.generate(**prompt)
 
 
 def _ending(encoder: ExampleEncoder) -> str:
+    """By which token or text a completion ends, as Markdown."""
     if encoder.end_text:
         return (
             f"the text `{encoder.end_text}`: give `generate` "

@@ -144,6 +144,7 @@ def _scaling_difference(model: PreTrainedModel) -> float:
 
 
 def _last_states(model: PreTrainedModel, ids_RT: torch.Tensor) -> Any:
+    """(R, T, H) last hidden states of ids (R, T)."""
     return body_of(model)(input_ids=ids_RT, use_cache=False).last_hidden_state
 
 

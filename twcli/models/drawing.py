@@ -143,6 +143,12 @@ def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | 
 
 
 def _batches(model: PreTrainedModel, total_R: np.ndarray, order: np.ndarray) -> list[np.ndarray]:
+    """Rows that are drawn together: as many as the cache of keys and values may have.
+
+    Args:
+        total_R: tokens of each row, prompt and longest completion.
+        order: (R,) the rows in the order in which to cut them.
+    """
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = torch.finfo(model.dtype).bits // 8
@@ -233,6 +239,7 @@ class _Batch:
         return head_logits(self.model, self._hidden(ids_RT, positions)[:, -1])
 
     def _hidden(self, ids_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
+        """(R, T, H) last hidden states of the next ids (R, T), which enter the cache."""
         output = self.body(
             input_ids=ids_RT,
             attention_mask=self.mask,
@@ -245,6 +252,16 @@ class _Batch:
     def _choose(
         self, logits: torch.Tensor, alive: np.ndarray, step: int, temperature: float, seed: int
     ) -> np.ndarray:
+        """The next token of each row.
+
+        Args:
+            logits: (R, V) of the rows that are still written.
+            alive: (R,) their positions in the batch.
+            temperature: 0 is greedy.
+
+        Returns:
+            (R,) token ids.
+        """
         if temperature == 0:
             return logits.argmax(-1).cpu().numpy()
         shares = (logits.float() / temperature).softmax(-1).cumsum(-1)

@@ -162,6 +162,7 @@ def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[n
 
 
 def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Batches of rows of about one length, the longest first."""
     lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
     return [
         rows[places]

@@ -209,6 +209,7 @@ def _from_cache(
     most: int,
     temperature: float,
 ) -> list[list[int]]:
+    """Ids that `generate` writes after rows of one batch, by a cache of keys and values."""
     settings = GenerationConfig(
         max_new_tokens=most,
         do_sample=temperature > 0,
@@ -332,4 +333,5 @@ def _batches(
 
 
 def _cuda_devices(model: PreTrainedModel) -> list[int]:
+    """Where random numbers are drawn besides the CPU."""
     return [model.device.index or 0] if model.device.type == "cuda" else []

@@ -163,6 +163,12 @@ def _neighbours(weight: torch.Tensor, heads: int) -> torch.Tensor:
 
 
 def _add_tokenizer(writer: Any, encoder: ExampleEncoder, rows: int, splitting: str) -> None:
+    """Writes the tokenizer's words, their kinds and its merges.
+
+    Args:
+        rows: of the embedding table, which may be more than there are words.
+        splitting: the result of `check`.
+    """
     tokenizer = encoder.tokenizer
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     words = {id: token for token, id in tokenizer.get_vocab().items()}

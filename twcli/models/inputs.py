@@ -86,6 +86,7 @@ class Inputs:
         return cache, fingerprint
 
     def _fingerprint(self, model: PreTrainedModel, precision: str) -> dict[str, Any]:
+        """What b_t of these records depends on, under this model and precision."""
         return baseline.fingerprint(
             model,
             self.encoder,

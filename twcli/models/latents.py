@@ -108,6 +108,7 @@ class PosteriorHead(nn.Module):
 
 
 def _mean(values_BSH: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+    """(B, H) means of (B, S, H) over the positions where `mask_BS` is true."""
     mask = mask_BS[..., None].to(values_BSH.dtype)
     return (values_BSH * mask).sum(1) / mask.sum(1).clamp(min=1)
 
@@ -263,11 +264,13 @@ class LatentModel(nn.Module):
         return (batch, 0.0) if self.pass_lengths else opening(batch, share)
 
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
+        """Whether so many latents are computed a few at a time."""
         return self.latent_chunk is not None and latent_BC.shape[1] > self.latent_chunk
 
     def _chunk_by_chunk(
         self, batch: Batch, latent_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `_forward_and_score`, a few latents at a time, and again in the backward pass."""
         parts = [
             checkpoint(self._forward_and_score, batch, chunk_BC, use_reentrant=False)
             for chunk_BC in latent_BC.split(self.latent_chunk, dim=1)
@@ -277,6 +280,7 @@ class LatentModel(nn.Module):
     def _forward_and_score(
         self, batch: Batch, latent_BC: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(NLL (B, C, S) in nats, the router's log-probabilities (B, K)) under latents (B, C)."""
         branches, _ = self._forward(self.backbone, batch, latent_BC, z_free=False)
         assert branches is not None
         return self._score(branches, batch, latent_BC.shape[1])
@@ -291,6 +295,7 @@ class LatentModel(nn.Module):
         return torch.log_softmax(logits_BK, dim=-1)
 
     def _may_prune(self, batch: Batch) -> bool:
+        """Whether skipping latents can save more than reading the prompts again costs."""
         prompts = int(batch.plain_first_B[batch.leader_G].sum())
         return (
             self.latent_chunk is None
@@ -344,12 +349,14 @@ class LatentModel(nn.Module):
         return self._posterior_logits(plain, batch)
 
     def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
+        """(B, C) latents to compute: all K, or the one that a row is held at."""
         everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(
             len(batch.rows_B), -1
         )
         return everything if latent_B is None else latent_B[:, None]
 
     def _forward_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
+        """The pass over the records without latents, which the posterior and b_t read."""
         _, plain = self._forward(model, batch, None, z_free=True)
         assert plain is not None
         return plain
@@ -414,6 +421,7 @@ class LatentModel(nn.Module):
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
 
     def _check_one_class(self, batch: Batch) -> None:
+        """A batch must be of one class of lengths, with and without a latent section."""
         lengths = batch.length_B.cpu().numpy()
         for both in (lengths, lengths + self.section):
             assert len(set(self.pass_lengths.classes(both).tolist())) == 1, "a batch of one class"
@@ -429,6 +437,7 @@ class LatentModel(nn.Module):
         )
 
     def _score(self, branches: Read, batch: Batch, C: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(NLL (B, C, S) in nats, the router's log-probabilities (B, K)) from hidden states."""
         targets, active = (
             t.repeat_interleave(C, dim=0) for t in (batch.targets_BS, batch.active_BS)
         )
@@ -461,11 +470,13 @@ class LatentModel(nn.Module):
         return apart.new_zeros(batch.active_BS.shape).index_put((rows, columns), apart)
 
     def _apart(self, hidden_NCH: torch.Tensor) -> torch.Tensor:
+        """(N,) Jensen-Shannon divergence in nats of next tokens under C latents, from (N, C, H)."""
         return jensen_shannon(
             torch.log_softmax(at_least_float32(head_logits(self.backbone, hidden_NCH)), dim=-1)
         )
 
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
+        """(B, K) of q(z|x,y), from the pass without latents."""
         assert self.head is not None
         return self.head(plain.hidden, plain.first, batch.active_BS)
 

@@ -68,6 +68,7 @@ def add_latent_rows(
 
 
 def _directions(count: int, size: int, generator: torch.Generator) -> torch.Tensor:
+    """(count, size) directions of length about 1, orthogonal as far as they fit."""
     noise = torch.randn(max(count, size), size, generator=generator)
     if count <= size:
         return torch.linalg.qr(noise[:size].T).Q.T[:count]

@@ -65,6 +65,7 @@ def _rotary(model: nn.Module) -> Iterator[tuple[Any, str | None, str]]:
 
 
 def _as_loaded(module: Any, _inputs: Any) -> None:
+    """Before a pass: rotary frequencies as loaded, since a long sequence may have changed them."""
     for name in [n for n, _ in module.named_buffers(recurse=False) if n.endswith("inv_freq")]:
         original = getattr(module, _original(name), None)
         if original is not None:

@@ -292,6 +292,7 @@ class Server:
             ) from error
 
     def _refused(self, error: Any, request: Request) -> UserError | WorkFailed:
+        """The error for a refused request: the user's mistake, or the server's failure."""
         status, says = error.status_code, _said(error)
         if status in (401, 403):
             return UserError(
@@ -352,6 +353,7 @@ async def _all(
     progress: Callable[[Completion], None],
     interrupted: Callable[[], bool],
 ) -> list[Completion]:
+    """Completions in the order of the jobs, at most `concurrency` requests at once."""
     limit = asyncio.Semaphore(concurrency)
     async with connect() as server:
 
@@ -393,4 +395,5 @@ def _said(error: Any) -> str:
 
 
 def _reason(error: Exception) -> str:
+    """Why a connection failed, in a line."""
     return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
