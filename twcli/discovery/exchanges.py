@@ -149,9 +149,17 @@ def _independent_directions(whitened: np.ndarray) -> np.ndarray:
     with warnings.catch_warnings(), np.errstate(over="ignore", invalid="ignore"):
         warnings.simplefilter("ignore", ConvergenceWarning)  # signs are all that is taken from them
         try:
-            ica = FastICA(whiten=False, fun="cube", max_iter=50, tol=1e-3, random_state=0)
+            ica = FastICA(whiten=False, fun=_cube, max_iter=50, tol=1e-3, random_state=0)
             return ica.fit(whitened.astype(np.float64)).components_
         except ValueError:
             # its step cancels where the points are as normal as can be, and what
             # is left of it is rounding
             return np.eye(whitened.shape[1])
+
+
+def _cube(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's "cube" (.., N) and the mean of its slope (..), without powers, which take
+    numpy ten times as long as products.
+    """
+    squared = x * x
+    return x * squared, 3 * squared.mean(-1)
