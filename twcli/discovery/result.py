@@ -76,6 +76,44 @@ def naming_record(naming: Naming) -> dict[str, Any]:
     }
 
 
+def naming_lines(naming: Naming) -> list[str]:
+    """What discovery found, in a few plain lines."""
+    lines = [*_tried_line(naming), _shares_line(naming)]
+    if naming.score is not None:
+        lines.append(
+            f"naming: {naming.score:.2f} of the records expected right, "
+            f"by chance {naming.chance:.2f} (no labels are read)"
+        )
+    if naming.used < naming.latents:
+        lines.append(
+            f"latents: {naming.used} of {naming.latents} are used: no more strategies were found; "
+            "the others write what these write"
+        )
+    return lines
+
+
+def _tried_line(naming: Naming) -> list[str]:
+    """What speaks for each number of latents, where several were tried."""
+    if len(naming.counts) < 2:
+        return []
+    key = "evidence" if naming.one_string else "above_noise"
+    criterion = key if naming.one_string else "stability above noise"
+    tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
+    return [f"latents: {naming.latents}; {criterion} by number of latents: {tried}"]
+
+
+def _shares_line(naming: Naming) -> str:
+    """How many records have a name, and the latents' shares of them."""
+    named_N = naming.latent_N >= 0
+    counts_K = np.bincount(naming.latent_N[named_N], minlength=naming.latents)
+    shares = "/".join(f"{share:.0%}" for share in counts_K / max(counts_K.sum(), 1))
+    repeats = "never" if math.isinf(naming.prior.repulsion) else "may"
+    return (
+        f"naming: {float(named_N.mean()):.0%} of the records of {naming.prompts:,} prompts, shares "
+        f"{shares}; completions of a prompt {repeats} share a latent"
+    )
+
+
 def used_latents(latent_N: np.ndarray) -> int:
     """Latents up to the last one that has rows: names that a person gives may leave one out."""
     return int(latent_N.max(initial=0)) + 1

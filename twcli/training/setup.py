@@ -34,7 +34,7 @@ from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.naming import completed, given_names, name_rows
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.discovery.repeating import searching_seconds
-from twcli.discovery.result import Naming
+from twcli.discovery.result import Naming, naming_lines
 from twcli.discovery.rows import ModelSource, Rows, Source
 from twcli.discovery.stored import StoredFeatures
 from twcli.errors import UserError
@@ -605,35 +605,6 @@ def _named(
     for line in naming_lines(found):
         say(line)
     return dataclasses.replace(config, latents=found.latents), found
-
-
-def naming_lines(naming: Naming) -> list[str]:
-    """What discovery found, in a few plain lines."""
-    lines = []
-    if len(naming.counts) > 1:
-        key = "evidence" if naming.one_string else "above_noise"
-        criterion = key if naming.one_string else "stability above noise"
-        tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
-        lines.append(f"latents: {naming.latents}; {criterion} by number of latents: {tried}")
-    covered = float((naming.latent_N >= 0).mean())
-    shares = np.bincount(naming.latent_N[naming.latent_N >= 0], minlength=naming.latents)
-    shown = "/".join(f"{share:.0%}" for share in shares / max(shares.sum(), 1))
-    repeats = "never" if math.isinf(naming.prior.repulsion) else "may"
-    lines.append(
-        f"naming: {covered:.0%} of the records of {naming.prompts:,} prompts, shares {shown}; "
-        f"completions of a prompt {repeats} share a latent"
-    )
-    if naming.score is not None:
-        lines.append(
-            f"naming: {naming.score:.2f} of the records expected right, "
-            f"by chance {naming.chance:.2f} (no labels are read)"
-        )
-    if naming.used < naming.latents:
-        lines.append(
-            f"latents: {naming.used} of {naming.latents} are used: no more strategies were found; "
-            "the others write what these write"
-        )
-    return lines
 
 
 def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int, distinct: bool) -> int:
