@@ -23,6 +23,7 @@ def named(clusters, latents, above_noise=0.9, used=None, stability=1.0):
         Discriminant(None, np.array([]), latents),
         stability=stability,
         above_noise=above_noise,
+        generalisation=above_noise,
     )
     return Count(latents, latents if used is None else used, found)
 

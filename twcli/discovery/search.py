@@ -6,12 +6,13 @@ also tried on what is left after fine clusters' means are taken out (alternative
 frequent strategy lies densely and a rare one sparsely, and k-means would cut the former before it
 finds the latter: rows are weighted by the inverse of the density around them, so that a strategy
 counts by the variety of its completions, not by their number. Each way names the rows from either
-half of the prompts; how far the two namings agree on all rows is its stability (Lange et al. 2004).
-The naming that the stable ways agree with most is kept, and those that agree with it vote for each
-row (evidence accumulation, Fred and Jain 2005). On natural data this ranks namings far better than
-likelihood or explained variance, which prefer tight sub-kinds. A linear discriminant that was
-fitted to the votes on other prompts then names each row: what holds for all prompts is kept, and
-single votes that do not are corrected.
+half of the prompts; how far the two namings agree on all rows is its stability (Lange et al. 2004),
+and how well its names carry over to sub-kinds that were left out its generalisation (`subkinds`).
+The naming that the ways of most stability and generalisation agree with most is kept, and those
+that agree with it vote for each row (evidence accumulation, Fred and Jain 2005). On natural data
+this ranks namings far better than likelihood or explained variance, which prefer tight sub-kinds. A
+linear discriminant that was fitted to the votes on other prompts then names each row: what holds
+for all prompts is kept, and single votes that do not are corrected.
 
 Shapes: N rows that lie prompt by prompt, D directions, K clusters, W ways.
 """
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -33,6 +34,8 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
+from twcli.discovery.subkinds import generalisation, leave_out
+
 KMEANS_DIRECTIONS = (6, 12, 24, 48)
 OTHER_DIRECTIONS = (12, 24, 48)
 FINE_CLUSTERS = (3, 5)  # times K, whose means are taken out
@@ -42,8 +45,9 @@ HALVINGS = 4  # of the prompts, over which stability is averaged
 NOISE_HALVINGS = 2  # of them for points without structure, which vary less
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 REGULARISATION = 1e-3  # of the mean variance, on a mixture's covariances
-STABLE = 8  # powers: how much more the stable ways count,
-ALIKE = 3  # and how much more those that name alike
+STABLE = 4  # powers: how much more the stable ways count,
+GENERAL = 8  # those whose names carry over to other sub-kinds,
+ALIKE = 3  # and those that name alike
 VOTERS = 0.75  # agreement with the kept naming, from which a way votes
 LEAST_ROWS = 4  # a cluster, in each half
 FOLDS = 5  # of the prompts, for the discriminant
@@ -239,14 +243,16 @@ class Found:
         posterior_NK: P(z | features) of each row, from discriminants fitted on other prompts.
         discriminant: fitted to all rows, for rows that were not here.
         stability: share of rows on which whole searches of either half of the prompts agree.
-        above_noise: how far the stable ways are above what they are on points without structure,
-            from 0 to 1, which is full stability; below 0 where they are less stable than that.
+        above_noise: how far stability times generalisation of the best ways is above what it is on
+            points without structure, from 0 to 1, which is full; below 0 where it is less.
+        generalisation: of the naming to sub-kinds that were left out, as of `subkinds`.
     """
 
     posterior_NK: np.ndarray
     discriminant: Discriminant
     stability: float
     above_noise: float
+    generalisation: float
 
 
 def search(
@@ -300,26 +306,67 @@ def _search(
             advance(1)
     stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     points = discriminant_points(views)
+
+    judge = _Judge(views, points, sizes_P, used_N, latents, seed)
+    general_W = np.empty(len(ways))
+    for index, naming_N in enumerate(namings_WN):
+        namings_WN[index], general_W[index] = judge.better(naming_N)
+    trust_W = stability_W**STABLE * general_W**GENERAL + TINY
     agreements = []
     for halving, sides in enumerate(halvings):
         one_N, other_N = (
-            _outcome(halves_WH2N[:, halving, side], stability_W, points, fitted_N, latents)
+            _outcome(halves_WH2N[:, halving, side], trust_W, points, fitted_N, latents)
             for side, fitted_N in enumerate(sides)
         )
         agreements.append(matched_share(one_N[used_N], other_N[used_N], latents))
-    posterior_NK = _elected(namings_WN, stability_W, latents)
+    posterior_NK = _elected(namings_WN, trust_W, latents)
     clusters_N = posterior_NK.argmax(1)
     for _ in range(CORRECTIONS):
         posterior_NK = out_of_fold(points, clusters_N, sizes_P, latents, rng)
         clusters_N = posterior_NK.argmax(1)
     discriminant = Discriminant.fit(points, clusters_N, latents)
-    noise = _noise_stability(views, weight_N, latents, halvings[:NOISE_HALVINGS], seed)
+    noise = _noise_trust(views, weight_N, latents, halvings[:NOISE_HALVINGS], judge)
     return Found(
         posterior_NK,
         discriminant,
         stability=float(np.mean(agreements)),
-        above_noise=(_upper_third(stability_W) - noise) / max(1 - noise, TINY),
+        above_noise=(_upper_third(stability_W * general_W) - noise) / max(1 - noise, TINY),
+        generalisation=judge(clusters_N),
     )
+
+
+@dataclass(frozen=True)
+class _Judge:
+    """How well namings of the rows in use carry over to other sub-kinds (`subkinds`)."""
+
+    views: Sequence[np.ndarray]
+    points: np.ndarray
+    sizes_P: np.ndarray
+    used_N: np.ndarray
+    latents: int
+    seed: int
+
+    def __call__(self, clusters_N: np.ndarray) -> float:
+        views = [view[self.used_N] for view in self.views]
+        points, clusters_N = self.points[self.used_N], clusters_N[self.used_N]
+        return generalisation(views, points, clusters_N, self.latents, self.seed)
+
+    def better(self, clusters_N: np.ndarray) -> tuple[np.ndarray, float]:
+        """The naming, or what discriminants of other prompts' rows make of it, whichever carries
+        over better; and how well it does.
+        """
+        rng = np.random.default_rng([self.seed, 10])
+        corrected_N = clusters_N.copy()
+        for _ in range(CORRECTIONS):
+            fold_N = np.repeat(rng.permutation(len(self.sizes_P)) % FOLDS, self.sizes_P)
+            corrected_N[self.used_N] = leave_out(
+                self.points[self.used_N],
+                corrected_N[self.used_N],
+                fold_N[self.used_N],
+                self.latents,
+            )
+        plain, corrected = self(clusters_N), self(corrected_N)
+        return (corrected_N, corrected) if corrected > plain else (clusters_N, plain)
 
 
 def _stability(halves_H2N: np.ndarray, used_N: np.ndarray, latents: int) -> float:
@@ -335,31 +382,37 @@ def _enough(sides: tuple[np.ndarray, np.ndarray], latents: int) -> bool:
     return min(int(half_N.sum()) for half_N in sides) >= LEAST_ROWS * latents
 
 
-def _noise_stability(
+def _noise_trust(
     views: Sequence[np.ndarray],
     weight_N: np.ndarray,
     latents: int,
     halvings: Sequence[tuple[np.ndarray, np.ndarray]],
-    seed: int,
+    judge: _Judge,
 ) -> float:
-    """Stability of k-means on Gaussian points of the same variances, which have no clusters.
+    """Stability times generalisation of k-means on Gaussian points of the same variances, which
+    have no clusters.
 
     A reference in the manner of Tibshirani et al. (2001): few clusters are stable by themselves,
     along the direction of largest variance.
     """
-    rng = np.random.default_rng([seed, 9])
-    used_N = halvings[0][0] | halvings[0][1]
+    rng = np.random.default_rng([judge.seed, 9])
+    used_N = judge.used_N
     noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
+    judge = replace(judge, views=noise, points=discriminant_points(noise))
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
-    stabilities = []
+    if not all(_enough(sides, latents) for sides in halvings):
+        return 1 / latents
+    trusts = []
     for view in range(len(views)):
         for directions in KMEANS_DIRECTIONS:
             way = Way(view, directions)
-            for sides in halvings:
-                if _enough(sides, latents):
-                    named = [way.name(noise, weights, latents, half, seed + 1) for half in sides]
-                    stabilities.append(_stability(np.array([named]), used_N, latents))
-    return _upper_third(np.array(stabilities)) if stabilities else 1 / latents
+            halves = [
+                [way.name(noise, weights, latents, half, judge.seed + 1) for half in sides]
+                for sides in halvings
+            ]
+            general = judge(way.name(noise, weights, latents, used_N, judge.seed))
+            trusts.append(_stability(np.array(halves), used_N, latents) * general)
+    return _upper_third(np.array(trusts))
 
 
 def _upper_third(stabilities: np.ndarray) -> float:
@@ -370,13 +423,13 @@ def _upper_third(stabilities: np.ndarray) -> float:
 
 def _outcome(
     namings_WN: np.ndarray,
-    stability_W: np.ndarray,
+    trust_W: np.ndarray,
     points: np.ndarray,
     fitted_N: np.ndarray,
     latents: int,
 ) -> np.ndarray:
     """Clusters (N,) that the whole search finds from the rows `fitted_N` (N,) bool."""
-    clusters_N = _elected(namings_WN, stability_W, latents).argmax(1)
+    clusters_N = _elected(namings_WN, trust_W, latents).argmax(1)
     for _ in range(CORRECTIONS):
         discriminant = Discriminant.fit(points[fitted_N], clusters_N[fitted_N], latents)
         clusters_N = discriminant(points).argmax(1)
@@ -402,18 +455,22 @@ def out_of_fold(
     return posterior_NK
 
 
-def _elected(namings_WN: np.ndarray, stability_W: np.ndarray, latents: int) -> np.ndarray:
-    """Votes (N, K), of sum 1 over K."""
+def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.ndarray:
+    """Votes (N, K), of sum 1 over K.
+
+    Args:
+        trust_W: (W,) weight of each way.
+    """
     alike_WW = np.array([[matched_share(a, b, latents) for b in namings_WN] for a in namings_WN])
-    weight_W = stability_W**STABLE
-    support_W = alike_WW**ALIKE @ weight_W
-    lead = int((support_W * np.sqrt(weight_W)).argmax())
+    support_W = alike_WW**ALIKE @ trust_W
+    lead_N = namings_WN[(support_W * np.sqrt(trust_W)).argmax()]
     rows = np.arange(namings_WN.shape[1])
     votes_NK = np.zeros((len(rows), latents))
-    for naming_N, alike, weight in zip(namings_WN, alike_WW[lead], weight_W, strict=True):
+    for naming_N, trust in zip(namings_WN, trust_W, strict=True):
+        names_K, agreeing = matching(naming_N, lead_N, latents)
+        alike = agreeing / len(rows)
         if alike >= VOTERS:
-            renamed_N = relabelled(naming_N, namings_WN[lead], latents)
-            votes_NK[rows, renamed_N] += weight * alike**ALIKE
+            votes_NK[rows, names_K[naming_N]] += trust * alike**ALIKE
     return votes_NK / votes_NK.sum(1, keepdims=True)
 
 
