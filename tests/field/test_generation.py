@@ -48,6 +48,8 @@ FAMILIES = {
         "num_hidden_layers": 2,
         "initializer_range": 0.5,
     },
+    # a transform before the LM head
+    "modernbert-decoder": {**SIZES, "layer_types": ["full_attention", "sliding_attention"]},
     # no cache, and positions that begin with the padding
     "openai-gpt": {
         "vocab_size": SIZES["vocab_size"],
@@ -136,7 +138,7 @@ def test_limits_hold_and_rows_end_without_a_cache(encoder, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["jamba", "lfm2"])
+@pytest.mark.parametrize("family", ["jamba", "lfm2", "modernbert-decoder"])
 def test_every_command_takes_it(family, tmp_path):
     records = make_records(4, 2)
     source, data = saved(tiny(family), tmp_path / "m"), write_jsonl(tmp_path / "d.jsonl", records)
@@ -163,6 +165,7 @@ def test_every_command_takes_it(family, tmp_path):
         ("xlstm", {"output_logit_soft_cap": 0.7}),
         ("hyperclovax", {"logits_scaling": 3.0}),
         ("granite", {"logits_scaling": 3.0}),
+        ("modernbert-decoder", {}),
     ],
 )
 def test_logits_are_scaled_as_the_family_does(family, settings):

@@ -28,6 +28,8 @@ DIVISORS = ("logits_scaling", "logits_mup_width_multiplier")
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 # whose `logits_scaling` is a factor
 MULTIPLIED = ("hyperclovax",)
+# a transform between the last hidden states and the LM head's linear layer
+TRANSFORMS = {"modernbert-decoder": "lm_head"}
 # exp(x) = exp2(x LOG2_E), which takes torch little more than half the time on a CPU
 LOG2_E = 1 / math.log(2)
 
@@ -36,10 +38,19 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Next-token logits (..., V) of hidden states (..., H), with the scalings that some model
     families apply after the LM head.
     """
-    head = model.get_output_embeddings()
+    head, hidden = model.get_output_embeddings(), _before_head(model, hidden)
     if torch.is_grad_enabled() and _is_a_matrix(model):
         return scaled(model, linear(hidden, head.weight, head.bias))
     return scaled(model, head(hidden))
+
+
+def _before_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
+    """What the LM head's linear layer gets, from the last hidden states."""
+    name = TRANSFORMS.get(model.config.model_type)
+    if name is None:
+        return hidden
+    ready: torch.Tensor = model.get_submodule(name)(hidden)
+    return ready
 
 
 def scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
@@ -86,8 +97,9 @@ def token_nll(
     by block and stores no logits.
     """
     if not torch.is_grad_enabled() and _is_a_matrix(model):
+        ready_NH = _before_head(model, hidden_NH)
         return torch.cat(
-            [_nll_by_blocks(model, *piece) for piece in _pieces(BLOCK_TOKENS, hidden_NH, targets_N)]
+            [_nll_by_blocks(model, *piece) for piece in _pieces(BLOCK_TOKENS, ready_NH, targets_N)]
         )
     pieces = _pieces(
         max(1, HEAD_LOGITS // model.get_output_embeddings().weight.shape[0]), hidden_NH, targets_N
