@@ -31,9 +31,9 @@ from tests.conftest import (
 )
 from twcli.data.batches import collate, drop_history
 from twcli.data.encoder import ExampleEncoder
-from twcli.kernels import blockwise, packing
+from twcli.kernels import packing
 from twcli.kernels.costs import cheapest
-from twcli.kernels.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed
+from twcli.kernels.packing import AUTO, BRANCHES, PLAIN, TREE, Packed, why_not_packed
 from twcli.models.building import check_packing, choose_execution
 from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows
@@ -91,7 +91,7 @@ def everything(model, batch, latent_B=None, with_posterior=True):
     }
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
 @pytest.mark.parametrize(
     ("posterior", "dynamic", "tokens", "one", "read"),
     [
@@ -122,7 +122,7 @@ def test_packed_equals_plain_in_every_reading(execution, posterior, dynamic, tok
         assert torch.allclose(others[name], gradient, rtol=1e-9, atol=1e-10), name
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
 @pytest.mark.parametrize("rows", [(6, 0, 4, 2), (8, 6, 4, 2, 0), (7, 6, 1, 0), (0, 2, 4), (5,)])
 def test_rows_may_stand_in_any_order(execution, rows):
     """Also where each has a prompt of its own, but not in the order in
@@ -142,7 +142,7 @@ def test_rows_may_stand_in_any_order(execution, rows):
     )
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 @pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
 def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):
     model, encoder = build(in_double(make_model()), posterior, dynamic=True)
@@ -175,7 +175,7 @@ def test_a_chunk_at_a_time_is_in_memory():
     assert kept[1] < 1.1 * kept[0] + 16 * batch.active_BS.numel() * 4
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
 def test_single_precision_agrees_to_1e_5(execution):
     model, encoder = build(model_of(LlamaConfig(**SIZES)))  # grouped heads too
     batch = batch_of(encoder, range(12))
@@ -211,7 +211,7 @@ def test_a_branch_sees_neither_its_neighbours_nor_padding():
     encoded = encode(encoder, make_records(8, 2))
     model.execution = TREE
     together = model(collate(np.arange(16), encoded, encoder, None))
-    for execution in (PLAIN, BRANCHES, TREE, BLOCKWISE):
+    for execution in (PLAIN, BRANCHES, TREE):
         model.execution = execution
         for row in (0, 5, 15):
             alone = model(collate(np.array([row]), encoded, encoder, None))
@@ -307,7 +307,7 @@ def test_a_model_that_breaks_under_packing_is_caught_by_the_check():
     )
 
 
-def test_the_cheapest_execution_by_shape(monkeypatch):
+def test_the_cheapest_execution_by_shape():
     llama = make_model(hidden=256, layers=1)
 
     def chosen(model, prompts, branches, share=1.0):
@@ -315,9 +315,7 @@ def test_the_cheapest_execution_by_shape(monkeypatch):
             model, prompts, branches, int(share * (math.prod(prompts) + math.prod(branches)))
         )
 
-    assert chosen(llama, (1, 512), (1, 9, 32)) == BLOCKWISE  # much that a mask would hide
     assert chosen(llama, (4, 16), (4, 5, 50)) == BRANCHES  # little to copy
-    monkeypatch.setattr(blockwise, "usable", lambda _device: False)
     assert chosen(llama, (1, 512), (1, 9, 32)) == TREE  # little to mask, much to copy
     assert chosen(llama, (1, 128), (1, 9, 256)) == BRANCHES
     assert chosen(llama, (4, 16), (4, 1, 48)) == PLAIN  # nothing is shared
@@ -351,7 +349,7 @@ def test_a_window_that_some_rows_do_not_fit_in_is_seen_before_them(wanted):
         )
 
 
-@pytest.mark.parametrize("execution", [BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [BRANCHES, TREE])
 def test_padding_is_read_only_where_it_is_little(execution, monkeypatch):
     model, encoder = build(in_double(make_model()))
     model.double()
@@ -381,3 +379,23 @@ def test_attention_is_put_back():
     with pytest.raises((IndexError, RuntimeError)):
         model(broken)
     assert model.backbone.config._attn_implementation == "sdpa"
+
+
+def test_values_of_another_size_than_the_keys_attend_too():
+    """As in multi-head latent attention."""
+    torch.manual_seed(0)
+    heads = 3
+    ids, lengths = torch.zeros(1, 5, dtype=torch.long), torch.tensor([5])
+    query, key, value = (torch.randn(1, heads, 5 + 2 * 4, size) for size in (8, 8, 6))
+    outputs = [
+        Packed(
+            ids,
+            lengths,
+            torch.tensor([0]),
+            torch.zeros(1, 2, 4, dtype=torch.long),
+            torch.full((1, 2), 4),
+            form,
+        ).attend(query, key, value, 0.4)
+        for form in (BRANCHES, TREE)
+    ]
+    assert torch.allclose(*outputs, atol=1e-6) and outputs[0].shape == (1, 13, heads, 6)

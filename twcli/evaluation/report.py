@@ -234,65 +234,86 @@ def verdict_lines(result: dict[str, Any], page: str, labels: str) -> tuple[list[
 
 
 def render_inspection(found: dict[str, Any]) -> str:
-    """What `twcli inspect` prints."""
-    if found["kind"] == "cache":
-        lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
-        if profile := found["profile"]:
-            lines.append(
-                f"b_t: {profile['mean']:.4f} nats per token, {profile['example']:.3f} per example; "
-                "quantiles "
-                + ", ".join(
-                    f"{q} {v:.3g}" for q, v in profile["quantiles"].items() if v is not None
-                )
-            )
-            lines += [
-                f"     {share:.0%} of all nats in the first {first} "
-                f"token{'s' if int(first) > 1 else ''} of y"
-                for first, share in profile["opening"].items()
-                if share is not None
-            ]
-            for number, part in enumerate(bins := profile["histogram"]):
-                upper = f"to {bins[number + 1]['from']:g}" if number + 1 < len(bins) else "up"
-                bar = "#" * round(30 * part["tokens"])
-                lines.append(
-                    f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the "
-                    f"tokens, {part['nats']:.0%} of the nats"
-                )
-            if profile["informative"] is not None:
-                lines.append(
-                    f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens "
-                    f"the posterior's gradient about {1 / profile['informative']:.1f} times"
-                )
-            lines.append(
-                f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform "
-                "average"
-            )
-            lines.append(f"can weighting help? {profile['verdict']}")
-        lines += [
-            f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}"
-            for text in found["texts"]
-        ]
-        lines += [
-            f"made from {key}: {json.dumps(value)}" for key, value in found["fingerprint"].items()
-        ]
-    else:
-        lines = [f"run: {'finished' if found['done'] else 'not finished'}, {found['steps']} steps"]
-        if last := found["last"]:
-            recent = found["recent"]
-            lines.append(
-                f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "
-                f"I(z; y) {recent['mutual_information']:.3f} nats, "
-                f"effective latents {recent['usage']:.2f}"
-            )
-            lines += _diagnostic_lines(last)
-        lines += found["conditions"]
-        lines.append("settings that are not at their defaults (all are in config.yaml):")
-        lines += [f"     {key}: {value}" for key, value in found["changed"].items()]
-        if found["page"]:
-            lines.append(f"page: {found['page']}")
+    """What `twcli inspect` prints.
+
+    Args:
+        found: of `commands.inspection.inspect`.
+    """
+    lines = _cache_lines(found) if found["kind"] == "cache" else _run_lines(found)
     if found["problems"] is not None:
         lines += found["problems"] or ["verified: every checksum matches"]
     return "\n".join(lines)
+
+
+def _cache_lines(found: dict[str, Any]) -> list[str]:
+    """What a cache holds, how b_t is spread, and what it was made from."""
+    lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
+    if found["profile"]:
+        lines += _profile_lines(found["profile"])
+    for text in found["texts"]:
+        lines.append(f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}")
+    for key, value in found["fingerprint"].items():
+        lines.append(f"made from {key}: {json.dumps(value)}")
+    return lines
+
+
+def _profile_lines(profile: dict[str, Any]) -> list[str]:
+    """How b_t is spread over y, in nats."""
+    known = {q: value for q, value in profile["quantiles"].items() if value is not None}
+    quantiles = ", ".join(f"{q} {value:.3g}" for q, value in known.items())
+    lines = [
+        f"b_t: {profile['mean']:.4f} nats per token, {profile['example']:.3f} per example; "
+        f"quantiles {quantiles}"
+    ]
+    for first, share in profile["opening"].items():
+        if share is not None:
+            tokens = "tokens" if int(first) > 1 else "token"
+            lines.append(f"     {share:.0%} of all nats in the first {first} {tokens} of y")
+    lines += _histogram_lines(profile["histogram"])
+    if profile["informative"] is not None:
+        lines.append(
+            f"     effective t0 / T {profile['informative']:.3f}: weighting strengthens "
+            f"the posterior's gradient about {1 / profile['informative']:.1f} times"
+        )
+    lines.append(
+        f"     {profile['uniform_rows']:.1%} of the rows have no mass and use the uniform average"
+    )
+    lines.append(f"can weighting help? {profile['verdict']}")
+    return lines
+
+
+def _histogram_lines(bins: Sequence[dict[str, float]]) -> list[str]:
+    """A bar for each bin of b_t."""
+    lines = []
+    for number, part in enumerate(bins):
+        is_last = number + 1 == len(bins)
+        upper = "up" if is_last else f"to {bins[number + 1]['from']:g}"
+        bar = "#" * round(30 * part["tokens"])
+        lines.append(
+            f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the "
+            f"tokens, {part['nats']:.0%} of the nats"
+        )
+    return lines
+
+
+def _run_lines(found: dict[str, Any]) -> list[str]:
+    """How far a run is, what its last steps say, and its settings."""
+    state = "finished" if found["done"] else "not finished"
+    lines = [f"run: {state}, {found['steps']} steps"]
+    last, recent = found["last"], found["recent"]
+    if last:
+        lines.append(
+            f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "
+            f"I(z; y) {recent['mutual_information']:.3f} nats, "
+            f"effective latents {recent['usage']:.2f}"
+        )
+        lines += _diagnostic_lines(last)
+    lines += found["conditions"]
+    lines.append("settings that are not at their defaults (all are in config.yaml):")
+    lines += [f"     {key}: {value}" for key, value in found["changed"].items()]
+    if found["page"]:
+        lines.append(f"page: {found['page']}")
+    return lines
 
 
 def coloured(pieces: Sequence[tuple[str, float]]) -> str:

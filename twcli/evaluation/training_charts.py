@@ -106,19 +106,13 @@ def _loss(runs: Mapping[str, Metrics], stages: list[tuple[float, str]]) -> dict[
 def _gain(metrics: Metrics, stages: list[tuple[float, str]]) -> dict[str, Any] | None:
     """Of held-out records; a latent without any has no line."""
     measured = [m for m in metrics if "held_out_gain" in m]
-    latents = max((len(m["held_out_gain"]) for m in measured), default=0)
-    lines = [
-        Line(
-            f"z{k}",
-            [
-                (m["step"], m["held_out_gain"][k])
-                for m in measured
-                if k < len(m["held_out_gain"]) and m["held_out_gain"][k] is not None
-            ],
-            latent=k,
-        )
-        for k in range(latents)
-    ]
+    points: dict[int, list[tuple[float, float]]] = {}
+    for m in measured:
+        for k, gain in enumerate(m["held_out_gain"]):
+            points.setdefault(k, [])
+            if gain is not None:
+                points[k].append((m["step"], gain))
+    lines = [Line(f"z{k}", points[k], latent=k) for k in sorted(points)]
     return charts.curves(
         "Each latent's held-out records against the original model",
         lines,

@@ -8,9 +8,8 @@ from typing import TypeVar
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.kernels import blockwise, flash
+from twcli.kernels import flash
 from twcli.kernels.packing import (
-    BLOCKWISE,
     BRANCHES,
     KERNELS,
     PLAIN,
@@ -21,10 +20,10 @@ from twcli.kernels.packing import (
 )
 
 # Costs of attention, forward and backward, in multiply-adds of a linear layer: per causal score,
-# per masked score, per copied key or value, and per call. MORE_QUERIES is the overhead of a masked
+# per masked score, and per copied key or value. MORE_QUERIES is the overhead of a masked
 # call, as extra queries per row. Measured in float32 on a CPU with heads of 16 to 64; only the
 # choice between executions of similar cost depends on them.
-CAUSAL_SCORE, MASKED_SCORE, COPY, CALL, MORE_QUERIES = 3.0, 1.6, 10.0, 1e6, 20
+CAUSAL_SCORE, MASKED_SCORE, COPY, MORE_QUERIES = 3.0, 1.6, 10.0, 20
 
 Count = TypeVar("Count", float, np.ndarray)
 
@@ -49,13 +48,11 @@ class Costs:
         width: multiply-adds per attention score, or values per key and value, over all layers.
         window: tokens of a sliding window, beyond which only the plain execution is correct; None
             if there is no window.
-        layers: layers of the model, 0 if `blockwise` is not usable.
     """
 
     linear: int
     width: int
     window: int | None
-    layers: int
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> Costs:
@@ -65,7 +62,6 @@ class Costs:
             sum(w.numel() for w in linear_weights(model)),
             2 * config.num_hidden_layers * config.hidden_size,
             window_of(model),
-            config.num_hidden_layers if blockwise.usable(model.device) else 0,
         )
 
     def __call__(
@@ -89,19 +85,6 @@ class Costs:
                 BRANCHES: on_prompts + B * C * masked_cost(Q, P + Q, COPY),
                 TREE: on_prompts + B * masked_cost(C * Q, P + C * Q, COPY),
             }
-            if self.layers:
-                of_blocks, of_groups = blockwise.reads(P, C, Q)
-                calls = CALL * self.layers * (len(of_blocks) + sum(map(len, of_groups)))
-                of_form[BLOCKWISE] = (
-                    calls / self.width
-                    + G * sum(masked_cost(*block, 0) for block in of_blocks)
-                    + B
-                    * sum(
-                        masked_cost(*block, COPY * (block is group[-1]))
-                        for group in of_groups
-                        for block in group
-                    )
-                )
             costs |= {form: linear + self.width * cost for form, cost in of_form.items()}
         return costs
 

@@ -13,8 +13,6 @@ these forms, whichever is cheapest for the shape:
                itself
     tree       the branches of a record attend in one piece under a dense mask that keeps them
                apart: no copy a branch, but C times the scores
-    blockwise  on a CPU, a few queries at a time: hardly a copy, and few scores that a mask hides
-               (see `blockwise`)
 
 With a GPU's flash kernels (see `flash`), branches attend without copy, mask or padding.
 
@@ -35,12 +33,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from twcli.kernels import blockwise, flash
+from twcli.kernels import flash
 from twcli.kernels.body import body_of
 
 AUTO, PLAIN, BRANCHES, TREE = "auto", "plain", "branches", "tree"
-# usable where `blockwise` and `flash` are; `flash` then replaces "branches"
-BLOCKWISE, KERNELS = "blockwise", "kernels"
+KERNELS = "kernels"  # usable where `flash` is; it then replaces "branches"
 ATTENTION = "twcli_packed"
 
 DENSE = 0.95  # share of real tokens above which keeping the padding costs less than removing it
@@ -100,7 +97,7 @@ class Packed:
         prompt_GP: ids, padded on the right; `length_G` are real.
         row_B: the prompt of each row.
         branch_BCQ: ids that follow the prompt, padded on the right; `length_BC` are real.
-        execution: "branches", "tree", "blockwise" or "kernels".
+        execution: "branches", "tree" or "kernels".
     """
 
     prompt_GP: torch.Tensor
@@ -156,17 +153,6 @@ class Packed:
         )
 
     @cached_property
-    def fork(self) -> blockwise.Fork:
-        """The layout of all tokens, padding included, for `blockwise`."""
-        (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
-        return blockwise.Fork(
-            (G, P),
-            (B, C, Q),
-            None if self.one_to_one else self.row_B,
-            None if bool((self.length_G == P).all()) else self.length_G,
-        )
-
-    @cached_property
     def order_B(self) -> torch.Tensor:
         """(B,) the rows sorted by prompt."""
         return self.row_B.argsort(stable=True)
@@ -211,10 +197,10 @@ class Packed:
         if bool(prompt_BP.all()):
             prompt_BP = prompt_BP[:1]  # one mask serves all rows
         if self.execution == TREE:
-            return blockwise.tree_mask(prompt_BP, C, Q)
-        return blockwise.tree_mask(
-            prompt_BP if len(prompt_BP) == 1 else prompt_BP.repeat_interleave(C, dim=0), 1, Q
-        )
+            return tree_mask(prompt_BP, C, Q)
+        if len(prompt_BP) > 1:
+            prompt_BP = prompt_BP.repeat_interleave(C, dim=0)
+        return tree_mask(prompt_BP, 1, Q)
 
     def attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -231,11 +217,8 @@ class Packed:
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
         if self.padding is not None:
             query, key, value = (self.padding.put_in(x) for x in (query, key, value))
-        if self.execution == BLOCKWISE and query.shape[-1] == value.shape[-1]:
-            output = self.fork.attend(query, key, value, scale)
-        else:
-            q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-            output = self._attend(q, k, v, scale)[0]
+        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
+        output = self._attend(q, k, v, scale)[0]
         return (output if self.padding is None else self.padding.taken_out(output))[None]
 
     def _attend(
@@ -274,6 +257,22 @@ class Packed:
         return torch.cat(
             [x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1
         )[None].transpose(1, 2)
+
+
+def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tensor:
+    """The additive mask (B, 1, n, P + n) of n = branches * tokens queries. Each query sees itself
+    and the tokens before it in its own branch, and the prompt tokens that are true in `prompt_BP`.
+    """
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=prompt_BP.device).tril()
+    own = torch.block_diag(*[causal] * branches)
+    before = prompt_BP[:, None].expand(-1, len(own), -1)
+    seen = torch.cat([before, own.expand(len(prompt_BP), -1, -1)], dim=2)
+    return added(seen)[:, None]
+
+
+def added(seen: torch.Tensor) -> torch.Tensor:
+    """The additive float32 mask (..) of `seen` (..): 0 where it is true, -inf elsewhere."""
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
 
 
 def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Tensor, ...]:

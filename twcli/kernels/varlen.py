@@ -10,8 +10,7 @@ into small padded groups, in one of two forms; for each prompt the cheaper one i
             computed for each row
     apart   the prompt attends once, and each y under a mask to its prompt and to itself
 
-On a CPU long sequences attend in the blocks of `blockwise`. With a GPU's flash kernels (see
-`flash`), nothing is gathered or padded.
+With a GPU's flash kernels (see `flash`), nothing is gathered or padded.
 
 Shapes: N tokens, G prompts, R rows; in a group B sequences, Q queries, T keys; A
 attention heads of size D.
@@ -20,7 +19,6 @@ attention heads of size D.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -29,11 +27,10 @@ import torch.nn.functional as F
 from transformers import PreTrainedModel
 
 from twcli.data.padding import budget_batches
-from twcli.kernels import blockwise
 from twcli.kernels.body import body_of, one_stream
 from twcli.kernels.costs import COPY, causal_cost, masked_cost
 from twcli.kernels.flash import Pieces
-from twcli.kernels.packing import with_all_heads
+from twcli.kernels.packing import added, with_all_heads
 
 # minimum number of groups in a batch: little padding, and scores fit in a CPU core's cache
 LEAST_GROUPS = 3
@@ -52,13 +49,6 @@ class Group:
     query_BQ: torch.Tensor
     key_BT: torch.Tensor
     mask: torch.Tensor | None
-
-    @cached_property
-    def blocks(self) -> list[blockwise.Block]:
-        """The query blocks of `blockwise`; empty if it is not usable or the group has a mask."""
-        if self.mask is None and blockwise.usable(self.query_BQ.device):
-            return blockwise.causal_blocks(self.query_BQ.shape[1])
-        return []
 
 
 @dataclass(frozen=True)
@@ -130,13 +120,10 @@ class Groups:
                 taken(key, group.key_BT),
                 taken(value, group.key_BT),
             )
-            if len(group.blocks) > 1 and query.shape[-1] == value.shape[-1]:
-                output = blockwise.causal(*tensors, group.blocks, scale)
-            else:
-                mask = None if group.mask is None else group.mask.to(query.dtype)
-                output = F.scaled_dot_product_attention(
-                    *tensors, attn_mask=mask, is_causal=mask is None, scale=scale
-                )
+            mask = None if group.mask is None else group.mask.to(query.dtype)
+            output = F.scaled_dot_product_attention(
+                *tensors, attn_mask=mask, is_causal=mask is None, scale=scale
+            )
             outputs.append(output.transpose(1, 2).flatten(0, 1))
         return torch.cat(outputs).index_select(0, self.place_N)[None]
 
@@ -218,7 +205,7 @@ def _group(
     own = np.arange(int(length_B.max()))
     query, real = index(prompt_B + own)
     seen = np.arange(key.shape[1]) <= (prompt_B + own)[:, :, None]
-    mask = blockwise.added(torch.from_numpy(seen))[:, None]
+    mask = added(torch.from_numpy(seen))[:, None]
     return Group(torch.from_numpy(query).to(device), key_BT, mask.to(device)), query, real
 
 

@@ -14,8 +14,8 @@ from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, length_classes
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.errors import UserError
-from twcli.kernels import blockwise, flash
-from twcli.kernels.packing import AUTO, BLOCKWISE, BRANCHES, PLAIN, TREE, why_not_packed, window_of
+from twcli.kernels import flash
+from twcli.kernels.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
 from twcli.models import runtime
 from twcli.models.adapters import add_lora
 from twcli.models.agreement import SHARE, why_not
@@ -130,9 +130,8 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
         seen[form] = loss.detach(), gradient
         return _difference(seen[form], seen[PLAIN])
 
-    forms = [PLAIN, BRANCHES, TREE] + [BLOCKWISE] * blockwise.usable(model.backbone.device)
     try:
-        for form in forms:
+        for form in (PLAIN, BRANCHES, TREE):
             way = f"its {form} execution"
             if reason := why_not(way, partial(difference, form), most, "of the loss or gradient"):
                 return reason
