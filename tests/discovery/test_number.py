@@ -84,7 +84,8 @@ def test_a_number_whose_search_does_not_repeat_itself_has_less_support():
 
 
 def test_a_number_is_as_plausible_as_it_is_stable():
-    counts = [named([0, 1], k, s) for k, s in ((2, 0.9), (3, 0.9 - DOUBT), (4, 0.9), (5, 0.1))]
+    likely = {2: 0.9, 3: 0.9 - DOUBT, 4: 0.9, 5: 0.9 - 8 * DOUBT}
+    counts = [named([0, 1], latents, above_noise) for latents, above_noise in likely.items()]
     shares = plausibility(counts)
     assert shares.sum() == pytest.approx(1) and shares[0] == pytest.approx(shares[2])
     assert shares[0] / shares[1] == pytest.approx(np.e) and shares[3] < 1e-3

@@ -3,6 +3,7 @@ import pytest
 
 from twcli.discovery.score import (
     HALF_ABOVE_NOISE,
+    HALF_GENERALISATION,
     HALF_STABILITY,
     Predictability,
     expected_share_right,
@@ -34,12 +35,14 @@ def test_the_score_of_latents_that_say_nothing_is_chance_and_of_a_ruined_generat
 def test_the_share_expected_right_grows_from_chance_to_one_with_stability(latents):
     grid = np.linspace(0, 1, 201)
     for shares in (
-        [expected_share_right(s, 1.0, latents) for s in grid],
-        [expected_share_right(1.0, a, latents) for a in np.linspace(-1, 1, 201)],
+        [expected_share_right(s, 1.0, 1.0, latents) for s in grid],
+        [expected_share_right(1.0, a, 1.0, latents) for a in np.linspace(-1, 1, 201)],
+        [expected_share_right(1.0, 1.0, g, latents) for g in grid],
     ):
         assert all(np.diff(shares) >= 0)
-        assert shares[0] == pytest.approx(1 / latents, abs=1e-9)
+        assert shares[0] == pytest.approx(1 / latents, abs=1e-3)
         assert 0.99 < shares[-1] <= 1
     half = pytest.approx((1 + 1 / latents) / 2, abs=1e-3)
-    assert expected_share_right(HALF_STABILITY, 1.0, latents) == half
-    assert expected_share_right(1.0, HALF_ABOVE_NOISE, latents) == half
+    assert expected_share_right(HALF_STABILITY, 1.0, 1.0, latents) == half
+    assert expected_share_right(1.0, HALF_ABOVE_NOISE, 1.0, latents) == half
+    assert expected_share_right(1.0, 1.0, HALF_GENERALISATION, latents) == half

@@ -50,6 +50,12 @@ def plainly(weight_N):
     return Weights(weight_N, (weight_N,))
 
 
+def share_right(result, latents):
+    return expected_share_right(
+        result.stability, result.above_noise, result.generalisation, latents
+    )
+
+
 def found(points, latents, sizes=None, seed=0, **how):
     sizes = [1] * len(points) if sizes is None else sizes
     return search([points] * 3, np.ones(len(points)), sizes, latents, seed, **how)
@@ -63,7 +69,8 @@ def test_clusters_of_unequal_size_are_found(all_ways):
     assert matched(result.posterior_NK.argmax(1), truth, 3) >= 0.98
     assert result.stability > 0.97
     assert result.above_noise > 0.9
-    assert expected_share_right(result.stability, result.above_noise, 3) > 0.98
+    assert result.generalisation > 0.9
+    assert share_right(result, 3) > 0.98
     assert result.posterior_NK.sum(1) == pytest.approx(np.ones(400))
     assert steps == [1] * len(ways_of(3, 3))
     named = result.discriminant(discriminant_points([by_variance(points)] * 3))
@@ -76,8 +83,7 @@ def test_noise_is_not_stable(all_ways, latents):
     points = np.random.default_rng(0).normal(size=(300, 30))
     result = found(points, latents)
     assert result.above_noise < 0.2
-    right = expected_share_right(result.stability, result.above_noise, latents)
-    assert right < 1 / latents + 0.1
+    assert share_right(result, latents) < 1 / latents + 0.1
 
 
 @pytest.mark.slow

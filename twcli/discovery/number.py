@@ -1,11 +1,12 @@
 """How many latents there are, where strategies may repeat within a prompt: as many as are stable.
 
 Two namings from separate halves of the prompts agree as long as every cluster is there in both; one
-cluster too many is cut from another at a place that differs between the halves. Few clusters are
-stable even where there are none, so what counts is by how much points without structure are less
-stable. Several numbers may be stable, the larger ones nested in the smaller ones: strategies have
-sub-kinds. The largest number that is as stable as the most stable one is taken, unless it only
-splits off a handful of rows.
+cluster too many is cut from another at a place that differs between the halves, and one too few
+holds kinds that cannot be predicted from each other. Few clusters are stable even where there are
+none, so what counts is by how much points without structure are less stable and carry over less.
+Several numbers may be stable, the larger ones nested in the smaller ones: strategies have sub-
+kinds. The largest number that is as stable as the most stable one is taken, unless it only splits
+off a handful of rows.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
 TOLERANCE = 0.05  # of `Count.support`, within which two numbers are equally good
 HALF_SUPPORT, SUPPORT_WIDTH = 0.9, 0.03  # stability of a whole search that halves the support
-DOUBT = 0.05  # of stability above noise: a number that has less by this is held a third as likely
+DOUBT = 0.25  # of support above noise: a number that has less by this is held a third as likely
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 

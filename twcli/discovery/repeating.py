@@ -181,7 +181,7 @@ def _share_right(found: Found) -> float:
     K = found.posterior_NK.shape[1]
     if _all_alike(found):
         return 1 / K
-    return expected_share_right(found.stability, found.above_noise, K)
+    return expected_share_right(found.stability, found.above_noise, found.generalisation, K)
 
 
 def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
@@ -189,6 +189,7 @@ def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
         {
             "latents": count.latents,
             "stability": round(count.found.stability, 4),
+            "generalisation": round(count.found.generalisation, 4),
             "above_noise": round(count.found.above_noise, 4),
             "evidence": None,
             "score": round(_share_right(count.found), 4),

@@ -12,21 +12,25 @@ import numpy as np
 from scipy.special import expit
 
 # Where the share right, above chance, is half of what it is at full stability, and how fast it
-# falls there; the same for stability above that of noise. Fitted to namings of the natural suite
-# (`make natural`), whose labels say what was right. Stability overstates: two halves may agree on a
-# wrong answer.
-HALF_STABILITY, STABILITY_WIDTH = 0.75, 0.03
-HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.15, 0.04
+# falls there; the same for what a naming has above points without structure, and for its
+# generalisation. Fitted to namings of the natural suite (`make natural`), whose labels say what was
+# right. Stability overstates: two halves may agree on a wrong answer.
+HALF_STABILITY, STABILITY_WIDTH = 0.66, 0.035
+HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.08, 0.03
+HALF_GENERALISATION, GENERALISATION_WIDTH = 0.32, 0.04
 
 
-def expected_share_right(stability: float, above_noise: float, latents: int) -> float:
+def expected_share_right(
+    stability: float, above_noise: float, generalisation: float, latents: int
+) -> float:
     """Share of rows that a naming is expected to name right, from 1 / K to 1, if K is right.
 
     Args:
-        stability, above_noise: as in `search.Found`.
+        stability, above_noise, generalisation: as in `search.Found`.
     """
     reliability = expit((stability - HALF_STABILITY) / STABILITY_WIDTH)
     reliability *= expit((above_noise - HALF_ABOVE_NOISE) / ABOVE_NOISE_WIDTH)
+    reliability *= expit((generalisation - HALF_GENERALISATION) / GENERALISATION_WIDTH)
     return 1 / latents + (1 - 1 / latents) * float(reliability)
 
 
