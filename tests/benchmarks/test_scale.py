@@ -29,6 +29,6 @@ def test_the_table_is_put_into_its_page(tmp_path, monkeypatch, capsys):
     options = ["--rows", "10", "2000000", "--only", "plan", "--out", str(tmp_path / "scale.json")]
     scale.main([*options, "--table", str(page)])
     text = page.read_text()
-    assert "| 2,000,000 | 2,000,000 | 100 |" in text and "old" not in text
+    assert "| 2,000,000 | 2,000,000 | 10 |" in text and "old" not in text
     assert text.startswith("before\n") and text.endswith("after\n")
     assert set(json.loads((tmp_path / "scale.json").read_text())) == {"10", "2000000"}
