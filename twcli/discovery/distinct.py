@@ -220,6 +220,7 @@ def _sums(points: np.ndarray, clusters: np.ndarray, latents: int) -> tuple[np.nd
 
 
 def _squared_distance(points: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    """(N, K) squared Euclidean distance of points (N, D) from centroids (K, D)."""
     norms_N1 = (points**2).sum(1)[:, None]
     norms_K = (centroids**2).sum(1)
     return norms_N1 - 2 * points @ centroids.T + norms_K

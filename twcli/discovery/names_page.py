@@ -78,6 +78,7 @@ def render_names_page(summary: dict[str, Any]) -> str:
 
 
 def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values of the page's head."""
     facts = [
         ("Date", summary["date"]),
         ("Model", summary["model"]),
@@ -119,6 +120,7 @@ def _numbers_tried(
 
 
 def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
+    """The figures that speak for a number of latents, by how the naming was searched."""
     known = per_latents and per_latents[0].get("above_noise") is not None
     return "stability", "above_noise" if known else "evidence", "score"
 
@@ -144,16 +146,19 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
 
 
 def _repulsion(value: float | str) -> str:
+    """How far completions of one prompt avoid each other's latent."""
     if value == "infinite":
         return "infinite: no latent repeats"
     return f"{value:.2f} nats a pair" if value else "none: latents may repeat"
 
 
 def _names(summary: dict[str, Any]) -> str:
+    """The file that the page belongs to."""
     return str(summary.get("names", "names.jsonl"))
 
 
 def _command(summary: dict[str, Any]) -> str:
+    """The command that trains on these names."""
     if "command" in summary:
         return summary["command"]
     options = ["--names", _names(summary), "--model", summary["model"], "--data", summary["data"]]
@@ -165,6 +170,7 @@ def _command(summary: dict[str, Any]) -> str:
 
 
 def _score_sentence(summary: dict[str, Any]) -> str:
+    """How many records are expected to be named right, with its interval and chance."""
     interval = ""
     if summary["score_ci"]:
         interval = " (95 % interval {} to {})".format(*map(share, summary["score_ci"]))
@@ -178,6 +184,7 @@ def _score_sentence(summary: dict[str, Any]) -> str:
 
 
 def _latent_lines(card: dict[str, Any]) -> list[str]:
+    """A latent in the terminal: its share, what sets it apart and a typical record."""
     head = f"z{card['latent']:<3} {share(card['share']):>6}  "
     if not card["share"]:
         return [head + "not used"]
@@ -189,6 +196,7 @@ def _latent_lines(card: dict[str, Any]) -> list[str]:
 
 
 def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
+    """As many phrases as fit into so many columns."""
     texts = [" ".join(visible(phrase["text"]).split()) for phrase in phrases]
     for count in range(len(texts), 0, -1):
         joined = " / ".join(texts[:count])
@@ -198,6 +206,7 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
 
 
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each number of latents that was tried."""
     names = _criteria(per_latents)
     shown = [NAMED_RIGHT if name == "score" else name.replace("_", " ") for name in names]
     lines = ["latents" + "".join(f"{name:>13}" for name in shown)]
@@ -208,6 +217,7 @@ def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _ambiguity_lines(summary: dict[str, Any]) -> list[str]:
+    """How many records could have either of two latents, with one of them."""
     lines = _wrapped(f"Ambiguous: {share(summary['ambiguous_share'])} of the completions.")
     for item in summary["ambiguous"][:1]:
         first, second = item["latents"]
@@ -222,6 +232,7 @@ def _one_line(head: str, text: str) -> str:
 
 
 def _fitted(text: str, columns: int) -> str:
+    """The text, cut to so many columns."""
     if cell_len(text) <= columns:
         return text
     return _prefix(text, columns - 1) + "…"

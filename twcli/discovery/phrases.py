@@ -175,6 +175,7 @@ def _alphabet(characters: Iterable[str]) -> tuple[dict[int, None], re.Pattern[st
 
 
 def _tokens(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
+    """The text's words and signs, with marks where lines begin."""
     before = START
     for line in text.splitlines():
         line = line.strip()
@@ -331,6 +332,11 @@ def _shorter(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
 
 
 def _same_stretch(one: tuple[int, ...], count: int, other: tuple[int, ...], others: int) -> bool:
+    """Whether two phrases are pieces of one stretch of text: they overlap and occur about as often.
+
+    Args:
+        count, others: how often each occurs.
+    """
     if min(count, others) < SAME_COUNT * max(count, others):
         return False
     if one in _shorter(other):
@@ -351,4 +357,5 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _unspaced(token: str) -> bool:
+    """Whether a token is written without a space before it."""
     return re.match(f"[{UNSPACED}]", token) is not None

@@ -97,11 +97,21 @@ class LatentPrior:
 
     @property
     def _nats(self) -> float:
+        """The repulsion, finite so that it can be summed."""
         return min(self.repulsion, STRONGEST)
 
     def _infer(
         self, log_likelihood_NK: np.ndarray, sizes: ArrayLike
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inference prompt by prompt, exact where the assignments can be enumerated.
+
+        Args:
+            log_likelihood_NK: nats, prompt by prompt.
+            sizes: (P,) rows of each prompt.
+
+        Returns:
+            Posterior (N, K), log evidence (P,) in nats, and the likeliest assignment (N,).
+        """
         sizes_P = np.asarray(sizes, np.int64)
         starts_P = np.cumsum(sizes_P) - sizes_P
         K = self.latents
@@ -212,6 +222,7 @@ def identical_pairs(prompt_N: np.ndarray, hash_NH: np.ndarray) -> float:
 
 
 def _pairs(counts: np.ndarray) -> np.ndarray:
+    """How many pairs there are among so many, of any shape (..)."""
     counts = counts.astype(np.float64)
     return counts * (counts - 1) / 2
 

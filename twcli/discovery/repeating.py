@@ -185,6 +185,7 @@ def _share_right(found: Found) -> float:
 
 
 def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
+    """What speaks for each number of latents, ready for JSON."""
     return [
         {
             "latents": count.latents,

@@ -475,6 +475,12 @@ def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.nd
 
 
 def _kmeans(points: np.ndarray, weight: np.ndarray, clusters: int, seed: int) -> KMeans:
+    """k-means of weighted points.
+
+    Args:
+        points: (N, D).
+        weight: (N,).
+    """
     clusters = min(clusters, len(points))
     with warnings.catch_warnings():
         # Fewer distinct points than clusters: some clusters stay empty, which is no error here.

@@ -115,10 +115,12 @@ def token_nll(
 
 
 def _pieces(size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
+    """The tensors cut alike, so many rows at a time."""
     return list(zip(*(t.split(size) for t in tensors), strict=True))
 
 
 def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """NLL (N,) in nats of targets (N,), with all logits (N, V) in memory."""
     return F.cross_entropy(at_least_float32(head_logits(model, hidden)), targets, reduction="none")
 
 
@@ -131,16 +133,14 @@ def _is_a_matrix(model: PreTrainedModel) -> bool:
 def _nll_by_blocks(
     model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
+    """NLL (N,) in nats of targets (N,), a block of the vocabulary at a time."""
     head = model.get_output_embeddings()
     log_sums, of_target = [], torch.empty(0)
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
-        block = at_least_float32(
-            scaled(
-                model,
-                linear(hidden, head.weight[words], None if head.bias is None else head.bias[words]),
-            )
-        )
+        bias = None if head.bias is None else head.bias[words]
+        logits = scaled(model, linear(hidden, head.weight[words], bias))
+        block = at_least_float32(logits)
         inside = targets - first
         found = block.gather(1, inside.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
         of_target = torch.where(inside >= 0, found, of_target) if first else found

@@ -127,14 +127,17 @@ def is_its_weights(module: nn.Module) -> bool:
 
 
 def _forward(layer: nn.Linear, packed: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """What takes the place of a linear layer's own forward pass."""
     return linear(x, layer.weight, layer.bias, packed=packed)
 
 
 def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """(.., O) from (.., I), (O, I) and (O,) by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
+    """The weight (O, I) in oneDNN's memory order."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 

@@ -112,26 +112,22 @@ class Packed:
         """None if nearly all tokens are real: padding then goes through the model too. The flash
         kernels need all padding removed and the rows sorted by prompt.
         """
-        parts = (self.prompt_GP, self.length_G), (self.branch_BCQ, self.length_BC)
-        real_N = torch.cat(
-            [
-                (torch.arange(ids.shape[-1], device=ids.device) < length[..., None]).flatten()
-                for ids, length in parts
-            ]
-        )
+        real_prompts = _is_real(self.prompt_GP, self.length_G)
+        real_branches = _is_real(self.branch_BCQ, self.length_BC)
+        real_N = torch.cat([real_prompts.flatten(), real_branches.flatten()])
         real_R = real_N.nonzero()[:, 0]
         if self.execution == KERNELS:
-            prompts, branches = torch.arange(len(real_N), device=real_N.device).split(
-                [self.prompt_GP.numel(), self.branch_BCQ.numel()]
-            )
-            order_N = torch.cat(
-                [prompts, branches.view(len(self.row_B), -1)[self.order_B].flatten()]
-            )
+            positions = torch.arange(len(real_N), device=real_N.device)
+            sizes = [self.prompt_GP.numel(), self.branch_BCQ.numel()]
+            prompts, branches = positions.split(sizes)
+            by_row = branches.view(len(self.row_B), -1)
+            order_N = torch.cat([prompts, by_row[self.order_B].flatten()])
             real_R = order_N[real_N[order_N]]
         elif tokens_computed(len(real_R), len(real_N)) == len(real_N):
             return None
         number_R = torch.arange(len(real_R), device=real_R.device)
-        return Padding(real_R, real_R.new_full((len(real_N),), -1).index_copy(0, real_R, number_R))
+        no_place_N = real_R.new_full((len(real_N),), -1)
+        return Padding(real_R, no_place_N.index_copy(0, real_R, number_R))
 
     @cached_property
     def pieces(self) -> flash.Pieces:
@@ -177,6 +173,7 @@ class Packed:
         return self._without_padding(positions_N)[None]
 
     def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
+        """(R, ..) of (N, ..), or all of it where padding is kept."""
         return x_N if self.padding is None else x_N[self.padding.real_R]
 
     @cached_property
@@ -224,6 +221,7 @@ class Packed:
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
     ) -> torch.Tensor:
+        """As `attend`, with padding: (1, N, A, D) from (1, A, N, D)."""
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
         pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
 
@@ -231,9 +229,9 @@ class Packed:
             # One split: its backward pass concatenates two pieces, that of two slices would add two
             # padded tensors.
             prompts, branches = x[0].split([G * P, B * C * Q], dim=1)
-            return prompts.unflatten(1, (G, P)).transpose(0, 1), branches.unflatten(
-                1, pieces
-            ).transpose(0, 1)
+            prompts = prompts.unflatten(1, (G, P))
+            branches = branches.unflatten(1, pieces)
+            return prompts.transpose(0, 1), branches.transpose(0, 1)
 
         def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
             if not self.one_to_one:
@@ -254,9 +252,16 @@ class Packed:
             attn_mask=self.mask.to(query.dtype),
             scale=scale,
         )
-        return torch.cat(
-            [x.transpose(0, 1).flatten(1, 2) for x in (on_prompts, on_branches)], dim=1
-        )[None].transpose(1, 2)
+        on_prompts = on_prompts.transpose(0, 1).flatten(1, 2)
+        on_branches = on_branches.transpose(0, 1).flatten(1, 2)
+        output = torch.cat([on_prompts, on_branches], dim=1)
+        return output[None].transpose(1, 2)
+
+
+def _is_real(ids: torch.Tensor, length: torch.Tensor) -> torch.Tensor:
+    """Bool of the shape of `ids` (.., T): the first `length` (..) tokens of each sequence."""
+    columns = torch.arange(ids.shape[-1], device=ids.device)
+    return columns < length[..., None]
 
 
 def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tensor:

@@ -168,6 +168,13 @@ class Varlen:
 def _pieces(
     prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device
 ) -> Pieces:
+    """The layout for the flash kernels.
+
+    Args:
+        prompt_G: tokens of each prompt.
+        row_R: the prompt of each row.
+        length_R: tokens of each row behind its prompt.
+    """
     behind_G = np.bincount(row_R, length_R, len(prompt_G)).astype(int)
     return Pieces.of(
         *(torch.from_numpy(x).to(device) for x in (prompt_G, length_R, behind_G)),
