@@ -108,7 +108,10 @@ def blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
     """At most `size` of the items at a time.
 
     Args:
-        items: (rows,) each.
+        items: (R,) rows each.
+
+    Yields:
+        Lists of (R,) rows.
     """
     for start in range(0, len(items), size):
         yield items[start : start + size]

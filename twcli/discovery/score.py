@@ -100,5 +100,9 @@ def _overlap(records: Predictability, weight_N: np.ndarray) -> float:
 
 
 def ratio(numerator: float | np.ndarray, denominator: float | np.ndarray) -> float | None:
-    """The ratio of two numbers (arrays of one entry included); None where the denominator is 0."""
+    """The ratio of two numbers; None where the denominator is 0.
+
+    Args:
+        numerator, denominator: floats, or arrays of shape ().
+    """
     return float(numerator / denominator) if denominator else None

@@ -144,7 +144,7 @@ def judged(
 
 
 def powers(samples: int) -> np.ndarray:
-    """1, 2, 4 .. and N."""
+    """(k,) int: 1, 2, 4 .. and N."""
     return np.unique([min(2**n, samples) for n in range(samples.bit_length() + 1)])
 
 

@@ -37,7 +37,7 @@ class DiskArray:
             self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
 
     def array(self) -> np.ndarray:
-        """(entries,) everything appended so far, read-only; it stays valid after `__exit__`."""
+        """Everything appended so far, (N,), read-only; it stays valid after `__exit__`."""
         with _naming_the_folder():
             self._file.flush()
             if self._file.tell():

@@ -225,7 +225,7 @@ class Column:
         return self._read(self._addresses[chunk] + (low - chunk * self.chunk) * self._item, sizes)
 
     def block(self, start: int, stop: int) -> np.ndarray:
-        """(stop - start, *width): consecutive entries."""
+        """(stop - start, *width): consecutive entries of the column."""
         return self.gather(np.array([start]), np.array([stop - start]))
 
     def blocks(self) -> Iterator[np.ndarray]:
