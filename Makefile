@@ -35,7 +35,7 @@ JUDGE := examples.tasks.sorting_algorithms:judge
 
 # A fixed number of threads keeps the figures the same on every machine that has at least two cores.
 export OMP_NUM_THREADS ?= 2
-# Modules that are compiled anew in each command take seconds.
+# Modules that every command compiles for itself take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo demo-steps figures quality natural picture bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
