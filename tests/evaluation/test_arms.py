@@ -44,7 +44,7 @@ def compared(lines, samples=8, latents=2, bootstrap=300):
 
     def read(_x, y):
         strategy, right = y.split()
-        return strategy, right == "right"
+        return None if strategy == "?" else strategy, right == "right"
 
     found = arms.arms_of(lines, samples, 0)
     every, known, names = judged(
@@ -90,12 +90,61 @@ def test_a_run_with_a_latent_for_each_strategy_saves_what_the_mixture_predicts()
     assert 4 < low <= saved["ratio"] <= high
     assert figures["difference"]["even"]["pass_at_k_ci"][0][0] > 0
     assert figures["arms"]["even"]["strategies_at_k"][1] == 2
+    frozen = every[f"{FROZEN} 1"]
     predicted = arms.prediction(
-        every[f"{FROZEN} 1"], names, prompts=200, latents=2, samples=16, seed=0
+        frozen, names, reference=frozen, prompts=200, latents=2, samples=16, seed=0
     )
     assert predicted["strategies"]["a"]["frequency"] == pytest.approx(0.9, abs=0.02)
     assert predicted["strategies"]["b"]["accuracy"] == 1
     assert predicted["ratio"]["even"] == pytest.approx(saved["ratio"], rel=0.15)
+
+
+def hot_and_cold(prompts, samples=16, seed=2):
+    """Two strategies, of which each solves prompts that the other does not. At the temperature 1,
+    the run's, one is rare and one completion in fifty has a mistake; at 2 it is less rare, and one
+    in four has.
+    """
+    rng = np.random.default_rng(seed)
+    lines = []
+    for p in range(prompts):
+        solved = rng.random() < 0.5, rng.random() < 0.5
+
+        def write(k, mistakes, solved=solved):
+            if rng.random() < mistakes:
+                return "? wrong"
+            return f"{'ab'[k]} {'right' if solved[k] else 'wrong'}"
+
+        drawn = {
+            temperature: [write(int(rng.random() < rare), mistakes) for _ in range(samples)]
+            for temperature, rare, mistakes in (("1", 0.03, 0.02), ("2", 0.2, 0.25))
+        }
+        run = [[write(k, 0.02) for _ in range(samples)] for k in range(2)]
+        lines.append({"x": f"x{p}", "frozen": drawn, "router": [0.9, 0.1], "latents": run})
+    return lines
+
+
+def test_the_prediction_is_of_a_run_that_draws_at_its_own_temperature():
+    """The frozen model's best temperature has mistakes that the run does not make."""
+    figures, every, names = compared(hot_and_cold(300), 16)
+    assert figures["arms"][FROZEN]["temperature"] == 2
+    saved = figures["samples_saved"]["even"]["ratio"]
+    how = {"prompts": 300, "latents": 2, "samples": 16, "seed": 0}
+    cold, hot = every[f"{FROZEN} 1"], every[f"{FROZEN} 2"]
+    predicted = arms.prediction(cold, names, reference=hot, **how)
+    assert predicted["ratio"]["even"] == pytest.approx(saved, rel=0.15)
+    k = figures["arms"][FROZEN]["pass_at_k"]
+    np.testing.assert_allclose(predicted["pass_at_k"][FROZEN], k)
+    # with the mistakes of the other temperature it would be too low
+    assert arms.prediction(hot, names, reference=hot, **how)["ratio"]["even"] < 0.85 * saved
+
+
+def test_a_draw_without_a_strategy_has_that_of_its_latent():
+    strategies = np.array([0, 0, 1, 1, 0, -1, -1, -1, -1])
+    latents = np.array([2, 2, 0, 0, 0, 2, 0, 1, -1])
+    found = arms.attributed(strategies, latents)
+    assert found.tolist() == [0, 0, 1, 1, 0, 0, 1, -1, -1]
+    nothing = np.full(3, -1)
+    assert arms.attributed(nothing, latents[:3]).tolist() == [-1, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -287,17 +287,29 @@ def _saved(
 
 
 def prediction(
-    frozen: Draws, names: Sequence[str], *, prompts: int, latents: int, samples: int, seed: int
+    frozen: Draws,
+    names: Sequence[str],
+    *,
+    reference: Draws,
+    prompts: int,
+    latents: int,
+    samples: int,
+    seed: int,
 ) -> dict[str, Any] | None:
     """What the strategies' frequencies and accuracies in the frozen model's samples predict for a
     run in which each has a latent; None where that is not known.
+
+    Args:
+        frozen: samples at the run's temperature, at which a latent makes as many mistakes.
+        reference: those at the frozen model's best temperature, with which the run is compared.
     """
     mixture = sampling.fit_mixture(frozen, prompts, seed)
     if mixture is None:
         return None
+    ks = np.arange(1, samples + 1)
     known = np.isfinite(frozen.correct)
     of_each = [(frozen.strategies == number) & known for number in range(len(names))]
-    drawn = mixture.drawn(samples)
+    drawn = sampling.mean(sampling.success(reference, prompts, 1, ks))
     result: dict[str, Any] = {
         "classes": len(mixture.weights),
         "strategies": {
@@ -312,10 +324,28 @@ def prediction(
     }
     for name, by_frequency in ((EVEN, False), (PROPORTIONAL, True)):
         curve = mixture.divided(samples, latents, by_frequency=by_frequency)
-        _, reference, needed = sampling.samples_saved(drawn, curve)
+        _, drawn_needed, needed = sampling.samples_saved(drawn, curve)
         result["pass_at_k"][name] = curve[powers(samples) - 1].tolist()
-        result["ratio"][name] = float(reference / needed)
+        result["ratio"][name] = float(drawn_needed / needed)
     return result
+
+
+def attributed(strategies: np.ndarray, latents: np.ndarray) -> np.ndarray:
+    """(D,) the strategy of each draw; one that the judge named none for, as of a trace with a
+    mistake, has the commonest strategy of the draws in which the same latent is read.
+
+    Args:
+        strategies: (D,) int, -1 where the judge named none; `latents` likewise, as read.
+    """
+    known = (strategies >= 0) & (latents >= 0)
+    if not known.any():
+        return strategies
+    counts = np.zeros((latents.max() + 1, strategies.max() + 1), np.int64)
+    np.add.at(counts, (latents[known], strategies[known]), 1)
+    commonest = np.where(counts.any(1), counts.argmax(1), -1)
+    # a latent of -1, which was not read, takes the last entry
+    of_latent = np.append(commonest, -1)
+    return np.where(strategies >= 0, strategies, of_latent[latents])
 
 
 # With models
@@ -378,8 +408,9 @@ def compare(
     if frozen:
         best = f"{FROZEN} {result['arms'][FROZEN]['temperature']:g}"
         shown = {FROZEN: arms[best]} | shown
+        same = f"{FROZEN} {config.temperature:g}"
         result["prediction"] = _predicted(
-            every[best], names, arms[best], xs, model, encoder, config, limit
+            every[same], every[best], names, arms[same], xs, model, encoder, config, limit
         )
         for name, saved in result["samples_saved"].items():
             ratio = (result["prediction"] or {"ratio": {}})["ratio"]
@@ -467,6 +498,7 @@ def read_back(
 
 def _predicted(
     draws: Draws,
+    reference: Draws,
     names: Sequence[str],
     arm: Arm,
     xs: Sequence[str],
@@ -482,14 +514,17 @@ def _predicted(
     if not np.isfinite(draws.correct).any():
         return None
     by = "strategies" if names else "latents"
-    if not names:
+    pairs = [(x, y) for x, ys in zip(xs, arm.texts, strict=True) for y in ys]
+    read = _latents_of(pairs, model, encoder, config, limit)
+    if names:
+        draws = replace(draws, strategies=attributed(draws.strategies, read))
+    else:
         names = [f"z{k}" for k in range(model.latents)]
-        pairs = [(x, y) for x, ys in zip(xs, arm.texts, strict=True) for y in ys]
-        read = _latents_of(pairs, model, encoder, config, limit)
         draws = replace(draws, strategies=read)
     found = prediction(
         draws,
         names,
+        reference=reference,
         prompts=len(xs),
         latents=model.latents,
         samples=config.samples,

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import logsumexp, xlogy
+from scipy.special import logsumexp
 
 TOLERANCE = 1e-12  # of two shares that count as equal
 CHUNK = 2**22  # weights of resamples in memory
@@ -252,12 +252,6 @@ class Mixture:
     frequencies: np.ndarray
     accuracies: np.ndarray
 
-    def drawn(self, samples: int) -> np.ndarray:
-        """(N,) pass@k of independent draws."""
-        success_C = (self.frequencies * self.accuracies).sum(1)
-        k = np.arange(1, samples + 1)[:, None]
-        return 1 - ((1 - success_C) ** k) @ self.weights
-
     def divided(self, samples: int, latents: int, *, by_frequency: bool) -> np.ndarray:
         """(N,) pass@k where each of the `latents` most frequent strategies has a latent, over which
         samples are divided evenly, or by the strategies' frequencies. What the frozen model draws
@@ -279,12 +273,14 @@ class Mixture:
 
 
 def fit_mixture(draws: Draws, prompts: int, seed: int) -> Mixture | None:
-    """Latent class analysis (Lazarsfeld and Henry 1968) of a frozen model's draws: each class of
-    prompts draws (strategy, right or wrong) from a distribution of its own, fitted by expectation
-    and maximisation; the Bayesian information criterion chooses the number of classes.
+    """Latent class analysis (Lazarsfeld and Henry 1968) of a frozen model's draws: in each class of
+    prompts each strategy is right with a probability of its own, given how often it was drawn;
+    fitted by expectation and maximisation, with the number of classes by the Bayesian information
+    criterion. A class's frequencies are the mean of its prompts'.
 
-    Classes keep what strategies have in common: that one solves what another does not. None where
-    no strategy has a share of `LEAST_SHARE`.
+    Classes keep what strategies have in common: that one solves what another does not. How often a
+    strategy is drawn for a prompt does not tell its class, or rare ones would have classes of their
+    few draws. None where no strategy has a share of `LEAST_SHARE`.
     """
     known = np.isfinite(draws.correct)
     share = np.bincount(draws.strategies[known] + 1)[1:] / max(1, known.sum())
@@ -294,42 +290,49 @@ def fit_mixture(draws: Draws, prompts: int, seed: int) -> Mixture | None:
     S = len(used)
     number = np.full(len(share) + 1, S)  # what is of no strategy, -1 included, comes last
     number[used] = np.arange(S)
-    cells = 2 * number[draws.strategies[known]] + (draws.correct[known] > 0)
-    counts = _table(draws.prompts[known], cells, (prompts, 2 * S + 2)).astype(float)
-    counts = counts[counts.sum(1) > 0]
+    kind, right = number[draws.strategies[known]], draws.correct[known] > 0
+    total_PS = _table(draws.prompts[known], kind, (prompts, S + 1)).astype(float)
+    right_PS = _table(draws.prompts[known][right], kind[right], (prompts, S + 1)).astype(float)
+    drawn = total_PS.sum(1) > 0
+    total_PS, right_PS = total_PS[drawn], right_PS[drawn]
     rng = np.random.default_rng([seed, 6])
     best: tuple[float, np.ndarray, np.ndarray] | None = None
-    for classes in range(1, min(CLASSES, len(counts)) + 1):
-        likelihood, weights, cell_CX = max(
-            (_latent_classes(counts, classes, rng) for _ in range(RESTARTS if classes > 1 else 1)),
+    for classes in range(1, min(CLASSES, len(total_PS)) + 1):
+        likelihood, member_PC, accuracy_CS = max(
+            (
+                _latent_classes(right_PS, total_PS, classes, rng)
+                for _ in range(RESTARTS if classes > 1 else 1)
+            ),
             key=lambda fit: fit[0],
         )
-        free = classes - 1 + classes * (2 * S + 1)
-        criterion = likelihood - 0.5 * free * np.log(len(counts))
+        free = classes - 1 + classes * (S + 1)
+        criterion = likelihood - 0.5 * free * np.log(len(total_PS))
         if best is None or criterion > best[0]:
-            best = criterion, weights, cell_CX
+            best = criterion, member_PC, accuracy_CS
     assert best is not None
-    _, weights, cell_CX = best
-    by_CSR = cell_CX.reshape(len(weights), S + 1, 2)
-    frequencies = by_CSR.sum(2)
-    return Mixture(weights, frequencies, by_CSR[..., 1] / frequencies)
+    _, member_PC, accuracy_CS = best
+    drawn_CS = member_PC.T @ total_PS + SMOOTHING * total_PS.sum(0) / total_PS.sum()
+    return Mixture(member_PC.mean(0), drawn_CS / drawn_CS.sum(1, keepdims=True), accuracy_CS)
 
 
 def _latent_classes(
-    counts: np.ndarray, classes: int, rng: np.random.Generator
+    right_PS: np.ndarray, total_PS: np.ndarray, classes: int, rng: np.random.Generator
 ) -> tuple[float, np.ndarray, np.ndarray]:
-    """(log-likelihood, weights (C,), cell probabilities (C, X)) from a random beginning."""
-    member_PC = rng.dirichlet(np.full(classes, 0.3), len(counts))
+    """(log-likelihood, membership (P, C), accuracies (C, S + 1)) from a random beginning."""
+    member_PC = rng.dirichlet(np.full(classes, 0.3), len(total_PS))
+    # what a class of few draws is drawn to; no accuracy is 0 or 1
+    overall_S = (right_PS.sum(0) + 0.5) / (total_PS.sum(0) + 1)
     before = -np.inf
     for _ in range(ITERATIONS):
-        weights = (member_PC.sum(0) + SMOOTHING) / (len(counts) + classes * SMOOTHING)
-        cells = member_PC.T @ counts + SMOOTHING
-        cells /= cells.sum(1, keepdims=True)
-        log_PC = xlogy(counts[:, None], cells).sum(2) + np.log(weights)
+        weights = (member_PC.sum(0) + SMOOTHING) / (len(total_PS) + classes * SMOOTHING)
+        right_CS = member_PC.T @ right_PS + SMOOTHING * overall_S
+        accuracy_CS = right_CS / (member_PC.T @ total_PS + SMOOTHING)
+        log_PC = right_PS @ np.log(accuracy_CS).T + np.log(weights)
+        log_PC += (total_PS - right_PS) @ np.log1p(-accuracy_CS).T
         total_P = logsumexp(log_PC, axis=1)
         member_PC = np.exp(log_PC - total_P[:, None])
         likelihood = float(total_P.sum())
         if likelihood - before < 1e-6 * abs(likelihood):
             break
         before = likelihood
-    return likelihood, weights, cells
+    return likelihood, member_PC, accuracy_CS
