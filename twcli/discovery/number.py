@@ -24,7 +24,7 @@ MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
 TOLERANCE = 0.05  # of `Count.support`, within which two numbers are equally good
 HALF_SUPPORT, SUPPORT_WIDTH = 0.9, 0.03  # stability of a whole search that halves the support
-DOUBT = 0.25  # of support above noise: a number that has less by this is held a third as likely
+DOUBT = 0.08  # of support above noise: a number that has less by this is held a third as likely
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from sklearn.cluster import KMeans
 from sklearn.covariance import ledoit_wolf_shrinkage
-from sklearn.metrics import normalized_mutual_info_score
+from sklearn.metrics import cohen_kappa_score
 
 SUBKINDS = (4, 8, 16)  # numbers of them, over which the measure is averaged
 SUBKIND_DIRECTIONS = 24  # leading ones of a view, in which sub-kinds are found
@@ -28,8 +28,8 @@ TINY = 1e-9
 def generalisation(
     views: Sequence[np.ndarray], points: np.ndarray, clusters_N: np.ndarray, latents: int, seed: int
 ) -> float:
-    """Normalised mutual information of clusters with their predictions from other sub-kinds: 1
-    where each sub-kind is named right by all others, about 0 where it cannot be named.
+    """Agreement beyond chance (Cohen's kappa) of clusters with their predictions from other
+    sub-kinds: 1 where each sub-kind is named right by all others, 0 where no better than by chance.
 
     Args:
         views: (N, D) each; sub-kinds are found in the first and in the last.
@@ -44,8 +44,8 @@ def generalisation(
         for count in SUBKINDS:
             subkind_N = _subkinds(left, count, seed)
             predicted_N = leave_out(points, clusters_N, subkind_N, latents)
-            found.append(normalized_mutual_info_score(clusters_N, predicted_N))
-    return float(np.mean(found))
+            found.append(cohen_kappa_score(clusters_N, predicted_N))
+    return max(0.0, float(np.mean(found)))
 
 
 def _without_means(points: np.ndarray, clusters_N: np.ndarray) -> np.ndarray:
