@@ -76,33 +76,17 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     model, optimizer = _prepared(setup, sharded)
     average = WeightAverage(setup.model, setup.course.planned)
     rows = np.setdiff1d(np.arange(len(setup.encoded)), setup.held.rows_H)
+    # before a checkpoint changes them: `hold` takes the same rows as at the start
     named_rows = rows[setup.latent_N[rows] >= 0]
     watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
     step = _resumed(setup, optimizer, average, watch, say)
     model.train()
-    steps = batches(
-        setup.course,
-        step,
-        partial(
-            batch_sampler_of,
-            config,
-            setup.encoded,
-            classes=setup.classes,
-            repeats=setup.repetitions.times_N,
-        ),
-        named_rows,
-        rows,
-        rank=accelerator.process_index,
-        processes=accelerator.num_processes,
-        accumulate=config.accumulate,
-    )
-    read = partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
-    stream = prefetch(steps, read)
+    leads = accelerator.is_main_process
     tracked: AbstractContextManager[None] = nullcontext()
-    if config.tracker is not None and accelerator.is_main_process:
+    if config.tracker is not None and leads:
         tracked = run.tracked(config.tracker, step)
     with signals.held() as pending, tracked:
-        for stage, at_once in stream:
+        for stage, at_once in _batches_from(setup, step, named_rows, rows):
             metrics = _step(setup, model, optimizer, stage, at_once, step)
             step += 1
             average.update(step)
@@ -110,20 +94,12 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                 metrics |= _measured(setup, step)
                 setup.course.observe(step, metrics)
             # All processes stop at the same step, whichever of them the signal reached.
-            stopping = bool(
-                accelerator.reduce(torch.tensor(float(pending()), device=accelerator.device))
-            )
+            stopping = _any_process(accelerator, pending())
             saving = step % config.checkpoint_every == 0 or step == setup.steps or stopping
             tensors = {}
-            if saving and (sharded or accelerator.is_main_process):
-                tensors = snapshot(
-                    setup.model,
-                    optimizer,
-                    setup.latent_N,
-                    average,
-                    keep=accelerator.is_main_process,
-                )
-            if accelerator.is_main_process:
+            if saving and (sharded or leads):
+                tensors = snapshot(setup.model, optimizer, setup.latent_N, average, keep=leads)
+            if leads:
                 run.append_metrics(metrics)
                 news = watch.see(metrics)
                 for line in watch.standing() if step == setup.steps else news:
@@ -138,6 +114,41 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                 )
     _choose_weights(setup, average, say)
     accelerator.wait_for_everyone()
+
+
+def _batches_from(
+    setup: Setup, step: int, named_rows: np.ndarray, rows: np.ndarray
+) -> Iterator[tuple[str, list[Batch]]]:
+    """The stage and this process's batches of each step from `step` on, collated ahead of time.
+
+    Args:
+        named_rows, rows: as of `stages.batches`.
+    """
+    config, accelerator = setup.config, setup.accelerator
+    sampler_of = partial(
+        batch_sampler_of,
+        config,
+        setup.encoded,
+        classes=setup.classes,
+        repeats=setup.repetitions.times_N,
+    )
+    steps = batches(
+        setup.course,
+        step,
+        sampler_of,
+        named_rows,
+        rows,
+        rank=accelerator.process_index,
+        processes=accelerator.num_processes,
+        accumulate=config.accumulate,
+    )
+    read = partial(collate, encoded=setup.encoded, encoder=setup.encoder, cache=setup.cache)
+    return prefetch(steps, read)
+
+
+def _any_process(accelerator: Any, here: bool) -> bool:
+    """Whether something is so in any process, the same answer in all."""
+    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device)))
 
 
 def _prepared(setup: Setup, sharded: bool) -> tuple[Any, Any]:
@@ -237,24 +248,14 @@ def _step(
         group["lr"] = setup.lr * setup.course.rate(step)
     mine = sum(len(batch.rows_B) for batch in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
+    scale = accelerator.num_processes / records
     seen = []
     for number, batch in enumerate(read):
         with _synchronised(accelerator, model, number == len(read) - 1):
-            seen.append(
-                _backward(
-                    setup, model, stage, batch, step, number, accelerator.num_processes / records
-                )
-            )
+            seen.append(_backward(setup, model, stage, batch, step, number, scale))
     if accelerator.num_processes > 1:
         seen = gather_object(seen)
-    posterior = (
-        p.grad
-        for name, p in setup.model.named_parameters()
-        if not name.startswith("backbone.") and p.grad is not None
-    )
-    norms = diagnostics.gradient_norms(
-        map(whole, posterior), new_row_gradients(setup.model.backbone, setup.model.latent_ids_KP)
-    )
+    norms = _gradient_norms(setup)
     norm = float(whole(accelerator.clip_grad_norm_(model.parameters(), CLIP_NORM)))
     metrics = diagnostics.pooled(seen)
     if not (math.isfinite(metrics["loss"]) and math.isfinite(norm)):
@@ -272,6 +273,16 @@ def _step(
         "gradient_norm": norm,
         "lr": optimizer.param_groups[0]["lr"],
     }
+
+
+def _gradient_norms(setup: Setup) -> dict[str, float | None]:
+    """As `diagnostics.gradient_norms`, of this step's gradients."""
+    posterior_gradients = []
+    for name, parameter in setup.model.named_parameters():
+        if not name.startswith("backbone.") and parameter.grad is not None:
+            posterior_gradients.append(whole(parameter.grad))
+    latent_gradient = new_row_gradients(setup.model.backbone, setup.model.latent_ids_KP)
+    return diagnostics.gradient_norms(posterior_gradients, latent_gradient)
 
 
 def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
@@ -295,16 +306,12 @@ def _backward(
         batch = drop_history(
             batch, config.history_dropout, _draws(setup, 4, step, number), setup.encoder.pad
         )
-    latent_B = written_B = None
+    latent_B = written_B = weight_B = None
     if stage != FREE:
-        held_B, draws = setup.latent_N[rows], _draws(setup, 5, step, number)
-        spread_B = _spare_latents(held_B, setup.used, config.resolved_latents, draws)
-        latent_B = torch.from_numpy(held_B).to(accelerator.device)
-        written_B = torch.from_numpy(spread_B).to(accelerator.device)
-    weight_B = None
+        latent_B, written_B = _held_latents(setup, rows, step, number)
     if stage == HOLD:
-        weight_B = torch.from_numpy(setup.repetitions.weight_N[rows])
-        weight_B = weight_B.to(accelerator.device, torch.float32)
+        weights = torch.from_numpy(setup.repetitions.weight_N[rows])
+        weight_B = weights.to(accelerator.device, torch.float32)
     # How many passes are pruned away depends on the batch: processes that share the weights would
     # wait for one another for ever.
     prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
@@ -320,9 +327,9 @@ def _backward(
             with_divergence=stage == FREE and config.divergence > 0,
             prune=prune,
         )
-    sequences = output.sequences + (
-        0 if refined_BCS is None else refined_BCS.shape[0] * refined_BCS.shape[1]
-    )
+    sequences = output.sequences
+    if refined_BCS is not None:
+        sequences += refined_BCS.shape[0] * refined_BCS.shape[1]
     beta = annealed_beta(
         config.beta,
         step,
@@ -342,6 +349,19 @@ def _backward(
         "sequences_per_record": sequences / len(rows),
         "pruned": pruned + output.pruned,
     }
+
+
+def _held_latents(
+    setup: Setup, rows: np.ndarray, step: int, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where rows (B,) are held: the latent (B,) that the posterior is taught, and the one (B,) that
+    the generator is given, which may be a spare one beside it.
+    """
+    device = setup.accelerator.device
+    held_B = setup.latent_N[rows]
+    draws = _draws(setup, 5, step, number)
+    spread_B = _spare_latents(held_B, setup.used, setup.config.resolved_latents, draws)
+    return torch.from_numpy(held_B).to(device), torch.from_numpy(spread_B).to(device)
 
 
 @torch.no_grad()
