@@ -15,7 +15,7 @@ from scipy.special import expit
 # falls there; the same for what a naming has above points without structure, and for its
 # generalisation. Fitted to namings of the natural suite (`make natural`), whose labels say what was
 # right. Stability overstates: two halves may agree on a wrong answer.
-HALF_STABILITY, STABILITY_WIDTH = 0.75, 0.025
+HALF_STABILITY, STABILITY_WIDTH = 0.7, 0.035
 HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.06, 0.03
 HALF_GENERALISATION, GENERALISATION_WIDTH = 0.6, 0.04
 
