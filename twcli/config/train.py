@@ -273,8 +273,8 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         """A frozen b_t comes from a file."""
         if self.baseline_policy == "frozen" and self.baseline is None:
             raise UserError(
-                "--baseline is required: give the file that `twcli precompute` wrote, "
-                "or --baseline-policy dynamic"
+                "--baseline is required: give the file that `twcli precompute` wrote or `twcli "
+                "discover` left beside the names (NAMES.bt.h5), or --baseline-policy dynamic"
             )
 
     def _check_memory(self) -> None:
