@@ -4,6 +4,7 @@
 # make natural  strategies found in natural language, three seeds: hours; resumes where it was interrupted
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
 # make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
+# make upskill  UpSkill's arithmetic toy, three seeds: half an hour on two idle cores; goes on where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make bench-check  whether a ratio of speed fell by more than 10 %: five minutes, for machines in benchmarks/figures.json
 # make scale    what ten million records take, in time and memory: build/scale.json; half an hour
@@ -38,7 +39,7 @@ export OMP_NUM_THREADS ?= 2
 # Modules that every command compiles for itself take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-steps figures quality natural picture bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
+.PHONY: demo demo-steps figures quality natural picture upskill bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -112,6 +113,9 @@ natural: $(INSTALLED)
 
 passk: $(INSTALLED)
 	$(BIN)/python benchmarks/passk.py --out build/passk --table docs/pass-at-k.md
+
+upskill: $(INSTALLED)
+	$(BIN)/python benchmarks/upskill.py --out build/upskill --table docs/upskill.md
 
 # One thread: in processor seconds, threads that wait for each other would count as work.
 bench: export OMP_NUM_THREADS := 1
