@@ -10,7 +10,7 @@ from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, opening
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.template import read_template
-from twcli.kernels.packing import BLOCKWISE, BRANCHES, PLAIN, TREE
+from twcli.kernels.packing import BRANCHES, PLAIN, TREE
 from twcli.models.baseline import score_flat
 from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows, freeze_backbone
@@ -45,7 +45,7 @@ FRAMES = {  # how many tokens stand between the latent section and y
 }
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 @pytest.mark.parametrize("template", FRAMES)
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_branches_and_router_equal_plain_transformers(tokens, template, execution, tmp_path):
@@ -227,7 +227,7 @@ def test_frozen_backbone_moves_only_the_latent_tokens(encoder, rows):
     assert not torch.equal(model.head.outer.weight, before["head.outer.weight"])
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 def test_an_opening_has_the_losses_of_the_whole(encoder, rows, execution):
     model = build(encoder)
     model.execution = execution
@@ -269,7 +269,7 @@ def loss_and_gradients(model, batch, prune):
 
 
 @pytest.mark.parametrize("posterior", ["shared", "separate"])
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 def test_pruning_keeps_the_loss_and_the_posteriors_gradient(encoder, execution, posterior):
     model, batch = prunable(encoder, execution, posterior)
     whole, loss, exact = loss_and_gradients(model, batch, 0.0)
@@ -288,7 +288,7 @@ def test_pruning_keeps_the_loss_and_the_posteriors_gradient(encoder, execution, 
     assert 0 < apart < 0.02 * torch.cat([g.flatten() for g in exact.values()]).norm()
 
 
-@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE, BLOCKWISE])
+@pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 def test_latents_without_mass_are_read_as_far_as_b_t_needs(encoder, execution, monkeypatch):
     model, batch = prunable(encoder, execution, "shared")
     weights = torch.full(batch.active_BS.shape, 1e-5).double()

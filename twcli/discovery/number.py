@@ -51,9 +51,9 @@ class Count:
 
     @property
     def support(self) -> float:
-        """Stability above noise, as far as the whole search is stable as well."""
+        """What is above noise, as far as the whole search is stable as well."""
         repeats = float(expit((self.found.stability - HALF_SUPPORT) / SUPPORT_WIDTH))
-        return self.found.above_noise * repeats
+        return min(self.found.above_noise, self.found.above_noise * repeats)
 
     @property
     def clusters_N(self) -> np.ndarray:

@@ -97,7 +97,7 @@ def _tried_line(naming: Naming) -> list[str]:
     if len(naming.counts) < 2:
         return []
     key = "evidence" if naming.one_string else "above_noise"
-    criterion = key if naming.one_string else "stability x generalisation above noise"
+    criterion = key if naming.one_string else "above noise"
     tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
     return [f"latents: {naming.latents}; {criterion} by number of latents: {tried}"]
 

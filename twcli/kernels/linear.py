@@ -92,18 +92,23 @@ class _Product(torch.autograd.Function):
 
 @contextmanager
 def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
-    """Within it, the plain linear layers of `model` on a CPU are computed by `linear`; a compiled
-    model is unchanged.
+    """Within it, the plain linear layers of `model` on a CPU are computed by `linear`. A compiled
+    model is unchanged, and so is one that computes its activations again in the backward pass,
+    which comes after this.
 
     Args:
         pack: copy the weights once into oneDNN's memory order, unless there are too many; otherwise
             every call does so. For many calls with unchanged weights, without a gradient.
     """
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    unchanged = any(module._compiled_call_impl is not None for module in model.modules())
+    if torch.is_grad_enabled():
+        unchanged = unchanged or any(
+            getattr(module, "gradient_checkpointing", False) for module in model.modules()
+        )
     # A layer whose `forward` is already replaced, perhaps by an outer `fast_linear`, keeps it.
     layers: list[Any] = (
         []
-        if compiled
+        if unchanged
         else [m for m in model.modules() if is_its_weights(m) and "forward" not in vars(m)]
     )
     pack = pack and sum(layer.weight.numel() for layer in layers) <= MOST_PACKED

@@ -287,7 +287,7 @@ def _description(
         (first, first_value), (last, last_value) = line.points[0], line.points[-1]
         said.append(
             f"{line.name} from {first_value:.3g} at {axis} {first:,.10g} "
-            f"to {last_value:.3g} at {axis} {last:,.10g}"
+            f"to {last_value:.3g} at {last:,.10g}"
         )
     said += [f"{name} begins at {axis} {step:,.10g}" for step, name in stages]
     return f"{title} in {unit}: {'; '.join(said)}"
