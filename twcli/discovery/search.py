@@ -358,7 +358,7 @@ class _Judge:
         rng = np.random.default_rng([self.seed, 10])
         corrected_N = clusters_N.copy()
         for _ in range(CORRECTIONS):
-            fold_N = np.repeat(rng.permutation(len(self.sizes_P)) % FOLDS, self.sizes_P)
+            fold_N = _prompt_folds(self.sizes_P, rng)
             corrected_N[self.used_N] = leave_out(
                 self.points[self.used_N],
                 corrected_N[self.used_N],
@@ -444,8 +444,7 @@ def out_of_fold(
     rng: np.random.Generator,
 ) -> np.ndarray:
     """P(z | points) (N, K), each row by a discriminant of other prompts' rows."""
-    fold_P = rng.permutation(len(sizes_P)) % FOLDS
-    fold_N = np.repeat(fold_P, sizes_P)
+    fold_N = _prompt_folds(sizes_P, rng)
     posterior_NK = (1 - DOUBT) * np.eye(latents)[clusters_N] + DOUBT / latents
     for fold in range(FOLDS):
         held = fold_N == fold
@@ -453,6 +452,11 @@ def out_of_fold(
             fitted = Discriminant.fit(points[~held], clusters_N[~held], latents)
             posterior_NK[held] = fitted(points[held])
     return posterior_NK
+
+
+def _prompt_folds(sizes_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(N,) the fold of each row: that of its prompt."""
+    return np.repeat(rng.permutation(len(sizes_P)) % FOLDS, sizes_P)
 
 
 def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.ndarray:
