@@ -16,6 +16,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -184,25 +185,53 @@ def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(argv: list[str] | None = None) -> None:
+def over_seeds(
+    name: str,
+    description: str | None,
+    run_seed: Callable[[Path, int], None],
+    tables_of: Callable[[Path, list[int]], str],
+    table: Path,
+    argv: list[str] | None,
+) -> None:
+    """The command line of a benchmark of several seeds: runs each in a folder of its own, and
+    writes the tables at the end of its page.
+
+    Args:
+        name: of the benchmark, and of the folder in build/ that holds its runs.
+        run_seed: called with a folder and a seed; resumes what is there.
+        tables_of: called with the folder of all runs and the seeds.
+        table: the page.
+    """
     parser = argparse.ArgumentParser(
-        prog="passk.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{name}.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("build/passk"))
-    parser.add_argument("--table", type=Path, default=Path("docs/pass-at-k.md"))
+    parser.add_argument("--out", type=Path, default=Path("build") / name)
+    parser.add_argument("--table", type=Path, default=table)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args(argv)
     out = options.out.resolve()
     for seed in options.seeds:
         run_seed(out / f"{seed}", seed)
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
-    results = {
-        (seed, name): json.loads((out / f"{seed}" / f"{name}.json").read_text())
-        for name in RUNS
-        for seed in options.seeds
-    }
     above = options.table.read_text().partition(TABLES)[0] if options.table.exists() else ""
-    options.table.write_text(f"{above}{TABLES}\n{tables(results)}")
+    options.table.write_text(f"{above}{TABLES}\n{tables_of(out, options.seeds)}")
+
+
+def _tables_of(out: Path, seeds: list[int]) -> str:
+    """The tables of the runs of these seeds."""
+    return tables(
+        {
+            (seed, name): json.loads((out / f"{seed}" / f"{name}.json").read_text())
+            for name in RUNS
+            for seed in seeds
+        }
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    over_seeds("passk", __doc__, run_seed, _tables_of, Path("docs/pass-at-k.md"), argv)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ is kept: an interrupted call resumes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.passk import TABLES, call
+from benchmarks.passk import call, over_seeds
 from examples.entangle import endless_batches, make_tokenizer, nll_sum, save
 from examples.tasks.triples import OPERATORS, answers, judge, sample_prompt
 from twcli.data.encoder import Encoded, ExampleEncoder
@@ -248,21 +247,13 @@ def tables(results: dict[int, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _tables_of(out: Path, seeds: list[int]) -> str:
+    """The tables of the runs of these seeds."""
+    return tables({seed: figures(out / f"{seed}", seed) for seed in seeds})
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="upskill.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("build/upskill"))
-    parser.add_argument("--table", type=Path, default=Path("docs/upskill.md"))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    options = parser.parse_args(argv)
-    out = options.out.resolve()
-    for seed in options.seeds:
-        run_seed(out / f"{seed}", seed)
-        print(f"seed {seed}: done", file=sys.stderr, flush=True)
-    results = {seed: figures(out / f"{seed}", seed) for seed in options.seeds}
-    above = options.table.read_text().partition(TABLES)[0] if options.table.exists() else ""
-    options.table.write_text(f"{above}{TABLES}\n{tables(results)}")
+    over_seeds("upskill", __doc__, run_seed, _tables_of, Path("docs/upskill.md"), argv)
 
 
 if __name__ == "__main__":
