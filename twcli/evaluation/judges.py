@@ -25,6 +25,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -356,7 +357,9 @@ def _verifier(name: str, task: str, config: EvalConfig) -> Judge:
     the answer, else all of y.
     """
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            # One of its dependencies warns when it is first compiled, which is no user's concern.
+            warnings.simplefilter("ignore", SyntaxWarning)
             from reasoning_gym import get_score_answer_fn
             from reasoning_gym.utils import extract_answer
     except ImportError as error:
