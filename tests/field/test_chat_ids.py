@@ -298,6 +298,47 @@ def test_one_think_block_whatever_the_record_has(folders, tmp_path):
         off.encode([conversation(THINKING[0])], max_length=200, source="d")
 
 
+# Qwen 3.5: the generation prompt opens the thoughts, or with `enable_thinking=false` has an empty
+# block, and thoughts are taken out of the text of an answer.
+OPENED = (
+    "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}"
+    "{% set thoughts = m.content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{{ '<|im_start|>assistant\n<think>\n' }}{% if '</think>' in m.content %}"
+    "{{ thoughts }}{% endif %}{{ '\n</think>\n\n' }}"
+    "{{ m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}{% else %}"
+    "{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n<think>\n' }}"
+    "{% if enable_thinking is defined and enable_thinking is false %}"
+    "{{ '\n</think>\n\n' }}{% endif %}{% endif %}"
+)
+
+
+def test_thoughts_in_the_text_go_on_where_the_generation_prompt_opens_them(folders, tmp_path):
+    place = with_template(folders["byte-level"], OPENED, tmp_path / "m")
+    encoder = load_encoder(place, 1, "chat")
+    encoded = encoder.encode([conversation(THINKING[0])], max_length=200, source="d")
+    prompt, target = (encoder.tokenizer.decode(ids) for ids in parts(encoded, 0))
+    assert prompt.endswith("assistant\n<think>\n")
+    assert target == "two and two\n</think>\n\n4<|im_end|>"
+    # Only what the prompt holds may be missing.
+    drops = OPENED.replace("{{ thoughts }}", "")
+    encoder = load_encoder(with_template(folders["byte-level"], drops, tmp_path / "n"), 1, "chat")
+    with pytest.raises(UserError, match=r"d:1: .* leaves out text of the last turn"):
+        encoder.encode([conversation(THINKING[0])], max_length=200, source="d")
+
+
+def test_the_switch_that_helps_is_named(folders, tmp_path):
+    needs = (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
+        "{% if enable_thinking is not defined or enable_thinking %}{{ '<think>\n' }}{% endif %}"
+        "{% endif %}"
+    )
+    encoder = load_encoder(with_template(folders["byte-level"], needs, tmp_path / "m"), 1, "chat")
+    with pytest.raises(UserError, match=r"give --chat-template-kwargs '\{\"enable_thinking\": fal"):
+        encoder.encode([conversation(PLAIN[0])], max_length=200, source="d")
+
+
 REFUSED = {
     "no system role": ("no-system", SYSTEM, None, "refuses it: System role not supported"),
     "no alternation": (

@@ -235,6 +235,18 @@ KINDS = {
         [("2+2?", "4"), ("2+2?", "four")],
         "x and y, 1 record, 2 completions",
     ),
+    "an answer that is context, after one that is learned": (
+        "d.jsonl",
+        lines({"messages": [USER, FOUR, USER, {"role": "assistant", "content": "5", "weight": 0}]}),
+        [([USER, FOUR], None)],
+        "messages, 1 record, 2 turns; 1 go on after the assistant's last turn, which is not read",
+    ),
+    "turns in a field of another name": (
+        "d.jsonl",
+        lines({"id": 1, "dialog": [USER, FOUR]}),
+        [([USER, FOUR], None)],
+        "messages (dialog), 1 record, 2 turns",
+    ),
     "GSM8K": (
         "d.jsonl",
         lines({"question": "Natalia sold 48 clips.", "answer": "She sold 48.\n#### 48"}),
@@ -346,7 +358,7 @@ BROKEN = {
     "a turn without a role": (
         "d.jsonl",
         lines({"messages": [USER, {"content": "4"}]}),
-        "d.jsonl:1: field 'messages[1].role' must be text such as user, found null",
+        "d.jsonl:1: field 'messages[1]' must be a turn with 'role' and 'content'; it has: content",
     ),
     "a picture": (
         "d.jsonl",
@@ -354,6 +366,45 @@ BROKEN = {
             {"messages": [{"role": "user", "content": [{"type": "image_url", "url": "a"}]}, FOUR]}
         ),
         "d.jsonl:1: field 'messages[0].content[0]' is of type image_url; only parts of text",
+    ),
+    "an answer that is context alone": (
+        "d.jsonl",
+        lines({"messages": [USER, {**FOUR, "weight": 0}]}),
+        "d.jsonl:1: field 'messages' has no turn to learn: those of the assistant have weight 0",
+    ),
+    "turns with other keys": (
+        "d.jsonl",
+        lines({"messages": [{"speaker": "user", "text": "a"}]}),
+        "d.jsonl:1: field 'messages[0]' must be a turn with 'role' and 'content'; it has: speaker, "
+        "text",
+    ),
+    "a call as Anthropic writes it": (
+        "d.jsonl",
+        lines({"messages": [USER, {"role": "assistant", "content": [{"type": "tool_use"}]}]}),
+        "d.jsonl:1: field 'messages[1].content[0]' is of type tool_use; only parts of text are "
+        "read, so write it as the turn's tool_calls",
+    ),
+    "turns of Gemini": (
+        "d.jsonl",
+        lines({"contents": [{"role": "user", "parts": [{"text": "a"}]}]}),
+        "it looks like turns of the Gemini API; write them as messages",
+    ),
+    "preferences of OpenAI": (
+        "d.jsonl",
+        lines({"input": {"messages": [USER]}, "preferred_output": [FOUR]}),
+        "it looks like preferences of the OpenAI API; write them as prompt, chosen and rejected",
+    ),
+    "a prompt and a text": (
+        "d.jsonl",
+        lines({"prompt": "a", "text": "b"}),
+        "it looks like prompts alone; draw completions with `twcli sample`, or name them with "
+        "--y-field",
+    ),
+    "text that shows nothing": ("d.jsonl", lines({"x": "\u200b", "y": "b"}), "field 'x' is empty"),
+    "Parquet with bytes": (
+        "d.parquet",
+        columns({"x": b"a", "y": "b"}),
+        "d.parquet: record 1: field 'x' must be text, found bytes; give the column the type string",
     ),
     "tools that are none": (
         "d.jsonl",

@@ -6,9 +6,11 @@ A conversation is rendered twice, as inference does it: its prompt (every turn b
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +28,13 @@ DATE = {
     "D": "07/26/24", "F": "2024-07-26", "T": "00:00:00", "R": "00:00", "-d": "26", "-m": "7",
     "-H": "0", "-I": "12", "-M": "0", "-S": "0",
 }  # fmt: skip
+LONGEST_OPENING = 40  # characters of an answer that a generation prompt opens it with
 DATE_MACRO = "{% macro strftime_now(format) %}{{ format"
 SENTINELS = "TWCLI-X", "TWCLI-Y"
 # What a turn may hold beside its text; a template that shows none of it would drop it silently.
 EXTRAS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
 SUFFIX = ".jinja"
+SWITCHES = ("enable_thinking", "thinking")  # of published templates: whether the answer is thought
 
 
 @dataclass(frozen=True)
@@ -221,12 +225,12 @@ class ChatTemplate:
                 f"{place}: the chat template of {self.source} does not continue its own prompt: "
                 f"after {prompt[:same][-30:]!r} the prompt has {prompt[same:][:30]!r} and the "
                 f"conversation {whole[same:][:30]!r}; change the record, give "
-                f"--chat-template-kwargs, or a changed template as --template FILE{SUFFIX}"
+                f"{self._switch(turns, tools)}, or a changed template as --template FILE{SUFFIX}"
             )
         rest = whole[len(prompt) :]
         self._check_prompt(turns[:-1], tools, prompt, place)
         last = turns[-1]
-        if not _shows(rest, last.get("content")):
+        if not _shows(rest, last.get("content")) and not _goes_on(prompt, rest, last):
             raise UserError(
                 f"{place}: the chat template of {self.source} leaves out text of the last turn: "
                 f"it makes {rest[:60]!r} of it; change the record, or give a template that keeps "
@@ -237,6 +241,22 @@ class ChatTemplate:
                 less = {key: value for key, value in last.items() if key != name}
                 self._check_shown([*turns[:-1], less], tools, False, whole, place, name)
         return Rendered(prompt, rest, *_found(turns[-2] if len(turns) > 1 else {}, prompt))
+
+    def _switch(self, turns: list[dict[str, Any]], tools: list[Any] | None) -> str:
+        """The option with which the template continues its own prompt, if a switch of its own does
+        it; else the option without a value.
+        """
+        for name, value in product(SWITCHES, (False, True)):
+            if name not in self.text:
+                continue
+            try:
+                (prompt,) = self._render([turns[:-1]], tools, True, **{name: value})
+                (whole,) = self._render([turns], tools, False, **{name: value})
+            except UserError:
+                continue
+            if whole.startswith(prompt):
+                return f"--chat-template-kwargs '{json.dumps({name: value})}'"
+        return "--chat-template-kwargs"
 
     def _check_prompt(
         self, turns: list[dict[str, Any]], tools: list[Any] | None, prompt: str, place: str
@@ -312,9 +332,17 @@ class ChatTemplate:
         return texts
 
     def _render(
-        self, conversations: list[list[dict[str, Any]]], tools: list[Any] | None, prompt: bool
+        self,
+        conversations: list[list[dict[str, Any]]],
+        tools: list[Any] | None,
+        prompt: bool,
+        **variables: Any,
     ) -> list[str]:
-        """Texts of conversations that offer the same tools, or a UserError of the template."""
+        """Texts of conversations that offer the same tools, or a UserError of the template.
+
+        Args:
+            variables: of the template, other than its settings.
+        """
         if not conversations:
             return []
         try:
@@ -324,6 +352,7 @@ class ChatTemplate:
                 chat_template=self.text,
                 add_generation_prompt=prompt,
                 tokenize=False,
+                **variables,
             )
         except Exception as error:  # a template is a program and may raise any error
             raise UserError(
@@ -377,6 +406,22 @@ def _shows(text: str, content: Any) -> bool:
     """Whether the text holds the content, white space apart: templates strip and add some."""
     wanted = content_text(content).strip()
     return wanted in text or "".join(wanted.split()) in "".join(text.split())
+
+
+def _goes_on(prompt: str, rest: str, last: Mapping[str, Any]) -> bool:
+    """Whether the end of the prompt and what follows it together show the content: generation
+    prompts that open `<think>` hold the beginning of an answer that was thought.
+    """
+    wanted, before = ("".join(t.split()) for t in (content_text(last.get("content")), prompt))
+    opened = next(
+        (
+            n
+            for n in range(min(len(wanted) - 1, LONGEST_OPENING), 0, -1)
+            if before.endswith(wanted[:n])
+        ),
+        0,
+    )
+    return opened > 0 and _shows(rest, wanted[opened:])
 
 
 def _found(turn: Mapping[str, Any], prompt: str) -> tuple[int, int]:

@@ -17,6 +17,9 @@ Record = dict[str, Any]
 # may be what a record is about.
 PYTHON = re.compile(r"\[\s*\{\s*'(role|from|content|value)'\s*:")
 
+# Characters without any width, which Python does not count as white space.
+UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"
+
 
 class EmptyText(UserError):
     """A record has no text where a prompt or completion should be: others may have none either.
@@ -63,8 +66,10 @@ def checked_text(value: Any, field: str, where: str) -> str:
     if not isinstance(value, str):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         then = "; write the number as text" if number else ""
+        if isinstance(value, bytes):
+            then = "; give the column the type string"
         refuse(where, field, f"must be text, found {kind_of(value)}{then}")
-    if not value.strip():
+    if value.strip()[:1] in UNSEEN and is_blank(value):
         refuse_empty(where, field)
     if value.startswith("[{'") and PYTHON.match(value):
         refuse(where, field, "is a list in Python's notation; write it with json.dumps")
@@ -73,8 +78,8 @@ def checked_text(value: Any, field: str, where: str) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether it is text that is empty or white space."""
-    return isinstance(value, str) and not value.strip()
+    """Whether it is text that is empty, or shows nothing."""
+    return isinstance(value, str) and all(c.isspace() or c in UNSEEN for c in value)
 
 
 def is_missing(value: Any) -> bool:

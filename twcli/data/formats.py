@@ -27,6 +27,7 @@ from twcli.data.fields import (
     value_of,
 )
 from twcli.data.turns import (
+    SAID,
     SYSTEM,
     TARGET,
     Conversation,
@@ -155,7 +156,7 @@ def form_of(
     form = _fitting(known, [record for _, record in records], complete)
     if form is None:
         plain = _fitting(known, [_plainly_named(record) for _, record in records], complete)
-        form = None if plain is None else _of_plain_names(plain)
+        form = _turns_elsewhere(first) if plain is None else _of_plain_names(plain)
     if form is not None:
         return _showing_names(form, first, complete)
     where = records[0][0]
@@ -169,6 +170,20 @@ def _fitting(known: dict[str, Form], records: list[Record], complete: bool) -> F
         if all(form.fits(record, complete) for record in records):
             return form
     return candidates[0] if candidates else None
+
+
+def _turns_elsewhere(first: Record) -> Form | None:
+    """The form of a conversation in a field of another name, where one field holds turns."""
+    fields = {name: turns_if_any(value) for name, value in first.items()}
+    turns = {name: value for name, value in fields.items() if is_turns(value)}
+    held = [
+        name
+        for name, value in turns.items()
+        if len(value) > 1 and all(first_of(turn, SAID) for turn in value)
+    ]
+    if len(held) != 1:
+        return None
+    return replace(_turns_form("messages", held[0]), shown=f"messages ({held[0]})")
 
 
 def _plainly_named(record: Record) -> Record:
@@ -641,6 +656,7 @@ PROMPTS_ALONE = (
     "prompts alone",
     "draw completions with `twcli sample`, or name them with --y-field",
 )
+MERE_TEXT = "text without a prompt (language modelling)"
 MOST_WORDS = 4  # of a column's name; a cell of text has more
 
 # Fields of forms that hold no prompt and completion, what they are, and what to do.
@@ -656,9 +672,17 @@ LOOKS_LIKE = (
         "write each path from its root as messages",
     ),
     (("message_tree_id", "prompt"), "trees (OASST)", "write each path from its root as messages"),
+    (("contents",), "turns of the Gemini API", "write them as messages"),
+    (("body", "response"), "requests of the OpenAI API", "write each as messages"),
+    (
+        ("input", "preferred_output"),
+        "preferences of the OpenAI API",
+        "write them as prompt, chosen and rejected",
+    ),
+    (("conversation_a", "conversation_b"), "duels of models", "write both as messages"),
     (
         ("text",),
-        "text without a prompt (language modelling)",
+        MERE_TEXT,
         "split each text into x and y, or write it as messages",
     ),
     (("segments",), "segments of text (axolotl's input_output)", "write it as messages"),
@@ -681,16 +705,11 @@ def _unknown(record: Record, complete: bool, alone: bool) -> str:
     asked = _has_prompt(_plainly_named(record))
     wrapped = next((k for k, v in record.items() if isinstance(v, list) and _is_records(v)), None)
     wanted = "--x-field and --y-field" if complete else "--x-field"
-    looks, then = next(
-        (
-            (looks, then)
-            for fields, looks, then in LOOKS_LIKE
-            if all(field in record for field in fields) and complete
-        ),
-        PROMPTS_ALONE
-        if complete and asked
-        else ("", f"name its fields with {wanted}, or its form with --format"),
-    )
+    known = ((looks, then) for fields, looks, then in LOOKS_LIKE if record.keys() >= set(fields))
+    unlike = ("", f"name its fields with {wanted}, or its form with --format")
+    looks, then = next(known, unlike) if complete else unlike
+    if complete and asked and looks in ("", MERE_TEXT):
+        looks, then = PROMPTS_ALONE
     if wrapped is not None and alone and not asked:
         looks, then = f"one object that holds the records in '{wrapped}'", "write that list alone"
     elif wrapped is not None and not looks:

@@ -41,6 +41,12 @@ KNOWN = ("system", "developer", "user", "assistant", "tool", "function")
 TARGET = "assistant"
 SYSTEM = ("system", "system_prompt")
 SAID = ("content", "value", "text")  # where a turn's text may be
+# Parts of Anthropic's messages, and where chat templates look for what they say.
+ELSEWHERE = {
+    "thinking": "write it as the turn's reasoning_content",
+    "tool_use": "write it as the turn's tool_calls",
+    "tool_result": "write it as a turn of the role tool",
+}
 
 
 class Conversation(NamedTuple):
@@ -101,6 +107,9 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     if "from" in value and "role" not in value:
         return _sharegpt_turn(value, field, where)
     role = value.get("role")
+    if "role" not in value:
+        keys = ", ".join(map(str, value))[:60] or "nothing"
+        refuse(where, field, f"must be a turn with 'role' and 'content'; it has: {keys}")
     if not isinstance(role, str) or not role:
         refuse(where, f"{field}.role", f"must be text such as user, found {kind_of(role)}")
     if _role(role) in (*CALLS, "function"):
@@ -214,8 +223,8 @@ def _part(value: Any, field: str, where: str) -> str:
     if not isinstance(text, str):
         kind = value.get("type") if isinstance(value, dict) else None
         kind = kind or kind_of(value)
-        wrong = f"is of type {kind}; only parts of text are read, so take such records out"
-        refuse(where, field, wrong)
+        then = ELSEWHERE.get(kind, "take such records out")
+        refuse(where, field, f"is of type {kind}; only parts of text are read, so {then}")
     check_characters(text, f"{where}: field '{field}'")
     return text
 
@@ -285,12 +294,14 @@ def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
 def conversation(
     turns: list[Turn], tools: list[Any] | None, field: str, where: str, complete: bool
 ) -> Conversation:
-    """x, y and messages of a conversation: the assistant's last turn is the target.
+    """x, y and messages of a conversation: the assistant's last turn is the target, or the last
+    that is not marked as context.
 
     Raises:
         UserError: no turn of the assistant, none before it, or an empty one.
     """
     said = [number for number, turn in enumerate(turns) if turn["role"] == TARGET]
+    learned = [number for number in said if _is_learned(turns[number])]
     if not complete:
         ends = bool(said) and said[-1] == len(turns) - 1 and len(turns) > 1
         prompt = turns[:-1] if ends else turns
@@ -298,21 +309,30 @@ def conversation(
     if not said:
         roles = ", ".join(turn["role"] for turn in turns)[:60]
         refuse(where, field, f"has no turn of the assistant, which is what is learned: {roles}")
-    last = said[-1]
+    if not learned:
+        refuse(where, field, "has no turn to learn: those of the assistant have weight 0")
+    last = learned[-1]
     if not last:
         refuse(where, field, "has no turn before the assistant's, so there is no prompt")
     y = text_of(turns[last])
-    if not y.strip():
+    if is_blank(y):
         refuse_empty(where, f"{field}[{last}].content")
     x = prompt_text(turns[:last], tools)
-    if not x.strip():
+    if is_blank(x):
         refuse(where, field, "has no text before the assistant's last turn")
     return Conversation(x, y, tuple(turns[: last + 1]), tools, len(turns) - last - 1)
 
 
+def _is_learned(turn: Turn) -> bool:
+    """Whether a turn of the assistant may be a target: the OpenAI API has weight 0, axolotl train
+    false for those that are context alone.
+    """
+    return turn.get("weight") != 0 and turn.get("train") is not False
+
+
 def earlier_answers(whole: Conversation) -> list[Conversation]:
     """The turns of the assistant before the target of a conversation, each as a target; those that
-    open it or say nothing are left out.
+    open it, say nothing or are marked as context are left out.
     """
     turns = list(whole.messages or ())[:-1]
     return [
@@ -323,7 +343,7 @@ def earlier_answers(whole: Conversation) -> list[Conversation]:
             whole.tools,
         )
         for number, turn in enumerate(turns)
-        if number and turn["role"] == TARGET and text_of(turn).strip()
+        if number and turn["role"] == TARGET and _is_learned(turn) and not is_blank(text_of(turn))
     ]
 
 

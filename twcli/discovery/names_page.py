@@ -37,7 +37,7 @@ from twcli.pages.rendering import render
 from twcli.pages.text import cut, number, share, visible
 
 COLUMNS = 80  # of the terminal
-NAMED_RIGHT = "named right"  # of the rows, a share: what a naming's score is
+RIGHT_IF = "right if so"  # of the rows, a share; the score of a naming doubts the number as well
 
 
 def render_names_page(summary: dict[str, Any]) -> str:
@@ -107,7 +107,7 @@ def _numbers_tried(
     """Columns and rows of the table of numbers of latents."""
     names = _criteria(per_latents)
     columns = [("Latents", True)]
-    columns += [(name.replace("_", " ").capitalize(), True) for name in names]
+    columns += [(_heading(name).capitalize(), True) for name in names]
     rows = [
         [
             str(row["latents"]),
@@ -123,6 +123,11 @@ def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     """The figures that speak for a number of latents, by how the naming was searched."""
     known = per_latents and per_latents[0].get("above_noise") is not None
     return "stability", "above_noise" if known else "evidence", "score"
+
+
+def _heading(criterion: str) -> str:
+    """What a column of the table of numbers of latents is called."""
+    return RIGHT_IF if criterion == "score" else criterion.replace("_", " ")
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -208,12 +213,14 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
     """A line for each number of latents that was tried."""
     names = _criteria(per_latents)
-    shown = [NAMED_RIGHT if name == "score" else name.replace("_", " ") for name in names]
-    lines = ["latents" + "".join(f"{name:>13}" for name in shown)]
+    lines = ["latents" + "".join(f"{_heading(name):>13}" for name in names)]
     for row in per_latents:
         values = "".join(f"{_fitted(number(row[name]), 11):>13}" for name in names)
         lines.append(f"{row['latents']:>7}{values}{'  chosen' if row['chosen'] else ''}")
-    return lines
+    return [
+        *lines,
+        *_wrapped(f"{RIGHT_IF}: share named right if that is the number of strategies."),
+    ]
 
 
 def _ambiguity_lines(summary: dict[str, Any]) -> list[str]:
