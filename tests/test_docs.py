@@ -89,6 +89,24 @@ def test_pages_are_short(page):
     assert len(page.read_text().splitlines()) <= LONGEST.get(page.name, 250)
 
 
+def test_the_figures_of_the_demo_are_those_of_its_files(capsys):
+    """What the demo's page and the README say is what `make demo` wrote."""
+    folder = ROOT / "docs" / "tutorials"
+    files = {name: folder / "demo" / f"{name}.json" for name in ("uniform", "ours")}
+    compare = runpy.run_path(str(ROOT / "examples" / "compare.py"))
+    compare["main"]([f"{name}={file}" for name, file in files.items()])
+    printed = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    page = [line.strip() for line in (folder / "demo.md").read_text().splitlines()]
+    first = page.index(printed[0])
+    assert page[first : first + len(printed)] == printed
+
+    figures = [compare["figures_of"](compare["read"](file)) for file in files.values()]
+    for key in ("strategy_accuracy", "answer_accuracy", "collapsed", "gain"):
+        values = (" ".join(one[key].split()) for one in figures)
+        assert f"| {' | '.join(values)} |" in README, key
+    assert f"(chance {figures[0]['majority'].split()[0]})" in README
+
+
 def test_the_command_reference_is_what_the_commands_say():
     page = runpy.run_path(str(ROOT / "docs" / "make_commands.py"))["reference"]()
     assert COMMANDS.read_text() == page, "run: python docs/make_commands.py"
