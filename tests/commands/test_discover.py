@@ -18,7 +18,7 @@ from tests.conftest import (
 from tests.test_cli import ok, refused, twcli
 from twcli.commands import discover as command
 from twcli.commands import frozen_reading
-from twcli.commands.discover import page_path
+from twcli.commands.discover import closing_line, page_path
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.storage.beside import features_path
@@ -126,6 +126,16 @@ def test_json_says_what_was_found(made, copy):
     assert [count["latents"] for count in found["per_latents"]] == [2, 3, 4]
     assert [card["latent"] for card in found["latent_cards"]] == [0, 1, 2]
     assert all(RECORDS[row["row"]]["y"] == row["y"] for row in found["ambiguous"])
+
+
+def test_names_by_chance_are_not_advised_for_training():
+    found = {"records": 9, "named": 9, "names": "n.jsonl", "command": "twcli train", "chance": 0.5}
+    by_chance = closing_line({**found, "score": 0.52})
+    assert (
+        by_chance == "n.jsonl: 9 records named by chance; training on these names teaches nothing"
+    )
+    good = closing_line({**found, "score": 0.9, "named": 8})
+    assert good.startswith("n.jsonl: 8 of 9 records named; 1 have null") and "twcli train" in good
 
 
 def test_names_that_may_have_been_edited_are_not_replaced_unasked(made, copy):

@@ -31,6 +31,8 @@ def test_they_stop_the_call_and_are_counted(encoder):
         caught.value
     )
     assert "--too-long skip or truncate-left" in str(caught.value)
+    with pytest.raises(UserError, match="limit of 13; of 2 rows only this one is too long; give"):
+        encoder.encode(EXAMPLES[:2], max_length=AROUND + 4, source="f")
 
 
 def test_they_are_left_out(encoder):

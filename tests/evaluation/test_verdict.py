@@ -4,7 +4,7 @@ import pytest
 from tests.evaluation.test_metrics import NAMES, one_hot, perfect
 from twcli.evaluation.metrics import Generations, summarise
 from twcli.evaluation.report import verdict_lines
-from twcli.evaluation.verdict import verdict_of, verdict_of_score
+from twcli.evaluation.verdict import verdict_of, verdict_of_score, verdict_of_training
 from twcli.training.retention import retention
 
 
@@ -139,6 +139,16 @@ def test_at_the_end_of_a_training():
     assert verdict_of_score(0.97, 4, [1]).kind == "partly"
     assert verdict_of_score(0.3, 4, []).kind == "failed"
     assert "87% of the time" in verdict_of_score(0.87, 4, []).sentence
+
+
+def test_at_the_end_of_a_training_of_too_few_records_for_a_score():
+    collapsed, informed = verdict_of_training(0.01, 3), verdict_of_training(0.98, 3)
+    assert collapsed.kind == "failed"
+    assert collapsed.sentence == (
+        "Failed: z has no effect on the output: I(z; y) is 0.01 of at most 1.10 nats."
+    )
+    assert informed.kind == "unknown"
+    assert informed.sentence.startswith("Not decided: I(z; y) is 0.98 of at most 1.10 nats")
 
 
 def test_a_loss_that_may_be_memory_gives_both_bounds():

@@ -160,6 +160,16 @@ def test_a_condition_is_told_once_when_it_has_held_for_a_tenth_of_the_run():
     assert watch.standing() == []
 
 
+def test_a_condition_is_not_told_twice_within_a_window():
+    watch = diagnostics.Watch(steps=6, latents=4, weighted=True)
+    bad = FINE | {"z_sensitivity_sum": 0.0}
+    assert sum(len(watch.see(bad)) for _ in range(6)) == 1
+    assert watch.standing(again=False) == [] and len(watch.standing()) == 1
+    for _ in range(5):
+        watch.see(bad)
+    assert len(watch.standing(again=False)) == 1  # long after it was said
+
+
 def test_information_is_pooled_over_batches_of_one_strategy_each():
     batches = [
         {"records": n, "posterior_mass": [float(n == 10), float(n == 30)], "posterior_entropy": 0.0}

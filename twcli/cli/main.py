@@ -222,6 +222,7 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
     with Screen(quiet) as screen:
         screen.phases.plan(DISCOVER)
         records = _read(config, screen)
+        from twcli.commands.discover import closing_line
         from twcli.commands.discover import discover as run
         from twcli.discovery.names_page import summary_lines
         from twcli.evaluation import report
@@ -233,12 +234,7 @@ def discover(config_file: str | None, quiet: bool, as_json: bool, **flags: Any) 
         return
     for line in summary_lines(summary):
         click.echo(line)
-    records, named = summary["records"], summary["named"]
-    done = f"{records:,} records named"
-    if named < records:
-        left = f"{records - named:,} have null, and training finds their latents"
-        done = f"{named:,} of {records:,} records named; {left}"
-    screen.say(f"{config.out}: {done}; train: {summary['command']}")
+    screen.say(closing_line(summary))
 
 
 @main.command(cls=GroupedCommand, short_help="Entangled model, data and b_t: a run folder.")

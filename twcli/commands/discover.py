@@ -263,9 +263,8 @@ def summary_of(
 def verdict_of(naming: Naming) -> str:
     """Whether naming worked, in a sentence."""
     score, found = naming.score or 0.0, f"{naming.used} strategies"
-    above_chance = (score - naming.chance) / (1 - naming.chance)
     expected = f"about {score:.0%} of the records are expected to be named right"
-    if above_chance <= ABOVE_CHANCE:
+    if _at_chance(score, naming.chance):
         return (
             f"No strategies found: {naming.latents} groups of completions can be made, but no "
             "better than by chance. Try another number of latents, more records, or a larger model."
@@ -273,6 +272,27 @@ def verdict_of(naming: Naming) -> str:
     if score < RELIABLE:
         return f"{found} found, not reliably: {expected}. Look at them before you train."
     return f"{found} found: {expected} (chance {naming.chance:.0%})."
+
+
+def _at_chance(score: float, chance: float) -> bool:
+    """Whether names are no better than guesses."""
+    return (score - chance) / (1 - chance) <= ABOVE_CHANCE
+
+
+def closing_line(summary: dict[str, Any]) -> str:
+    """What was written and what to run next; after names by chance no training.
+
+    Args:
+        summary: what `discover` returns.
+    """
+    records, named = summary["records"], summary["named"]
+    done = f"{records:,} records named"
+    if named < records:
+        left = f"{records - named:,} have null, and training finds their latents"
+        done = f"{named:,} of {records:,} records named; {left}"
+    if _at_chance(summary["score"], summary["chance"]):
+        return f"{summary['names']}: {done} by chance; training on these names teaches nothing"
+    return f"{summary['names']}: {done}; train: {summary['command']}"
 
 
 def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Callable
@@ -15,19 +16,16 @@ from twcli.data.dataset import Examples
 from twcli.errors import UserError, first_line
 from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
-from twcli.evaluation.verdict import Verdict, verdict_of_score
+from twcli.evaluation.verdict import Verdict, verdict_of_score, verdict_of_training
 from twcli.models import runtime
 from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
+from twcli.training.diagnostics import pooled_information
 from twcli.training.retention import retention_lines
 from twcli.training.setup import Setup, Shared, prepare
 
-UNKNOWN = Verdict(
-    "unknown",
-    "Trained; whether it worked is not measured: too few records have prompts in common.",
-    "",
-)
+LAST_STEPS = 20  # parts of a training, of which the last one is summed up
 
 
 def train(
@@ -114,9 +112,12 @@ def _train_one(
         phases.begin(SAVE, str(run.model))
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    score, verdict = judged.score, UNKNOWN
-    if score is not None:
-        verdict = verdict_of_score(score, setup.model.latents, judged.lost, judged.at_most)
+    score, latents = judged.score, setup.model.latents
+    if score is None:
+        verdict = verdict_of_training(_information(run), latents)
+        say(verdict.sentence)
+    else:
+        verdict = verdict_of_score(score, latents, judged.lost, judged.at_most)
         say(verdict.sentence)
         highest = "" if judged.at_most is None else f" to {judged.at_most:.3f}"
         say(f"expected alignment: {score:.3f}{highest} of 1, one latent to one strategy")
@@ -126,6 +127,12 @@ def _train_one(
         _write_page(setup, run, verdict, judged, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
+
+
+def _information(run: RunFolder) -> float:
+    """I(z; y) of the last steps in nats, as the clock shows it: of a twentieth of them."""
+    steps = run.read_metrics()
+    return pooled_information(steps[-math.ceil(len(steps) / LAST_STEPS) :])[0]
 
 
 def _write_page(

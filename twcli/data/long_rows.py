@@ -63,11 +63,13 @@ class LongRows:
             advice = "give --too-long skip or truncate-left, shorten them, or raise --max-length"
         else:
             advice = "so no row is left; raise --max-length"
+        others = f"so are {self.skipped:,} of {rows:,} rows, of which this is the longest"
+        if self.skipped == 1:
+            others = f"of {rows:,} rows only this one is too long"
         raise UserError(
             f"{self.place}: {self.longest:,} tokens with the latent section ({self.prompt:,} of "
-            f"the prompt, {self.target:,} of y) are more than the limit of {self.limit}; so are "
-            f"{self.skipped:,} of {rows:,} rows, of which this is the longest; {advice} within the "
-            "model's context"
+            f"the prompt, {self.target:,} of y) are more than the limit of {self.limit}; {others}; "
+            f"{advice} within the model's context"
         )
 
     def counts(self) -> dict[str, int]:

@@ -113,6 +113,25 @@ def verdict_of_score(
     )
 
 
+def verdict_of_training(information: float, latents: int) -> Verdict:
+    """The verdict at the end of a training of too few records for a score.
+
+    Args:
+        information: I(z; y) in nats, of the last steps.
+    """
+    most = math.log(latents)
+    said = f"I(z; y) is {information:.2f} of at most {most:.2f} nats"
+    if information < INFORMED * most:
+        return Verdict(
+            "failed", f"{OPENINGS['failed']}: z has no effect on the output: {said}.", ""
+        )
+    return Verdict(
+        "unknown",
+        f"{OPENINGS['unknown']}: {said}, and there are too few records to say what z means.",
+        "",
+    )
+
+
 def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
     """What a share of right strategies says.
 

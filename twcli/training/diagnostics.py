@@ -289,13 +289,15 @@ class Watch:
         self.latents, self.weighted = latents, weighted
         self.recent: deque[dict[str, Any]] = deque(maxlen=self.window)
         self.held = dict.fromkeys(CONDITIONS, 0)
-        self.reported: set[str] = set()
+        self.seen = 0
+        self.reported: dict[str, int] = {}  # at which step
         self.latest: dict[str, Any] = {}
 
     def see(self, metrics: dict[str, Any]) -> list[str]:
         """Takes one step's metrics; gives a line for each condition that has now held for
         the window, the first time.
         """
+        self.seen += 1
         self.recent.append(metrics)
         # A stage that computes one branch does not show how far z moves the losses: the last one
         # that did is kept.
@@ -309,13 +311,18 @@ class Watch:
             for name, count in self.held.items()
             if count >= self.window and name not in self.reported
         ]
-        self.reported.update(new)
+        self.reported.update(dict.fromkeys(new, self.seen))
         return [advice(name, self.latest, self.latents) for name in new]
 
-    def standing(self) -> list[str]:
-        """A line for each condition that holds at the step last seen: what to say at the end."""
+    def standing(self, again: bool = True) -> list[str]:
+        """A line for each condition that holds at the step last seen: what to say at the end.
+
+        Args:
+            again: also of those that `see` has reported within the window before that step.
+        """
+        just = {name for name, step in self.reported.items() if 0 < self.seen - step < self.window}
         return [
             advice(name, self.latest, self.latents)
             for name, count in self.held.items()
-            if count >= self.window
+            if count >= self.window and (again or name not in just)
         ]

@@ -102,7 +102,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
             if leads:
                 run.append_metrics(metrics)
                 news = watch.see(metrics)
-                for line in watch.standing() if step == setup.steps else news:
+                for line in watch.standing(again=False) if step == setup.steps else news:
                     say(f"step {step}: {line}")
                 if saving:
                     run.save_checkpoint(step, tensors, config.keep_checkpoints, setup.provenance)
