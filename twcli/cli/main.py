@@ -180,6 +180,10 @@ def _read(config: Any, screen: Screen, y_field: str | None = "y", **also: Any) -
     from twcli.data.dataset import stream_examples
     from twcli.storage import hub
 
+    if getattr(config, "run", None) is not None:
+        from twcli.storage.run_folder import RunFolder
+
+        also["trained"] = RunFolder(config.run).read_fields()
     fields = {"format": config.format, "x_field": config.x_field, "empty": config.empty, **also}
     if y_field is not None:
         fields |= {"y_field": config.y_field, "each_turn": config.each_turn}
@@ -284,7 +288,7 @@ def evaluate(
         _print(several.render_comparison(result))
     else:
         before, after = report.verdict_lines(
-            result, f"{config.run}/report.html", config.strategy_field
+            result, f"{config.run}/report.html", config.strategy_field, records.unread_fields()
         )
         parts = [*before, "", report.render_table(result, everything)]
         if result["sampling"]:
@@ -464,8 +468,11 @@ def inspect(
             y_field=y_field,
             template=template,
         )
+    lines = [] if as_json else report.render_inspection(found).split("\n")
+    # a text in colours keeps its line: the codes have no width
+    lines = [line if "\x1b" in line else folded(line) for line in lines]
     click.echo(
-        report.to_json(found) if as_json else report.render_inspection(found),
+        report.to_json(found) if as_json else "\n".join(lines),
         # else a terminal decides; click does not look
         color=False if os.environ.get("NO_COLOR") else None,
     )

@@ -297,6 +297,7 @@ def sample(
             x_field=config.x_field,
             y_field=None,
             empty=config.empty,
+            trained=None if config.run is None else RunFolder(config.run).read_fields(),
         )
     # first, so that errors in the prompts are reported before a model is loaded
     prompts = Prompts.of(examples)

@@ -98,6 +98,8 @@ class SampleConfig(ServerConfig, BatchConfig, TemplateConfig, ComputeConfig):
                 "give one of --data (records), --x (one prompt) and --interactive (prompts that "
                 "you type)"
             )
+        if self.x is not None and not self.x.strip():
+            raise UserError("--x: is empty; give a prompt")
         if self.run is not None and self.template != AUTO:
             raise UserError("--template goes with --model; a run has its own")
         if self.run is not None and self.chat_template_kwargs is not None:

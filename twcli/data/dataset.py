@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -47,6 +47,7 @@ def stream_examples(
     format: str = AUTO,
     each_turn: bool = False,
     empty: str = EMPTY[0],
+    trained: Mapping[str, str] | None = None,
 ) -> Examples:
     """The records in file order, read lazily; a missing file and a form that is not known are
     reported at once.
@@ -60,16 +61,28 @@ def stream_examples(
             each with the turns before it; else for the last one.
         empty: what is done with records without text in prompt or completion: "error", or "skip",
             which of several completions leaves out the empty ones.
+        trained: `format`, `x_field` and `y_field` that a run was trained with; they are taken where
+            neither form nor fields are named and the records have them.
 
     Raises:
         UserError: names the file, the line, the field and the fix; also raised if there are no
             records.
     """
-    sources = [(source, _form(source, x_field, y_field, format)) for source in sources_of(path)]
+    if trained is not None and (format != AUTO or x_field != "x" or y_field not in ("y", None)):
+        trained = None
+    sources = [
+        (source, _form(source, x_field, y_field, format, trained)) for source in sources_of(path)
+    ]
     return Examples(path, sources, y_field is not None, strategy_field, each_turn, empty)
 
 
-def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tuple[Form, list[str]]:
+def _form(
+    source: Source,
+    x_field: str,
+    y_field: str | None,
+    asked: str,
+    trained: Mapping[str, str] | None,
+) -> tuple[Form, list[str]]:
     """The form of a source, and the names of the fields of its first records that it does not
     read.
     """
@@ -77,11 +90,23 @@ def _form(source: Source, x_field: str, y_field: str | None, asked: str) -> tupl
         first = list(islice(records, FIRST))
     if not first:
         raise UserError(f"{source.name}: holds no records")
-    form = form_of(first, asked=asked, x_field=x_field, y_field=y_field)
     complete = y_field is not None
+    form = None if trained is None else _form_of_run(first, complete, **trained)
+    form = form or form_of(first, asked=asked, x_field=x_field, y_field=y_field)
     names = dict.fromkeys(str(name) for _, record in first for name in record)
     read = {name for _, record in first for name in form.names(record, complete)}
     return form, [name for name in names if name not in read]
+
+
+def _form_of_run(
+    first: Sequence[tuple[str, Record]], complete: bool, format: str, x_field: str, y_field: str
+) -> Form | None:
+    """The form in which a run read its records, where the first records are of it."""
+    try:
+        form = form_of(first, asked=format, x_field=x_field, y_field=y_field if complete else None)
+    except UserError:
+        return None
+    return form if all(form.fits(record, complete) for _, record in first) else None
 
 
 class Examples:
@@ -164,7 +189,7 @@ class Examples:
         if self._turns is not None:
             least, most = self._turns
             said.append(_counted(most, "turn") if least == most else f"{least} to {most} turns")
-        unread = self._unread_fields()
+        unread = self.unread_fields()
         notes = [f"not read: {', '.join(unread)}"] if unread else []
         if self.left_out:
             places = [place.rpartition(":")[2].strip() for place in self._left_out_places]
@@ -179,8 +204,8 @@ class Examples:
             )
         return "; ".join([", ".join(said), *notes])
 
-    def _unread_fields(self) -> list[str]:
-        """The first few fields of the records that are not read, for the summary."""
+    def unread_fields(self) -> list[str]:
+        """The first few fields of the records that are not read, for messages."""
         found = dict.fromkeys(
             name
             for _, (_, names) in self._sources

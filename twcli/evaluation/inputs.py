@@ -25,6 +25,8 @@ from twcli.storage.run_folder import RunFolder
 
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
+LABEL = "strategy"  # the field that is looked for where none is named
+
 Say = Callable[[str], None]
 Progress = Callable[[str, int], Any]
 
@@ -80,15 +82,24 @@ def open_evaluation(
         UserError: the run, the data or the judge is wrong.
     """
     judge = load_judge(config) if config.judge else None
+    run = RunFolder(config.run)
     if records is None:
         records = stream_examples(
-            config.data, **config.fields, strategy_field=config.strategy_field
+            config.data,
+            **config.fields,
+            strategy_field=config.strategy_field,
+            trained=run.read_fields(),
         )
         examples = list(records)
         say(records.summary())
     else:
         examples = list(records)
-    run = RunFolder(config.run)
+    if config.strategy_field != LABEL and all(one.strategy is None for one in examples):
+        there = ", ".join(records.unread_fields()) or "none"
+        raise UserError(
+            f"--strategy-field {config.strategy_field}: no record of {config.data} has it; fields "
+            f"that may hold a label: {there}"
+        )
     model, encoder, trained = load_run(
         run, device=config.device, precision=config.precision, attention=config.attention, say=say
     )

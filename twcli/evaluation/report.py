@@ -65,6 +65,7 @@ FIRST = {
     "gain",
 }
 COUNTS = {"usage", "active"}  # numbers of latents: resampling says nothing about them
+BAR_COLUMNS = 24  # of the histogram of b_t, which fits 80 columns
 # nats above which a token is shown in the colour
 SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
 NO_LABELS = "no strategy labels in the data, no --judge"
@@ -216,19 +217,23 @@ def mapping_line(result: dict[str, Any]) -> str:
     return "".join("\n" + line for line in lines)
 
 
-def verdict_lines(result: dict[str, Any], page: str, labels: str) -> tuple[list[str], list[str]]:
+def verdict_lines(
+    result: dict[str, Any], page: str, labels: str, others: Sequence[str] = ()
+) -> tuple[list[str], list[str]]:
     """(the lines before the table, the lines after it).
 
     Args:
         page: path of the report.
         labels: the field that was looked for strategy labels in.
+        others: fields that are not read, which may hold a label.
     """
     verdict = result["verdict"]
     after = []
     if result["alignment"]["nmi"] is None and result.get("judge") is None:
+        there = f"; there is {', '.join(others)}" if others else ""
         after.append(
             f"What a latent means is not measured: no field '{labels}' in the records and no "
-            "--judge (--strategy-field names another field)."
+            f"--judge (--strategy-field names another field{there})."
         )
     return [verdict["sentence"], verdict["advice"]], [*after, f"Page: {page}"]
 
@@ -288,10 +293,10 @@ def _histogram_lines(bins: Sequence[dict[str, float]]) -> list[str]:
     for number, part in enumerate(bins):
         is_last = number + 1 == len(bins)
         upper = "up" if is_last else f"to {bins[number + 1]['from']:g}"
-        bar = "#" * round(30 * part["tokens"])
+        bar = "#" * round(BAR_COLUMNS * part["tokens"])
         lines.append(
-            f"     {part['from']:>5g} {upper:<7} {bar:<30} {part['tokens']:6.1%} of the "
-            f"tokens, {part['nats']:.0%} of the nats"
+            f"     {part['from']:>5g} {upper:<7} {bar:<{BAR_COLUMNS}} {part['tokens']:6.1%} of "
+            f"tokens, {part['nats']:.0%} of nats"
         )
     return lines
 

@@ -238,6 +238,18 @@ class RunFolder:
             settings.pop(name, None)
         return TrainConfig.from_mapping(settings, str(self.config_file))
 
+    def read_fields(self) -> dict[str, str] | None:
+        """How the records of the training were read, as `stream_examples` takes `trained`; of
+        several runs by the first. None where there is no run.
+        """
+        runs = self.several()
+        if runs:
+            return runs[0].read_fields()
+        if not self.config_file.is_file():
+            return None
+        config = self.read_config()
+        return {name: getattr(config, name) for name in ("format", "x_field", "y_field")}
+
     # metrics
 
     def read_metrics(self) -> list[dict[str, Any]]:
