@@ -46,7 +46,7 @@ def test_eval_takes_the_columns_of_the_training(made):
     assert "d.csv: Frage and Antwort, 40 records" in found.stderr
     assert "there is question, Stil" in " ".join(found.stdout.split())
     other = ok(*evaluated(made, "--format", "question-answer"))
-    assert "question-answer (question and answer), 40 records" in other.stderr
+    assert "question-answer, 40 records; not read: Frage, Antwort" in other.stderr
 
 
 def test_a_label_that_no_record_has_is_refused(made):
