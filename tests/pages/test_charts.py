@@ -59,6 +59,7 @@ def test_a_flat_or_single_value_is_drawn(points):
     chart = curves("x", [Line("a", points)], unit="nats")
     values = [value for pair in places(chart["lines"][0]["path"]) for value in pair]
     assert all(0 <= value <= 100 for value in values) and chart["y_ticks"]
+    assert len(set(places(chart["lines"][0]["path"]))) > 1  # a path of one point shows nothing
     assert curves("x", [], unit="nats") is None
 
 

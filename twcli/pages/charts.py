@@ -17,6 +17,7 @@ from twcli.pages.text import share as as_share
 
 DASHES = 4  # of lines, in page.css
 MOST_TICKS = 5
+DASH = 4.0  # percent of a chart's width, of a curve that has one point
 MAP_MARGIN = 4.0  # percent of the map's width on either side, so that labels fit
 MAP_ASPECT = 1.5  # width over height, as in page.css
 BAR_FROM, BAR_WIDTH = 13.0, 72.0  # percent of the chart; the rest is for its labels
@@ -103,10 +104,18 @@ def _curve(line: Line, number: int, across: Scale, up: Scale) -> dict[str, Any]:
         "name": line.name,
         "style": _style(line, number),
         "cased": line.latent is not None,
-        "path": _path((across(x), up(y)) for x, y in line.points),
+        "path": _path(_seen([(across(x), up(y)) for x, y in line.points])),
         "band": _band(line, across, up),
         "last": f"{last_value:.3g}",
     }
+
+
+def _seen(points: list[Point]) -> list[Point]:
+    """The points of a curve; a single one as a dash, since a curve of one point shows nothing."""
+    if len(points) > 1:
+        return points
+    ((x, y),) = points
+    return [(max(x - DASH / 2, 0.0), y), (min(x + DASH / 2, 100.0), y)]
 
 
 def _labelled(values: Sequence[float], scale: Scale) -> list[dict[str, str]]:
