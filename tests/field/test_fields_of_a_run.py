@@ -7,8 +7,10 @@ import pytest
 
 from tests.conftest import make_records
 from tests.test_cli import ok, refused
+from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import read_examples, stream_examples
 from twcli.errors import UserError
+from twcli.evaluation.judges import read_references
 
 RUN = {"format": "auto", "x_field": "Frage", "y_field": "Antwort"}
 
@@ -47,6 +49,12 @@ def test_eval_takes_the_columns_of_the_training(made):
     assert "there is question, Stil" in " ".join(found.stdout.split())
     other = ok(*evaluated(made, "--format", "question-answer"))
     assert "question-answer, 40 records; not read: Frage, Antwort" in other.stderr
+
+
+def test_references_of_a_judge_are_those_of_the_training(made):
+    config = EvalConfig(run=str(made / "run"), data=str(made / "d.csv"))
+    answers = {x: reference.answers for x, reference in read_references(config).items()}
+    assert set(answers) == {record["x"] for record in make_records(20, 2)}
 
 
 def test_a_label_that_no_record_has_is_refused(made):

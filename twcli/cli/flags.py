@@ -121,8 +121,11 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # none before cl
     def convert(
         self, value: Any, parameter: click.Parameter | None, context: click.Context | None
     ) -> Any:
-        """The number or the word; click's error of a number where it is neither."""
-        return value if value in self.words else click.INT.convert(value, parameter, context)
+        """The number or the word; an error that names both where it is neither."""
+        try:
+            return value if value in self.words else int(value)
+        except ValueError:
+            self.fail(f"{value!r} is no number, and not {' or '.join(self.words)}.")
 
 
 def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:

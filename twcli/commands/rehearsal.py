@@ -91,11 +91,24 @@ def rehearse(
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
     if isinstance(config, TrainConfig):
         config = resolved(config, model, encoder, encoded)
+    yield from _settings(config, origins)
+    # last, where they are seen
+    if isinstance(config, TrainConfig):
         yield from _training(config, model, encoder, encoded, loaded, phases)
     else:
         yield from _precomputing(config, model, encoder, encoded, loaded, phases)
+
+
+def _settings(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) -> Iterator[str]:
+    """Every setting: a line for those of one origin, the defaults at the end."""
+    named: dict[str, list[str]] = {}
     for name, value in config.to_mapping().items():
-        yield f"{flag_of(name)}: {value}  ({origins.get(name, 'default')})"
+        said = f"{flag_of(name)} {value}" if value is not None else f"{flag_of(name)} not set"
+        named.setdefault(origins.get(name, "default"), []).append(said)
+    defaults = named.pop("default", [])
+    for origin, settings in named.items():
+        yield f"{origin}: {', '.join(settings)}"
+    yield f"defaults, those that follow from model and data included: {', '.join(defaults)}"
 
 
 def _precomputing(

@@ -261,6 +261,7 @@ def stream_answers(
     format: str = AUTO,
     each_turn: bool = False,
     empty: str = EMPTY[0],
+    trained: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, str, str | None, dict[str, Any] | None]]:
     """(x, y, the record's `answer`, its `metadata`) of each example, for judges that compare with
     them; None where a record has none.
@@ -269,7 +270,13 @@ def stream_answers(
         UserError: as `stream_examples`, or `answer` is neither text nor a number.
     """
     examples = stream_examples(
-        path, x_field=x_field, y_field=y_field, format=format, each_turn=each_turn, empty=empty
+        path,
+        x_field=x_field,
+        y_field=y_field,
+        format=format,
+        each_turn=each_turn,
+        empty=empty,
+        trained=trained,
     )
     for example, record in examples.with_records():
         answer, metadata = record.get("answer"), record.get("metadata")

@@ -40,6 +40,7 @@ import numpy as np
 from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import stream_answers
 from twcli.errors import UserError, first_line
+from twcli.storage.run_folder import RunFolder
 
 Verdict = tuple[str | None, bool | None]
 VERDICT = "a judge returns (strategy or None, correct or None), text and True or False"
@@ -277,7 +278,8 @@ def read_references(config: EvalConfig) -> dict[str, Reference]:
     """
     found: dict[str, Reference] = {}
     ys: dict[str, list[str]] = {}
-    for x, y, answer, metadata in stream_answers(config.data, **config.fields):
+    trained = RunFolder(config.run).read_fields()
+    for x, y, answer, metadata in stream_answers(config.data, **config.fields, trained=trained):
         reference = found.setdefault(x, Reference([], metadata))
         if answer is None:
             ys.setdefault(x, []).append(y)
