@@ -79,6 +79,11 @@ class Phases:
         """How long phases take, by name, each time that they come."""
         self._expected.update(seconds)
 
+    def revise(self, seconds: float) -> None:
+        """How long the phase that runs takes, as is known now; nothing where none runs."""
+        if self._place >= 0:
+            self._expected[self._names[self._place]] = seconds
+
     @property
     def name(self) -> str:
         """Of the phase that runs, with its number; empty where none does."""

@@ -77,6 +77,28 @@ def test_a_phase_that_counts_nothing_says_how_long_it_takes(fast, monkeypatch):
     }
 
 
+def test_a_phase_that_takes_longer_than_expected_promises_nothing(fast, monkeypatch):
+    def work(screen):
+        screen.phases.expect({SCORE: 0.05, SAVE: 3.0})
+        screen.phases.begin(SCORE)
+        time.sleep(WAITING)
+
+    _, *clock = printed(monkeypatch, work=work).splitlines()
+    assert clock and all("so far" in line for line in clock)
+
+
+def test_after_the_last_step_the_first_estimate_of_a_training_is_forgotten(fast, monkeypatch):
+    def work(screen):
+        screen.phases.begin(TRAIN)
+        screen.phases.expect({TRAIN: 1000.0})
+        with screen.training() as on_step:
+            on_step({**step_of(2000, "settle", 1.0), "step": 2000})
+            time.sleep(WAITING)
+
+    lines = printed(monkeypatch, work=work).splitlines()
+    assert "so far" in lines[-1] and not any("16 min" in line for line in lines[2:])
+
+
 def test_lines_become_rarer_the_longer_a_phase_takes(fast, monkeypatch):
     monkeypatch.setattr(screen_module, "LOG_SHARE", 0.5)
 

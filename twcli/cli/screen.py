@@ -201,8 +201,9 @@ class Screen:
         if status.counted:
             rate = (now - status.begin) / (status.done - status.first)
             return rate * max(0, status.total - status.done)
-        expected = self.phases.expected()
-        return None if expected is None else max(0.0, expected - (now - self._phase_began))
+        expected, taken = self.phases.expected(), now - self._phase_began
+        # one that takes longer than expected says nothing of what is left
+        return None if expected is None or expected <= taken else expected - taken
 
     def _draw(self, status: Status) -> None:
         """Shows a piece of work as a bar as wide as the terminal."""
@@ -257,5 +258,6 @@ class Screen:
                     if status in self._stack:
                         self._stack.remove(status)
                 status = None  # another run may follow
+                self.phases.revise(now - self._phase_began)
 
         yield on_step
