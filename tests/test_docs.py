@@ -107,6 +107,41 @@ def test_the_figures_of_the_demo_are_those_of_its_files(capsys):
     assert f"(chance {figures[0]['majority'].split()[0]})" in README
 
 
+def test_the_summary_of_the_results_is_that_of_its_tables():
+    """Each figure of `In short` is a mean over runs, with the lowest and the highest, of a table
+    that a command wrote below it.
+    """
+    page = (ROOT / "docs" / "results.md").read_text()
+
+    def rows(heading):
+        table = page.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
+        lines = [line for line in table.splitlines() if line.startswith("|")]
+        head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+        return [dict(zip(head, row, strict=True)) for row in body]
+
+    def spread(heading, column):
+        """(mean, lowest, highest) with three digits, of the row over all tasks."""
+        numbers = [f"{float(n):.3f}" for n in re.findall(r"-?[\d.]+", rows(heading)[-1][column])]
+        return tuple(numbers if len(numbers) == 3 else 3 * numbers)
+
+    runs = [float(row["generation 1:1"]) for row in rows("## The defaults of 2026-11-27")]
+    now = tuple(f"{value:.3f}" for value in (sum(runs) / len(runs), min(runs), max(runs)))
+    ours, aside = "### Six tasks: ours", "### Held aside: nothing was tuned on these: ours"
+    expected = {
+        "Does a latent mean one strategy? six tasks": spread(ours, "generation 1:1"),
+        "The same with the defaults of 2026-11-27": now,
+        "And under the uniform loss?": spread("### Six tasks: uniform", "generation 1:1"),
+        "And with token weights alone?": spread("### Six tasks: token", "generation 1:1"),
+        "Are answers still right?": spread(ours, "answers"),
+        "Does the model lose likelihood?": spread(ours, "gain (nats)"),
+        "Tasks on which nothing was chosen": spread(aside, "generation 1:1"),
+    }
+    short = {row["question"]: row for row in rows("## In short")}
+    for question, (mean, low, high) in expected.items():
+        assert mean in short[question]["figure"], question
+        assert f"({low} to {high})" in short[question]["seeds (range)"], question
+
+
 def test_the_command_reference_is_what_the_commands_say():
     page = runpy.run_path(str(ROOT / "docs" / "make_commands.py"))["reference"]()
     assert COMMANDS.read_text() == page, "run: python docs/make_commands.py"
