@@ -373,6 +373,18 @@ def test_a_folder_of_the_hub_is_no_file(tmp_path):
     assert f"name those to read, such as '{tmp_path}/*/*.parquet'" in str(caught.value)
 
 
+@pytest.mark.parametrize("typed", ["trian.jsonl", "train.json", "train.jsonll"])
+def test_a_name_that_is_mistyped_gets_the_one_that_is_there(tmp_path, monkeypatch, typed):
+    (tmp_path / "train.jsonl").write_bytes(JSONL)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=rf"^{typed}: no such file; did you mean train.jsonl\?$"):
+        read(typed)
+    with pytest.raises(UserError, match=r"no such file; did you mean .*/train.jsonl\?$"):
+        read(tmp_path / "trian.jsonl")
+    with pytest.raises(UserError, match="no such file; --data takes a file"):
+        read("other.csv")
+
+
 def test_what_can_be_read_once_only_is_said(tmp_path):
     with pytest.raises(UserError, match="/dev/null: cannot be read twice, as is needed"):
         read("/dev/null")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import difflib
 import glob
 import json
 import re
@@ -89,10 +90,22 @@ def sources_of(data: str) -> list[Source]:
     ):
         if _is(path.exists):
             raise UserError(f"{data}: cannot be read twice, as is needed; write it to a file")
-        raise UserError(f"{data}: no such file; {TAKES}")
+        raise UserError(f"{data}: no such file; {_alike(data) or TAKES}")
+    if "/" not in name and (alike := _alike(data)):  # names on the hub that lack an owner are few
+        raise UserError(f"{data}: no such file; {alike}")
     config, split = [*rest, "", ""][:2]
     table = _loaded(data, name, config or None, split or "train")
     return [Source(data, partial(_rows, table, data))]
+
+
+def _alike(data: str) -> str:
+    """The question whether a file was meant whose name is much the same; empty where none is."""
+    path = Path(data)
+    if not _is(path.parent.is_dir):
+        return ""
+    names = [file.name for file in path.parent.iterdir() if file.is_file()]
+    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
+    return f"did you mean {path.with_name(close[0])}?" if close else ""
 
 
 def files_of(data: str) -> list[Path]:
