@@ -15,7 +15,7 @@ from twcli.discovery.rows import Rows
 
 
 def rows_of(encoded):
-    return np.concatenate(Rows.of(encoded).groups(2))
+    return Rows.of(encoded).groups(2).joined()
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def records():
 @pytest.mark.parametrize("varlen", [False, True])
 def test_features_do_not_depend_on_how_rows_are_read(encoder, records, varlen):
     encoded = encode(encoder, records)
-    rows = np.concatenate(Rows.of(encoded).groups(2)[::-1])
+    rows = Rows.of(encoded).groups(2)[::-1].joined()
     expected = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=4000)
     for budget in (60, 4000):
         found = embed_rows(make_model(), encoder, encoded, rows, batch_tokens=budget, varlen=varlen)
@@ -45,7 +45,7 @@ def test_features_take_each_prompt_once(encoder, records):
         lambda _m, inputs, _o: tokens.append(inputs[0].numel())
     )
     groups = Rows.of(encoded).groups(2)
-    rows, firsts = np.concatenate(groups), [group[0] for group in groups]
+    rows, firsts = groups.joined(), [group[0] for group in groups]
     embed_rows(model, encoder, encoded, rows, batch_tokens=10**6, varlen=True)
     assert tokens == [
         (encoded.lengths - encoded.prompt_lengths)[rows].sum()

@@ -31,7 +31,7 @@ from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, 
 from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import name_rows
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, searching_seconds
-from twcli.discovery.result import Naming, naming_record
+from twcli.discovery.result import Naming, counts_of, naming_record
 from twcli.discovery.rows import Progress, Rows
 from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_fingerprint
 from twcli.errors import UserError, interrupted
@@ -98,7 +98,7 @@ def discover(
     inputs = open_inputs(**config.inputs(), examples=records, say=say)
     encoded = inputs.encoded
     latents = None if config.latents == AUTO else int(config.latents)
-    rows = len(Rows.of(encoded).rows)
+    rows = len(distinct_rows(encoded))
     phases.expect({NAME: searching_seconds(rows, latents), PAGE: PAGE_SECONDS})
     phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")
     source, baseline_file = _read(config, inputs, say, progress)
@@ -218,15 +218,13 @@ def summary_of(
     Args:
         baseline_file: where b_t of these records is.
     """
-    named = np.flatnonzero(naming.latent_N >= 0)
     rows = Rows.of(encoded).rows  # what is shown is shown once
-    once_N = np.full(len(encoded), -1, np.int64)
-    once_N[rows] = naming.latent_N[rows]
-    unsure = np.flatnonzero((once_N >= 0) & (naming.probability_N < SURE))
+    once = np.sort(rows[naming.latent_N[rows] >= 0])
+    unsure = once[naming.probability_N[once] < SURE]
     ambiguous = unsure[np.argsort(naming.probability_N[unsure], kind="stable")][:AMBIGUOUS]
     chosen = CardRows.of(naming.latent_N, naming.probability_N, naming.latents, rows)
     texts = texts_of(records, encoded, [*chosen.rows, *ambiguous.tolist()])
-    counts = np.bincount(naming.latent_N[named], minlength=naming.latents)
+    counts = counts_of(naming.latent_N, naming.latents)
     record = naming_record(naming)
     return {
         **record,
@@ -235,7 +233,7 @@ def summary_of(
         "model": config.model,
         "data": config.data,
         "records": len(encoded),
-        "named": len(named),
+        "named": int(counts.sum()),
         "prompts": int(encoded.prompt_index.max()) + 1,
         "verdict": verdict_of(naming),
         "score": record["score"] or 0.0,
@@ -251,7 +249,7 @@ def summary_of(
             }
             for row in ambiguous.tolist()
         ],
-        "ambiguous_share": len(unsure) / max(int((once_N >= 0).sum()), 1),
+        "ambiguous_share": len(unsure) / max(len(once), 1),
         "map": _map(naming),
         "names": config.out,
         "page": str(page_path(config.out)),

@@ -15,6 +15,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.equal_rows import first_of_equal
 from twcli.data.padding import slices
 from twcli.discovery.features import KINDS, Features, embed_and_score, embed_rows
 from twcli.models.baseline import score_flat
@@ -57,10 +58,8 @@ class FrozenReading:
         """
         encoded = self.encoded
         hashes = encoded.row_hash[rows.start : rows.stop]
-        _, first, kind = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
-        order = np.argsort(first)
-        read = rows.start + first[order]
-        place = np.argsort(order)[kind.reshape(-1)]  # in `read`, of each row
+        first_R, place = np.unique(first_of_equal(hashes), return_inverse=True)
+        read = rows.start + first_R  # `place` is where in it each row's first is
         every = slice(rows.start, rows.stop)
         progress(int(encoded.lengths[every].sum() - encoded.lengths[read].sum()))
         nll, features = self._read(read, progress)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.equal_rows import index_type
 from twcli.data.padding import (
     PassLengths,
     apart,
@@ -266,6 +267,31 @@ class _Groups:
         )
 
 
+class Batches(Sequence[np.ndarray]):
+    """Row numbers of an epoch's batches, in one array: an array of its own for each batch would
+    take twice as much.
+
+    Args:
+        rows: (R,) batch by batch, in the order in which they were made.
+        sizes: rows of each batch, in that order.
+        order: (batches,) of training.
+    """
+
+    def __init__(self, rows: np.ndarray, sizes: list[int], order: np.ndarray) -> None:
+        self._rows, self._order = rows, order
+        self._bounds = np.cumsum([0, *sizes])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __getitem__(self, place: Any) -> Any:
+        """(B,) int64 rows of one batch, or a list of them for a slice."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        batch = self._order[place]
+        return self._rows[self._bounds[batch] : self._bounds[batch + 1]].astype(np.int64)
+
+
 class BatchSampler:
     """Batches of each epoch. They depend only on the seed and the epoch's number, so that a resumed
     run repeats them.
@@ -297,32 +323,35 @@ class BatchSampler:
         classes: np.ndarray | None = None,
         repeats: np.ndarray | None = None,
     ) -> None:
-        self._rows = np.arange(len(lengths)) if rows is None else rows
-        self._classes = np.zeros(len(lengths), np.int64) if classes is None else classes
+        narrow = index_type(len(lengths))
+        every = np.arange(len(lengths), dtype=narrow) if rows is None else rows.astype(narrow)
+        self._classes = np.zeros(len(lengths), np.int8) if classes is None else classes
         self.lengths, self.prompts, self.repeats = lengths, prompts, repeats
         self.batch_tokens, self.seed = batch_tokens, list(seed)
-        self._once = self._grouped(self._rows)
+        self._rows = every if repeats is not None else every[:0]  # in the order of the draws
+        self._once = self._grouped(every)
 
-    def epoch(self, number: int) -> list[np.ndarray]:
-        """The epoch's batches in the order of training.
-
-        Returns:
-            (B,) row numbers of each batch.
-        """
+    def epoch(self, number: int) -> Batches:
+        """The epoch's batches in the order of training."""
         rng = np.random.default_rng([*self.seed, number])
         groups = self._once
         if self.repeats is not None:
             groups = self._with_repetitions(self.repeats[self._rows], rng)
         order = rng.permutation(len(groups.sizes))
-        mean = max(1, int(np.mean(groups.sizes * groups.longest))) if len(order) else 1
+        tokens = np.multiply(groups.sizes, groups.longest, dtype=np.int64)
+        mean = max(1, int(np.mean(tokens))) if len(order) else 1
         pool = max(1, POOL * self.batch_tokens // mean)
-        batches = []
+        rows, filled = np.empty(len(groups.rows), groups.rows.dtype), 0
+        sizes: list[int] = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
             part = part[np.argsort(groups.longest[part], kind="stable")]
             for alike in apart(part, groups.classes):
-                batches += self._cut(groups, alike)
-        return [batches[i] for i in rng.permutation(len(batches))]
+                for batch in self._cut(groups, alike):
+                    rows[filled : filled + len(batch)] = batch
+                    sizes.append(len(batch))
+                    filled += len(batch)
+        return Batches(rows, sizes, rng.permutation(len(sizes)))
 
     def stream(self, skip: int = 0) -> Iterator[np.ndarray]:
         """An endless stream of batches, epoch after epoch; empty if there are no rows.
@@ -334,9 +363,9 @@ class BatchSampler:
             (B,) row numbers of a batch.
         """
         number = 0
-        while len(self._rows):
+        while len(self._once.rows):
             batches = self.epoch(number)
-            yield from batches[skip:]
+            yield from (batches[place] for place in range(skip, len(batches)))
             skip = max(0, skip - len(batches))
             number += 1
 
@@ -346,16 +375,19 @@ class BatchSampler:
         Args:
             rows: (R,) row numbers; repeated ones stay together.
         """
-        rows = rows[np.lexsort((self._classes[rows], self.prompts[rows]))]
-        first = np.ones(len(rows), bool)
-        first[1:] = np.diff(self.prompts[rows]) != 0
-        first[1:] |= np.diff(self._classes[rows]) != 0
-        starts = np.flatnonzero(first)
-        longest = np.empty(0, np.int64)
+        prompts, classes = self.prompts[rows], self._classes[rows]
+        changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
+        ascending = (prompts[1:] > prompts[:-1]) | ~changes
+        if not ascending.all():
+            order = np.lexsort((classes, prompts))
+            rows, prompts, classes = rows[order], prompts[order], classes[order]
+            changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
+        starts = np.flatnonzero(np.append([True], changes)[: len(rows)]).astype(rows.dtype)
+        longest = np.empty(0, np.int32)
         if len(rows):
-            longest = np.maximum.reduceat(self.lengths[rows], starts)
-        sizes = np.diff(np.append(starts, len(rows)))
-        return _Groups(rows, starts, sizes, longest, self._classes[rows][starts])
+            longest = np.maximum.reduceat(self.lengths[rows], starts).astype(np.int32)
+        sizes = np.diff(starts, append=len(rows)).astype(rows.dtype)
+        return _Groups(rows, starts, sizes, longest, classes[starts])
 
     def _with_repetitions(self, repeats_R: np.ndarray, rng: np.random.Generator) -> _Groups:
         """Every row and its repetitions, which are groups of their own: two of one row are seldom
@@ -373,7 +405,7 @@ class BatchSampler:
         waiting: list[np.ndarray] = []
         count = 0
         for group in chosen.tolist():
-            rows, longest = groups.rows_of(group), groups.longest[group]
+            rows, longest = groups.rows_of(group), int(groups.longest[group])
             if waiting and longest * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
                 waiting, count = [], 0

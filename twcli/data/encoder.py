@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from twcli.data.chat import Rendered
+from twcli.data.equal_rows import first_of_equal
 from twcli.data.example import Example
 from twcli.data.latent_chat import latent_tokens, sections, with_latents
 from twcli.data.long_rows import ERROR, LongRows
@@ -96,10 +97,12 @@ class Encoded:
         """(N,) tokens of each z-free sequence."""
         return np.diff(self.offsets)
 
-    @property
+    @cached_property
     def target_offsets(self) -> np.ndarray:
         """(N + 1,) int64 offsets of each row's supervised tokens: the cache's `/offsets`."""
-        return np.concatenate([[0], np.cumsum(self.target_lengths)]).astype(np.int64)
+        offsets = np.zeros(len(self) + 1, np.int64)
+        np.cumsum(self.target_lengths, out=offsets[1:])
+        return offsets
 
     def y_ids(self, row: int) -> list[int]:
         """Token ids of a row's y, without its closing tag."""
@@ -726,10 +729,10 @@ def _ids_of(backend: Any, texts: Sequence[str]) -> list[list[int]]:
 
 def _numbered(keys: np.ndarray) -> np.ndarray:
     """(N,) int64: equal keys share a number, counted from 0 in order of first appearance."""
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    number = np.empty(len(first), np.int64)
-    number[np.argsort(first)] = np.arange(len(first))
-    return number[inverse.reshape(-1)]
+    first_N = first_of_equal(keys.view(np.uint8).reshape(-1, HASH.itemsize))
+    new_N = first_N == np.arange(len(first_N), dtype=first_N.dtype)
+    number_N = np.cumsum(new_N) - 1  # of the rows that are the first of their kind
+    return number_N[first_N]
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:

@@ -25,7 +25,7 @@ from twcli.discovery.prior import (
     one_string_a_strategy,
 )
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, name_repeating
-from twcli.discovery.result import Naming, renamed, used_latents
+from twcli.discovery.result import Naming, counts_of, renamed, used_latents
 from twcli.discovery.rows import Progress, Rows, Source, silent
 from twcli.discovery.search import matching
 from twcli.discovery.single_rows import name_single_rows
@@ -104,9 +104,9 @@ def completed(given_N: np.ndarray, sure_N: np.ndarray, naming: Naming) -> Naming
     both = (given_N >= 0) & (naming.latent_N >= 0)
     names_K, _ = matching(naming.latent_N[both], given_N[both], K)
     renamed_N = renamed(naming.latent_N, names_K)
-    latent_N = np.where(given_N >= 0, given_N, renamed_N)
+    latent_N = np.where(given_N >= 0, given_N, renamed_N).astype(np.int32)
     probability_N = np.where(given_N >= 0, sure_N, naming.probability_N).astype(np.float32)
-    proportions = np.bincount(latent_N[latent_N >= 0], minlength=K) + 1.0
+    proportions = counts_of(latent_N, K) + 1.0
     return replace(
         naming,
         latent_N=latent_N,
@@ -123,14 +123,15 @@ def given_names(
     """A naming that somebody has made, with the prior that it shows; no score is known of it."""
     found = Rows.of(encoded)
     named = latent_N[found.rows] >= 0
-    sizes = [int(part.sum()) for part in np.split(named, np.cumsum(found.sizes)[:-1])]
+    starts = np.cumsum(found.sizes) - found.sizes
+    sizes = np.add.reduceat(named, starts, dtype=np.int64)
     kept = found.rows[named]
     soft = np.full((len(kept), latents), (1 - SURE) / max(latents - 1, 1))
     soft[np.arange(len(kept)), latent_N[kept]] = SURE
     identical = identical_pairs(encoded.prompt_index, encoded.row_hash)
     several = bool((found.sizes > 1).any())
     one_string = several and one_string_a_strategy(identical, soft.mean(0))
-    prior = fit_prior(soft, [size for size in sizes if size], one_string=one_string)
+    prior = fit_prior(soft, sizes[sizes > 0], one_string=one_string)
     return Naming(
         latent_N=latent_N,
         probability_N=probability_N,

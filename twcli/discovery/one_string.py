@@ -33,14 +33,14 @@ from twcli.discovery.features import (
 )
 from twcli.discovery.predictability import above_chance, one_hot, ridge_map
 from twcli.discovery.prior import LatentPrior, assign_groups
-from twcli.discovery.result import Naming, canonical_order, renamed
+from twcli.discovery.result import Naming, canonical_order, counts_of, no_names, rename
 from twcli.discovery.rows import (
     BLOCK_PROMPTS,
     FIT_PROMPTS,
+    Groups,
     Progress,
     Source,
-    blocks,
-    of_equal_rows,
+    spread_to_equal_rows,
 )
 
 COUNT_PROMPTS = 1500  # in which the number of latents is looked for
@@ -62,7 +62,7 @@ MORE_STARTS = (*STARTS, (FIRST_STATES, FIRST_SIMILARITIES))
 def name_one_string(
     source: Source,
     encoded: Encoded,
-    groups: list[np.ndarray],
+    groups: Groups,
     latents: int | None,
     seed: int,
     progress: Progress,
@@ -70,16 +70,16 @@ def name_one_string(
     """Names the rows of prompts with several distinct completions.
 
     Args:
-        groups: (rows,) of each prompt.
+        groups: distinct rows of each prompt.
         latents: K; None to choose it.
     """
     rng = np.random.default_rng([seed, 1])
-    groups = [groups[i] for i in rng.permutation(len(groups))]
+    groups = groups[rng.permutation(len(groups))]
     fit, rest = groups[:FIT_PROMPTS], groups[FIT_PROMPTS:]
-    sizes = [len(g) for g in fit]
+    fit_rows, sizes = fit.joined(), fit.sizes.tolist()
     gains: dict[int, float] = {}
-    with progress("features", sum(sizes)) as advance:
-        features = source(np.concatenate(fit), advance).kinds
+    with progress("features", len(fit_rows)) as advance:
+        features = source(fit_rows, advance).kinds
     if latents is None:
         with progress("numbers of latents", MOST_CLUSTERS - 1) as advance:
             latents, gains = _counted(features, sizes, seed, advance)
@@ -109,22 +109,22 @@ def name_one_string(
     used = len(names)
     weights = ridge_map(views[0]) @ one_hot(clusters, used)
 
-    latent = np.full(len(encoded), -1, np.int64)
-    latent[np.concatenate(fit)] = clusters
-    with progress("other records", sum(map(len, rest))) as advance:
-        for block in blocks(rest, BLOCK_PROMPTS):
-            rows, sizes = np.concatenate(block), [len(g) for g in block]
+    latent_N, probability_N = no_names(len(encoded))
+    latent_N[fit_rows] = clusters
+    with progress("other records", rest.count()) as advance:
+        for block in rest.blocks(BLOCK_PROMPTS):
+            rows, sizes = block.joined(), block.sizes.tolist()
             kinds = source(rows, advance).kinds
             centring(kinds, sizes)
-            latent[rows] = assign_groups(-(space.points(kinds, 0) @ weights), sizes)
-    probability_N = np.where(latent >= 0, SURE, 0.0).astype(np.float32)
-    latent, probability_N = of_equal_rows(encoded, latent, probability_N)
-    latent = renamed(latent, canonical_order(latent, latents, encoded)[1])
-    shares_K = np.bincount(latent[latent >= 0], minlength=latents) + 1.0
+            latent_N[rows] = assign_groups(-(space.points(kinds, 0) @ weights), sizes)
+    spread_to_equal_rows(encoded, latent_N)
+    probability_N[latent_N >= 0] = SURE
+    rename(latent_N, canonical_order(latent_N, latents, encoded)[1])
+    shares_K = counts_of(latent_N, latents) + 1.0
     return Naming(
-        latent_N=latent,
+        latent_N=latent_N,
         probability_N=probability_N,
-        second_N=latent,
+        second_N=latent_N,
         prior=LatentPrior(shares_K / shares_K.sum(), math.inf),
         latents=latents,
         used=used,

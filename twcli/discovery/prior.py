@@ -24,6 +24,8 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from scipy.special import gammaln, logsumexp, softmax
 
+from twcli.data.equal_rows import copies_of_first
+
 ENUMERATED_PERMUTATIONS = 200  # of one prompt, up to which all are tried
 ENUMERATED = 1500  # joint assignments of one prompt, up to which the posterior is exact
 MEAN_FIELD_SWEEPS = 30
@@ -208,12 +210,13 @@ def identical_pairs(prompt_N: np.ndarray, hash_NH: np.ndarray) -> float:
         prompt_N: (N,) rows of one prompt share a number.
         hash_NH: (N, 16) uint8, content of each row.
     """
-    _, first, content_N = np.unique(hash_NH, axis=0, return_index=True, return_inverse=True)
-    copies_C = np.bincount(content_N.reshape(-1))
+    copies_N = copies_of_first(hash_NH)
+    copies_C = copies_N[copies_N > 0]
     size_P = np.bincount(prompt_N)
     if len(copies_C) > 1 and copies_C.min() > 1 and copies_C.min() == copies_C.max():
         return 0.0
-    identical_P = np.bincount(prompt_N[first], _pairs(copies_C), minlength=len(size_P))
+    repeated = np.flatnonzero(copies_N > 1)
+    identical_P = np.bincount(prompt_N[repeated], _pairs(copies_N[repeated]), minlength=len(size_P))
     several = size_P > 1
     if not several.any():
         return 0.0

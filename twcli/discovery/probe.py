@@ -82,17 +82,17 @@ def probe_of(
     found = Rows.of(encoded)
     groups = found.groups(2) if distinct else found.chunks()
     order = np.random.default_rng([seed, 7]).permutation(len(groups))[:PROBE_PROMPTS]
-    chosen = [groups[i] for i in order]
+    chosen = groups[order]
     if len(chosen) < 2:
         return None
     if not distinct and most_rows is None:
         most_rows = PROBE_ROWS
     if most_rows is not None:
-        ends = np.cumsum([len(group) for group in chosen])
+        ends = np.cumsum(chosen.sizes)
         chosen = chosen[: max(2, int(np.searchsorted(ends, most_rows, "right")))]
-    if not distinct and sum(map(len, chosen)) < LEAST_ROWS:
+    if not distinct and chosen.count() < LEAST_ROWS:
         return None
-    rows, sizes = np.concatenate(chosen), [len(group) for group in chosen]
+    rows, sizes = chosen.joined(), chosen.sizes.tolist()
     with progress("features of the original model", len(rows)) as advance:
         features = source(rows, advance)
     if distinct:

@@ -29,14 +29,14 @@ from twcli.discovery.number import (
 )
 from twcli.discovery.prior import LatentPrior, fit_prior
 from twcli.discovery.prompt_effects import PromptEffects
-from twcli.discovery.result import Naming, canonical_order, renamed
+from twcli.discovery.result import Naming, canonical_order, no_names, rename
 from twcli.discovery.rows import (
     BLOCK_PROMPTS,
     FIT_PROMPTS,
+    Groups,
     Progress,
     Source,
-    blocks,
-    of_equal_rows,
+    spread_to_equal_rows,
 )
 from twcli.discovery.score import expected_share_right
 from twcli.discovery.search import Found, discriminant_points, search, ways_of
@@ -60,7 +60,7 @@ def searching_seconds(rows: int, latents: int | None) -> float:
 def name_repeating(
     source: Source,
     encoded: Encoded,
-    groups: list[np.ndarray],
+    groups: Groups,
     latents: int | None,
     seed: int,
     progress: Progress,
@@ -70,20 +70,15 @@ def name_repeating(
     """Names rows where strategies may repeat within a prompt; prompts may have one completion.
 
     Args:
-        groups: (rows,) of each prompt.
+        groups: distinct rows of each prompt.
         latents: K; None to choose it.
         one_string: whether each strategy writes one string, so that distinct completions of a
             prompt repel each other infinitely.
     """
-    rng = np.random.default_rng([seed, 1])
-    groups = [groups[i] for i in rng.permutation(len(groups))]
-    ends = np.cumsum([len(group) for group in groups])
-    cut = int(np.searchsorted(ends, FIT_ROWS, "right"))
-    cut = min(max(cut, 1), FIT_PROMPTS)
-    fit, rest = groups[:cut], groups[cut:]
-    sizes = np.array([len(group) for group in fit])
-    with progress("features", int(sizes.sum())) as advance:
-        features = source(np.concatenate(fit), advance)
+    fit, rest = _fitted(groups, seed)
+    fit_rows, sizes = fit.joined(), fit.sizes
+    with progress("features", len(fit_rows)) as advance:
+        features = source(fit_rows, advance)
     effects, views = PromptEffects.fit(features, sizes)
     weight_N = features.lengths / features.lengths.mean()
     counts, score_of = _numbers(views, weight_N, sizes, latents, seed, progress)
@@ -93,9 +88,8 @@ def name_repeating(
         with progress("search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
     prior = fit_prior(found.posterior_NK, sizes, one_string=one_string)
-    latent_N = np.full(len(encoded), -1, np.int64)
-    second_N = np.full(len(encoded), -1, np.int64)
-    probability_N = np.zeros(len(encoded), np.float32)
+    latent_N, probability_N = no_names(len(encoded))
+    second_N = latent_N.copy()
 
     def put(rows: np.ndarray, by_features_NK: np.ndarray, sizes: ArrayLike) -> None:
         """By the features' posterior as a likelihood, and the prior over each prompt's rows."""
@@ -106,15 +100,16 @@ def name_repeating(
         second_N[rows] = order_NK[:, 1]
         probability_N[rows] = posterior_NK.max(1)
 
-    put(np.concatenate(fit), found.posterior_NK, sizes)
-    with progress("other records", sum(map(len, rest))) as advance:
-        for block in blocks(rest, BLOCK_PROMPTS):
-            rows, block_sizes = np.concatenate(block), [len(group) for group in block]
-            points = discriminant_points(effects(source(rows, advance), block_sizes))
-            put(rows, found.discriminant(points), block_sizes)
-    latent_N, second_N, probability_N = of_equal_rows(encoded, latent_N, second_N, probability_N)
+    put(fit_rows, found.posterior_NK, sizes)
+    with progress("other records", rest.count()) as advance:
+        for block in rest.blocks(BLOCK_PROMPTS):
+            rows = block.joined()
+            points = discriminant_points(effects(source(rows, advance), block.sizes))
+            put(rows, found.discriminant(points), block.sizes)
+    spread_to_equal_rows(encoded, latent_N, second_N, probability_N)
     order_K, new_K = canonical_order(latent_N, K, encoded)
-    latent_N, second_N = renamed(latent_N, new_K), renamed(second_N, new_K)
+    rename(latent_N, new_K)
+    rename(second_N, new_K)
     used = int((order_K >= 0).sum())
     return Naming(
         latent_N=latent_N,
@@ -130,8 +125,16 @@ def name_repeating(
         counts=_shown(counts, K),
         nested=_nested(counts, K) if latents is None else None,
         points=plane(discriminant_points(views), found.posterior_NK),
-        point_rows=np.concatenate(fit),
+        point_rows=fit_rows,
     )
+
+
+def _fitted(groups: Groups, seed: int) -> tuple[Groups, Groups]:
+    """(the prompts that are clustered, all others), in random order."""
+    groups = groups[np.random.default_rng([seed, 1]).permutation(len(groups))]
+    leading = groups.sizes[:FIT_PROMPTS]
+    cut = int(np.searchsorted(np.cumsum(leading), FIT_ROWS, "right"))
+    return groups[: max(cut, 1)], groups[max(cut, 1) :]
 
 
 def _numbers(

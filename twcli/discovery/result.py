@@ -6,6 +6,7 @@ Shapes: N rows, K latents.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from twcli.data.encoder import Encoded
 from twcli.discovery.prior import LatentPrior
 
 ORDERED_IDS = 8  # tokens of y by which latents of one share are ordered
+ROWS_AT_ONCE = 2**16  # of the data, where a step over all of them would double the memory
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,9 @@ class Naming:
     """A latent for each row of the data.
 
     Attributes:
-        latent_N: (N,) int64, -1 for a row that could not be named.
+        latent_N: (N,) integers, -1 for a row that could not be named.
         probability_N: (N,) float32, how sure that is; 0 where it is -1.
-        second_N: (N,) int64, the next likely latent; the same one where nothing else is known.
+        second_N: (N,) integers, the next likely latent; the same one where nothing else is known.
         prior: proportions and repulsion.
         latents: K.
         used: how many of them have rows, those numbered from 0.
@@ -104,12 +106,13 @@ def _tried_line(naming: Naming) -> list[str]:
 
 def _shares_line(naming: Naming) -> str:
     """How many records have a name, and the latents' shares of them."""
-    named_N = naming.latent_N >= 0
-    counts_K = np.bincount(naming.latent_N[named_N], minlength=naming.latents)
-    shares = "/".join(f"{share:.0%}" for share in counts_K / max(counts_K.sum(), 1))
+    counts_K = counts_of(naming.latent_N, naming.latents)
+    named = int(counts_K.sum())
+    share = named / len(naming.latent_N)
+    shares = "/".join(f"{one:.0%}" for one in counts_K / max(named, 1))
     repeats = "never" if math.isinf(naming.prior.repulsion) else "may"
     return (
-        f"naming: {float(named_N.mean()):.0%} of the records of {naming.prompts:,} prompts, shares "
+        f"naming: {share:.0%} of the records of {naming.prompts:,} prompts, shares "
         f"{shares}; completions of a prompt {repeats} share a latent"
     )
 
@@ -133,19 +136,32 @@ def canonical_order(
         latents: K.
         encoded: the data.
     """
-    counts_K = np.bincount(latent_N[latent_N >= 0], minlength=latents)
+    counts_K = counts_of(latent_N, latents)
     sizes, times = np.unique(counts_K, return_counts=True)
-    alike = np.flatnonzero((counts_K > 0) & np.isin(counts_K, sizes[times > 1]))
-    rows = np.flatnonzero(np.isin(latent_N, alike))
-    first_RT = _first_ids(encoded, rows)
-    order_R = np.lexsort([*first_RT.T[::-1], latent_N[rows]])
-    _, leading = np.unique(latent_N[rows][order_R], return_index=True)  # a row of each
+    alike_K = (counts_K > 0) & np.isin(counts_K, sizes[times > 1])
     ids_KT = np.zeros((latents, ORDERED_IDS), np.int64)
-    ids_KT[alike] = first_RT[order_R[leading]]
+    if alike_K.any():
+        ids_KT[alike_K] = _leading_ids(latent_N, latents, encoded)[alike_K]
     order_K = np.lexsort([*ids_KT.T[::-1], -counts_K])
     new_K = np.empty(latents, np.int64)
     new_K[order_K] = np.arange(latents)
     return np.where(counts_K[order_K] > 0, order_K, -1), new_K
+
+
+def _leading_ids(latent_N: np.ndarray, latents: int, encoded: Encoded) -> np.ndarray:
+    """(K, `ORDERED_IDS`) of the rows of each latent the first tokens of y that come first; of a
+    latent without rows the largest integers.
+    """
+    ids_KT = np.full((latents, ORDERED_IDS), np.iinfo(np.int64).max)
+    for start in range(0, len(latent_N), ROWS_AT_ONCE):
+        rows = start + np.flatnonzero(latent_N[start : start + ROWS_AT_ONCE] >= 0)
+        # those that lead so far, and these rows
+        latent_R = np.concatenate([np.arange(latents), latent_N[rows]])
+        first_RT = np.concatenate([ids_KT, _first_ids(encoded, rows)])
+        order_R = np.lexsort([*first_RT.T[::-1], latent_R])
+        _, leading = np.unique(latent_R[order_R], return_index=True)
+        ids_KT = first_RT[order_R[leading]]
+    return ids_KT
 
 
 def _first_ids(encoded: Encoded, rows: np.ndarray) -> np.ndarray:
@@ -159,5 +175,34 @@ def _first_ids(encoded: Encoded, rows: np.ndarray) -> np.ndarray:
 
 def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:
     """The latents (N,) under new names (K,); -1 stays."""
-    found_N = new_K[np.maximum(latent_N, 0)]
-    return np.where(latent_N >= 0, found_N, -1)
+    found_N = latent_N.copy()
+    rename(found_N, new_K)
+    return found_N
+
+
+def rename(latent_N: np.ndarray, new_K: np.ndarray) -> None:
+    """Overwrites the latents (N,) by their new names (K,); -1 stays."""
+    names = np.append(new_K, -1)  # which index -1 finds
+    for part in _parts(latent_N):
+        part[:] = names[part]
+
+
+def counts_of(latent_N: np.ndarray, latents: int) -> np.ndarray:
+    """(K,) int64, how many rows have each latent."""
+    counts = np.zeros(latents + 1, np.int64)
+    for part in _parts(latent_N):
+        counts += np.bincount(part + 1, minlength=latents + 1)
+    return counts[1:]
+
+
+def no_names(rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """(latents, probabilities) of rows none of which has a name yet, as in `Naming`."""
+    return np.full(rows, -1, np.int32), np.zeros(rows, np.float32)
+
+
+def _parts(column_N: np.ndarray) -> Iterator[np.ndarray]:
+    """Views of an array (N,), one after the other: indices of other types are copied, and in parts
+    that takes no memory.
+    """
+    for start in range(0, len(column_N), ROWS_AT_ONCE):
+        yield column_N[start : start + ROWS_AT_ONCE]

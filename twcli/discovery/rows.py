@@ -14,7 +14,10 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.equal_rows import distinct, first_of_equal
+from twcli.data.padding import slices
 from twcli.discovery.features import Features, embed_rows
+from twcli.discovery.result import ROWS_AT_ONCE
 
 FIT_PROMPTS = 3000  # prompts that are clustered; all others are only assigned
 BLOCK_PROMPTS = 1024  # of the others, assigned at a time
@@ -65,11 +68,51 @@ def silent(_label: str, _total: int) -> AbstractContextManager[Callable[[int], N
 
 
 @dataclass(frozen=True)
+class Groups:
+    """Rows in groups: a prompt's each, or a part of a prompt's. One array for all of them: an array
+    of its own for each prompt takes ten times what its row numbers do.
+
+    Attributes:
+        rows: row numbers of the data, group by group; there may be more than those of the groups.
+        starts, sizes: (G,) where in `rows` each group begins, and how many it has.
+    """
+
+    rows: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, which: slice | np.ndarray) -> Groups:
+        """Some of the groups: a slice, a mask (G,), or (..,) numbers in any order."""
+        return Groups(self.rows, self.starts[which], self.sizes[which])
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The rows of one group after another."""
+        for start, size in zip(self.starts, self.sizes, strict=True):
+            yield self.rows[start : start + size]
+
+    def joined(self) -> np.ndarray:
+        """The rows of all groups, group by group."""
+        return self.rows[slices(self.starts, self.sizes)]
+
+    def count(self) -> int:
+        """How many rows all groups have."""
+        return int(self.sizes.sum())
+
+    def blocks(self, size: int) -> Iterator[Groups]:
+        """The groups, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+
+@dataclass(frozen=True)
 class Rows:
     """The distinct rows of the data, prompt by prompt.
 
     Attributes:
-        rows: (R,) their first occurrences in the data.
+        rows: (R,) int64, their first occurrences in the data.
         sizes: (P,) distinct rows of each prompt.
     """
 
@@ -79,53 +122,41 @@ class Rows:
     @classmethod
     def of(cls, encoded: Encoded) -> Rows:
         """All of them; prompts in the order of their numbers."""
-        _, first = np.unique(encoded.row_hash, axis=0, return_index=True)
-        first.sort()
-        prompt = encoded.prompt_index[first]
-        order = np.argsort(prompt, kind="stable")
-        return cls(first[order], np.unique(prompt, return_counts=True)[1])
+        rows = distinct(encoded.row_hash)
+        prompt = encoded.prompt_index[rows]
+        if (prompt[1:] < prompt[:-1]).any():
+            order = np.argsort(prompt, kind="stable")
+            rows, prompt = rows[order], prompt[order]
+        ends = np.append(np.flatnonzero(prompt[1:] != prompt[:-1]) + 1, len(rows))
+        return cls(rows, np.diff(ends, prepend=0))
 
-    def groups(self, least: int = 1) -> list[np.ndarray]:
+    def groups(self, least: int = 1) -> Groups:
         """Each prompt's rows, where it has `least` of them."""
-        cuts = np.cumsum(self.sizes)[:-1]
-        return [group for group in np.split(self.rows, cuts) if len(group) >= least]
+        groups = Groups(self.rows, np.cumsum(self.sizes) - self.sizes, self.sizes)
+        return groups if least <= 1 else groups[self.sizes >= least]
 
-    def chunks(self) -> list[np.ndarray]:
+    def chunks(self) -> Groups:
         """Each prompt's rows, at most `CHUNK_ROWS` together: a prompt with thousands of completions
         is taken for several, or one prompt could be all that is looked at.
-
-        Returns:
-            (rows,) of each chunk.
         """
-        chunks: list[np.ndarray] = []
-        for group in self.groups():
-            starts = range(0, len(group), CHUNK_ROWS)
-            chunks += [group[start : start + CHUNK_ROWS] for start in starts]
-        return chunks
+        if self.sizes.max(initial=0) <= CHUNK_ROWS:
+            return self.groups()
+        pieces = -(-self.sizes // CHUNK_ROWS)
+        number = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        before = number * CHUNK_ROWS  # rows of the prompt that lie before each chunk
+        starts = np.repeat(np.cumsum(self.sizes) - self.sizes, pieces) + before
+        sizes = np.minimum(np.repeat(self.sizes, pieces) - before, CHUNK_ROWS)
+        return Groups(self.rows, starts, sizes)
 
 
-def blocks(items: list[np.ndarray], size: int) -> Iterator[list[np.ndarray]]:
-    """At most `size` of the items at a time.
-
-    Args:
-        items: (R,) rows each.
-
-    Yields:
-        Lists of (R,) rows.
-    """
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def of_equal_rows(encoded: Encoded, *columns: np.ndarray) -> list[np.ndarray]:
-    """What the first of equal rows has, for all of them.
+def spread_to_equal_rows(encoded: Encoded, *columns: np.ndarray) -> None:
+    """Writes what the first of equal rows has into all of them.
 
     Args:
-        columns: (N, ..) each.
-
-    Returns:
-        Each of the shape that it had.
+        columns: (N, ..) each, overwritten.
     """
-    _, first, inverse = np.unique(encoded.row_hash, axis=0, return_index=True, return_inverse=True)
-    inverse = inverse.reshape(-1)
-    return [column[first][inverse] for column in columns]
+    first_N = first_of_equal(encoded.row_hash)
+    for start in range(0, len(first_N), ROWS_AT_ONCE):
+        part = first_N[start : start + ROWS_AT_ONCE]
+        for column in columns:  # a first row lies before its equals and keeps what it has
+            column[start : start + ROWS_AT_ONCE] = column[part]

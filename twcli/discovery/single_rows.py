@@ -17,14 +17,14 @@ import numpy as np
 from twcli.data.encoder import Encoded
 from twcli.discovery.prior import LatentPrior
 from twcli.discovery.prompt_effects import PromptEffects
-from twcli.discovery.result import Naming, canonical_order, renamed
+from twcli.discovery.result import Naming, canonical_order, counts_of, rename
 from twcli.discovery.rows import (
     BLOCK_PROMPTS,
     FIT_PROMPTS,
+    Groups,
     Progress,
     Source,
-    blocks,
-    of_equal_rows,
+    spread_to_equal_rows,
 )
 from twcli.discovery.search import Discriminant, discriminant_points, out_of_fold
 
@@ -32,7 +32,7 @@ from twcli.discovery.search import Discriminant, discriminant_points, out_of_fol
 def name_single_rows(
     source: Source,
     encoded: Encoded,
-    groups: list[np.ndarray],
+    groups: Groups,
     naming: Naming,
     seed: int,
     progress: Progress,
@@ -45,14 +45,14 @@ def name_single_rows(
     """
     rng = np.random.default_rng([seed, 10])
     order = rng.permutation(len(groups))
-    several = [groups[i] for i in order if len(groups[i]) > 1]
-    singles = [groups[i] for i in order if len(groups[i]) == 1]
-    if not singles or not several:
+    several = order[groups.sizes[order] > 1]
+    singles = order[groups.sizes[order] == 1]
+    if not len(singles) or not len(several):
         return naming
     half = FIT_PROMPTS // 2
-    fit = [*several[: max(half, FIT_PROMPTS - len(singles))], *singles[:half]]
-    sizes = np.array([len(group) for group in fit])
-    rows, K = np.concatenate(fit), naming.latents
+    most = max(half, FIT_PROMPTS - len(singles))  # prompts with several completions
+    fit = groups[np.concatenate([several[:most], singles[:half]])]
+    rows, sizes, K = fit.joined(), fit.sizes, naming.latents
     with progress("features", len(rows)) as advance:
         features = source(rows, advance)
     effects, _ = PromptEffects.fit(features, sizes)
@@ -75,23 +75,24 @@ def name_single_rows(
         probability_N[rows] = np.maximum(posterior_NK.max(1) * sure, 1 / K)
 
     put(rows[~named_N], points[~named_N])
-    rest = singles[half:]
+    rest = groups[singles[half:]]
     with progress("other records", len(rest)) as advance:
-        for block in blocks(rest, BLOCK_PROMPTS):
-            those = np.concatenate(block)
+        for block in rest.blocks(BLOCK_PROMPTS):
+            those = block.joined()
             alone = np.ones(len(those), np.int64)
             put(those, discriminant_points(effects(source(those, advance), alone)))
-    latent_N, second_N, probability_N = of_equal_rows(encoded, latent_N, second_N, probability_N)
+    spread_to_equal_rows(encoded, latent_N, second_N, probability_N)
     new_K = canonical_order(latent_N, K, encoded)[1]
-    latent_N, second_N = renamed(latent_N, new_K), renamed(second_N, new_K)
-    shares_K = np.bincount(latent_N[latent_N >= 0], minlength=K) + 1.0
+    rename(latent_N, new_K)
+    rename(second_N, new_K)
+    shares_K = counts_of(latent_N, K) + 1.0
     return replace(
         naming,
         latent_N=latent_N,
         second_N=second_N,
         probability_N=probability_N,
         prior=LatentPrior(shares_K / shares_K.sum(), naming.prior.repulsion),
-        score=_score(naming, right, sum(map(len, several)), len(singles)),
+        score=_score(naming, right, groups[several].count(), len(singles)),
         prompts=len(groups),
     )
 

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from twcli.data.encoder import Encoded
+from twcli.data.equal_rows import distinct
 from twcli.discovery.features import KINDS, VERSION, Features
-from twcli.discovery.rows import Rows
 from twcli.storage.beside import find_features
 from twcli.storage.feature_store import FeatureStore
 
@@ -26,7 +26,7 @@ def feature_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 def distinct_rows(encoded: Encoded) -> np.ndarray:
     """(R,) rows of the data that a file of features holds, ascending: the first of equal ones."""
-    return np.sort(Rows.of(encoded).rows)
+    return distinct(encoded.row_hash)
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ class CacheWriter:
             raise ValueError(
                 f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}"
             )
-        if offsets.shape != (len(row_hash) + 1,) or offsets[0] != 0 or np.diff(offsets).min() < 0:
+        falls = bool((offsets[1:] < offsets[:-1]).any())
+        if offsets.shape != (len(row_hash) + 1,) or offsets[0] != 0 or falls:
             raise ValueError("offsets must be (N + 1,), begin at 0 and never fall")
         if self.shard_rows < 1:
             raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")

@@ -387,7 +387,7 @@ def _shared_naming(
 
 def _latents_of(naming: Naming | None, rows: int) -> np.ndarray:
     """(N,) the latent at which each row's posterior is held, -1 for none."""
-    return np.full(rows, -1, np.int64) if naming is None else naming.latent_N.copy()
+    return np.full(rows, -1, np.int64) if naming is None else naming.latent_N.astype(np.int64)
 
 
 def _held_out(
