@@ -26,10 +26,11 @@ from transformers import (
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
 from tests.test_cli import ok, refused, twcli
+from twcli.commands.export_config import ExportConfig
 from twcli.commands.export_forms import FORMS, Merged
-from twcli.config.export import EXPORTS
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import write_names
+from twcli.errors import UserError
 from twcli.models import gguf_file
 
 CHAT = (
@@ -310,8 +311,17 @@ def test_what_cannot_be_exported_is_one_line_that_says_what_to_do(chat, words, t
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other"]
 
 
-def test_every_form_that_the_option_names_is_written():
-    assert tuple(FORMS) == EXPORTS
+def test_a_form_is_added_in_one_place(tmp_path, monkeypatch):
+    """The option, its check and what is written all go by `FORMS`."""
+    monkeypatch.setitem(FORMS, "folder", type("Folder", (Merged,), {"dtypes": ("bf16",)}))
+    asked = {"run": str(tmp_path), "to": "folder", "out": str(tmp_path / "out")}
+    assert ExportConfig(**asked, dtype="bf16").to == "folder"
+    with pytest.raises(UserError, match="--to folder: its weights are written as"):
+        ExportConfig(**asked, dtype="fp32")
+    with pytest.raises(UserError, match="'none' is not one of hf, adapter, gguf, folder"):
+        ExportConfig(**{**asked, "to": "none"})
+    shown = ExportConfig.__dataclass_fields__["to"].metadata["help"]
+    assert all(FORMS[name].help in shown for name in ("hf", "adapter", "gguf"))
 
 
 @pytest.mark.parametrize("fault", ["weights", "prompts"])

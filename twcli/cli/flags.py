@@ -146,7 +146,7 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
     if plain is bool:
         return click.option(flag_of(field.name), is_flag=True, default=None, **settings)
     if "choices" in field.metadata:
-        settings["type"] = click.Choice(field.metadata["choices"])
+        settings["type"] = click.Choice(list(field.metadata["choices"]))
     else:
         path = field.metadata.get("path")  # of click's type, so that the shell completes it
         words = field.metadata.get("words", ())

@@ -18,9 +18,9 @@ import click
 from twcli import __version__, signals
 from twcli.cli.flags import GroupedCommand, GroupedOption, config_options, origins, resolve
 from twcli.cli.screen import Screen, folded
+from twcli.commands.export_config import ExportConfig
 from twcli.config.discover import DiscoverConfig
 from twcli.config.evaluate import EvalConfig
-from twcli.config.export import ExportConfig
 from twcli.config.inputs import AUTO, FORMAT_HELP, FORMATS
 from twcli.config.options import INPUTS, check_characters
 from twcli.config.precompute import PrecomputeConfig

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedModel
 
+from twcli.commands.export_config import ExportConfig
 from twcli.commands.export_forms import FORMS, Form
-from twcli.config.export import ExportConfig
 from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
 from twcli.data.dataset import stream_examples

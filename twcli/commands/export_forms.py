@@ -1,6 +1,7 @@
 """The forms in which `twcli export` writes a run: what each can write, writes and loads again.
 
-A new form is a subclass of `Form` here, an entry of `FORMS`, and its name in `config/export.py`.
+A new form is a subclass of `Form` and an entry of `FORMS`, which the option `--to` reads: so what
+takes long to import is imported where it is needed.
 """
 
 from __future__ import annotations
@@ -10,27 +11,33 @@ import shutil
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from transformers import AutoTokenizer, PreTrainedModel
-
-from twcli.config.export import ExportConfig
-from twcli.config.train import TrainConfig
-from twcli.data.encoder import ExampleEncoder
+from twcli.config.inputs import PRECISIONS
 from twcli.errors import UserError
-from twcli.models import gguf_file, runtime
-from twcli.models.card import Usage
-from twcli.storage.run_folder import RunFolder
+from twcli.models.usage import Usage
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from twcli.commands.export_config import ExportConfig
+    from twcli.config.train import TrainConfig
+    from twcli.data.encoder import ExampleEncoder
+    from twcli.storage.run_folder import RunFolder
 
 
 class Form(ABC):
     """One form of an exported folder.
 
     Attributes:
+        help: what it is and for what, as the help of `--to` says it.
         usage: what its card says.
+        dtypes: in which its weights can be written.
     """
 
+    help: ClassVar[str]
     usage: ClassVar[Usage]
+    dtypes: ClassVar[tuple[str, ...]] = PRECISIONS
 
     def __init__(self, config: ExportConfig, run: RunFolder, trained: TrainConfig) -> None:
         self.config, self.run, self.trained = config, run, trained
@@ -55,6 +62,7 @@ class Form(ABC):
 class Merged(Form):
     """The merged model, as transformers and most servers take it."""
 
+    help = "a merged folder for transformers and most servers"
     usage = Usage(
         library="transformers",
         load="""from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -71,13 +79,17 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """As `Form.load`."""
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        return runtime.load_model(str(folder), precision=self.config.dtype), tokenizer
+        from twcli.models import runtime
+
+        model = runtime.load_model(str(folder), precision=self.config.dtype)
+        return model, _tokenizer_in(folder)
 
 
 class Adapter(Form):
     """LoRA and the new tokens' rows, for peft on the base model."""
 
+    help = "for peft on the base model"
+    dtypes = ("fp32",)
     usage = Usage(
         library="peft",
         load="""from peft import PeftModel
@@ -119,7 +131,9 @@ model = PeftModel.from_pretrained(base, FOLDER)
         """As `Form.load`: the base model with the folder's adapter, by peft alone."""
         from peft import PeftModel
 
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        from twcli.models import runtime
+
+        tokenizer = _tokenizer_in(folder)
         base = runtime.load_model(self.trained.model, attention="sdpa")
         if len(tokenizer) > base.get_input_embeddings().num_embeddings:
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
@@ -131,6 +145,7 @@ model = PeftModel.from_pretrained(base, FOLDER)
 class Gguf(Form):
     """One file for llama.cpp, for models of the Llama family."""
 
+    help = "for llama.cpp"
     usage = Usage(
         library="gguf",
         load="""from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -142,21 +157,31 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
 
     def check_model(self, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
         """As `Form.check_model`."""
+        from twcli.models import gguf_file
+
         gguf_file.check(model.config, encoder, self.config.run)
 
     def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
         """As `Form.write`."""
+        from twcli.models import gguf_file
+
         name = Path(self.config.out).absolute().name
         splitting = gguf_file.check(model.config, encoder, self.config.run)
         gguf_file.write(folder / gguf_file.FILE, model, encoder, name, splitting)
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """As `Form.load`: both from the one file."""
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, gguf_file=gguf_file.FILE
-        )
+        from twcli.models import gguf_file, runtime
+
         model = runtime.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)
-        return model, tokenizer
+        return model, _tokenizer_in(folder, gguf_file=gguf_file.FILE)
+
+
+def _tokenizer_in(folder: Path, **settings: Any) -> Any:
+    """The tokenizer of a folder; `settings` as transformers takes them."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, **settings)
 
 
 FORMS: dict[str, type[Form]] = {"hf": Merged, "adapter": Adapter, "gguf": Gguf}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from twcli.config.options import LITERATURE, Config, flag_of, option
+from twcli.config.weightings import WEIGHTINGS
 from twcli.errors import UserError
 
 TAU = 1e-4  # nats
@@ -17,10 +18,10 @@ class ObjectiveConfig(Config):
     weighting: str = option(
         "mixed",
         group=LITERATURE,
-        help=(
-            "Weights of the token losses: token (b_t), uniform, or mixed (the sum of both terms)."
-        ),
-        choices=("token", "uniform", "mixed"),
+        help="Weights of the token losses: "
+        + ", ".join(f"{name} ({one.help})" for name, one in WEIGHTINGS.items())
+        + ".",
+        choices=WEIGHTINGS,
     )
     uniform_weight: float = option(
         1.0,
@@ -143,11 +144,10 @@ class ObjectiveConfig(Config):
 
     def term_weights(self) -> tuple[float, float]:
         """Factors of the uniform and of the token-weighted reconstruction term."""
-        return {
-            "uniform": (1.0, 0.0),
-            "token": (0.0, 1.0),
-            "mixed": (self.uniform_weight, self.token_weight),
-        }[self.weighting]
+        chosen = WEIGHTINGS[self.weighting]
+        uniform = self.uniform_weight if chosen.uniform is None else chosen.uniform
+        token = self.token_weight if chosen.token is None else chosen.token
+        return uniform, token
 
     @property
     def uses_weights(self) -> bool:

@@ -5,7 +5,6 @@ for a run's `model/`, one for what `twcli export` writes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -13,6 +12,7 @@ from huggingface_hub import ModelCardData
 from twcli.config.train import TrainConfig
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.latent_chat import latent_tokens
+from twcli.models.usage import Usage
 
 
 def model_card(
@@ -97,21 +97,6 @@ def _public(place: str) -> str:
     if place.startswith(("/", ".", "~")) or place.count("/") > 1:
         return place.rstrip("/").rsplit("/", 1)[-1]
     return place
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What a card says of using an exported folder.
-
-    Attributes:
-        library: that loads it, as the hub calls it.
-        load: lines of Python; `{base}` is the base model.
-        serve: a sentence on servers.
-    """
-
-    library: str
-    load: str
-    serve: str
 
 
 def export_card(

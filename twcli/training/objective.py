@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from twcli.config.train import TrainConfig
+from twcli.config.weightings import WEIGHTINGS
 from twcli.data.batches import Batch
 from twcli.models.latents import LatentOutput
 from twcli.training import diagnostics, loss, regularisers
@@ -31,10 +32,13 @@ def reconstruction(
 ) -> torch.Tensor:
     """Reff (B, C) as the run's options have it."""
     uniform_weight, token_weight = config.term_weights()
+    token_weights_BS = weights_BS
+    if weights_BS is not None and config.ablation == "none":
+        token_weights_BS = WEIGHTINGS[config.weighting].weights(weights_BS)
     reff_BC = loss.reconstruction(
         nll_BCS,
         active_BS,
-        weights_BS,
+        token_weights_BS,
         uniform_weight=uniform_weight,
         token_weight=token_weight,
         tau=config.tau,

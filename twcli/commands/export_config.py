@@ -1,4 +1,6 @@
-"""Options of `twcli export`."""
+"""Options of `twcli export`. They are beside the forms that `--to` names and not in `config/`: so a
+form is added in one file.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +8,11 @@ import re
 from dataclasses import dataclass
 from typing import ClassVar
 
+from twcli.commands.export_forms import FORMS
 from twcli.config.inputs import DEVICES, PRECISIONS
 from twcli.config.options import INPUTS, OUTPUT, RESOURCES, STRATEGIES, Config, option
 from twcli.errors import UserError
 
-EXPORTS = ("hf", "adapter", "gguf")
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -23,11 +25,8 @@ class ExportConfig(Config):
     run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
     to: str = option(
         group=OUTPUT,
-        help=(
-            "Form: hf, a merged folder for transformers and most servers; adapter, for peft on the "
-            "base model; gguf, for llama.cpp."
-        ),
-        choices=EXPORTS,
+        help="Form: " + "; ".join(f"{name}, {form.help}" for name, form in FORMS.items()) + ".",
+        choices=FORMS,
     )
     out: str = option(group=OUTPUT, help="Folder to write.", path=True)
     name: tuple[str, ...] = option(
@@ -60,9 +59,9 @@ class ExportConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.to == "adapter" and self.dtype != "fp32":
+        if self.dtype not in FORMS[self.to].dtypes:
             raise UserError(
-                "--to adapter: its weights are written as they were trained; leave --dtype out"
+                f"--to {self.to}: its weights are written as they were trained; leave --dtype out"
             )
         if self.push_to_hub is not None and not REPOSITORY.fullmatch(self.push_to_hub):
             raise UserError(f"--push-to-hub: '{self.push_to_hub}' is not OWNER/NAME")
