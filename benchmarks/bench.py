@@ -207,32 +207,31 @@ def silent(_text: str) -> None:
     pass
 
 
+def sorting_task(folder: Path) -> tuple[Path, Path]:
+    """The records of the sorting task, and a model that was trained on them to its end: b_t decides
+    what `--prune` may leave out.
+    """
+    data, model = folder / "train.jsonl", folder / "entangled"
+    made = "make_data.py sorting_algorithms --records 4000 --completions 4 --out"
+    for script, *arguments in (
+        [*made.split(), data],
+        ["entangle.py", "--data", data, "--out", model],
+    ):
+        subprocess.run(
+            [sys.executable, ROOT / "examples" / script, *map(str, arguments)],
+            check=True,
+            capture_output=True,
+        )
+    return data, model
+
+
 def default(repeats: int) -> list[Row]:
     """Steps of a run with K = 8 on the sorting task that correct the naming, each beside a plain
     fine-tuning step on its records.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data, model = folder / "train.jsonl", folder / "entangled"
-        for arguments in (
-            [
-                "make_data.py",
-                "sorting_algorithms",
-                "--records",
-                "4000",
-                "--completions",
-                "4",
-                "--out",
-                data,
-            ],
-            # trained to its end: b_t decides what `--prune` may leave out
-            ["entangle.py", "--data", data, "--out", model],
-        ):
-            subprocess.run(
-                [sys.executable, ROOT / "examples" / arguments[0], *map(str, arguments[1:])],
-                check=True,
-                capture_output=True,
-            )
+        data, model = sorting_task(folder)
         common = {"model": str(model), "data": str(data), "device": "cpu"}
         precompute(PrecomputeConfig(out=str(folder / "b.h5"), **common), silent, no_bar)
         config = TrainConfig(
@@ -459,7 +458,7 @@ def on_cores(cores: int, call: Callable[[], Any]) -> None:
 
 @dataclass
 class Process:
-    """A pass that another process makes when told to, so that nothing set in this one
+    """A pass that another process makes on request, so that nothing set in this one
     speeds it up or slows it down.
     """
 

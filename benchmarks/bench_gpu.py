@@ -266,7 +266,11 @@ def kernel_rows(repeats: int) -> list[Row]:
 
 
 def precompute_rows(repeats: int, peak: float) -> list[Row]:
-    found = []
+    return [*small_precompute_rows(repeats, peak), *large_precompute_rows(repeats, peak)]
+
+
+def small_precompute_rows(repeats: int, peak: float) -> list[Row]:
+    """Rows of the 10 M Llama, beside TRL where it is installed, and how exact they are in bf16."""
     small, encoded = on_device(llama), rows_to_score(*PAIRS)
     exact = score(small, encoded, varlen=False, rows=COMPARED)
     theirs = [call for size in TRL_BATCHES if (call := trl_pass(small, encoded, batch=size))]
@@ -293,30 +297,31 @@ def precompute_rows(repeats: int, peak: float) -> list[Row]:
         else f"TRL in bf16 {rows / best:,.0f} rows, the faster of {TRL_BATCHES} pairs a batch"
     )
     label = "GPU, precompute, 10 M Llama in bf16"
-    found.append(
+    return [
         Row(
             f"{label}: rows a second, times TRL's precompute_ref_log_probs",
             None if best is None else best / ours,
             7.0,
             note=note,
-        )
-    )
-    found.append(Row(f"{label}: utilisation", 2 * scoring_work(small, encoded) / ours / peak))
-    found.append(
+        ),
+        Row(f"{label}: utilisation", 2 * scoring_work(small, encoded) / ours / peak),
         Row(
             f"{label}: rows without padding and prompts once, times the same rows padded",
             seconds["padded"].wall / ours,
-        )
-    )
-    found.append(
+        ),
         Row(
             f"{label}: mean error of b_t from float32, times that of padded rows in bf16",
             float(error.mean() / padded_error.mean()),
             1.5,
             "<=",
             f"{error.mean():.1e} and {padded_error.mean():.1e} nats a token",
-        )
-    )
+        ),
+    ]
+
+
+def large_precompute_rows(repeats: int, peak: float) -> list[Row]:
+    """Rows of larger models with four completions a prompt, beside the same rows padded."""
+    found = []
     for name, make, (P, S), count in (
         ("SmolLM2-135M shape", smollm2, (64, 64), 4096),
         ("1.1 B Llama", large, (256, 64), 512),

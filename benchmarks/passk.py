@@ -121,6 +121,13 @@ def call(folder: Path, *arguments: object) -> str:
 
 def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
     """Markdown, from the JSON of `twcli eval` by seed and run."""
+    found = {seed: r["sampling"] for (seed, run), r in results.items() if run == "found"}
+    lines = [*arms_tables(results), *temperature_table(found), *searches_table(results)]
+    return "\n".join(lines) + "\n"
+
+
+def arms_tables(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+    """pass@k of the arms and samples saved, of either kind of run."""
     lines = []
     for name, title in (
         ("found", "Latents found without labels"),
@@ -150,18 +157,25 @@ def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
                         predicted = f"{saved['predicted']:.2f}"
                 lines.append(f"| {seed}, {label} | {passed} | {ratio} | {predicted} |")
         lines.append("")
-    found = {seed: r for (seed, run), r in results.items() if run == "found"}
-    lines += ["### Temperature alone: pass@k of the frozen model\n"]
-    for seed, result in found.items():
-        sampling = result["sampling"]
+    return lines
+
+
+def temperature_table(found: dict[int, dict[str, Any]]) -> list[str]:
+    """pass@k of the frozen model at each temperature, from `sampling` by seed."""
+    lines = ["### Temperature alone: pass@k of the frozen model\n"]
+    for seed, sampling in found.items():
         head = " | ".join(f"pass@{k}" for k in sampling["k"])
         if seed == min(found):
             lines += [f"| seed, temperature | {head} |", f"| --- |{' ---: |' * len(sampling['k'])}"]
         for temperature, values in sampling["temperatures"].items():
             passed = " | ".join(f"{value:.3f}" for value in values)
             lines.append(f"| {seed}, {temperature} | {passed} |")
-    lines += [
-        "",
+    return [*lines, ""]
+
+
+def searches_table(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+    """How often each search is used and right, and how far the latents are kept apart."""
+    lines = [
         "### What the searches are worth, and how far z is read back\n",
         "| seed, run | depth: frequency, accuracy | breadth: frequency, accuracy | alignment | z "
         "read back | vendi, frozen | vendi, run | self-BLEU, frozen | self-BLEU, run |",
@@ -182,7 +196,7 @@ def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
             for arm in ("frozen", "even"):
                 cells.append(f"{sampling['arms'][arm]['diversity'][key]:.{digits}f}")
         lines.append(f"| {seed}, {name} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def over_seeds(

@@ -66,7 +66,7 @@ def llama(
     inner: int = 704,
     vocabulary: int = 8192,
 ) -> LlamaForCausalLM:
-    """10 M parameters unless told otherwise."""
+    """10 M parameters by default."""
     torch.manual_seed(0)
     return LlamaForCausalLM(
         LlamaConfig(
@@ -175,7 +175,7 @@ def speed_rows(
     data: int | None = None,
 ) -> list[Row]:
     """From the seconds of `steps_of_a_shape` and of "ours default"; `data` is the batch's tokens
-    where their rate is told.
+    where their rate is reported.
     """
     ours, plain, ideal = (
         seconds["ours exact"],

@@ -15,7 +15,7 @@ from twcli.data.batches import collate
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError
-from twcli.evaluation import arms, samples
+from twcli.evaluation import arms, comparison, samples
 from twcli.evaluation.arms import FROZEN, figures_of, judged
 from twcli.evaluation.judges import Judge
 from twcli.evaluation.samples import Sampling, Writer, draw_all
@@ -288,9 +288,9 @@ def test_what_the_frozen_model_writes_does_not_depend_on_the_run(writers):
 def test_what_cannot_be_read_as_a_record_is_left_out():
     encoder = ExampleEncoder(make_tokenizer(), "tiny")
     pairs = [("w1", "w2"), ("w1", ""), ("w1", "<y> w3"), ("w1", "w4 " * 90), ("w2", "w5")]
-    encoded, kept = arms.encodable(encoder, pairs, 40)
+    encoded, kept = comparison.encodable(encoder, pairs, 40)
     assert kept.tolist() == [0, 4] and len(encoded) == 2
-    assert arms.encodable(encoder, [("w1", "")], 40) == (None, pytest.approx([]))
+    assert comparison.encodable(encoder, [("w1", "")], 40) == (None, pytest.approx([]))
 
 
 def test_stored_lines_keep_every_character(tmp_path):
@@ -308,8 +308,8 @@ def test_latents_are_read_back_by_bayes_where_there_is_no_posterior():
     encoder = ExampleEncoder(make_tokenizer(), "tiny")
     first = len(make_tokenizer()) - len(WORDS)
     model = LatentModel(make_model(), [[first], [first + 1]], "exact").eval()
-    encoded, _ = arms.encodable(encoder, [("w1", "w2 w3"), ("w4", "w5")], 40)
-    read = arms.read_back(model, encoder, encoded, 100)
+    encoded, _ = comparison.encodable(encoder, [("w1", "w2 w3"), ("w4", "w5")], 40)
+    read = comparison.read_back(model, encoder, encoded, 100)
     with torch.no_grad():
         nll, _ = model.score_branches(collate(np.arange(2), encoded, encoder, None))
     assert read.tolist() == nll.sum(-1).argmin(1).tolist()

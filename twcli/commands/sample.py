@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -285,24 +285,8 @@ def sample(
         check_place(out)
         if not Shards.folder_of(out).exists():
             _refuse_existing(out, config)
-    if config.x is not None:
-        examples: Iterable[Example] = [Example(config.x, "")]
-    elif records is not None:
-        examples = records
-    else:
-        assert config.data is not None
-        examples = stream_examples(
-            config.data,
-            format=config.format,
-            x_field=config.x_field,
-            y_field=None,
-            empty=config.empty,
-            trained=None if config.run is None else RunFolder(config.run).read_fields(),
-        )
     # first, so that errors in the prompts are reported before a model is loaded
-    prompts = Prompts.of(examples)
-    if isinstance(examples, Examples) and records is None:
-        say(examples.summary())
+    prompts = _prompts(config, records, say)
     drawing: Drawing | ServerDrawing
     if config.server is not None:
         drawing = ServerDrawing(config, prompts)
@@ -320,6 +304,31 @@ def sample(
     else:
         with resumable(f"; finished blocks of {drawing.block:,} prompts are kept"):
             _store(out, drawing, config, say, progress)
+    _say_what_is_missing(drawing, say)
+
+
+def _prompts(config: SampleConfig, records: Examples | None, say: Callable[[str], None]) -> Prompts:
+    """The distinct prompts of `--x`, of the records that were read already, or of `--data`."""
+    if config.x is not None:
+        return Prompts.of([Example(config.x, "")])
+    if records is not None:
+        return Prompts.of(records)
+    assert config.data is not None
+    examples = stream_examples(
+        config.data,
+        format=config.format,
+        x_field=config.x_field,
+        y_field=None,
+        empty=config.empty,
+        trained=None if config.run is None else RunFolder(config.run).read_fields(),
+    )
+    prompts = Prompts.of(examples)
+    say(examples.summary())
+    return prompts
+
+
+def _say_what_is_missing(drawing: Drawing | ServerDrawing, say: Callable[[str], None]) -> None:
+    """How many completions were cut off, or left out."""
     if drawing.cut:
         say(
             f"{drawing.cut:,} of {drawing.drawn:,} completions were cut off at the token limit "

@@ -41,7 +41,7 @@ class Batch:
         latent_BL: ids with the latent section, its P slots still pads; `slot_B`
             is the first slot's column.
         targets_BS, active_BS: supervised ids and where they are real.
-        weights_BS: b_t in nats, zero where not active; None without a cache.
+        baseline_BS: b_t in nats, zero where not active; None without a cache.
     """
 
     rows_B: torch.Tensor
@@ -73,10 +73,10 @@ def collate(
     prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, encoder.pad)
     active = np.arange(target_ids.shape[1]) < targets[:, None]
-    weights = None
+    baseline = None
     if cache is not None:
         flat, counts = cache.read(rows)
-        weights = torch.from_numpy(
+        baseline = torch.from_numpy(
             gather_padded(flat, np.cumsum(counts) - counts, counts, 0.0).astype(np.float32)
         )
     _, leaders, prompt = np.unique(
@@ -94,7 +94,7 @@ def collate(
         latent_first_B=torch.from_numpy(prompts + encoder.latent_section),
         targets_BS=_ids(target_ids),
         active_BS=torch.from_numpy(active),
-        baseline_BS=weights,
+        baseline_BS=baseline,
     )
 
 

@@ -731,8 +731,9 @@ def _numbered(keys: np.ndarray) -> np.ndarray:
     """(N,) int64: equal keys share a number, counted from 0 in order of first appearance."""
     first_N = first_of_equal(keys.view(np.uint8).reshape(-1, HASH.itemsize))
     new_N = first_N == np.arange(len(first_N), dtype=first_N.dtype)
-    number_N = np.cumsum(new_N) - 1  # of the rows that are the first of their kind
-    return number_N[first_N]
+    number_N: np.ndarray = np.cumsum(new_N) - 1  # of the rows that are the first of their kind
+    of_first_N: np.ndarray = number_N[first_N]
+    return of_first_N
 
 
 def row_hash(x_ids: bytes, y_ids: bytes) -> bytes:

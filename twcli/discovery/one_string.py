@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -83,28 +84,11 @@ def name_one_string(
     if latents is None:
         with progress("numbers of latents", MOST_CLUSTERS - 1) as advance:
             latents, gains = _counted(features, sizes, seed, advance)
-    pairs = in_pairs(sizes)
-    centring = Centring.fit(features, sizes, keep=pairs)
+    centring = Centring.fit(features, sizes, keep=in_pairs(sizes))
     centring(features, sizes)
     space = Space.fit(features, seed, views=DISTINCT_VIEWS)
     views = space(features)
-    finalists = PAIRED_FINALISTS if pairs else FINALISTS
-
-    def clustered(count: int) -> tuple[np.ndarray, float, float]:
-        draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
-        with progress("search", clustering_work(len(MORE_STARTS), finalists)) as advance:
-            starts = starts_of(
-                (space.scaled(features, kinds) for kinds in MORE_STARTS), sizes, count, draws
-            )
-            return best_clustering(starts, views, sizes, count, draws, advance, finalists=finalists)
-
-    wanted, found = latents, clustered(latents)
-    while (fewer := alternatives(found[0], sizes, wanted)) < wanted and fewer > 1:
-        again = clustered(fewer)
-        if above_chance(again[1], fewer) < ENOUGH * above_chance(found[1], wanted):
-            break  # two strategies that no x has together
-        wanted, found = fewer, again
-    clusters, score, _ = found
+    clusters, score = _clustered(features, space, views, sizes, latents, rng, progress)
     names, clusters = np.unique(clusters, return_inverse=True)  # some may have lost all their rows
     used = len(names)
     weights = ridge_map(views[0]) @ one_hot(clusters, used)
@@ -132,17 +116,59 @@ def name_one_string(
         stability=None,
         one_string=True,
         prompts=len(groups),
-        counts=[
-            {
-                "latents": K,
-                "stability": None,
-                "evidence": round(gain, 4),
-                "score": None,
-                "chosen": K == latents,
-            }
-            for K, gain in gains.items()
-        ],
+        counts=_shown(gains, latents),
     )
+
+
+def _clustered(
+    features: tuple[np.ndarray, ...],
+    space: Space,
+    views: list[np.ndarray],
+    sizes: list[int],
+    latents: int,
+    rng: np.random.Generator,
+    progress: Progress,
+) -> tuple[np.ndarray, float]:
+    """The best clustering (N,) into as many clusters as prompts can choose between, and its score.
+
+    Args:
+        features: (N, F) of each kind, centred.
+        latents: clusters, at most.
+    """
+    finalists = PAIRED_FINALISTS if in_pairs(sizes) else FINALISTS
+
+    def clustered(count: int) -> tuple[np.ndarray, float]:
+        draws = copy.deepcopy(rng)  # the same whether fewer are found or asked for
+        with progress("search", clustering_work(len(MORE_STARTS), finalists)) as advance:
+            starts = starts_of(
+                (space.scaled(features, kinds) for kinds in MORE_STARTS), sizes, count, draws
+            )
+            found = best_clustering(
+                starts, views, sizes, count, draws, advance, finalists=finalists
+            )
+        return found[:2]
+
+    wanted, (clusters, score) = latents, clustered(latents)
+    while 1 < (fewer := alternatives(clusters, sizes, wanted)) < wanted:
+        again, again_score = clustered(fewer)
+        if above_chance(again_score, fewer) < ENOUGH * above_chance(score, wanted):
+            break  # two strategies that no x has together
+        wanted, clusters, score = fewer, again, again_score
+    return clusters, score
+
+
+def _shown(gains: dict[int, float], latents: int) -> list[dict[str, Any]]:
+    """What speaks for each number of latents that was tried, ready for JSON."""
+    return [
+        {
+            "latents": K,
+            "stability": None,
+            "evidence": round(gain, 4),
+            "score": None,
+            "chosen": K == latents,
+        }
+        for K, gain in gains.items()
+    ]
 
 
 def _counted(

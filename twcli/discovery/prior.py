@@ -31,9 +31,8 @@ ENUMERATED = 1500  # joint assignments of one prompt, up to which the posterior 
 MEAN_FIELD_SWEEPS = 30
 STRONGEST = 30.0  # nats that stand for an infinite repulsion in sums of exponentials
 REPULSIONS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, math.inf)  # of which the likeliest is taken
-ONE_STRING = (
-    0.5  # probability of writing the same string twice, from which a strategy is one string
-)
+# probability of writing the same string twice, from which a strategy is one string
+ONE_STRING = 0.5
 PSEUDO_ROWS = 1.0  # a latent, so that one without rows can come back
 
 

@@ -57,14 +57,10 @@ def name_single_rows(
         features = source(rows, advance)
     effects, _ = PromptEffects.fit(features, sizes)
     points = discriminant_points(effects(features, np.ones(len(rows), np.int64)))
-    names_N = naming.latent_N[rows]
-    named_N = names_N >= 0
-    fitted = Discriminant.fit(points[named_N], names_N[named_N], K)
-    sizes_P = sizes[sizes > 1]
-    held_NK = out_of_fold(points[named_N], names_N[named_N], sizes_P, K, rng)
-    right = float((held_NK.argmax(1) == names_N[named_N]).mean())
-    # no surer than it is right on other prompts
-    sure = min(right / float(held_NK.max(1).mean()), 1.0)
+    named_N = naming.latent_N[rows] >= 0
+    fitted, right, sure = _tried(
+        points[named_N], naming.latent_N[rows[named_N]], sizes[sizes > 1], K, rng
+    )
     latent_N, second_N = naming.latent_N.copy(), naming.second_N.copy()
     probability_N = naming.probability_N.copy()
 
@@ -95,6 +91,22 @@ def name_single_rows(
         score=_score(naming, right, groups[several].count(), len(singles)),
         prompts=len(groups),
     )
+
+
+def _tried(
+    points: np.ndarray, latent_n: np.ndarray, sizes: np.ndarray, K: int, rng: np.random.Generator
+) -> tuple[Discriminant, float, float]:
+    """(the discriminant, the share of rows of prompts it has not seen that it names right, the
+    factor by which it is as sure as it is right there, at most 1).
+
+    Args:
+        points: (n, D) of rows with a name, prompt by prompt, and `latent_n` their names.
+        sizes: rows of each of these prompts.
+    """
+    held_nK = out_of_fold(points, latent_n, sizes, K, rng)
+    right = float((held_nK.argmax(1) == latent_n).mean())
+    sure = min(right / float(held_nK.max(1).mean()), 1.0)
+    return Discriminant.fit(points, latent_n, K), right, sure
 
 
 def _score(naming: Naming, right: float, several: int, singles: int) -> float | None:

@@ -10,7 +10,7 @@ import torch
 
 from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import Examples
-from twcli.evaluation.arms import compare
+from twcli.evaluation.comparison import compare
 from twcli.evaluation.completions import Completed, complete_and_judge
 from twcli.evaluation.evidence import evidence_of
 from twcli.evaluation.inputs import EvalInputs, Progress, Say, open_evaluation, run_writer

@@ -158,8 +158,7 @@ class Sampling:
 
     def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
         """One line of JSON for each of these prompts; repeated calls give the same lines."""
-        xs = [self.xs[row] for row in rows]
-        N, K, started = self.samples, len(self.run.latents), time.monotonic()
+        xs, started = [self.xs[row] for row in rows], time.monotonic()
         seeds = np.random.SeedSequence([self.config.seed, rows.start]).generate_state(16)
         done, whole = 0, len(rows) * self.per_prompt
 
@@ -173,19 +172,11 @@ class Sampling:
 
         frozen: list[dict[str, list[str]]] = [{} for _ in xs]
         if self.frozen is not None:
-            for number, temperature in enumerate(self.temperatures):
-                texts, cut = self.frozen.draw(
-                    xs,
-                    np.full((len(xs), 1), N),
-                    config=self.config,
-                    longest=self.longest,
-                    temperature=temperature,
-                    seed=int(seeds[number]),
-                    progress=progress,
-                )
-                self.cut += cut
-                for found, (each,) in zip(frozen, texts, strict=True):
-                    found[f"{temperature:g}"] = each
+            each = np.full((len(xs), 1), self.samples)
+            for temperature, seed in zip(self.temperatures, seeds.tolist(), strict=False):
+                texts = self._draw(self.frozen, xs, each, temperature, seed, progress)
+                for found, (of_prompt,) in zip(frozen, texts, strict=True):
+                    found[f"{temperature:g}"] = of_prompt
         router = router_probabilities(
             self.run.model,
             self.run.encoder,
@@ -193,31 +184,51 @@ class Sampling:
             self.run.latents,
             batch_tokens=self.config.batch_tokens,
         ).astype(np.float64)
-        drawn = np.stack(
-            [
-                drawn_latents(self.config.seed, row, p, N)
-                for row, p in zip(rows, router, strict=True)
-            ]
-        )
-        needed = [np.full((len(xs), K), -(-N // K))] + [
-            (order[:, :, None] == np.arange(K)).sum(1)
-            for order in (proportional_order(router, N), drawn)
-        ]
-        texts, cut = self.run.draw(
-            xs,
-            np.max(needed, axis=0),
-            config=self.config,
-            longest=self.longest,
-            temperature=self.config.temperature,
-            seed=int(seeds[15]),
-            progress=progress,
-        )
-        self.cut += cut
+        needed = self._needed(rows, router)
+        temperature = self.config.temperature
+        texts = self._draw(self.run, xs, needed, temperature, int(seeds[-1]), progress)
         advance(whole - done)
         self.seconds += time.monotonic() - started
         for x, old, p, new in zip(xs, frozen, router, texts, strict=True):
             line = {"x": x.x, "frozen": old, "router": p.tolist(), "latents": new}
             yield json.dumps(line, ensure_ascii=False) + "\n"
+
+    def _draw(
+        self,
+        writer: Writer,
+        xs: Sequence[Example],
+        counts_PK: np.ndarray,
+        temperature: float,
+        seed: int,
+        progress: Callable[[int, int], None],
+    ) -> list[list[list[str]]]:
+        """So many completions of each prompt under each latent; those cut off are counted."""
+        texts, cut = writer.draw(
+            xs,
+            counts_PK,
+            config=self.config,
+            longest=self.longest,
+            temperature=temperature,
+            seed=seed,
+            progress=progress,
+        )
+        self.cut += cut
+        return texts
+
+    def _needed(self, rows: range, router_PK: np.ndarray) -> np.ndarray:
+        """(P, K) completions under each latent that the run's arms take, all from one drawing."""
+        N, (P, K) = self.samples, router_PK.shape
+        drawn_PN = np.stack(
+            [
+                drawn_latents(self.config.seed, row, p, N)
+                for row, p in zip(rows, router_PK, strict=True)
+            ]
+        )
+        arms = [
+            (order_PN[:, :, None] == np.arange(K)).sum(1)
+            for order_PN in (proportional_order(router_PK, N), drawn_PN)
+        ]
+        return np.max([np.full((P, K), -(-N // K)), *arms], axis=0)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the samples depend on."""

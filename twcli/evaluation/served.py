@@ -122,13 +122,32 @@ def connected(
             return server.model, await server.refuses(chat_request(xs[0], NO_LATENT))
 
     found, refuses = asyncio.run(asked())
-    export = f"serve the folder that `twcli export --run {config.run} --to hf` writes"
+    export = _how_to_export(config)
     if not refuses:
         raise UserError(
             f"--server {url}: {found} answers for a latent that does not exist, so it is no "
             f"exported run; {export}"
         )
     writer = ServedWriter(run.model, run.encoder, run.latents, run.max_length, url, found)
+    say(f"{url}: {found}; {_check_same(config, run, writer, xs)}")
+    return writer
+
+
+def _how_to_export(config: EvalConfig) -> str:
+    """What to serve, for a message."""
+    return f"serve the folder that `twcli export --run {config.run} --to hf` writes"
+
+
+def _check_same(
+    config: EvalConfig, run: Writer, writer: ServedWriter, xs: Sequence[Example]
+) -> str:
+    """What of some prompts' greedy completions the server has in common with the run itself.
+
+    Raises:
+        UserError: it reads other prompts, or no completion begins as the run's own does.
+        WorkFailed: it does not answer.
+    """
+    export = _how_to_export(config)
     rows = np.unique(np.linspace(0, len(xs) - 1, min(COMPARED, len(xs))).astype(int))
     some = [xs[row] for row in rows.tolist()]
     prompts = [run.encoder.prompt(x, latent) for x in some for latent in run.latents]
@@ -145,9 +164,9 @@ def connected(
     for one, prompt, x in zip(theirs, prompts, [x for x in some for _ in run.latents], strict=True):
         if one.prompt_tokens and one.prompt_tokens != len(prompt):
             raise UserError(
-                f"--server {url}: reads the prompt {x.x[:60]!r} as {one.prompt_tokens} tokens, "
-                f"and the run was trained on {len(prompt)}; {export}, and add no chat template or "
-                "begin token of the server's"
+                f"--server {config.server}: reads the prompt {x.x[:60]!r} as "
+                f"{one.prompt_tokens} tokens, and the run was trained on {len(prompt)}; {export}, "
+                "and add no chat template or begin token of the server's"
             )
     own, _ = generate(
         run.model,
@@ -161,9 +180,10 @@ def connected(
     same = sum(_begin_alike(text_of(a), b) for a, b in zip(theirs, own, strict=True))
     line = f"{same} of {len(own)} greedy completions begin as the run's own"
     if not same:
-        raise UserError(f"--server {url}: {line}, so {found} is another model; {export}")
-    say(f"{url}: {found}; {line}")
-    return writer
+        raise UserError(
+            f"--server {config.server}: {line}, so {writer.name} is another model; {export}"
+        )
+    return line
 
 
 def _begin_alike(a: str, b: str) -> bool:

@@ -123,7 +123,6 @@ def export_card(
     rows = "\n".join(f"| {k} | {names.get(k, '')} |" for k in range(latents))
     example = names.get(latents - 1, str(latents - 1))
     value = f'"{example}"' if example in names.values() else example
-    load = usage.load.format(base=_public(config.model))
     return f"""{_metadata(usage.library, base_model=config.model if on_hub else None)}
 
 # A model with {latents} latent strategies
@@ -137,7 +136,25 @@ A latent selects the strategy by which the model answers:
 
 Where a call names none, it is latent {default}.
 
-## With transformers
+{_with_transformers(usage.load.format(base=_public(config.model)), value)}
+
+{_over_a_server(usage.serve, example, value)}
+
+`latent="router"` ends the prompt at `<z>`: the model's next token, among the latents' tokens alone,
+is the latent that its router draws for the prompt. Call again with that latent.
+
+Training used no labels, so what each latent means is not known from it; names were given by hand.
+"""
+
+
+def _with_transformers(load: str, value: str) -> str:
+    """How a folder is loaded and prompted in Python, as Markdown.
+
+    Args:
+        load: lines of Python that load it.
+        value: a latent as Python writes it.
+    """
+    return f"""## With transformers
 
 ```python
 {load}
@@ -147,11 +164,19 @@ prompt = tokenizer.apply_chat_template(
 )
 output = model.generate(**prompt, max_new_tokens=200)
 print(tokenizer.decode(output[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+```"""
 
-## Over an OpenAI-compatible server
 
-{usage.serve}
+def _over_a_server(serve: str, latent: str, value: str) -> str:
+    """How a served folder is asked, as Markdown.
+
+    Args:
+        serve: a sentence on servers.
+        latent: one by its name or number, and `value` as Python writes it.
+    """
+    return f"""## Over an OpenAI-compatible server
+
+{serve}
 
 ```python
 answer = client.chat.completions.create(
@@ -163,11 +188,5 @@ Where a server does not pass `chat_template_kwargs` on, the first line of a syst
 latent; the chat template reads that line and drops it:
 
 ```python
-messages = [{{"role": "system", "content": "latent: {example}"}}, *messages]
-```
-
-`latent="router"` ends the prompt at `<z>`: the model's next token, among the latents' tokens alone,
-is the latent that its router draws for the prompt. Call again with that latent.
-
-Training used no labels, so what each latent means is not known from it; names were given by hand.
-"""
+messages = [{{"role": "system", "content": "latent: {latent}"}}, *messages]
+```"""

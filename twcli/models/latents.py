@@ -202,13 +202,8 @@ class LatentModel(nn.Module):
         z_free = with_posterior and self.reader is None
         plain: Read | None
         divergence, log_posterior, pruned, nll_bound = None, None, 0.0, None
-        if (
-            prune
-            and with_posterior
-            and latent_B is None
-            and not with_divergence
-            and self._may_prune(batch)
-        ):
+        prunes = prune and with_posterior and latent_B is None and not with_divergence
+        if prunes and self._may_prune(batch):
             plain = self._forward_z_free(self.backbone, batch) if z_free else None
             log_posterior = self._log_posterior(batch, plain)
             nll_BCS, log_router_BK, pruned, nll_bound = self._forward_by_mass(
@@ -229,12 +224,8 @@ class LatentModel(nn.Module):
         if self.dynamic_baseline:
             # Last, because autocast would cache casts made without a gradient and use them in
             # passes that need one.
-            with torch.no_grad():
-                if plain is None:
-                    plain, sequences = self._forward_z_free(self.backbone, batch), sequences + B
-                baseline = target_nll(
-                    self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS
-                )
+            sequences += B * (plain is None)
+            baseline = self._own_baseline(batch, plain)
         return LatentOutput(
             nll_BCS=nll_BCS,
             log_router_BK=log_router_BK,
@@ -244,6 +235,15 @@ class LatentModel(nn.Module):
             divergence_BS=divergence,
             pruned=pruned,
             nll_bound_BS=nll_bound,
+        )
+
+    @torch.no_grad()
+    def _own_baseline(self, batch: Batch, plain: Read | None) -> torch.Tensor:
+        """b_t (B, S) of the current model, in nats, from the z-free sequence; read here if None."""
+        if plain is None:
+            plain = self._forward_z_free(self.backbone, batch)
+        return target_nll(
+            self.backbone, plain.hidden, plain.first, batch.targets_BS, batch.active_BS
         )
 
     def score_branches(

@@ -186,7 +186,7 @@ def _resumed(
     before: list[dict[str, Any]] = []
     if setup.accelerator.is_main_process:
         before = run.cut_back(step)
-        for seen in before:  # what was told before the interruption is not told again
+        for seen in before:  # what was reported before the interruption is not reported again
             watch.see(seen)
     measured = [seen for seen in before if "held_out_nll" in seen]
     for seen in broadcast_object_list([measured])[0]:
