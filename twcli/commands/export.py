@@ -95,12 +95,13 @@ def export(config: ExportConfig, say: Say, phases: Phases | None = None) -> None
             raise UserError(f"{out}: exists and holds something else; --overwrite replaces it")
         say(f"{out}: already exported; --overwrite makes it again")
     else:
-        _export(form, names, note, say, phases or Phases())
+        _export(config, form, names, note, say, phases or Phases())
     if config.push_to_hub is not None:
         _upload(out, config.push_to_hub, say)
 
 
 def _export(
+    config: ExportConfig,
     form: Form,
     names: Mapping[int, str],
     note: Mapping[str, Any],
@@ -108,7 +109,7 @@ def _export(
     phases: Phases,
 ) -> None:
     """Loads the run, and puts the finished folder at its place once it gives what the run gives."""
-    config, run, trained = form.config, form.run, form.trained
+    run, trained = form.run, form.trained
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
         run, device=config.device, precision=config.dtype, attention="sdpa"
@@ -135,7 +136,7 @@ def _export(
             del latent_model, model
             gc.collect()
             phases.begin(CHECK, "with the prompts and logits of the run")
-            difference = _verify(staged, form, reference)
+            difference = _verify(config, staged, form, reference)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             _sync(staged)
     except OSError as error:
@@ -313,14 +314,13 @@ def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainCo
     return Reference(prompts, sequences, _logits(model, sequences))
 
 
-def _verify(folder: Path, form: Form, reference: Reference) -> float:
+def _verify(config: ExportConfig, folder: Path, form: Form, reference: Reference) -> float:
     """Largest difference of a logit between the folder's model and the run's.
 
     Raises:
         WorkFailed: it is larger than rounding explains, the folder cannot be loaded, or its chat
             template gives other prompts.
     """
-    config = form.config
     try:
         model, tokenizer = form.load(folder)
         model = model.to(runtime.pick_device(config.device))

@@ -11,7 +11,7 @@ import shutil
 import warnings
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from twcli.config.inputs import PRECISIONS
 from twcli.errors import UserError
@@ -20,10 +20,25 @@ from twcli.models.usage import Usage
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from twcli.commands.export_config import ExportConfig
     from twcli.config.train import TrainConfig
     from twcli.data.encoder import ExampleEncoder
     from twcli.storage.run_folder import RunFolder
+
+
+class Options(Protocol):
+    """What a form reads of the options of `twcli export`."""
+
+    @property
+    def run(self) -> str:
+        """The run's folder."""
+
+    @property
+    def out(self) -> str:
+        """The folder to write."""
+
+    @property
+    def dtype(self) -> str:
+        """The precision of the weights that are written."""
 
 
 class Form(ABC):
@@ -39,7 +54,7 @@ class Form(ABC):
     usage: ClassVar[Usage]
     dtypes: ClassVar[tuple[str, ...]] = PRECISIONS
 
-    def __init__(self, config: ExportConfig, run: RunFolder, trained: TrainConfig) -> None:
+    def __init__(self, config: Options, run: RunFolder, trained: TrainConfig) -> None:
         self.config, self.run, self.trained = config, run, trained
 
     def check_run(self) -> None:
