@@ -132,10 +132,16 @@ def open_inputs(
     Raises:
         UserError: the model, the template or a record is wrong, or they do not fit together.
     """
-    records = examples
-    if records is None:
-        fields = {"format": format, "x_field": x_field, "y_field": y_field}
-        records = stream_examples(data, **fields, each_turn=each_turn, empty=empty)
+    unread = examples is None
+    if examples is None:
+        examples = stream_examples(
+            data,
+            format=format,
+            x_field=x_field,
+            y_field=y_field,
+            each_turn=each_turn,
+            empty=empty,
+        )
     frozen, encoder = runtime.load_frozen(
         model,
         precision=precision,
@@ -146,9 +152,9 @@ def open_inputs(
         chat_settings=chat_settings,
     )
     limit = runtime.context_length(frozen, max_length)
-    encoded = encoder.encode(records, max_length=limit, source=data, too_long=too_long)
-    if examples is None and isinstance(records, Examples):
-        say(records.summary())
+    encoded = encoder.encode(examples, max_length=limit, source=data, too_long=too_long)
+    if unread and isinstance(examples, Examples):
+        say(examples.summary())
     for note in encoded.notes:
         say(note)
     # the one that the model has, where it lacks what was asked for
@@ -160,7 +166,7 @@ def open_inputs(
         frozen,
         encoder,
         encoded,
-        records,
+        examples,
         limit,
         precision,
         attention,
