@@ -17,6 +17,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.vocabulary import TAGS
 from twcli.discovery import repeating as repeating_module
 from twcli.discovery import search as search_module
+from twcli.discovery import ways as ways_module
 from twcli.discovery.centring import Centring
 from twcli.models.runtime import quiet_transformers
 
@@ -171,10 +172,10 @@ def strategies_of(records):
 
 
 FEWER = {
-    (search_module, "KMEANS_DIRECTIONS"): (6,),
-    (search_module, "OTHER_DIRECTIONS"): (12,),
-    (search_module, "FINE_CLUSTERS"): (3,),
-    (search_module, "RESTARTS"): 1,
+    (ways_module, "KMEANS_DIRECTIONS"): (6,),
+    (ways_module, "OTHER_DIRECTIONS"): (12,),
+    (ways_module, "FINE_CLUSTERS"): (3,),
+    (ways_module, "RESTARTS"): 1,
     (search_module, "HALVINGS"): 1,
     (repeating_module, "ABOVE"): 1,
 }

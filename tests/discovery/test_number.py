@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from twcli.discovery import repeating
+from twcli.discovery.discriminants import Discriminant
 from twcli.discovery.number import (
     DOUBT,
     LEAST_SHARE,
@@ -13,7 +14,7 @@ from twcli.discovery.number import (
     nesting,
     plausibility,
 )
-from twcli.discovery.search import Discriminant, Found
+from twcli.discovery.search import Found
 
 
 def named(clusters, latents, above_noise=0.9, used=None, stability=1.0):

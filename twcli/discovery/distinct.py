@@ -20,9 +20,9 @@ import numpy as np
 
 from twcli.discovery.centring import whitened
 from twcli.discovery.exchanges import ALIKE, search
+from twcli.discovery.matching import matched_share
 from twcli.discovery.predictability import CrossValidation, above_chance
 from twcli.discovery.prior import assign_groups
-from twcli.discovery.search import matched_share
 
 DIMENSIONS = (8, 16, 32, 48)  # whitened dimensions that the starts cluster in
 RESTARTS = 2  # for each of them and each kind of feature

@@ -24,13 +24,16 @@ from twcli.data.padding import slices
 from twcli.models.baseline import nll_of_pass
 from twcli.models.forward import Layout, fast_batch_tokens, forward_rows
 
-VERSION = 1  # of what is computed here, for files that keep it
+VERSION = 2  # of what is computed here, for files that keep it
 FIRST_TOKENS = 8
 # of y's tokens, finest where it begins
 WINDOWS = ((0, 2), (2, 4), (4, 6), (6, 8), (8, 12), (12, 16), (16, 24), (24, None))
 LAGS = 12
 PROMPT_TOKENS = 24  # of x that y is compared with
-LAYERS = 6  # at most, evenly spaced: the rest says little more and costs memory
+# Of the model's depth: the middle layers represent what is said, the first and the last ones its
+# words (Skean et al. 2025). A few of them say all, and cost less memory.
+DEPTHS = (0.4, 0.6, 0.8)
+SHALLOW = 5  # layers: so few have no middle, and all are taken
 
 STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES = range(4)
 KINDS = ("states", "first_states", "first_similarities", "later_similarities")
@@ -56,7 +59,14 @@ def values_a_record(model: PreTrainedModel) -> int:
     config = model.config.get_text_config()
     states = 4 * config.hidden_size  # of y, of its first tokens, and two of x
     similarities = len(WINDOWS) * (PROMPT_TOKENS + LAGS)
-    return min(LAYERS, config.num_hidden_layers + 1) * (states + similarities)
+    return len(_layers_taken(config.num_hidden_layers)) * (states + similarities)
+
+
+def _layers_taken(layers: int) -> list[int]:
+    """Which of so many; 0 are the embeddings."""
+    if layers <= SHALLOW:
+        return list(range(layers + 1))
+    return [round(depth * layers) for depth in DEPTHS]
 
 
 def embed_rows(
@@ -200,8 +210,7 @@ def _pooled(
     features: list[list[torch.Tensor]] = [[] for _ in KINDS]
     mean_x: list[torch.Tensor] = []
     last_x: list[torch.Tensor] = []
-    spread = np.linspace(0, len(layers) - 1, min(LAYERS, len(layers)))
-    for layer in np.unique(spread.round().astype(int)).tolist():
+    for layer in _layers_taken(len(layers) - 1):
         states = layers[layer].float()
         hidden = torch.nn.functional.layer_norm(states, states.shape[-1:])
         y = hidden[y_RS] * active[..., None]

@@ -16,6 +16,7 @@ import numpy as np
 
 from twcli.data.encoder import Encoded
 from twcli.discovery.distinct import MOST_CLUSTERS
+from twcli.discovery.matching import matching
 from twcli.discovery.one_string import SURE, name_one_string
 from twcli.discovery.prior import (
     ONE_STRING,
@@ -27,7 +28,6 @@ from twcli.discovery.prior import (
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, name_repeating
 from twcli.discovery.result import Naming, counts_of, renamed, used_latents
 from twcli.discovery.rows import Progress, Rows, Source, silent
-from twcli.discovery.search import matching
 from twcli.discovery.single_rows import name_single_rows
 
 # Share of the rows whose prompts have one completion: from the first, prompts with several are few;

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from twcli.discovery.search import Found, matched_share, search
+from twcli.discovery.matching import matched_share
+from twcli.discovery.search import Found, search
 
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for

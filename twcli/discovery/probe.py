@@ -12,10 +12,10 @@ import numpy as np
 
 from twcli.data.encoder import Encoded
 from twcli.discovery.centring import Centring, Space
+from twcli.discovery.discriminants import discriminant_points, out_of_fold
 from twcli.discovery.predictability import predictability
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.rows import Progress, Rows, Source, silent
-from twcli.discovery.search import discriminant_points, out_of_fold
 
 PROBE_PROMPTS = 1000  # by which a run is judged
 PROBE_ROWS = 1000  # of them, at most

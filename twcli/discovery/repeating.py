@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from twcli.data.encoder import Encoded
+from twcli.discovery.discriminants import discriminant_points
 from twcli.discovery.latent_cards import plane
 from twcli.discovery.number import (
     ABOVE,
@@ -39,7 +40,8 @@ from twcli.discovery.rows import (
     spread_to_equal_rows,
 )
 from twcli.discovery.score import expected_share_right
-from twcli.discovery.search import Found, discriminant_points, search, ways_of
+from twcli.discovery.search import Found, search
+from twcli.discovery.ways import ways_of
 
 FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
 SEARCHED_A_ROW = 0.012  # seconds of one core, about, for one number of latents
@@ -184,7 +186,9 @@ def _share_right(found: Found) -> float:
     K = found.posterior_NK.shape[1]
     if _all_alike(found):
         return 1 / K
-    return expected_share_right(found.stability, found.above_noise, found.generalisation, K)
+    return expected_share_right(
+        found.stability_beyond_chance, found.above_noise, found.generalisation, K
+    )
 
 
 def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:

@@ -15,8 +15,8 @@ from scipy.special import expit
 # falls there; the same for what a naming has above points without structure, and for its
 # generalisation. Fitted to namings of the natural suite (`make natural`), whose labels say what was
 # right. Stability overstates: two halves may agree on a wrong answer.
-HALF_STABILITY, STABILITY_WIDTH = 0.7, 0.035
-HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.06, 0.03
+HALF_STABILITY, STABILITY_WIDTH = 0.58, 0.035
+HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.17, 0.03
 HALF_GENERALISATION, GENERALISATION_WIDTH = 0.6, 0.04
 
 
@@ -26,7 +26,7 @@ def expected_share_right(
     """Share of rows that a naming is expected to name right, from 1 / K to 1, if K is right.
 
     Args:
-        stability, above_noise, generalisation: as in `search.Found`.
+        stability, above_noise, generalisation: as in `search.Found`, all three beyond chance.
     """
     reliability = expit((stability - HALF_STABILITY) / STABILITY_WIDTH)
     reliability *= expit((above_noise - HALF_ABOVE_NOISE) / ABOVE_NOISE_WIDTH)

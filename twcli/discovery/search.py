@@ -1,238 +1,55 @@
 """Which completions were made in the same way, where strategies may repeat within a prompt.
 
-There are many reasonable ways to cluster points: which features, how many directions, k-means or a
-Gaussian mixture; and clusters of wordings may hide what differs across all wordings, so each way is
-also tried on what is left after fine clusters' means are taken out (alternative clustering). A
-frequent strategy lies densely and a rare one sparsely, and k-means would cut the former before it
-finds the latter: rows are weighted by the inverse of the density around them, so that a strategy
-counts by the variety of its completions, not by their number. Each way names the rows from either
-half of the prompts; how far the two namings agree on all rows is its stability (Lange et al. 2004),
-and how well its names carry over to sub-kinds that were left out its generalisation (`subkinds`).
-The naming that the ways of most stability and generalisation agree with most is kept, and those
-that agree with it vote for each row (evidence accumulation, Fred and Jain 2005). On natural data
-this ranks namings far better than likelihood or explained variance, which prefer tight sub-kinds. A
-linear discriminant that was fitted to the votes on other prompts then names each row: what holds
-for all prompts is kept, and single votes that do not are corrected.
+There are many reasonable ways to cluster points (`ways`), and the right clusters may be unions of
+finer ones (`merging`). Each way names the rows from either half of the prompts; how far the two
+namings agree on all rows is its stability (Lange et al. 2004), and how well its names carry over to
+sub-kinds that were left out its generalisation (`subkinds`). The naming that the ways of most
+stability and generalisation agree with most is kept, and those that agree with it vote for each row
+(evidence accumulation, Fred and Jain 2005). On natural data this ranks namings far better than
+likelihood or explained variance, which prefer tight sub-kinds. A linear discriminant that was
+fitted to the votes on other prompts then names each row: what holds for all prompts is kept, and
+single votes that do not are corrected.
 
 Shapes: N rows that lie prompt by prompt, D directions, K clusters, W ways.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
-from twcli.discovery.subkinds import generalisation, leave_out
+from twcli.discovery.discriminants import (
+    Discriminant,
+    discriminant_points,
+    leave_out,
+    out_of_fold,
+    prompt_folds,
+)
+from twcli.discovery.matching import matched_share, matching, relabelled
+from twcli.discovery.merging import FINER, best_merge
+from twcli.discovery.subkinds import generalisation
+from twcli.discovery.ways import (
+    LEAST_ROWS,
+    Way,
+    Weights,
+    even_weights,
+    ways_of,
+)
 
-KMEANS_DIRECTIONS = (6, 12, 24, 48)
-OTHER_DIRECTIONS = (12, 24, 48)
-FINE_CLUSTERS = (3, 5)  # times K, whose means are taken out
-NEIGHBOURS = 0.01  # share of the rows, whose median distance is the scale of a density
-RESTARTS = 4
 HALVINGS = 4  # of the prompts, over which stability is averaged
 NOISE_HALVINGS = 2  # of them for points without structure, which vary less
+NOISE_WAYS = 3  # every third way is tried on them
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
-REGULARISATION = 1e-3  # of the mean variance, on a mixture's covariances
 STABLE = 8  # powers: how much more the stable ways count,
 GENERAL = 8  # those whose names carry over to other sub-kinds,
 ALIKE = 3  # and those that name alike
 VOTERS = 0.75  # agreement with the kept naming, from which a way votes
-LEAST_ROWS = 4  # a cluster, in each half
-FOLDS = 5  # of the prompts, for the discriminant
-CORRECTIONS = 2  # rounds of it
+CORRECTIONS = 2  # rounds of the discriminant
 TINY = 1e-12
-DOUBT = 1e-3  # least probability of any cluster, shared out evenly: no feature is ever that sure
-
-
-@dataclass(frozen=True)
-class Weights:
-    """How much rows count where they are averaged.
-
-    Attributes:
-        plain_N: (N,) by their number of tokens.
-        even: for each view (N,), by `even_weights`.
-    """
-
-    plain_N: np.ndarray
-    even: tuple[np.ndarray, ...]
-
-
-@dataclass(frozen=True)
-class Way:
-    """One way to cluster points.
-
-    Attributes:
-        view: which view is clustered.
-        directions: leading ones of it.
-        fine: clusters whose means are taken out of the first view beforehand; 0 for none.
-        mixture: Gaussians of one covariance, which start from k-means, in its place.
-    """
-
-    view: int
-    directions: int
-    fine: int = 0
-    mixture: bool = False
-
-    def name(
-        self,
-        views: Sequence[np.ndarray],
-        weights: Weights,
-        latents: int,
-        fitted_N: np.ndarray,
-        seed: int,
-    ) -> np.ndarray:
-        """Clusters of all rows by what is fitted to some of them.
-
-        Args:
-            views: (N, D) of each view.
-            latents: K.
-            fitted_N: (N,) bool, the rows to fit to.
-
-        Returns:
-            (N,) int.
-        """
-        points, weight_N = views[self.view], weights.even[self.view]
-        if self.fine:
-            weight_N = weights.plain_N
-            points = self._without_fine_clusters(views, weight_N, fitted_N, seed)
-        points = points[:, : self.directions]
-        if not points.shape[1]:
-            return np.zeros(len(points), np.int64)
-        means = _kmeans(points[fitted_N], weight_N[fitted_N], latents, seed)
-        if not self.mixture:
-            return means.predict(points).astype(np.int64)
-        mixture = GaussianMixture(
-            latents,
-            covariance_type="tied",
-            means_init=means.cluster_centers_,
-            reg_covar=REGULARISATION * float(points[fitted_N].var()) + 1e-12,
-            random_state=seed,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a fair clustering all the same
-            return mixture.fit(points[fitted_N]).predict(points).astype(np.int64)
-
-    def _without_fine_clusters(
-        self,
-        views: Sequence[np.ndarray],
-        weight_N: np.ndarray,
-        fitted_N: np.ndarray,
-        seed: int,
-    ) -> np.ndarray:
-        """The first view minus the means of fine clusters of this way's view."""
-        seen = views[self.view][:, : max(KMEANS_DIRECTIONS)]
-        fine = min(self.fine, int(fitted_N.sum()) // LEAST_ROWS)
-        if fine < 2 or not seen.shape[1]:
-            return views[0]
-        clusters = _kmeans(seen[fitted_N], weight_N[fitted_N], fine, seed)
-        sums = np.zeros((fine, views[0].shape[1]))
-        np.add.at(sums, clusters.labels_, views[0][fitted_N])
-        counts = np.bincount(clusters.labels_, minlength=fine)
-        means = sums / np.maximum(counts, 1)[:, None]
-        left = views[0] - means[clusters.predict(seen)]
-        if not left.shape[1]:
-            return left
-        with np.errstate(invalid="ignore"):  # nothing may be left over
-            count = min(self.directions, *left[fitted_N].shape)
-            axes = PCA(count, random_state=0).fit(left[fitted_N])
-        return axes.transform(left)
-
-
-def ways_of(latents: int, views: int) -> list[Way]:
-    """All ways that are tried for K clusters."""
-    found = []
-    for view in range(views):
-        found += [Way(view, directions) for directions in KMEANS_DIRECTIONS]
-        for times in FINE_CLUSTERS:
-            ends = min(OTHER_DIRECTIONS), max(OTHER_DIRECTIONS)
-            found += [Way(view, directions, fine=times * latents) for directions in ends]
-        found += [Way(view, directions, mixture=True) for directions in OTHER_DIRECTIONS]
-    return found
-
-
-def even_weights(points: np.ndarray, weight_N: np.ndarray, used_N: np.ndarray) -> np.ndarray:
-    """Weights (N,) that count each region of the points alike, however densely rows lie there.
-
-    A row's weight is divided by a Gaussian kernel density, whose width is the median distance to
-    the row that `NEIGHBOURS` of all are nearer than. Rows that are not used keep theirs.
-    """
-    seen = points[used_N][:, : max(KMEANS_DIRECTIONS)]
-    if len(seen) < 2 or not seen.shape[1]:
-        return weight_N
-    squared_NN = euclidean_distances(seen.astype(np.float32), squared=True)
-    nearest = max(2, round(NEIGHBOURS * len(seen)))
-    ordered_NN = np.partition(squared_NN, min(nearest, len(seen) - 1))
-    width = float(np.median(ordered_NN[:, nearest]))
-    density_N = np.exp(squared_NN / -(width + TINY)).sum(1)
-    even_N = weight_N.copy()
-    even_N[used_N] /= density_N
-    even_N[used_N] *= weight_N[used_N].mean() / even_N[used_N].mean()
-    return even_N
-
-
-@dataclass(frozen=True)
-class Discriminant:
-    """P(z | points) by linear discriminants with a shrunk covariance (Ledoit and Wolf 2004).
-
-    Attributes:
-        fitted: None where the rows had one cluster only.
-        names: (C,) the clusters that the rows had.
-        latents: K.
-    """
-
-    fitted: LinearDiscriminantAnalysis | None
-    names: np.ndarray
-    latents: int
-
-    @classmethod
-    def fit(cls, points: np.ndarray, clusters_N: np.ndarray, latents: int) -> Discriminant:
-        """Linear discriminant analysis of rows whose clusters are known.
-
-        Args:
-            points: (N, D).
-            clusters_N: (N,) int below `latents`.
-        """
-        names, counts = np.unique(clusters_N, return_counts=True)
-        names = names[counts > 1]
-        kept = np.isin(clusters_N, names)
-        if len(names) < 2 or not points.shape[1]:
-            return cls(None, names, latents)
-        lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        return cls(lda.fit(points[kept], clusters_N[kept]), names, latents)
-
-    def __call__(self, points: np.ndarray) -> np.ndarray:
-        """(N, K)."""
-        posterior_NK = np.full((len(points), self.latents), 1 / self.latents)
-        if self.fitted is not None:
-            posterior_NK[:] = 0.0
-            posterior_NK[:, self.names] = self.fitted.predict_proba(points)
-        elif len(self.names) == 1:
-            posterior_NK[:] = np.eye(self.latents)[self.names[0]]
-        return (1 - DOUBT) * posterior_NK + DOUBT / self.latents
-
-
-def discriminant_points(views: Sequence[np.ndarray]) -> np.ndarray:
-    """What the discriminant sees: the states, and everything.
-
-    Args:
-        views: (N, D) of each view.
-
-    Returns:
-        (N, sum of the two D).
-    """
-    return np.concatenate([views[0], views[-1]], axis=1)
 
 
 @dataclass(frozen=True)
@@ -253,6 +70,13 @@ class Found:
     stability: float
     above_noise: float
     generalisation: float
+
+    @property
+    def stability_beyond_chance(self) -> float:
+        """Of 1; 0 is what names drawn at random in the same shares would have."""
+        share_K = np.bincount(self.posterior_NK.argmax(1)) / len(self.posterior_NK)
+        chance = float(share_K @ share_K)
+        return (self.stability - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def search(
@@ -289,26 +113,12 @@ def _search(
     used_N = np.repeat(used_P, sizes_P)
     halvings = [_halves(used_P, sizes_P, rng) for _ in range(HALVINGS)]
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in views))
-    ways = ways_of(latents, len(views))
-    namings_WN = np.empty((len(ways), len(used_N)), np.int64)
-    halves_WH2N = np.empty((len(ways), HALVINGS, 2, len(used_N)), np.int64)
-    for index, way in enumerate(ways):
-        namings_WN[index] = way.name(views, weights, latents, used_N, seed)
-        for halving, sides in enumerate(halvings):
-            enough = _enough(sides, latents)
-            for side, fitted_N in enumerate(sides):
-                if enough:
-                    named_N = way.name(views, weights, latents, fitted_N, seed + 1)
-                else:
-                    named_N = rng.integers(latents, size=len(used_N))
-                halves_WH2N[index, halving, side] = named_N
-        if advance:
-            advance(1)
-    stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     points = discriminant_points(views)
-
     judge = _Judge(views, points, sizes_P, used_N, latents, seed)
-    general_W = np.empty(len(ways))
+    rows = _Rows(views, weights, used_N, halvings, seed)
+    namings_WN, halves_WH2N = rows.both(ways_of(latents, len(views)), latents, advance)
+    stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
+    general_W = np.empty(len(namings_WN))
     for index, naming_N in enumerate(namings_WN):
         namings_WN[index], general_W[index] = judge.better(naming_N)
     trust_W = stability_W**STABLE * general_W**GENERAL + TINY
@@ -336,6 +146,67 @@ def _search(
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """What is clustered in each way: the rows in use, and either half of their prompts.
+
+    Attributes:
+        views: (N, D) of each view.
+        used_N: (N,) bool.
+        halvings: (H,) pairs of (N,) bool.
+    """
+
+    views: Sequence[np.ndarray]
+    weights: Weights
+    used_N: np.ndarray
+    halvings: Sequence[tuple[np.ndarray, np.ndarray]]
+    seed: int
+
+    def clustered(self, way: Way, clusters: int) -> tuple[np.ndarray, np.ndarray]:
+        """(clusters (N,), what each half makes of them (H, 2, N)); the halves are named at random
+        where they have too few rows to say anything.
+        """
+        naming_N = way.name(self.views, self.weights, clusters, self.used_N, self.seed)
+        halves_H2N = np.empty((len(self.halvings), 2, len(naming_N)), np.int64)
+        for halving, sides in enumerate(self.halvings):
+            for side, fitted_N in enumerate(sides):
+                if _enough(sides, clusters):
+                    named_N = way.name(self.views, self.weights, clusters, fitted_N, self.seed + 1)
+                else:
+                    rng = np.random.default_rng([self.seed, halving, side])
+                    named_N = rng.integers(clusters, size=len(naming_N))
+                halves_H2N[halving, side] = named_N
+        return naming_N, halves_H2N
+
+    def merged(self, way: Way, latents: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `clustered`, of finer clusters that were merged."""
+        finer = latents + FINER
+        naming_N, halves_H2N = self.clustered(way, finer)
+        for sides in halves_H2N:
+            for side, named_N in enumerate(sides):
+                sides[side] = relabelled(named_N, naming_N, finer)
+        pairs = [(one_N[self.used_N], other_N[self.used_N]) for one_N, other_N in halves_H2N]
+        merge_C = best_merge(pairs, finer, latents)
+        return merge_C[naming_N], merge_C[halves_H2N]
+
+    def both(
+        self, ways: Sequence[Way], latents: int, advance: Callable[[int], None] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Namings (W, N) and those of the halves (W, H, 2, N), by each way as it is and, where
+        the halves have rows enough, by way of finer clusters.
+        """
+        finer = all(_enough(sides, latents + FINER) for sides in self.halvings)
+        found = []
+        for way in ways:
+            found.append(self.clustered(way, latents))
+            if finer:
+                found.append(self.merged(way, latents))
+            if advance:
+                advance(1)
+        namings, halves = zip(*found, strict=True)
+        return np.array(namings), np.array(halves)
+
+
+@dataclass(frozen=True)
 class _Judge:
     """How well namings of the rows in use carry over to other sub-kinds (`subkinds`)."""
 
@@ -347,7 +218,8 @@ class _Judge:
     seed: int
 
     def __call__(self, clusters_N: np.ndarray) -> float:
-        views = [view[self.used_N] for view in self.views]
+        """Of clusters (N,)."""
+        views = [self.views[0][self.used_N], self.views[-1][self.used_N]]
         points, clusters_N = self.points[self.used_N], clusters_N[self.used_N]
         return generalisation(views, points, clusters_N, self.latents, self.seed)
 
@@ -358,7 +230,7 @@ class _Judge:
         rng = np.random.default_rng([self.seed, 10])
         corrected_N = clusters_N.copy()
         for _ in range(CORRECTIONS):
-            fold_N = _prompt_folds(self.sizes_P, rng)
+            fold_N = prompt_folds(self.sizes_P, rng)
             corrected_N[self.used_N] = leave_out(
                 self.points[self.used_N],
                 corrected_N[self.used_N],
@@ -389,29 +261,25 @@ def _noise_trust(
     halvings: Sequence[tuple[np.ndarray, np.ndarray]],
     judge: _Judge,
 ) -> float:
-    """Stability times generalisation of k-means on Gaussian points of the same variances, which
-    have no clusters.
+    """Stability times generalisation of the best ways on Gaussian points of the same variances,
+    which have no clusters.
 
     A reference in the manner of Tibshirani et al. (2001): few clusters are stable by themselves,
     along the direction of largest variance.
     """
+    if not all(_enough(sides, latents) for sides in halvings):
+        return 1 / latents
     rng = np.random.default_rng([judge.seed, 9])
     used_N = judge.used_N
     noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
     judge = replace(judge, views=noise, points=discriminant_points(noise))
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
-    if not all(_enough(sides, latents) for sides in halvings):
-        return 1 / latents
-    trusts = []
-    for view in range(len(views)):
-        for directions in KMEANS_DIRECTIONS:
-            way = Way(view, directions)
-            halves = [
-                [way.name(noise, weights, latents, half, judge.seed + 1) for half in sides]
-                for sides in halvings
-            ]
-            general = judge(way.name(noise, weights, latents, used_N, judge.seed))
-            trusts.append(_stability(np.array(halves), used_N, latents) * general)
+    rows = _Rows(noise, weights, used_N, halvings, judge.seed)
+    ways = ways_of(latents, len(views))[::NOISE_WAYS]
+    trusts = [
+        _stability(halves_H2N, used_N, latents) * judge.better(naming_N)[1]
+        for naming_N, halves_H2N in zip(*rows.both(ways, latents), strict=True)
+    ]
     return _upper_third(np.array(trusts))
 
 
@@ -436,29 +304,6 @@ def _outcome(
     return clusters_N
 
 
-def out_of_fold(
-    points: np.ndarray,
-    clusters_N: np.ndarray,
-    sizes_P: np.ndarray,
-    latents: int,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """P(z | points) (N, K), each row by a discriminant of other prompts' rows."""
-    fold_N = _prompt_folds(sizes_P, rng)
-    posterior_NK = (1 - DOUBT) * np.eye(latents)[clusters_N] + DOUBT / latents
-    for fold in range(FOLDS):
-        held = fold_N == fold
-        if held.any() and not held.all():
-            fitted = Discriminant.fit(points[~held], clusters_N[~held], latents)
-            posterior_NK[held] = fitted(points[held])
-    return posterior_NK
-
-
-def _prompt_folds(sizes_P: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(N,) the fold of each row: that of its prompt."""
-    return np.repeat(rng.permutation(len(sizes_P)) % FOLDS, sizes_P)
-
-
 def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.ndarray:
     """Votes (N, K), of sum 1 over K.
 
@@ -476,21 +321,6 @@ def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.nd
         if alike >= VOTERS:
             votes_NK[rows, names_K[naming_N]] += trust * alike**ALIKE
     return votes_NK / votes_NK.sum(1, keepdims=True)
-
-
-def _kmeans(points: np.ndarray, weight: np.ndarray, clusters: int, seed: int) -> KMeans:
-    """k-means of weighted points.
-
-    Args:
-        points: (N, D).
-        weight: (N,).
-    """
-    clusters = min(clusters, len(points))
-    with warnings.catch_warnings():
-        # Fewer distinct points than clusters: some clusters stay empty, which is no error here.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        means = KMeans(clusters, n_init=RESTARTS, random_state=seed)
-        return means.fit(points, sample_weight=weight)
 
 
 def _first_prompts(sizes_P: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
@@ -511,23 +341,3 @@ def _halves(
     half_P[order[: len(order) // 2]] = True
     other_P = used_P & ~half_P
     return np.repeat(half_P, sizes_P), np.repeat(other_P, sizes_P)
-
-
-def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.ndarray, float]:
-    """(names (K,) of `other` for those of `one`, rows that then agree): one to one (Hungarian)."""
-    counts = np.bincount(one_N * latents + other_N, minlength=latents * latents)
-    counts_KK = counts.reshape(latents, latents)
-    rows, columns = linear_sum_assignment(-counts_KK)
-    names_K = np.empty(latents, np.int64)
-    names_K[rows] = columns
-    return names_K, float(counts_KK[rows, columns].sum())
-
-
-def matched_share(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float:
-    """Share of rows on which two namings agree, their names matched one to one."""
-    return matching(one_N, other_N, latents)[1] / len(one_N)
-
-
-def relabelled(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> np.ndarray:
-    """(N,) `one_N` (N,) under the names of `other_N` (N,), as far as they agree."""
-    return matching(one_N, other_N, latents)[0][one_N]

@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from twcli.data.encoder import Encoded
+from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
 from twcli.discovery.prior import LatentPrior
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, counts_of, rename
@@ -26,7 +27,6 @@ from twcli.discovery.rows import (
     Source,
     spread_to_equal_rows,
 )
-from twcli.discovery.search import Discriminant, discriminant_points, out_of_fold
 
 
 def name_single_rows(

@@ -1,0 +1,39 @@
+"""Two namings of the same rows: which names of one are which of the other.
+
+Shapes: N rows, K clusters.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.ndarray, float]:
+    """(names (K,) of `other` for those of `one`, rows that then agree): one to one (Hungarian)."""
+    counts = np.bincount(one_N * latents + other_N, minlength=latents * latents)
+    counts_KK = counts.reshape(latents, latents)
+    rows, columns = linear_sum_assignment(-counts_KK)
+    names_K = np.empty(latents, np.int64)
+    names_K[rows] = columns
+    return names_K, float(counts_KK[rows, columns].sum())
+
+
+def matched_share(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float:
+    """Share of rows on which two namings agree, their names matched one to one."""
+    return matching(one_N, other_N, latents)[1] / len(one_N)
+
+
+def relabelled(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> np.ndarray:
+    """(N,) `one_N` (N,) under the names of `other_N` (N,), as far as they agree."""
+    return matching(one_N, other_N, latents)[0][one_N]
+
+
+def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float:
+    """Cohen's kappa of two namings under the same names: 1 where they agree on all rows, 0 where no
+    more than by chance. 0 where both have one name alone.
+    """
+    counts = np.bincount(one_N * latents + other_N, minlength=latents * latents)
+    table_KK = counts.reshape(latents, latents) / len(one_N)
+    chance = float(table_KK.sum(0) @ table_KK.sum(1))
+    return (float(table_KK.trace()) - chance) / (1 - chance) if chance < 1 else 0.0
