@@ -79,7 +79,7 @@ def test_of_the_most_stable_numbers_the_largest_is_taken():
 
 
 def test_a_number_whose_search_does_not_repeat_itself_has_less_support():
-    steady, fickle = named([0, 1], 2, 0.7), named([0, 1], 3, 0.9, stability=0.85)
+    steady, fickle = named([0, 1], 2, 0.7), named([0, 1], 3, 0.9, stability=0.8)
     assert steady.support > 0.65 and fickle.support < 0.2
     assert best_count([steady, fickle]).latents == 2
 

@@ -24,7 +24,7 @@ from twcli.discovery.search import Found, search
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
 TOLERANCE = 0.05  # of `Count.support`, within which two numbers are equally good
-HALF_SUPPORT, SUPPORT_WIDTH = 0.9, 0.03  # stability of a whole search that halves the support
+HALF_SUPPORT, SUPPORT_WIDTH = 0.7, 0.03  # stability beyond chance that halves the support
 DOUBT = 0.08  # of support above noise: a number that has less by this is held a third as likely
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
@@ -53,7 +53,8 @@ class Count:
     @property
     def support(self) -> float:
         """What is above noise, as far as the whole search is stable as well."""
-        repeats = float(expit((self.found.stability - HALF_SUPPORT) / SUPPORT_WIDTH))
+        stability = self.found.stability_beyond_chance
+        repeats = float(expit((stability - HALF_SUPPORT) / SUPPORT_WIDTH))
         return min(self.found.above_noise, self.found.above_noise * repeats)
 
     @property
