@@ -329,7 +329,7 @@ class BatchSampler:
         self.lengths, self.prompts, self.repeats = lengths, prompts, repeats
         self.batch_tokens, self.seed = batch_tokens, list(seed)
         self._rows = every if repeats is not None else every[:0]  # in the order of the draws
-        self._once = self._grouped(every)
+        self._once = self._grouped(every, whole=rows is None)
 
     def epoch(self, number: int) -> Batches:
         """The epoch's batches in the order of training."""
@@ -369,23 +369,26 @@ class BatchSampler:
             skip = max(0, skip - len(batches))
             number += 1
 
-    def _grouped(self, rows: np.ndarray) -> _Groups:
+    def _grouped(self, rows: np.ndarray, *, whole: bool = False) -> _Groups:
         """Rows in groups that share a prompt and a class, which are batched together.
 
         Args:
             rows: (R,) row numbers; repeated ones stay together.
+            whole: they are all rows in their order, of which no copy is made.
         """
-        prompts, classes = self.prompts[rows], self._classes[rows]
+        columns = self.prompts, self._classes, self.lengths
+        prompts, classes, lengths = columns if whole else (each[rows] for each in columns)
         changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
         ascending = (prompts[1:] > prompts[:-1]) | ~changes
         if not ascending.all():
             order = np.lexsort((classes, prompts))
-            rows, prompts, classes = rows[order], prompts[order], classes[order]
+            rows, prompts = rows[order], prompts[order]
+            classes, lengths = classes[order], lengths[order]
             changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
         starts = np.flatnonzero(np.append([True], changes)[: len(rows)]).astype(rows.dtype)
         longest = np.empty(0, np.int32)
         if len(rows):
-            longest = np.maximum.reduceat(self.lengths[rows], starts).astype(np.int32)
+            longest = np.maximum.reduceat(lengths, starts).astype(np.int32)
         sizes = np.diff(starts, append=len(rows)).astype(rows.dtype)
         return _Groups(rows, starts, sizes, longest, classes[starts])
 
