@@ -237,7 +237,9 @@ KINDS = {
     ),
     "an answer that is context, after one that is learned": (
         "d.jsonl",
-        lines({"messages": [USER, FOUR, USER, {"role": "assistant", "content": "5", "weight": 0}]}),
+        lines(
+            {"messages": [USER, FOUR, USER, {"role": "assistant", "content": "5", "weight": "0"}]}
+        ),
         [([USER, FOUR], None)],
         "messages, 1 record, 2 turns; 1 go on after the assistant's last turn, which is not read",
     ),

@@ -206,6 +206,11 @@ READ = {
         ),
         [([USER, {"role": "assistant", "content": None, "tool_calls": [CALL]}], TOOLS)],
     ),
+    "Alpaca with NaN as its input, as pandas writes it": (
+        "d.jsonl",
+        b'{"instruction": "a", "input": NaN, "output": "b"}\n',
+        [("a", "b")],
+    ),
     "text that begins as a list and is none": (
         "d.jsonl",
         lines({"x": "[INST] a", "y": '[{"role": "b"'}),
@@ -221,7 +226,25 @@ def test_an_odd_file_is_read(tmp_path, kind):
     assert [said(example) for example in read(tmp_path / name)[0]] == expected
 
 
+def test_completions_that_repeat_their_prompt_are_said(tmp_path):
+    prompt = "Question: what is the time?"
+    pair = {"prompt": prompt, "chosen": f"{prompt} Two.", "rejected": f"{prompt} Late."}
+    (tmp_path / "d.jsonl").write_bytes(lines(pair, {**pair, "rejected": "Three."}))
+    assert read(tmp_path / "d.jsonl")[1].endswith(
+        "4 completions; 3 of 4 completions begin with the whole prompt; if that is not to be learned, "
+        "take it out of them"
+    )
+    (tmp_path / "d.jsonl").write_bytes(lines({**pair, "chosen": "One.", "rejected": "Two."}))
+    assert "begin" not in read(tmp_path / "d.jsonl")[1]
+
+
 REFUSED = {
+    "a table of numbers without a header": (
+        "d.csv",
+        b"1+1,2\n2+2,4\n",
+        "d.csv:2: form not recognised: the fields are 1+1, 2; it looks like a table without a "
+        "header; put a line with the columns' names before it",
+    ),
     "NULs at the end": ("d.jsonl", JSONL + bytes(5000), "d.jsonl:3: holds NUL bytes, as files do"),
     "NULs behind a record": ("d.jsonl", JSONL.rstrip(b"\n") + b"\0", "d.jsonl:2: holds NUL bytes"),
     "NULs at the end of a table": ("d.csv", TABLE.encode() + bytes(9), "d.csv:4: holds NUL bytes"),

@@ -30,6 +30,7 @@ DIGEST_BYTES = 16
 FIRST = 16  # records by which a form is recognised
 NAMED = ("id", "answer")  # fields that no form reads and that nobody misses
 SHOWN_FIELDS = 6
+REPEATED = 20  # characters of a prompt; a shorter one may begin a completion by intention
 SHOWN_PLACES = 20
 
 
@@ -130,7 +131,7 @@ class Examples:
         self._complete, self._strategy_field = complete, strategy_field
         self._each_turn, self._empty = each_turn and complete, empty
         self.left_out, self._left_out_places = 0, list[str]()
-        self._records = self._count = self._unread = 0
+        self._records = self._count = self._unread = self._repeats = 0
         self._turns: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[Example]:
@@ -139,7 +140,7 @@ class Examples:
 
     def with_records(self) -> Iterator[tuple[Example, Record]]:
         """Each example with the record that it was read from."""
-        records = count = unread = most = left_out = 0
+        records = count = unread = most = left_out = repeats = 0
         places: list[str] = []
         least = 2**63
         label = self._strategy_field
@@ -169,6 +170,7 @@ class Examples:
                     found = [*earlier_answers(found[0]), *found]
                 for x, y, messages, tools, after in found:
                     count += 1
+                    repeats += y.startswith(x) and len(x) >= REPEATED
                     if messages is not None:
                         least, most = min(least, len(messages)), max(most, len(messages))
                         unread += after > 0
@@ -177,6 +179,7 @@ class Examples:
             none = f"of {_counted(records, 'record')} none has text" if records else "no records"
             raise UserError(f"{self.data}: {none}")
         self._records, self._count, self._unread = records, count, unread
+        self._repeats = repeats if self._complete else 0
         self.left_out, self._left_out_places = left_out, places
         self._turns = (least, most) if most else None
 
@@ -201,6 +204,11 @@ class Examples:
         if self._unread:
             notes.append(
                 f"{self._unread:,} go on after the assistant's last turn, which is not read"
+            )
+        if self._repeats > self._count / 2:
+            notes.append(
+                f"{self._repeats:,} of {self._count:,} completions begin with the whole prompt; if "
+                "that is not to be learned, take it out of them"
             )
         return "; ".join([", ".join(said), *notes])
 

@@ -94,7 +94,7 @@ def kind_of(value: Any) -> str:
 
 def first_of(record: Record, names: Sequence[str]) -> str | None:
     """The first of the names that the record has a value for."""
-    return next((name for name in names if record.get(name) is not None), None)
+    return next((name for name in names if not is_missing(record.get(name))), None)
 
 
 def parsed(value: Any, field: str, where: str) -> Any:

@@ -714,7 +714,7 @@ def _unknown(record: Record, complete: bool, alone: bool) -> str:
         looks, then = f"one object that holds the records in '{wrapped}'", "write that list alone"
     elif wrapped is not None and not looks:
         then = f"where '{wrapped}' holds the completions, write a record for each of them"
-    elif any(len(str(name).split()) > MOST_WORDS for name in record):
+    elif any(len(str(name).split()) > MOST_WORDS or str(name)[:1].isdigit() for name in record):
         looks, then = "a table without a header", "put a line with the columns' names before it"
     looks = f"; it looks like {looks}" if looks else ""
     return f"form not recognised: the fields are {names or 'none'}{looks}; {then}"

@@ -327,7 +327,7 @@ def _is_learned(turn: Turn) -> bool:
     """Whether a turn of the assistant may be a target: the OpenAI API has weight 0, axolotl train
     false for those that are context alone.
     """
-    return turn.get("weight") != 0 and turn.get("train") is not False
+    return turn.get("weight") not in (0, "0") and turn.get("train") is not False
 
 
 def earlier_answers(whole: Conversation) -> list[Conversation]:
