@@ -231,7 +231,7 @@ def test_completions_that_repeat_their_prompt_are_said(tmp_path):
     pair = {"prompt": prompt, "chosen": f"{prompt} Two.", "rejected": f"{prompt} Late."}
     (tmp_path / "d.jsonl").write_bytes(lines(pair, {**pair, "rejected": "Three."}))
     assert read(tmp_path / "d.jsonl")[1].endswith(
-        "4 completions; 3 of 4 completions begin with the whole prompt; if that is not to be learned, "
+        "; 3 of 4 completions begin with the whole prompt; if that is not to be learned, "
         "take it out of them"
     )
     (tmp_path / "d.jsonl").write_bytes(lines({**pair, "chosen": "One.", "rejected": "Two."}))
