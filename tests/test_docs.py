@@ -77,6 +77,7 @@ def run_blocks(page):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # it names records several times: minutes on a machine that does more
 def test_every_block_of_the_readme_and_the_documents_runs_or_says_why_not(tmp_path, monkeypatch):
     prepare(tmp_path)
     monkeypatch.chdir(tmp_path)
