@@ -1,39 +1,47 @@
-from itertools import product
+from itertools import combinations
 
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from twcli.discovery.merging import agreement_of_merges, best_merge, merges
+from twcli.discovery.merging import best_merge
 
 
-@pytest.mark.parametrize(("clusters", "latents"), [(4, 2), (5, 3), (6, 4)])
-def test_each_way_to_merge_comes_once(clusters, latents):
-    """Of all assignments, those that are equal up to the new names count once (Stirling)."""
-    every = {
-        tuple(map(first.index, string))
-        for string in product(range(latents), repeat=clusters)
-        if len(set(string)) == latents
-        for first in [list(dict.fromkeys(string))]
-    }
-    assert set(map(tuple, merges(clusters, latents).tolist())) == every
-    assert len(merges(clusters, latents)) == len(every)
-
-
-def test_agreement_is_that_of_the_merged_names():
-    rng = np.random.default_rng(0)
-    one = rng.integers(5, size=200)
-    other = np.where(rng.random(200) < 0.6, one, rng.integers(5, size=200))
-    ways = merges(5, 3)
-    expected = [cohen_kappa_score(way[one], way[other]) for way in ways]
-    assert agreement_of_merges(ways, [(one, other)] * 2) == pytest.approx(np.array(expected))
+def unsure(rng, truth, clusters, share=0.4):
+    """The names, some of which are drawn anew."""
+    return np.where(rng.random(len(truth)) < share, rng.integers(clusters, size=len(truth)), truth)
 
 
 def test_clusters_that_halves_confuse_are_merged():
     """Two strategies of two clusters each, and halves that agree on the strategies alone."""
     rng = np.random.default_rng(0)
     truth = rng.integers(2, size=400)
-    fine = 2 * truth + rng.integers(2, size=400)
-    pairs = [tuple(2 * truth + rng.integers(2, size=400) for _ in range(2))]
-    merge = best_merge(pairs, 4, 2)
-    assert len(np.unique(merge[fine] + 2 * truth)) == 2
+    pairs = [tuple(2 * truth + rng.integers(2, size=400) for _ in range(2)) for _ in range(2)]
+    assert best_merge(pairs, 4, 2).tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_pair_is_that_of_the_best_kappa(seed):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(5, 300, p=[0.4, 0.3, 0.1, 0.1, 0.1])
+    pairs = [(unsure(rng, truth, 5), unsure(rng, truth, 5)) for _ in range(3)]
+    kappas = {}
+    for first, second in combinations(range(5), 2):
+        names = np.where(np.arange(5) == second, first, np.arange(5))
+        kappas[first, second] = np.mean(
+            [cohen_kappa_score(names[one], names[other]) for one, other in pairs]
+        )
+    merge = best_merge(pairs, 5, 4)
+    assert sorted(set(merge)) == [0, 1, 2, 3]
+    (merged,) = np.flatnonzero(np.bincount(merge) == 2)
+    first, second = np.flatnonzero(merge == merged)
+    assert kappas[first, second] == pytest.approx(max(kappas.values()))
+
+
+def test_many_clusters_are_merged_in_no_time():
+    """Their partitions are too many to try."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(64, size=4000)
+    pairs = [(np.where(truth < 3, rng.integers(3, size=4000), truth), truth)]
+    merge = best_merge(pairs, 64, 62)
+    assert set(merge) == set(range(62)) and merge[0] == merge[1] == merge[2]

@@ -116,7 +116,7 @@ def _search(
     points = discriminant_points(views)
     judge = _Judge(views, points, sizes_P, used_N, latents, seed)
     rows = _Rows(views, weights, used_N, halvings, seed)
-    namings_WN, halves_WH2N = rows.both(ways_of(latents, len(views)), latents, advance)
+    namings_WN, halves_WH2N = rows.namings(ways_of(latents, len(views)), latents, advance)
     stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     general_W = np.empty(len(namings_WN))
     for index, naming_N in enumerate(namings_WN):
@@ -188,7 +188,7 @@ class _Rows:
         merge_C = best_merge(pairs, finer, latents)
         return merge_C[naming_N], merge_C[halves_H2N]
 
-    def both(
+    def namings(
         self, ways: Sequence[Way], latents: int, advance: Callable[[int], None] | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Namings (W, N) and those of the halves (W, H, 2, N), by each way as it is and, where
@@ -278,7 +278,7 @@ def _noise_trust(
     ways = ways_of(latents, len(views))[::NOISE_WAYS]
     trusts = [
         _stability(halves_H2N, used_N, latents) * judge.better(naming_N)[1]
-        for naming_N, halves_H2N in zip(*rows.both(ways, latents), strict=True)
+        for naming_N, halves_H2N in zip(*rows.namings(ways, latents), strict=True)
     ]
     return _upper_third(np.array(trusts))
 
