@@ -238,7 +238,7 @@ def test_a_failure_in_the_middle_keeps_what_was_read(afresh, tmp_path, monkeypat
         ({"--out": "nowhere/names.jsonl"}, "name a file in a folder that exists"),
         ({"--out": "."}, ".: exists"),
         ({"--latents": "1"}, "--latents: 1 is too small"),
-        ({"--latents": "several"}, "'several' is not"),
+        ({"--latents": "several"}, "'several' is no number"),
         ({"--data": "none.jsonl"}, "none.jsonl"),
         ({"--model": "/none/model"}, "/none/model"),
     ],

@@ -44,7 +44,8 @@ def test_three_clusters_are_three():
     assert counts[1].found.stability > 0.97 and counts[1].used == 3
 
 
-def test_kinds_of_kinds_are_nested():
+@pytest.mark.slow
+def test_kinds_of_kinds_are_nested(all_ways):
     """Two kinds far apart, each of two that are less far: both numbers are stable, the larger one
     is taken and lies in the smaller one.
     """

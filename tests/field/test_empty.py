@@ -38,7 +38,8 @@ def test_from_precompute_to_sample(model_dir, tmp_path):
     training = ("--baseline", file, "--latents", 2, "--steps", 2)
     ok("train", *flags, *SKIP, *training, "--out", tmp_path / "run")
     names = tmp_path / "names.jsonl"
-    assert "--empty skip" in ok("discover", *flags, *SKIP, "--latents", 2, "--out", names).stderr
+    said = ok("discover", *flags, *SKIP, "--latents", 2, "--out", names, "--json").stdout
+    assert "--empty skip" in json.loads(said)["command"]
     assert len(names.read_text().splitlines()) == 36
     shown = ok(
         "eval",

@@ -59,8 +59,9 @@ def test_several_tokens_of_a_latent_are_counted_by_every_command(folder):
     assert fingerprint["latent_tokens"] == 4
     assert fingerprint["too_long"] == {"skip": 2, "truncate-left": 1}
     ok("inspect", folder / "b.h5", "--verify", "--model", folder / "model", *data[:2])
-    named = ok("discover", *flags, *four, "--latents", 2, "--out", folder / "names.jsonl")
-    assert "--latent-tokens 4" in named.stderr
+    names = ("--out", folder / "names.jsonl", "--json")
+    named = json.loads(ok("discover", *flags, *four, "--latents", 2, *names).stdout)
+    assert "--latent-tokens 4" in named["command"]
     ok(*train)
     shown = ok("eval", "--run", folder / "run", *data, "--bootstrap", 10, "--json")
     assert json.loads(shown.stdout)["likelihood"]["gain"] is not None
