@@ -48,6 +48,7 @@ SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 STABLE = 8  # powers: how much more the stable ways count,
 GENERAL = 8  # those whose names carry over to other sub-kinds,
 ALIKE = 3  # and those that name alike
+MERGED = 0.2  # how far merges count: each was chosen among many, for being stable
 VOTERS = 0.75  # agreement with the kept naming, from which a way votes
 CORRECTIONS = 2  # rounds of the discriminant
 TINY = 1e-12
@@ -119,12 +120,14 @@ def _search(
     points = discriminant_points(views)
     judge = _Judge(views, points, sizes_P, used_N, latents, seed)
     rows = _Rows(views, weights, used_N, halvings, seed)
-    namings_WN, halves_WH2N = rows.namings(ways_of(latents, len(views)), latents, advance)
+    ways = ways_of(latents, len(views))
+    namings_WN, halves_WH2N, merged_W = rows.namings(ways, latents, advance)
     stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
     general_W = np.empty(len(namings_WN))
     for index, naming_N in enumerate(namings_WN):
         namings_WN[index], general_W[index] = judge.better(naming_N)
     trust_W = stability_W**STABLE * general_W**GENERAL + TINY
+    trust_W[merged_W] *= MERGED
     agreements = []
     for halving, sides in enumerate(halvings):
         one_N, other_N = (
@@ -193,20 +196,22 @@ class _Rows:
 
     def namings(
         self, ways: Sequence[Way], latents: int, advance: Callable[[int], None] | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Namings (W, N) and those of the halves (W, H, 2, N), by each way as it is and, where
-        the halves have rows enough, by way of finer clusters.
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Namings (W, N), those of the halves (W, H, 2, N), and which were merged (W,) bool: by
+        each way as it is and, where the halves have rows enough, by way of finer clusters.
         """
         finer = all(_enough(sides, latents + FINER) for sides in self.halvings)
-        found = []
+        found, merged = [], []
         for way in ways:
             found.append(self.clustered(way, latents))
+            merged.append(False)
             if finer:
                 found.append(self.merged(way, latents))
+                merged.append(True)
             if advance:
                 advance(1)
         namings, halves = zip(*found, strict=True)
-        return np.array(namings), np.array(halves)
+        return np.array(namings), np.array(halves), np.array(merged)
 
 
 @dataclass(frozen=True)
@@ -279,9 +284,10 @@ def _noise_trust(
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
     rows = _Rows(noise, weights, used_N, halvings, judge.seed)
     ways = ways_of(latents, len(views))[::NOISE_WAYS]
+    namings_WN, halves_WH2N, _ = rows.namings(ways, latents)
     trusts = [
         _stability(halves_H2N, used_N, latents) * judge.better(naming_N)[1]
-        for naming_N, halves_H2N in zip(*rows.namings(ways, latents), strict=True)
+        for naming_N, halves_H2N in zip(namings_WN, halves_WH2N, strict=True)
     ]
     return _upper_third(np.array(trusts))
 
