@@ -8,7 +8,7 @@ from twcli.discovery.merging import best_merge
 
 
 def unsure(rng, truth, clusters, share=0.4):
-    """The names, some of which are drawn anew."""
+    """The names, some of them replaced by random ones."""
     return np.where(rng.random(len(truth)) < share, rng.integers(clusters, size=len(truth)), truth)
 
 

@@ -12,6 +12,8 @@ import numpy as np
 from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
+from twcli.discovery.matching import contingency
+
 FOLDS = 5  # of the prompts
 DOUBT = 1e-3  # least probability of any cluster, shared out evenly: no feature is ever that sure
 LEAST_ROWS = 2  # of a cluster, for a mean
@@ -109,8 +111,7 @@ def leave_out(
     folds, D = int(fold_N.max()) + 1, points.shape[1]
     if not D:
         return clusters_N
-    count_GK = np.bincount(fold_N * latents + clusters_N, minlength=folds * latents)
-    count_GK = count_GK.reshape(folds, latents)
+    count_GK = contingency(fold_N, clusters_N, folds, latents)
     sum_GKD = sums(points, fold_N * latents + clusters_N, folds * latents)
     sum_GKD = sum_GKD.reshape(folds, latents, D)
     square_GDD = np.stack([points[fold_N == g].T @ points[fold_N == g] for g in range(folds)])

@@ -9,10 +9,19 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 
+def contingency(one_N: np.ndarray, other_N: np.ndarray, ones: int, others: int) -> np.ndarray:
+    """(ones, others) int, rows under each pair of names.
+
+    Args:
+        one_N, other_N: (N,) int from 0, below `ones` and `others`.
+    """
+    counts = np.bincount(one_N * others + other_N, minlength=ones * others)
+    return counts.reshape(ones, others)
+
+
 def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.ndarray, float]:
     """(names (K,) of `other` for those of `one`, rows that then agree): one to one (Hungarian)."""
-    counts = np.bincount(one_N * latents + other_N, minlength=latents * latents)
-    counts_KK = counts.reshape(latents, latents)
+    counts_KK = contingency(one_N, other_N, latents, latents)
     rows, columns = linear_sum_assignment(-counts_KK)
     names_K = np.empty(latents, np.int64)
     names_K[rows] = columns
@@ -33,7 +42,6 @@ def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int
     """Cohen's kappa of two namings under the same names: 1 where they agree on all rows, 0 where no
     more than by chance. 0 where both have one name alone.
     """
-    counts = np.bincount(one_N * latents + other_N, minlength=latents * latents)
-    table_KK = counts.reshape(latents, latents) / len(one_N)
+    table_KK = contingency(one_N, other_N, latents, latents) / len(one_N)
     chance = float(table_KK.sum(0) @ table_KK.sum(1))
     return (float(table_KK.trace()) - chance) / (1 - chance) if chance < 1 else 0.0

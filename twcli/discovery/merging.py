@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from twcli.discovery.matching import contingency
+
 FINER = 2  # more clusters than are wanted, which are then merged
 TINY = 1e-12
 
@@ -25,10 +27,9 @@ def best_merge(
     Args:
         pairs: (N,) int below C each, two namings under the same names.
     """
-    tables = []
-    for one_N, other_N in pairs:
-        table = np.bincount(one_N * clusters + other_N, minlength=clusters**2)
-        tables.append(table.reshape(clusters, clusters) / len(one_N))
+    tables = [
+        contingency(one_N, other_N, clusters, clusters) / len(one_N) for one_N, other_N in pairs
+    ]
     merge_C = np.arange(clusters)
     for _ in range(clusters - latents):
         first, second = _best_pair(tables)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import expit
 
-from twcli.discovery.matching import matched_share
+from twcli.discovery.matching import contingency, matched_share
 from twcli.discovery.search import Found, search
 
 MOST_LATENTS = 8  # that are looked for where the number is not given
@@ -113,8 +113,7 @@ def nesting(finer: Count, coarser: Count) -> float:
     """Share of rows that the finer naming puts where the coarser one does, each finer cluster
     being counted to the coarser one that has most of it: 1 where it is nested.
     """
-    table = np.zeros((finer.latents, coarser.latents))
-    np.add.at(table, (finer.clusters_N, coarser.clusters_N), 1)
+    table = contingency(finer.clusters_N, coarser.clusters_N, finer.latents, coarser.latents)
     return float(table.max(1).sum() / table.sum())
 
 

@@ -16,7 +16,7 @@ Shapes: N rows that lie prompt by prompt, D directions, K clusters, W ways.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -118,7 +118,7 @@ def _search(
     halvings = [_halves(used_P, sizes_P, rng) for _ in range(HALVINGS)]
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in views))
     points = discriminant_points(views)
-    judge = _Judge(views, points, sizes_P, used_N, latents, seed)
+    judge = _Judge.of(views, sizes_P, used_N, latents, seed)
     rows = _Rows(views, weights, used_N, halvings, seed)
     ways = ways_of(latents, len(views))
     namings_WN, halves_WH2N, merged_W = rows.namings(ways, latents, advance)
@@ -216,7 +216,13 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Judge:
-    """How well namings of the rows in use carry over to other sub-kinds (`subkinds`)."""
+    """How well namings of the U rows in use carry over to other sub-kinds (`subkinds`).
+
+    Attributes:
+        views: (U, D) each, in which sub-kinds are found.
+        points: (U, D) what discriminants see.
+        used_N: (N,) bool.
+    """
 
     views: Sequence[np.ndarray]
     points: np.ndarray
@@ -225,11 +231,24 @@ class _Judge:
     latents: int
     seed: int
 
+    @classmethod
+    def of(
+        cls,
+        views: Sequence[np.ndarray],
+        sizes_P: np.ndarray,
+        used_N: np.ndarray,
+        latents: int,
+        seed: int,
+    ) -> _Judge:
+        """By all views (N, D); sub-kinds are found in the first and in the last."""
+        used = [view[used_N] for view in views]
+        points = discriminant_points(used)
+        return cls((used[0], used[-1]), points, sizes_P, used_N, latents, seed)
+
     def __call__(self, clusters_N: np.ndarray) -> float:
         """Of clusters (N,)."""
-        views = [self.views[0][self.used_N], self.views[-1][self.used_N]]
-        points, clusters_N = self.points[self.used_N], clusters_N[self.used_N]
-        return generalisation(views, points, clusters_N, self.latents, self.seed)
+        used = clusters_N[self.used_N]
+        return generalisation(self.views, self.points, used, self.latents, self.seed)
 
     def better(self, clusters_N: np.ndarray) -> tuple[np.ndarray, float]:
         """The naming, or what discriminants of other prompts' rows make of it, whichever carries
@@ -240,7 +259,7 @@ class _Judge:
         for _ in range(CORRECTIONS):
             fold_N = prompt_folds(self.sizes_P, rng)
             corrected_N[self.used_N] = leave_out(
-                self.points[self.used_N],
+                self.points,
                 corrected_N[self.used_N],
                 fold_N[self.used_N],
                 self.latents,
@@ -280,7 +299,7 @@ def _noise_trust(
     rng = np.random.default_rng([judge.seed, 9])
     used_N = judge.used_N
     noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
-    judge = replace(judge, views=noise, points=discriminant_points(noise))
+    judge = _Judge.of(noise, judge.sizes_P, used_N, latents, judge.seed)
     weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
     rows = _Rows(noise, weights, used_N, halvings, judge.seed)
     ways = ways_of(latents, len(views))[::NOISE_WAYS]
