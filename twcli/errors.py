@@ -75,7 +75,8 @@ def first_difference(
     for name in [*wanted, *(key for key in stored if key not in wanted)]:
         if name in stored and name in wanted and stored[name] == wanted[name]:
             continue
-        old, new = stored.get(name), wanted.get(name)
+        old = stored.get(name)
+        new = wanted.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             return first_difference(old, new, prefix=f"{prefix}{name}.")
         old, new = (

@@ -55,7 +55,8 @@ class Phases:
 
     def plan(self, names: Iterable[str]) -> None:
         """Which phases come, from the first one on. A name may come again."""
-        self._names, self._place = list(names), -1
+        self._names = list(names)
+        self._place = -1
 
     def begin(self, name: str, note: str = "") -> None:
         """The phase of this name begins; those before it are over or are left out.

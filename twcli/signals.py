@@ -20,14 +20,16 @@ _holding = False
 def install() -> None:
     """Takes over both signals and forgets earlier ones; main thread only."""
     global _received, _holding
-    _received, _holding = None, False
+    _received = None
+    _holding = False
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _receive)
 
 
 def _receive(number: int, _frame: Any) -> None:
     global _received
-    first, _received = _received is None, number
+    first = _received is None
+    _received = number
     if not (_holding and first):
         raise KeyboardInterrupt
 

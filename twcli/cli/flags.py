@@ -32,7 +32,8 @@ class GroupedOption(click.Option):
             settings["metavar"] = "NAME"
             settings["help"] += f"  [one of {', '.join(kind.choices)}]"
         super().__init__(*names, **settings)
-        self.group, self.rare = group, rare
+        self.group = group
+        self.rare = rare
 
 
 class GroupedCommand(click.Command):

@@ -134,7 +134,8 @@ class Screen:
         """Says which phase begins, and counts its time from now."""
         with self._lock:
             began = time.monotonic()
-            self._phase_began, self._stack = began, [Status(phases.name, 0, began)]
+            self._phase_began = began
+            self._stack = [Status(phases.name, 0, began)]
             self.say(phases.name + (f": {note}" if note else ""))
 
     @contextmanager
@@ -188,7 +189,8 @@ class Screen:
 
     def _time(self, status: Status) -> str:
         """How long it still takes, in all where that is known; else how long it has taken."""
-        here, after = self._left(status), self.phases.after()
+        here = self._left(status)
+        after = self.phases.after()
         if here is None:
             return f"{duration(time.monotonic() - status.begin)} so far"
         if after is None:
@@ -201,7 +203,8 @@ class Screen:
         if status.counted:
             rate = (now - status.begin) / (status.done - status.first)
             return rate * max(0, status.total - status.done)
-        expected, taken = self.phases.expected(), now - self._phase_began
+        expected = self.phases.expected()
+        taken = now - self._phase_began
         # one that takes longer than expected says nothing of what is left
         return None if expected is None or expected <= taken else expected - taken
 
@@ -214,7 +217,8 @@ class Screen:
             self._bar = tqdm(total=1, file=sys.stderr, leave=False, ncols=width)
         self._bar.ncols = width
         self._bar.bar_format = WITH_BAR if status.counted else WITHOUT
-        self._bar.total, self._bar.n = max(1, status.total), min(status.done, status.total)
+        self._bar.total = max(1, status.total)
+        self._bar.n = min(status.done, status.total)
         self._bar.set_description_str(status.label, refresh=False)
         note = f"{status.note}, " if status.note else ""
         self._bar.set_postfix_str(note + self._time(status), refresh=True)
@@ -239,14 +243,17 @@ class Screen:
 
         def on_step(m: dict[str, Any]) -> None:
             nonlocal recent, status
-            step, steps, now = m["step"], m["steps"], time.monotonic()
+            step = m["step"]
+            steps = m["steps"]
+            now = time.monotonic()
             if status is None:  # a resumed run begins where it was interrupted
                 label = f"{self.phases.name}: steps"
                 status = Status(label, steps, now, step, step, has_lines=True)
                 with self._lock:
                     self._stack.append(status)
                 recent = deque(maxlen=max(2, round(RECENT_SHARE * steps)))
-            status.done, status.total = step, steps
+            status.done = step
+            status.total = steps
             recent.append(m)
             if step == steps or self._due():
                 left = self._left(status)

@@ -62,7 +62,8 @@ def page_path(out: str | Path) -> Path:
 
 def _check_apart(config: DiscoverConfig) -> None:
     """Refuses names, a page or features that would be written over one another or the data."""
-    out, data = Path(config.out), files_of(config.data)
+    out = Path(config.out)
+    data = files_of(config.data)
     if page_path(config.out) == out:
         raise UserError(f"{out}: the page of the names gets that name; name the names .jsonl")
     for path in (out, page_path(out), features_path(out), baseline_path(out)):
@@ -87,7 +88,8 @@ def discover(
         WorkFailed: a feature or a b_t is not finite, or the disk is full; finished shards stay.
         Interrupted: a signal came; the shard in hand is stored first.
     """
-    out, started = Path(config.out), time.monotonic()
+    out = Path(config.out)
+    started = time.monotonic()
     if out.exists() and not config.overwrite:
         raise UserError(f"{out}: exists and may have been edited; --overwrite replaces it")
     if out.is_dir() or not out.parent.is_dir():
@@ -130,7 +132,8 @@ def _read(
     config: DiscoverConfig, inputs: Inputs, say: Say, progress: Progress
 ) -> tuple[StoredFeatures, Path]:
     """The features and where b_t is, read from the model as far as they are in no file."""
-    encoded, print_ = inputs.encoded, inputs.fingerprint()
+    encoded = inputs.encoded
+    print_ = inputs.fingerprint()
     places: list[str | Path] = [config.out, *files_of(config.data)]
     scores = find_cache(places, print_, encoded.row_hash)
     stored = StoredFeatures.beside(places, [print_], encoded)
@@ -160,7 +163,9 @@ def _read_from_model(
     featured: bool,
 ) -> None:
     """Writes what is wanted, b_t, features or both, beside the names."""
-    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    model = inputs.model
+    encoder = inputs.encoder
+    encoded = inputs.encoded
     common: dict[str, Any] = {"shard_rows": SHARD_ROWS, "overwrite": config.overwrite}
     distinct = distinct_rows(encoded) if featured else None
     features = cache = None
@@ -260,7 +265,8 @@ def summary_of(
 
 def verdict_of(naming: Naming) -> str:
     """Whether naming worked, in a sentence."""
-    score, found = naming.score or 0.0, f"{naming.used} strategies"
+    score = naming.score or 0.0
+    found = f"{naming.used} strategies"
     expected = f"about {score:.0%} of the records are expected to be named right"
     if _at_chance(score, naming.chance):
         return (
@@ -283,7 +289,8 @@ def closing_line(summary: dict[str, Any]) -> str:
     Args:
         summary: what `discover` returns.
     """
-    records, named = summary["records"], summary["named"]
+    records = summary["records"]
+    named = summary["named"]
     done = f"{records:,} records named"
     if named < records:
         left = f"{records - named:,} have null, and training finds their latents"

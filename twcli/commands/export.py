@@ -83,7 +83,8 @@ def export(config: ExportConfig, say: Say, phases: Phases | None = None) -> None
         WorkFailed: the exported model differs from the run, the disk is full or the upload failed;
             an export that was finished stays.
     """
-    run, out = RunFolder(config.run), Path(config.out)
+    run = RunFolder(config.run)
+    out = Path(config.out)
     _check_place(out)
     trained = run.read_config()
     form = FORMS[config.to](config, run, trained)
@@ -109,12 +110,14 @@ def _export(
     phases: Phases,
 ) -> None:
     """Loads the run, and puts the finished folder at its place once it gives what the run gives."""
-    run, trained = form.run, form.trained
+    run = form.run
+    trained = form.trained
     out = Path(config.out)
     latent_model, encoder, _ = load_run(
         run, device=config.device, precision=config.dtype, attention="sdpa"
     )
-    model, latents = latent_model.backbone, trained.resolved_latents
+    model = latent_model.backbone
+    latents = trained.resolved_latents
     form.check_model(model, encoder)
     sections = latent_chat.sections(latents, trained.latent_tokens, names)
     default = config.latent if config.latent is not None else _most_frequent(run, latents)

@@ -55,7 +55,9 @@ class Form(ABC):
     dtypes: ClassVar[tuple[str, ...]] = PRECISIONS
 
     def __init__(self, config: Options, run: RunFolder, trained: TrainConfig) -> None:
-        self.config, self.run, self.trained = config, run, trained
+        self.config = config
+        self.run = run
+        self.trained = trained
 
     def check_run(self) -> None:
         """Raises UserError where such a run has no such form; before anything is loaded."""

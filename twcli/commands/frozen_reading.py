@@ -114,7 +114,9 @@ class FrozenFiles:
         distinct: np.ndarray | None,
         shard_rows: int,
     ) -> None:
-        self.cache, self.features, self.shard_rows = cache, features, shard_rows
+        self.cache = cache
+        self.features = features
+        self.shard_rows = shard_rows
         self.notes: list[str] = []
         self.missing: list[range] = []
         self._distinct = np.empty(0, np.int64) if distinct is None else distinct

@@ -237,7 +237,8 @@ class _Sums:
     def _add_rows(self, nll: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Adds what is a figure of whole rows, which begin at `starts` (R,) of `nll`."""
         filled = lengths > 0
-        sums, squares = np.zeros(len(lengths)), np.zeros(len(lengths))
+        sums = np.zeros(len(lengths))
+        squares = np.zeros(len(lengths))
         if len(nll):
             sums[filled] = np.add.reduceat(nll, starts[filled], dtype=np.float64)
             squares[filled] = np.add.reduceat(nll.astype(np.float64) ** 2, starts[filled])

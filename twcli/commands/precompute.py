@@ -217,7 +217,8 @@ def _features_wanted(config: PrecomputeConfig, inputs: Inputs, fingerprint: dict
     """Whether features are read along with b_t: not where they are there already, would take much
     room, or cost memory that a GPU may not have.
     """
-    model, encoded = inputs.model, inputs.encoded
+    model = inputs.model
+    encoded = inputs.encoded
     size = 2 * values_a_record(model) * len(distinct_rows(encoded))
     if config.execution == "plain" or model.device.type != "cpu" or size > FEATURE_BYTES:
         return False
@@ -278,7 +279,8 @@ def _measure_rounding(
     """Reports the rounding error of b_t against float32, in nats a token, on a few rows; from their
     time follows how long all rows will take.
     """
-    model, encoded = inputs.model, inputs.encoded
+    model = inputs.model
+    encoded = inputs.encoded
     rows = encoded.spread_rows(COMPARED_ROWS)
     phases.begin(CHECK_PRECISION, f"{len(rows)} records in both")
     score = partial(

@@ -74,13 +74,17 @@ def rehearse(
         UserError: what the call itself would refuse about the model or the data.
     """
     notes: list[str] = []
-    phases, begin = phases or Phases(), time.monotonic()
+    phases = phases or Phases()
+    begin = time.monotonic()
     inputs = open_inputs(**config.inputs(), examples=records, say=notes.append)
     yield from notes
-    model, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    model = inputs.model
+    encoder = inputs.encoder
+    encoded = inputs.encoded
     model.to(runtime.pick_device(config.device))
     loaded = time.monotonic() - begin
-    tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
+    tokens = int(encoded.lengths.sum())
+    supervised = int(encoded.target_lengths.sum())
     yield (
         f"records: {len(encoded):,} of {int(encoded.prompt_index.max()) + 1:,} prompts; "
         f"{tokens:,} tokens, {supervised:,} of them supervised; the longest row has "
@@ -123,7 +127,8 @@ def _precomputing(
     phases.begin(MEASURE)
     budget = config.batch_tokens or forward.fast_batch_tokens(model)
     speed = tokens_a_second(model, encoder, encoded, budget, runtime.most_at_once(model.device))
-    tokens, supervised = int(encoded.lengths.sum()), int(encoded.target_lengths.sum())
+    tokens = int(encoded.lengths.sum())
+    supervised = int(encoded.target_lengths.sum())
     weights = _weight_bytes(model)
     comparing = config.precision != "fp32"
     yield _memory(
@@ -161,7 +166,8 @@ def _training(
     steps = steps_of(config, encoded, rows, config.accumulate, classes)
     passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
     yield f"length: {Length(steps, passes, len(rows))}"
-    weights, sequences = _weight_bytes(model), sequences_at_once(config)
+    weights = _weight_bytes(model)
+    sequences = sequences_at_once(config)
     trained = BYTES * _trained_parameters(config, model)
     a_token = activation_bytes_a_token(
         model,

@@ -22,7 +22,8 @@ def about(
     Args:
         data: what the run was evaluated on.
     """
-    names, file = {}, trained.names
+    names = {}
+    file = trained.names
     if file is not None and not Path(file).is_file():
         file = None
     if file is not None:

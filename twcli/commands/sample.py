@@ -59,7 +59,8 @@ class Sampler:
                 attention=config.attention,
                 say=say,
             )
-            latent, latents = config.latent or "", trained.resolved_latents
+            latent = config.latent or ""
+            latents = trained.resolved_latents
             if latent.isdecimal() and int(latent) >= latents:
                 raise UserError(f"--latent {latent}: the run has the latents 0 to {latents - 1}")
             return cls(config, latent_model.backbone, encoder, encoder.latent_ids(latents))
@@ -155,7 +156,8 @@ class Sampler:
 
     def latents(self, xs: Sequence[Example], seed: int) -> list[list[int | None]]:
         """For each prompt the latents of its completions; [None] x n for the frozen model."""
-        n, latent = self.config.n, self.config.latent
+        n = self.config.n
+        latent = self.config.latent
         if not self.latent_ids:
             return [[None] * n] * len(xs)
         if latent == "all":
@@ -237,7 +239,9 @@ class Drawing:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the completions depend on."""
-        config, model, encoder = self.sampler.config, self.sampler.model, self.sampler.encoder
+        config = self.sampler.config
+        model = self.sampler.model
+        encoder = self.sampler.encoder
         names = (
             "n",
             "latent",

@@ -89,7 +89,8 @@ class ServerDrawing:
             progress: called with 1 after each completion.
             interrupted: whether to stop after what is under way.
         """
-        config, limit = self.config, asyncio.Semaphore(self.config.concurrency)
+        config = self.config
+        limit = asyncio.Semaphore(self.config.concurrency)
         # as many blocks as fill the connections, and one that fills up behind them
         at_once = -(-config.concurrency // (self.block * config.n)) + 1
         left = iter(missing)
@@ -121,7 +122,8 @@ class ServerDrawing:
         progress: Callable[[int], None],
     ) -> list[str]:
         """The lines of the file for these rows, asked for all at once as far as `limit` permits."""
-        config, xs = self.config, self.prompts[rows]
+        config = self.config
+        xs = self.prompts[rows]
 
         async def one(x: Example, seed: int) -> str:
             async with limit:

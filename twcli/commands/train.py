@@ -85,7 +85,8 @@ def _train_one(
     phases: Phases,
     records: Examples | None,
 ) -> dict[str, Any]:
-    leads, started = is_main_process(), time.monotonic()
+    leads = is_main_process()
+    started = time.monotonic()
     run = RunFolder(config.out)
     with run.writer() if leads else nullcontext():
         run.check(config)
@@ -112,7 +113,8 @@ def _train_one(
         phases.begin(SAVE, str(run.model))
         trainer.export(setup)
         runtime.leave(setup.accelerator)
-    score, latents = judged.score, setup.model.latents
+    score = judged.score
+    latents = setup.model.latents
     if score is None:
         verdict = verdict_of_training(_information(run), latents)
         say(verdict.sentence)
@@ -169,7 +171,8 @@ class _Clock:
     """
 
     def __init__(self, run: RunFolder, started: float) -> None:
-        self.run, self.started = run, started
+        self.run = run
+        self.started = started
         self.last: int | None = None
         self.before: float | None = None
 

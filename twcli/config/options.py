@@ -166,7 +166,8 @@ def _check_field(field: dataclasses.Field[Any], value: Any, kind: type) -> None:
     Args:
         kind: the plain type, as of `Config.kind`.
     """
-    metadata, flag = field.metadata, flag_of(field.name)
+    metadata = field.metadata
+    flag = flag_of(field.name)
     if value is None:
         if field.default is not None:
             raise UserError(f"{flag}: is empty; give a value or leave the key out")

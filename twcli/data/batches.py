@@ -69,8 +69,10 @@ def collate(
     rows: np.ndarray, encoded: Encoded, encoder: ExampleEncoder, cache: Cache | None
 ) -> Batch:
     """Builds the batch of `rows` with array arithmetic only."""
-    starts, lengths = encoded.offsets[rows], encoded.lengths[rows]
-    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    starts = encoded.offsets[rows]
+    lengths = encoded.lengths[rows]
+    prompts = encoded.prompt_lengths[rows]
+    targets = encoded.target_lengths[rows]
     target_ids = gather_padded(encoded.ids, starts + prompts + 1, targets, encoder.pad)
     active = np.arange(target_ids.shape[1]) < targets[:, None]
     baseline = None
@@ -222,8 +224,10 @@ def forward_batches(
             )
             found += [part[batch] for batch in batches]
         return found
-    lengths, prompt = encoded.lengths[rows], encoded.prompt_index[rows]
-    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    lengths = encoded.lengths[rows]
+    prompt = encoded.prompt_index[rows]
+    prompts = encoded.prompt_lengths[rows]
+    targets = encoded.target_lengths[rows]
 
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
@@ -278,7 +282,8 @@ class Batches(Sequence[np.ndarray]):
     """
 
     def __init__(self, rows: np.ndarray, sizes: list[int], order: np.ndarray) -> None:
-        self._rows, self._order = rows, order
+        self._rows = rows
+        self._order = order
         self._bounds = np.cumsum([0, *sizes])
 
     def __len__(self) -> int:
@@ -326,8 +331,11 @@ class BatchSampler:
         narrow = index_type(len(lengths))
         every = np.arange(len(lengths), dtype=narrow) if rows is None else rows.astype(narrow)
         self._classes = np.zeros(len(lengths), np.int8) if classes is None else classes
-        self.lengths, self.prompts, self.repeats = lengths, prompts, repeats
-        self.batch_tokens, self.seed = batch_tokens, list(seed)
+        self.lengths = lengths
+        self.prompts = prompts
+        self.repeats = repeats
+        self.batch_tokens = batch_tokens
+        self.seed = list(seed)
         self._rows = every if repeats is not None else every[:0]  # in the order of the draws
         self._once = self._grouped(every, whole=rows is None)
 
@@ -341,7 +349,8 @@ class BatchSampler:
         tokens = np.multiply(groups.sizes, groups.longest, dtype=np.int64)
         mean = max(1, int(np.mean(tokens))) if len(order) else 1
         pool = max(1, POOL * self.batch_tokens // mean)
-        rows, filled = np.empty(len(groups.rows), groups.rows.dtype), 0
+        rows = np.empty(len(groups.rows), groups.rows.dtype)
+        filled = 0
         sizes: list[int] = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
@@ -382,8 +391,10 @@ class BatchSampler:
         ascending = (prompts[1:] > prompts[:-1]) | ~changes
         if not ascending.all():
             order = np.lexsort((classes, prompts))
-            rows, prompts = rows[order], prompts[order]
-            classes, lengths = classes[order], lengths[order]
+            rows = rows[order]
+            prompts = prompts[order]
+            classes = classes[order]
+            lengths = lengths[order]
             changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
         starts = np.flatnonzero(np.append([True], changes)[: len(rows)]).astype(rows.dtype)
         longest = np.empty(0, np.int32)
@@ -408,10 +419,12 @@ class BatchSampler:
         waiting: list[np.ndarray] = []
         count = 0
         for group in chosen.tolist():
-            rows, longest = groups.rows_of(group), int(groups.longest[group])
+            rows = groups.rows_of(group)
+            longest = int(groups.longest[group])
             if waiting and longest * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
-                waiting, count = [], 0
+                waiting = []
+                count = 0
             # the rows of this prompt alone exceed the budget
             if longest * len(rows) > self.batch_tokens:
                 batches += budget_batches(self.lengths, rows, self.batch_tokens)

@@ -127,7 +127,8 @@ class ChatTemplate:
                 f"{source}: the tokenizer has no chat template; give --template FILE{SUFFIX} with "
                 "one, or a text file with {x}, {z} and {y}"
             )
-        self.source, self.settings = source, dict(settings or {})
+        self.source = source
+        self.settings = dict(settings or {})
         self._tokenizer = tokenizer
         try:
             self.text = without_latents(pinned(found, settings or {}))

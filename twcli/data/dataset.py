@@ -127,10 +127,14 @@ class Examples:
         each_turn: bool = False,
         empty: str = EMPTY[0],
     ) -> None:
-        self.data, self._sources = data, sources
-        self._complete, self._strategy_field = complete, strategy_field
-        self._each_turn, self._empty = each_turn and complete, empty
-        self.left_out, self._left_out_places = 0, list[str]()
+        self.data = data
+        self._sources = sources
+        self._complete = complete
+        self._strategy_field = strategy_field
+        self._each_turn = each_turn and complete
+        self._empty = empty
+        self.left_out = 0
+        self._left_out_places = list[str]()
         self._records = self._count = self._unread = self._repeats = 0
         self._turns: tuple[int, int] | None = None
 
@@ -145,7 +149,8 @@ class Examples:
         least = 2**63
         label = self._strategy_field
         for source, (form, _) in self._sources:
-            read, complete = form.read, self._complete
+            read = form.read
+            complete = self._complete
             placed = source.records()
             for where, record in placed:
                 records += 1
@@ -155,7 +160,8 @@ class Examples:
                 except EmptyText as error:
                     if self._empty == EMPTY[0]:
                         raise _with_others(error, placed, form, complete) from error
-                    found, left_out = error.others, left_out + 1
+                    found = error.others
+                    left_out += 1
                     places += [where] * (len(places) < SHOWN_PLACES)
                 except UserError as error:
                     # the first record is of the form, unless that was asked for
@@ -172,15 +178,19 @@ class Examples:
                     count += 1
                     repeats += y.startswith(x) and len(x) >= REPEATED
                     if messages is not None:
-                        least, most = min(least, len(messages)), max(most, len(messages))
+                        least = min(least, len(messages))
+                        most = max(most, len(messages))
                         unread += after > 0
                     yield Example(x, y, strategy, messages, tools, where), record
         if not count:
             none = f"of {_counted(records, 'record')} none has text" if records else "no records"
             raise UserError(f"{self.data}: {none}")
-        self._records, self._count, self._unread = records, count, unread
+        self._records = records
+        self._count = count
+        self._unread = unread
         self._repeats = repeats if self._complete else 0
-        self.left_out, self._left_out_places = left_out, places
+        self.left_out = left_out
+        self._left_out_places = places
         self._turns = (least, most) if most else None
 
     def summary(self) -> str:
@@ -287,7 +297,8 @@ def stream_answers(
         trained=trained,
     )
     for example, record in examples.with_records():
-        answer, metadata = record.get("answer"), record.get("metadata")
+        answer = record.get("answer")
+        metadata = record.get("metadata")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float | None):
             raise UserError(
                 f"{example.where}: field 'answer' must be text or a number, found "

@@ -158,7 +158,8 @@ class ExampleEncoder:
         self.embedded: int | None = None  # ids below it have an embedding row; None if not known
         check_vocabulary(tokenizer, source, TAGS if template is None else SECTION_TAGS)
         vocabulary = tokenizer.get_vocab()
-        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        self.bos = tokenizer.bos_token_id
+        self.eos = tokenizer.eos_token_id
         self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
         self.z_open, self.z_close = (vocabulary[tag] for tag in SECTION_TAGS)
         template = template or tags_template(tokenizer)
@@ -307,7 +308,8 @@ class ExampleEncoder:
             backend = self.tokenizer.backend_tokenizer
             backend.no_padding()
             backend.no_truncation()
-            split, backend.encode_special_tokens = backend.encode_special_tokens, True
+            split = backend.encode_special_tokens
+            backend.encode_special_tokens = True
             try:
                 return _ids_of(backend, texts)
             finally:
@@ -416,8 +418,12 @@ class ExampleEncoder:
             UserError: rows are longer than `max_length`, x or y has no token, or the chat template
                 cannot be applied to a conversation.
         """
-        rows, done, tokens, unknown = iter(examples), 0, 0, 0
-        marks, long = _Marks(source), LongRows(max_length, too_long)
+        rows = iter(examples)
+        done = 0
+        tokens = 0
+        unknown = 0
+        marks = _Marks(source)
+        long = LongRows(max_length, too_long)
         with ExitStack() as arrays:
             types: list[Any] = [np.int32, *[np.int64] * 6, HASH, HASH]
             parts = [arrays.enter_context(DiskArray(dtype)) for dtype in types]
@@ -427,7 +433,8 @@ class ExampleEncoder:
                 pieces[1] = tokens + np.cumsum(pieces[1])
                 for part, piece in zip(parts, pieces, strict=True):
                     part.append(piece)
-                done, unknown = done + len(block), unknown + strange
+                done += len(block)
+                unknown += strange
                 tokens += len(pieces[0])
             long.check(done)
             ids, offsets, prompts, targets, starts, lengths, numbers, hashes, keys = (
@@ -458,9 +465,11 @@ class ExampleEncoder:
         trailing = self.template.after_y[1:] if self.template.name == "tags" else []
         sequences: list[int] = []
         sizes: list[tuple[int, ...]] = []
-        hashes, keys = [], []
+        hashes = []
+        keys = []
         around = len(trailing) + self.latent_section
-        unknown_id, unknown = self.tokenizer.unk_token_id, 0
+        unknown_id = self.tokenizer.unk_token_id
+        unknown = 0
         whole = zip(self._rows(block, places, marks), places, strict=True)
         for number, (given, place) in enumerate(whole, start=first):
             row = long.fit(given, around, place)
@@ -476,9 +485,11 @@ class ExampleEncoder:
                 (len(sequence), prompt - 1, len(row.target), row.x_start, x_length, number)
             )
             if self.template.name == "tags":
-                key, y = row.before_z[row.x_start : row.x_stop], row.target[:-1]
+                key = row.before_z[row.x_start : row.x_stop]
+                y = row.target[:-1]
             else:
-                key, y = sequence[:prompt], row.target
+                key = sequence[:prompt]
+                y = row.target
             key_bytes = np.asarray(key, np.int32).tobytes()
             hashes.append(row_hash(key_bytes, np.asarray(y, np.int32).tobytes()))
             keys.append(hashlib.blake2b(key_bytes, digest_size=HASH.itemsize).digest())
@@ -530,7 +541,8 @@ class ExampleEncoder:
 
     def _pieced_rows(self, block: list[Example], places: list[str]) -> list[TokenRow]:
         """x and y tokenised by themselves and put between the template's tokens."""
-        xs, ys = self._tokenise([e.x for e in block]), self._tokenise([e.y for e in block])
+        xs = self._tokenise([e.x for e in block])
+        ys = self._tokenise([e.y for e in block])
         rows = []
         for example, x, y, place in zip(block, xs, ys, places, strict=True):
             self._check_no_turns(example, place)
@@ -567,11 +579,13 @@ class ExampleEncoder:
         Raises:
             UserError: y is empty, or nothing in it ends it.
         """
-        ending, turn = self.template.ending, "the last turn" if example.messages else "field 'y'"
+        ending = self.template.ending
+        turn = "the last turn" if example.messages else "field 'y'"
         if ending.text:
             empty = not rendered.rest.removesuffix(ending.text).strip()
         elif ending.appended:
-            empty, ids = not ids, [*ids, self.eos]
+            empty = not ids
+            ids = [*ids, self.eos]
         else:
             end = ending.token if ending.token in ids else self._other_end(ids, place)
             ids = ids[: len(ids) - ids[::-1].index(end)]
@@ -630,7 +644,8 @@ class ExampleEncoder:
         Raises:
             UserError: what was saved does not load as the tokenizer that it was.
         """
-        chat, own = self.template.chat, self.tokenizer.chat_template
+        chat = self.template.chat
+        own = self.tokenizer.chat_template
         if chat is not None:
             found = sections(latents, self.latent_tokens, {})
             self.tokenizer.chat_template = with_latents(chat.text, found)

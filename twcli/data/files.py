@@ -171,9 +171,11 @@ DECODER = json.JSONDecoder(object_pairs_hook=distinct)
 
 def _json(stream: Any, file: Path) -> Iterator[Placed]:
     """The records of JSON lines, of an array, or of objects written over several lines."""
-    blank, first = 0, stream.readline(MAX_LINE_BYTES + 1)
+    blank = 0
+    first = stream.readline(MAX_LINE_BYTES + 1)
     while first.isspace():
-        blank, first = blank + first.count(b"\n"), stream.readline(MAX_LINE_BYTES + 1)
+        blank += first.count(b"\n")
+        first = stream.readline(MAX_LINE_BYTES + 1)
     begin = first.lstrip()
     if begin.startswith(b"["):
         return _values(_Window(stream, first, file, blank), file, array=True)
@@ -308,16 +310,20 @@ class _Window:
     """
 
     def __init__(self, stream: Any, first: bytes, file: Path, lines: int) -> None:
-        self._stream, self._file = stream, file
+        self._stream = stream
+        self._file = file
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self._lines = lines  # before `text`
-        self.text, self.at, self.ended = "", 0, False
+        self.text = ""
+        self.at = 0
+        self.ended = False
         self._add(first)
 
     def _add(self, data: bytes) -> None:
         """Decodes more of the file and drops what was read."""
         self._lines += self.text.count("\n", 0, self.at)
-        self.text, self.at = self.text[self.at :], 0
+        self.text = self.text[self.at :]
+        self.at = 0
         self.ended = not data
         try:
             self.text += self._decoder.decode(data, final=self.ended)
@@ -414,11 +420,15 @@ def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
     comma is in numbers, and with a first line that names the delimiter, as spreadsheets write it.
     """
     lines = _decoded(stream, file)
-    first, line = next(lines, ""), 0
+    first = next(lines, "")
+    line = 0
     while first.isspace():
-        first, line = next(lines, ""), line + 1
+        first = next(lines, "")
+        line += 1
     if named := re.fullmatch(r"sep=(.)\s*", first):
-        delimiter, first, line = named[1], next(lines, ""), line + 1
+        delimiter = named[1]
+        first = next(lines, "")
+        line += 1
     elif delimiter not in first:
         delimiter = next((other for other in ";\t|" if other in first), delimiter)
     csv.field_size_limit(MAX_LINE_BYTES)
@@ -428,7 +438,8 @@ def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
         header = _header(next(reader, []), f"{file}:{line + 1}")
         line += reader.line_num
         for cells in reader:
-            where, line = f"{file}:{line + 1}", before + reader.line_num
+            where = f"{file}:{line + 1}"
+            line = before + reader.line_num
             if not cells:
                 continue
             if len(cells) != len(header):

@@ -277,14 +277,16 @@ def _joined(
     Raises:
         EmptyText: a completion is empty; the others of the record are its `others`.
     """
-    tools, system = tools_of(record, where), system_turn(record, where)
+    tools = tools_of(record, where)
+    system = system_turn(record, where)
     plain = isinstance(prompt, str) and not system and not tools
     if plain and not complete:
         return [Conversation(str(prompt), "")]
     if isinstance(prompt, str):
         turns = [{"role": "user", "content": prompt}]
     else:
-        turns, system = prompt, system if not prompt or prompt[0]["role"] != "system" else []
+        turns = prompt
+        system = system if not prompt or prompt[0]["role"] != "system" else []
     if not complete:
         return [conversation([*system, *turns], tools, "prompt", where, complete)]
 
@@ -307,7 +309,8 @@ def _joined(
             before = [*system, *before]
         return conversation(before, tools, field, where, complete)
 
-    found, empty = [], None
+    found = []
+    empty = None
     for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
         try:
             found.append(joined(field, value))
@@ -607,7 +610,8 @@ def _several_read(record: Record, where: str, complete: bool) -> Sequence[Conver
     if prompt is None:
         refuse(where, "prompt", "is missing; the prompt of the completions is needed")
     if len(names) == 1:
-        name, value = names[0], values[0]
+        name = names[0]
+        value = values[0]
         values = [parsed(value, name, where) if isinstance(value, str) else value]
         if not isinstance(values[0], list):
             refuse(where, name, f"must be a list of completions, found {kind_of(value)}")
@@ -711,11 +715,13 @@ def _unknown(record: Record, complete: bool, alone: bool) -> str:
     if complete and asked and looks in ("", MERE_TEXT):
         looks, then = PROMPTS_ALONE
     if wrapped is not None and alone and not asked:
-        looks, then = f"one object that holds the records in '{wrapped}'", "write that list alone"
+        looks = f"one object that holds the records in '{wrapped}'"
+        then = "write that list alone"
     elif wrapped is not None and not looks:
         then = f"where '{wrapped}' holds the completions, write a record for each of them"
     elif any(len(str(name).split()) > MOST_WORDS or str(name)[:1].isdigit() for name in record):
-        looks, then = "a table without a header", "put a line with the columns' names before it"
+        looks = "a table without a header"
+        then = "put a line with the columns' names before it"
     looks = f"; it looks like {looks}" if looks else ""
     return f"form not recognised: the fields are {names or 'none'}{looks}; {then}"
 

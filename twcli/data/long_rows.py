@@ -41,13 +41,16 @@ class LongRows:
         Args:
             around: tokens that come to those of the row.
         """
-        prompt, target = len(row.before_z) + len(row.before_y), len(row.target)
+        prompt = len(row.before_z) + len(row.before_y)
+        target = len(row.target)
         over = prompt + target + around - self.limit
         if over <= 0:
             return row
         if over + self.limit > self.longest:
-            self.longest, self.place = over + self.limit, place
-            self.prompt, self.target = prompt, target
+            self.longest = over + self.limit
+            self.place = place
+            self.prompt = prompt
+            self.target = target
         if self.policy != TRUNCATE_LEFT or row.x_stop - row.x_start <= over:
             self.skipped += 1
             return None

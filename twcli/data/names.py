@@ -182,7 +182,8 @@ def read_latent_names(path: str | Path) -> dict[int, str]:
     """
     names: dict[int, str] = {}
     for where, record in _records(path):
-        latent, name = record.get("latent"), record.get("name")
+        latent = record.get("latent")
+        name = record.get("name")
         if not isinstance(latent, int) or latent is True or not isinstance(name, str):
             continue
         if names.setdefault(latent, name) != name:

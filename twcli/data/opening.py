@@ -149,7 +149,8 @@ class _Recoded(io.RawIOBase):
     """Text of another Unicode encoding as UTF-8; what is none raises OSError."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
-        self._stream, self._encoding = stream, encoding
+        self._stream = stream
+        self._encoding = encoding
         self._decoder = codecs.getincrementaldecoder(encoding)()
         self._left = b""
 
@@ -169,7 +170,8 @@ class _Recoded(io.RawIOBase):
                     "UTF-8"
                 ) from error
         size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
+        buffer[:size] = self._left[:size]
+        self._left = self._left[size:]
         return size
 
     def close(self) -> None:

@@ -123,12 +123,15 @@ def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) ->
     Returns:
         (B,) rows of each batch.
     """
-    batches, start, longest = [], 0, 0
+    batches = []
+    start = 0
+    longest = 0
     for stop, length in enumerate(lengths[order].tolist()):
         longest = max(longest, length)
         if stop > start and longest * (stop - start + 1) > batch_tokens:
             batches.append(order[start:stop])
-            start, longest = stop, length
+            start = stop
+            longest = length
     if start < len(order):
         batches.append(order[start:])
     return batches

@@ -138,7 +138,9 @@ def _apart(content: Any, turn: Turn) -> Any:
     """A content without its parts that are reasoning or calls of tools, which the turn gets."""
     if not isinstance(content, list):
         return content
-    rest, reasoning, calls = [], [], []
+    rest = []
+    reasoning = []
+    calls = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else None
         said = part.get("value", part.get("text")) if kind in ("reasoning", "tool_call") else None

@@ -48,7 +48,8 @@ class WholeText:
 
     def __init__(self, tokenizer: Any, after_z: str, before_y: str = "") -> None:
         self._tokenizer = tokenizer
-        self._after_z, self._between = after_z, before_y
+        self._after_z = after_z
+        self._between = before_y
         self.before_y: list[int] = self._tokenise([after_z + before_y])[0][1:]
         begun = tokenizer.convert_ids_to_tokens(self._tokenise([after_z + "a"])[0][1:])
         # Some tokenizers begin each text after a special token with a space.
@@ -64,12 +65,14 @@ class WholeText:
         batch = self._tokenizer([text for text, _, _ in fresh], add_special_tokens=False)
         for number, (text, start, stop) in enumerate(fresh):
             ids = batch["input_ids"][number]
-            first, last = 0, len(ids)
+            first = 0
+            last = len(ids)
             if (start, stop) != (0, len(text)):
                 begin = batch.char_to_token(number, start)
                 end = batch.char_to_token(number, stop - 1)
                 if begin is not None and end is not None:
-                    first, last = begin, end + 1
+                    first = begin
+                    last = end + 1
             known[text, start, stop] = TokenRow(ids, self.before_y, [], first, last)
         return [known[key] for key in keys]
 

@@ -104,7 +104,9 @@ def judged(
     names = sorted({verdict[0] for verdict in verdicts if verdict and verdict[0] is not None})
     numbers = {name: number for number, name in enumerate(names)}
     texts = {pair: number for number, pair in enumerate(dict.fromkeys(whole))}
-    every, known, start = {}, {}, 0
+    every = {}
+    known = {}
+    start = 0
     for name, arm in arms.items():
         those = verdicts[start : start + len(pairs[name])]
         start += len(those)
@@ -207,7 +209,8 @@ def _values(
     """What can be said, by key and arm: (P, N) of pass@k, for every k, and (P, powers) of the
     others; NaN for prompts with too few verdicts in one arm.
     """
-    ks, all_ks = powers(samples), np.arange(1, samples + 1)
+    ks = powers(samples)
+    all_ks = np.arange(1, samples + 1)
     strata = {name: latents if name in (EVEN, PROPORTIONAL) else 1 for name in every}
     values: dict[str, dict[str, np.ndarray]] = {}
     if any(np.isfinite(draws.correct).any() for draws in known.values()):
@@ -249,7 +252,8 @@ def _at_powers(means: Tables, resampled: Tables, name: str, ks: np.ndarray) -> d
     """
     result: dict[str, Any] = {}
     for key in ("pass_at_k", "strategies_at_k", "distinct_at_k"):
-        mean, drawn = means.get((key, name)), resampled.get((key, name))
+        mean = means.get((key, name))
+        drawn = resampled.get((key, name))
         at = ks - 1 if key == "pass_at_k" else np.arange(len(ks))
         result[key] = _numbers(None if mean is None else mean[at])
         result[f"{key}_ci"] = (

@@ -75,7 +75,8 @@ def reference_bleu(
         for texts, several in zip(samples, references, strict=True)
     ]
     kept = [(texts, several) for texts, several in kept if len(several) > 1 and texts]
-    ours, theirs = [], []
+    ours = []
+    theirs = []
     for left_out in range(max((len(several) for _, several in kept), default=0)):
         those = [
             (texts, several[left_out], several[:left_out] + several[left_out + 1 :])

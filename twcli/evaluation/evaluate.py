@@ -100,7 +100,8 @@ def _forward(inputs: EvalInputs, original: Original) -> Passes:
 
 def _labels(inputs: EvalInputs) -> list[str | None]:
     """Each record's strategy: as it is labelled, or where none is, as the judge finds it."""
-    judge, examples = inputs.judge, inputs.examples
+    judge = inputs.judge
+    examples = inputs.examples
     labels = [example.strategy for example in examples]
     if judge is None or not judge.names_strategies or any(labels):
         return labels
@@ -134,7 +135,8 @@ def _figures(
     completed: Completed,
 ) -> dict[str, Any]:
     """The figures with their intervals."""
-    config, encoded = inputs.config, inputs.encoded
+    config = inputs.config
+    encoded = inputs.encoded
     compared = compare_with_original(passes, original, encoded, config.seed)
     return summarise(
         posterior=passes.posterior,

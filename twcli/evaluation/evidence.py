@@ -57,7 +57,8 @@ def evidence_of(
     """
     strategies = sorted({label for label in labels if label is not None})
     is_strategy_NC = np.array([[label == name for name in strategies] for label in labels], float)
-    latent_N, probability_N = posterior.argmax(1), posterior.max(1)
+    latent_N = posterior.argmax(1)
+    probability_N = posterior.max(1)
     distinct = Rows.of(encoded).rows
     chosen = CardRows.of(latent_N, probability_N, posterior.shape[1], distinct, TYPICAL)
     known = {row: examples[row] for row in chosen.rows}
@@ -91,13 +92,15 @@ def training_evidence(setup: Setup) -> dict[str, Any]:
     were named with; versions alone where there were no names. `renamed` is the share of them that
     training named otherwise than the naming, whose probabilities are shown.
     """
-    latent_N, encoded = setup.latent_N, setup.encoded
+    latent_N = setup.latent_N
+    encoded = setup.encoded
     evidence: dict[str, Any] = {"provenance": runtime.versions()}
     if not (latent_N >= 0).any():
         return evidence
     naming = setup.naming
     probability_N = np.ones(len(latent_N)) if naming is None else naming.probability_N
-    latents, distinct = setup.model.latents, Rows.of(encoded).rows
+    latents = setup.model.latents
+    distinct = Rows.of(encoded).rows
     if naming is not None:
         renamed_N = (naming.latent_N >= 0) & (naming.latent_N != latent_N)
         evidence["renamed"] = float(renamed_N[distinct].mean())

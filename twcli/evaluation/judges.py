@@ -115,7 +115,8 @@ class Judge:
             result.append(None if isinstance(verdict, NoVerdict) else verdict)
         self.asked += len(pairs)
         if pairs and all(verdict is None for verdict in result):
-            y, reason = pairs[0][1], str(found[pairs[0]])
+            y = pairs[0][1]
+            reason = str(found[pairs[0]])
             hint = f"; {VERDICT}" if reason.startswith(("raised", "returned")) else ""
             raise UserError(f"--judge {self.name}: {reason} on y {y[:60]!r}{hint}")
         return result
@@ -213,7 +214,8 @@ def _alarm() -> Iterator[Callable[..., Any] | None]:
             signal.setitimer(signal.ITIMER_REAL, 0)
 
     # somebody else's alarm is set again with what is left of it
-    begun, left = time.monotonic(), signal.getitimer(signal.ITIMER_REAL)
+    begun = time.monotonic()
+    left = signal.getitimer(signal.ITIMER_REAL)
     before = signal.signal(signal.SIGALRM, ring)
     try:
         yield limited
@@ -402,7 +404,8 @@ def _command(name: str, command: str, config: EvalConfig) -> Judge:
         raise UserError(f"--judge {name}: {error}") from error
     if not words:
         raise UserError(f"--judge {name}: names no command")
-    references, seconds = read_references(config), config.judge_seconds
+    references = read_references(config)
+    seconds = config.judge_seconds
 
     def judge(x: str, y: str) -> Verdict:
         answers = references[x].answers if x in references else []

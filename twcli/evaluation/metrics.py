@@ -320,7 +320,8 @@ def _answer_accuracy(
     prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
     known_G = np.array([c is not None for c in generations.correct], float)
     right_G = np.array([bool(c) for c in generations.correct], float)
-    known_P, right_P = np.bincount(prompt_G, known_G), np.bincount(prompt_G, right_G)
+    known_P = np.bincount(prompt_G, known_G)
+    right_P = np.bincount(prompt_G, right_G)
 
     def figures(weight_P: np.ndarray) -> Figures:
         return {"answer_accuracy": ratio(weight_P @ right_P, weight_P @ known_P)}
@@ -560,7 +561,8 @@ def _generation_alignment(
         hit_G = known_G & (strategy_K[generations.latents] == strategy_G) & scored_G
         return np.bincount(prompt_G, hit_G)
 
-    hits_P, merged_P = hits_P_of(mapping_K), hits_P_of(fitted_KC.argmax(1))
+    hits_P = hits_P_of(mapping_K)
+    merged_P = hits_P_of(fitted_KC.argmax(1))
     scored_count_P = np.bincount(prompt_G, scored_G)
     found_PC = np.zeros((len(hits_P), strategies), bool)
     found_PC[prompt_G[known_G], strategy_G[known_G]] = True
@@ -613,7 +615,8 @@ def ari(table_KC: np.ndarray) -> float | None:
     if total < 2:
         return None
     pairs = _pairs(table_KC)
-    rows, columns = _pairs(table_KC.sum(1)), _pairs(table_KC.sum(0))
+    rows = _pairs(table_KC.sum(1))
+    columns = _pairs(table_KC.sum(0))
     expected = rows * columns / (total * (total - 1) / 2)
     highest = (rows + columns) / 2
     return (pairs - expected) / (highest - expected) if highest != expected else 1.0

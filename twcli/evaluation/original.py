@@ -71,7 +71,8 @@ def read_original(inputs: EvalInputs, phases: Phases) -> Original:
 
 def _open(inputs: EvalInputs) -> Inputs | None:
     """The original model and the records as it encodes them; None where the run's is gone."""
-    config, trained = inputs.config, inputs.trained
+    config = inputs.config
+    trained = inputs.trained
     source = config.model or trained.model
     cut = TRUNCATE_LEFT in inputs.encoded.too_long
     try:
@@ -193,7 +194,8 @@ def compare_with_original(
     frozen_N = np.add.reduceat(
         original.baseline_flat, encoded.target_offsets[:-1], dtype=np.float64
     )
-    marginal_N, generator_NK = passes.marginal_nll, passes.generator_nll
+    marginal_N = passes.marginal_nll
+    generator_NK = passes.generator_nll
     retained = retention(passes.posterior.argmax(1), frozen_N, marginal_N, generator_NK)
     probe = original.probe
     if probe is None:

@@ -246,8 +246,10 @@ def _rows(values: Mapping[str, Any]) -> list[list[str]]:
 
 def _comparison(result: dict[str, Any]) -> list[list[str]]:
     """Rows of `COMPARISON`: what is not known is left out, or a dash."""
-    alignment, K = result["alignment"], result["latents"]
-    chance, majority = f"chance {share(1 / K)}", max(alignment["majority"] or 0.0, 1 / K)
+    alignment = result["alignment"]
+    K = result["latents"]
+    chance = f"chance {share(1 / K)}"
+    majority = max(alignment["majority"] or 0.0, 1 / K)
     rows = [
         _share_row(
             "asking for a latent gets its strategy",
@@ -321,7 +323,8 @@ def _sampling_rows(sampling: dict[str, Any] | None) -> list[list[str]]:
     """At the largest k; the latents evenly."""
     if sampling is None or "even" not in sampling["arms"]:
         return []
-    even, frozen = sampling["arms"]["even"], sampling["arms"].get("frozen")
+    even = sampling["arms"]["even"]
+    frozen = sampling["arms"].get("frozen")
     rows = []
     for key, name, text in (
         ("pass_at_k", "prompts solved with", share),

@@ -104,7 +104,8 @@ def forward_all(
         progress: called with the number of records after each batch.
     """
     device = next(model.parameters()).device
-    N, K = len(encoded), model.latents
+    N = len(encoded)
+    K = model.latents
     passes = Passes.empty(N, K)
     if baseline_flat is None and not model.dynamic_baseline:
         trained = _without_weights(trained)

@@ -106,7 +106,8 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
     found = {entry["latent"]: entry for entry in result.get("retention") or ()}
     why = NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_RECORDS
     for latent in range(result["latents"]):
-        entry, key = found.get(latent), f"z{latent}"
+        entry = found.get(latent)
+        key = f"z{latent}"
         if entry is None:
             yield "retention", key, "-", "", why
             continue
@@ -199,7 +200,8 @@ def mapping_line(result: dict[str, Any]) -> str:
     """Which strategy each latent produces, and the unmatched ones if their numbers differ; each
     line begins with a newline.
     """
-    alignment, unused = result["alignment"], result["posterior"]["unused"]
+    alignment = result["alignment"]
+    unused = result["posterior"]["unused"]
     lines = []
     # at chance the mapping is one of many that fit as badly
     failed = (result.get("verdict") or {}).get("kind") == "failed"  # of an older run: not known
@@ -305,7 +307,8 @@ def _run_lines(found: dict[str, Any]) -> list[str]:
     """How far a run is, what its last steps say, and its settings."""
     state = "finished" if found["done"] else "not finished"
     lines = [f"run: {state}, {found['steps']} steps"]
-    last, recent = found["last"], found["recent"]
+    last = found["last"]
+    recent = found["recent"]
     if last:
         lines.append(
             f"last step: loss {last['loss']:.4f}; last {recent['steps']} steps: "

@@ -55,7 +55,8 @@ class Writer:
 
     def prompt_and_sections(self, x: Example) -> tuple[list[int], np.ndarray]:
         """The ids that all completions of x follow, and (K, C) those that differ."""
-        encoder, whole = self.encoder, self.encoder.prompt(x)
+        encoder = self.encoder
+        whole = self.encoder.prompt(x)
         if not self.latents:
             return whole[:-1], np.asarray([whole[-1:]])
         before_y = len(encoder.template.before_y)
@@ -158,9 +159,11 @@ class Sampling:
 
     def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
         """One line of JSON for each of these prompts; repeated calls give the same lines."""
-        xs, started = [self.xs[row] for row in rows], time.monotonic()
+        xs = [self.xs[row] for row in rows]
+        started = time.monotonic()
         seeds = np.random.SeedSequence([self.config.seed, rows.start]).generate_state(16)
-        done, whole = 0, len(rows) * self.per_prompt
+        done = 0
+        whole = len(rows) * self.per_prompt
 
         def progress(count: int, tokens: int) -> None:
             nonlocal done

@@ -180,9 +180,11 @@ def resample(values: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     """
     P = len(values)
     known = np.isfinite(values)
-    filled, known = np.where(known, values, 0.0), known.astype(float)
+    filled = np.where(known, values, 0.0)
+    known = known.astype(float)
     rng = np.random.default_rng([seed, 5])
-    means, step = [], max(1, CHUNK // max(P, 1))
+    means = []
+    step = max(1, CHUNK // max(P, 1))
     for start in range(0, bootstrap, step):
         drawn = rng.integers(P, size=(min(step, bootstrap - start), P))
         drawn += P * np.arange(len(drawn))[:, None]
@@ -257,7 +259,8 @@ class Mixture:
         samples are divided evenly, or by the strategies' frequencies. What the frozen model draws
         of no strategy, such as one with a mistake, a latent draws as often.
         """
-        frequencies, astray_C1 = self.frequencies[:, :-1], self.frequencies[:, -1:]
+        frequencies = self.frequencies[:, :-1]
+        astray_C1 = self.frequencies[:, -1:]
         used = np.argsort(-(self.weights @ frequencies), kind="stable")[:latents]
         told_CS = (1 - astray_C1) * self.accuracies[:, used]
         fails_CS = 1 - told_CS - astray_C1 * self.accuracies[:, -1:]
@@ -290,11 +293,13 @@ def fit_mixture(draws: Draws, prompts: int, seed: int) -> Mixture | None:
     S = len(used)
     number = np.full(len(share) + 1, S)  # what is of no strategy, -1 included, comes last
     number[used] = np.arange(S)
-    kind, right = number[draws.strategies[known]], draws.correct[known] > 0
+    kind = number[draws.strategies[known]]
+    right = draws.correct[known] > 0
     total_PS = _table(draws.prompts[known], kind, (prompts, S + 1)).astype(float)
     right_PS = _table(draws.prompts[known][right], kind[right], (prompts, S + 1)).astype(float)
     drawn = total_PS.sum(1) > 0
-    total_PS, right_PS = total_PS[drawn], right_PS[drawn]
+    total_PS = total_PS[drawn]
+    right_PS = right_PS[drawn]
     rng = np.random.default_rng([seed, 6])
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for classes in range(1, min(CLASSES, len(total_PS)) + 1):

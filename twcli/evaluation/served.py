@@ -79,7 +79,8 @@ class ServedWriter(Writer):
                 progress=lambda one: progress(1, one.tokens),
             )
         )
-        texts, cut = [], 0
+        texts = []
+        cut = 0
         for counts in counts_PK.tolist():
             texts.append([[next(found) for _ in range(count)] for count in counts])
             cut += sum(one.cut for part in texts[-1] for one in part)
@@ -111,7 +112,8 @@ def connected(
         WorkFailed: it does not answer.
     """
     assert config.server is not None
-    url, name = config.server, config.served_model
+    url = config.server
+    name = config.served_model
 
     async def asked() -> tuple[str, bool]:
         async with Server(url, name or "") as server:
@@ -222,7 +224,8 @@ class ServedCompletions:
 
     def lines(self, rows: range, advance: Callable[..., None]) -> Iterator[str]:
         """One line of JSON for each of these prompts."""
-        xs, started = [self.xs[row] for row in rows], time.monotonic()
+        xs = [self.xs[row] for row in rows]
+        started = time.monotonic()
 
         def progress(count: int, tokens: int) -> None:
             self.tokens += tokens

@@ -55,7 +55,8 @@ def _value(result: dict[str, Any], section: str, key: str) -> float | None:
 
 def render_comparison(compared: dict[str, Any]) -> Table:
     """The table that `twcli eval` prints of several runs; fits 80 columns."""
-    scores, best = compared["score"], compared["best"]
+    scores = compared["score"]
+    best = compared["best"]
     shown = ", ".join(
         f"{name} {'-' if score is None else f'{score:.3f}'}" for name, score in scores.items()
     )

@@ -46,7 +46,8 @@ class Verdict:
 
 def verdict_of(result: dict[str, Any]) -> Verdict:
     """The verdict on the figures of `metrics.summarise`."""
-    alignment, K = result["alignment"], result["latents"]
+    alignment = result["alignment"]
+    K = result["latents"]
     # Each latent is asked for equally often: if z has no effect, at most one in K is its strategy.
     chance = 1 / K
     if (share := alignment["generation_one_to_one"]) is not None:
@@ -62,7 +63,8 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
         kind = _kind(share, result["score_ci"], chance)
         said = f"asking for a latent is expected to get its strategy {share:.0%} of the time"
     else:
-        share, kind = None, _kind_of_information(result["posterior"], K)
+        share = None
+        kind = _kind_of_information(result["posterior"], K)
         said = (
             f"I(z; y) is {result['posterior']['mutual_information']:.2f} of at most "
             f"{math.log(K):.2f} nats: what z tells about the completion; what it means is not known"
@@ -94,11 +96,13 @@ def verdict_of_score(
         lost: latents whose completions are less likely than under the frozen model.
         at_most: the score if the frozen model knows the records by heart (`trainer.Judged`).
     """
-    kind, highest = _kind(score, None, 1 / latents), None
+    kind = _kind(score, None, 1 / latents)
+    highest = None
     if at_most is not None and kind == "partly":
         highest = _kind(at_most, None, 1 / latents)
     if lost:
-        kind, highest = "partly" if kind == "works" else kind, None
+        kind = "partly" if kind == "works" else kind
+        highest = None
     opening = f"{OPENINGS[kind]}"
     if highest == "works":
         opening = "Works, at least in part"
@@ -175,7 +179,8 @@ def _names(latents: list[int]) -> str:
 
 def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
     """What to do next, in a sentence."""
-    merged, unused = result["alignment"]["merged"], result["posterior"]["unused"]
+    merged = result["alignment"]["merged"]
+    unused = result["posterior"]["unused"]
     if kind == "works":
         return "Use it: twcli sample --latent K, or twcli export."
     if kind == "unknown":

@@ -158,13 +158,16 @@ class _Attention(torch.autograd.Function):
             output[P:].lerp_(more, share.to(output.dtype))
             sums[:, P:] = torch.logaddexp(sums[:, P:], more_sums)
         ctx.save_for_backward(query, key, value, output, sums)
-        ctx.pieces, ctx.scale = pieces, scale
+        ctx.pieces = pieces
+        ctx.scale = scale
         return output
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, sums = ctx.saved_tensors
-        pieces, P, gradient = ctx.pieces, ctx.pieces.prompt_tokens, gradient.contiguous()
+        pieces = ctx.pieces
+        P = ctx.pieces.prompt_tokens
+        gradient = gradient.contiguous()
         of_query, of_key, of_value = kernel_backward(
             gradient,
             query,

@@ -38,7 +38,8 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     """Next-token logits (..., V) of hidden states (..., H), with the scalings that some model
     families apply after the LM head.
     """
-    head, hidden = model.get_output_embeddings(), _before_head(model, hidden)
+    head = model.get_output_embeddings()
+    hidden = _before_head(model, hidden)
     if torch.is_grad_enabled() and _is_a_matrix(model):
         return scaled(model, linear(hidden, head.weight, head.bias))
     return scaled(model, head(hidden))
@@ -135,7 +136,8 @@ def _nll_by_blocks(
 ) -> torch.Tensor:
     """NLL (N,) in nats of targets (N,), a block of the vocabulary at a time."""
     head = model.get_output_embeddings()
-    log_sums, of_target = [], torch.empty(0)
+    log_sums = []
+    of_target = torch.empty(0)
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
         bias = None if head.bias is None else head.bias[words]

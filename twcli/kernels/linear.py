@@ -168,7 +168,8 @@ def _usable(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         return False
     x, weight, bias = (torch.arange(float(n)).cos().to(dtype) for n in (6, 12, 4))
-    x, weight = x.view(1, 2, 3), weight.view(4, 3)
+    x = x.view(1, 2, 3)
+    weight = weight.view(4, 3)
     try:
         return all(
             torch.allclose(_by_onednn(x, w, bias), F.linear(x, weight, bias), atol=ERRORS[dtype])

@@ -179,7 +179,8 @@ class Packed:
     @cached_property
     def one_to_one(self) -> bool:
         """Whether row i continues prompt i, so that prompts need no reordering."""
-        B, G = len(self.row_B), len(self.length_G)
+        B = len(self.row_B)
+        G = len(self.length_G)
         return B == G and torch.equal(self.row_B, torch.arange(B, device=self.row_B.device))
 
     @cached_property
@@ -330,7 +331,8 @@ def packed_hidden_states(model: PreTrainedModel, packed: Packed) -> torch.Tensor
 def attention_of(model: PreTrainedModel, name: str) -> Iterator[None]:
     """Within it, every layer uses the attention registered under `name`."""
     config = model.config.get_text_config()
-    before, config._attn_implementation = config._attn_implementation, name
+    before = config._attn_implementation
+    config._attn_implementation = name
     try:
         yield
     finally:

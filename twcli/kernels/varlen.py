@@ -69,10 +69,14 @@ class Groups:
         cls, prompt_G: np.ndarray, row_R: np.ndarray, length_R: np.ndarray, device: torch.device
     ) -> Groups:
         """From prompts and rows as in `Varlen.of`."""
-        G, P_R, lengths = len(prompt_G), prompt_G[row_R], np.concatenate([prompt_G, length_R])
-        starts, N = np.cumsum(lengths) - lengths, int(lengths.sum())
+        G = len(prompt_G)
+        P_R = prompt_G[row_R]
+        lengths = np.concatenate([prompt_G, length_R])
+        starts = np.cumsum(lengths) - lengths
+        N = int(lengths.sum())
         whole_R = _whole(prompt_G, row_R, length_R)[row_R]
-        whole, apart = np.flatnonzero(whole_R), np.flatnonzero(~whole_R)
+        whole = np.flatnonzero(whole_R)
+        apart = np.flatnonzero(~whole_R)
         prompts = np.unique(row_R[apart])
         nothing = np.zeros(len(prompts), int)
         # (prompt's start and length, what follows' start and length, whether the prompt's tokens
@@ -82,7 +86,9 @@ class Groups:
             (starts[prompts], prompt_G[prompts], nothing, nothing, True),
             (starts[row_R[apart]], P_R[apart], starts[G + apart], length_R[apart], False),
         ]
-        groups, place, before = [], np.empty(N, np.int64), 0
+        groups = []
+        place = np.empty(N, np.int64)
+        before = 0
         for *sequences, causal in kinds:
             tokens = sequences[1] + sequences[3]
             for chosen in budget_batches(

@@ -56,7 +56,8 @@ def nll_of_pass(
     """NLL in nats of all targets of `rows`, row after row, from the last hidden states (.., H) of a
     pass over them.
     """
-    prompts, targets = encoded.prompt_lengths[rows], encoded.target_lengths[rows]
+    prompts = encoded.prompt_lengths[rows]
+    targets = encoded.target_lengths[rows]
     before = torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)
     ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
     return token_nll(model, hidden[before], ids_on(model, ids)).cpu().numpy()
@@ -75,7 +76,8 @@ def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Enc
         classes = lengths.classes(encoded.lengths)
         within &= classes == classes[within.argmax()]
     several = np.bincount(encoded.prompt_index)[encoded.prompt_index] > 1
-    shared, any_rows = np.flatnonzero(within & several), np.flatnonzero(within)
+    shared = np.flatnonzero(within & several)
+    any_rows = np.flatnonzero(within)
     half = COMPARED_ROWS // 2
     rows = np.union1d(shared[:half], any_rows[:half])
     if not len(rows):

@@ -95,7 +95,8 @@ def choose_execution(
     # backwards, so that rows are not in the order of their prompts
     classes = length_classes(encoded, encoder, model.pass_lengths)
     rows = np.flatnonzero(classes == classes[0])[:CHECKED_ROWS][::-1].copy()
-    window, longest = window_of(model.backbone), int(encoded.lengths.max()) + model.section
+    window = window_of(model.backbone)
+    longest = int(encoded.lengths.max()) + model.section
     reason: str | None
     if wanted != AUTO and window and longest > window:  # "auto" runs only the long batches as plain
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
@@ -120,7 +121,8 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
     if reason:
         return reason
     parameters = [p for p in model.parameters() if p.requires_grad and torch.is_grad_enabled()]
-    before, most = model.execution, SHARE[flash.dtype_of(model.backbone)]
+    before = model.execution
+    most = SHARE[flash.dtype_of(model.backbone)]
     seen: dict[str, Measured] = {}
 
     def difference(form: str) -> float:

@@ -124,7 +124,8 @@ def _scaling_difference(model: PreTrainedModel) -> float:
     Values of up to `LARGEST_LOGIT`: a soft cap hardly changes the small logits of a probe. 0 where
     the head is not called as a module.
     """
-    head, given = model.get_output_embeddings(), []
+    head = model.get_output_embeddings()
+    given = []
 
     def replace(_head: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
         values = torch.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, output.shape[-1])
@@ -150,5 +151,6 @@ def _last_states(model: PreTrainedModel, ids_RT: torch.Tensor) -> Any:
 
 def _difference(one: torch.Tensor, other: torch.Tensor) -> float:
     """Norm of the difference as a share of `other`'s; a comparison with NaN is False."""
-    one, other = at_least_float32(one), at_least_float32(other)
+    one = at_least_float32(one)
+    other = at_least_float32(other)
     return float((one - other).norm() / other.norm())

@@ -54,7 +54,8 @@ class Request:
 
     def ids(self, row: int) -> list[int]:
         """What a row's draw continues."""
-        prompt, section = int(self.prompt_R[row]), int(self.section_R[row])
+        prompt = int(self.prompt_R[row])
+        section = int(self.section_R[row])
         return [*self.prompts[prompt], *self.sections_GKC[prompt, section].tolist()]
 
     @property
@@ -101,7 +102,8 @@ def draw(
     # rows of one prompt stand together, so that few batches share one
     order = np.lexsort((request.section_R, request.prompt_R, -request.before_R, -total_R))
     batches = _batches(model, total_R, order)
-    texts, ended = [""] * len(order), [False] * len(order)
+    texts = [""] * len(order)
+    ended = [False] * len(order)
     with fast_linear(model, pack=True):
 
         def run(rows: np.ndarray) -> list[list[int]]:
@@ -110,7 +112,8 @@ def draw(
 
         for rows, drawn in zip(batches, core_by_core(run, batches, model.device), strict=True):
             for row, ids in zip(rows.tolist(), drawn, strict=True):
-                texts[row], ended[row] = encoder.decode(ids), ids[-1] in stops
+                texts[row] = encoder.decode(ids)
+                ended[row] = ids[-1] in stops
             if progress:
                 progress(len(rows), sum(map(len, drawn)))
     return texts, ended
@@ -167,7 +170,10 @@ class _Batch:
     def __init__(
         self, model: PreTrainedModel, request: Request, rows: np.ndarray, pad: int
     ) -> None:
-        self.model, self.request, self.rows, self.device = model, request, rows, model.device
+        self.model = model
+        self.request = request
+        self.rows = rows
+        self.device = model.device
         self.limit = request.limit_R[rows]
         self.prompts, row_prompt = np.unique(request.prompt_R[rows], return_inverse=True)
         pairs = np.stack([row_prompt.reshape(-1), request.section_R[rows]], axis=1)
@@ -183,14 +189,16 @@ class _Batch:
         padded = np.take_along_axis(padded, np.maximum(columns, 0), axis=1)
         self.ids = torch.from_numpy(padded).to(self.device)
         self.lengths = torch.from_numpy(lengths).to(self.device)
-        self.body, self.cache = body_of(model), DynamicCache(config=model.config)
+        self.body = body_of(model)
+        self.cache = DynamicCache(config=model.config)
         # before transformers 5.24 it has another name
         names = inspect.signature(self.body.forward).parameters
         self.cache_name = "cache" if "cache" in names else "past_key_values"
 
     def draw(self, stop_ids: Sequence[int], temperature: float, seed: int) -> list[list[int]]:
         """Each row's new ids, its stop id included."""
-        logits, alive = self.begin(), np.arange(len(self.rows))
+        logits = self.begin()
+        alive = np.arange(len(self.rows))
         steps = int(self.limit.max())
         written = np.zeros((len(alive), steps), np.int64)
         counts = np.zeros(len(alive), np.int64)  # tokens of rows that have ended
@@ -204,7 +212,8 @@ class _Batch:
             if not len(going):
                 break
             if len(going) < KEPT * len(alive):
-                alive, chosen = alive[going], chosen[going]
+                alive = alive[going]
+                chosen = chosen[going]
                 self.keep(torch.from_numpy(going).to(self.device))
             logits = self.go_on(chosen)
         return [row[:count].tolist() for row, count in zip(written, counts.tolist(), strict=True)]
@@ -228,7 +237,8 @@ class _Batch:
     def keep(self, index: torch.Tensor) -> None:
         """Continues with these rows, each as often as it is named."""
         self.cache.batch_select_indices(index)
-        self.mask, self.lengths = self.mask[index], self.lengths[index]
+        self.mask = self.mask[index]
+        self.lengths = self.lengths[index]
 
     def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
         """Logits (R, V) behind the last of some tokens that every row continues with."""

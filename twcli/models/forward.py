@@ -64,7 +64,8 @@ def keeps_state(model: PreTrainedModel) -> bool:
         places = [vars(module) for module in model.modules()]
         return [v for place in places for v in place.values() if isinstance(v, torch.Tensor)]
 
-    before, after = kept(), kept()
+    before = kept()
+    after = kept()
     return [id(tensor) for tensor in before] != [id(tensor) for tensor in after]
 
 
@@ -154,7 +155,8 @@ def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[n
     if not 2 < len(batches) <= FEW:
         return batches
     count = 4 if len(batches) <= 4 else -(-len(batches) // MOST_WORKERS) * MOST_WORKERS
-    least, most = 1, batch_tokens
+    least = 1
+    most = batch_tokens
     while least < most:  # the smallest budget that gives at most `count` batches
         middle = (least + most) // 2
         least, most = (least, middle) if len(cut(middle)) <= count else (middle + 1, most)
@@ -177,14 +179,20 @@ def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np
     if not len(rows):
         return []
     rows = rows[prompt_by_prompt(encoded.lengths[rows], encoded.prompt_index[rows])]
-    batches, start, last, tokens = [], 0, -1, 0
+    batches = []
+    start = 0
+    last = -1
+    tokens = 0
     columns = encoded.prompt_index[rows], encoded.prompt_lengths[rows], encoded.target_lengths[rows]
     for stop, (this, length, targets) in enumerate(zip(*columns, strict=True)):
         more = targets + length * (this != last)
         if stop > start and tokens + more > batch_tokens:
             batches.append(rows[start:stop])
-            start, tokens, more = stop, 0, targets + length
-        tokens, last = tokens + more, this
+            start = stop
+            tokens = 0
+            more = targets + length
+        tokens += more
+        last = this
     return [*batches, rows[start:]]
 
 
@@ -220,7 +228,8 @@ class Layout:
         varlen: bool,
     ) -> Layout:
         """The layout of the first `lengths_R` tokens of `rows`."""
-        starts, prompts = encoded.offsets[rows], encoded.prompt_lengths[rows]
+        starts = encoded.offsets[rows]
+        prompts = encoded.prompt_lengths[rows]
         if not varlen:
             ids = gather_padded(encoded.ids, starts, lengths_R, encoder.pad)
             first = np.arange(len(rows)) * ids.shape[1]
@@ -228,7 +237,8 @@ class Layout:
         _, leaders, prompt = np.unique(
             encoded.prompt_index[rows], return_index=True, return_inverse=True
         )
-        order, rests = np.argsort(prompt, kind="stable"), lengths_R - prompts
+        order = np.argsort(prompt, kind="stable")
+        rests = lengths_R - prompts
         sequences = np.concatenate([prompts[leaders], rests[order]])
         ids = encoded.ids[
             slices(np.concatenate([starts[leaders], (starts + prompts)[order]]), sequences)

@@ -198,7 +198,8 @@ def _written(
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     write = _from_cache if cached else _plainly
     for batch in _batches(model, lengths, lengths + room, batch_tokens):
-        rows, most = [prompts[row] for row in batch.tolist()], int(room[batch].min())
+        rows = [prompts[row] for row in batch.tolist()]
+        most = int(room[batch].min())
         yield batch, write(model, encoder, rows, most, temperature)
 
 
@@ -268,7 +269,8 @@ class _StopsAtText(StoppingCriteria):
     """Ends the rows whose new tokens spell the text that ends y, where no token does."""
 
     def __init__(self, encoder: ExampleEncoder, prompt_length: int) -> None:
-        self._encoder, self._prompt_length = encoder, prompt_length
+        self._encoder = encoder
+        self._prompt_length = prompt_length
         # bytes are the shortest tokens
         self._last = 2 * len(encoder.end_text.encode())
 
@@ -285,7 +287,8 @@ def _own_settings(model: PreTrainedModel) -> Iterator[None]:
     """Within it, the checkpoint's generation config, such as top-k or a repetition penalty, is
     disabled: transformers would use it for settings that a call leaves open.
     """
-    theirs, model.generation_config = model.generation_config, GenerationConfig()
+    theirs = model.generation_config
+    model.generation_config = GenerationConfig()
     try:
         yield
     finally:
@@ -327,7 +330,8 @@ def _batches(
     """Row numbers of each batch, longest first: rows whose `lengths` may share a pass, within the
     budget by their `tokens`.
     """
-    order, together = np.argsort(-lengths, kind="stable"), pass_lengths(model)
+    order = np.argsort(-lengths, kind="stable")
+    together = pass_lengths(model)
     for part in apart(order, together.classes(lengths)) if together else [order]:
         yield from budget_batches(tokens, part, batch_tokens)
 

@@ -70,7 +70,8 @@ def splitting_of(state: dict[str, Any]) -> str | None:
     Args:
         state: the tokenizer as `tokenizer.json` has it.
     """
-    model, splitter = state["model"], state.get("pre_tokenizer") or {}
+    model = state["model"]
+    splitter = state.get("pre_tokenizer") or {}
     if model["type"] != "BPE" or model.get("byte_fallback") or state.get("normalizer"):
         return None
     steps = splitter.get("pretokenizers", [splitter])
@@ -173,7 +174,8 @@ def _add_tokenizer(writer: Any, encoder: ExampleEncoder, rows: int, splitting: s
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     words = {id: token for token, id in tokenizer.get_vocab().items()}
     special = {id: token.special for id, token in tokenizer.added_tokens_decoder.items()}
-    tokens, kinds = [], []
+    tokens = []
+    kinds = []
     for id in range(rows):
         tokens.append(words.get(id, f"[PAD{id}]"))
         if id not in words:

@@ -201,7 +201,10 @@ class LatentModel(nn.Module):
         latent_BC = self._latents_of(batch, latent_B)
         z_free = with_posterior and self.reader is None
         plain: Read | None
-        divergence, log_posterior, pruned, nll_bound = None, None, 0.0, None
+        divergence = None
+        log_posterior = None
+        pruned = 0.0
+        nll_bound = None
         prunes = prune and with_posterior and latent_B is None and not with_divergence
         if prunes and self._may_prune(batch):
             plain = self._forward_z_free(self.backbone, batch) if z_free else None
@@ -218,7 +221,8 @@ class LatentModel(nn.Module):
             nll_BCS, log_router_BK = self._score(branches, batch, latent_BC.shape[1])
             if with_divergence:
                 divergence = self._divergence(branches, batch, latent_BC.shape[1])
-        baseline, sequences = None, nll_BCS.shape[0] * nll_BCS.shape[1] + B * with_posterior
+        baseline = None
+        sequences = nll_BCS.shape[0] * nll_BCS.shape[1] + B * with_posterior
         if with_posterior and log_posterior is None:
             log_posterior = self._log_posterior(batch, plain)
         if self.dynamic_baseline:
@@ -377,7 +381,8 @@ class LatentModel(nn.Module):
         # The first column in which sequences of a prompt may differ: the latent section, or the
         # prediction of y if that comes first in the template.
         fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
-        plain_first_B, latent_first_B = batch.plain_first_B - fork_B, batch.latent_first_B - fork_B
+        plain_first_B = batch.plain_first_B - fork_B
+        latent_first_B = batch.latent_first_B - fork_B
         length_G = fork_B[batch.leader_G]
         # The posterior also uses the hidden state of y's closing tag, which predicts nothing.
         length_BC = (
@@ -391,7 +396,8 @@ class LatentModel(nn.Module):
         P, Q, real = torch.stack(
             [length_G.max(), length_BC.max(), length_G.sum() + length_BC.sum()]
         ).tolist()
-        prompt_GP, execution = batch.plain_BT[batch.leader_G, :P], self.execution
+        prompt_GP = batch.plain_BT[batch.leader_G, :P]
+        execution = self.execution
         if execution == AUTO:
             execution = cheapest(
                 model, (len(prompt_GP), prompt_GP.shape[1]), (*length_BC.shape, Q), real

@@ -21,7 +21,8 @@ LONGROPE, DYNAMIC = "longrope", "dynamic"
 
 def pass_lengths(model: nn.Module) -> PassLengths:
     """Which lengths may share a forward pass of the model."""
-    boundaries, beyond = set(), set()
+    boundaries = set()
+    beyond = set()
     for module, layer_type, kind in _rotary(model):
         if kind == LONGROPE:
             parameters = module.config.rope_parameters

@@ -432,7 +432,8 @@ def fit_vocabulary(
     Raises:
         UserError: tokenizer and model do not fit together.
     """
-    rows, vocabulary = model.get_input_embeddings().num_embeddings, encoder.tokenizer.get_vocab()
+    rows = model.get_input_embeddings().num_embeddings
+    vocabulary = encoder.tokenizer.get_vocab()
     if not section:
         _check_ids(encoder, rows)
         encoder.embedded = rows

@@ -94,7 +94,9 @@ def _api_turns(turns: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Turns as the API writes them: arguments of calls are JSON in a string, calls have ids, and
     results of tools name the call that they answer.
     """
-    found, unanswered, count = [], [], 0
+    found = []
+    unanswered = []
+    count = 0
     for turn in turns:
         turn = {key: value for key, value in turn.items() if value is not None}
         if calls := turn.get("tool_calls"):
@@ -144,7 +146,8 @@ class Server:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.netloc:
             raise UserError(f"--server {url}: give a URL such as http://localhost:8000")
-        self.url, self.model = url, model
+        self.url = url
+        self.model = model
         base = url if parts.path.strip("/") else url.rstrip("/") + "/v1"
         self._client = openai.AsyncOpenAI(
             base_url=base,
@@ -264,7 +267,8 @@ class Server:
                     messages=request.messages,  # type: ignore[arg-type]
                     **settings,
                 )
-                choice, usage = chat.choices[0], chat.usage
+                choice = chat.choices[0]
+                usage = chat.usage
                 return Completion(
                     choice.message.content or "",
                     choice.finish_reason == "length",
@@ -293,7 +297,8 @@ class Server:
 
     def _refused(self, error: Any, request: Request) -> UserError | WorkFailed:
         """The error for a refused request: the user's mistake, or the server's failure."""
-        status, says = error.status_code, _said(error)
+        status = error.status_code
+        says = _said(error)
         if status in (401, 403):
             return UserError(
                 f"--server {self.url}: refuses the key ({status}); put a valid one into "

@@ -232,7 +232,8 @@ def _values(line: Line) -> Iterator[float]:
 def _scale(first: float, last: float, log: bool) -> Scale:
     """From `first` at 0 to `last` at 100."""
     position = math.log10 if log else float
-    start, spread = position(first), position(last) - position(first)
+    start = position(first)
+    spread = position(last) - position(first)
     return lambda value: 100 * (position(value) - start) / (spread or 1.0)
 
 
@@ -249,7 +250,8 @@ def _ticks(low: float, high: float) -> list[float]:
     spread = (high - low) or 1.0
     size = 10.0 ** math.floor(math.log10(spread / MOST_TICKS))
     step = next(size * by for by in (1, 2, 5, 10) if spread / (size * by) <= MOST_TICKS)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)] or [low]
 
 

@@ -31,7 +31,8 @@ def _pairs(tokens: Sequence[str]) -> list[tuple[str, str]]:
 
 def _runs(tokens: Sequence[str], shared: Sequence[bool]) -> list[tuple[str, bool]]:
     """Tokens joined where they are marked alike; a space between two marked words is marked."""
-    word, flags = 0, []
+    word = 0
+    flags = []
     for token in tokens:
         if token.isspace():
             flags.append(False)

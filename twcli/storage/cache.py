@@ -79,7 +79,9 @@ class CacheWriter:
         shard_rows: int = 4096,
         overwrite: bool = False,
     ) -> None:
-        self.path, self.shard_rows, self.overwrite = Path(path), shard_rows, overwrite
+        self.path = Path(path)
+        self.shard_rows = shard_rows
+        self.overwrite = overwrite
         self.offsets = np.ascontiguousarray(offsets, "<i8")
         self.row_hash = np.ascontiguousarray(row_hash)
         self.notes: list[str] = []
@@ -141,7 +143,8 @@ class CacheWriter:
         """
         self._shard_folder.check_missing(rows)
         nll = np.asarray(nll, np.float32)
-        first, last = int(self.offsets[rows.start]), int(self.offsets[rows.stop])
+        first = int(self.offsets[rows.start])
+        last = int(self.offsets[rows.stop])
         if nll.shape != (last - first,):
             raise ValueError(
                 f"{named(rows)} have {last - first} tokens, but the NLL has shape {nll.shape}"
@@ -177,7 +180,8 @@ class CacheWriter:
 
     def _check_arguments(self) -> None:
         """Raises UserError without rows, ValueError for arrays of the wrong shape."""
-        offsets, row_hash = self.offsets, self.row_hash
+        offsets = self.offsets
+        row_hash = self.row_hash
         if len(row_hash) == 0:
             raise UserError(f"{self.path}: there are no rows to make a cache of")
         if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
@@ -267,7 +271,8 @@ class Cache:
         flat, lengths = self._read_ordered(ordered)
         if np.array_equal(rows, ordered):
             return flat, lengths
-        sources, lengths = (np.cumsum(lengths) - lengths)[back], lengths[back]
+        sources = (np.cumsum(lengths) - lengths)[back]
+        lengths = lengths[back]
         targets = np.cumsum(lengths) - lengths
         return flat[np.repeat(sources - targets, lengths) + np.arange(lengths.sum())], lengths
 
@@ -337,7 +342,8 @@ class Cache:
         except BaseException:
             opened.close()
             raise
-        self._identity, self._opened = opened.identity, opened
+        self._identity = opened.identity
+        self._opened = opened
         return opened
 
     def _read_ordered(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -349,7 +355,8 @@ class Cache:
         bounds = columns["offsets"].gather(rows[first], last - first + 2)
         # a range has one more offset than rows
         place = np.arange(len(rows)) + np.cumsum(after_gap) - 1
-        starts, stops = bounds[place], bounds[place + 1]
+        starts = bounds[place]
+        stops = bounds[place + 1]
         flat = columns["nll"].gather(starts[first], stops[last] - starts[first])
         return flat.astype(np.float32, copy=False), stops - starts
 

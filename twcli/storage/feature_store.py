@@ -104,7 +104,9 @@ class FeatureWriter:
         shard_rows: int = 1024,
         overwrite: bool = False,
     ) -> None:
-        self.path, self.shard_rows, self.overwrite = Path(path), shard_rows, overwrite
+        self.path = Path(path)
+        self.shard_rows = shard_rows
+        self.overwrite = overwrite
         self.row_hash = np.ascontiguousarray(row_hash)
         self.widths = None if widths is None else _checked_widths(widths)
         self.notes: list[str] = []
@@ -184,7 +186,8 @@ class FeatureWriter:
             raise ValueError(f"the features are {sorted(widths)}, not {sorted(values)}")
         half = np.empty((len(rows), sum(widths.values())), HALF)
         for name, columns in _columns(widths).items():
-            array, wanted = values[name], (len(rows), widths[name])
+            array = values[name]
+            wanted = (len(rows), widths[name])
             if array.shape != wanted or not np.issubdtype(array.dtype, np.floating):
                 raise ValueError(
                     f"{named(rows)}: {name} must be floats of shape {wanted}, "
@@ -210,7 +213,8 @@ class FeatureWriter:
         assert self.widths is not None  # there is at least one shard
         with self._shard_folder.publishing("write the features") as temp:
             handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            widths, shards = self.widths, self._shards()
+            widths = self.widths
+            shards = self._shards()
             write_hdf5(
                 handle,
                 lambda file, sink: _fill(
@@ -299,7 +303,8 @@ class FeatureWriter:
     def _shards(self) -> Iterator[np.ndarray]:
         """(rows, D) float16 of every shard, in order."""
         assert self.widths is not None
-        begin, width = _first_line(self.widths), sum(self.widths.values())
+        begin = _first_line(self.widths)
+        width = sum(self.widths.values())
         for rows, data in zip(self._shard_folder.done, self._shard_folder.all(), strict=True):
             size = len(begin) + HALF.itemsize * len(rows) * width
             if not data.startswith(begin) or len(data) != size:
@@ -450,7 +455,8 @@ def _layouts(widths: dict[str, int]) -> dict[str, Layout]:
 
 def _columns(widths: dict[str, int]) -> dict[str, slice]:
     """The columns of each feature."""
-    columns, reached = {}, 0
+    columns = {}
+    reached = 0
     for name, width in widths.items():
         columns[name] = slice(reached, reached + width)
         reached += width
@@ -544,7 +550,8 @@ def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[n
         while start < len(shard):
             count = min(len(chunk) - filled, len(shard) - start)
             chunk[filled : filled + count] = shard[start : start + count]
-            filled, start = filled + count, start + count
+            filled += count
+            start += count
             if filled == len(chunk):
                 yield chunk
                 filled = 0

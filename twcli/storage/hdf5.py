@@ -65,7 +65,9 @@ class Source(io.RawIOBase):
     """
 
     def __init__(self, handle: int) -> None:
-        self.handle, self.position, self.size = handle, 0, os.fstat(handle).st_size
+        self.handle = handle
+        self.position = 0
+        self.size = os.fstat(handle).st_size
 
     def close(self) -> None:
         """Also closes the handle."""
@@ -114,7 +116,8 @@ class Sink(Source):
 
     def write(self, data: Any) -> int:
         """Writes all bytes, or keeps the error."""
-        start, count = self.position, memoryview(data).nbytes
+        start = self.position
+        count = memoryview(data).nbytes
         self._attempt(lambda: write_all(self.handle, data, start))
         self.position += count
         self.size = max(self.size, self.position)
@@ -192,7 +195,10 @@ class Column:
         layout: Layout,
         kind: Kind,
     ) -> None:
-        self.name, self.path, self._dataset, self._source = name, path, dataset, source
+        self.name = name
+        self.path = path
+        self._dataset = dataset
+        self._source = source
         self.dtype, self.width, self.chunk = layout
         self.kind = kind
         self.length: int = dataset.shape[0]
@@ -213,7 +219,8 @@ class Column:
         Raises:
             UserError: a checksum does not match.
         """
-        starts, counts = starts[counts > 0], counts[counts > 0]
+        starts = starts[counts > 0]
+        counts = counts[counts > 0]
         stops = starts + counts
         first = starts // self.chunk
         pieces = (stops - 1) // self.chunk - first + 1  # split each range at chunk borders
@@ -251,7 +258,8 @@ class Column:
         """
         ends = np.cumsum(sizes)
         data = np.empty(int(sizes.sum()), np.uint8)
-        view, handle = data.data, self._source.handle
+        view = data.data
+        handle = self._source.handle
         for place, begin, end in zip(
             places.tolist(), (ends - sizes).tolist(), ends.tolist(), strict=True
         ):
@@ -455,7 +463,8 @@ def open_datasets(
         ValueError: one is absent, strange, or larger than the file can hold; they do not fit.
     """
     names = set(islice(file, len(layouts) + 1))
-    strange, absent = names - set(layouts), set(layouts) - names
+    strange = names - set(layouts)
+    absent = set(layouts) - names
     if strange:
         raise ValueError(f"it holds /{min(strange)}, which is not part of a {kind.word}")
     if absent:

@@ -161,7 +161,8 @@ class Shards:
 
     def missing(self, most: int) -> list[range]:
         """Ranges of at most `most` rows that are not finished, ascending."""
-        gaps, reached = [], 0
+        gaps = []
+        reached = 0
         for rows in [*self.done, range(self.rows, self.rows)]:
             gaps += blocks(range(reached, rows.start), most)
             reached = rows.stop
@@ -274,7 +275,8 @@ class Shards:
         while time.monotonic() < deadline:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 owner = json.loads((self.folder / OWNER).read_text())
-                pid, host = int(owner["pid"]), str(owner["host"])[:100]
+                pid = int(owner["pid"])
+                host = str(owner["host"])[:100]
                 if host != socket.gethostname() or _alive(pid):
                     return f"process {pid} on {host}"
             # the holder has not written its name yet, or the name of a dead process is still there

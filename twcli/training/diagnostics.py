@@ -73,7 +73,8 @@ def row_figures(
     if weights_BS is None:
         return figures
     weights_BS = weights_BS.to(spread_BS.dtype).masked_fill(~active_BS, 0.0)
-    mass_B, squares_B = weights_BS.sum(-1), weights_BS.square().sum(-1)
+    mass_B = weights_BS.sum(-1)
+    squares_B = weights_BS.square().sum(-1)
     tokens_B = mass_B.square() / squares_B
     weighted_BK = masked_token_nll_per_example(nll_BKS, active_BKS, weights_BS[:, None, :], tau=tau)
     return figures | {
@@ -110,7 +111,8 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
         name: total / count if count else None
         for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)
     }
-    uniform, weighted = means.pop("gradient_uniform"), means.pop("gradient_weighted", None)
+    uniform = means.pop("gradient_uniform")
+    weighted = means.pop("gradient_weighted", None)
     informative = means.get("informative")
     means["amplification"] = (
         math.sqrt(weighted / uniform) if weighted is not None and uniform else None
@@ -173,7 +175,8 @@ def progress_line(recent: Sequence[dict[str, Any]]) -> str:
     newest = recent[-1]
     losses = [_mean_loss(recent, stage) for stage in turns_of(newest["stage"])]
     shown = "/".join(f"{loss:.3f}" for loss in losses if loss is not None)
-    count, steps = newest["step"], newest["steps"]
+    count = newest["step"]
+    steps = newest["steps"]
     return (
         f"step {count:,}/{steps:,}  {STAGE_NAMES[newest['stage']]}  loss {shown}  "
         f"I(z; y) {pooled_information(recent)[0]:.2f} nats"
@@ -286,7 +289,8 @@ class Watch:
     def __init__(self, steps: int, latents: int, weighted: bool) -> None:
         least, most = WINDOW_STEPS
         self.window = min(most, max(least, round(WINDOW_SHARE * steps)))
-        self.latents, self.weighted = latents, weighted
+        self.latents = latents
+        self.weighted = weighted
         self.recent: deque[dict[str, Any]] = deque(maxlen=self.window)
         self.held = dict.fromkeys(CONDITIONS, 0)
         self.seen = 0

@@ -122,7 +122,8 @@ def read_held_out(
     Args:
         classes: (N,) rows of different ones share no batch (`batches.length_classes`).
     """
-    H, K = len(held.rows_H), model.latents
+    H = len(held.rows_H)
+    K = model.latents
     found = HeldOutNll(np.empty((H, K)), np.empty(H), np.empty(H, np.int64), {})
     training = model.training
     model.eval()
@@ -176,7 +177,9 @@ def read_branches(
         exact sum over z (R,), both in nats.
     """
     shape = (len(rows), model.latents)
-    soft_RK, generator_RK, marginal_R = np.empty(shape), np.empty(shape), np.empty(len(rows))
+    soft_RK = np.empty(shape)
+    generator_RK = np.empty(shape)
+    marginal_R = np.empty(len(rows))
     training = model.training
     model.eval()
     for places in forward_batches(
@@ -231,12 +234,14 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
     nll_HK = found.generator_HK
     H, K = nll_HK.shape
     used_HC = nll_HK[:, : held.used]
-    latent_H, best_H = _latents(held, found), used_HC.argmin(1)
+    latent_H = _latents(held, found)
+    best_H = used_HC.argmin(1)
     entries = {entry.latent: entry for entry in retained(held, found)}
     lost = lost_latents(list(entries.values()))
     own_H = nll_HK[np.arange(H), latent_H]
     certain_H = 1 / np.exp(used_HC.min(1, keepdims=True) - used_HC).sum(1)
-    means, variances = [], []
+    means = []
+    variances = []
     agreement: list[float | None] = [None] * K
     for latent in entries:
         rows = latent_H == latent

@@ -127,7 +127,8 @@ def _free_loss(
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """(loss (B,), log q (B, K), parts) where q is the learned posterior or the closed form."""
-    log_p_BK, learned_BK = output.log_router_BK, output.log_posterior_BK
+    log_p_BK = output.log_router_BK
+    learned_BK = output.log_posterior_BK
     updated_BK = None
     if config.posterior_update != "learned":
         updated_BK = regularisers.UPDATES[config.posterior_update](log_p_BK, reff_BK, beta)
@@ -166,7 +167,8 @@ def _held_loss(
     beta: float,
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """(loss (B,), log q (B, K), parts) where q is held at `latent_B`, the one branch computed."""
-    log_p_BK, log_q_BK = output.log_router_BK, output.log_posterior_BK
+    log_p_BK = output.log_router_BK
+    log_q_BK = output.log_posterior_BK
     weight_B = torch.ones_like(reff_B1[:, 0]) if weight_B is None else weight_B
     loss_B = loss.held_objective(reff_B1[:, 0], log_p_BK, latent_B, beta * weight_B)
     parts = {

@@ -170,13 +170,15 @@ def prepare(
     Raises:
         UserError: an input is wrong or the cache belongs to something else.
     """
-    phases, shared = phases or Phases(), shared or Shared(config.seed)
+    phases = phases or Phases()
+    shared = shared or Shared(config.seed)
     accelerator = runtime.accelerator_for(config.device, config.precision)
     runtime.repeat_exactly(accelerator.device)
     runtime.tune_allocator(keep=config.latent_chunk is None)
     # the weights are trained in float32; --precision is that of the arithmetic
     inputs = open_inputs(**{**config.inputs(), "precision": "fp32"}, examples=records, say=say)
-    encoder, encoded = inputs.encoder, inputs.encoded
+    encoder = inputs.encoder
+    encoded = inputs.encoded
     config = resolved(run.settled(config), inputs.model, encoder, encoded)
     stored_dtype = runtime.stored_dtype(config.model)
     _say_what_surprises(config, run, stored_dtype, inputs.model.dtype, say)
@@ -257,7 +259,8 @@ def _open_baseline(
     Raises:
         UserError: the cache belongs to another model, data or template.
     """
-    backbone, encoded = inputs.model, inputs.encoded
+    backbone = inputs.model
+    encoded = inputs.encoded
     if config.baseline_policy != "frozen":
         phases.begin(CHECK_BASELINE, "b_t is the current model's own")
         fingerprint = inputs.fingerprint()
@@ -286,7 +289,9 @@ def _source(
     Args:
         fingerprint: of b_t.
     """
-    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    backbone = inputs.model
+    encoder = inputs.encoder
+    encoded = inputs.encoded
     varlen = (
         config.execution != PLAIN and baseline.why_not_varlen(backbone, encoder, encoded) is None
     )
@@ -323,7 +328,9 @@ def _schedule(config: TrainConfig, inputs: Inputs, accelerator: Accelerator, see
     Raises:
         UserError: as of `steps_of`.
     """
-    backbone, encoder, encoded = inputs.model, inputs.encoder, inputs.encoded
+    backbone = inputs.model
+    encoder = inputs.encoder
+    encoded = inputs.encoded
     classes = length_classes(encoded, encoder, pass_lengths(backbone))
     held_rows = held_out_rows(encoded, seed)
     trained = np.setdiff1d(np.arange(len(encoded)), held_rows)
@@ -504,7 +511,8 @@ def rescore(
     )
     stored, _ = cache.read(rows)
     differences = np.abs(fresh - stored)
-    mean, largest = float(differences.mean()), float(differences.max())
+    mean = float(differences.mean())
+    largest = float(differences.max())
     if not mean <= RESCORE_LIMIT[made_in]:  # NaN included
         raise UserError(
             f"{config.baseline}: the model gives other b_t on {len(rows)} rows, by {mean:.3g} nats "

@@ -102,7 +102,8 @@ class Course:
         The batch of the step after is already being read, so what changes does so from the one
         behind it on.
         """
-        sure, agreed = measured["held_out_certainty"], measured["held_out_agreement"]
+        sure = measured["held_out_certainty"]
+        agreed = measured["held_out_agreement"]
         known = [share for share in agreed if share is not None]
         if not known:
             return
@@ -127,7 +128,8 @@ class Course:
         """Whether none of the last measurements is better than the best before them by more than
         the standard error of the difference.
         """
-        before, last = self._nll[:-PATIENCE], self._nll[-PATIENCE:]
+        before = self._nll[:-PATIENCE]
+        last = self._nll[-PATIENCE:]
         if not before:
             return False
         best, error = min(before)

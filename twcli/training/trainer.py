@@ -71,7 +71,9 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
             good checkpoint are named.
         Interrupted: a signal came; the step was finished and a checkpoint saved.
     """
-    config, accelerator, run = setup.config, setup.accelerator, setup.run
+    config = setup.config
+    accelerator = setup.accelerator
+    run = setup.run
     sharded = config.shard and accelerator.num_processes > 1
     model, optimizer = _prepared(setup, sharded)
     average = WeightAverage(setup.model, setup.course.planned)
@@ -124,7 +126,8 @@ def _batches_from(
     Args:
         named_rows, rows: as of `stages.batches`.
     """
-    config, accelerator = setup.config, setup.accelerator
+    config = setup.config
+    accelerator = setup.accelerator
     sampler_of = partial(
         batch_sampler_of,
         config,
@@ -299,8 +302,10 @@ def _backward(
     setup: Setup, model: Any, stage: str, batch: Batch, step: int, number: int, scale: float
 ) -> dict[str, Any]:
     """Adds one batch's gradient, `scale` times the sum over its records; returns its figures."""
-    config, accelerator = setup.config, setup.accelerator
-    rows, batch = batch.rows_B.numpy(), batch.to(accelerator.device)
+    config = setup.config
+    accelerator = setup.accelerator
+    rows = batch.rows_B.numpy()
+    batch = batch.to(accelerator.device)
     refined_BCS, pruned = _refine(setup, batch, rows, step) if stage == REFINE else (None, 0.0)
     if config.history_dropout:
         batch = drop_history(
@@ -457,7 +462,8 @@ def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
     """Reads the probe's and the held-out records under all latents; by all processes alike."""
     if setup.probe is None or setup.frozen_nll_N is None:
         return Judged()
-    rows, latents = setup.probe.rows, setup.model.latents
+    rows = setup.probe.rows
+    latents = setup.model.latents
     with progress("score", len(rows)) as advance:
         soft_NK, generator_NK, marginal_N = read_branches(
             setup.model,
@@ -489,7 +495,8 @@ def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
         setup.config.seed,
         scored,
     )
-    score, at_most = run_score(judged(), latents), None
+    score = run_score(judged(), latents)
+    at_most = None
     if score is not None and any(entry.below for entry in chain(found, scored)):
         at_most = run_score(judged(kept=frozenset(range(latents)) - lost), latents)
     return Judged(score, at_most, found, lost)
