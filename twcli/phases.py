@@ -96,11 +96,14 @@ class Phases:
     def coming(self) -> list[str]:
         """The names of the phases after this one, with their numbers."""
         first = self._place + 1
-        return [f"{first + n + 1} {name}" for n, name in enumerate(self._names[first:])]
+        names = self._names[first:]
+        return [f"{number} {name}" for number, name in enumerate(names, start=first + 1)]
 
     def expected(self) -> float | None:
         """How long the phase that runs takes in all; None where that is not known."""
-        return self._expected.get(self._names[self._place]) if self._place >= 0 else None
+        if self._place < 0:
+            return None
+        return self._expected.get(self._names[self._place])
 
     def after(self) -> float | None:
         """How long the phases after this one take; None where it is not known of one of them."""
@@ -119,8 +122,10 @@ def precompute_phases(precision: str) -> tuple[str, ...]:
 
 def training_phases(warm_start: str, seeds: int) -> tuple[str, ...]:
     """Of `twcli train`, for so many runs that share the naming of the first."""
-    first = tuple(name for name in TRAINING if name != NAME or warm_start != "none")
     again = tuple(name for name in TRAINING if name not in (DATA, NAME))
+    first: tuple[str, ...] = TRAINING
+    if warm_start == "none":
+        first = tuple(name for name in TRAINING if name != NAME)
     return first + (seeds - 1) * again
 
 
@@ -131,13 +136,20 @@ def sampling_phases(data: bool, load: str | None) -> tuple[str, ...]:
         data: whether prompts are read from a file.
         load: the phase that loads the model; None where a server has it.
     """
-    return (*((DATA,) if data else ()), *((load,) if load else ()), DRAW)
+    phases = []
+    if data:
+        phases.append(DATA)
+    if load:
+        phases.append(load)
+    return (*phases, DRAW)
 
 
 def evaluation_phases(samples: bool, runs: int) -> tuple[str, ...]:
     """Of `twcli eval`, of so many runs."""
-    every = EVALUATION[1:-1] + ((DRAW,) if samples else ()) + EVALUATION[-1:]
-    return (DATA, *(runs * every))
+    _, *passes, last = EVALUATION
+    draw = [DRAW] if samples else []
+    of_run = [*passes, *draw, last]
+    return (DATA, *(runs * of_run))
 
 
 def is_main_process() -> bool:

@@ -164,7 +164,8 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
 
 def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) -> Any:
     """Defaults, then the file, then the flags that were given."""
-    return kind.from_mapping({**_in_file(config_file), **_given(flags)}, config_file or "options")
+    settings = _in_file(config_file) | _given(flags)
+    return kind.from_mapping(settings, config_file or "options")
 
 
 def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:

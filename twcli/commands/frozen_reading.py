@@ -191,5 +191,10 @@ def _joined(ranges: list[range]) -> list[range]:
 
 def _inside(ranges: list[range], whole: range) -> list[range]:
     """What of each of the ranges lies in `whole`."""
-    cut = [range(max(p.start, whole.start), min(p.stop, whole.stop)) for p in ranges]
-    return [part for part in cut if part]
+    inside = []
+    for part in ranges:
+        start = max(part.start, whole.start)
+        stop = min(part.stop, whole.stop)
+        if start < stop:
+            inside.append(range(start, stop))
+    return inside

@@ -229,7 +229,7 @@ class _Sums:
         starts = np.cumsum(lengths) - lengths
         self._add_rows(nll, starts, lengths)
         column = np.arange(len(nll)) - np.repeat(starts, lengths)
-        self.opening += [float(nll[column < first].sum(dtype=np.float64)) for first in OPENING]
+        self.opening += [nll[column < first].sum(dtype=np.float64) for first in OPENING]
         bins = np.searchsorted(BINS, nll, side="right") - 1
         self.bin_tokens += np.bincount(bins, minlength=len(BINS))
         self.bin_nats += np.bincount(bins, nll, minlength=len(BINS))

@@ -225,8 +225,9 @@ def _trained_parameters(config: TrainConfig, model: PreTrainedModel) -> int:
 
 def _memory(parts: dict[str, float]) -> str:
     """Bytes of each part, and all together."""
-    shown = ", ".join(f"{_size(size)} {name}" for name, size in parts.items() if size)
-    return f"memory, about: {_size(sum(parts.values()))}: {shown}"
+    whole = _size(sum(parts.values()))
+    shown = [f"{_size(size)} {name}" for name, size in parts.items() if size]
+    return f"memory, about: {whole}: {', '.join(shown)}"
 
 
 def _time(parts: dict[str, float], speed: float) -> str:
@@ -244,7 +245,9 @@ def _time(parts: dict[str, float], speed: float) -> str:
 
 def _size(size: float) -> str:
     """Bytes as a reader takes them in."""
-    return f"{size / GB:,.2f} GB" if size >= GB / 100 else f"{size / MB:,.1f} MB"
+    if size < GB / 100:
+        return f"{size / MB:,.1f} MB"
+    return f"{size / GB:,.2f} GB"
 
 
 def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:

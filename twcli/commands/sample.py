@@ -88,7 +88,8 @@ class Sampler:
     @property
     def per_prompt(self) -> int:
         """Number of completions per prompt."""
-        return self.config.n * (len(self.latent_ids) if self.config.latent == "all" else 1)
+        latents = len(self.latent_ids) if self.config.latent == "all" else 1
+        return self.config.n * latents
 
     def ids_and_room(
         self, xs: Sequence[Example], jobs: Sequence[tuple[int, int | None]]

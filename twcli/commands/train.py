@@ -134,7 +134,9 @@ def _train_one(
 def _information(run: RunFolder) -> float:
     """I(z; y) of the last steps in nats, as the clock shows it: of a twentieth of them."""
     steps = run.read_metrics()
-    return pooled_information(steps[-math.ceil(len(steps) / LAST_STEPS) :])[0]
+    count = math.ceil(len(steps) / LAST_STEPS)
+    information, _ = pooled_information(steps[-count:])
+    return information
 
 
 def _write_page(
@@ -187,5 +189,6 @@ class _Clock:
 
     def __exit__(self, *_: object) -> None:
         if self.last is not None and self.before is not None:
+            seconds = self.before + time.monotonic() - self.started
             with suppress(OSError):
-                self.run.save_duration(self.last, self.before + time.monotonic() - self.started)
+                self.run.save_duration(self.last, seconds)

@@ -48,7 +48,9 @@ def option(
 
 def flag_of(name: str) -> str:
     """The option of a field."""
-    return "-n" if name == "n" else "--" + name.replace("_", "-")
+    if name == "n":
+        return "-n"
+    return "--" + name.replace("_", "-")
 
 
 def check_characters(text: str, where: str) -> None:
@@ -76,7 +78,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            _check_field(field, getattr(self, field.name), type(self).kind(field.name))
+            value = getattr(self, field.name)
+            kind = type(self).kind(field.name)
+            _check_field(field, value, kind)
 
     @classmethod
     def kind(cls, name: str) -> type:

@@ -116,16 +116,18 @@ def _with_latent_section(
     Returns:
         (B, T) padded on the right.
     """
-    section = np.asarray([encoder.z_open, *[encoder.pad] * encoder.latent_tokens, encoder.z_close])
+    latent = [encoder.pad] * encoder.latent_tokens
+    section = np.asarray([encoder.z_open, *latent, encoder.z_close])
     columns = np.arange(lengths.max() + len(section))
     # position relative to the section's start
     after = columns - prompts[:, None] - encoder.section_shift
     source = np.where(after < 0, columns, columns - len(section))
     ids = encoded.ids[np.clip(starts[:, None] + source, 0, len(encoded.ids) - 1)]
-    ids = np.where(
-        (after >= 0) & (after < len(section)), section[np.clip(after, 0, len(section) - 1)], ids
-    )
-    padded: np.ndarray = np.where(columns < lengths[:, None] + len(section), ids, encoder.pad)
+    inside = (after >= 0) & (after < len(section))
+    of_section = section[np.clip(after, 0, len(section) - 1)]
+    ids = np.where(inside, of_section, ids)
+    real = columns < lengths[:, None] + len(section)
+    padded: np.ndarray = np.where(real, ids, encoder.pad)
     return padded
 
 
@@ -143,7 +145,8 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
     """
     followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts no supervised token
     draws_BS = torch.from_numpy(rng.random(followed_BS.shape)).to(followed_BS.device)
-    row, column = (followed_BS & (draws_BS < rate)).nonzero(as_tuple=True)
+    dropped_BS = followed_BS & (draws_BS < rate)
+    row, column = dropped_BS.nonzero(as_tuple=True)
     latent_BL = batch.latent_BL.clone()
     latent_BL[row, batch.latent_first_B[row] + 1 + column] = pad
     return replace(batch, latent_BL=latent_BL)
@@ -154,8 +157,11 @@ def leading(mass_N: torch.Tensor, share: float) -> tuple[int, float]:
     0 if there is no mass; and the share that is left.
     """
     behind_N = mass_N.flip(0).cumsum(0).flip(0)  # mass of each entry and of those after it
-    count = int((behind_N > share * behind_N[0]).sum())
-    return count, float(behind_N[count] / behind_N[0]) if 0 < count < len(behind_N) else 0.0
+    whole = behind_N[0]
+    count = int((behind_N > share * whole).sum())
+    if not 0 < count < len(behind_N):
+        return count, 0.0
+    return count, float(behind_N[count] / whole)
 
 
 def opening(batch: Batch, share: float) -> tuple[Batch, float]:
@@ -232,7 +238,9 @@ def forward_batches(
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
         read = len(np.unique(prompt[batch])) if shared else sequences
-        return int(read * prompts[batch].max() + sequences * targets[batch].max())
+        of_prompts = read * prompts[batch].max()
+        of_targets = sequences * targets[batch].max()
+        return int(of_prompts + of_targets)
 
     orders = np.argsort(-lengths, kind="stable"), prompt_by_prompt(lengths, prompt)
     ways = [budget_batches(lengths, order, batch_tokens) for order in orders]
@@ -258,7 +266,8 @@ class _Groups:
 
     def rows_of(self, group: int) -> np.ndarray:
         """Rows of one group."""
-        return self.rows[self.starts[group] : self.starts[group] + self.sizes[group]]
+        start = self.starts[group]
+        return self.rows[start : start + self.sizes[group]]
 
     def joined(self, other: _Groups) -> _Groups:
         """These groups and then the others."""
@@ -330,7 +339,9 @@ class BatchSampler:
     ) -> None:
         narrow = index_type(len(lengths))
         every = np.arange(len(lengths), dtype=narrow) if rows is None else rows.astype(narrow)
-        self._classes = np.zeros(len(lengths), np.int8) if classes is None else classes
+        if classes is None:
+            classes = np.zeros(len(lengths), np.int8)
+        self._classes = classes
         self.lengths = lengths
         self.prompts = prompts
         self.repeats = repeats

@@ -406,7 +406,9 @@ def content_text(content: Any) -> str:
 def _shows(text: str, content: Any) -> bool:
     """Whether the text holds the content, white space apart: templates strip and add some."""
     wanted = content_text(content).strip()
-    return wanted in text or "".join(wanted.split()) in "".join(text.split())
+    if wanted in text:
+        return True
+    return "".join(wanted.split()) in "".join(text.split())
 
 
 def _goes_on(prompt: str, rest: str, last: Mapping[str, Any]) -> bool:
@@ -429,7 +431,9 @@ def _found(turn: Mapping[str, Any], prompt: str) -> tuple[int, int]:
     """Where the turn's content is in the prompt; all of the prompt where it is not found."""
     content = content_text(turn.get("content")).strip()
     start = prompt.rfind(content) if content else -1
-    return (0, len(prompt)) if start < 0 else (start, start + len(content))
+    if start < 0:
+        return 0, len(prompt)
+    return start, start + len(content)
 
 
 def read_template_file(path: str) -> str:

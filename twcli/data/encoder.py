@@ -107,7 +107,8 @@ class Encoded:
     def y_ids(self, row: int) -> list[int]:
         """Token ids of a row's y, without its closing tag."""
         first = self.offsets[row] + self.prompt_lengths[row] + 1
-        ids: list[int] = self.ids[first : first + self.target_lengths[row] - 1].tolist()
+        closing_tag = first + self.target_lengths[row] - 1
+        ids: list[int] = self.ids[first:closing_tag].tolist()
         return ids
 
     def prompt_ids(self, row: int) -> list[int]:
@@ -118,11 +119,14 @@ class Encoded:
 
     def number(self, row: int) -> int:
         """A row's number in the data."""
-        return int(row if self.row_numbers is None else self.row_numbers[row])
+        if self.row_numbers is None:
+            return int(row)
+        return int(self.row_numbers[row])
 
     def spread_rows(self, count: int) -> np.ndarray:
         """At most `count` evenly spaced row numbers, the first and the last included."""
-        return np.linspace(0, len(self) - 1, min(count, len(self))).astype(int)
+        count = min(count, len(self))
+        return np.linspace(0, len(self) - 1, count).astype(int)
 
     def data_hash(self) -> str:
         """sha256 over all row hashes in order; it depends on x, y and the order of records, and on
@@ -335,7 +339,9 @@ class ExampleEncoder:
         """The ids of a z-free prompt with the section of that latent (its P ids); None leaves them
         as they are.
         """
-        section = [] if latent is None else [self.z_open, *latent, self.z_close]
+        if latent is None:
+            return list(prompt)
+        section = [self.z_open, *latent, self.z_close]
         place = len(prompt) - len(self.template.before_y)
         return [*prompt[:place], *section, *prompt[place:]]
 
@@ -400,9 +406,13 @@ class ExampleEncoder:
         """The text of each token; joined they give the whole text. A token that ends inside a
         character gives an empty string.
         """
-        texts = [self.tokenizer.decode(ids[: end + 1]) for end in range(len(ids))]
-        texts = [text.rstrip("\ufffd") for text in texts]
-        return [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
+        pieces = []
+        before = ""
+        for end in range(1, len(ids) + 1):
+            text = self.tokenizer.decode(ids[:end]).rstrip("\ufffd")
+            pieces.append(text[len(before) :])
+            before = text
+        return pieces
 
     def encode(
         self, examples: Iterable[Example], *, max_length: int, source: str, too_long: str = ERROR

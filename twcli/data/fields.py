@@ -79,7 +79,9 @@ def checked_text(value: Any, field: str, where: str) -> str:
 
 def is_blank(value: Any) -> bool:
     """Whether it is text that is empty, or shows nothing."""
-    return isinstance(value, str) and all(c.isspace() or c in UNSEEN for c in value)
+    if not isinstance(value, str):
+        return False
+    return all(character.isspace() or character in UNSEEN for character in value)
 
 
 def is_missing(value: Any) -> bool:
@@ -94,7 +96,10 @@ def kind_of(value: Any) -> str:
 
 def first_of(record: Record, names: Sequence[str]) -> str | None:
     """The first of the names that the record has a value for."""
-    return next((name for name in names if not is_missing(record.get(name))), None)
+    for name in names:
+        if not is_missing(record.get(name)):
+            return name
+    return None
 
 
 def parsed(value: Any, field: str, where: str) -> Any:

@@ -350,7 +350,8 @@ class _Window:
 
     def place(self, at: int) -> str:
         """The file with the line of a character."""
-        return f"{self._file}:{self._lines + self.text.count(chr(10), 0, at) + 1}"
+        before = self._lines + self.text.count("\n", 0, at)
+        return f"{self._file}:{before + 1}"
 
     def value(self, number: int) -> Any:
         """The value that begins here.

@@ -188,7 +188,12 @@ def _turns_elsewhere(first: Record) -> Form | None:
 
 def _plainly_named(record: Record) -> Record:
     """The record with the names of its fields in small letters, as forms have them."""
-    return {str(name).strip().lower().replace(" ", "_"): part for name, part in record.items()}
+    return {_plain(name): part for name, part in record.items()}
+
+
+def _plain(name: Any) -> str:
+    """A field's name as forms have it."""
+    return str(name).strip().lower().replace(" ", "_")
 
 
 def _showing_names(form: Form, first: Record, complete: bool) -> Form:
@@ -205,7 +210,7 @@ def _of_plain_names(form: Form) -> Form:
 
     def names(record: Record, complete: bool) -> Sequence[str]:
         read = form.names(_plainly_named(record), complete)
-        return [name for name in record if _plainly_named({name: None}).keys() & set(read)]
+        return [name for name in record if _plain(name) in read]
 
     return Form(
         form.name,
@@ -441,7 +446,8 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
         return _joined(record, asked, given, where, complete)
 
     def names(record: Record, complete: bool) -> Sequence[str]:
-        return (*(pair_of(record, complete) or pairs[0]), *BESIDE)
+        pair = pair_of(record, complete) or pairs[0]
+        return (*pair, *BESIDE)
 
     return Form(name, name, fits, names, read)
 
@@ -468,12 +474,15 @@ def _instruction(record: Record, where: str) -> list[Turn] | str:
 
 def _alpaca_names(record: Record, complete: bool) -> Sequence[str]:
     """The fields that are read."""
-    return (*_prompt_names(record), first_of(record, OUTPUTS) or OUTPUTS[0])
+    output = first_of(record, OUTPUTS) or OUTPUTS[0]
+    return (*_prompt_names(record), output)
 
 
 def _alpaca_fits(record: Record, complete: bool) -> bool:
     """An instruction and its output."""
-    return "instruction" in record and (not complete or any(name in record for name in OUTPUTS))
+    if "instruction" not in record:
+        return False
+    return not complete or any(name in record for name in OUTPUTS)
 
 
 def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
@@ -506,13 +515,16 @@ def _prompt_names(record: Record) -> Sequence[str]:
 
 def _preferred(record: Record) -> tuple[str, str] | None:
     """The names of the two completions of a preference."""
-    both = zip(CHOSEN, REJECTED, strict=True)
-    return next(((c, r) for c, r in both if c in record and r in record), None)
+    for chosen, rejected in zip(CHOSEN, REJECTED, strict=True):
+        if chosen in record and rejected in record:
+            return chosen, rejected
+    return None
 
 
 def _preference_names(record: Record, complete: bool) -> Sequence[str]:
     """The fields that are read."""
-    return (*(_preferred(record) or ()), *_prompt_names(record))
+    pair = _preferred(record) or ()
+    return (*pair, *_prompt_names(record))
 
 
 def _preference_fits(record: Record, complete: bool) -> bool:
@@ -728,4 +740,6 @@ def _unknown(record: Record, complete: bool, alone: bool) -> str:
 
 def _is_records(value: list[Any]) -> bool:
     """Whether a list of JSON holds records, and not the turns of one conversation."""
-    return bool(value) and all(isinstance(one, dict) for one in value[:8]) and not is_turns(value)
+    if not value or is_turns(value):
+        return False
+    return all(isinstance(one, dict) for one in value[:8])

@@ -98,7 +98,9 @@ _ONE_TURN = """\
 
 def latent_tokens(k: int, count: int = 1) -> list[str]:
     """The vocabulary tokens that spell latent k: `<z3>`, or `<z3.0> <z3.1>` for two."""
-    return [f"<z{k}>"] if count == 1 else [f"<z{k}.{p}>" for p in range(count)]
+    if count == 1:
+        return [f"<z{k}>"]
+    return [f"<z{k}.{p}>" for p in range(count)]
 
 
 def sections(latents: int, tokens: int, names: Mapping[int, str]) -> dict[str, str]:

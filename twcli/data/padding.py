@@ -38,7 +38,8 @@ def gather_padded(
     """
     columns = np.arange(lengths.max(initial=0))
     inside = columns < lengths[:, None]
-    return np.where(inside, flat[np.minimum(starts[:, None] + columns, len(flat) - 1)], fill)
+    places = np.minimum(starts[:, None] + columns, len(flat) - 1)
+    return np.where(inside, flat[places], fill)
 
 
 def prompt_by_prompt(lengths: np.ndarray, prompts: np.ndarray) -> np.ndarray:

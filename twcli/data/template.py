@@ -69,7 +69,8 @@ class Template:
         before_x, before_z, before_y, after_y = self.parts
         prompt = before_x + example.x + before_z
         rest = before_y + example.y + after_y
-        return Rendered(prompt, rest, len(before_x), len(before_x) + len(example.x))
+        x_start = len(before_x)
+        return Rendered(prompt, rest, x_start, x_start + len(example.x))
 
 
 def read_template(

@@ -98,7 +98,9 @@ def _rows_of(columns: dict[str, Any]) -> Any:
 def _role(name: str) -> str:
     """The name that chat templates have for a role, which most of them compare letter by letter."""
     lower = name.strip().lower()
-    return ROLES.get(lower, lower if lower in (*KNOWN, *CALLS) else name)
+    if lower in ROLES:
+        return ROLES[lower]
+    return lower if lower in (*KNOWN, *CALLS) else name
 
 
 def _turn(value: Any, field: str, where: str) -> Turn:
@@ -289,8 +291,10 @@ def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
     """
     if len(turns) == 1 and turns[0]["role"] == "user" and not tools:
         return text_of(turns[0])
-    offered = [f"tools: {_json(tools)}"] if tools else []
-    return "\n\n".join([*offered, *(f"{turn['role']}: {text_of(turn)}" for turn in turns)])
+    parts = [f"tools: {_json(tools)}"] if tools else []
+    for turn in turns:
+        parts.append(f"{turn['role']}: {text_of(turn)}")
+    return "\n\n".join(parts)
 
 
 def conversation(
@@ -362,7 +366,9 @@ def turns_if_any(value: Any) -> Any:
 
 def is_turns(value: Any) -> bool:
     """Whether it is a list of turns."""
-    return isinstance(value, list) and bool(value) and all(is_turn(turn) for turn in value)
+    if not isinstance(value, list) or not value:
+        return False
+    return all(is_turn(turn) for turn in value)
 
 
 def is_turn(value: Any) -> bool:

@@ -236,14 +236,19 @@ def _values(
 
 def _resampled(columns: Tables, bootstrap: int, seed: int) -> Tables:
     """(bootstrap, k) means of each table (P, k), all of the same prompts in each resample."""
-    drawn = sampling.resample(np.concatenate(list(columns.values()), axis=1), bootstrap, seed)
-    widths = np.cumsum([table.shape[1] for table in columns.values()])[:-1]
-    return dict(zip(columns, np.split(drawn, widths, axis=1), strict=True))
+    joined = np.concatenate(list(columns.values()), axis=1)
+    drawn = sampling.resample(joined, bootstrap, seed)
+    widths = [table.shape[1] for table in columns.values()]
+    pieces = np.split(drawn, np.cumsum(widths)[:-1], axis=1)
+    return dict(zip(columns, pieces, strict=True))
 
 
 def _less_frozen(tables: Tables) -> Tables:
     """By key and arm, less what the frozen model has of that key."""
-    return {(key, name): table - tables[key, FROZEN] for (key, name), table in tables.items()}
+    differences = {}
+    for (key, name), table in tables.items():
+        differences[key, name] = table - tables[key, FROZEN]
+    return differences
 
 
 def _at_powers(means: Tables, resampled: Tables, name: str, ks: np.ndarray) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def vendi_score(features_NH: np.ndarray) -> float:
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, 1.0)
     eigenvalues = np.linalg.eigvalsh(similarity / len(similarity))
-    return float(np.exp(entr(np.clip(eigenvalues, 0.0, None)).sum()))
+    entropy = entr(np.clip(eigenvalues, 0.0, None)).sum()
+    return float(np.exp(entropy))
 
 
 def self_bleu(samples: Sequence[Sequence[str]]) -> float | None:

@@ -182,7 +182,8 @@ def _with_the_value(value: float, ends: np.ndarray) -> list[float]:
     """The interval, widened to its figure: resamples of a figure that errs to one side, such as an
     entropy or the largest of several, may all lie on that side of it.
     """
-    return [float(min(value, ends[0])), float(max(value, ends[1]))]
+    low, high = ends
+    return [float(min(value, low)), float(max(value, high))]
 
 
 def _posterior_figures(
@@ -324,7 +325,9 @@ def _answer_accuracy(
     right_P = np.bincount(prompt_G, right_G)
 
     def figures(weight_P: np.ndarray) -> Figures:
-        return {"answer_accuracy": ratio(weight_P @ right_P, weight_P @ known_P)}
+        right = weight_P @ right_P
+        known = weight_P @ known_P
+        return {"answer_accuracy": ratio(right, known)}
 
     return _with_intervals(figures, len(known_P), bootstrap, rng)
 

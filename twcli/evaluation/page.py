@@ -238,7 +238,10 @@ def _page(
 
 def _rows(values: Mapping[str, Any]) -> list[list[str]]:
     """Names and values of a table, '-' for null."""
-    return [[str(name), "-" if value is None else str(value)] for name, value in values.items()]
+    rows = []
+    for name, value in values.items():
+        rows.append([str(name), "-" if value is None else str(value)])
+    return rows
 
 
 # Against the original model
@@ -456,8 +459,12 @@ def _matrices(evidence: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _router(evidence: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: the latents' shares of posterior and router."""
-    both = zip(evidence.get("posterior_mean", ()), evidence.get("router_mean", ()), strict=True)
-    return [[f"z{k}", f"{q:.1%}", f"{p:.1%}"] for k, (q, p) in enumerate(both)]
+    posterior_K = evidence.get("posterior_mean", ())
+    router_K = evidence.get("router_mean", ())
+    rows = []
+    for k, (q, p) in enumerate(zip(posterior_K, router_K, strict=True)):
+        rows.append([f"z{k}", f"{q:.1%}", f"{p:.1%}"])
+    return rows
 
 
 def _samples(evidence: dict[str, Any]) -> list[dict[str, Any]]:

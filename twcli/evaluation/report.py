@@ -137,7 +137,11 @@ def _number(value: Any) -> str:
 
 def _interval(ci: Sequence[float] | None, value: float) -> str:
     """With the value in it: resamples of an estimate that has a bias may all lie on one side."""
-    return "" if ci is None else f"{min(ci[0], value):.3f} to {max(ci[1], value):.3f}"
+    if ci is None:
+        return ""
+    low = min(ci[0], value)
+    high = max(ci[1], value)
+    return f"{low:.3f} to {high:.3f}"
 
 
 def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:

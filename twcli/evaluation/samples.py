@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -150,7 +151,10 @@ class Sampling:
     @property
     def per_prompt(self) -> int:
         """About how many completions a prompt gets."""
-        return self.samples * (len(self.temperatures) * (self.frozen is not None) + 2)
+        of_run = 2 * self.samples  # its arms share most of their draws
+        if self.frozen is None:
+            return of_run
+        return of_run + len(self.temperatures) * self.samples
 
     @property
     def block(self) -> int:
@@ -220,44 +224,42 @@ class Sampling:
 
     def _needed(self, rows: range, router_PK: np.ndarray) -> np.ndarray:
         """(P, K) completions under each latent that the run's arms take, all from one drawing."""
-        N, (P, K) = self.samples, router_PK.shape
-        drawn_PN = np.stack(
-            [
-                drawn_latents(self.config.seed, row, p, N)
-                for row, p in zip(rows, router_PK, strict=True)
-            ]
-        )
-        arms = [
-            (order_PN[:, :, None] == np.arange(K)).sum(1)
-            for order_PN in (proportional_order(router_PK, N), drawn_PN)
-        ]
-        return np.max([np.full((P, K), -(-N // K)), *arms], axis=0)
+        N = self.samples
+        P, K = router_PK.shape
+        even_PK = np.full((P, K), math.ceil(N / K))
+        drawn = []
+        for row, router_K in zip(rows, router_PK, strict=True):
+            drawn.append(drawn_latents(self.config.seed, row, router_K, N))
+        arms = [even_PK]
+        for order_PN in (proportional_order(router_PK, N), np.stack(drawn)):
+            arms.append((order_PN[:, :, None] == np.arange(K)).sum(1))
+        return np.max(arms, axis=0)
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the samples depend on."""
         names = ("samples", "temperature", "seed", "precision", "attention", "batch_tokens")
-        writers = {"run": self.run} | ({"frozen": self.frozen} if self.frozen else {})
-        return (
-            {"version": VERSION}
-            | {name: getattr(self.config, name) for name in names}
-            | {
-                "longest": self.longest,
-                "temperatures": self.temperatures,
-                "device": self.run.model.device.type,
-                "block": self.block,
-                "prompts": prompts_hash(self.xs),
-            }
-            | {
-                f"{name}_{key}": value
-                for name, writer in writers.items()
-                for key, value in writer.fingerprint().items()
-            }
-        )
+        found: dict[str, Any] = {
+            "version": VERSION,
+            **{name: getattr(self.config, name) for name in names},
+            "longest": self.longest,
+            "temperatures": self.temperatures,
+            "device": self.run.model.device.type,
+            "block": self.block,
+            "prompts": prompts_hash(self.xs),
+        }
+        writers = {"run": self.run}
+        if self.frozen is not None:
+            writers["frozen"] = self.frozen
+        for name, writer in writers.items():
+            for key, value in writer.fingerprint().items():
+                found[f"{name}_{key}"] = value
+        return found
 
 
 def prompts_hash(xs: Sequence[Example]) -> str:
     """sha256 over the prompts, in order."""
-    return hashlib.sha256("\0".join(x.x for x in xs).encode()).hexdigest()
+    joined = "\0".join(example.x for example in xs)
+    return hashlib.sha256(joined.encode()).hexdigest()
 
 
 class BlockSampler(Protocol):

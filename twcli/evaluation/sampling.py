@@ -122,8 +122,9 @@ def _missed_by(
 
 
 def _table(rows: np.ndarray, strata: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    counts = np.bincount(rows * shape[1] + strata, minlength=shape[0] * shape[1])
-    return counts.reshape(shape)
+    height, width = shape
+    cells = rows * width + strata
+    return np.bincount(cells, minlength=height * width).reshape(shape)
 
 
 def success(draws: Draws, prompts: int, strata: int, ks: np.ndarray) -> np.ndarray:
@@ -209,7 +210,10 @@ def interval(draws: np.ndarray) -> list[float] | None:
         draws: (B,) a figure of each resample.
     """
     finite = draws[np.isfinite(draws)]
-    return [float(q) for q in np.percentile(finite, [2.5, 97.5])] if len(finite) else None
+    if not len(finite):
+        return None
+    low, high = np.percentile(finite, [2.5, 97.5])
+    return [float(low), float(high)]
 
 
 # Samples saved
@@ -222,10 +226,12 @@ def samples_for(curves: np.ndarray, target: np.ndarray) -> np.ndarray:
     curves = np.maximum.accumulate(curves, axis=-1)
     reached = curves >= target[..., None] - TOLERANCE
     first = reached.argmax(-1)
+    before = np.maximum(first - 1, 0)
     above = np.take_along_axis(curves, first[..., None], -1)[..., 0]
-    below = np.take_along_axis(curves, np.maximum(first - 1, 0)[..., None], -1)[..., 0]
+    below = np.take_along_axis(curves, before[..., None], -1)[..., 0]
     rise = np.where(above > below, above - below, 1.0)
-    part = np.where(first > 0, 1 - np.clip((above - target) / rise, 0.0, 1.0), 1.0)
+    too_far = np.clip((above - target) / rise, 0.0, 1.0)
+    part = np.where(first > 0, 1 - too_far, 1.0)
     return np.where(reached.any(-1), first + part, np.nan)
 
 
@@ -270,7 +276,8 @@ class Mixture:
             if order is None:
                 fails_C = evenly_missed(lambda n: fails_CS**n, k, len(used))
             else:
-                fails_C = (fails_CS ** (order[:, :k, None] == np.arange(len(used))).sum(1)).prod(1)
+                drawn_CS = (order[:, :k, None] == np.arange(len(used))).sum(1)
+                fails_C = (fails_CS**drawn_CS).prod(1)
             curve.append(1 - fails_C @ self.weights)
         return np.asarray(curve)
 

@@ -94,7 +94,8 @@ class ServedWriter(Writer):
 def text_of(completion: Completion) -> str:
     """The text, calls of tools included; empty where it is only white space."""
     calls = [json.dumps(call["function"], ensure_ascii=False) for call in completion.calls]
-    text = "\n\n".join([completion.text, *calls] if completion.text else calls)
+    parts = [completion.text, *calls] if completion.text else calls
+    text = "\n\n".join(parts)
     return text if text.strip() else ""
 
 
@@ -191,7 +192,9 @@ def _check_same(
 def _begin_alike(a: str, b: str) -> bool:
     """Whether one text begins with the other; where one is empty, whether both are."""
     a, b = (text.strip().rstrip("\ufffd") for text in (a, b))
-    return a == b or (bool(a and b) and (a.startswith(b) or b.startswith(a)))
+    if not a or not b:
+        return a == b
+    return a.startswith(b) or b.startswith(a)
 
 
 @dataclass

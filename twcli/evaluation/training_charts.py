@@ -125,8 +125,14 @@ def _gain(metrics: Metrics, stages: list[tuple[float, str]]) -> dict[str, Any] |
 
 def _windows(metrics: Metrics) -> list[tuple[int, Metrics]]:
     """(step, the steps up to it that a point is averaged over)."""
-    picked = sorted({*range(0, len(metrics), max(1, len(metrics) // POINTS)), len(metrics) - 1})
-    return [(metrics[i]["step"], metrics[max(0, i - POOLED_STEPS) : i + 1]) for i in picked]
+    last = len(metrics) - 1
+    stride = max(1, len(metrics) // POINTS)
+    picked = {*range(0, len(metrics), stride), last}
+    windows = []
+    for i in sorted(picked):
+        first = max(0, i - POOLED_STEPS)
+        windows.append((metrics[i]["step"], metrics[first : i + 1]))
+    return windows
 
 
 def _stages(metrics: Metrics) -> list[tuple[float, str]]:

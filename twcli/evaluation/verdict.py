@@ -154,7 +154,9 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
 
 def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
     """The same without labels: only a collapse is recognised, by I(z; y) in nats."""
-    _, high = posterior["mutual_information_ci"] or 2 * (posterior["mutual_information"],)
+    high = posterior["mutual_information"]
+    if posterior["mutual_information_ci"]:
+        _, high = posterior["mutual_information_ci"]
     return "failed" if high < INFORMED * math.log(latents) else "unknown"
 
 
@@ -204,7 +206,10 @@ def gains_disagree(entry: Mapping[str, Any]) -> bool:
     """Whether choice and writing differ: one of the two gains of a latent (`Retention.as_dict`) is
     below 0, or beyond doubt so, and the other is not.
     """
-    signs = {entry[name] < 0 for name in ("gain", "written_gain")}
-    intervals = (entry[name] for name in ("gain_ci", "written_gain_ci"))
-    certain = {interval is not None and interval[1] < 0 for interval in intervals}
-    return len(signs) > 1 or len(certain) > 1
+    chosen_lost = entry["gain"] < 0
+    written_lost = entry["written_gain"] < 0
+    chosen_surely, written_surely = (
+        interval is not None and interval[1] < 0
+        for interval in (entry["gain_ci"], entry["written_gain_ci"])
+    )
+    return chosen_lost != written_lost or chosen_surely != written_surely

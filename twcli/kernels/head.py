@@ -83,8 +83,10 @@ def target_nll(
         first_R: column that predicts the first target, i.e. that of `<y>`.
     """
     rows, columns = active_RS.nonzero(as_tuple=True)
-    nll = token_nll(model, hidden_RTH[rows, first_R[rows] + columns], targets_RS[rows, columns])
-    return nll.new_zeros(active_RS.shape).index_put((rows, columns), nll)
+    hidden = hidden_RTH[rows, first_R[rows] + columns]
+    nll = token_nll(model, hidden, targets_RS[rows, columns])
+    zeros_RS = nll.new_zeros(active_RS.shape)
+    return zeros_RS.index_put((rows, columns), nll)
 
 
 def token_nll(
@@ -117,12 +119,14 @@ def token_nll(
 
 def _pieces(size: int, *tensors: torch.Tensor) -> list[tuple[torch.Tensor, ...]]:
     """The tensors cut alike, so many rows at a time."""
-    return list(zip(*(t.split(size) for t in tensors), strict=True))
+    pieces = [tensor.split(size) for tensor in tensors]
+    return list(zip(*pieces, strict=True))
 
 
 def _nll(model: PreTrainedModel, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """NLL (N,) in nats of targets (N,), with all logits (N, V) in memory."""
-    return F.cross_entropy(at_least_float32(head_logits(model, hidden)), targets, reduction="none")
+    logits = at_least_float32(head_logits(model, hidden))
+    return F.cross_entropy(logits, targets, reduction="none")
 
 
 def _is_a_matrix(model: PreTrainedModel) -> bool:
@@ -156,7 +160,8 @@ def _logsumexp_in_place(block: torch.Tensor) -> torch.Tensor:
     """
     # if all values are -inf, the result is -inf and not NaN
     largest = block.amax(-1).clamp(min=torch.finfo(block.dtype).min)
-    return block.sub_(largest[:, None]).mul_(LOG2_E).exp2_().sum(-1).log_().add_(largest)
+    exponentials = block.sub_(largest[:, None]).mul_(LOG2_E).exp2_()
+    return exponentials.sum(-1).log_().add_(largest)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

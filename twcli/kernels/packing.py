@@ -62,7 +62,8 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (back,) = ctx.saved_tensors
         found = gradient.index_select(0, back.clamp(min=0))
-        return found.masked_fill_((back < 0).view(-1, *[1] * (found.dim() - 1)), 0), None, None
+        without = (back < 0).view(-1, *[1] * (found.dim() - 1))
+        return found.masked_fill_(without, 0), None, None
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,8 @@ class Packed:
         """Whether row i continues prompt i, so that prompts need no reordering."""
         B = len(self.row_B)
         G = len(self.length_G)
-        return B == G and torch.equal(self.row_B, torch.arange(B, device=self.row_B.device))
+        in_order_B = torch.arange(B, device=self.row_B.device)
+        return B == G and torch.equal(self.row_B, in_order_B)
 
     @cached_property
     def mask(self) -> torch.Tensor:
@@ -217,7 +219,9 @@ class Packed:
             query, key, value = (self.padding.put_in(x) for x in (query, key, value))
         q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
         output = self._attend(q, k, v, scale)[0]
-        return (output if self.padding is None else self.padding.taken_out(output))[None]
+        if self.padding is not None:
+            output = self.padding.taken_out(output)
+        return output[None]
 
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float
@@ -278,13 +282,16 @@ def tree_mask(prompt_BP: torch.Tensor, branches: int, tokens: int) -> torch.Tens
 
 def added(seen: torch.Tensor) -> torch.Tensor:
     """The additive float32 mask (..) of `seen` (..): 0 where it is true, -inf elsewhere."""
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+    zeros = torch.zeros(seen.shape, device=seen.device)
+    return zeros.masked_fill(~seen, -torch.inf)
 
 
 def with_all_heads(query: torch.Tensor, *shared: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """The query, and keys and values (.., A, N, D) with as many attention heads as it has."""
     groups = query.shape[-3] // shared[0].shape[-3]
-    return query, *(x.repeat_interleave(groups, dim=-3) if groups > 1 else x for x in shared)
+    if groups == 1:
+        return query, *shared
+    return query, *(x.repeat_interleave(groups, dim=-3) for x in shared)
 
 
 def _attention(
@@ -384,5 +391,7 @@ def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:
     """The matrices (O, I) that every token is multiplied with below the LM head; no tables of
     embeddings.
     """
-    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    return [w for w in body_of(model).parameters() if w.dim() == 2 and id(w) not in tables]
+    embeddings = [module for module in model.modules() if isinstance(module, nn.Embedding)]
+    tables = {id(embedding.weight) for embedding in embeddings}
+    matrices = [weight for weight in body_of(model).parameters() if weight.dim() == 2]
+    return [weight for weight in matrices if id(weight) not in tables]

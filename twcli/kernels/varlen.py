@@ -117,7 +117,8 @@ class Groups:
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
         def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-            return x_NAD.index_select(0, index.flatten()).unflatten(0, index.shape).transpose(1, 2)
+            rows = x_NAD.index_select(0, index.flatten())
+            return rows.unflatten(0, index.shape).transpose(1, 2)
 
         outputs = []
         for group in self.groups:

@@ -59,8 +59,10 @@ def nll_of_pass(
     prompts = encoded.prompt_lengths[rows]
     targets = encoded.target_lengths[rows]
     before = torch.from_numpy(slices(layout.rest_R, targets)).to(model.device)
-    ids = encoded.ids[slices(encoded.offsets[rows] + prompts + 1, targets)]
-    return token_nll(model, hidden[before], ids_on(model, ids)).cpu().numpy()
+    first_target = encoded.offsets[rows] + prompts + 1
+    ids = encoded.ids[slices(first_target, targets)]
+    nll = token_nll(model, hidden[before], ids_on(model, ids))
+    return nll.cpu().numpy()
 
 
 def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded) -> str | None:
@@ -132,7 +134,8 @@ def weights_hash(model: PreTrainedModel) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        values = tensor.detach().cpu().contiguous().view(-1)
+        digest.update(values.view(torch.uint8).numpy())
     return digest.hexdigest()
 
 

@@ -145,7 +145,8 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
 def _probe(output: LatentOutput) -> torch.Tensor:
     """A sum in which every branch, the router and the posterior count differently."""
     weights = torch.arange(1, 1 + output.nll_BCS.shape[1], device=output.nll_BCS.device)
-    loss = (output.nll_BCS.sum(-1) * weights).sum() + (output.log_router_BK * weights).sum()
+    nll_BC = output.nll_BCS.sum(-1)
+    loss = (nll_BC * weights).sum() + (output.log_router_BK * weights).sum()
     if output.log_posterior_BK is None:
         return loss
     return loss + (output.log_posterior_BK * weights).sum()
@@ -156,11 +157,11 @@ def _difference(one: Measured, other: Measured) -> float:
     (loss, gradient), (plain_loss, plain_gradient) = one, other
     difference = float((loss - plain_loss).abs() / plain_loss.abs())
     pairs = [(a, b) for a, b in zip(gradient, plain_gradient, strict=True) if b is not None]
-    if pairs:
-        apart = sum((a - b).double().square().sum() for a, b in pairs)
-        size = sum(b.double().square().sum() for _, b in pairs)
-        difference = max(difference, float((apart / size).sqrt()))
-    return difference
+    if not pairs:
+        return difference
+    apart = sum((a - b).double().square().sum() for a, b in pairs)
+    size = sum(b.double().square().sum() for _, b in pairs)
+    return max(difference, float((apart / size).sqrt()))
 
 
 def load_run(

@@ -18,14 +18,14 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from twcli.data.encoder import ExampleEncoder
-from twcli.data.padding import budget_batches, gather_padded
+from twcli.data.padding import budget_batches
 from twcli.kernels.body import body_of
 from twcli.kernels.flash import head_size
 from twcli.kernels.head import head_logits
 from twcli.kernels.linear import fast_linear
 from twcli.models.agreement import SHARE, why_not
 from twcli.models.forward import hidden_states
-from twcli.models.generation import generate
+from twcli.models.generation import generate, padded_left
 from twcli.models.runtime import core_by_core
 
 KEPT = 0.75  # share of a batch's rows that have not ended, below which those that have are removed
@@ -56,7 +56,8 @@ class Request:
         """What a row's draw continues."""
         prompt = int(self.prompt_R[row])
         section = int(self.section_R[row])
-        return [*self.prompts[prompt], *self.sections_GKC[prompt, section].tolist()]
+        latent_ids = self.sections_GKC[prompt, section].tolist()
+        return [*self.prompts[prompt], *latent_ids]
 
     @property
     def before_R(self) -> np.ndarray:
@@ -179,15 +180,11 @@ class _Batch:
         pairs = np.stack([row_prompt.reshape(-1), request.section_R[rows]], axis=1)
         self.pairs, self.pair_R = np.unique(pairs, axis=0, return_inverse=True)
         self.pair_R = self.pair_R.reshape(-1)
-        ids = [request.prompts[p] for p in self.prompts.tolist()]
-        lengths = np.asarray([len(each) for each in ids], np.int64)
-        flat = np.asarray([token for each in ids for token in each], np.int64)
-        padded = gather_padded(flat, np.cumsum(lengths) - lengths, lengths, pad)
-        # new tokens are appended on the right, so prompts are padded on the left
-        columns = np.arange(padded.shape[1]) - (padded.shape[1] - lengths[:, None])
-        self.mask = torch.from_numpy(columns >= 0).to(self.device)
-        padded = np.take_along_axis(padded, np.maximum(columns, 0), axis=1)
-        self.ids = torch.from_numpy(padded).to(self.device)
+        # new tokens are appended on the right
+        ids, mask = padded_left([request.prompts[p] for p in self.prompts.tolist()], pad)
+        self.ids = torch.from_numpy(ids).to(self.device)
+        self.mask = torch.from_numpy(mask > 0).to(self.device)
+        lengths = mask.sum(1)
         self.lengths = torch.from_numpy(lengths).to(self.device)
         self.body = body_of(model)
         self.cache = DynamicCache(config=model.config)
@@ -232,7 +229,8 @@ class _Batch:
 
     def go_on(self, chosen: np.ndarray) -> torch.Tensor:
         """Logits (R, V) behind one more token of each row."""
-        return self._forward(torch.from_numpy(chosen[:, None]).to(self.device))
+        ids_R1 = torch.from_numpy(chosen[:, None]).to(self.device)
+        return self._forward(ids_R1)
 
     def keep(self, index: torch.Tensor) -> None:
         """Continues with these rows, each as often as it is named."""
@@ -246,7 +244,8 @@ class _Batch:
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids_RT), new)], dim=1)
         positions = self.lengths[:, None] + torch.arange(new, device=self.device)
         self.lengths = self.lengths + new
-        return head_logits(self.model, self._hidden(ids_RT, positions)[:, -1])
+        hidden = self._hidden(ids_RT, positions)
+        return head_logits(self.model, hidden[:, -1])
 
     def _hidden(self, ids_RT: torch.Tensor, positions_RT: torch.Tensor) -> torch.Tensor:
         """(R, T, H) last hidden states of the next ids (R, T), which enter the cache."""

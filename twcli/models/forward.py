@@ -61,8 +61,10 @@ def keeps_state(model: PreTrainedModel) -> bool:
 
     def kept() -> list[torch.Tensor]:
         hidden_states(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
-        places = [vars(module) for module in model.modules()]
-        return [v for place in places for v in place.values() if isinstance(v, torch.Tensor)]
+        found = []
+        for module in model.modules():
+            found += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+        return found
 
     before = kept()
     after = kept()

@@ -177,9 +177,12 @@ def padded_left(rows: Sequence[list[int]], pad: int) -> tuple[np.ndarray, np.nda
     """int64 (R, T) ids and their mask, 1 where they are no padding: new tokens are appended on the
     right, so rows are padded on the left.
     """
-    T = max(map(len, rows))
-    ids = np.asarray([[pad] * (T - len(row)) + row for row in rows], np.int64)
-    mask = np.asarray([[0] * (T - len(row)) + [1] * len(row) for row in rows], np.int64)
+    T = max(len(row) for row in rows)
+    ids = np.full((len(rows), T), pad, np.int64)
+    mask = np.zeros((len(rows), T), np.int64)
+    for i, row in enumerate(rows):
+        ids[i, T - len(row) :] = row
+        mask[i, T - len(row) :] = 1
     return ids, mask
 
 
@@ -277,7 +280,8 @@ class _StopsAtText(StoppingCriteria):
     def __call__(
         self, input_ids: torch.Tensor, scores: torch.Tensor, **_settings: object
     ) -> torch.Tensor:
-        written = input_ids[:, self._prompt_length :][:, -self._last :]
+        new = input_ids[:, self._prompt_length :]
+        written = new[:, -self._last :]
         ended = [self._encoder.ended(ids) for ids in written.tolist()]
         return torch.tensor(ended, device=input_ids.device)
 
@@ -338,4 +342,6 @@ def _batches(
 
 def _cuda_devices(model: PreTrainedModel) -> list[int]:
     """Where random numbers are drawn besides the CPU."""
-    return [model.device.index or 0] if model.device.type == "cuda" else []
+    if model.device.type != "cuda":
+        return []
+    return [model.device.index or 0]

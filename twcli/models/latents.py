@@ -265,7 +265,9 @@ class LatentModel(nn.Module):
         """The batch without the ends of y that `batches.opening` cuts off, and the share of b_t
         there; whole if the length of a pass changes its result.
         """
-        return (batch, 0.0) if self.pass_lengths else opening(batch, share)
+        if self.pass_lengths:
+            return batch, 0.0
+        return opening(batch, share)
 
     def _in_chunks(self, latent_BC: torch.Tensor) -> bool:
         """Whether so many latents are computed a few at a time."""

@@ -118,7 +118,9 @@ def tune_allocator(*, keep: bool) -> None:
 
 def most_at_once(device: torch.device) -> int:
     """Number of calls that `core_by_core` runs at once."""
-    return min(torch.get_num_threads(), MOST_WORKERS) if device.type == "cpu" else 1
+    if device.type != "cpu":
+        return 1
+    return min(torch.get_num_threads(), MOST_WORKERS)
 
 
 def core_by_core(

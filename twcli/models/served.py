@@ -396,9 +396,12 @@ def _said(error: Any) -> str:
     """The status and what the server says, where servers put it."""
     body = error.body if isinstance(error.body, dict) else {}
     found = body.get("message") or body.get("detail") or body.get("error") or error.response.text
-    return f"{error.status_code}: {' '.join(str(found).split())[:300]}"
+    in_one_line = " ".join(str(found).split())
+    return f"{error.status_code}: {in_one_line[:300]}"
 
 
 def _reason(error: Exception) -> str:
     """Why a connection failed, in a line."""
-    return first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+    if isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return first_line(error)

@@ -120,7 +120,10 @@ def _seen(points: list[Point]) -> list[Point]:
 
 def _labelled(values: Sequence[float], scale: Scale) -> list[dict[str, str]]:
     """Ticks at these values."""
-    return [{"at": _percent(scale(value)), "label": f"{value:,.10g}"} for value in values]
+    ticks = []
+    for value in values:
+        ticks.append({"at": _percent(scale(value)), "label": f"{value:,.10g}"})
+    return ticks
 
 
 def bands(
@@ -153,7 +156,10 @@ def bands(
 
 def _edge(steps: Sequence[float], shares: Sequence[float], across: Scale) -> list[Point]:
     """One edge of a band, from left to right; a share of 0 is at the bottom."""
-    return [(across(step), 100 - 100 * share) for step, share in zip(steps, shares, strict=True)]
+    edge = []
+    for step, share in zip(steps, shares, strict=True):
+        edge.append((across(step), 100 - 100 * share))
+    return edge
 
 
 def bars(proportions: Sequence[float]) -> dict[str, Any]:
@@ -249,7 +255,8 @@ def _ticks(low: float, high: float) -> list[float]:
     """Round numbers in between, at most `MOST_TICKS` and one."""
     spread = (high - low) or 1.0
     size = 10.0 ** math.floor(math.log10(spread / MOST_TICKS))
-    step = next(size * by for by in (1, 2, 5, 10) if spread / (size * by) <= MOST_TICKS)
+    sizes = [size * by for by in (1, 2, 5, 10)]
+    step = next(step for step in sizes if spread / step <= MOST_TICKS)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
     return [round(i * step, 12) for i in range(first, last + 1)] or [low]
@@ -257,7 +264,9 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 of each power of ten, or the powers alone where they are many."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    lowest = math.floor(math.log10(low))
+    highest = math.ceil(math.log10(high))
+    powers = range(lowest, highest + 1)
     by = (1, 2, 5) if len(powers) <= 3 else (1,)
     found = [round(m * 10.0**power, 12) for power in powers for m in by]
     return [value for value in found if low <= value <= high] or [low, high]
@@ -282,7 +291,9 @@ def _band(line: Line, across: Scale, up: Scale) -> str:
 
 def _style(line: Line, number: int) -> str:
     """The class of a line in page.css: its latent's colour, or dashes by its number."""
-    return f"d{number % DASHES}" if line.latent is None else f"c{line.latent % COLOURS}"
+    if line.latent is None:
+        return f"d{number % DASHES}"
+    return f"c{line.latent % COLOURS}"
 
 
 def _description(

@@ -41,7 +41,10 @@ def number(value: float | str | None, digits: int = 2) -> str:
 
 def interval(ends: list[float] | tuple[float, float] | None, digits: int = 2) -> str:
     """Both ends of a 95 % interval; nothing where there is none."""
-    return "" if ends is None else f"{ends[0]:.{digits}f} to {ends[1]:.{digits}f}"
+    if ends is None:
+        return ""
+    low, high = ends
+    return f"{low:.{digits}f} to {high:.{digits}f}"
 
 
 def often(phrase: dict[str, Any]) -> str:

@@ -274,7 +274,8 @@ class Cache:
         sources = (np.cumsum(lengths) - lengths)[back]
         lengths = lengths[back]
         targets = np.cumsum(lengths) - lengths
-        return flat[np.repeat(sources - targets, lengths) + np.arange(lengths.sum())], lengths
+        places = np.repeat(sources - targets, lengths) + np.arange(lengths.sum())
+        return flat[places], lengths
 
     def stream(self, block: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
         """All rows in order, `block` at a time: the rows, then b_t and

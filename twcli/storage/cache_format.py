@@ -49,7 +49,8 @@ CACHE = Kind("cache", "make it again with `twcli precompute --overwrite`")
 
 def content_digest(fingerprint: bytes, rows: int, tokens: int) -> Any:
     """A started sha256; the caller adds offsets, row hashes and NLL, in this order."""
-    return hashlib.sha256(b"%d %d %d " % (len(fingerprint), rows, tokens) + fingerprint)
+    sizes = b"%d %d %d " % (len(fingerprint), rows, tokens)
+    return hashlib.sha256(sizes + fingerprint)
 
 
 def write_file(

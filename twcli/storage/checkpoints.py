@@ -116,7 +116,9 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         """Folders of the checkpoints, the oldest first."""
-        return sorted(self.path.glob("step-*")) if self.path.is_dir() else []
+        if not self.path.is_dir():
+            return []
+        return sorted(self.path.glob("step-*"))
 
 
 def _load(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:

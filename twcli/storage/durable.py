@@ -26,9 +26,12 @@ def write_all(handle: int, data: bytes | memoryview, position: int | None = None
     """
     view = memoryview(data).cast("B")
     while len(view):
-        count = os.write(handle, view) if position is None else os.pwrite(handle, view, position)
+        if position is None:
+            count = os.write(handle, view)
+        else:
+            count = os.pwrite(handle, view, position)
+            position += count
         view = view[count:]
-        position = None if position is None else position + count
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -225,11 +225,14 @@ class Column:
         first = starts // self.chunk
         pieces = (stops - 1) // self.chunk - first + 1  # split each range at chunk borders
         run = np.repeat(np.arange(len(starts)), pieces)
-        chunk = first[run] + np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]
-        low = np.maximum(starts[run], chunk * self.chunk)
-        sizes = (np.minimum(stops[run], (chunk + 1) * self.chunk) - low) * self._item
+        within_run = np.arange(len(run)) - (np.cumsum(pieces) - pieces)[run]
+        chunk = first[run] + within_run
+        chunk_start = chunk * self.chunk
+        low = np.maximum(starts[run], chunk_start)
+        high = np.minimum(stops[run], chunk_start + self.chunk)
         self._touch(chunk)
-        return self._read(self._addresses[chunk] + (low - chunk * self.chunk) * self._item, sizes)
+        addresses = self._addresses[chunk] + (low - chunk_start) * self._item
+        return self._read(addresses, (high - low) * self._item)
 
     def block(self, start: int, stop: int) -> np.ndarray:
         """(stop - start, *width): consecutive entries of the column."""
@@ -284,8 +287,9 @@ class Column:
 
     def _damage(self, chunk: int) -> str:
         """Which entries a damaged chunk holds."""
-        last = min((chunk + 1) * self.chunk, self.length) - 1
-        return f"/{self.name} is damaged in entries {chunk * self.chunk} to {last} (checksum)"
+        first = chunk * self.chunk
+        last = min(first + self.chunk, self.length) - 1
+        return f"/{self.name} is damaged in entries {first} to {last} (checksum)"
 
     def _find_chunks(self) -> np.ndarray:
         """(chunks,) int64 byte in the file at which each begins.
@@ -314,7 +318,9 @@ def damaged_places(columns: Iterable[Column]) -> list[str]:
     """
     damaged = [line for column in columns for line in column.damaged()]
     more = len(damaged) - REPORTED
-    return damaged[:REPORTED] + ([f"and {more} more damaged places"] if more > 0 else [])
+    if more <= 0:
+        return damaged
+    return [*damaged[:REPORTED], f"and {more} more damaged places"]
 
 
 def trailer_problem(source: Source) -> str | None:
@@ -379,7 +385,8 @@ def _first_other_row(hashes: Column, row_hash: np.ndarray) -> int | None:
 
 def not_intact(path: str, error: Exception, kind: Kind) -> UserError:
     """The error for a file whose structure is wrong."""
-    return UserError(f"{path}: is not an intact {kind.word}: {_reason(error)}; {kind.remedy}")
+    reason = _reason(error)
+    return UserError(f"{path}: is not an intact {kind.word}: {reason}; {kind.remedy}")
 
 
 def may_be_replaced(path: str, kind: Kind) -> bool:
@@ -410,8 +417,10 @@ def _open_any(path: str, kind: Kind) -> Source:
 
 def _signature(source: Source) -> bytes | None:
     """The first bytes of a regular file; None for a pipe or a device."""
-    regular = stat.S_ISREG(os.fstat(source.handle).st_mode)
-    return os.pread(source.handle, len(SIGNATURE), 0) if regular else None
+    mode = os.fstat(source.handle).st_mode
+    if not stat.S_ISREG(mode):
+        return None
+    return os.pread(source.handle, len(SIGNATURE), 0)
 
 
 def _reason(error: Exception) -> str:

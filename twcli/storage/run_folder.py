@@ -366,7 +366,8 @@ class RunFolder:
 
     def save_duration(self, step: int, seconds: float) -> None:
         """Stores how long the training took up to a step."""
-        write_durably(self.duration_file, json_line({"step": step, "seconds": round(seconds, 1)}))
+        duration = {"step": step, "seconds": round(seconds, 1)}
+        write_durably(self.duration_file, json_line(duration))
 
     def read_duration(self, step: int | None = None) -> float | None:
         """Seconds; None where they are not known.

@@ -24,7 +24,8 @@ class WeightAverage:
 
     def __init__(self, model: torch.nn.Module, steps: int) -> None:
         self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.decay = 1 - 1 / max(2.0, MEMORY_SHARE * steps)
+        memory = max(2.0, MEMORY_SHARE * steps)  # in steps
+        self.decay = 1 - 1 / memory
         self.tensors = {name: p.detach().clone() for name, p in self._trained.items()}
 
     @torch.no_grad()

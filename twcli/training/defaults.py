@@ -65,7 +65,8 @@ def default_steps(adapt: str, steps_a_pass: float) -> int:
     in part.
     """
     least, most = LORA_STEPS if adapt == "lora" else FULL_STEPS
-    return int(min(most, max(least, round(PASSES * steps_a_pass))))
+    steps = round(PASSES * steps_a_pass)
+    return int(min(most, max(least, steps)))
 
 
 def duration(seconds: float) -> str:

@@ -186,8 +186,11 @@ def progress_line(recent: Sequence[dict[str, Any]]) -> str:
 def _mean_loss(metrics: Sequence[dict[str, Any]], stage: str) -> float | None:
     """Mean loss in nats over the records of a stage's steps, None without any."""
     those = [m for m in metrics if m["stage"] == stage]
-    total = sum(m["records"] for m in those)
-    return sum(m["records"] * m["loss"] for m in those) / total if total else None
+    records = sum(m["records"] for m in those)
+    if not records:
+        return None
+    loss = sum(m["records"] * m["loss"] for m in those)
+    return loss / records
 
 
 def gradient_norms(

@@ -53,7 +53,8 @@ def measured_every(steps: int, records: int, latents: int, rows_a_step: int) -> 
     is one at least.
     """
     dear = records * (latents + 1) / (COST_SHARE * rows_a_step * PASSES_A_RECORD)
-    return min(steps, max(1, round(max(steps / MEASUREMENTS, dear))))
+    every = round(max(steps / MEASUREMENTS, dear))
+    return min(steps, max(1, every))
 
 
 @dataclass(frozen=True)
@@ -207,7 +208,8 @@ def retained(held: HeldOut, found: HeldOutNll) -> list[Retention]:
     """What became of the held-out completions of each latent. Without a name a record has the
     latent that would write it.
     """
-    return retention(_latents(held, found), held.frozen_H, found.marginal_H, found.generator_HK)
+    latent_H = _latents(held, found)
+    return retention(latent_H, held.frozen_H, found.marginal_H, found.generator_HK)
 
 
 def _latents(held: HeldOut, found: HeldOutNll) -> np.ndarray:

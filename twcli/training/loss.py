@@ -173,8 +173,9 @@ def information(mean_K: ArrayLike, mean_entropy: float) -> tuple[float, float]:
         mean_K: the posterior's mean over records.
         mean_entropy: the mean of its entropy over the same records, in nats.
     """
-    of_mean = float(special.entr(np.asarray(mean_K, np.float64)).sum())
-    return max(of_mean - mean_entropy, 0.0), math.exp(of_mean)
+    mean_K = np.asarray(mean_K, np.float64)
+    entropy_of_mean = float(special.entr(mean_K).sum())
+    return max(entropy_of_mean - mean_entropy, 0.0), math.exp(entropy_of_mean)
 
 
 def objective(
@@ -227,4 +228,5 @@ def responsibilities(
     Both in float64; the latter in nats is -log sum_z p(z|x) p(y|x,z), the sum exact.
     """
     nll_BK = nll_BKS.double().sum(-1)
-    return torch.softmax(-nll_BK, dim=-1), -torch.logsumexp(log_p_BK.double() - nll_BK, dim=-1)
+    log_joint_BK = log_p_BK.double() - nll_BK
+    return torch.softmax(-nll_BK, dim=-1), -torch.logsumexp(log_joint_BK, dim=-1)

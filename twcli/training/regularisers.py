@@ -36,7 +36,8 @@ def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -
     """One-hot (B, K) at the latent of least Reff - beta log p(z|x), detached: hard
     EM (Neal and Hinton 1998).
     """
-    best_B = (reff_BK - beta * log_p_BK).detach().argmin(-1)
+    cost_BK = (reff_BK - beta * log_p_BK).detach()
+    best_B = cost_BK.argmin(-1)
     return torch.nn.functional.one_hot(best_B, reff_BK.shape[1]).to(reff_BK)
 
 
@@ -64,6 +65,8 @@ def normalised(
 
     A row whose b_t sum to `tau` nats or less stays as it is.
     """
-    mean_B = masked_token_nll_per_example(weights_BS.detach(), active_BS)
-    mass_B = weights_BS.detach().masked_fill(~active_BS, 0.0).sum(-1)
-    return reff_BC / torch.where(mass_B > tau, mean_B, 1.0).to(reff_BC.dtype)[:, None]
+    weights_BS = weights_BS.detach()
+    mean_B = masked_token_nll_per_example(weights_BS, active_BS)
+    mass_B = weights_BS.masked_fill(~active_BS, 0.0).sum(-1)
+    unit_B = torch.where(mass_B > tau, mean_B, 1.0)
+    return reff_BC / unit_B.to(reff_BC.dtype)[:, None]

@@ -148,9 +148,11 @@ def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
     Args:
         values_n: (n,) two values or more.
     """
-    half = student.ppf((1 + CONFIDENCE) / 2, len(values_n) - 1) * values_n.std(ddof=1)
-    half /= math.sqrt(len(values_n))
-    return float(values_n.mean() - half), float(values_n.mean() + half)
+    n = len(values_n)
+    mean = values_n.mean()
+    half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * values_n.std(ddof=1)
+    half /= math.sqrt(n)
+    return float(mean - half), float(mean + half)
 
 
 def judged_by_probe(
@@ -223,7 +225,10 @@ def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> b
 def _half_interval(entry: Retention, name: str) -> float:
     """Half the width of a figure's interval, 0 where it has none."""
     interval: tuple[float, float] | None = getattr(entry, f"{name}_ci")
-    return 0.0 if interval is None else (interval[1] - interval[0]) / 2
+    if interval is None:
+        return 0.0
+    low, high = interval
+    return (high - low) / 2
 
 
 def retention_lines(found: Sequence[Retention], lost: Container[int]) -> list[str]:

@@ -394,7 +394,9 @@ def _shared_naming(
 
 def _latents_of(naming: Naming | None, rows: int) -> np.ndarray:
     """(N,) the latent at which each row's posterior is held, -1 for none."""
-    return np.full(rows, -1, np.int64) if naming is None else naming.latent_N.astype(np.int64)
+    if naming is None:
+        return np.full(rows, -1, np.int64)
+    return naming.latent_N.astype(np.int64)
 
 
 def _held_out(
@@ -622,7 +624,8 @@ def _scored_rows(config: TrainConfig, encoded: Encoded, steps: int, distinct: bo
     step_rows = config.accumulate * batch_rows(config, encoded)
     passes = SCORED_SHARE * steps * step_rows * PASSES_A_RECORD
     most = len(encoded) if distinct else PROBE_ROWS
-    return min(most, max(LEAST_SCORED_ROWS, int(passes / (config.resolved_latents + 1))))
+    affordable = int(passes / (config.resolved_latents + 1))
+    return min(most, max(LEAST_SCORED_ROWS, affordable))
 
 
 def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
@@ -675,7 +678,9 @@ def original_seconds(encoded: Encoded, speed: float) -> float:
     """A guess at how long features to score the run by take, from the tokens a second of a forward
     pass.
     """
-    return min(len(encoded), PROBE_ROWS) * float(encoded.lengths.mean()) / speed
+    rows = min(len(encoded), PROBE_ROWS)
+    mean_tokens = float(encoded.lengths.mean())
+    return rows * mean_tokens / speed
 
 
 def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: float) -> float:

@@ -168,7 +168,9 @@ class Repetitions:
 
 def turns_of(stage: str) -> tuple[str, ...]:
     """The stages that take turns with one, itself included, in their order."""
-    return (REFINE, SETTLE) if stage in (REFINE, SETTLE) else (stage,)
+    if stage in (REFINE, SETTLE):
+        return REFINE, SETTLE
+    return (stage,)
 
 
 def schedule(step: int, steps: int) -> float:

@@ -151,7 +151,8 @@ def _batches_from(
 
 def _any_process(accelerator: Any, here: bool) -> bool:
     """Whether something is so in any process, the same answer in all."""
-    return bool(accelerator.reduce(torch.tensor(float(here), device=accelerator.device)))
+    own = torch.tensor(float(here), device=accelerator.device)
+    return bool(accelerator.reduce(own))
 
 
 def _prepared(setup: Setup, sharded: bool) -> tuple[Any, Any]:
