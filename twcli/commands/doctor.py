@@ -75,11 +75,12 @@ def render(found: dict[str, Any]) -> str:
     """The report as lines of Markdown."""
     cpu = found["cpu"]
     memory = f", {cpu['memory_gib']} GiB" if cpu["memory_gib"] else ""
-    devices = [
-        f"{device['kind']}: {device['name']}"
-        + (f", {device['memory_gib']} GiB, {device['detail']}" if device.get("detail") else "")
-        for device in found["devices"]
-    ]
+    devices = []
+    for device in found["devices"]:
+        shown = f"{device['kind']}: {device['name']}"
+        if device.get("detail"):
+            shown += f", {device['memory_gib']} GiB, {device['detail']}"
+        devices.append(shown)
     folders = [
         f"{name}: {folder['path']}, {folder['state']}" for name, folder in found["folders"].items()
     ]

@@ -107,8 +107,9 @@ def _settings(config: PrecomputeConfig | TrainConfig, origins: dict[str, str]) -
     """Every setting: a line for those of one origin, the defaults at the end."""
     named: dict[str, list[str]] = {}
     for name, value in config.to_mapping().items():
-        said = f"{flag_of(name)} {value}" if value is not None else f"{flag_of(name)} not set"
-        named.setdefault(origins.get(name, "default"), []).append(said)
+        origin = origins.get(name, "default")
+        said = "not set" if value is None else value
+        named.setdefault(origin, []).append(f"{flag_of(name)} {said}")
     defaults = named.pop("default", [])
     for origin, settings in named.items():
         yield f"{origin}: {', '.join(settings)}"
@@ -255,7 +256,7 @@ def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
     first = int(encoded.prompt_lengths[0]) + 1
     last = first + int(encoded.target_lengths[0])
     ids = encoded.ids[: encoded.offsets[1]].tolist()
-    before, inside, after = (
-        encoder.tokenizer.decode(part) for part in (ids[:first], ids[first:last], ids[last:])
-    )
+    before = encoder.tokenizer.decode(ids[:first])
+    inside = encoder.tokenizer.decode(ids[first:last])
+    after = encoder.tokenizer.decode(ids[last:])
     return repr(f"{before}[[{inside}]]{after}")

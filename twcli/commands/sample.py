@@ -148,12 +148,12 @@ class Sampler:
         (router,) = self.router(xs) if self.latent_ids else ([1.0],)
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
         jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
-        return [
-            text if latent is None else f"z{latent}  {router[latent]:.2f}  {text}"
-            for (_, latent), text in zip(
-                jobs, self.complete(xs, jobs, self.config.seed)[0], strict=True
-            )
-        ]
+        texts, *_ = self.complete(xs, jobs, self.config.seed)
+        lines = []
+        for (_, latent), text in zip(jobs, texts, strict=True):
+            probability = "" if latent is None else f"z{latent}  {router[latent]:.2f}  "
+            lines.append(probability + text)
+        return lines
 
     def latents(self, xs: Sequence[Example], seed: int) -> list[list[int | None]]:
         """For each prompt the latents of its completions; [None] x n for the frozen model."""
@@ -165,10 +165,10 @@ class Sampler:
             return [[k for k in range(len(self.latent_ids)) for _ in range(n)]] * len(xs)
         if latent in (None, "router"):
             rng = np.random.default_rng([seed, 3])
-            return [
-                rng.choice(len(self.latent_ids), n, p=p / p.sum()).tolist()
-                for p in self.router(xs).astype(np.float64)
-            ]
+            drawn = []
+            for p_K in self.router(xs).astype(np.float64):
+                drawn.append(rng.choice(len(p_K), n, p=p_K / p_K.sum()).tolist())
+            return drawn
         return [[int(latent)] * n] * len(xs)
 
 

@@ -398,7 +398,7 @@ class BatchSampler:
         """
         columns = self.prompts, self._classes, self.lengths
         prompts, classes, lengths = columns if whole else (each[rows] for each in columns)
-        changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
+        changes = _changes(prompts, classes)
         ascending = (prompts[1:] > prompts[:-1]) | ~changes
         if not ascending.all():
             order = np.lexsort((classes, prompts))
@@ -406,8 +406,9 @@ class BatchSampler:
             prompts = prompts[order]
             classes = classes[order]
             lengths = lengths[order]
-            changes = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
-        starts = np.flatnonzero(np.append([True], changes)[: len(rows)]).astype(rows.dtype)
+            changes = _changes(prompts, classes)
+        begins = np.append([True], changes)[: len(rows)]
+        starts = np.flatnonzero(begins).astype(rows.dtype)
         longest = np.empty(0, np.int32)
         if len(rows):
             longest = np.maximum.reduceat(lengths, starts).astype(np.int32)
@@ -443,3 +444,9 @@ class BatchSampler:
             waiting.append(rows)
             count += len(rows)
         return [*batches, np.concatenate(waiting)] if waiting else batches
+
+
+def _changes(prompts: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """(R - 1,) bool: where the next row has another prompt or class."""
+    changes: np.ndarray = (prompts[1:] != prompts[:-1]) | (classes[1:] != classes[:-1])
+    return changes

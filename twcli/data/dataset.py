@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -94,8 +94,11 @@ def _form(
     complete = y_field is not None
     form = None if trained is None else _form_of_run(first, complete, **trained)
     form = form or form_of(first, asked=asked, x_field=x_field, y_field=y_field)
-    names = dict.fromkeys(str(name) for _, record in first for name in record)
-    read = {name for _, record in first for name in form.names(record, complete)}
+    names: dict[str, None] = {}  # in the order in which they come
+    read: set[str] = set()
+    for _, record in first:
+        names.update(dict.fromkeys(str(name) for name in record))
+        read.update(form.names(record, complete))
     return form, [name for name in names if name not in read]
 
 
@@ -224,14 +227,12 @@ class Examples:
 
     def unread_fields(self) -> list[str]:
         """The first few fields of the records that are not read, for messages."""
-        found = dict.fromkeys(
-            name
-            for _, (_, names) in self._sources
-            for name in names
-            if name not in (*NAMED, "strategy", self._strategy_field)
-        )
-        names = list(found)
-        return names[:SHOWN_FIELDS] + (["..."] if len(names) > SHOWN_FIELDS else [])
+        of_sources = chain.from_iterable(names for _, (_, names) in self._sources)
+        known = (*NAMED, "strategy", self._strategy_field)
+        unread = [name for name in dict.fromkeys(of_sources) if name not in known]
+        if len(unread) <= SHOWN_FIELDS:
+            return unread
+        return [*unread[:SHOWN_FIELDS], "..."]
 
 
 def _with_others(error: EmptyText, rest: Reading, form: Form, complete: bool) -> UserError:

@@ -32,7 +32,7 @@ from twcli.data.equal_rows import first_of_equal
 from twcli.data.example import Example
 from twcli.data.latent_chat import latent_tokens, sections, with_latents
 from twcli.data.long_rows import ERROR, LongRows
-from twcli.data.template import CHAT, FILE, Template, specials
+from twcli.data.template import CHAT, FILE, Ending, Template, specials
 from twcli.data.vocabulary import (
     SECTION_TAGS,
     TAGS,
@@ -525,22 +525,15 @@ class ExampleEncoder:
         """
         for example, place in zip(block, places, strict=True):
             self._check_no_turns(example, place)
-        in_x, in_y = (
-            {row for row, text in enumerate(texts) if self._special_text.search(text)}
-            for texts in ([e.x for e in block], [e.y for e in block])
-        )
+        in_x = {row for row, one in enumerate(block) if self._special_text.search(one.x)}
+        in_y = {row for row, one in enumerate(block) if self._special_text.search(one.y)}
         apart = sorted(in_x | in_y)
         for row in apart:
             marks.spelled.add(places[row])
         whole = [row for row in range(len(block)) if row not in in_x and row not in in_y]
         rendered = [self.template.render(block[row]) for row in whole]
-        rows = dict(
-            zip(
-                whole,
-                self._ended(rendered, [places[r] for r in whole], [block[r] for r in whole]),
-                strict=True,
-            )
-        )
+        ended = self._ended(rendered, [places[r] for r in whole], [block[r] for r in whole])
+        rows = dict(zip(whole, ended, strict=True))
         pieced = self._pieced_rows([block[r] for r in apart], [places[r] for r in apart])
         for row, pieces in zip(apart, pieced, strict=True):
             rows[row] = pieces
@@ -568,18 +561,13 @@ class ExampleEncoder:
         assert self._whole is not None
         ending = self.template.ending
         if ending.text or ending.appended:
-            after = ending.text or ending.after
-            rendered = [
-                replace(one, rest=one.rest[: one.rest.rfind(after) + len(ending.text)])
-                if after and after in one.rest
-                else one
-                for one in rendered
-            ]
-        rows = self._whole.rows(rendered)
-        return [
-            replace(row, target=self._target(row.target, place, example, one))
-            for row, place, example, one in zip(rows, places, block, rendered, strict=True)
-        ]
+            rendered = [_cut_after(one, ending) for one in rendered]
+        rows = []
+        whole = self._whole.rows(rendered)
+        for row, place, example, one in zip(whole, places, block, rendered, strict=True):
+            target = self._target(row.target, place, example, one)
+            rows.append(replace(row, target=target))
+        return rows
 
     def _target(
         self, ids: list[int], place: str, example: Example, rendered: Rendered
@@ -713,6 +701,15 @@ class _Places:
         """Counts a place; the first one is kept for the message."""
         self.first = self.first or place
         self.count += 1
+
+
+def _cut_after(rendered: Rendered, ending: Ending) -> Rendered:
+    """Without what the template writes after the text that ends y."""
+    after = ending.text or ending.after
+    if not after or after not in rendered.rest:
+        return rendered
+    end = rendered.rest.rfind(after) + len(ending.text)
+    return replace(rendered, rest=rendered.rest[:end])
 
 
 @dataclass

@@ -174,13 +174,11 @@ def _fitting(known: dict[str, Form], records: list[Record], complete: bool) -> F
 
 def _turns_elsewhere(first: Record) -> Form | None:
     """The form of a conversation in a field of another name, where one field holds turns."""
-    fields = {name: turns_if_any(value) for name, value in first.items()}
-    turns = {name: value for name, value in fields.items() if is_turns(value)}
-    held = [
-        name
-        for name, value in turns.items()
-        if len(value) > 1 and all(first_of(turn, SAID) for turn in value)
-    ]
+    held = []
+    for name, value in first.items():
+        turns = turns_if_any(value)
+        if is_turns(turns) and len(turns) > 1 and all(first_of(turn, SAID) for turn in turns):
+            held.append(name)
     if len(held) != 1:
         return None
     return replace(_turns_form("messages", held[0]), shown=f"messages ({held[0]})")
@@ -428,19 +426,19 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
     """A prompt and a completion in fields of usual names, the first of `pairs` that fits."""
 
     def pair_of(record: Record, complete: bool) -> tuple[str, str] | None:
-        # a text alone is no prompt, and one that is to be summarised is
-        here = ((p, c) for p, c in pairs if p in record)
-        return next(
-            ((p, c) for p, c in here if c in record or (not complete and p in MAIN_PROMPTS)), None
-        )
+        for prompt, completion in pairs:
+            # a text alone is no prompt, and one that is to be summarised is
+            alone = not complete and prompt in MAIN_PROMPTS
+            if prompt in record and (completion in record or alone):
+                return prompt, completion
+        return None
 
     def fits(record: Record, complete: bool) -> bool:
         return pair_of(record, complete) is not None
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
-        prompt, completion = pair_of(record, complete) or next(
-            ((p, c) for p, c in pairs if p in record), pairs[0]
-        )
+        with_prompt = [pair for pair in pairs if pair[0] in record] or pairs
+        prompt, completion = pair_of(record, complete) or with_prompt[0]
         asked = _prompt(value_of(record, prompt, where), prompt, where)
         given = [(completion, value_of(record, completion, where))] if complete else []
         return _joined(record, asked, given, where, complete)
@@ -584,10 +582,10 @@ def _hh_turns(text: str) -> tuple[list[Turn], str]:
     start, *pieces = HH_TURN.split(text)
     if start.strip() or len(pieces) < 4 or pieces[-2] != "Assistant":
         return [], text
-    turns = [
-        {"role": "user" if who == "Human" else TARGET, "content": said}
-        for who, said in zip(pieces[:-2:2], pieces[1:-2:2], strict=True)
-    ]
+    turns = []
+    for who, said in zip(pieces[:-2:2], pieces[1:-2:2], strict=True):
+        role = "user" if who == "Human" else TARGET
+        turns.append({"role": role, "content": said})
     return turns, pieces[-1]
 
 
@@ -600,10 +598,13 @@ def _several_names(record: Record) -> list[str]:
     name = first_of(record, OTHER_SEVERAL)
     if name is not None and isinstance(record[name], list):
         return [name]
-    numbered = [(NUMBERED.fullmatch(str(name)), name) for name in record]
-    stems = [(match[1], name) for match, name in numbered if match and record[name] is not None]
-    found = [name for stem, name in stems if stem == stems[0][0]]
-    return found if len(found) > 1 else []
+    by_stem: dict[str, list[str]] = {}
+    for name, value in record.items():
+        match = NUMBERED.fullmatch(str(name))
+        if match and value is not None:
+            by_stem.setdefault(match[1], []).append(name)
+    first = next(iter(by_stem.values()), [])
+    return first if len(first) > 1 else []
 
 
 def _several_fits(record: Record, complete: bool) -> bool:

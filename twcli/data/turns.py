@@ -341,16 +341,14 @@ def earlier_answers(whole: Conversation) -> list[Conversation]:
     open it, say nothing or are marked as context are left out.
     """
     turns = list(whole.messages or ())[:-1]
-    return [
-        Conversation(
-            prompt_text(turns[:number], whole.tools),
-            text_of(turn),
-            tuple(turns[: number + 1]),
-            whole.tools,
-        )
-        for number, turn in enumerate(turns)
-        if number and turn["role"] == TARGET and _is_learned(turn) and not is_blank(text_of(turn))
-    ]
+    found = []
+    for number, turn in enumerate(turns):
+        said = text_of(turn)
+        if number == 0 or turn["role"] != TARGET or not _is_learned(turn) or is_blank(said):
+            continue
+        prompt = prompt_text(turns[:number], whole.tools)
+        found.append(Conversation(prompt, said, tuple(turns[: number + 1]), whole.tools))
+    return found
 
 
 def turns_if_any(value: Any) -> Any:

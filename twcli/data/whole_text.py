@@ -106,10 +106,13 @@ class WholeText:
             for number, ids in zip(left, both, strict=True):
                 if ids[: len(before)] == before:
                     found[number] = ids[len(before) :]
-        return [
-            self._tokenise([rest.removeprefix(self._between)])[0] if ids is None else ids
-            for ids, rest in zip(found, rests, strict=True)
-        ]
+        targets = []
+        for continued, rest in zip(found, rests, strict=True):
+            if continued is not None:
+                targets.append(continued)
+            else:
+                targets += self._tokenise([rest.removeprefix(self._between)])
+        return targets
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]

@@ -79,24 +79,25 @@ def latent_cards(
     """
     K = len(chosen.typical)
     counts_K = np.bincount(latent_N[latent_N >= 0], minlength=K)
-    phrases = distinctive_phrases(
-        [texts[row].y for row in chosen.counted.tolist()], latent_N[chosen.counted], K
-    )
-    return [
-        {
-            "latent": k,
-            "share": float(counts_K[k] / max(counts_K.sum(), 1)),
-            "mean_probability": float(probability_N[latent_N == k].mean()) if counts_K[k] else 0.0,
-            "phrases": [
-                {"text": p.text, "z": p.z, "share": p.share, "elsewhere": p.elsewhere}
-                for p in phrases[k]
-            ],
-            "typical": [
-                shown(row, probability_N, texts, number) for row in chosen.typical[k].tolist()
-            ],
-        }
-        for k in range(K)
-    ]
+    completions = [texts[row].y for row in chosen.counted.tolist()]
+    phrases = distinctive_phrases(completions, latent_N[chosen.counted], K)
+    cards = []
+    for k in range(K):
+        mean = float(probability_N[latent_N == k].mean()) if counts_K[k] else 0.0
+        typical = chosen.typical[k].tolist()
+        cards.append(
+            {
+                "latent": k,
+                "share": float(counts_K[k] / max(counts_K.sum(), 1)),
+                "mean_probability": mean,
+                "phrases": [
+                    {"text": p.text, "z": p.z, "share": p.share, "elsewhere": p.elsewhere}
+                    for p in phrases[k]
+                ],
+                "typical": [shown(row, probability_N, texts, number) for row in typical],
+            }
+        )
+    return cards
 
 
 def shown(

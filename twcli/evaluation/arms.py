@@ -176,13 +176,11 @@ def figures_of(
     passed = values.get("pass_at_k")
     if best:
         result["arms"][FROZEN]["temperature"] = float(best.split()[1])
-        result["temperatures"] = {
-            name.split()[1]: _numbers(
-                None if passed is None else sampling.mean(passed[name])[ks - 1]
-            )
-            for name in every
-            if name.startswith(f"{FROZEN} ")
-        }
+        result["temperatures"] = {}
+        for name in every:
+            if name.startswith(f"{FROZEN} "):
+                curve = None if passed is None else sampling.mean(passed[name])[ks - 1]
+                result["temperatures"][name.split()[1]] = _numbers(curve)
     result["judged_prompts"] = None
     if passed is not None:
         result["judged_prompts"] = int(np.isfinite(passed[EVEN]).all(1).sum())
@@ -278,8 +276,11 @@ def _best_frozen(
         return None
     for key, at in (("pass_at_k", ks - 1), ("strategies_at_k", np.arange(len(ks)))):
         if key in values:
-            score = {name: np.nan_to_num(sampling.mean(values[key][name])[at]) for name in frozen}
-            return max(frozen, key=lambda name: float(score[name].mean()))
+            score = {}
+            for name in frozen:
+                curve = sampling.mean(values[key][name])[at]
+                score[name] = float(np.nan_to_num(curve).mean())
+            return max(frozen, key=lambda name: score[name])
     return min(frozen, key=lambda name: abs(float(name.split()[1]) - temperature))
 
 
@@ -330,17 +331,17 @@ def prediction(
         return None
     ks = np.arange(1, samples + 1)
     known = np.isfinite(frozen.correct)
-    of_each = [(frozen.strategies == number) & known for number in range(len(names))]
+    strategies = {}
+    for number, name in enumerate(names):
+        those = (frozen.strategies == number) & known
+        strategies[name] = {
+            "frequency": float(those.sum() / known.sum()),
+            "accuracy": float(frozen.correct[those].mean()) if those.any() else None,
+        }
     drawn = sampling.mean(sampling.success(reference, prompts, 1, ks))
     result: dict[str, Any] = {
         "classes": len(mixture.weights),
-        "strategies": {
-            name: {
-                "frequency": float(those.sum() / known.sum()),
-                "accuracy": float(frozen.correct[those].mean()) if those.any() else None,
-            }
-            for name, those in zip(names, of_each, strict=True)
-        },
+        "strategies": strategies,
         "pass_at_k": {FROZEN: drawn[powers(samples) - 1].tolist()},
         "ratio": {},
     }

@@ -337,9 +337,11 @@ def _embedded(
     """(x, y) -> mean hidden state of y under the frozen model, minus the mean of all of them: what
     is common to all states would make any two alike.
     """
-    pairs = list(
-        dict.fromkeys((xs[p], y) for arm in arms.values() for p in some for y in arm.samples[p])
-    )
+    distinct: dict[tuple[str, str], None] = {}  # in the order in which they come
+    for arm in arms.values():
+        for p in some:
+            distinct.update(dict.fromkeys((xs[p], y) for y in arm.samples[p]))
+    pairs = list(distinct)
     encoded, kept = encodable(frozen.encoder, pairs, frozen.max_length)
     if encoded is None:
         return {}

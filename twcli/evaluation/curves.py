@@ -47,12 +47,11 @@ def section(sampling: dict[str, Any] | None) -> dict[str, Any] | None:
     if sampling is None:
         return None
     arms = sampling["arms"]
-    drawn = [
-        chart
-        for key, title, unit, note in CHARTS
-        if any(arm[key] for arm in arms.values())
-        and (chart := _chart(sampling["k"], arms, key, title, unit, note))
-    ]
+    drawn = []
+    for key, title, unit, note in CHARTS:
+        if any(arm[key] for arm in arms.values()):
+            chart = _chart(sampling["k"], arms, key, title, unit, note)
+            drawn += [chart] if chart else []
     tables = [_diversity(arms)]
     if sampling["samples_saved"]:
         tables.insert(0, _saved(sampling))
@@ -83,30 +82,24 @@ def _chart(
     """
     lines = []
     for name, arm in arms.items():
-        known = [
-            (k, mean, ends)
-            for k, mean, ends in zip(ks, arm[key], arm[f"{key}_ci"], strict=True)
-            if mean is not None
-        ]
-        lines.append(
-            charts.Line(
-                ARMS[name],
-                [(k, mean) for k, mean, _ in known],
-                [(k, *ends) for k, _, ends in known if ends],
-            )
-        )
+        points = []
+        band = []
+        for k, mean, ends in zip(ks, arm[key], arm[f"{key}_ci"], strict=True):
+            if mean is None:
+                continue
+            points.append((k, mean))
+            if ends:
+                band.append((k, *ends))
+        lines.append(charts.Line(ARMS[name], points, band))
     return charts.curves(title, lines, unit=unit, note=note, axis="k samples", log_axis=True)
 
 
 def _saved(sampling: dict[str, Any]) -> dict[str, Any]:
     """Rows of the table of samples saved, with what the mixture of strategies predicts."""
     columns = ("arm", "pass@k", "original's samples", "samples", "times fewer", "95 % interval")
-    return {
-        "id": "saved",
-        "caption": "Samples saved, at the highest pass@k that both reach. Predicted is what the "
-        "original model's mixture of strategies, with a latent for each, would save.",
-        "columns": [(name, name != "arm") for name in (*columns, "predicted")],
-        "rows": [
+    rows = []
+    for name, saved in sampling["samples_saved"].items():
+        rows.append(
             [
                 ARMS[name],
                 number(saved["pass"], 3),
@@ -116,17 +109,21 @@ def _saved(sampling: dict[str, Any]) -> dict[str, Any]:
                 interval(saved["ratio_ci"]),
                 number(saved.get("predicted")),
             ]
-            for name, saved in sampling["samples_saved"].items()
-        ],
+        )
+    return {
+        "id": "saved",
+        "caption": "Samples saved, at the highest pass@k that both reach. Predicted is what the "
+        "original model's mixture of strategies, with a latent for each, would save.",
+        "columns": [(name, name != "arm") for name in (*columns, "predicted")],
+        "rows": rows,
     }
 
 
 def _diversity(arms: dict[str, Any]) -> dict[str, Any]:
     """Rows of the table of diversity, of the measures that any arm has."""
-    names = [
-        name for name in DIVERSITY if any(a["diversity"][name] is not None for a in arms.values())
-    ]
-    data = [a["diversity"]["reference_bleu_data"] for a in arms.values()]
+    measured = [arm["diversity"] for arm in arms.values()]
+    names = [name for name in DIVERSITY if any(of[name] is not None for of in measured)]
+    data = [of["reference_bleu_data"] for of in measured]
     note = (
         f" The data's own completions have a leave-one-out BLEU of {data[0]:.1f}."
         if data and data[0] is not None

@@ -54,12 +54,12 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> float | None:
     scores = []
     samples = [texts[:BLEU_SAMPLES] for texts in samples if len(texts) > 1]
     for number in range(max(map(len, samples), default=0)):
-        pairs = [
-            (texts[number], [t for other, t in enumerate(texts) if other != number])
-            for texts in samples
-            if number < len(texts)
-        ]
-        scores.append(corpus_bleu(*zip(*pairs, strict=True)))
+        those = [texts for texts in samples if number < len(texts)]
+        scores.append(
+            corpus_bleu(
+                [texts[number] for texts in those], [_without(texts, number) for texts in those]
+            )
+        )
     return float(np.mean(scores)) if scores else None
 
 
@@ -71,23 +71,31 @@ def reference_bleu(
     1902.07816): the mean over which one is left out, against all others. None where no prompt has
     two different references.
     """
-    kept = [
-        (texts[:BLEU_SAMPLES], list(dict.fromkeys(several))[:BLEU_SAMPLES])
-        for texts, several in zip(samples, references, strict=True)
-    ]
-    kept = [(texts, several) for texts, several in kept if len(several) > 1 and texts]
+    kept = []
+    for texts, of_prompt in zip(samples, references, strict=True):
+        several = list(dict.fromkeys(of_prompt))[:BLEU_SAMPLES]
+        if len(several) > 1 and texts:
+            kept.append((texts[:BLEU_SAMPLES], several))
+    if not kept:
+        return None
     ours = []
     theirs = []
-    for left_out in range(max((len(several) for _, several in kept), default=0)):
-        those = [
-            (texts, several[left_out], several[:left_out] + several[left_out + 1 :])
-            for texts, several in kept
-            if left_out < len(several)
-        ]
-        theirs.append(corpus_bleu([own for _, own, _ in those], [rest for *_, rest in those]))
-        pairs = [(text, rest) for texts, _, rest in those for text in texts]
-        ours.append(corpus_bleu(*zip(*pairs, strict=True)))
-    return (float(np.mean(ours)), float(np.mean(theirs))) if ours else None
+    for left_out in range(max(len(several) for _, several in kept)):
+        those = [(texts, several) for texts, several in kept if left_out < len(several)]
+        rests = [_without(several, left_out) for _, several in those]
+        theirs.append(corpus_bleu([several[left_out] for _, several in those], rests))
+        written: list[str] = []
+        against: list[list[str]] = []
+        for (texts, _), rest in zip(those, rests, strict=True):
+            written += texts
+            against += [rest] * len(texts)
+        ours.append(corpus_bleu(written, against))
+    return float(np.mean(ours)), float(np.mean(theirs))
+
+
+def _without(texts: Sequence[str], number: int) -> list[str]:
+    """All texts but one."""
+    return [*texts[:number], *texts[number + 1 :]]
 
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:

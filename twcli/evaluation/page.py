@@ -311,13 +311,11 @@ def _mean_rows(retention: Sequence[dict[str, Any]]) -> list[list[str]]:
         ),
         ("right", "samples with a right answer", "at temperature 1"),
     ):
-        pairs = [
-            (entry[key], entry[f"frozen_{key}"])
-            for entry in retention
-            if entry[key] is not None and entry[f"frozen_{key}"] is not None
-        ]
-        if pairs:
-            ours, frozen = (sum(values) / len(pairs) for values in zip(*pairs, strict=True))
+        pairs = [(entry[key], entry[f"frozen_{key}"]) for entry in retention]
+        known = [pair for pair in pairs if None not in pair]
+        if known:
+            ours = sum(value for value, _ in known) / len(known)
+            frozen = sum(value for _, value in known) / len(known)
             rows.append([f"{name}, mean over latents", share(ours), "", share(frozen), note])
     return rows
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from twcli.errors import UserError
@@ -82,14 +83,12 @@ def _not_plain(backbone: PreTrainedModel) -> list[str] | None:
     """Paths of layers that a family derives from a linear one to give something else, such as a
     router that also chooses experts: peft would add an update to it as to a linear layer.
     """
-    plain = torch.nn.Linear.forward
-    paths = [
-        path
-        for path, module in backbone.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and type(module).forward is not plain
-        and type(module).__module__.startswith("transformers.models.")
-    ]
+    paths = []
+    for path, module in backbone.named_modules():
+        kind = type(module)
+        of_family = kind.__module__.startswith("transformers.models.")
+        if issubclass(kind, nn.Linear) and of_family and kind.forward is not nn.Linear.forward:
+            paths.append(path)
     return paths or None
 
 
@@ -121,11 +120,12 @@ def _check_targets(
 
 def _linear_names(backbone: PreTrainedModel, tables: Sequence[Any]) -> set[str]:
     """Names of the layers with a matrix, but for embeddings and LM head."""
-    return {
-        path.rsplit(".", 1)[-1]
-        for path, module in backbone.named_modules()
-        if getattr(getattr(module, "weight", None), "ndim", 0) == 2 and module not in tables
-    }
+    names = set()
+    for path, module in backbone.named_modules():
+        weight = getattr(module, "weight", None)
+        if getattr(weight, "ndim", 0) == 2 and module not in tables:
+            names.add(path.rsplit(".", 1)[-1])
+    return names
 
 
 def new_row_gradients(backbone: PreTrainedModel, token_ids: torch.Tensor) -> torch.Tensor:

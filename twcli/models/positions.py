@@ -46,13 +46,13 @@ def stretched_context(model: PreTrainedModel, limit: int) -> int:
     """The context in tokens, where `limit` is the one of the training: "dynamic" frequencies are
     for rows that are longer by their factor.
     """
-    factors = [
-        float((parameters if layer_type is None else parameters[layer_type]).get("factor", 1.0))
-        for module, layer_type, kind in _rotary(model)
-        if DYNAMIC in kind
-        for parameters in [module.config.rope_parameters]
-    ]
-    return int(limit * max([1.0, *factors]))
+    largest = 1.0
+    for module, layer_type, kind in _rotary(model):
+        if DYNAMIC in kind:
+            parameters = module.config.rope_parameters
+            of_layer = parameters if layer_type is None else parameters[layer_type]
+            largest = max(largest, float(of_layer.get("factor", 1.0)))
+    return int(limit * largest)
 
 
 def _rotary(model: nn.Module) -> Iterator[tuple[Any, str | None, str]]:

@@ -398,10 +398,11 @@ class FeatureStore:
         self._check_open()
         half = self._columns["values"].gather(ordered[first], counts)
         in_order = np.array_equal(rows, ordered)
-        return {
-            name: (half[:, columns] if in_order else half[back, columns]).astype(np.float32)
-            for name, columns in _columns(self.widths).items()
-        }
+        values = {}
+        for name, columns in _columns(self.widths).items():
+            found = half[:, columns] if in_order else half[back, columns]
+            values[name] = found.astype(np.float32)
+        return values
 
     def blocks(self, size: int) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
         """All rows in order, `size` at a time: the rows, then what `read` gives of them.

@@ -77,11 +77,11 @@ class RunFolder:
         """
         if self.config_file.is_file() or not self.path.is_dir():
             return []
-        found = {
-            int(name[1]): RunFolder(folder)
-            for folder in self.path.iterdir()
-            if (name := SEED_FOLDER.fullmatch(folder.name)) and (folder / "config.yaml").is_file()
-        }
+        found = {}
+        for folder in self.path.iterdir():
+            name = SEED_FOLDER.fullmatch(folder.name)
+            if name and (folder / "config.yaml").is_file():
+                found[int(name[1])] = RunFolder(folder)
         return [found[seed] for seed in sorted(found)]
 
     @property
@@ -156,11 +156,8 @@ class RunFolder:
             if not config.overwrite:
                 self._check_same(config)
             return
-        strangers = [
-            p.name
-            for p in (self.path.iterdir() if self.path.is_dir() else ())
-            if p.name != LOCK and p.name not in self._own()
-        ]
+        names = [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
+        strangers = [name for name in names if name != LOCK and name not in self._own()]
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 

@@ -106,18 +106,17 @@ def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:
     # one transfer from the device for all figures
     known = torch.stack([rows[name] for name in names]).cpu().double()
     finite = known.isfinite()
-    sums = torch.cat([known.masked_fill(~finite, 0.0).sum(1), finite.sum(1).double()]).tolist()
-    means = {
-        name: total / count if count else None
-        for name, total, count in zip(names, sums[: len(names)], sums[len(names) :], strict=True)
-    }
+    totals = known.masked_fill(~finite, 0.0).sum(1).tolist()
+    counts = finite.sum(1).tolist()
+    means: dict[str, float | None] = {}
+    for name, total, count in zip(names, totals, counts, strict=True):
+        means[name] = total / count if count else None
     uniform = means.pop("gradient_uniform")
     weighted = means.pop("gradient_weighted", None)
-    informative = means.get("informative")
-    means["amplification"] = (
-        math.sqrt(weighted / uniform) if weighted is not None and uniform else None
-    )
-    means["expected_amplification"] = 1 / informative if informative else None
+    if weighted is not None and uniform:
+        means["amplification"] = math.sqrt(weighted / uniform)
+    if informative := means.get("informative"):
+        means["expected_amplification"] = 1 / informative
     return {name: means.get(name) for name in SUMMARY}
 
 
@@ -137,10 +136,8 @@ def pooled(batches: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if not known:
             result[name] = None
         elif isinstance(known[0][0], list):
-            result[name] = [
-                sum(row) / total
-                for row in zip(*([count * v for v in value] for value, count in known), strict=True)
-            ]
+            weighted = [[count * v for v in value] for value, count in known]
+            result[name] = [sum(column) / total for column in zip(*weighted, strict=True)]
         else:
             result[name] = sum(value * count for value, count in known) / total
     result["records"] = sum(b["records"] for b in batches)
@@ -328,8 +325,7 @@ class Watch:
             again: also of those that `see` has reported within the window before that step.
         """
         just = {name for name, step in self.reported.items() if 0 < self.seen - step < self.window}
-        return [
-            advice(name, self.latest, self.latents)
-            for name, count in self.held.items()
-            if count >= self.window and (again or name not in just)
-        ]
+        lasting = [name for name, count in self.held.items() if count >= self.window]
+        if not again:
+            lasting = [name for name in lasting if name not in just]
+        return [advice(name, self.latest, self.latents) for name in lasting]

@@ -35,11 +35,8 @@ def snapshot(
         Tensors of any shape (..) by name; none where `keep` is off.
     """
     named = [(f"model.{name}", tensor) for name, tensor in _changing(model).items()]
-    named += [
-        (f"optimizer.{number}.{name}", value)
-        for number, state in optimizer.state_dict()["state"].items()
-        for name, value in state.items()
-    ]
+    for number, state in optimizer.state_dict()["state"].items():
+        named += [(f"optimizer.{number}.{name}", value) for name, value in state.items()]
     named += [(f"average.{name}", tensor) for name, tensor in average.tensors.items()]
     tensors = {}
     # the same order in all processes, whatever it was in a file
@@ -91,8 +88,8 @@ def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Weights and buffers by name, without weights that training leaves alone: those are in the
     checkpoint it began from.
     """
-    return {
-        name: tensor.detach()
-        for name, tensor in model.state_dict(keep_vars=True).items()
-        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter)
-    }
+    changing = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter):
+            changing[name] = tensor.detach()
+    return changing
