@@ -21,7 +21,8 @@ from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
 from twcli.data.fields import EmptyText
 from twcli.data.files import Reading, Record, Source, sources_of
-from twcli.data.formats import AUTO, Form, form_of, other_form
+from twcli.data.formats import AUTO, form_of, other_form
+from twcli.data.forms import Form
 from twcli.data.turns import earlier_answers
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray

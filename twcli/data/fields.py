@@ -111,3 +111,13 @@ def parsed(value: Any, field: str, where: str) -> Any:
     except (RecursionError, ValueError):
         python = ", Python's notation; write it with json.dumps" if PYTHON.match(value) else ""
         refuse(where, field, f"must be a list, or JSON of one, and is other text{python}")
+
+
+def plainly_named(record: Record) -> Record:
+    """The record with the names of its fields in small letters, as forms have them."""
+    return {plain_name(name): part for name, part in record.items()}
+
+
+def plain_name(name: Any) -> str:
+    """A field's name as forms have it."""
+    return str(name).strip().lower().replace(" ", "_")
