@@ -4,7 +4,7 @@ from tests.evaluation.test_metrics import NAMES
 from twcli.data.example import Example
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, plane, some
 from twcli.evaluation.evidence import asked_and_obeyed
-from twcli.evaluation.metrics import Generations
+from twcli.evaluation.judged import Generations
 
 
 def test_asked_against_obeyed():

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from tests.evaluation.test_metrics import NAMES, one_hot, perfect
-from twcli.evaluation.metrics import Generations, summarise
+from twcli.evaluation.judged import Generations
+from twcli.evaluation.metrics import summarise
 from twcli.evaluation.report import verdict_lines
 from twcli.evaluation.verdict import verdict_of, verdict_of_score, verdict_of_training
 from twcli.training.retention import retention

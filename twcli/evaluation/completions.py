@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.evaluation.evidence import SHOWN
 from twcli.evaluation.inputs import EvalInputs
+from twcli.evaluation.judged import Generations
 from twcli.evaluation.judges import Judge
-from twcli.evaluation.metrics import Generations
 from twcli.evaluation.samples import Writer, draw_all
 from twcli.evaluation.served import ServedCompletions, ServedWriter
 from twcli.models.generation import generate

@@ -16,7 +16,7 @@ from twcli.data.example import Example
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, plane, texts_of
 from twcli.discovery.probe import Probe
 from twcli.discovery.rows import Rows
-from twcli.evaluation.metrics import Generations
+from twcli.evaluation.judged import Generations
 from twcli.models import runtime
 from twcli.training.setup import Setup
 
