@@ -74,7 +74,8 @@ from twcli.models.runtime import quiet_transformers, tune_allocator
 from twcli.storage.cache import Cache, CacheWriter
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
-from twcli.training.setup import batch_sampler_of, prepare
+from twcli.training.schedule import batch_sampler_of
+from twcli.training.setup import prepare
 from twcli.training.stages import batches
 
 ROOT = Path(__file__).resolve().parent.parent

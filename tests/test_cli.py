@@ -31,7 +31,7 @@ from twcli.errors import UserError
 from twcli.models.adapters import add_lora
 from twcli.models.card import model_card
 from twcli.storage.run_folder import RunFolder
-from twcli.training import setup
+from twcli.training import warm_start
 from twcli.training.diagnostics import SUMMARY
 
 ROOT = Path(__file__).parent.parent
@@ -112,8 +112,8 @@ def train_flags(made):
 
 @pytest.mark.slow
 def test_several_seeds_share_the_naming_and_are_evaluated_together(made, tmp_path, monkeypatch):
-    named, inner = [], setup.name_rows
-    monkeypatch.setattr(setup, "name_rows", lambda *a, **k: named.append(1) or inner(*a, **k))
+    named, inner = [], warm_start.name_rows
+    monkeypatch.setattr(warm_start, "name_rows", lambda *a, **k: named.append(1) or inner(*a, **k))
     runs = tmp_path / "runs"
     said = ok("train", *train_flags(made), "--seeds", "4,7", "--out", runs).stderr
     assert "seed 4:" in said and "seed 7:" in said and len(named) == 1

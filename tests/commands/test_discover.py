@@ -336,7 +336,7 @@ def test_a_training_holds_the_names(made, train, tmp_path, monkeypatch):
 
 
 def test_a_training_with_names_reads_no_features_for_them(made, train, tmp_path, monkeypatch):
-    monkeypatch.setattr("twcli.training.setup.name_rows", never)
+    monkeypatch.setattr("twcli.training.warm_start.name_rows", never)
     ok(*train, "--names", made / "names.jsonl", "--out", tmp_path / "run")
 
 

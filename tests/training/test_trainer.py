@@ -34,8 +34,10 @@ from twcli.models.latents import LatentModel, LatentOutput
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.diagnostics import SUMMARY
+from twcli.training.frozen_baseline import rescore
 from twcli.training.objective import step_loss
-from twcli.training.setup import batch_sampler_of, prepare, rescore
+from twcli.training.schedule import batch_sampler_of
+from twcli.training.setup import prepare
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import shlex
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_finger
 from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
+from twcli.models.runtime import Say
 from twcli.phases import FEATURES, NAME, PAGE, Phases
 from twcli.storage.beside import baseline_path, copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
@@ -50,8 +51,6 @@ AMBIGUOUS = 8  # shown of all
 SURE = 0.9  # a name of less probability is called ambiguous
 RELIABLE = 0.9  # a score from which the verdict is that naming worked
 ABOVE_CHANCE = 0.1  # of what lies between chance and 1; a score below it is called chance
-
-Say = Callable[[str], None]
 
 
 def page_path(out: str | Path) -> Path:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +32,7 @@ from twcli.errors import UserError, WorkFailed, first_line
 from twcli.models import runtime
 from twcli.models.building import load_run
 from twcli.models.card import export_card
+from twcli.models.runtime import Say
 from twcli.phases import CHECK, WRITE, Phases
 from twcli.storage.durable import replacing, sync_folder
 from twcli.storage.run_folder import RunFolder
@@ -53,8 +54,6 @@ PROBES = (
     "{{ messages }} {% set z = 1 %}",
     "7",
 )
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

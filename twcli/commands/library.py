@@ -20,8 +20,8 @@ from twcli.config.evaluate import EvalConfig
 from twcli.config.precompute import PrecomputeConfig
 from twcli.config.train import TrainConfig
 from twcli.models import runtime
+from twcli.models.runtime import Say
 
-Say = Callable[[str], None]
 Progress = Callable[[str, int], Any]
 
 

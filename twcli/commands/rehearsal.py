@@ -38,20 +38,18 @@ from twcli.phases import (
     Phases,
 )
 from twcli.training.defaults import Length, duration
-from twcli.training.held_out import held_out_rows
-from twcli.training.setup import (
+from twcli.training.estimates import (
     JUDGED_SHARE,
-    RESCORED_ROWS,
     SAVED_A_SECOND,
-    batch_rows,
     naming_seconds,
     original_seconds,
-    resolved,
     sequences_at_once,
-    steps_of,
     tokens_a_second,
     training_seconds,
 )
+from twcli.training.frozen_baseline import RESCORED_ROWS
+from twcli.training.held_out import held_out_rows
+from twcli.training.schedule import batch_rows, resolved, steps_of
 
 GB, MB = 1e9, 1e6
 BYTES = 4  # of a number in float32

@@ -21,14 +21,7 @@ from twcli.config.sample import SampleConfig
 from twcli.data.dataset import Prompts, completed_record
 from twcli.data.example import Example
 from twcli.errors import UserError
-from twcli.models.served import (
-    LOOK_SECONDS,
-    Request,
-    Server,
-    chat_request,
-    end_all,
-    seeds_of,
-)
+from twcli.models.served import LOOK_SECONDS, Request, Server, chat_request, end_all, seeds_of
 
 BLOCK = 64  # completions per block; a kill loses the blocks that are not whole
 

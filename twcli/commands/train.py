@@ -23,7 +23,8 @@ from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.diagnostics import pooled_information
 from twcli.training.retention import retention_lines
-from twcli.training.setup import Setup, Shared, prepare
+from twcli.training.setup import Setup, prepare
+from twcli.training.warm_start import Shared
 
 LAST_STEPS = 20  # parts of a training, of which the last one is summed up
 

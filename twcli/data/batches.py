@@ -15,13 +15,7 @@ import torch
 
 from twcli.data.encoder import Encoded, ExampleEncoder
 from twcli.data.equal_rows import index_type
-from twcli.data.padding import (
-    PassLengths,
-    apart,
-    budget_batches,
-    gather_padded,
-    prompt_by_prompt,
-)
+from twcli.data.padding import PassLengths, apart, budget_batches, gather_padded, prompt_by_prompt
 from twcli.storage.cache import Cache
 
 POOL = 64  # batches sorted by length together: little padding, and still a random order

@@ -5,19 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from twcli.data.fields import (
-    Record,
-    first_of,
-    plain_name,
-    plainly_named,
-)
+from twcli.data.fields import Record, first_of, plain_name, plainly_named
 from twcli.data.forms import ANSWERED, FORMS, PAIRED, Form, completion_form, fields_form, turns_form
 from twcli.data.record_prompts import has_prompt
-from twcli.data.turns import (
-    SAID,
-    is_turns,
-    turns_if_any,
-)
+from twcli.data.turns import SAID, is_turns, turns_if_any
 from twcli.data.unknown_form import unknown
 from twcli.errors import UserError
 

@@ -13,15 +13,7 @@ from dataclasses import dataclass
 from itertools import product
 
 from twcli.data import preferences
-from twcli.data.fields import (
-    Record,
-    checked_text,
-    first_of,
-    kind_of,
-    parsed,
-    refuse,
-    value_of,
-)
+from twcli.data.fields import Record, checked_text, first_of, kind_of, parsed, refuse, value_of
 from twcli.data.record_prompts import (
     BESIDE,
     MAIN_PROMPTS,
@@ -33,13 +25,7 @@ from twcli.data.record_prompts import (
     prompt_names,
     prompt_of,
 )
-from twcli.data.turns import (
-    Conversation,
-    conversation,
-    system_turn,
-    tools_of,
-    turns_of,
-)
+from twcli.data.turns import Conversation, conversation, system_turn, tools_of, turns_of
 
 # Names of a list of completions; those that are lists of something else where the record has a
 # completion beside them; names with a number, such as response_1 or output_b; and of the text in an

@@ -5,17 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from twcli.data.fields import (
-    Record,
-    refuse,
-    value_of,
-)
-from twcli.data.record_prompts import (
-    joined,
-    main_prompt,
-    no_pictures,
-    prompt_names,
-)
+from twcli.data.fields import Record, refuse, value_of
+from twcli.data.record_prompts import joined, main_prompt, no_pictures, prompt_names
 from twcli.data.turns import (
     TARGET,
     Conversation,

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from twcli.data.fields import (
-    Record,
-    plainly_named,
-)
+from twcli.data.fields import Record, plainly_named
 from twcli.data.record_prompts import has_prompt
-from twcli.data.turns import (
-    is_turns,
-)
+from twcli.data.turns import is_turns
 
 # A form that is not known
 

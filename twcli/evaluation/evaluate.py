@@ -13,13 +13,14 @@ from twcli.data.dataset import Examples
 from twcli.evaluation.comparison import compare
 from twcli.evaluation.completions import Completed, complete_and_judge
 from twcli.evaluation.evidence import evidence_of
-from twcli.evaluation.inputs import EvalInputs, Progress, Say, open_evaluation, run_writer
+from twcli.evaluation.inputs import EvalInputs, Progress, open_evaluation, run_writer
 from twcli.evaluation.metrics import summarise
 from twcli.evaluation.original import Original, compare_with_original, read_original
 from twcli.evaluation.passes import Passes, forward_all
 from twcli.evaluation.samples import Writer
 from twcli.evaluation.served import ServedWriter
 from twcli.models.building import choose_execution
+from twcli.models.runtime import Say
 from twcli.phases import COMPLETE, DRAW, ORIGINAL, PAGE, POSTERIOR, Phases
 
 

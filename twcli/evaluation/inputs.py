@@ -21,13 +21,13 @@ from twcli.evaluation.served import connected
 from twcli.models import runtime
 from twcli.models.building import load_run
 from twcli.models.latents import LatentModel
+from twcli.models.runtime import Say
 from twcli.storage.run_folder import RunFolder
 
 SPARE_TOKENS = 16  # what a completion may be longer than the longest y of the data
 
 LABEL = "strategy"  # the field that is looked for where none is named
 
-Say = Callable[[str], None]
 Progress = Callable[[str, int], Any]
 
 

@@ -24,8 +24,8 @@ from twcli.evaluation.passes import Passes
 from twcli.models import baseline, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import COMPLETE, PAGE, POSTERIOR, Phases
+from twcli.training.estimates import DECODED
 from twcli.training.retention import Retention, judged_by_probe, retention
-from twcli.training.setup import DECODED
 
 PAGE_SECONDS = 3.0
 

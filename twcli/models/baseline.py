@@ -19,13 +19,7 @@ from twcli.data.padding import slices
 from twcli.kernels.head import token_nll
 from twcli.kernels.packing import ATTENTION, attention_of, why_not_packed
 from twcli.models.agreement import NATS, why_not
-from twcli.models.forward import (
-    Layout,
-    forward_rows,
-    ids_on,
-    read_lengths,
-    within_window,
-)
+from twcli.models.forward import Layout, forward_rows, ids_on, read_lengths, within_window
 from twcli.models.positions import pass_lengths
 
 COMPARED_ROWS = 8

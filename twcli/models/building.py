@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,11 +20,11 @@ from twcli.models.adapters import add_lora
 from twcli.models.agreement import SHARE, why_not
 from twcli.models.latents import LatentModel, LatentOutput
 from twcli.models.new_rows import add_latent_rows, freeze_backbone
+from twcli.models.runtime import Say
 from twcli.storage.run_folder import RunFolder
 
 CHECKED_ROWS = 4
 
-Say = Callable[[str], None]
 Measured = tuple[torch.Tensor, tuple[Any, ...]]  # a loss and its gradients
 
 

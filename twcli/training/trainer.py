@@ -29,6 +29,7 @@ from twcli.kernels.body import body_of
 from twcli.models import runtime
 from twcli.models.adapters import new_row_gradients
 from twcli.models.card import model_card
+from twcli.models.runtime import Say
 from twcli.models.sharding import shard, whole
 from twcli.training import diagnostics
 from twcli.training.average import WeightAverage
@@ -43,7 +44,8 @@ from twcli.training.held_out import (
 from twcli.training.objective import step_loss
 from twcli.training.regularisers import annealed_beta
 from twcli.training.retention import Retention, judged_by_probe, lost_latents, retention
-from twcli.training.setup import ADAM_BETAS, Say, Setup, batch_sampler_of
+from twcli.training.schedule import batch_sampler_of
+from twcli.training.setup import ADAM_BETAS, Setup
 from twcli.training.stages import FREE, HOLD, REFINE, batches, prefetch
 from twcli.training.state import restore, snapshot
 
