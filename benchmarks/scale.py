@@ -42,7 +42,7 @@ BEGIN, END = "<!-- scale begin -->", "<!-- scale end -->"
 
 def synthetic(rows: int) -> Any:
     """An `Encoded` of random ids, prompt by prompt; a prompt's completions are all different."""
-    from twcli.data.encoder import Encoded
+    from twcli.data.encoded import Encoded
 
     rng = np.random.default_rng(0)
     width = X + Y + 5

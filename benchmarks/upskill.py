@@ -30,7 +30,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks.passk import call, over_seeds
 from examples.entangle import endless_batches, make_tokenizer, nll_sum, save
 from examples.tasks.triples import OPERATORS, answers, judge, sample_prompt
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.evaluation.sampling import pass_at_k
 from twcli.models.runtime import load_frozen

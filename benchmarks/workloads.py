@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, opening
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.kernels.packing import AUTO, PLAIN, linear_weights
 from twcli.models import baseline, forward
 from twcli.models.latents import LatentModel

@@ -39,7 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from examples.make_data import Parser
 from examples.muon import Muon
 from twcli.data.dataset import read_examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.padding import gather_padded
 from twcli.data.vocabulary import TAGS

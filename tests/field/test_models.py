@@ -578,7 +578,7 @@ def test_a_special_token_without_a_row_is_fine_where_no_text_becomes_it(beyond, 
 
 
 def test_a_word_without_a_row_is_refused_where_it_occurs(beyond, encoder):
-    encoder.embedded = len(SPECIALS) + len(WORDS) - 1
+    encoder.token_rows.embedded = len(SPECIALS) + len(WORDS) - 1
     records = [{"x": WORDS[0], "y": WORDS[1]}, {"x": WORDS[2], "y": WORDS[-1]}]
     with pytest.raises(UserError, match=r"data.jsonl:2: field 'y' contains w19, for which the mod"):
         encode(encoder, records)

@@ -23,7 +23,7 @@ from twcli.config.discover import DiscoverConfig
 from twcli.config.inputs import AUTO
 from twcli.config.options import flag_of
 from twcli.data.dataset import Examples
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.example import Example
 from twcli.data.files import files_of
 from twcli.data.names import write_names

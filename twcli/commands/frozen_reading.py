@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.equal_rows import first_of_equal
 from twcli.data.padding import slices
 from twcli.discovery.features import KINDS, Features, embed_and_score, embed_rows

@@ -14,7 +14,8 @@ import numpy as np
 from twcli.config.inputs import ATTENTION, AUTO, PRECISIONS
 from twcli.config.objective import TAU
 from twcli.config.train import TrainConfig
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.long_rows import ERROR, SKIP, TRUNCATE_LEFT
 from twcli.data.template import CHAT
 from twcli.errors import UserError

@@ -23,7 +23,7 @@ from twcli import signals
 from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
 from twcli.config.precompute import PrecomputeConfig
 from twcli.data.dataset import Examples
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.files import files_of
 from twcli.data.vocabulary import SECTION_TAGS
 from twcli.discovery.features import values_a_record

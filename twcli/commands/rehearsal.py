@@ -17,7 +17,8 @@ from twcli.config.precompute import PrecomputeConfig
 from twcli.config.train import TrainConfig
 from twcli.data.batches import length_classes
 from twcli.data.dataset import Examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.kernels.packing import linear_weights
 from twcli.models import forward, runtime

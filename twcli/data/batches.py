@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.equal_rows import index_type
 from twcli.data.padding import PassLengths, apart, budget_batches, gather_padded, prompt_by_prompt
 from twcli.storage.cache import Cache

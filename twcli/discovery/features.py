@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import slices
 from twcli.models.baseline import nll_of_pass
 from twcli.models.forward import Layout, fast_batch_tokens, forward_rows

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.example import Example
 from twcli.discovery.phrases import distinctive_phrases, typical_rows
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.matching import matching
 from twcli.discovery.one_string import SURE, name_one_string

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.centring import Centring, Space, in_pairs
 from twcli.discovery.distinct import (
     ENOUGH,

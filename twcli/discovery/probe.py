@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.centring import Centring, Space
 from twcli.discovery.discriminants import discriminant_points, out_of_fold
 from twcli.discovery.predictability import predictability

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.discriminants import discriminant_points
 from twcli.discovery.latent_cards import plane
 from twcli.discovery.number import (

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.prior import LatentPrior
 
 ORDERED_IDS = 8  # tokens of y by which latents of one share are ordered

@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.equal_rows import distinct, first_of_equal
 from twcli.data.padding import slices
 from twcli.discovery.features import Features, embed_rows

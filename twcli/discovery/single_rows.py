@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
 from twcli.discovery.prior import LatentPrior
 from twcli.discovery.prompt_effects import PromptEffects

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.equal_rows import distinct
 from twcli.discovery.features import KINDS, VERSION, Features
 from twcli.storage.beside import find_features

@@ -17,7 +17,8 @@ import torch
 from twcli.config.evaluate import EvalConfig
 from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, forward_batches
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.discovery.features import STATES, embed_rows
 from twcli.errors import UserError

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from transformers import PreTrainedModel
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.evaluation.evidence import SHOWN
 from twcli.evaluation.inputs import EvalInputs
 from twcli.evaluation.judged import Generations

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, plane, texts_of
 from twcli.discovery.probe import Probe

@@ -11,7 +11,8 @@ import numpy as np
 from twcli.config.evaluate import EvalConfig
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples, stream_examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import TRUNCATE_LEFT
 from twcli.errors import UserError

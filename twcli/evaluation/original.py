@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
 from twcli.discovery.probe import Probe, probe_of
 from twcli.discovery.rows import ModelSource

@@ -14,7 +14,8 @@ import torch
 
 from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, forward_batches, length_classes
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import gather_padded
 from twcli.kernels.packing import PLAIN
 from twcli.models.latents import LatentModel, LatentOutput

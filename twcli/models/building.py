@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, length_classes
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.kernels import flash
 from twcli.kernels.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
@@ -179,7 +180,7 @@ def load_run(
     run.check_results()
     encoder = runtime.load_encoder(str(run.model), config.latent_tokens, run.template)
     backbone = runtime.load_model(str(run.model), precision=precision, attention=attention, say=say)
-    encoder.take_ends(backbone.generation_config)
+    encoder.token_rows.take_ends(backbone.generation_config)
     model = LatentModel(
         backbone,
         encoder.latent_ids(config.resolved_latents),

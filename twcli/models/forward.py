@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import apart, budget_batches, gather_padded, prompt_by_prompt, slices
 from twcli.kernels import flash
 from twcli.kernels.body import body_of, one_stream

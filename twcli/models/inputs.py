@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 
 from twcli.config.inputs import AUTO, PRECISIONS
 from twcli.data.dataset import Examples, stream_examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import ERROR
 from twcli.errors import UserError, first_difference

@@ -383,7 +383,7 @@ def load_frozen(
     with gguf_reading.once():
         read = load_encoder(source, latent_tokens, template, chat_settings)
         model = load_model(source, precision=precision, attention=attention, say=say)
-    read.take_ends(model.generation_config)
+    read.token_rows.take_ends(model.generation_config)
     fit_vocabulary(model, read)
     return model, read
 
@@ -438,7 +438,7 @@ def fit_vocabulary(
     vocabulary = encoder.tokenizer.get_vocab()
     if not section:
         _check_ids(encoder, rows)
-        encoder.embedded = rows
+        encoder.token_rows.embedded = rows
     tags = [tag for tag in encoder.added if (tag in SECTION_TAGS) == section]
     needed = max((vocabulary[tag] + 1 for tag in tags), default=0)
     grow_embeddings(model, needed)

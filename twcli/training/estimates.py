@@ -10,7 +10,8 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.config.train import TrainConfig
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.padding import budget_batches
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.probe import PROBE_ROWS

@@ -12,7 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from twcli.config.train import TrainConfig
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models import baseline
 from twcli.models.inputs import Inputs

@@ -15,7 +15,8 @@ import torch
 
 from twcli.config.train import TrainConfig
 from twcli.data.batches import collate, forward_batches
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.kernels.packing import PLAIN
 from twcli.models.latents import LatentModel
 from twcli.storage.cache import Cache

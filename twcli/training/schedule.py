@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from twcli.config.inputs import AUTO
 from twcli.config.train import TrainConfig
 from twcli.data.batches import BatchSampler, length_classes
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.models.inputs import Inputs
 from twcli.models.positions import pass_lengths

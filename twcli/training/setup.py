@@ -18,7 +18,8 @@ import torch
 
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
-from twcli.data.encoder import Encoded, ExampleEncoder
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.discovery.result import Naming

@@ -15,7 +15,7 @@ import numpy as np
 from accelerate.utils import broadcast_object_list
 
 from twcli.config.train import TrainConfig
-from twcli.data.encoder import Encoded
+from twcli.data.encoded import Encoded
 from twcli.data.files import files_of
 from twcli.data.names import read_names
 from twcli.discovery.naming import completed, given_names, name_rows
