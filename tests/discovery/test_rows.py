@@ -3,10 +3,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from twcli.data.groups import Groups
 from twcli.discovery import result
 from twcli.discovery import rows as rows_module
 from twcli.discovery.result import canonical_order, counts_of, rename
-from twcli.discovery.rows import CHUNK_ROWS, Groups, Rows, spread_to_equal_rows
+from twcli.discovery.rows import CHUNK_ROWS, Rows, spread_to_equal_rows
 
 SIZES = np.array([1, CHUNK_ROWS, 3, 2 * CHUNK_ROWS + 5, CHUNK_ROWS + 1, 2])
 

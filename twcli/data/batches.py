@@ -16,6 +16,7 @@ import torch
 from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.equal_rows import index_type
+from twcli.data.groups import Groups
 from twcli.data.padding import PassLengths, apart, budget_batches, gather_padded, prompt_by_prompt
 from twcli.storage.cache import Cache
 
@@ -243,33 +244,23 @@ def forward_batches(
 
 
 @dataclass(frozen=True)
-class _Groups:
+class _Together:
     """Rows that share a batch if the budget permits: those of one prompt and class.
 
     Attributes:
-        rows: (R,) group by group.
-        starts, sizes: (G,) of each group in `rows`.
-        longest: (G,) tokens of its longest row.
+        groups: G of them.
+        longest: (G,) tokens of each one's longest row.
         classes: (G,) its class.
     """
 
-    rows: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
+    groups: Groups
     longest: np.ndarray
     classes: np.ndarray
 
-    def rows_of(self, group: int) -> np.ndarray:
-        """Rows of one group."""
-        start = self.starts[group]
-        return self.rows[start : start + self.sizes[group]]
-
-    def joined(self, other: _Groups) -> _Groups:
+    def followed_by(self, other: _Together) -> _Together:
         """These groups and then the others."""
-        return _Groups(
-            np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.starts, other.starts + len(self.rows)]),
-            np.concatenate([self.sizes, other.sizes]),
+        return _Together(
+            self.groups.followed_by(other.groups),
             np.concatenate([self.longest, other.longest]),
             np.concatenate([self.classes, other.classes]),
         )
@@ -348,11 +339,12 @@ class BatchSampler:
     def epoch(self, number: int) -> Batches:
         """The epoch's batches in the order of training."""
         rng = np.random.default_rng([*self.seed, number])
-        groups = self._once
+        together = self._once
         if self.repeats is not None:
-            groups = self._with_repetitions(self.repeats[self._rows], rng)
-        order = rng.permutation(len(groups.sizes))
-        tokens = np.multiply(groups.sizes, groups.longest, dtype=np.int64)
+            together = self._with_repetitions(self.repeats[self._rows], rng)
+        groups = together.groups
+        order = rng.permutation(len(groups))
+        tokens = np.multiply(groups.sizes, together.longest, dtype=np.int64)
         mean = max(1, int(np.mean(tokens))) if len(order) else 1
         pool = max(1, POOL * self.batch_tokens // mean)
         rows = np.empty(len(groups.rows), groups.rows.dtype)
@@ -360,9 +352,9 @@ class BatchSampler:
         sizes: list[int] = []
         for start in range(0, len(order), pool):
             part = order[start : start + pool]
-            part = part[np.argsort(groups.longest[part], kind="stable")]
-            for alike in apart(part, groups.classes):
-                for batch in self._cut(groups, alike):
+            part = part[np.argsort(together.longest[part], kind="stable")]
+            for alike in apart(part, together.classes):
+                for batch in self._cut(groups[alike], together.longest[alike]):
                     rows[filled : filled + len(batch)] = batch
                     sizes.append(len(batch))
                     filled += len(batch)
@@ -378,13 +370,13 @@ class BatchSampler:
             (B,) row numbers of a batch.
         """
         number = 0
-        while len(self._once.rows):
+        while len(self._once.groups):
             batches = self.epoch(number)
             yield from (batches[place] for place in range(skip, len(batches)))
             skip = max(0, skip - len(batches))
             number += 1
 
-    def _grouped(self, rows: np.ndarray, *, whole: bool = False) -> _Groups:
+    def _grouped(self, rows: np.ndarray, *, whole: bool = False) -> _Together:
         """Rows in groups that share a prompt and a class, which are batched together.
 
         Args:
@@ -408,26 +400,24 @@ class BatchSampler:
         if len(rows):
             longest = np.maximum.reduceat(lengths, starts).astype(np.int32)
         sizes = np.diff(starts, append=len(rows)).astype(rows.dtype)
-        return _Groups(rows, starts, sizes, longest, classes[starts])
+        return _Together(Groups(rows, starts, sizes), longest, classes[starts])
 
-    def _with_repetitions(self, repeats_R: np.ndarray, rng: np.random.Generator) -> _Groups:
+    def _with_repetitions(self, repeats_R: np.ndarray, rng: np.random.Generator) -> _Together:
         """Every row and its repetitions, which are groups of their own: two of one row are seldom
         in one batch.
         """
         times_R = np.floor(repeats_R + rng.random(len(repeats_R))).astype(np.int64)
-        groups = self._once
+        together = self._once
         for times in range(1, int(times_R.max(initial=1))):
-            groups = groups.joined(self._grouped(self._rows[times_R > times]))
-        return groups
+            together = together.followed_by(self._grouped(self._rows[times_R > times]))
+        return together
 
-    def _cut(self, groups: _Groups, chosen: np.ndarray) -> list[np.ndarray]:
+    def _cut(self, groups: Groups, longest_G: np.ndarray) -> list[np.ndarray]:
         """Batches within the budget, from groups sorted by their longest row."""
         batches: list[np.ndarray] = []
         waiting: list[np.ndarray] = []
         count = 0
-        for group in chosen.tolist():
-            rows = groups.rows_of(group)
-            longest = int(groups.longest[group])
+        for rows, longest in zip(groups, longest_G.tolist(), strict=True):
             if waiting and longest * (count + len(rows)) > self.batch_tokens:
                 batches.append(np.concatenate(waiting))
                 waiting = []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from twcli.data.encoded import Encoded
+from twcli.data.groups import Groups
 from twcli.discovery.centring import Centring, Space, in_pairs
 from twcli.discovery.distinct import (
     ENOUGH,
@@ -26,23 +27,11 @@ from twcli.discovery.distinct import (
     clustering_work,
     starts_of,
 )
-from twcli.discovery.features import (
-    FIRST_SIMILARITIES,
-    FIRST_STATES,
-    LATER_SIMILARITIES,
-    STATES,
-)
+from twcli.discovery.features import FIRST_SIMILARITIES, FIRST_STATES, LATER_SIMILARITIES, STATES
 from twcli.discovery.predictability import above_chance, one_hot, ridge_map
 from twcli.discovery.prior import LatentPrior, assign_groups
 from twcli.discovery.result import Naming, canonical_order, counts_of, no_names, rename
-from twcli.discovery.rows import (
-    BLOCK_PROMPTS,
-    FIT_PROMPTS,
-    Groups,
-    Progress,
-    Source,
-    spread_to_equal_rows,
-)
+from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
 
 COUNT_PROMPTS = 1500  # in which the number of latents is looked for
 SURE = 0.999  # probability of a name where strategies write one string each: no more is known

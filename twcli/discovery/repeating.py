@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from twcli.data.encoded import Encoded
+from twcli.data.groups import Groups
 from twcli.discovery.discriminants import discriminant_points
 from twcli.discovery.latent_cards import plane
 from twcli.discovery.number import (
@@ -31,14 +32,7 @@ from twcli.discovery.number import (
 from twcli.discovery.prior import LatentPrior, fit_prior
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, no_names, rename
-from twcli.discovery.rows import (
-    BLOCK_PROMPTS,
-    FIT_PROMPTS,
-    Groups,
-    Progress,
-    Source,
-    spread_to_equal_rows,
-)
+from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
 from twcli.discovery.score import expected_share_right
 from twcli.discovery.search import Found, search
 from twcli.discovery.ways import ways_of

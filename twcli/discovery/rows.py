@@ -5,7 +5,7 @@ Shapes: N rows of the data, R distinct ones, P prompts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.equal_rows import distinct, first_of_equal
-from twcli.data.padding import slices
+from twcli.data.groups import Groups
 from twcli.discovery.features import Features, embed_rows
 from twcli.discovery.result import ROWS_AT_ONCE
 
@@ -66,46 +66,6 @@ class ModelSource:
 def silent(_label: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
     """A progress bar that shows nothing."""
     return nullcontext(lambda _count: None)
-
-
-@dataclass(frozen=True)
-class Groups:
-    """Rows in groups: a prompt's each, or a part of a prompt's. One array for all of them: an array
-    of its own for each prompt takes ten times what its row numbers do.
-
-    Attributes:
-        rows: row numbers of the data, group by group; there may be more than those of the groups.
-        starts, sizes: (G,) where in `rows` each group begins, and how many it has.
-    """
-
-    rows: np.ndarray
-    starts: np.ndarray
-    sizes: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, which: slice | np.ndarray) -> Groups:
-        """Some of the groups: a slice, a mask (G,), or (..,) numbers in any order."""
-        return Groups(self.rows, self.starts[which], self.sizes[which])
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        """The rows of one group after another."""
-        for start, size in zip(self.starts, self.sizes, strict=True):
-            yield self.rows[start : start + size]
-
-    def joined(self) -> np.ndarray:
-        """The rows of all groups, group by group."""
-        return self.rows[slices(self.starts, self.sizes)]
-
-    def count(self) -> int:
-        """How many rows all groups have."""
-        return int(self.sizes.sum())
-
-    def blocks(self, size: int) -> Iterator[Groups]:
-        """The groups, at most `size` at a time."""
-        for start in range(0, len(self), size):
-            yield self[start : start + size]
 
 
 @dataclass(frozen=True)

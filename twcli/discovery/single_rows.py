@@ -15,18 +15,12 @@ from dataclasses import replace
 import numpy as np
 
 from twcli.data.encoded import Encoded
+from twcli.data.groups import Groups
 from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
 from twcli.discovery.prior import LatentPrior
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, counts_of, rename
-from twcli.discovery.rows import (
-    BLOCK_PROMPTS,
-    FIT_PROMPTS,
-    Groups,
-    Progress,
-    Source,
-    spread_to_equal_rows,
-)
+from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
 
 
 def name_single_rows(
