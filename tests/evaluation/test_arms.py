@@ -16,7 +16,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError
 from twcli.evaluation import arms, comparison, samples
-from twcli.evaluation.arms import FROZEN, figures_of, judged
+from twcli.evaluation.arms import FROZEN, figures_of, judge_arms
 from twcli.evaluation.judges import Judge
 from twcli.evaluation.samples import Sampling, Writer, draw_all
 from twcli.models.latents import LatentModel
@@ -47,21 +47,16 @@ def compared(lines, samples=8, latents=2, bootstrap=300):
         return None if strategy == "?" else strategy, right == "right"
 
     found = arms.arms_of(lines, samples, 0)
-    every, known, names = judged(
-        found, [line["x"] for line in lines], Judge("j", read, 1.0), silent
-    )
+    judged = judge_arms(found, [line["x"] for line in lines], Judge("j", read, 1.0), silent)
     figures = figures_of(
-        every,
-        known,
-        names,
-        prompts=len(lines),
+        judged,
         latents=latents,
         samples=samples,
         temperature=1.0,
         bootstrap=bootstrap,
         seed=0,
     )
-    return figures, every, names
+    return figures, judged.every, judged.strategies
 
 
 @contextmanager
@@ -190,12 +185,9 @@ def test_completions_without_a_verdict_are_left_out():
 
 def test_without_a_judge_the_texts_are_compared():
     lines = made_lines(4, 4, frozen=lambda _: "same", run=lambda rng, _: str(rng.integers(10**6)))
-    every, known, names = judged(arms.arms_of(lines, 4, 0), ["x"] * 4, None, silent)
+    judged = judge_arms(arms.arms_of(lines, 4, 0), ["x"] * 4, None, silent)
     figures = figures_of(
-        every,
-        known,
-        names,
-        prompts=4,
+        judged,
         latents=2,
         samples=4,
         temperature=1.0,

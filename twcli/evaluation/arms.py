@@ -13,6 +13,7 @@ Shapes: P prompts, K latents, N samples a prompt, D draws, A arms, B resamples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -49,6 +50,10 @@ class Arm:
     latents: list[list[int]]
     order: np.ndarray | None = None
 
+    def pairs(self, xs: Sequence[str]) -> list[tuple[str, str]]:
+        """(x, y) of every completion of the prompts."""
+        return [(x, y) for x, ys in zip(xs, self.texts, strict=True) for y in ys]
+
 
 def arms_of(lines: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str, Arm]:
     """The arms, those of the frozen model by temperature as `frozen 0.7`, from what was drawn."""
@@ -60,49 +65,65 @@ def arms_of(lines: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[st
         arms[f"{FROZEN} {temperature}"] = Arm(texts, nothing, texts, unknown)
     router = np.asarray([line["router"] for line in lines])
     P, K = router.shape
-    each = -(-samples // K)
-    proportional = sampling.proportional_order(router, samples)
-    drawn = np.stack([drawn_latents(seed, row, p, samples) for row, p in enumerate(router)])
-    for name, order in (
-        (EVEN, np.tile(np.arange(samples) % K, (P, 1))),
-        (PROPORTIONAL, proportional),
-        (ROUTER, drawn),
-    ):
-        # the n-th sample of a latent is the n-th of its completions in every arm
-        before = [[(o[:n] == o[n]).sum() for n in range(samples)] for o in order]
-        ordered = [
-            [line["latents"][k][n] for k, n in zip(o.tolist(), b, strict=True)]
-            for line, o, b in zip(lines, order, before, strict=True)
-        ]
-        if name == EVEN:  # some of the latents get one more: all choices count
-            texts = [list(chain(*(ys[:each] for ys in line["latents"]))) for line in lines]
-            latents = [[k for k in range(K) for _ in range(each)] for _ in lines]
-            arms[name] = Arm(texts, latents, ordered, latents)
-        elif name == PROPORTIONAL:
-            arms[name] = Arm(ordered, order.tolist(), ordered, order.tolist(), order)
-        else:
-            arms[name] = Arm(ordered, [[0] * samples for _ in lines], ordered, order.tolist())
+    # some of the latents get one more than others: all choices of them count
+    each = math.ceil(samples / K)
+    texts = [list(chain(*(ys[:each] for ys in line["latents"]))) for line in lines]
+    latents = [[k for k in range(K) for _ in range(each)] for _ in lines]
+    even_PN = np.tile(np.arange(samples) % K, (P, 1))
+    arms[EVEN] = Arm(texts, latents, _in_order(lines, even_PN), latents)
+    order_PN = sampling.proportional_order(router, samples)
+    ordered = _in_order(lines, order_PN)
+    arms[PROPORTIONAL] = Arm(ordered, order_PN.tolist(), ordered, order_PN.tolist(), order_PN)
+    drawn_PN = np.stack([drawn_latents(seed, row, p, samples) for row, p in enumerate(router)])
+    ordered = _in_order(lines, drawn_PN)
+    exchangeable = [[0] * samples for _ in lines]
+    arms[ROUTER] = Arm(ordered, exchangeable, ordered, drawn_PN.tolist())
     return arms
 
 
-def judged(
+def _in_order(lines: Sequence[dict[str, Any]], latent_PN: np.ndarray) -> list[list[str]]:
+    """For each prompt N completions under these latents: the n-th time that a latent comes, the
+    n-th of its completions, in every arm.
+    """
+    ordered = []
+    for line, latent_N in zip(lines, latent_PN.tolist(), strict=True):
+        left = [iter(texts) for texts in line["latents"]]
+        ordered.append([next(left[k]) for k in latent_N])
+    return ordered
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The draws of all arms, on the same prompts.
+
+    Attributes:
+        every: by arm.
+        known: those with a verdict, by arm.
+        strategies: that the judge named, in the order of their numbers.
+        prompts: P.
+    """
+
+    every: dict[str, Draws]
+    known: dict[str, Draws]
+    strategies: list[str]
+    prompts: int
+
+
+def judge_arms(
     arms: dict[str, Arm],
     xs: Sequence[str],
     judge: Judge | None,
     progress: Callable[[str, int], Any],
-) -> tuple[dict[str, Draws], dict[str, Draws], list[str]]:
-    """Per arm all draws, and those with a verdict; and the strategies that the judge named."""
-    pairs = {
-        name: [(x, y) for x, ys in zip(xs, arm.texts, strict=True) for y in ys]
-        for name, arm in arms.items()
-    }
+) -> Judged:
+    """What the judge says of the arms' completions."""
+    pairs = {name: arm.pairs(xs) for name, arm in arms.items()}
     whole = list(chain(*pairs.values()))
     verdicts: list[Verdict | None] = [None] * len(whole)
     if judge:
         with progress(VERDICTS, len(set(whole))) as advance:
             verdicts = judge.verdicts(whole, advance)
     names = sorted({verdict[0] for verdict in verdicts if verdict and verdict[0] is not None})
-    numbers = {name: number for number, name in enumerate(names)}
+    numbers: dict[str | None, int] = {name: number for number, name in enumerate(names)}
     texts = {pair: number for number, pair in enumerate(dict.fromkeys(whole))}
     every = {}
     known = {}
@@ -110,29 +131,18 @@ def judged(
     for name, arm in arms.items():
         those = verdicts[start : start + len(pairs[name])]
         start += len(those)
-        there = np.array([verdict is not None for verdict in those], bool)
+        seen = [verdict or (None, None) for verdict in those]
         draws = Draws(
             prompts=np.repeat(np.arange(len(xs)), [len(ys) for ys in arm.texts]),
             strata=np.asarray(list(chain(*arm.strata)), np.int64),
-            correct=np.array(
-                [np.nan if v is None or v[1] is None else float(v[1]) for v in those], float
-            ),
-            strategies=np.array(
-                [-1 if v is None or v[0] is None else numbers[v[0]] for v in those], np.int64
-            ),
+            correct=np.array([np.nan if right is None else right for _, right in seen], float),
+            strategies=np.array([numbers.get(strategy, -1) for strategy, _ in seen], np.int64),
             texts=np.array([texts[pair] for pair in pairs[name]], np.int64),
             order=arm.order,
         )
         every[name] = draws
-        known[name] = Draws(
-            draws.prompts[there],
-            draws.strata[there],
-            draws.correct[there],
-            draws.strategies[there],
-            draws.texts[there],
-            arm.order,
-        )
-    return every, known, names
+        known[name] = draws.those(np.array([verdict is not None for verdict in those], bool))
+    return Judged(every, known, names, len(xs))
 
 
 def powers(samples: int) -> np.ndarray:
@@ -141,11 +151,8 @@ def powers(samples: int) -> np.ndarray:
 
 
 def figures_of(
-    every: dict[str, Draws],
-    known: dict[str, Draws],
-    names: Sequence[str],
+    judged: Judged,
     *,
-    prompts: int,
     latents: int,
     samples: int,
     temperature: float,
@@ -157,7 +164,7 @@ def figures_of(
     Prompts with too few verdicts in one arm are left out of all.
     """
     ks = powers(samples)
-    values = _values(every, known, names, prompts, latents, samples)
+    values = _values(judged, latents, samples)
     best = _best_frozen(values, ks, temperature)
     arms = ({FROZEN: best} if best else {}) | {name: name for name in COMPARED}
     columns = {(key, name): per_arm[arms[name]] for key, per_arm in values.items() for name in arms}
@@ -177,7 +184,7 @@ def figures_of(
     if best:
         result["arms"][FROZEN]["temperature"] = float(best.split()[1])
         result["temperatures"] = {}
-        for name in every:
+        for name in judged.every:
             if name.startswith(f"{FROZEN} "):
                 curve = None if passed is None else sampling.mean(passed[name])[ks - 1]
                 result["temperatures"][name.split()[1]] = _numbers(curve)
@@ -196,34 +203,28 @@ def figures_of(
     return result
 
 
-def _values(
-    every: dict[str, Draws],
-    known: dict[str, Draws],
-    names: Sequence[str],
-    prompts: int,
-    latents: int,
-    samples: int,
-) -> dict[str, dict[str, np.ndarray]]:
+def _values(judged: Judged, latents: int, samples: int) -> dict[str, dict[str, np.ndarray]]:
     """What can be said, by key and arm: (P, N) of pass@k, for every k, and (P, powers) of the
     others; NaN for prompts with too few verdicts in one arm.
     """
     ks = powers(samples)
     all_ks = np.arange(1, samples + 1)
-    strata = {name: latents if name in (EVEN, PROPORTIONAL) else 1 for name in every}
+    P = judged.prompts
+    strata = {name: latents if name in (EVEN, PROPORTIONAL) else 1 for name in judged.every}
     values: dict[str, dict[str, np.ndarray]] = {}
-    if any(np.isfinite(draws.correct).any() for draws in known.values()):
+    if any(np.isfinite(draws.correct).any() for draws in judged.known.values()):
         values["pass_at_k"] = {
-            name: sampling.success(draws, prompts, strata[name], all_ks)
-            for name, draws in known.items()
+            name: sampling.success(draws, P, strata[name], all_ks)
+            for name, draws in judged.known.items()
         }
-    if names:
+    if judged.strategies:
         values["strategies_at_k"] = {
-            name: sampling.kinds(draws, draws.strategies, prompts, strata[name], ks)
-            for name, draws in known.items()
+            name: sampling.kinds(draws, draws.strategies, P, strata[name], ks)
+            for name, draws in judged.known.items()
         }
     values["distinct_at_k"] = {
-        name: sampling.kinds(draws, draws.texts, prompts, strata[name], ks) / ks
-        for name, draws in every.items()
+        name: sampling.kinds(draws, draws.texts, P, strata[name], ks) / ks
+        for name, draws in judged.every.items()
     }
     for per_arm in values.values():
         gaps = np.isnan(np.stack(list(per_arm.values()))).any(0)

@@ -31,7 +31,7 @@ from twcli.evaluation.arms import (
     arms_of,
     attributed,
     figures_of,
-    judged,
+    judge_arms,
     prediction,
 )
 from twcli.evaluation.judges import Judge
@@ -100,13 +100,10 @@ def compare(
     frozen = _frozen_writer(config, trained, run, say)
     lines = draw_all(Sampling(config, writer, frozen, first, longest), run.samples, say, progress)
     arms = arms_of(lines, config.samples, config.seed)
-    every, known, names = judged(arms, xs, judge, progress)
+    judged = judge_arms(arms, xs, judge, progress)
     asked = {"prompts": len(xs), "samples": config.samples, "temperature": config.temperature}
     result: dict[str, Any] = asked | figures_of(
-        every,
-        known,
-        names,
-        prompts=len(xs),
+        judged,
         latents=model.latents,
         samples=config.samples,
         temperature=config.temperature,
@@ -120,7 +117,15 @@ def compare(
         best = f"{FROZEN} {result['arms'][FROZEN]['temperature']:g}"
         same = f"{FROZEN} {config.temperature:g}"
         shown = {FROZEN: arms[best]} | shown
-        predicted = _predicted(every[same], every[best], names, arms[same], xs, reader, config)
+        predicted = _predicted(
+            judged.every[same],
+            judged.every[best],
+            judged.strategies,
+            arms[same],
+            xs,
+            reader,
+            config,
+        )
         result["prediction"] = predicted
         for name, saved in result["samples_saved"].items():
             saved["predicted"] = predicted and predicted["ratio"].get(name)
@@ -233,8 +238,7 @@ def _predicted(
     if not np.isfinite(draws.correct).any():
         return None
     by = "strategies" if names else "latents"
-    pairs = [(x, y) for x, ys in zip(xs, arm.texts, strict=True) for y in ys]
-    read = reader.latents_of(pairs)
+    read = reader.latents_of(arm.pairs(xs))
     latents = reader.model.latents
     if names:
         draws = replace(draws, strategies=attributed(draws.strategies, read))

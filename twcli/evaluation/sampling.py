@@ -48,6 +48,17 @@ class Draws:
     texts: np.ndarray
     order: np.ndarray | None = None
 
+    def those(self, chosen_D: np.ndarray) -> Draws:
+        """The draws that are true in a mask (D,)."""
+        return Draws(
+            self.prompts[chosen_D],
+            self.strata[chosen_D],
+            self.correct[chosen_D],
+            self.strategies[chosen_D],
+            self.texts[chosen_D],
+            self.order,
+        )
+
 
 def missed(total: np.ndarray, hits: np.ndarray, k: np.ndarray | int) -> np.ndarray:
     """Probability that k of `total` samples, of which `hits` are hits, hold none: the ratio of
