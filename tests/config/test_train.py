@@ -51,11 +51,11 @@ NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
         ({"model": True}, "--model: True is not of type str"),
         (
             {"execution": "tree", "gradient_checkpointing": True},
-            "--execution tree: prompts are read plainly with --gradient-checkpointing",
+            "--execution tree: is not available with --gradient-checkpointing",
         ),
         (
             {"execution": "branches", "compile": True},
-            "--execution branches: prompts are read plainly with --compile; leave one out",
+            "--execution branches: is not available with --compile; leave one out",
         ),
     ],
 )

@@ -210,7 +210,7 @@ def test_files_that_cannot_be_read(path, tmp_path):
     )
     assert "cannot be read: Is a directory" in refused(tmp_path)
     for suffix in (".gz", ".zst"):
-        assert "compressed names are not read; unpack the file" in refused(f"{path}{suffix}")
+        assert "compressed names are not read; decompress the file" in refused(f"{path}{suffix}")
 
 
 @pytest.mark.parametrize("bad", [1.5, -0.1, np.nan, np.inf])

@@ -80,7 +80,7 @@ def test_records_without_those_columns_are_read_as_they_are(tmp_path):
     assert read_examples(str(file), trained=RUN, y_field=None)[0].x == "a"
     assert read_examples(str(file), trained=RUN, x_field="x", y_field="Antwort")[0].x == "c"
     file.write_text('{"Frage": "a"}\n')
-    with pytest.raises(UserError, match="form not recognised"):
+    with pytest.raises(UserError, match="format not recognised"):
         stream_examples(str(file), trained=RUN)
 
 

@@ -457,7 +457,7 @@ BROKEN = {
     "CSV with a column twice": ("d.csv", b"x,x\na,b\n", "d.csv:1: column 'x' is given twice"),
     "CSV of another encoding": ("d.csv", b"x,y\na,\xe9\n", "d.csv:2: byte 3 is not UTF-8"),
     "CSV with an empty cell": ("d.csv", b"x,y\na,b\na,\n", "d.csv:3: field 'y' is empty"),
-    "TSV without a header": ("d.tsv", b"2+2?\t4\n3+3?\t6\n", "d.tsv:2: form not recognised"),
+    "TSV without a header": ("d.tsv", b"2+2?\t4\n3+3?\t6\n", "d.tsv:2: format not recognised"),
     "Parquet that is cut off": (
         "d.parquet",
         columns({"x": "a", "y": "b"})[:-20],
@@ -477,7 +477,7 @@ BROKEN = {
     "text for a language model": (
         "d.jsonl",
         lines({"text": "a b c", "meta": {}}),
-        "d.jsonl:1: form not recognised: the fields are text, meta; it looks like text without a "
+        "d.jsonl:1: format not recognised: the fields are text, meta; it looks like text without a "
         "prompt (language modelling); split each text into x and y, or write it as messages",
     ),
     "tokens": ("d.jsonl", lines({"input_ids": [1], "labels": [1]}), "it looks like tokens; give"),

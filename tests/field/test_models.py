@@ -518,7 +518,7 @@ def test_what_is_missing_or_of_something_else_is_named(change, line, tmp_path, d
     [
         (lambda e: e * math.inf, "its weights are finite and its logits are not"),
         (lambda e: e + e.mean(1, keepdim=True), "a llama model is not causal here"),
-        (lambda e: e + e.mean(0, keepdim=True)[:, :1], "depend on the rows beside a row"),
+        (lambda e: e + e.mean(0, keepdim=True)[:, :1], "depend on the other rows of its batch"),
     ],
 )
 def test_a_model_that_breaks_an_assumption_is_refused(forward, line):

@@ -242,7 +242,7 @@ REFUSED = {
     "a table of numbers without a header": (
         "d.csv",
         b"1+1,2\n2+2,4\n",
-        "d.csv:2: form not recognised: the fields are 1+1, 2; it looks like a table without a "
+        "d.csv:2: format not recognised: the fields are 1+1, 2; it looks like a table without a "
         "header; put a line with the columns' names before it",
     ),
     "NULs at the end": ("d.jsonl", JSONL + bytes(5000), "d.jsonl:3: holds NUL bytes, as files do"),
@@ -321,7 +321,7 @@ REFUSED = {
     "two forms": (
         "d.jsonl",
         lines({"x": "a", "y": "b"}, {"messages": [USER, FOUR]}),
-        "d.jsonl:2: is of the form 'messages', and the file is read as 'x and y'; give records of "
+        "d.jsonl:2: has the format 'messages', and the file is read as 'x and y'; give records of "
         "each form in a file of their own",
     ),
     "turns that are none": (
@@ -352,7 +352,7 @@ REFUSED = {
     "a name of a column with a line break": (
         "d.csv",
         b'"a\nb",c\nd,e\n',
-        "d.csv:3: form not recognised: the fields are a b, c; name its fields with",
+        "d.csv:3: format not recognised: the fields are a b, c; name its fields with",
     ),
     "Parquet with text that is not UTF-8": (
         "d.parquet",

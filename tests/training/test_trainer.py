@@ -172,7 +172,9 @@ def test_a_cache_is_refused_for_what_no_rounding_explains(inputs, tmp_path, made
 
 
 def test_epochs_that_make_no_step_are_refused(inputs, tmp_path):
-    with pytest.raises(UserError, match="--epochs 1: 3 batches are no step, which takes 8"):
+    with pytest.raises(
+        UserError, match="--epochs 1: 3 batches in all, and an optimiser step takes 8"
+    ):
         run(
             settings(inputs, tmp_path / "run", steps=None, epochs=1, accumulate=8, batch_tokens=400)
         )

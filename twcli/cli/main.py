@@ -45,7 +45,9 @@ if TYPE_CHECKING:
     from twcli.data.dataset import Examples
 
 dry_run_option = click.option(
-    "--dry-run", is_flag=True, help="Write nothing; say what would be read and what it would cost."
+    "--dry-run",
+    is_flag=True,
+    help="Write nothing; print what would be read, and estimates of time and memory.",
 )
 
 
@@ -383,7 +385,7 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     cls=GroupedOption,
     group=INPUTS,
     metavar="PATH",
-    help="With --verify and --data: the model that a cache must be of; some rows are shown by b_t.",
+    help="With --verify and --data: the model that a cache must be of; prints b_t of a few rows.",
 )
 @click.option(
     "--data",
@@ -398,7 +400,7 @@ def export(config_file: str | None, quiet: bool, **flags: Any) -> None:
     group=INPUTS,
     rare=True,
     is_flag=True,
-    help="Of a conversation every turn of the assistant is an example, not only the last.",
+    help="Make every assistant turn of a conversation an example, not only the last one.",
 )
 @click.option(
     "--format",

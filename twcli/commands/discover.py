@@ -137,7 +137,7 @@ def _read(
     scores = find_cache(places, print_, encoded.row_hash)
     stored = StoredFeatures.beside(places, [print_], encoded)
     if stored is not None:
-        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
+        say(f"features: {len(stored.rows):,} distinct records, from {stored.store.path}")
     if scores is None or stored is None:
         _read_from_model(config, inputs, print_, say, progress, scores is None, stored is None)
     if stored is None:

@@ -25,7 +25,9 @@ class ExportConfig(Config):
     run: str = option(group=INPUTS, help="Run folder that `twcli train` wrote.", path=True)
     to: str = option(
         group=OUTPUT,
-        help="Form: " + "; ".join(f"{name}, {form.help}" for name, form in FORMS.items()) + ".",
+        help="Output format: "
+        + "; ".join(f"{name}, {form.help}" for name, form in FORMS.items())
+        + ".",
         choices=FORMS,
     )
     out: str = option(group=OUTPUT, help="Folder to write.", path=True)
@@ -40,9 +42,7 @@ class ExportConfig(Config):
     latent: str | None = option(
         None,
         group=STRATEGIES,
-        help=(
-            "Latent where a call names none: a number or a name; default: the most frequent one."
-        ),
+        help=("Default latent of the export, a number or a name; default: the most frequent one."),
     )
     dtype: str = option(
         "fp32", group=OUTPUT, help="Precision of the weights that are written.", choices=PRECISIONS

@@ -201,7 +201,7 @@ class Drawing:
             xs = self.prompts[rows]
             ids, _ = self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
         if reason := why_not_cached(self.sampler.model, self.sampler.encoder, ids):
-            say(f"each new token reads its whole row, which takes longer: {reason}")
+            say(f"without a KV cache, so that each new token takes a pass over its row: {reason}")
 
     def blocks(
         self, missing: Sequence[range], progress: Callable[[int], None]

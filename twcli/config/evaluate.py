@@ -32,9 +32,9 @@ class EvalConfig(ServerConfig, BatchConfig, DataConfig, ComputeConfig):
         None,
         group=INPUTS,
         help=(
-            "Who says what is right: exact, number (the last one), regex:PATTERN, "
-            "reasoning_gym:TASK, cmd:COMMAND (JSON in, JSON out), or MODULE:FUNCTION with "
-            "judge(x, y) -> (strategy, correct)."
+            "How completions are judged: exact (the whole answer), number (the last one), "
+            "regex:PATTERN, reasoning_gym:TASK, cmd:COMMAND (JSON in, JSON out), or "
+            "MODULE:FUNCTION with judge(x, y) -> (strategy, correct)."
         ),
     )
     judge_seconds: float = option(
@@ -81,8 +81,9 @@ class EvalConfig(ServerConfig, BatchConfig, DataConfig, ComputeConfig):
         None,
         group=OUTPUT,
         help=(
-            "Also draw so many completions of each prompt from the original model and from the "
-            "run, in three ways, and compare them: pass@k, samples saved, diversity."
+            "Also draw N completions of each prompt from the original model and N from the run, "
+            "with its latents chosen in three ways (evenly, in proportion to the router, drawn "
+            "from it), and compare pass@k, samples saved and diversity."
         ),
         minimum=1,
         maximum=1024,

@@ -41,13 +41,13 @@ TAKEN_VARIABLES = frozenset(
     }
 )
 DATA_HELP = (
-    "Records: a JSONL, JSON, CSV, TSV or Parquet file, a pattern or several with commas, "
-    "a `datasets` folder, or a hub name as NAME:CONFIG:SPLIT."
+    "Records: a JSONL, JSON, CSV, TSV or Parquet file (or several, separated by commas, or a glob "
+    "pattern), a `datasets` folder, or a hub name as NAME:CONFIG:SPLIT."
 )
 EMPTY = ("error", "skip")
 EMPTY_HELP = "Records without text in prompt or completion: stop, or leave them out and count them."
 TOO_LONG = ("error", "skip", "truncate-left")  # what `data.long_rows` does
-FORMAT_HELP = "Form of the records; auto: recognised from the first ones."
+FORMAT_HELP = "Format of the records; auto: recognised from the first ones."
 # What `data.formats` reads.
 FORMATS = (
     AUTO,
@@ -74,7 +74,7 @@ class DataConfig(Config):
         False,
         group=INPUTS,
         rare=True,
-        help="Of a conversation every turn of the assistant is an example, not only the last.",
+        help="Make every assistant turn of a conversation an example, not only the last one.",
     )
     empty: str = option(EMPTY[0], group=INPUTS, rare=True, help=EMPTY_HELP, choices=EMPTY)
 
@@ -129,7 +129,7 @@ class ServerConfig(Config):
         32,
         group=RESOURCES,
         rare=True,
-        help="Requests at once to --server.",
+        help="Concurrent requests to --server.",
         minimum=1,
         maximum=1000,
     )
@@ -211,7 +211,7 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
         rare=True,
         help=(
             "Rows longer than the model's context: stop, leave them out, or drop the beginning of "
-            "x. The same for every command."
+            "x. Give every command the same choice."
         ),
         choices=TOO_LONG,
     )
@@ -221,8 +221,8 @@ class InputsConfig(DataConfig, TemplateConfig, ComputeConfig):
         group=STRATEGIES,
         rare=True,
         help=(
-            "Vocabulary tokens per latent; more give each latent more capacity. Rows that are too "
-            "long are counted with them, so every command gets the same number."
+            "Vocabulary tokens per latent; more give each latent more capacity. They count towards "
+            "the length of a row, so give every command the same number."
         ),
         minimum=1,
         maximum=64,

@@ -38,8 +38,8 @@ class SampleConfig(ServerConfig, BatchConfig, TemplateConfig, ComputeConfig):
         None,
         group=INPUTS,
         help=(
-            "URL of an OpenAI-compatible server that draws: by its own chat template, or raw "
-            "prompts where --template is a file."
+            "URL of an OpenAI-compatible server to sample from: with its own chat template, or "
+            "with raw prompts where --template is a file."
         ),
     )
     data: str | None = option(

@@ -67,8 +67,8 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         None,
         group=INPUTS,
         help=(
-            "File that `twcli discover` wrote, edited or not: a latent for each record; null is "
-            "found."
+            "File that `twcli discover` wrote, edited or not: a latent for each record; those with "
+            "null are assigned one."
         ),
         path=True,
     )
@@ -79,7 +79,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         group=OPTIMISATION,
         help=(
             "Maximum tokens per batch, padding included; the K latent copies are not counted. "
-            "Default: 2048, with LoRA 600, and eight records of mean length at least."
+            "Default: 2048, with LoRA 600, but at least eight records of mean length."
         ),
         minimum=1,
     )
@@ -158,7 +158,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         group=OPTIMISATION,
         help=(
             "Optimiser steps; default: three passes over the data, 1000 to 2000 steps, with LoRA "
-            "150 to 2000, fewer where nothing improves any more."
+            "150 to 2000, fewer where nothing improves any longer."
         ),
         minimum=1,
     )
@@ -281,12 +281,12 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         """What saves memory agrees with what is trained."""
         if self.divergence and self.latent_chunk is not None:
             raise UserError(
-                "--divergence: compares all latents, which --latent-chunk reads one after the "
-                "other; leave one of them out"
+                "--divergence: compares all latents, which --latent-chunk computes a few at a "
+                "time; leave one of them out"
             )
         if self.shard and self.adapt not in (None, "full"):
             raise UserError(
-                f"--shard: splits what is trained in full, and --adapt is {self.adapt}; "
+                f"--shard: shards weights that are trained in full, and --adapt is {self.adapt}; "
                 "leave one of them out"
             )
         if self.adapt == "lora" and self.posterior == "separate":
@@ -307,7 +307,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         for name in ("gradient_checkpointing", "compile"):
             if getattr(self, name):
                 raise UserError(
-                    f"--execution {self.execution}: prompts are read plainly with {flag_of(name)}; "
+                    f"--execution {self.execution}: is not available with {flag_of(name)}; "
                     "leave one out"
                 )
 

@@ -172,7 +172,7 @@ class Examples:
                     other = other_form(record, form, complete) if records > 1 else None
                     if other is not None:
                         raise UserError(
-                            f"{where}: is of the form '{other.shown}', and the file is read as "
+                            f"{where}: has the format '{other.shown}', and the file is read as "
                             f"'{form.shown}'; give records of each form in a file of their own"
                         ) from error
                     raise

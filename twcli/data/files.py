@@ -140,7 +140,9 @@ def read_file(file: Path) -> Reading:
         with opened(file) as stream:
             if stream.peek(4).startswith(PARQUET) or suffix in (".parquet", ".pq"):
                 if packed:
-                    raise UserError(f"{file}: Parquet packs by itself; unpack the file first")
+                    raise UserError(
+                        f"{file}: Parquet is compressed inside; decompress the file first"
+                    )
                 yield from _parquet(file)
             elif suffix in TABLES:
                 yield from _table(stream, file, TABLES[suffix])

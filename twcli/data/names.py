@@ -141,7 +141,7 @@ def read_names(
         UserError: one line with the file, the line, the field and what to do about it.
     """
     if Path(path).suffix in (".gz", ".zst"):
-        raise UserError(f"{path}: compressed names are not read; unpack the file first")
+        raise UserError(f"{path}: compressed names are not read; decompress the file first")
     rows = len(row_hash)
     latent_N = np.full(rows, -1, np.int64)
     probability_N = np.zeros(rows, np.float32)

@@ -94,7 +94,7 @@ def _unpacked(file: Path) -> Any:
         import zstandard
     except ImportError as error:
         raise UserError(
-            f"{file}: packed by Zstandard; needs pip install 'twcli-cvae[zstd]'"
+            f"{file}: compressed with Zstandard; needs pip install 'twcli-cvae[zstd]'"
         ) from error
     unpacked = zstandard.ZstdDecompressor().stream_reader(
         file.open("rb"), read_across_frames=True, closefd=True

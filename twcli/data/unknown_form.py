@@ -61,7 +61,7 @@ def unknown(record: Record, complete: bool, alone: bool) -> str:
     names = ", ".join(shown) + (", .." if len(record) > 12 else "")
     looks, then = _looks_like(record, complete, alone)
     looks = f"; it looks like {looks}" if looks else ""
-    return f"form not recognised: the fields are {names or 'none'}{looks}; {then}"
+    return f"format not recognised: the fields are {names or 'none'}{looks}; {then}"
 
 
 def _looks_like(record: Record, complete: bool, alone: bool) -> tuple[str, str]:
@@ -87,7 +87,7 @@ def _by_fields(record: Record, complete: bool) -> tuple[str, str]:
             if record.keys() >= set(fields):
                 return looks, then
     wanted = "--x-field and --y-field" if complete else "--x-field"
-    return "", f"name its fields with {wanted}, or its form with --format"
+    return "", f"name its fields with {wanted}, or its format with --format"
 
 
 def _is_cell(name: str) -> bool:

@@ -138,7 +138,7 @@ def run_writer(inputs: EvalInputs) -> Writer:
         return writer
     if TRUNCATE_LEFT in inputs.encoded.too_long:
         raise UserError(
-            f"{config.data}: a server reads prompts whole, and some are too long; give "
+            f"{config.data}: a server cannot shorten prompts, and some are too long; give "
             "--too-long skip with --server"
         )
     distinct = [inputs.examples[row] for row in inputs.prompt_rows.tolist()]

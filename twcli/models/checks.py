@@ -61,9 +61,8 @@ def check_model(model: PreTrainedModel, source: str) -> None:
         )
     if not _difference(with_pads, alone) <= shapes:
         raise UserError(
-            f"{source}: the logits of a {kind} model depend on the rows beside a row and on its "
-            "padding, so b_t would depend on the batch; take another model, and report this one's "
-            "name"
+            f"{source}: the logits of a {kind} model depend on the other rows of its batch "
+            "and on padding, and so would b_t; take another model, and report this one's name"
         )
     wrong = scored.shape != alone.shape or not _difference(scored, alone) <= same
     if wrong or not _scaling_difference(model) <= same:

@@ -118,7 +118,7 @@ def steps_of(
     batches = sum(len(sampler.epoch(number)) for number in range(config.epochs))
     if batches < batches_a_step:
         raise UserError(
-            f"--epochs {config.epochs}: {batches} batches are no step, which takes "
+            f"--epochs {config.epochs}: {batches} batches in all, and an optimiser step takes "
             f"{batches_a_step}; raise it, or lower --accumulate or --batch-tokens"
         )
     return batches // batches_a_step

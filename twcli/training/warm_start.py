@@ -62,7 +62,7 @@ def source_of(
     )
     stored = _stored_features(config, inputs, fingerprint)
     if stored is not None:
-        say(f"features: {len(stored.rows):,} distinct records, read before: {stored.store.path}")
+        say(f"features: {len(stored.rows):,} distinct records, from {stored.store.path}")
         return stored
     return ModelSource(backbone, encoder, encoded, 8 * config.resolved_batch_tokens, varlen)
 
