@@ -176,7 +176,7 @@ DIALECT = {
     r"(mend|mends|mended|mending)": "fix, reassign",
     r"hangs? on": "depends on",
     r"(stand|stands|stood) (in|at|before|between|beside|next|on|together)": "is, occurs",
-    r"makes? room": "allows",
+    r"(makes?|more|no) room": "allows, capacity, limit",
     r"understud(y|ies|ied)": "spare latents",
     r"(by themselves|by itself) (read|told)": "separately",
 }
@@ -192,11 +192,14 @@ def test_help_and_documents_speak_the_fields_words():
     texts = {page.name: page.read_text() for page in [ROOT / "README.md", *PAGES]}
     texts["CHANGELOG.md"] = (ROOT / "CHANGELOG.md").read_text()
     texts["help"] = "\n".join(commands(main, None))
-    for file in (ROOT / "twcli").rglob("*.py"):
-        documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    for file in (ROOT / "twcli").rglob("*.py"):  # docstrings, messages and names
         for node in ast.walk(ast.parse(file.read_text())):
-            if isinstance(node, documented) and (text := ast.get_docstring(node)):
-                texts[f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"] = text
+            place = f"{file.relative_to(ROOT)}:{getattr(node, 'lineno', 1)}"
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                texts[place] = texts.get(place, "") + node.value
+            elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
+                name = node.arg if isinstance(node, ast.arg) else node.name
+                texts[place] = texts.get(place, "") + " " + name.replace("_", " ")
     for place, text in texts.items():
         for pattern, instead in DIALECT.items():
             found = re.search(rf"\b{pattern}\b", text, re.IGNORECASE)

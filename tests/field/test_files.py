@@ -241,7 +241,7 @@ KINDS = {
             {"messages": [USER, FOUR, USER, {"role": "assistant", "content": "5", "weight": "0"}]}
         ),
         [([USER, FOUR], None)],
-        "messages, 1 record, 2 turns; 1 go on after the assistant's last turn, which is not read",
+        "messages, 1 record, 2 turns; 1 continue after the assistant's last turn, which is not read",
     ),
     "turns in a field of another name": (
         "d.jsonl",
@@ -555,7 +555,9 @@ def test_turns_after_the_last_answer_are_said(tmp_path):
     file.write_bytes(lines({"messages": [USER, FOUR, {"role": "user", "content": "Thanks"}]}))
     found, summary = read(file)
     assert list(found[0].messages) == [USER, FOUR]
-    assert summary.endswith("2 turns; 1 go on after the assistant's last turn, which is not read")
+    assert summary.endswith(
+        "2 turns; 1 continue after the assistant's last turn, which is not read"
+    )
 
 
 def test_preferences_that_hold_the_whole_conversation(tmp_path):

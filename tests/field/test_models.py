@@ -256,11 +256,11 @@ def test_the_sampler_keeps_classes_apart_and_all_rows():
         batches = sampler.epoch(0)
         assert sorted(np.concatenate(batches)) == list(range(300))
         assert all(len(set(classes[rows])) == 1 for rows in batches)
-        # a row can grow by `room` - 1 tokens within its class
-        room = np.minimum(rule.room(lengths), 10**6)
-        grown = room[room < 10**6]
-        assert (rule.classes(lengths + room - 1) == classes)[room < 10**6].all() and len(grown)
-        assert (rule.classes(lengths + room) != classes)[room < 10**6].all()
+        # a row can grow by `limits` - 1 tokens within its class
+        limits = np.minimum(rule.new_tokens(lengths), 10**6)
+        grown = limits[limits < 10**6]
+        assert (rule.classes(lengths + limits - 1) == classes)[limits < 10**6].all() and len(grown)
+        assert (rule.classes(lengths + limits) != classes)[limits < 10**6].all()
     assert not PassLengths() and not PassLengths().classes(lengths).any()
 
 

@@ -53,20 +53,20 @@ def test_a_long_prompt_cuts_no_other_completion_short(ids_as_texts, batch_tokens
         with torch.no_grad():
             model.lm_head.weight[[ids_as_texts.y_close, ids_as_texts.eos]] = 0.0
     prompts = [[1, *[20 + i % 7 for i in range(length)]] for length in (3, 90, 9, 3, 118)]
-    room = 128 - np.asarray([len(prompt) for prompt in prompts])
+    limits = 128 - np.asarray([len(prompt) for prompt in prompts])
     done = []
     texts, ended = generate(
         model,
         ids_as_texts,
         prompts,
-        max_new_tokens=room,
+        max_new_tokens=limits,
         temperature=0.0,
         seed=0,
         batch_tokens=batch_tokens,
         progress=done.append,
     )
     assert sum(done) == 5
-    for prompt, most, text, end in zip(prompts, room.tolist(), texts, ended, strict=True):
+    for prompt, most, text, end in zip(prompts, limits.tolist(), texts, ended, strict=True):
         (alone,), _ = generate(
             model,
             ids_as_texts,

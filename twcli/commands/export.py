@@ -134,7 +134,7 @@ def _export(
         with replacing(out) as staged:
             form.write(staged, model, encoder)
             (staged / "README.md").write_text(card, encoding="utf-8")
-            # the run's model makes room for the export's
+            # the run's model is freed before the export's is loaded
             del latent_model, model
             gc.collect()
             phases.begin(CHECK, "with the prompts and logits of the run")

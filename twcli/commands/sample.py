@@ -91,10 +91,10 @@ class Sampler:
         latents = len(self.latent_ids) if self.config.latent == "all" else 1
         return self.config.n * latents
 
-    def ids_and_room(
-        self, xs: Sequence[Example], jobs: Sequence[tuple[int, int | None]]
+    def ids_and_limits(
+        self, xs: Sequence[Example], requests: Sequence[tuple[int, int | None]]
     ) -> tuple[list[list[int]], np.ndarray]:
-        """The ids of the prompts of `jobs`, pairs of (index of x, latent), and the tokens that each
+        """The ids of the prompts of `requests`, pairs of (index of x, latent), and tokens that each
         leaves free in the context.
 
         Raises:
@@ -102,33 +102,36 @@ class Sampler:
         """
         prompts = [
             self.encoder.prompt(xs[row], None if latent is None else self.latent_ids[latent])
-            for row, latent in jobs
+            for row, latent in requests
         ]
         context = runtime.context_length(self.model, self.config.max_length)
-        room = context - np.asarray([len(prompt) for prompt in prompts])
-        if room.min() < 1:
-            x = xs[jobs[int(room.argmin())][0]].x
+        limits = context - np.asarray([len(prompt) for prompt in prompts])
+        if limits.min() < 1:
+            x = xs[requests[int(limits.argmin())][0]].x
             raise UserError(
                 f"{self.config.data or '--x'}: the prompt {x[:60]!r} fills the context of "
                 f"{context} tokens"
             )
-        return prompts, room
+        return prompts, limits
 
     def complete(
         self,
         xs: Sequence[Example],
-        jobs: Sequence[tuple[int, int | None]],
+        requests: Sequence[tuple[int, int | None]],
         seed: int,
         progress: Callable[[int], None] | None = None,
     ) -> tuple[list[str], list[bool]]:
-        """The completions of `jobs`, empty if only white space was generated, and whether each
+        """The completions of `requests`, empty if only white space was generated, and whether each
         ended by itself.
 
         Raises:
-            UserError: as `ids_and_room`.
+            UserError: as `ids_and_limits`.
         """
-        config, (prompts, room) = self.config, self.ids_and_room(xs, jobs)
-        most = room if config.max_new_tokens is None else np.minimum(config.max_new_tokens, room)
+        config = self.config
+        prompts, limits = self.ids_and_limits(xs, requests)
+        most = (
+            limits if config.max_new_tokens is None else np.minimum(config.max_new_tokens, limits)
+        )
         return generate(
             self.model,
             self.encoder,
@@ -147,10 +150,10 @@ class Sampler:
         xs = [Example(x, "")]
         (router,) = self.router(xs) if self.latent_ids else ([1.0],)
         chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
-        jobs = [(0, latent) for latent in chosen for _ in range(self.config.n)]
-        texts, *_ = self.complete(xs, jobs, self.config.seed)
+        requests = [(0, latent) for latent in chosen for _ in range(self.config.n)]
+        texts, *_ = self.complete(xs, requests, self.config.seed)
         lines = []
-        for (_, latent), text in zip(jobs, texts, strict=True):
+        for (_, latent), text in zip(requests, texts, strict=True):
             probability = "" if latent is None else f"z{latent}  {router[latent]:.2f}  "
             lines.append(probability + text)
         return lines
@@ -199,7 +202,7 @@ class Drawing:
         latent = 0 if self.sampler.latent_ids else None
         for rows in blocks(range(len(self.prompts)), BLOCK):
             xs = self.prompts[rows]
-            ids, _ = self.sampler.ids_and_room(xs, [(row, latent) for row in range(len(xs))])
+            ids, _ = self.sampler.ids_and_limits(xs, [(row, latent) for row in range(len(xs))])
         if reason := why_not_cached(self.sampler.model, self.sampler.encoder, ids):
             say(f"without a KV cache, so that each new token takes a pass over its row: {reason}")
 
@@ -218,16 +221,16 @@ class Drawing:
         seed = int(
             np.random.SeedSequence([self.sampler.config.seed, rows.start]).generate_state(1)[0]
         )
-        jobs = [
+        requests = [
             (row, latent)
             for row, latents in enumerate(self.sampler.latents(xs, seed))
             for latent in latents
         ]
-        texts, ended = self.sampler.complete(xs, jobs, seed, progress)
+        texts, ended = self.sampler.complete(xs, requests, seed, progress)
         self.drawn += len(texts)
         self.cut += len(ended) - sum(ended)
         self.empty += sum(not text for text in texts)
-        for (row, latent), text in zip(jobs, texts, strict=True):
+        for (row, latent), text in zip(requests, texts, strict=True):
             if text:
                 yield (
                     json.dumps(

@@ -231,7 +231,7 @@ class ChatTemplate:
         rest = whole[len(prompt) :]
         self._check_prompt(turns[:-1], tools, prompt, place)
         last = turns[-1]
-        if not _shows(rest, last.get("content")) and not _goes_on(prompt, rest, last):
+        if not _shows(rest, last.get("content")) and not _continues(prompt, rest, last):
             raise UserError(
                 f"{place}: the chat template of {self.source} leaves out text of the last turn: "
                 f"it makes {rest[:60]!r} of it; change the record, or give a template that keeps "
@@ -411,7 +411,7 @@ def _shows(text: str, content: Any) -> bool:
     return "".join(wanted.split()) in "".join(text.split())
 
 
-def _goes_on(prompt: str, rest: str, last: Mapping[str, Any]) -> bool:
+def _continues(prompt: str, rest: str, last: Mapping[str, Any]) -> bool:
     """Whether the end of the prompt and what follows it together show the content: generation
     prompts that open `<think>` hold the beginning of an answer that was thought.
     """

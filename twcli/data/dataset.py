@@ -217,7 +217,7 @@ class Examples:
             )
         if self._unread:
             notes.append(
-                f"{self._unread:,} go on after the assistant's last turn, which is not read"
+                f"{self._unread:,} continue after the assistant's last turn, which is not read"
             )
         if self._repeats > self._count / 2:
             notes.append(

@@ -167,7 +167,7 @@ def distinct(pairs: list[tuple[str, Any]]) -> Record:
     return found
 
 
-# NaN and numbers that are infinite may stand in fields that are not read.
+# NaN and numbers that are infinite may be in fields that are not read.
 DECODER = json.JSONDecoder(object_pairs_hook=distinct)
 
 
@@ -181,12 +181,12 @@ def _json(stream: Any, file: Path) -> Iterator[Placed]:
     begin = first.lstrip()
     if begin.startswith(b"["):
         return _values(_Window(stream, first, file, blank), file, array=True)
-    if begin.startswith(b"{") and _goes_on(first):
+    if begin.startswith(b"{") and _continues(first):
         return _values(_Window(stream, first, file, blank), file, array=False)
     return _lines(stream, first, file, blank)
 
 
-def _goes_on(line: bytes) -> bool:
+def _continues(line: bytes) -> bool:
     """Whether a first line is the beginning of an object that the next lines continue."""
     try:
         DECODER.decode(line.decode("utf-8"))

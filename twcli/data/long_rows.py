@@ -86,7 +86,7 @@ class LongRows:
         if self.shortened:
             done.append(f"{self.shortened:,} lose the beginning of x")
         if self.skipped:
-            reason = ": their y alone leaves no room" if self.policy == TRUNCATE_LEFT else ""
+            reason = ": their y alone fills the limit" if self.policy == TRUNCATE_LEFT else ""
             done.append(f"{self.skipped:,} are left out{reason}")
         if not done:
             return []

@@ -89,7 +89,7 @@ class PassLengths:
             return found
         return np.where(lengths > self.each_beyond, len(self.boundaries) + lengths, found)
 
-    def room(self, lengths: np.ndarray) -> np.ndarray:
+    def new_tokens(self, lengths: np.ndarray) -> np.ndarray:
         """Tokens that can be written after rows, one by one, until a pass over all that is there
         would be of another class.
 
@@ -102,8 +102,8 @@ class PassLengths:
         beyond = [] if self.each_beyond is None else [self.each_beyond]
         limits = np.array(sorted([*self.boundaries, *beyond]), np.int64)
         ends = np.append(limits, np.iinfo(np.int64).max)[np.searchsorted(limits, lengths)]
-        room: np.ndarray = ends - (lengths - 1)
-        return room
+        found: np.ndarray = ends - (lengths - 1)
+        return found
 
 
 def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:

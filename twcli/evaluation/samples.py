@@ -64,17 +64,17 @@ class Writer:
         shared = whole[: len(whole) - before_y]
         return shared, np.asarray([encoder.prompt(x, z)[len(shared) :] for z in self.latents])
 
-    def room(self, xs: Sequence[Example], lengths: Sequence[int], data: str) -> np.ndarray:
+    def free_context(self, xs: Sequence[Example], lengths: Sequence[int], data: str) -> np.ndarray:
         """(P,) tokens that prompts of these lengths leave in the context. Raises UserError: none is
         left.
         """
-        room = self.max_length - np.asarray(lengths)
-        if room.min() < 1:
+        free = self.max_length - np.asarray(lengths)
+        if free.min() < 1:
             raise UserError(
-                f"{data}: the prompt {xs[int(room.argmin())].x[:60]!r} fills the context of "
+                f"{data}: the prompt {xs[int(free.argmin())].x[:60]!r} fills the context of "
                 f"{self.max_length} tokens"
             )
-        return room
+        return free
 
     def draw(
         self,
@@ -94,8 +94,8 @@ class Writer:
         section_R = np.repeat(np.tile(np.arange(K), P), counts_PK.ravel())
         sections = np.stack([sections for _, sections in parts])
         lengths = [len(prompt) + sections.shape[2] for prompt, _ in parts]
-        room = self.room(xs, lengths, config.data)
-        limit_R = np.minimum(room, longest)[prompt_R]
+        free = self.free_context(xs, lengths, config.data)
+        limit_R = np.minimum(free, longest)[prompt_R]
         request = Request([prompt for prompt, _ in parts], sections, prompt_R, section_R, limit_R)
         texts, ended = draw(
             self.model,

@@ -279,8 +279,8 @@ class Mixture:
         frequencies = self.frequencies[:, :-1]
         astray_C1 = self.frequencies[:, -1:]
         used = np.argsort(-(self.weights @ frequencies), kind="stable")[:latents]
-        told_CS = (1 - astray_C1) * self.accuracies[:, used]
-        fails_CS = 1 - told_CS - astray_C1 * self.accuracies[:, -1:]
+        right_CS = (1 - astray_C1) * self.accuracies[:, used]
+        fails_CS = 1 - right_CS - astray_C1 * self.accuracies[:, -1:]
         order = proportional_order(frequencies[:, used], samples) if by_frequency else None
         curve = []
         for k in range(1, samples + 1):

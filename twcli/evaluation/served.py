@@ -62,18 +62,18 @@ class ServedWriter(Writer):
         progress: Callable[[int, int], None],
     ) -> tuple[list[list[list[str]]], int]:
         """As `Writer.draw`; raises UserError and WorkFailed as `Server.complete` too."""
-        jobs = []
+        requests = []
         lengths = [len(self.encoder.prompt(x, self.latents[0])) for x in xs]
-        limits = np.minimum(self.room(xs, lengths, config.data), longest).tolist()
+        limits = np.minimum(self.free_context(xs, lengths, config.data), longest).tolist()
         for row, (x, counts, limit) in enumerate(zip(xs, counts_PK.tolist(), limits, strict=True)):
             seeds = iter(seeds_of(seed, row, sum(counts)))
             for k, count in enumerate(counts):
                 request = chat_request(x, str(k))
-                jobs += [(request, next(seeds), limit) for _ in range(count)]
+                requests += [(request, next(seeds), limit) for _ in range(count)]
         found = iter(
             complete_all(
                 self.connect,
-                jobs,
+                requests,
                 temperature=temperature,
                 concurrency=config.concurrency,
                 progress=lambda one: progress(1, one.tokens),
@@ -154,12 +154,12 @@ def _check_same(
     rows = np.unique(np.linspace(0, len(xs) - 1, min(COMPARED, len(xs))).astype(int))
     some = [xs[row] for row in rows.tolist()]
     prompts = [run.encoder.prompt(x, latent) for x in some for latent in run.latents]
-    jobs: list[tuple[Request, int, int]] = [
+    requests: list[tuple[Request, int, int]] = [
         (chat_request(x, str(k)), 0, BEGINNING) for x in some for k in range(len(run.latents))
     ]
     theirs = complete_all(
         writer.connect,
-        jobs,
+        requests,
         temperature=0.0,
         concurrency=config.concurrency,
         progress=lambda _: None,

@@ -100,7 +100,7 @@ def draw(
             progress=progress and (lambda count: progress(count, 0)),
         )
     total_R = request.before_R + request.limit_R
-    # rows of one prompt stand together, so that few batches share one
+    # rows of one prompt are adjacent, so that few batches share one
     order = np.lexsort((request.section_R, request.prompt_R, -request.before_R, -total_R))
     batches = _batches(model, total_R, order)
     texts = [""] * len(order)
@@ -135,7 +135,7 @@ def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | 
         first = batch.begin()
         turned = torch.arange(len(rows) - 1, -1, -1, device=model.device)
         batch.keep(turned)
-        second = batch.go_on(np.full(len(rows), pad))[turned]
+        second = batch.next_logits(np.full(len(rows), pad))[turned]
         apart = []
         for row, own in zip(rows.tolist(), torch.stack([first, second], dim=1), strict=True):
             ids = torch.tensor([[*request.ids(row), pad]], device=model.device)
@@ -212,7 +212,7 @@ class _Batch:
                 alive = alive[going]
                 chosen = chosen[going]
                 self.keep(torch.from_numpy(going).to(self.device))
-            logits = self.go_on(chosen)
+            logits = self.next_logits(chosen)
         return [row[:count].tolist() for row, count in zip(written, counts.tolist(), strict=True)]
 
     def begin(self) -> torch.Tensor:
@@ -227,7 +227,7 @@ class _Batch:
         self.keep(pair_R)
         return logits[pair_R]
 
-    def go_on(self, chosen: np.ndarray) -> torch.Tensor:
+    def next_logits(self, chosen: np.ndarray) -> torch.Tensor:
         """Logits (R, V) behind one more token of each row."""
         ids_R1 = torch.from_numpy(chosen[:, None]).to(self.device)
         return self._forward(ids_R1)

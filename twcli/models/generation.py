@@ -100,15 +100,15 @@ def generate_ids(
         torch.manual_seed(seed)
         while len(left):
             begun = [prompts[row] + written[row] for row in left.tolist()]
-            room = most[left] - [len(written[row]) for row in left.tolist()]
+            limits = most[left] - [len(written[row]) for row in left.tolist()]
             lengths_G = np.asarray([len(ids) for ids in begun], np.int64)
             # beyond it a row is read again, as a row of its new class
-            room = np.minimum(room, together.room(lengths_G))
+            limits = np.minimum(limits, together.new_tokens(lengths_G))
             going = []
             # All rows of a batch get the same number of new tokens, the smallest limit among them;
             # rows with a larger limit continue in a later batch.
             for batch, completions in _written(
-                model, encoder, begun, room, temperature, batch_tokens, cached
+                model, encoder, begun, limits, temperature, batch_tokens, cached
             ):
                 for row, ids in zip(left[batch], completions, strict=True):
                     written[row] += ids
@@ -140,9 +140,9 @@ def why_not_cached(
         rule = pass_lengths(model)
         if rule and len(set(rule.classes(np.asarray([len(row) for row in rows])).tolist())) > 1:
             rows = rows[:1]
-        room = int(rule.room(np.asarray([len(longest)]))[0])
+        limits = int(rule.new_tokens(np.asarray([len(longest)]))[0])
         settings = GenerationConfig(
-            max_new_tokens=min(COMPARED_TOKENS, room),
+            max_new_tokens=min(COMPARED_TOKENS, limits),
             do_sample=False,
             pad_token_id=encoder.pad,
             bos_token_id=encoder.bos,
@@ -190,19 +190,19 @@ def _written(
     model: PreTrainedModel,
     encoder: ExampleEncoder,
     prompts: Sequence[list[int]],
-    room: np.ndarray,
+    limits: np.ndarray,
     temperature: float,
     batch_tokens: int,
     cached: bool,
 ) -> Iterator[tuple[np.ndarray, list[list[int]]]]:
     """(positions of a batch's rows in the prompts, their new ids): up to the end token or the
-    smallest `room` of the batch.
+    smallest `limits` of the batch.
     """
     lengths = np.asarray([len(p) for p in prompts], np.int64)
     write = _from_cache if cached else _plainly
-    for batch in _batches(model, lengths, lengths + room, batch_tokens):
+    for batch in _batches(model, lengths, lengths + limits, batch_tokens):
         rows = [prompts[row] for row in batch.tolist()]
-        most = int(room[batch].min())
+        most = int(limits[batch].min())
         yield batch, write(model, encoder, rows, most, temperature)
 
 

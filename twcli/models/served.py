@@ -328,7 +328,7 @@ def _call(call: Any) -> dict[str, Any]:
 
 def complete_all(
     connect: Callable[[], Server],
-    jobs: Sequence[tuple[Request, int, int]],
+    requests: Sequence[tuple[Request, int, int]],
     *,
     temperature: float,
     concurrency: int,
@@ -338,7 +338,7 @@ def complete_all(
 
     Args:
         connect: makes the connection.
-        jobs: requests, each with its seed and its most tokens.
+        requests: each with its seed and its most tokens.
         progress: called with each completion as it comes.
 
     Raises:
@@ -347,18 +347,18 @@ def complete_all(
     """
     # a signal ends the waiting
     with signals.held() as interrupted, asyncio.Runner() as runner:
-        return runner.run(_all(connect, jobs, temperature, concurrency, progress, interrupted))
+        return runner.run(_all(connect, requests, temperature, concurrency, progress, interrupted))
 
 
 async def _all(
     connect: Callable[[], Server],
-    jobs: Sequence[tuple[Request, int, int]],
+    requests: Sequence[tuple[Request, int, int]],
     temperature: float,
     concurrency: int,
     progress: Callable[[Completion], None],
     interrupted: Callable[[], bool],
 ) -> list[Completion]:
-    """Completions in the order of the jobs, at most `concurrency` requests at once."""
+    """Completions in the order of the requests, at most `concurrency` requests at once."""
     limit = asyncio.Semaphore(concurrency)
     async with connect() as server:
 
@@ -370,7 +370,7 @@ async def _all(
             progress(found)
             return found
 
-        tasks = [asyncio.create_task(one(*job)) for job in jobs]
+        tasks = [asyncio.create_task(one(*request)) for request in requests]
         waiting = set(tasks)
         try:
             while waiting and not interrupted():

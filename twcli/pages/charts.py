@@ -244,11 +244,11 @@ def _scale(first: float, last: float, log: bool) -> Scale:
 
 
 def _padded(low: float, high: float, log: bool) -> Point:
-    """With room above, and below where values are negative, so that no line is on the edge."""
+    """With a margin above, and below where values are negative, so that no line is on the edge."""
     if log:
         return low / 1.1, high * 1.1
-    room = 0.06 * ((high - low) or 1.0)
-    return (low - room if low < 0 else low), high + room
+    margin = 0.06 * ((high - low) or 1.0)
+    return (low - margin if low < 0 else low), high + margin
 
 
 def _ticks(low: float, high: float) -> list[float]:

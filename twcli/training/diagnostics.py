@@ -218,7 +218,7 @@ CONDITIONS = {
     "no z-sensitivity": (
         "z moves the token losses of an example by {z_sensitivity_sum:.2f} nats in all, "
         "of log K = {log_k:.2f} that it could tell, so there is little to weight",
-        "train longer or with a higher --lr, use --adapt full, give z more room with "
+        "train longer or with a higher --lr, use --adapt full, give z more capacity with "
         "--latent-tokens 4, or take the history away with --history-dropout 0.2",
     ),
     "degenerate weights": (
@@ -232,7 +232,7 @@ CONDITIONS = {
         "b_t lies on {informative_tokens:.1f} tokens an example and z carries "
         "{mutual_information:.2f} nats of {log_k:.2f}: later tokens read the strategy from the "
         "history and do not need z",
-        "take the history away with --history-dropout 0.2, and give z more room with "
+        "take the history away with --history-dropout 0.2, and give z more capacity with "
         "--latent-tokens 4",
     ),
 }
