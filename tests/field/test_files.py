@@ -241,7 +241,8 @@ KINDS = {
             {"messages": [USER, FOUR, USER, {"role": "assistant", "content": "5", "weight": "0"}]}
         ),
         [([USER, FOUR], None)],
-        "messages, 1 record, 2 turns; 1 continue after the assistant's last turn, which is not read",
+        "messages, 1 record, 2 turns; 1 continue after the assistant's last turn, which is not "
+        "read",
     ),
     "turns in a field of another name": (
         "d.jsonl",
