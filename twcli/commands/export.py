@@ -219,7 +219,7 @@ def _most_frequent(run: RunFolder, latents: int) -> str:
     shares = run.read_naming().get("proportions")
     if not isinstance(shares, list) or len(shares) > latents or not shares:
         return "0"
-    return str(max(range(len(shares)), key=lambda k: shares[k]))
+    return str(shares.index(max(shares)))
 
 
 def _make_special(encoder: ExampleEncoder) -> None:
@@ -308,8 +308,8 @@ def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainCo
     checked = [k * latents // count for k in range(count)]
     prompts: list[tuple[str, int, list[int]]] = []
     for number, x in enumerate(_probes(encoder, trained)):
-        under = checked if number == 0 else [number % latents]
-        prompts += [(x, k, encoder.prompt(x, latent_ids[k])) for k in under]
+        for k in checked if number == 0 else [number % latents]:
+            prompts.append((x, k, encoder.prompt(x, latent_ids[k])))
     answer = encoder.prompt(prompts[0][0])[1:4]  # any ids will do as a completion
     context = runtime.context_length(model, None)
     sequences = [(ids + answer)[:context] for _, _, ids in prompts[:count]]

@@ -62,7 +62,8 @@ class FrozenReading:
         first_R, place = np.unique(first_of_equal(hashes), return_inverse=True)
         read = rows.start + first_R  # `place` is where in it each row's first is
         every = slice(rows.start, rows.stop)
-        progress(int(encoded.lengths[every].sum() - encoded.lengths[read].sum()))
+        repeated_tokens = encoded.lengths[every].sum() - encoded.lengths[read].sum()
+        progress(int(repeated_tokens))
         nll, features = self._read(read, progress)
         if nll is not None:
             lengths = encoded.target_lengths[read]

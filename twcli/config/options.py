@@ -86,7 +86,8 @@ class Config:
     def kind(cls, name: str) -> type:
         """The plain type of a field (`int | None` gives `int`, `tuple[str, ...]` gives `tuple`)."""
         hint: Any = typing.get_type_hints(cls)[name]
-        hint = typing.get_origin(hint) or hint if hint == tuple[str, ...] else hint
+        if hint == tuple[str, ...]:
+            return tuple
         if isinstance(hint, types.UnionType):
             hint = next(part for part in typing.get_args(hint) if part is not type(None))
         return typing.cast(type, hint)

@@ -55,10 +55,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on that device; the copy is asynchronous."""
-        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
-        for name, value in values.items():
-            values[name] = None if value is None else value.to(device, non_blocking=True)
-        return Batch(**values)
+        moved: dict[str, Any] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+        return Batch(**moved)
 
 
 def collate(
@@ -289,7 +290,9 @@ class Batches(Sequence[np.ndarray]):
         if isinstance(place, slice):
             return [self[i] for i in range(*place.indices(len(self)))]
         batch = self._order[place]
-        return self._rows[self._bounds[batch] : self._bounds[batch + 1]].astype(np.int64)
+        start = self._bounds[batch]
+        stop = self._bounds[batch + 1]
+        return self._rows[start:stop].astype(np.int64)
 
 
 class BatchSampler:
@@ -383,8 +386,13 @@ class BatchSampler:
             rows: (R,) row numbers; repeated ones stay together.
             whole: they are all rows in their order, of which no copy is made.
         """
-        columns = self.prompts, self._classes, self.lengths
-        prompts, classes, lengths = columns if whole else (each[rows] for each in columns)
+        prompts = self.prompts
+        classes = self._classes
+        lengths = self.lengths
+        if not whole:
+            prompts = prompts[rows]
+            classes = classes[rows]
+            lengths = lengths[rows]
         changes = _changes(prompts, classes)
         ascending = (prompts[1:] > prompts[:-1]) | ~changes
         if not ascending.all():

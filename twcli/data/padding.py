@@ -101,8 +101,9 @@ class PassLengths:
         """
         beyond = [] if self.each_beyond is None else [self.each_beyond]
         limits = np.array(sorted([*self.boundaries, *beyond]), np.int64)
-        ends = np.append(limits, np.iinfo(np.int64).max)[np.searchsorted(limits, lengths)]
-        found: np.ndarray = ends - (lengths - 1)
+        longest_of_class = np.append(limits, np.iinfo(np.int64).max)
+        longest = longest_of_class[np.searchsorted(limits, lengths)]
+        found: np.ndarray = longest - (lengths - 1)
         return found
 
 

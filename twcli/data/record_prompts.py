@@ -66,11 +66,11 @@ def main_prompt(record: Record, where: str) -> str | list[Turn] | None:
 
 def prompt_names(record: Record) -> Sequence[str]:
     """The fields that `main_prompt` reads, and those that are read beside any prompt."""
-    name = first_of(record, MAIN_PROMPTS)
-    if name is None:
-        name = first_of(record, TURNS)
-    inputs = (first_of(record, INPUTS), "history") if name == "instruction" else ()
-    return [*(part for part in (name, *inputs) if part is not None), *BESIDE]
+    name = first_of(record, MAIN_PROMPTS) or first_of(record, TURNS)
+    names = [name]
+    if name == "instruction":
+        names += [first_of(record, INPUTS), "history"]
+    return [*(part for part in names if part is not None), *BESIDE]
 
 
 def prompt_of(value: Any, field: str, where: str) -> str | list[Turn]:
@@ -111,8 +111,11 @@ def instruction(record: Record, where: str) -> list[Turn] | str:
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             refuse(where, f"history[{number}]", "must be a pair of an instruction and an answer")
         for role, said in zip(("user", TARGET), pair, strict=True):
-            turns.append({"role": role, "content": checked_text(said, f"history[{number}]", where)})
-    return [*turns, {"role": "user", "content": asked}] if turns else asked
+            content = checked_text(said, f"history[{number}]", where)
+            turns.append({"role": role, "content": content})
+    if not turns:
+        return asked
+    return [*turns, {"role": "user", "content": asked}]
 
 
 def no_pictures(record: Record, where: str) -> None:

@@ -87,9 +87,11 @@ class TokenRows:
         may end otherwise than answers do, as calls of tools.
         """
         ends = getattr(settings, "eos_token_id", None)
-        if self.template.chat is not None and ends is not None:
-            ends = ends if isinstance(ends, list) else [ends]
-            self.ends += [id for id in ends if id in self._specials and id not in self.ends]
+        if self.template.chat is None or ends is None:
+            return
+        for end in ends if isinstance(ends, list) else [ends]:
+            if end in self._specials and end not in self.ends:
+                self.ends.append(end)
 
     def notes(self) -> list[str]:
         """What is unusual about the chat template, a line a fact."""

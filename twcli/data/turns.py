@@ -92,7 +92,8 @@ def _rows_of(columns: dict[str, Any]) -> Any:
         return columns
     if len({len(column) for column in columns.values()}) != 1:
         return columns
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, cells, strict=True)) for cells in rows]
 
 
 def _role(name: str) -> str:

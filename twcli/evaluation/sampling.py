@@ -104,7 +104,9 @@ def evenly_missed(miss: Callable[[int], np.ndarray], k: int, strata: int) -> np.
     for j in range(strata):
         # in units of 1 / C(strata, c), so that nothing overflows
         taken = np.arange(1, more + 1).reshape(-1, *[1] * (chosen.ndim - 1)) / (j + 1)
-        chosen[1:] = (1 - taken) * chosen[1:] * few[..., j] + taken * chosen[:-1] * many[..., j]
+        with_few = (1 - taken) * chosen[1:] * few[..., j]
+        with_many = taken * chosen[:-1] * many[..., j]
+        chosen[1:] = with_few + with_many
         chosen[0] *= few[..., j]
     return chosen[more]
 
@@ -198,9 +200,10 @@ def resample(values: np.ndarray, bootstrap: int, seed: int) -> np.ndarray:
     means = []
     step = max(1, CHUNK // max(P, 1))
     for start in range(0, bootstrap, step):
-        drawn = rng.integers(P, size=(min(step, bootstrap - start), P))
-        drawn += P * np.arange(len(drawn))[:, None]
-        weights = np.bincount(drawn.ravel(), minlength=P * len(drawn)).reshape(len(drawn), P)
+        resamples = min(step, bootstrap - start)
+        drawn = rng.integers(P, size=(resamples, P))
+        cells = drawn + P * np.arange(resamples)[:, None]
+        weights = np.bincount(cells.ravel(), minlength=P * resamples).reshape(resamples, P)
         counted = weights @ known
         with np.errstate(invalid="ignore"):
             means.append(np.where(counted > 0, weights @ filled / counted, np.nan))
@@ -321,13 +324,9 @@ def fit_mixture(draws: Draws, prompts: int, seed: int) -> Mixture | None:
     rng = np.random.default_rng([seed, 6])
     best: tuple[float, np.ndarray, np.ndarray] | None = None
     for classes in range(1, min(CLASSES, len(total_PS)) + 1):
-        likelihood, member_PC, accuracy_CS = max(
-            (
-                _latent_classes(right_PS, total_PS, classes, rng)
-                for _ in range(RESTARTS if classes > 1 else 1)
-            ),
-            key=lambda fit: fit[0],
-        )
+        restarts = RESTARTS if classes > 1 else 1
+        fits = [_latent_classes(right_PS, total_PS, classes, rng) for _ in range(restarts)]
+        likelihood, member_PC, accuracy_CS = max(fits, key=lambda fit: fit[0])
         free = classes - 1 + classes * (S + 1)
         criterion = likelihood - 0.5 * free * np.log(len(total_PS))
         if best is None or criterion > best[0]:

@@ -47,8 +47,8 @@ def compare(results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
 def _value(result: dict[str, Any], section: str, key: str) -> float | None:
     """A figure as a number; None where it is null, or neither a number nor yes or no."""
     if section == "retention":
-        entries = result["retention"] or []
-        return next((e["gain"] for e in entries if f"z{e['latent']}" == key), None)
+        gains = {f"z{entry['latent']}": entry["gain"] for entry in result["retention"] or []}
+        return gains.get(key)
     value = (result[section] if section else result)[key]
     return float(value) if isinstance(value, int | float) else None
 

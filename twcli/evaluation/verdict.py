@@ -144,11 +144,13 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
         chance: the share that guessing gets.
     """
     low, high = interval or (share, share)
-    way = 1 - chance
-    if low >= chance + WORKS * way or (share >= chance + WORKS * way and high - low <= 0.1):
+    working = chance + WORKS * (1 - chance)
+    by_chance = chance + CHANCE * (1 - chance)
+    precise = high - low <= 0.1
+    if low >= working or (share >= working and precise):
         return "works"
-    if share <= chance + CHANCE * way or low <= chance:
-        return "unknown" if high >= chance + WORKS * way else "failed"
+    if share <= by_chance or low <= chance:
+        return "unknown" if high >= working else "failed"
     return "partly"
 
 

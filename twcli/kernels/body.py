@@ -35,6 +35,7 @@ def one_stream(states: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     """
     if states.ndim == len(shape):
         return states
-    axes = range(states.ndim - 1)
-    extra = next((a for a in axes if states.shape[:a] + states.shape[a + 1 :] == shape), None)
-    return states if extra is None else states.mean(extra)
+    for axis in range(states.ndim - 1):
+        if states.shape[:axis] + states.shape[axis + 1 :] == shape:
+            return states.mean(axis)
+    return states

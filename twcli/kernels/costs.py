@@ -74,18 +74,19 @@ class Costs:
             branches: (B, C, Q).
             real: tokens of prompts and branches without padding.
         """
-        (G, P), (B, C, Q) = prompts, branches
-        costs: dict[str, float] = {
-            PLAIN: B * C * (P + Q) * self.linear + self.width * B * C * causal_cost(P + Q)
-        }
-        if self.window is None or P + Q <= self.window:
-            linear = tokens_computed(real, G * P + B * C * Q) * self.linear
-            on_prompts = G * causal_cost(P)
-            of_form = {
-                BRANCHES: on_prompts + B * C * masked_cost(Q, P + Q, COPY),
-                TREE: on_prompts + B * masked_cost(C * Q, P + C * Q, COPY),
-            }
-            costs |= {form: linear + self.width * cost for form, cost in of_form.items()}
+        G, P = prompts
+        B, C, Q = branches
+        linear = B * C * (P + Q) * self.linear
+        attention = B * C * causal_cost(P + Q)
+        costs: dict[str, float] = {PLAIN: linear + self.width * attention}
+        if self.window is not None and P + Q > self.window:
+            return costs
+        linear = tokens_computed(real, G * P + B * C * Q) * self.linear
+        on_prompts = G * causal_cost(P)
+        on_branches = B * C * masked_cost(Q, P + Q, COPY)
+        on_trees = B * masked_cost(C * Q, P + C * Q, COPY)
+        costs[BRANCHES] = linear + self.width * (on_prompts + on_branches)
+        costs[TREE] = linear + self.width * (on_prompts + on_trees)
         return costs
 
 

@@ -214,11 +214,11 @@ class Packed:
         Returns:
             (1, R, A, D), with N instead of R if padding is kept.
         """
-        query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
+        by_token = [x[0].transpose(0, 1) for x in with_all_heads(query, key, value)]
         if self.padding is not None:
-            query, key, value = (self.padding.put_in(x) for x in (query, key, value))
-        q, k, v = (x.transpose(0, 1)[None] for x in (query, key, value))
-        output = self._attend(q, k, v, scale)[0]
+            by_token = [self.padding.put_in(x) for x in by_token]
+        query, key, value = (x.transpose(0, 1)[None] for x in by_token)
+        output = self._attend(query, key, value, scale)[0]
         if self.padding is not None:
             output = self.padding.taken_out(output)
         return output[None]
@@ -310,9 +310,9 @@ def _attention(
     or `Pieces`) computes it.
     """
     assert dropout == 0.0 and others.get("softcap") is None and others.get("s_aux") is None
-    return packed.attend(
-        query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
-    ), None
+    if scaling is None:
+        scaling = query.shape[-1] ** -0.5
+    return packed.attend(query, key, value, scaling), None
 
 
 AttentionInterface.register(ATTENTION, _attention)

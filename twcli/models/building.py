@@ -154,7 +154,8 @@ def _probe(output: LatentOutput) -> torch.Tensor:
 
 def _difference(one: Measured, other: Measured) -> float:
     """Larger of the relative differences of the losses and of the whole gradients."""
-    (loss, gradient), (plain_loss, plain_gradient) = one, other
+    loss, gradient = one
+    plain_loss, plain_gradient = other
     difference = float((loss - plain_loss).abs() / plain_loss.abs())
     pairs = [(a, b) for a, b in zip(gradient, plain_gradient, strict=True) if b is not None]
     if not pairs:

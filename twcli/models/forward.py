@@ -81,7 +81,9 @@ def fast_batch_tokens(model: PreTrainedModel) -> int:
     widest = max(max(w.shape) for w in linear_weights(model))
     if model.device.type != "cpu":
         return min(DEVICE_TOKENS, max(LEAST_TOKENS, DEVICE_VALUES // widest))
-    values = CACHED_VALUES * (BF16_TOKENS if model.dtype == torch.bfloat16 else 1)
+    values = CACHED_VALUES
+    if model.dtype == torch.bfloat16:
+        values *= BF16_TOKENS
     return max(LEAST_TOKENS, values // widest)
 
 
