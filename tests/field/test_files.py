@@ -486,8 +486,8 @@ BROKEN = {
     "other names": (
         "d.jsonl",
         lines({"frage": "a", "antwort": "b"}),
-        "the fields are frage, antwort; name its fields with --x-field and --y-field, or its format "
-        "with --format",
+        "the fields are frage, antwort; name its fields with --x-field and --y-field, or its "
+        "format with --format",
     ),
 }
 
