@@ -154,7 +154,7 @@ def test_another_number_or_seed_reads_no_model_again(made, copy, monkeypatch, ch
     monkeypatch.setattr(frozen_reading, "embed_and_score", never)
     out = copy / "names.jsonl"
     result = ok("discover", *flags(made), *change, "--out", out, "--overwrite")
-    assert "60 distinct records, read before" in result.stderr
+    assert "60 distinct records, from" in result.stderr
     assert {line["latent"] for line in lines_of(out)} <= set(range(change[1]))
 
 

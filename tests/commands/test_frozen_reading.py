@@ -123,7 +123,7 @@ def test_discover_reads_nothing_after_precompute(made, inputs, tmp_path, rows_re
     names = tmp_path / "names.jsonl"
     said = in_one_line(ok("discover", *inputs, "--latents", 3, "--out", names))
     assert rows_read == []
-    assert "60 distinct records, read before" in said
+    assert "60 distinct records, from" in said
     assert f"--baseline {tmp_path / 'names.bt.h5'}" in said
     assert (tmp_path / "names.bt.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert names.read_bytes() == (made[0] / "names.jsonl").read_bytes()
@@ -136,7 +136,7 @@ def test_a_training_takes_the_features_that_are_there(inputs, left, rows_read, n
         *("--steps", 2, "--batch-tokens", 200),
         *(("--names", left) if named else ("--latents", 3)),
     )
-    assert "60 distinct records, read before" in result.stderr
+    assert "60 distinct records, from" in result.stderr
     assert len(RECORDS) > 64 >= max(rows_read)  # so many are compared with the cache
 
 
