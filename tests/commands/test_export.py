@@ -2,6 +2,7 @@
 
 import base64
 import json
+import shutil
 import socket
 import threading
 import time
@@ -26,11 +27,12 @@ from transformers import (
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
 from tests.test_cli import ok, refused, twcli
+from twcli.commands.export import Reference, _largest_difference
 from twcli.commands.export_config import ExportConfig
-from twcli.commands.export_forms import FORMS, Merged
+from twcli.commands.export_forms import FORMS, TOLERANCE, Merged
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import write_names
-from twcli.errors import UserError
+from twcli.errors import UserError, WorkFailed
 from twcli.models import gguf_file
 
 CHAT = (
@@ -182,6 +184,87 @@ def test_the_adapter_loads_with_plain_peft_and_gives_the_runs_logits(chat, tmp_p
     # the training moved them by far more than the tolerance
     after = logits(run, sequences[0][:-6])[:, : before[0].shape[1]]
     assert (after - before[0]).abs().max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
+@pytest.mark.parametrize("kind", ["hf", "adapter", "gguf", "bfloat16", "base in gguf"])
+def test_the_lines_of_the_card_load_the_folder_and_give_the_runs_logits(
+    kind, chat, tmp_path, monkeypatch
+):
+    made = chat
+    if kind in ("bfloat16", "base in gguf"):
+        made = tmp_path
+        records = [{"x": f"what is {p}", "y": f"{'ab'[c]} {p}"} for p in range(4) for c in range(2)]
+        write_jsonl(made / "data.jsonl", records)
+        tokenizer = make_bytes_tokenizer()
+        model = make_chat_model(tokenizer, tie_word_embeddings=True)
+        base = model.to(torch.bfloat16) if kind == "bfloat16" else model
+        base.save_pretrained(made / "model")
+        tokenizer.save_pretrained(made / "model")
+        template = "chat"
+        if kind == "base in gguf":
+            template = made / "plain.jinja"  # the file's own takes a latent already
+            template.write_text(CHAT)
+            make_run(made, tokenizer, model, "--template", "chat", "--adapt", "full")
+            ok("export", "--run", made / "run", "--to", "gguf", "--out", made / "base")
+            model_file, run = made / "base" / "model.gguf", made / "of gguf"
+        else:
+            model_file, run = made / "model", made / "run"
+        ok(
+            *("train", "--model", model_file, "--data", made / "data.jsonl", "--latents", 3),
+            *(*TRAIN, "--steps", 2, "--batch-tokens", 300, "--out", run),
+            *("--template", template, "--adapt", "lora", "--lr", 0.01),
+        )
+    else:
+        model_file, run = chat / "model", chat / "run"
+    form = kind if kind in FORMS else "adapter"
+    out = tmp_path / "out"
+    ok("export", "--run", run, "--to", form, "--out", out)
+    card = (out / "README.md").read_text()
+    lines = card.split("```python\n")[1].split("messages = ")[0]
+    commented = "# model = AutoPeftModelForCausalLM"
+    assert (commented in lines) == (form == "adapter" and kind != "base in gguf")
+    monkeypatch.chdir(model_file.parent)  # a card names no folder of this machine
+    trained = AutoModelForCausalLM.from_pretrained(run / "model", dtype=torch.float32)
+    for wording in {lines, lines.replace("# model = ", "model = ")}:
+        wording = wording.replace("FOLDER", repr(str(out)))
+        wording = wording.replace('"folder of the file"', repr(str(model_file.parent)))
+        found = {}
+        exec(wording, found)
+        if kind == "bfloat16":  # the run's merged weights are rounded, the adapter is not
+            merged = found["model"].merge_and_unload().to(torch.bfloat16)
+            for mine, theirs in zip(merged.parameters(), trained.parameters(), strict=True):
+                assert torch.equal(mine.float(), theirs)
+            continue
+        for k in range(3):
+            ids = [*asked(found["tokenizer"], latent=k), 60, 61, 62]
+            mine = logits(found["model"], ids)
+            torch.testing.assert_close(mine, logits(trained, ids), atol=1e-4, rtol=0)
+
+
+def test_an_adapter_of_an_adapter_is_refused(chat, tmp_path):
+    made = chat / "run" / "config.yaml"
+    shutil.copytree(chat / "run", tmp_path / "run")
+    ok("export", "--run", chat / "run", "--to", "adapter", "--out", tmp_path / "first")
+    settings = made.read_text().replace(f"model: {chat / 'model'}", f"model: {tmp_path / 'first'}")
+    (tmp_path / "run" / "config.yaml").write_text(settings)
+    refused(
+        *("export", "--run", tmp_path / "run", "--to", "adapter", "--out", tmp_path / "out"),
+        says=["first is itself an adapter", "give --to hf"],
+    )
+
+
+def test_rounding_is_told_from_a_wrong_weight_by_the_size_of_the_logits(chat, tmp_path):
+    """Logits of trained models reach 40, where adapter and merged weights differ by 2.5e-4."""
+    config = ExportConfig(run=str(chat / "run"), to="adapter", out=str(tmp_path / "out"))
+    theirs = torch.tensor([[43.5, -20.0], [3.0, 1.0]])
+    reference = Reference([], [], [theirs])
+    rounding = torch.tensor([[2.5e-4, 0.0], [0.0, 0.0]])
+    assert 2e-4 < _largest_difference(config, [theirs + rounding], reference, TOLERANCE) < 3e-4
+    for wrong in (theirs + 5 * rounding, theirs * float("nan")):
+        with pytest.raises(WorkFailed, match="more than the 9e-04 that rounding explains"):
+            _largest_difference(config, [wrong], reference, TOLERANCE)
 
 
 def test_a_gguf_file_has_the_weights_the_control_tokens_and_the_chat_template(chat, tmp_path):

@@ -38,9 +38,6 @@ from twcli.storage.durable import replacing, sync_folder
 from twcli.storage.run_folder import RunFolder
 
 NOTE = "export.json"  # what the folder was made of, so that the same command finds it done
-# largest difference of a logit: other kernels or a merged adapter stay far below it, a wrong weight
-# far above
-TOLERANCE = 1e-4
 CHECKED_LATENTS = 16
 CHECKED_RECORDS = 64
 # Texts on which chat templates and tokenizers differ from each other.
@@ -127,7 +124,7 @@ def _export(
     encoder.tokenizer.chat_template = _chat_template(encoder, sections, default)
     model.generation_config = _generation_config(encoder)
     card = export_card(
-        trained, runtime.versions(), config.to, form.usage, names=names, default=default
+        trained, runtime.versions(), config.to, form.usage(), names=names, default=default
     )
     phases.begin(WRITE, str(out))
     try:
@@ -325,14 +322,14 @@ def _verify(config: ExportConfig, folder: Path, form: Form, reference: Reference
     """
     try:
         model, tokenizer = form.load(folder)
-        model = model.to(runtime.pick_device(config.device))
+        model = form.as_run(model.to(runtime.pick_device(config.device)))
         logits = _logits(model, reference.sequences)
     except (UserError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise WorkFailed(
             f"{config.out}: the export cannot be loaded: {first_line(error)}"
         ) from error
     _check_prompts(config, tokenizer, reference)
-    return _largest_difference(config, logits, reference)
+    return _largest_difference(config, logits, reference, form.tolerance())
 
 
 def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -> None:
@@ -347,9 +344,12 @@ def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -
 
 
 def _largest_difference(
-    config: ExportConfig, logits: Sequence[torch.Tensor], reference: Reference
+    config: ExportConfig, logits: Sequence[torch.Tensor], reference: Reference, tolerance: float
 ) -> float:
     """Of logits (T, V) of each sequence to those of the run.
+
+    Args:
+        tolerance: as `Form.tolerance`.
 
     Raises:
         WorkFailed: it is larger than rounding explains, or V is another.
@@ -359,10 +359,11 @@ def _largest_difference(
         if mine.shape != theirs.shape:
             raise WorkFailed(f"{config.out}: the export has another vocabulary than the run")
         largest = float((mine - theirs).abs().max())
-        if not largest <= TOLERANCE:  # false for NaN
+        allowed = tolerance * max(1.0, float(theirs.abs().max()))
+        if not largest <= allowed:  # false for NaN
             raise WorkFailed(
                 f"{config.out}: the exported model's logits differ by {largest:.1e} from the "
-                f"run's, more than {TOLERANCE:.0e}; nothing was written"
+                f"run's, more than the {allowed:.0e} that rounding explains; nothing was written"
             )
         difference = max(difference, largest)
     return difference

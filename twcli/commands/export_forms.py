@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from twcli.data.encoder import ExampleEncoder
     from twcli.storage.run_folder import RunFolder
 
+# Largest difference of a logit, in parts of the largest logit: float32 rounding of other kernels or
+# of a merged adapter stays below it (6e-6 on SmolLM2-135M), a wrong weight is far above.
+TOLERANCE = 2e-5
+# Where two machines round weights to half precision, a few of them to another neighbour.
+HALF_TOLERANCE = 2e-3
+
 
 class Options(Protocol):
     """What a form reads of the options of `twcli export`."""
@@ -46,12 +52,10 @@ class Form(ABC):
 
     Attributes:
         help: what it is and for what, as the help of `--to` says it.
-        usage: what its card says.
         dtypes: in which its weights can be written.
     """
 
     help: ClassVar[str]
-    usage: ClassVar[Usage]
     dtypes: ClassVar[tuple[str, ...]] = PRECISIONS
 
     def __init__(self, config: Options, run: RunFolder, trained: TrainConfig) -> None:
@@ -68,6 +72,10 @@ class Form(ABC):
         return
 
     @abstractmethod
+    def usage(self) -> Usage:
+        """What the folder's card says of using it."""
+
+    @abstractmethod
     def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
         """Writes model, tokenizer and generation settings into an empty folder."""
 
@@ -75,19 +83,32 @@ class Form(ABC):
     def load(self, folder: Path) -> tuple[Any, Any]:
         """The model and the tokenizer, by the library that will read the folder."""
 
+    def as_run(self, model: Any) -> Any:
+        """A loaded model with its weights as `RUN/model` has them, to compare the two; may change
+        the one that it is given.
+        """
+        return model
+
+    def tolerance(self) -> float:
+        """Largest difference of a logit that rounding explains, in parts of the largest logit."""
+        return TOLERANCE
+
 
 class Merged(Form):
     """The merged model, as transformers and most servers take it."""
 
     help = "a merged folder for transformers and most servers"
-    usage = Usage(
-        library="transformers",
-        load="""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def usage(self) -> Usage:
+        """As `Form.usage`."""
+        return Usage(
+            library="transformers",
+            load="""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER)
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
-        serve="For example `vllm serve FOLDER`, or `transformers serve`.",
-    )
+            serve="For example `vllm serve FOLDER`, or `transformers serve FOLDER`.",
+        )
 
     def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
         """As `Form.write`."""
@@ -107,29 +128,47 @@ class Adapter(Form):
 
     help = "for peft on the base model"
     dtypes = ("fp32",)
-    usage = Usage(
-        library="peft",
-        load="""from peft import PeftModel
+
+    def usage(self) -> Usage:
+        """As `Form.usage`. The base is loaded in float32, in which the adapter was trained;
+        transformers would take the precision of its files.
+        """
+        from twcli.models.card import public_place
+
+        base = public_place(self.trained.model)
+        in_gguf = base.endswith(".gguf")
+        place = f'"folder of the file", gguf_file="{base}"' if in_gguf else f'"{base}"'
+        in_one_line = """
+
+# or in one line, which does the same:
+# model = AutoPeftModelForCausalLM.from_pretrained(FOLDER, dtype="float32")"""
+        return Usage(
+            library="peft",
+            load=f"""from peft import {"" if in_gguf else "AutoPeftModelForCausalLM, "}PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained(FOLDER)
-base = AutoModelForCausalLM.from_pretrained("{base}")
+base = AutoModelForCausalLM.from_pretrained({place}, dtype="float32")
 if len(tokenizer) > base.get_input_embeddings().num_embeddings:  # rows for the new tokens
     base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-model = PeftModel.from_pretrained(base, FOLDER)
-
-# or in one line, which does the same:
-# model = AutoPeftModelForCausalLM.from_pretrained(FOLDER)""",
-        serve="""Few servers load an adapter that adds tokens; serve the merged folder of
+model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}""",
+            serve="""Few servers load an adapter that adds tokens; serve the merged folder of
 `twcli export --to hf` instead.""",
-    )
+        )
 
     def check_run(self) -> None:
-        """As `Form.check_run`: the run must have trained an adapter."""
+        """As `Form.check_run`: the run must have trained an adapter, on a model that is none."""
+        from twcli.models.merging import adapter_in
+
         if self.trained.adapt != "lora":
             raise UserError(
                 f"{self.config.run}: was trained with --adapt {self.trained.adapt}, so there is "
                 "no adapter; give --to hf"
+            )
+        if adapter_in(self.trained.model) is not None:
+            raise UserError(
+                f"{self.config.run}: its model {self.trained.model} is itself an adapter, and peft "
+                "would put this one on the model below it; give --to hf"
             )
 
     def write(self, folder: Path, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
@@ -158,19 +197,45 @@ model = PeftModel.from_pretrained(base, FOLDER)
             warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
             return PeftModel.from_pretrained(base, str(folder)).eval(), tokenizer
 
+    def as_run(self, model: Any) -> Any:
+        """As `Form.as_run`: a run of a model in half precision has merged weights that are rounded
+        to it, which the adapter in float32 has not.
+        """
+        import torch
+
+        stored = self._stored_dtype()
+        if stored == torch.float32:
+            return model
+        return model.merge_and_unload().to(stored).to(torch.float32)
+
+    def tolerance(self) -> float:
+        """As `Form.tolerance`."""
+        import torch
+
+        return TOLERANCE if self._stored_dtype() == torch.float32 else HALF_TOLERANCE
+
+    def _stored_dtype(self) -> Any:
+        """The torch.dtype of the run's merged weights."""
+        from twcli.models import runtime
+
+        return runtime.stored_dtype(str(self.run.model))
+
 
 class Gguf(Form):
     """One file for llama.cpp, for models of the Llama family."""
 
     help = "for llama.cpp"
-    usage = Usage(
-        library="gguf",
-        load="""from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def usage(self) -> Usage:
+        """As `Form.usage`."""
+        return Usage(
+            library="gguf",
+            load="""from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained(FOLDER, gguf_file="model.gguf")
 tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
-        serve="For example `llama-server -m model.gguf --jinja`.",
-    )
+            serve="For example `llama-server -m model.gguf --jinja`.",
+        )
 
     def check_model(self, model: PreTrainedModel, encoder: ExampleEncoder) -> None:
         """As `Form.check_model`."""

@@ -26,7 +26,7 @@ def model_card(
 
 # A model with {latents} latent strategies
 
-Made from `{_public(config.model)}` by `twcli train` ({made_by}).
+Made from `{public_place(config.model)}` by `twcli train` ({made_by}).
 The token between `<z>` and `</z>` selects the strategy. It is an ordinary vocabulary token,
 so the model runs with plain `transformers`.
 
@@ -40,7 +40,7 @@ Training used no labels, so what each latent means is not known from it.
 
 | setting | value |
 | --- | --- |
-| data | `{_public(config.data)}` |
+| data | `{public_place(config.data)}` |
 | steps, seed | {steps}, {config.seed} |
 | weighting, beta | {config.weighting}, {config.beta} |
 | adapt | {config.adapt} |
@@ -92,7 +92,7 @@ def _metadata(library: str, base_model: str | None = None) -> str:
     return f"---\n{data.to_yaml()}\n---"
 
 
-def _public(place: str) -> str:
+def public_place(place: str) -> str:
     """A hub name unchanged, of a local path only the last component: cards are published."""
     if place.startswith(("/", ".", "~")) or place.count("/") > 1:
         return place.rstrip("/").rsplit("/", 1)[-1]
@@ -121,13 +121,15 @@ def export_card(
     made_by = ", ".join(f"{name} {version}" for name, version in versions.items())
     on_hub = not config.model.endswith(".gguf") and not Path(config.model).exists()
     rows = "\n".join(f"| {k} | {names.get(k, '')} |" for k in range(latents))
+    base = public_place(config.model)
     example = names.get(latents - 1, str(latents - 1))
+    named = "; names were given by hand" if names else ", and none was given a name"
     value = f'"{example}"' if example in names.values() else example
     return f"""{_metadata(usage.library, base_model=config.model if on_hub else None)}
 
 # A model with {latents} latent strategies
 
-Made from `{_public(config.model)}` by `twcli train` and `twcli export --to {form}` ({made_by}).
+Made from `{base}` by `twcli train` and `twcli export --to {form}` ({made_by}).
 A latent selects the strategy by which the model answers:
 
 | latent | name |
@@ -136,14 +138,14 @@ A latent selects the strategy by which the model answers:
 
 Where a call names none, it is latent {default}.
 
-{_with_transformers(usage.load.format(base=_public(config.model)), value)}
+{_with_transformers(usage.load, value)}
 
 {_over_a_server(usage.serve, example, value)}
 
 `latent="router"` ends the prompt at `<z>`: the model's next token, among the latents' tokens alone,
 is the latent that its router draws for the prompt. Call again with that latent.
 
-Training used no labels, so what each latent means is not known from it; names were given by hand.
+Training used no labels, so what each latent means is not known from it{named}.
 """
 
 

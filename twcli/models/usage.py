@@ -11,7 +11,7 @@ class Usage:
 
     Attributes:
         library: that loads it, as the hub calls it.
-        load: lines of Python; `{base}` is the base model.
+        load: lines of Python; FOLDER is the folder.
         serve: a sentence on servers.
     """
 
