@@ -211,6 +211,38 @@ READ = {
         b'{"instruction": "a", "input": NaN, "output": "b"}\n',
         [("a", "b")],
     ),
+    "a mark before the first name of an array": (
+        "d.json",
+        '[{"\ufeffx": "a", "y": "b"}]'.encode(),
+        [("a", "b")],
+    ),
+    "parts of text as OpenAI's assistants have them": (
+        "d.jsonl",
+        lines(
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "text", "text": {"value": "2+2?", "annotations": []}}],
+                    },
+                    FOUR,
+                ]
+            }
+        ),
+        ASKED,
+    ),
+    "one part that is no list, and parts as ChatGPT exports them": (
+        "d.jsonl",
+        lines(
+            {
+                "messages": [
+                    {"role": "user", "content": {"content_type": "text", "parts": ["2+", "2?"]}},
+                    {"role": "assistant", "content": {"type": "text", "text": "4"}},
+                ]
+            }
+        ),
+        ASKED,
+    ),
     "text that begins as a list and is none": (
         "d.jsonl",
         lines({"x": "[INST] a", "y": '[{"role": "b"'}),
@@ -238,7 +270,142 @@ def test_completions_that_repeat_their_prompt_are_said(tmp_path):
     assert "begin" not in read(tmp_path / "d.jsonl")[1]
 
 
+def test_the_name_of_a_field_that_is_not_read_is_cut_off(tmp_path):
+    (tmp_path / "d.jsonl").write_bytes(lines({**PAIR, "k" * 5000: 1}))
+    assert read(tmp_path / "d.jsonl")[1].endswith(f"; not read: {'k' * 40}..")
+
+
 REFUSED = {
+    "a comma behind the last field": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b",}\n',
+        "d.jsonl:1: not valid JSON at column 21: Expecting property name enclosed in double "
+        "quotes; leave out the comma before it",
+    ),
+    "commas between lines": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b"}\n,{"x": "c", "y": "d"}\n',
+        "d.jsonl:2: not valid JSON at column 1: Expecting value; leave out the comma between",
+    ),
+    "a comment": (
+        "d.jsonl",
+        b"# of mine\n" + JSONL,
+        "d.jsonl:1: not valid JSON at column 1: Expecting value; JSON has no comments, remove it",
+    ),
+    "Python's True": (
+        "d.jsonl",
+        b'{"x": "a", "y": "b", "ok": True}\n',
+        "d.jsonl:1: not valid JSON at column 28: Expecting value; this is Python's notation",
+    ),
+    "a line that is cut off": (
+        "d.jsonl",
+        JSONL + b'{"x": "c", "y',
+        "d.jsonl:3: not valid JSON at column 12: Unterminated string starting at; the record is "
+        "cut off: write the file again, or remove the line",
+    ),
+    "a tab in a text": (
+        "d.jsonl",
+        b'{"x": "a\tb", "y": "b"}\n',
+        "d.jsonl:1: not valid JSON at column 9: Invalid control character at; write a tab as \\t",
+    ),
+    "a line break in a text": (
+        "d.jsonl",
+        b'{"x": "a\nb", "y": "b"}\n',
+        "d.jsonl:1: not valid JSON at column 9, in record 1: Invalid control character at; write",
+    ),
+    "a path of Windows": (
+        "d.jsonl",
+        b'{"x": "C:\\path", "y": "b"}\n',
+        "d.jsonl:1: not valid JSON at column 10: Invalid \\escape; write a backslash as \\\\",
+    ),
+    "quotes of a word processor": (
+        "d.jsonl",
+        "{“x”: “a”, “y”: “b”}\n".encode(),
+        "d.jsonl:1: not valid JSON at column 2: Expecting property name enclosed in double "
+        'quotes; write straight quotes (")',
+    ),
+    "YAML": (
+        "d.yaml",
+        b"- x: a\n  y: b\n",
+        "d.yaml:1: not valid JSON at column 1: Expecting value; if",
+    ),
+    "JSON as a table": (
+        "d.csv",
+        JSONL,
+        "d.csv:1: looks like JSON, not like a table; give the file",
+    ),
+    "JSON as Parquet": (
+        "d.parquet",
+        JSONL,
+        "d.parquet: looks like JSON, not like Parquet; give it",
+    ),
+    "packed twice": (
+        "d.jsonl.gz",
+        gzip.compress(gzip.compress(JSONL)),
+        "d.jsonl.gz: is compressed twi",
+    ),
+    "a picture": (
+        "d.png",
+        b"\x89PNG\r\n\x1a\n" + bytes(30),
+        "d.png: holds no text, it begins with the bytes 89 50 4e 47; give JSON lines, JSON, CSV",
+    ),
+    "arrays of NumPy": ("d.npy", b"\x93NUMPY\x01\0v\0", "d.npy: holds no text, it begins with"),
+    "LZ4": ("d.jsonl.lz4", b"\x04\x22\x4d\x18" + bytes(9), "d.jsonl.lz4: holds no text, it begins"),
+    "weights": (
+        "model.safetensors",
+        (80).to_bytes(8, "little") + b'{"__metadata__":{}}',
+        "model.safetensors: is a file of weights (safetensors); give records as --data",
+    ),
+    "a model": ("m.gguf", b"GGUF\3\0\0\0", "m.gguf: is a model in a GGUF file; give it as --model"),
+    "conversations that ChatGPT exported": (
+        "d.json",
+        json.dumps([{"title": "a", "mapping": {"b": {"message": None, "children": []}}}]).encode(),
+        "d.json: record 1: format not recognised: the fields are title, mapping; it looks like a "
+        "tree of ChatGPT's export; write each path from its root as messages",
+    ),
+    "answers of the OpenAI API": (
+        "d.jsonl",
+        lines({"id": "1", "choices": [{"index": 0, "message": FOUR}]}),
+        "d.jsonl:1: format not recognised: the fields are id, choices; it looks like an answer of "
+        "the OpenAI API; write the prompt and the answer as messages",
+    ),
+    "requests of the OpenAI API": (
+        "d.jsonl",
+        lines({"custom_id": "1", "body": {"messages": [USER]}}),
+        "d.jsonl:1: format not recognised: the fields are custom_id, body; it looks like requests",
+    ),
+    "a tool that gave nothing": (
+        "d.jsonl",
+        lines({"messages": [USER, {"role": "tool", "content": None}, FOUR]}),
+        "d.jsonl:1: field 'messages[1].content' must be text, found null; write \"\" where it is",
+    ),
+    "messages that are null": (
+        "d.jsonl",
+        lines({"messages": None}),
+        "d.jsonl:1: format not recognised: the fields are messages; it looks like a conversation "
+        "without turns (messages is null); remove the record",
+    ),
+    "turns without roles": (
+        "d.jsonl",
+        lines({"id": "0", "data": ["a", "b", "c", "d"]}),
+        "d.jsonl:1: format not recognised: the fields are id, data; it looks like turns without "
+        "roles in 'data'; write them as messages",
+    ),
+    "records by name": (
+        "d.json",
+        json.dumps({"a": PAIR, "b": PAIR}).encode(),
+        "d.json:1: format not recognised: the fields are a, b; it looks like one object that holds",
+    ),
+    "a record inside a field": (
+        "d.jsonl",
+        lines({"data": PAIR}, {"data": PAIR}),
+        "d.jsonl:1: format not recognised: the fields are data; it looks like a record inside 'dat",
+    ),
+    "an answer that is true": (
+        "d.jsonl",
+        lines({"x": "a", "y": True}),
+        "d.jsonl:1: field 'y' must be text, found bool; write it as text, such as yes",
+    ),
     "a table of numbers without a header": (
         "d.csv",
         b"1+1,2\n2+2,4\n",

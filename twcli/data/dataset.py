@@ -19,7 +19,7 @@ from twcli.config.inputs import EMPTY
 from twcli.config.options import check_characters
 from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
-from twcli.data.fields import EmptyText
+from twcli.data.fields import EmptyText, shown_name
 from twcli.data.files import Reading, Record, Source, sources_of
 from twcli.data.formats import AUTO, form_of, other_form
 from twcli.data.forms import Form
@@ -230,7 +230,7 @@ class Examples:
         """The first few fields of the records that are not read, for messages."""
         of_sources = chain.from_iterable(names for _, (_, names) in self._sources)
         known = (*NAMED, "strategy", self._strategy_field)
-        unread = [name for name in dict.fromkeys(of_sources) if name not in known]
+        unread = [shown_name(n) for n in dict.fromkeys(of_sources) if n not in known]
         if len(unread) <= SHOWN_FIELDS:
             return unread
         return [*unread[:SHOWN_FIELDS], "..."]

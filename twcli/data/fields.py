@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from numbers import Number
 from typing import Any, NoReturn
 
 from twcli.config.options import check_characters
@@ -19,6 +20,9 @@ PYTHON = re.compile(r"\[\s*\{\s*'(role|from|content|value)'\s*:")
 
 # Characters without any width, which Python does not count as white space.
 UNSEEN = "\u200b\u200c\u200d\u2060\ufeff"
+
+
+LONGEST_NAME = 40  # of a field, in messages
 
 
 class EmptyText(UserError):
@@ -54,7 +58,7 @@ def value_of(record: Record, field: str, where: str) -> Any:
     if field not in record:
         raise UserError(
             f"{where}: field '{field}' is missing; it has: "
-            f"{', '.join(map(str, record)) or 'nothing'}"[:300]
+            f"{', '.join(map(shown_name, record)) or 'nothing'}"[:300]
         )
     return record[field]
 
@@ -64,9 +68,10 @@ def checked_text(value: Any, field: str, where: str) -> str:
     if is_missing(value):
         refuse_empty(where, field, kind_of(value) if value is None else "NaN")
     if not isinstance(value, str):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        then = "; write the number as text" if number else ""
-        if isinstance(value, bytes):
+        then = "; write the number as text" if isinstance(value, Number) else ""
+        if isinstance(value, bool):
+            then = "; write it as text, such as yes"
+        elif isinstance(value, bytes):
             then = "; give the column the type string"
         refuse(where, field, f"must be text, found {kind_of(value)}{then}")
     if value.strip()[:1] in UNSEEN and is_blank(value):
@@ -119,5 +124,11 @@ def plainly_named(record: Record) -> Record:
 
 
 def plain_name(name: Any) -> str:
-    """A field's name as forms have it."""
-    return str(name).strip().lower().replace(" ", "_")
+    """A field's name as forms have it: a byte order mark may stand before it."""
+    return str(name).strip().strip(UNSEEN).strip().lower().replace(" ", "_")
+
+
+def shown_name(name: Any) -> str:
+    """A field's name for messages: in one line, and not longer than names are."""
+    shown = " ".join(str(name).split())
+    return shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}.."

@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from twcli.data.opening import PACKED, opened
+from twcli.data.opening import PACKED, PARQUET, opened
 from twcli.errors import UserError, first_line
 from twcli.storage import hub
 
@@ -41,11 +41,19 @@ WINDOW = 2**20  # characters of a JSON array that are read at a time
 CUT = 16
 BATCH_ROWS = 1024  # of Parquet
 MARK = "\ufeff"  # a byte order mark, where files that had one were joined
-PARQUET = b"PAR1"
 TABLES = {".csv": ",", ".tsv": "\t", ".tab": "\t"}
 READ = (".jsonl", ".ndjson", ".json", ".parquet", ".pq", *TABLES)
 SAVED = ("dataset_info.json", "state.json", "dataset_dict.json")  # what `datasets` leaves
 SPACE = re.compile(r"[ \t\r\n]*")
+# Text that is not JSON, at the beginning of a line or where the decoder stopped, and what to do.
+ODD_JSON = (
+    (re.compile(r"#|//"), "JSON has no comments, remove it"),
+    (re.compile(r",\s*[{\[]"), "leave out the comma between records"),
+    (re.compile(r"[}\]]"), "leave out the comma before it"),
+    (re.compile("\\{?\\s*[\u201c\u201d\u201e]"), 'write straight quotes (")'),
+    (re.compile(r"\{?\s*&quot;"), 'these are entities of HTML, write " for &quot;'),
+    (re.compile(r"---|- |\w+: "), "if it is YAML, write it as JSON lines"),
+)
 LONE_CR = re.compile(r"(?<=\r)(?!\n)")
 TAKES = (
     "--data takes a file (JSONL, JSON, CSV, TSV, Parquet), a pattern, a `datasets` folder or a "
@@ -142,6 +150,10 @@ def read_file(file: Path) -> Reading:
                 if packed:
                     raise UserError(
                         f"{file}: Parquet is compressed inside; decompress the file first"
+                    )
+                if stream.peek(1)[:1] in (b"{", b"["):
+                    raise UserError(
+                        f"{file}: looks like JSON, not like Parquet; give it the suffix .jsonl"
                     )
                 yield from _parquet(file)
             elif suffix in TABLES:
@@ -253,7 +265,8 @@ def odd_line(line: str, where: str, decoder: json.JSONDecoder = DECODER) -> list
             value, at = decoder.raw_decode(line, at)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{where}: not valid JSON at column {error.colno}: {error.msg}{_hint(line)}"
+                f"{where}: not valid JSON at column {error.colno}: {error.msg}"
+                f"{_hint(line, line[error.pos :], error)}"
             ) from error
         except (RecursionError, ValueError) as error:
             raise UserError(f"{where}: {_why(error)}") from error
@@ -274,11 +287,26 @@ def _next_value(line: str, at: int) -> int:
     return at
 
 
-def _hint(line: str) -> str:
-    """What to do about text that is not JSON, where it looks like something known."""
-    if re.match(r"\s*\{\s*'", line):
+def _hint(begin: str, rest: str, error: json.JSONDecodeError) -> str:
+    """What to do about text that is not JSON, where it looks like something known.
+
+    Args:
+        begin: the record.
+        rest: what follows from where the decoder stopped.
+    """
+    begin, rest = begin.lstrip(), rest.lstrip()
+    if re.match(r"\{\s*'", begin) or rest.startswith(("None", "True", "False")):
         return "; this is Python's notation, write it with json.dumps"
-    if line.strip()[:1] not in ("{", "["):
+    for found, then in ODD_JSON:
+        if found.match(begin) or found.match(rest):
+            return f"; {then}"
+    if error.msg.startswith("Invalid control character"):
+        return "; write a tab as \\t and a line break as \\n"
+    if "escape" in error.msg:
+        return "; write a backslash as \\\\"
+    if error.msg.startswith("Unterminated") or not rest:
+        return "; the record is cut off: write the file again, or remove the line"
+    if begin[:1] not in ("{", "["):
         return "; write JSON lines, or give a table the suffix .csv or .tsv"
     return ""
 
@@ -368,10 +396,11 @@ class _Window:
             except json.JSONDecodeError as error:
                 cut = error.pos >= len(self.text) - CUT or error.msg.startswith("Unterminated")
                 if not cut or self.ended:
+                    rest = self.text[error.pos :]
                     column = error.pos - self.text.rfind("\n", 0, error.pos)
                     raise UserError(
                         f"{self.place(error.pos)}: not valid JSON at column {column}, in record "
-                        f"{number}: {error.msg}"
+                        f"{number}: {error.msg}{_hint(self.text[self.at :], rest, error)}"
                     ) from error
             except (RecursionError, ValueError) as error:
                 raise UserError(f"{self.place(self.at)}: record {number}: {_why(error)}") from error
@@ -432,6 +461,10 @@ def _table(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
         delimiter = named[1]
         first = next(lines, "")
         line += 1
+    elif first.startswith(('{"', "[{")):
+        raise UserError(
+            f"{file}:{line + 1}: looks like JSON, not like a table; give the file the suffix .jsonl"
+        )
     elif delimiter not in first:
         delimiter = next((other for other in ";\t|" if other in first), delimiter)
     csv.field_size_limit(MAX_LINE_BYTES)

@@ -14,6 +14,7 @@ from typing import Any
 
 from twcli.errors import UserError
 
+PARQUET = b"PAR1"
 PACKED = (".gz", ".zst", ".bz2", ".xz")
 GZIP, ZSTANDARD, XZ = b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"\xfd7zXZ\x00"
 BZIP2 = b"1AY&SY"  # behind "BZh" and a digit
@@ -58,7 +59,14 @@ OTHER = (
     (b"<!doctype html", *PAGE),
     (b"<html", *PAGE),
     (b"<?xml", "XML", "write it as JSON lines"),
+    (b"{\\rtf", "a document of an office program", "save its records as JSON lines"),
+    (b"GGUF", "a model in a GGUF file", "give it as --model, and records as --data"),
+    (GZIP, "compressed twice", "unpack it once"),
 )
+# Bytes that no text begins with: control characters but white space and NUL, which stands where a
+# file was not written.
+NO_TEXT = frozenset(range(1, 32)) - frozenset(b"\t\n\f\r\x1b")
+BEGINNING = 16  # bytes
 
 
 def opened(file: Path) -> Any:
@@ -138,6 +146,13 @@ def _as_utf8(stream: Any, file: Path) -> Any:
             raise UserError(f"{file}: is {what}; {then}")
     if head[257:262] == b"ustar":
         raise UserError(f"{file}: is a tar archive; unpack it and give its files")
+    if head[5:8] == bytes(3) and head[8:10] == b'{"':
+        raise UserError(f"{file}: is a file of weights (safetensors); give records as --data")
+    if not head.startswith(PARQUET) and not NO_TEXT.isdisjoint(head[:BEGINNING]):
+        raise UserError(
+            f"{file}: holds no text, it begins with the bytes {head[:4].hex(' ')}; give JSON "
+            "lines, JSON, CSV or Parquet, packed or not by gzip, bzip2, xz or Zstandard"
+        )
     return stream
 
 

@@ -211,13 +211,24 @@ def _content(value: Any, turn: Turn, field: str, where: str) -> Any:
     if value is None:
         if turn["role"] == TARGET:
             return None
+    elif isinstance(value, dict) and (parts := _as_parts(value)) and turn["role"] != "tool":
+        return _content(parts, turn, field, where)
     elif isinstance(value, list):
         return "".join(
             _part(part, f"{field}[{number}]", where) for number, part in enumerate(value)
         )
     elif turn["role"] == "tool":
         return value
-    refuse(where, field, f"must be text, found {kind_of(value)}")
+    then = '; write "" where it is empty' if value is None else ""
+    refuse(where, field, f"must be text, found {kind_of(value)}{then}")
+
+
+def _as_parts(value: dict[str, Any]) -> list[Any] | None:
+    """A content that is one part, or the object with `parts` that ChatGPT exports; None if none."""
+    if value.get("type") == "text":
+        return [value]
+    parts = value.get("parts")
+    return parts if value.get("content_type") == "text" and isinstance(parts, list) else None
 
 
 def _part(value: Any, field: str, where: str) -> str:
@@ -225,6 +236,8 @@ def _part(value: Any, field: str, where: str) -> str:
     if isinstance(value, dict):
         text = value.get("value") if value.get("type") == "text" else None
         text = value.get("text", text)
+        if isinstance(text, dict):  # of OpenAI's assistants
+            text = text.get("value")
     if not isinstance(text, str):
         kind = value.get("type") if isinstance(value, dict) else None
         kind = kind or kind_of(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twcli.data.fields import Record, plainly_named
+from twcli.data.fields import Record, plainly_named, shown_name
 from twcli.data.record_prompts import has_prompt
 from twcli.data.turns import is_turns
 
@@ -31,6 +31,13 @@ LOOKS_LIKE = (
     (("message_tree_id", "prompt"), "trees (OASST)", "write each path from its root as messages"),
     (("contents",), "turns of the Gemini API", "write them as messages"),
     (("body", "response"), "requests of the OpenAI API", "write each as messages"),
+    (("custom_id",), "requests or answers of the OpenAI API", "write each pair as messages"),
+    (
+        ("choices",),
+        "an answer of the OpenAI API",
+        "write the prompt and the answer as messages",
+    ),
+    (("mapping",), "a tree of ChatGPT's export", "write each path from its root as messages"),
     (
         ("input", "preferred_output"),
         "preferences of the OpenAI API",
@@ -57,7 +64,7 @@ def unknown(record: Record, complete: bool, alone: bool) -> str:
     Args:
         alone: whether it is the only record of its file.
     """
-    shown = [" ".join(str(name).split())[:40] for name in list(record)[:12]]
+    shown = [shown_name(name) for name in list(record)[:12]]
     names = ", ".join(shown) + (", .." if len(record) > 12 else "")
     looks, then = _looks_like(record, complete, alone)
     looks = f"; it looks like {looks}" if looks else ""
@@ -70,14 +77,39 @@ def _looks_like(record: Record, complete: bool, alone: bool) -> tuple[str, str]:
     looks, then = _by_fields(record, complete)
     if complete and asked and looks in ("", MERE_TEXT):
         looks, then = PROMPTS_ALONE
+    if "messages" in record and record["messages"] is None:
+        return "a conversation without turns (messages is null)", "remove the record"
     wrapped = [name for name, value in record.items() if _is_records(value)]
-    if wrapped and alone and not asked:
+    if wrapped and alone and not asked and not looks:
         return f"one object that holds the records in '{wrapped[0]}'", "write that list alone"
     if wrapped and not looks:
         return looks, f"where '{wrapped[0]}' holds the completions, write a record for each of them"
+    if not looks and (then_other := _otherwise_held(record, alone)):
+        return then_other
     if any(_is_cell(str(name)) for name in record):
         return "a table without a header", "put a line with the columns' names before it"
     return looks, then
+
+
+def _otherwise_held(record: Record, alone: bool) -> tuple[str, str] | None:
+    """As `_looks_like`, of a record whose texts are held in some other way than in fields."""
+    values = list(record.values())
+    texts = [name for name, value in record.items() if _is_texts(value)]
+    if len(texts) == 1:
+        return f"turns without roles in '{shown_name(texts[0])}'", "write them as messages"
+    if alone and len(values) > 1 and all(isinstance(value, dict) for value in values):
+        return "one object that holds the records by name", "write a list of them"
+    if len(values) == 1 and isinstance(values[0], dict):
+        name = shown_name(next(iter(record)))
+        return f"a record inside '{name}'", "write its fields at the top"
+    return None
+
+
+def _is_texts(value: Any) -> bool:
+    """Whether it is a list of at least two texts."""
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    return all(isinstance(one, str) for one in value)
 
 
 def _by_fields(record: Record, complete: bool) -> tuple[str, str]:
