@@ -17,22 +17,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 from numpy.typing import ArrayLike
 from sklearn import config_context
 from threadpoolctl import threadpool_limits
 
-from twcli.discovery.discriminants import (
-    Discriminant,
-    discriminant_points,
-    leave_out,
-    out_of_fold,
-    prompt_folds,
-)
-from twcli.discovery.matching import matched_share, matching, relabelled
+from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
+from twcli.discovery.election import elected
+from twcli.discovery.judge import CORRECTIONS, Judge
+from twcli.discovery.matching import matched_share, relabelled
 from twcli.discovery.merging import FINER, best_merge
-from twcli.discovery.subkinds import generalisation
+from twcli.discovery.separation import ClusterSums
 from twcli.discovery.ways import (
     LEAST_ROWS,
     Way,
@@ -47,10 +44,8 @@ NOISE_WAYS = 3  # every third way is tried on them
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 STABLE = 8  # powers: how much more the stable ways count,
 GENERAL = 8  # those whose names carry over to other sub-kinds,
-ALIKE = 3  # and those that name alike
-MERGED = 0.2  # how far merges count: each was chosen among many, for being stable
-VOTERS = 0.75  # agreement with the kept naming, from which a way votes
-CORRECTIONS = 2  # rounds of the discriminant
+EVEN = 4  # and those whose clusters lie apart evenly
+EVEN_ENOUGH = 0.8  # evenness above which more of it says nothing
 TINY = 1e-12
 
 
@@ -116,26 +111,19 @@ def _search(
     used_P = _first_prompts(sizes_P, SEARCHED_ROWS, rng)
     used_N = np.repeat(used_P, sizes_P)
     halvings = [_halves(used_P, sizes_P, rng) for _ in range(HALVINGS)]
-    weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in views))
     points = discriminant_points(views)
-    judge = _Judge.of(views, sizes_P, used_N, latents, seed)
-    rows = _Rows(views, weights, used_N, halvings, seed)
+    judge = Judge.of(views, sizes_P, used_N, latents, seed)
     ways = ways_of(latents, len(views))
-    namings_WN, halves_WH2N, merged_W = rows.namings(ways, latents, advance)
-    stability_W = np.array([_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N])
-    general_W = np.empty(len(namings_WN))
-    for index, naming_N in enumerate(namings_WN):
-        namings_WN[index], general_W[index] = judge.better(naming_N)
-    trust_W = stability_W**STABLE * general_W**GENERAL + TINY
-    trust_W[merged_W] *= MERGED
+    tried = _Tried.of(_Rows.of(views, weight_N, used_N, halvings, seed), ways, judge, advance)
+    trust_W = tried.trust_W
     agreements = []
     for halving, sides in enumerate(halvings):
         one_N, other_N = (
-            _outcome(halves_WH2N[:, halving, side], trust_W, points, fitted_N, latents)
+            _outcome(tried.halves_WH2N[:, halving, side], trust_W, points, fitted_N, latents)
             for side, fitted_N in enumerate(sides)
         )
         agreements.append(matched_share(one_N[used_N], other_N[used_N], latents))
-    posterior_NK = _elected(namings_WN, trust_W, latents)
+    posterior_NK = elected(tried.namings_WN, trust_W, latents)
     clusters_N = posterior_NK.argmax(1)
     for _ in range(CORRECTIONS):
         posterior_NK = out_of_fold(points, clusters_N, sizes_P, latents, rng)
@@ -146,7 +134,7 @@ def _search(
         posterior_NK,
         discriminant,
         stability=float(np.mean(agreements)),
-        above_noise=(_upper_third(stability_W * general_W) - noise) / max(1 - noise, TINY),
+        above_noise=(tried.best_third - noise) / max(1 - noise, TINY),
         generalisation=judge(clusters_N),
     )
 
@@ -167,6 +155,19 @@ class _Rows:
     halvings: Sequence[tuple[np.ndarray, np.ndarray]]
     seed: int
 
+    @classmethod
+    def of(
+        cls,
+        views: Sequence[np.ndarray],
+        weight_N: np.ndarray,
+        used_N: np.ndarray,
+        halvings: Sequence[tuple[np.ndarray, np.ndarray]],
+        seed: int,
+    ) -> _Rows:
+        """By all views (N, D) and how much each row counts (N,)."""
+        weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in views))
+        return cls(views, weights, used_N, halvings, seed)
+
     def clustered(self, way: Way, clusters: int) -> tuple[np.ndarray, np.ndarray]:
         """(clusters (N,), what each half makes of them (H, 2, N)); the halves are named at random
         where they have too few rows to say anything.
@@ -183,89 +184,89 @@ class _Rows:
                 halves_H2N[halving, side] = named_N
         return naming_N, halves_H2N
 
-    def merged(self, way: Way, latents: int) -> tuple[np.ndarray, np.ndarray]:
-        """As `clustered`, of finer clusters that were merged."""
-        finer = latents + FINER
+    def merged(self, way: Way, latents: int, finer: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `clustered`, of so many finer clusters that were merged."""
         naming_N, halves_H2N = self.clustered(way, finer)
         for sides in halves_H2N:
             for side, named_N in enumerate(sides):
                 sides[side] = relabelled(named_N, naming_N, finer)
         pairs = [(one_N[self.used_N], other_N[self.used_N]) for one_N, other_N in halves_H2N]
-        merge_C = best_merge(pairs, finer, latents)
+        clusters = ClusterSums.of(self.views[0][self.used_N], naming_N[self.used_N], finer)
+        merge_C = best_merge(pairs, clusters, latents)
         return merge_C[naming_N], merge_C[halves_H2N]
 
     def namings(
         self, ways: Sequence[Way], latents: int, advance: Callable[[int], None] | None = None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Namings (W, N), those of the halves (W, H, 2, N), and which were merged (W,) bool: by
-        each way as it is and, where the halves have rows enough, by way of finer clusters.
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Namings (W, N), and those of the halves (W, H, 2, N): by each way as it is and, where the
+        halves have rows enough, by way of finer clusters.
         """
-        finer = all(_enough(sides, latents + FINER) for sides in self.halvings)
-        found, merged = [], []
-        for way in ways:
+        found = []
+        for way, more in zip(ways, cycle(FINER)):
             found.append(self.clustered(way, latents))
-            merged.append(False)
-            if finer:
-                found.append(self.merged(way, latents))
-                merged.append(True)
+            finer = latents + more
+            if all(_enough(sides, finer) for sides in self.halvings):
+                found.append(self.merged(way, latents, finer))
             if advance:
                 advance(1)
         namings, halves = zip(*found, strict=True)
-        return np.array(namings), np.array(halves), np.array(merged)
+        return np.array(namings), np.array(halves)
 
 
 @dataclass(frozen=True)
-class _Judge:
-    """How well namings of the U rows in use carry over to other sub-kinds (`subkinds`).
+class _Tried:
+    """Namings that were tried, and what speaks for each.
 
     Attributes:
-        views: (U, D) each, in which sub-kinds are found.
-        points: (U, D) what discriminants see.
-        used_N: (N,) bool.
+        namings_WN: (W, N).
+        halves_WH2N: (W, H, 2, N) what each half of each halving makes of them.
+        stability_W: agreement of the halves.
+        generalisation_W: to sub-kinds that were left out.
+        evenness_W: how evenly the clusters lie apart.
     """
 
-    views: Sequence[np.ndarray]
-    points: np.ndarray
-    sizes_P: np.ndarray
-    used_N: np.ndarray
-    latents: int
-    seed: int
+    namings_WN: np.ndarray
+    halves_WH2N: np.ndarray
+    stability_W: np.ndarray
+    generalisation_W: np.ndarray
+    evenness_W: np.ndarray
 
     @classmethod
     def of(
         cls,
-        views: Sequence[np.ndarray],
-        sizes_P: np.ndarray,
-        used_N: np.ndarray,
-        latents: int,
-        seed: int,
-    ) -> _Judge:
-        """By all views (N, D); sub-kinds are found in the first and in the last."""
-        used = [view[used_N] for view in views]
-        points = discriminant_points(used)
-        return cls((used[0], used[-1]), points, sizes_P, used_N, latents, seed)
+        rows: _Rows,
+        ways: Sequence[Way],
+        judge: Judge,
+        advance: Callable[[int], None] | None = None,
+    ) -> _Tried:
+        """Each way's naming, or what discriminants make of it, whichever carries over better."""
+        latents, used_N = judge.latents, rows.used_N
+        namings, halves_WH2N = rows.namings(ways, latents, advance)
+        stability_W = [_stability(halves_H2N, used_N, latents) for halves_H2N in halves_WH2N]
+        better = [judge.better(naming_N) for naming_N in namings]
+        namings_WN = np.array([naming_N for naming_N, _ in better])
+        seen = rows.views[0][used_N]
+        sums = [ClusterSums.of(seen, naming_N[used_N], latents) for naming_N in namings_WN]
+        return cls(
+            namings_WN,
+            halves_WH2N,
+            np.array(stability_W),
+            generalisation_W=np.array([generalisation for _, generalisation in better]),
+            evenness_W=np.array([cluster_sums.evenness() for cluster_sums in sums]),
+        )
 
-    def __call__(self, clusters_N: np.ndarray) -> float:
-        """Of clusters (N,)."""
-        used = clusters_N[self.used_N]
-        return generalisation(self.views, self.points, used, self.latents, self.seed)
+    @property
+    def trust_W(self) -> np.ndarray:
+        """(W,) how much each counts in the election."""
+        even_W = np.minimum(self.evenness_W / EVEN_ENOUGH, 1)
+        return self.stability_W**STABLE * self.generalisation_W**GENERAL * even_W**EVEN + TINY
 
-    def better(self, clusters_N: np.ndarray) -> tuple[np.ndarray, float]:
-        """The naming, or what discriminants of other prompts' rows make of it, whichever carries
-        over better; and how well it does.
-        """
-        rng = np.random.default_rng([self.seed, 10])
-        corrected_N = clusters_N.copy()
-        for _ in range(CORRECTIONS):
-            fold_N = prompt_folds(self.sizes_P, rng)
-            corrected_N[self.used_N] = leave_out(
-                self.points,
-                corrected_N[self.used_N],
-                fold_N[self.used_N],
-                self.latents,
-            )
-        plain, corrected = self(clusters_N), self(corrected_N)
-        return (corrected_N, corrected) if corrected > plain else (clusters_N, plain)
+    @property
+    def best_third(self) -> float:
+        """Mean stability times generalisation of those that have most of it."""
+        products_W = np.sort(self.stability_W * self.generalisation_W)
+        third = max(1, len(products_W) // 3)
+        return float(products_W[-third:].mean())
 
 
 def _stability(halves_H2N: np.ndarray, used_N: np.ndarray, latents: int) -> float:
@@ -286,7 +287,7 @@ def _noise_trust(
     weight_N: np.ndarray,
     latents: int,
     halvings: Sequence[tuple[np.ndarray, np.ndarray]],
-    judge: _Judge,
+    judge: Judge,
 ) -> float:
     """Stability times generalisation of the best ways on Gaussian points of the same variances,
     which have no clusters.
@@ -299,22 +300,9 @@ def _noise_trust(
     rng = np.random.default_rng([judge.seed, 9])
     used_N = judge.used_N
     noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
-    judge = _Judge.of(noise, judge.sizes_P, used_N, latents, judge.seed)
-    weights = Weights(weight_N, tuple(even_weights(view, weight_N, used_N) for view in noise))
-    rows = _Rows(noise, weights, used_N, halvings, judge.seed)
-    ways = ways_of(latents, len(views))[::NOISE_WAYS]
-    namings_WN, halves_WH2N, _ = rows.namings(ways, latents)
-    trusts = [
-        _stability(halves_H2N, used_N, latents) * judge.better(naming_N)[1]
-        for naming_N, halves_H2N in zip(namings_WN, halves_WH2N, strict=True)
-    ]
-    return _upper_third(np.array(trusts))
-
-
-def _upper_third(stabilities: np.ndarray) -> float:
-    """Mean of the largest third."""
-    third = max(1, len(stabilities) // 3)
-    return float(np.sort(stabilities)[-third:].mean())
+    judge = Judge.of(noise, judge.sizes_P, used_N, latents, judge.seed)
+    rows = _Rows.of(noise, weight_N, used_N, halvings, judge.seed)
+    return _Tried.of(rows, ways_of(latents, len(views))[::NOISE_WAYS], judge).best_third
 
 
 def _outcome(
@@ -325,30 +313,11 @@ def _outcome(
     latents: int,
 ) -> np.ndarray:
     """Clusters (N,) that the whole search finds from the rows `fitted_N` (N,) bool."""
-    clusters_N = _elected(namings_WN, trust_W, latents).argmax(1)
+    clusters_N = elected(namings_WN, trust_W, latents).argmax(1)
     for _ in range(CORRECTIONS):
         discriminant = Discriminant.fit(points[fitted_N], clusters_N[fitted_N], latents)
         clusters_N = discriminant(points).argmax(1)
     return clusters_N
-
-
-def _elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.ndarray:
-    """Votes (N, K), of sum 1 over K.
-
-    Args:
-        trust_W: (W,) weight of each way.
-    """
-    alike_WW = np.array([[matched_share(a, b, latents) for b in namings_WN] for a in namings_WN])
-    support_W = alike_WW**ALIKE @ trust_W
-    lead_N = namings_WN[(support_W * np.sqrt(trust_W)).argmax()]
-    rows = np.arange(namings_WN.shape[1])
-    votes_NK = np.zeros((len(rows), latents))
-    for naming_N, trust in zip(namings_WN, trust_W, strict=True):
-        names_K, agreeing = matching(naming_N, lead_N, latents)
-        alike = agreeing / len(rows)
-        if alike >= VOTERS:
-            votes_NK[rows, names_K[naming_N]] += trust * alike**ALIKE
-    return votes_NK / votes_NK.sum(1, keepdims=True)
 
 
 def _first_prompts(sizes_P: np.ndarray, rows: int, rng: np.random.Generator) -> np.ndarray:
