@@ -2,7 +2,12 @@ import numpy as np
 import pytest
 
 from tests.discovery.points import by_variance, crossed
-from twcli.discovery.subkinds import generalisation
+from twcli.discovery.subkinds import Generalisation
+
+
+def generalisation(views, points, clusters, latents, seed):
+    weight = np.ones(len(clusters))
+    return Generalisation.of(views, points, clusters, weight, latents, seed).agreement
 
 
 def test_strategies_carry_over_to_other_wordings_and_wordings_put_together_do_not():
@@ -39,3 +44,27 @@ def test_equal_points_and_clusters_of_one_row_are_no_error():
     assert generalisation([points], points, clusters, 2, seed=0) == pytest.approx(1.0)
     clusters[0] = 2
     assert 0.0 <= generalisation([points], points, clusters, 4, seed=0) <= 1.0
+
+
+def test_a_name_of_nearly_all_rows_agrees_and_says_little():
+    points, _, truth = crossed(np.random.default_rng(0))
+    points = by_variance(points)
+    weight = np.ones(len(truth))
+    few = np.where(np.arange(len(truth)) < 6, 1, 0)
+    apart = points + 50.0 * few[:, None]
+    each = Generalisation.of([points], points, truth, weight, 3, seed=0)
+    rare = Generalisation.of([apart], apart, few, weight, 3, seed=0)
+    assert each.agreement > 0.9 and rare.agreement > 0.9
+    assert rare.information < 0.2 * each.information
+
+
+def test_information_counts_rows_by_their_weight():
+    """Rows without weight do not count: those of the others alone say the same."""
+    points, _, truth = crossed(np.random.default_rng(0))
+    points = by_variance(points)
+    weight = (truth > 0).astype(float)
+    found = Generalisation.of([points], points, truth, weight, 3, seed=0)
+    assert found.information == pytest.approx(
+        Generalisation.of([points], points, truth, 7 * weight, 3, seed=0).information
+    )
+    assert found.information < np.log(2) / np.log(3) + 0.02

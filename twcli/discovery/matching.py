@@ -7,15 +7,23 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from scipy.special import entr
 
 
-def contingency(one_N: np.ndarray, other_N: np.ndarray, ones: int, others: int) -> np.ndarray:
-    """(ones, others) int, rows under each pair of names.
+def contingency(
+    one_N: np.ndarray,
+    other_N: np.ndarray,
+    ones: int,
+    others: int,
+    weight_N: np.ndarray | None = None,
+) -> np.ndarray:
+    """(ones, others) int, rows under each pair of names; or their weights, float.
 
     Args:
         one_N, other_N: (N,) int from 0, below `ones` and `others`.
+        weight_N: (N,) how much each row counts; None for 1.
     """
-    counts = np.bincount(one_N * others + other_N, minlength=ones * others)
+    counts = np.bincount(one_N * others + other_N, weight_N, minlength=ones * others)
     return counts.reshape(ones, others)
 
 
@@ -45,3 +53,10 @@ def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int
     table_KK = contingency(one_N, other_N, latents, latents) / len(one_N)
     chance = float(table_KK.sum(0) @ table_KK.sum(1))
     return (float(table_KK.trace()) - chance) / (1 - chance) if chance < 1 else 0.0
+
+
+def mutual_information(table: np.ndarray) -> float:
+    """Nats that one naming says about the other, from their contingency table (any weights)."""
+    joint = table / table.sum()
+    apart = entr(joint.sum(0)).sum() + entr(joint.sum(1)).sum()
+    return max(float(apart - entr(joint).sum()), 0.0)

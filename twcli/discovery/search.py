@@ -44,7 +44,8 @@ NOISE_WAYS = 3  # every third way is tried on them
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 STABLE = 8  # powers: how much more the stable ways count,
 GENERAL = 8  # those whose names carry over to other sub-kinds,
-EVEN = 4  # and those whose clusters lie apart evenly
+INFORMATIVE = 2  # say much there,
+EVEN = 8  # and those whose clusters lie apart evenly
 EVEN_ENOUGH = 0.8  # evenness above which more of it says nothing
 TINY = 1e-12
 
@@ -59,7 +60,8 @@ class Found:
         stability: share of rows on which whole searches of either half of the prompts agree.
         above_noise: how far stability times generalisation of the best ways is above what it is on
             points without structure, from 0 to 1, which is full; below 0 where it is less.
-        generalisation: of the naming to sub-kinds that were left out, as of `subkinds`.
+        generalisation: agreement of the naming with its predictions from other sub-kinds, beyond
+            chance.
     """
 
     posterior_NK: np.ndarray
@@ -112,9 +114,9 @@ def _search(
     used_N = np.repeat(used_P, sizes_P)
     halvings = [_halves(used_P, sizes_P, rng) for _ in range(HALVINGS)]
     points = discriminant_points(views)
-    judge = Judge.of(views, sizes_P, used_N, latents, seed)
-    ways = ways_of(latents, len(views))
-    tried = _Tried.of(_Rows.of(views, weight_N, used_N, halvings, seed), ways, judge, advance)
+    rows = _Rows.of(views, weight_N, used_N, halvings, seed)
+    judge = Judge.of(views, rows.weights.even[0], sizes_P, used_N, latents, seed)
+    tried = _Tried.of(rows, ways_of(latents, len(views)), judge, advance)
     trust_W = tried.trust_W
     agreements = []
     for halving, sides in enumerate(halvings):
@@ -135,7 +137,7 @@ def _search(
         discriminant,
         stability=float(np.mean(agreements)),
         above_noise=(tried.best_third - noise) / max(1 - noise, TINY),
-        generalisation=judge(clusters_N),
+        generalisation=judge(clusters_N).agreement,
     )
 
 
@@ -221,14 +223,15 @@ class _Tried:
         namings_WN: (W, N).
         halves_WH2N: (W, H, 2, N) what each half of each halving makes of them.
         stability_W: agreement of the halves.
-        generalisation_W: to sub-kinds that were left out.
+        agreement_W, information_W: of their generalisation to sub-kinds that were left out.
         evenness_W: how evenly the clusters lie apart.
     """
 
     namings_WN: np.ndarray
     halves_WH2N: np.ndarray
     stability_W: np.ndarray
-    generalisation_W: np.ndarray
+    agreement_W: np.ndarray
+    information_W: np.ndarray
     evenness_W: np.ndarray
 
     @classmethod
@@ -251,20 +254,22 @@ class _Tried:
             namings_WN,
             halves_WH2N,
             np.array(stability_W),
-            generalisation_W=np.array([generalisation for _, generalisation in better]),
+            agreement_W=np.array([found.agreement for _, found in better]),
+            information_W=np.array([found.information for _, found in better]),
             evenness_W=np.array([cluster_sums.evenness() for cluster_sums in sums]),
         )
 
     @property
     def trust_W(self) -> np.ndarray:
         """(W,) how much each counts in the election."""
-        even_W = np.minimum(self.evenness_W / EVEN_ENOUGH, 1)
-        return self.stability_W**STABLE * self.generalisation_W**GENERAL * even_W**EVEN + TINY
+        trust_W = self.stability_W**STABLE * self.agreement_W**GENERAL
+        trust_W *= self.information_W**INFORMATIVE
+        return trust_W * np.minimum(self.evenness_W / EVEN_ENOUGH, 1) ** EVEN + TINY
 
     @property
     def best_third(self) -> float:
         """Mean stability times generalisation of those that have most of it."""
-        products_W = np.sort(self.stability_W * self.generalisation_W)
+        products_W = np.sort(self.stability_W * self.agreement_W)
         third = max(1, len(products_W) // 3)
         return float(products_W[-third:].mean())
 
@@ -300,8 +305,9 @@ def _noise_trust(
     rng = np.random.default_rng([judge.seed, 9])
     used_N = judge.used_N
     noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
-    judge = Judge.of(noise, judge.sizes_P, used_N, latents, judge.seed)
     rows = _Rows.of(noise, weight_N, used_N, halvings, judge.seed)
+    even_N = rows.weights.even[0]
+    judge = Judge.of(noise, even_N, judge.sizes_P, used_N, latents, judge.seed)
     return _Tried.of(rows, ways_of(latents, len(views))[::NOISE_WAYS], judge).best_third
 
 
