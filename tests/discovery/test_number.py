@@ -4,8 +4,8 @@ import pytest
 from twcli.discovery import repeating
 from twcli.discovery.discriminants import Discriminant
 from twcli.discovery.number import (
-    DOUBT,
     LEAST_SHARE,
+    SURE,
     TOLERANCE,
     Count,
     agreement,
@@ -17,14 +17,16 @@ from twcli.discovery.number import (
 from twcli.discovery.search import Found
 
 
-def named(clusters, latents, above_noise=0.9, used=None, stability=1.0):
+def named(clusters, latents, nats=1.0, used=None, stability=1.0, evenness=1.0):
     """What was found, by hand."""
     found = Found(
         np.eye(latents)[np.array(clusters)],
         Discriminant(None, np.array([]), latents),
         stability=stability,
-        above_noise=above_noise,
-        generalisation=above_noise,
+        above_noise=0.9,
+        generalisation=0.9,
+        information=nats,
+        evenness=evenness,
     )
     return Count(latents, latents if used is None else used, found)
 
@@ -45,20 +47,21 @@ def test_three_clusters_are_three():
 
 
 @pytest.mark.slow
-def test_kinds_of_kinds_are_nested(all_ways):
-    """Two kinds far apart, each of two that are less far: both numbers are stable, the larger one
-    is taken and lies in the smaller one.
+@pytest.mark.parametrize(("near", "expected"), [(9, 2), (25, 4)])
+def test_kinds_of_kinds_are_nested(all_ways, near, expected):
+    """Two kinds far apart, each of two that are less far: both numbers are stable, and the larger
+    one lies in the smaller one. Kinds that are almost as far apart are kinds of their own.
     """
     rng = np.random.default_rng(0)
     coarse, fine = rng.integers(2, size=(2, 300))
     points = rng.normal(size=(300, 8))
     points[:, 0] += 40 * coarse
-    points[:, 1] += 9 * fine
+    points[:, 1] += near * fine
     two, three, four = counted(points, [2, 3, 4])
     assert min(two.found.stability, four.found.stability) > 0.97
     assert nesting(four, two) == pytest.approx(1.0, abs=0.01)
     assert nesting(four, two) > nesting(named(rng.integers(4, size=300), 4), two) + 0.3
-    assert best_count([two, three, four]).latents == 4
+    assert best_count([two, three, four]).latents == expected
 
 
 def test_nesting_and_agreement_by_hand():
@@ -69,28 +72,34 @@ def test_nesting_and_agreement_by_hand():
     assert agreement(coarse, named([1, 1, 1, 0, 0, 0], 2)) == 1.0
 
 
-def test_of_the_most_stable_numbers_the_largest_is_taken():
+def test_of_the_numbers_of_most_support_the_smallest_is_taken():
     def best(*figures):
-        return best_count([named([0, 1], k, above) for k, above in figures]).latents
+        return best_count([named([0, 1], k, nats) for k, nats in figures]).latents
 
-    near, far = 0.95 - 0.9 * TOLERANCE, 0.95 - 1.1 * TOLERANCE
-    assert best((2, 0.95), (3, near), (4, 0.80)) == 3
-    assert best((2, 0.95), (3, far), (4, 0.80)) == 2
-    assert best((2, 0.60), (3, 0.80), (4, 0.99)) == 4
-
-
-def test_a_number_whose_search_does_not_repeat_itself_has_less_support():
-    steady, fickle = named([0, 1], 2, 0.7), named([0, 1], 3, 0.9, stability=0.8)
-    assert steady.support > 0.65 and fickle.support < 0.2
-    assert best_count([steady, fickle]).latents == 2
+    near, far = 1 - 0.9 * TOLERANCE, 1 - 1.1 * TOLERANCE
+    assert best((2, near), (3, 1.0), (4, 0.8)) == 2
+    assert best((2, far), (3, 1.0), (4, 0.8)) == 3
+    assert best((2, 0.6), (3, 0.8), (4, 0.99)) == 4
 
 
-def test_a_number_is_as_plausible_as_it_is_stable():
-    likely = {2: 0.9, 3: 0.9 - DOUBT, 4: 0.9, 5: 0.9 - 8 * DOUBT}
-    counts = [named([0, 1], latents, above_noise) for latents, above_noise in likely.items()]
+def test_nats_count_as_far_as_the_search_repeats_itself_and_clusters_lie_apart():
+    steady = named([0, 1], 2, 0.7)
+    fickle = named([0, 1], 3, 0.9, stability=0.9)  # two clusters of two rows: 0.8 beyond chance
+    cut = named([0, 1], 3, 0.9, evenness=0.7)
+    assert steady.support == pytest.approx(0.7)
+    assert fickle.support == pytest.approx(0.9 * 0.8**4)
+    assert cut.support == pytest.approx(0.9 * 0.7**2)
+    assert best_count([steady, fickle, cut]).latents == 2
+    assert named([0, 1], 2, stability=0.3).support == 0.0  # less than chance
+
+
+def test_a_number_is_as_plausible_as_it_has_support():
+    counts = [named([0, 1], latents, nats) for latents, nats in enumerate((1.0, 0.9, 1.0), 2)]
     shares = plausibility(counts)
     assert shares.sum() == pytest.approx(1) and shares[0] == pytest.approx(shares[2])
-    assert shares[0] / shares[1] == pytest.approx(np.e) and shares[3] < 1e-3
+    assert shares[1] / shares[0] == pytest.approx(0.9**SURE)
+    nothing = plausibility([named([0, 1], 2, 0.0), named([0, 1], 3, 0.0)])
+    assert nothing == pytest.approx([0.5, 0.5])
 
 
 def test_a_number_whose_clusters_are_not_all_there_is_not_taken():
@@ -111,7 +120,7 @@ def test_a_handful_of_rows_is_no_cluster():
 
 def test_a_number_whose_rows_all_have_one_latent_is_shown_at_chance():
     """Halves agree on it fully, and nothing can be nested in it."""
-    one, three = named([0] * 30, 2), named([0, 1, 2] * 10, 3, above_noise=0.8)
+    one, three = named([0] * 30, 2), named([0, 1, 2] * 10, 3)
     shown = repeating._shown([one, three], 2)
     assert shown[0]["stability"] == 1.0 and shown[0]["score"] == 0.5
     assert shown[1]["score"] > 0.8

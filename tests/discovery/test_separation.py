@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from twcli.discovery.separation import ClusterSums
+from twcli.discovery.separation import EVEN, ClusterSums
 
 
 def evenness(points, clusters, count):
@@ -14,10 +14,11 @@ def points_around(means, rows, rng, spread=0.05):
     return means[clusters] + spread * rng.normal(size=(len(clusters), means.shape[1])), clusters
 
 
-def test_evenness_is_the_smallest_distance_over_the_median_one():
-    means = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0]])
+@pytest.mark.parametrize(("nearest", "expected"), [(1.0, 1 / (3 * EVEN)), (2.7, 1.0)])
+def test_evenness_is_the_smallest_distance_over_most_of_the_median_one(nearest, expected):
+    means = np.array([[0.0, 0.0], [nearest, 0.0], [0.0, 3.0]])
     points, clusters = points_around(means, [200, 100, 50], np.random.default_rng(0))
-    assert evenness(points, clusters, 3) == pytest.approx(1 / 3, abs=0.02)
+    assert evenness(points, clusters, 3) == pytest.approx(expected, abs=0.02)
 
 
 def test_a_frequent_cluster_that_is_cut_in_two_is_uneven():

@@ -11,7 +11,7 @@ Keys of the summary:
         None, and what chance gives; all in [0, 1].
     stability: float or None. repulsion: nats a pair of completions of one prompt, or "infinite".
     proportions: K floats in [0, 1].
-    per_latents: a dict for each K that was tried, with latents, stability, above_noise or
+    per_latents: a dict for each K that was tried, with latents, stability, support or
         evidence, score and chosen; where K was given, that one and its neighbours.
     nested: str or None, how finer answers nest in coarser ones.
     latent_cards: K dicts with latent, share, mean_probability, phrases (text, z, share and, where
@@ -121,8 +121,8 @@ def _numbers_tried(
 
 def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     """The figures that speak for a number of latents, by how the naming was searched."""
-    known = per_latents and per_latents[0].get("above_noise") is not None
-    return "stability", "above_noise" if known else "evidence", "score"
+    known = per_latents and per_latents[0].get("support") is not None
+    return "stability", "support" if known else "evidence", "score"
 
 
 def _heading(criterion: str) -> str:

@@ -1,12 +1,12 @@
-"""How many latents there are, where strategies may repeat within a prompt: as many as are stable.
+"""How many latents there are, where strategies may repeat within a prompt.
 
 Two namings from separate halves of the prompts agree as long as every cluster is there in both; one
-cluster too many is cut from another at a place that differs between the halves, and one too few
-holds kinds that cannot be predicted from each other. Few clusters are stable even where there are
-none, so what counts is by how much points without structure are less stable and carry over less.
-Several numbers may be stable, the larger ones nested in the smaller ones: strategies have sub-
-kinds. The largest number that is as stable as the most stable one is taken, unless it only splits
-off a handful of rows.
+cluster too many is cut from another at a place that differs between the halves, or lies near the
+one it was cut from. Too few are as stable, and say less: names are worth the nats that can be
+predicted of them in sub-kinds that were left out. So the number of most such nats is taken, as far
+as its search repeats itself and its clusters lie apart evenly, and the smaller one of two that are
+about equal, unless a number only splits off a handful of rows. Strategies have sub-kinds, which
+larger numbers may find; those are nested in the smaller number.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import expit
 
 from twcli.discovery.matching import contingency, matched_share
 from twcli.discovery.search import Found, search
 
 MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
-TOLERANCE = 0.05  # of `Count.support`, within which two numbers are equally good
-HALF_SUPPORT, SUPPORT_WIDTH = 0.7, 0.03  # stability beyond chance that halves the support
-DOUBT = 0.08  # of support above noise: a number that has less by this is held a third as likely
+TOLERANCE = 0.05  # share of `Count.support`, within which two numbers are equally good
+REPEATED = 4  # powers: how much stability counts,
+EVEN = 2  # and evenness
+SURE = 8  # power of the support, by which one number is held likelier than another
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,9 @@ class Count:
 
     @property
     def support(self) -> float:
-        """What is above noise, as far as the whole search is stable as well."""
-        stability = self.found.stability_beyond_chance
-        repeats = float(expit((stability - HALF_SUPPORT) / SUPPORT_WIDTH))
-        return min(self.found.above_noise, self.found.above_noise * repeats)
+        """Nats that carry over, as far as the search repeats itself and clusters lie apart."""
+        stability = max(self.found.stability_beyond_chance, 0.0)
+        return self.found.information * stability**REPEATED * self.found.evenness**EVEN
 
     @property
     def clusters_N(self) -> np.ndarray:
@@ -89,11 +89,11 @@ def counts_of(
 
 
 def best_count(counts: Sequence[Count]) -> Count:
-    """The largest number among those of most support whose clusters all have rows."""
+    """The smallest number among those of most support whose clusters all have rows."""
     full = [count for count in counts if count.used == count.latents] or list(counts)
     highest = max(count.support for count in full)
-    return max(
-        (count for count in full if count.support >= highest - TOLERANCE),
+    return min(
+        (count for count in full if count.support >= (1 - TOLERANCE) * highest),
         key=lambda count: count.latents,
     )
 
@@ -102,10 +102,10 @@ def plausibility(counts: Sequence[Count]) -> np.ndarray:
     """How far each number of latents is held to be the right one.
 
     Returns:
-        (number of counts,) weights of sum 1.
+        (number of counts,) weights of sum 1; alike where nothing speaks for any.
     """
-    above_noise = np.array([count.found.above_noise for count in counts])
-    weights = np.exp((above_noise - above_noise.max()) / DOUBT)
+    support = np.array([count.support for count in counts])
+    weights = (support / max(support.max(), TINY)) ** SURE + TINY
     return weights / weights.sum()
 
 

@@ -193,6 +193,9 @@ def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
             "stability": round(count.found.stability, 4),
             "generalisation": round(count.found.generalisation, 4),
             "above_noise": round(count.found.above_noise, 4),
+            "information": round(count.found.information, 4),
+            "evenness": round(count.found.evenness, 4),
+            "support": round(count.support, 4),
             "evidence": None,
             "score": round(_share_right(count.found), 4),
             "used": count.used,
@@ -208,7 +211,7 @@ def _nested(counts: list[Count], latents: int) -> str | None:
     finer = [count for count in counts if count.latents > latents]
     if not finer or _all_alike(chosen.found):
         return None
-    best = max(finer, key=lambda count: count.found.above_noise)
+    best = max(finer, key=lambda count: count.support)
     return (
         f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
         f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"

@@ -98,10 +98,9 @@ def _tried_line(naming: Naming) -> list[str]:
     """What speaks for each number of latents, where several were tried."""
     if len(naming.counts) < 2:
         return []
-    key = "evidence" if naming.one_string else "above_noise"
-    criterion = key if naming.one_string else "above noise"
+    key = "evidence" if naming.one_string else "support"
     tried = ", ".join(f"{count['latents']}: {count[key]:.3f}" for count in naming.counts)
-    return [f"latents: {naming.latents}; {criterion} by number of latents: {tried}"]
+    return [f"latents: {naming.latents}; {key} by number of latents: {tried}"]
 
 
 def _shares_line(naming: Naming) -> str:

@@ -15,6 +15,7 @@ Shapes: N rows that lie prompt by prompt, D directions, K clusters, W ways.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
@@ -45,8 +46,7 @@ SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
 STABLE = 8  # powers: how much more the stable ways count,
 GENERAL = 8  # those whose names carry over to other sub-kinds,
 INFORMATIVE = 2  # say much there,
-EVEN = 8  # and those whose clusters lie apart evenly
-EVEN_ENOUGH = 0.8  # evenness above which more of it says nothing
+EVEN = 4  # and those whose clusters lie apart evenly
 TINY = 1e-12
 
 
@@ -62,6 +62,8 @@ class Found:
             points without structure, from 0 to 1, which is full; below 0 where it is less.
         generalisation: agreement of the naming with its predictions from other sub-kinds, beyond
             chance.
+        information: nats that these predictions say about the names, rows weighted by variety.
+        evenness: of its clusters, as of `separation`.
     """
 
     posterior_NK: np.ndarray
@@ -69,6 +71,8 @@ class Found:
     stability: float
     above_noise: float
     generalisation: float
+    information: float
+    evenness: float
 
     @property
     def stability_beyond_chance(self) -> float:
@@ -131,13 +135,17 @@ def _search(
         posterior_NK = out_of_fold(points, clusters_N, sizes_P, latents, rng)
         clusters_N = posterior_NK.argmax(1)
     discriminant = Discriminant.fit(points, clusters_N, latents)
+    generalisation = judge(clusters_N)
+    clusters = ClusterSums.of(views[0][used_N], clusters_N[used_N], latents)
     noise = _noise_trust(views, weight_N, latents, halvings[:NOISE_HALVINGS], judge)
     return Found(
         posterior_NK,
         discriminant,
         stability=float(np.mean(agreements)),
         above_noise=(tried.best_third - noise) / max(1 - noise, TINY),
-        generalisation=judge(clusters_N).agreement,
+        generalisation=generalisation.agreement,
+        information=generalisation.information * math.log(latents),
+        evenness=clusters.evenness(),
     )
 
 
@@ -263,8 +271,7 @@ class _Tried:
     def trust_W(self) -> np.ndarray:
         """(W,) how much each counts in the election."""
         trust_W = self.stability_W**STABLE * self.agreement_W**GENERAL
-        trust_W *= self.information_W**INFORMATIVE
-        return trust_W * np.minimum(self.evenness_W / EVEN_ENOUGH, 1) ** EVEN + TINY
+        return trust_W * self.information_W**INFORMATIVE * self.evenness_W**EVEN + TINY
 
     @property
     def best_third(self) -> float:
