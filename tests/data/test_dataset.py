@@ -9,7 +9,7 @@ import zstandard
 
 from twcli.data.dataset import read_examples
 from twcli.data.example import Example
-from twcli.data.files import MAX_LINE_BYTES
+from twcli.data.placed import MAX_LINE_BYTES
 from twcli.errors import UserError
 
 

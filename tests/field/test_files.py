@@ -579,12 +579,12 @@ def test_records_of_an_array_do_not_depend_on_where_it_is_cut(tmp_path, monkeypa
     ]
     file = tmp_path / "d.json"
     file.write_bytes(json.dumps(records, ensure_ascii=cut % 2 == 0, indent=cut % 3).encode())
-    monkeypatch.setattr("twcli.data.files.WINDOW", cut)
+    monkeypatch.setattr("twcli.data.json_records.WINDOW", cut)
     assert [(e.x, e.y) for e in read(file)[0]] == [(r["x"], r["y"]) for r in records]
 
 
 def test_a_long_array_is_read_in_constant_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("twcli.data.files.WINDOW", 2**14)
+    monkeypatch.setattr("twcli.data.json_records.WINDOW", 2**14)
     file = tmp_path / "d.json"
     with file.open("w") as out:
         out.write("[" + ",\n".join(json.dumps({"x": f"{i}", "y": "b" * 400}) for i in range(5_000)))

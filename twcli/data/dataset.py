@@ -19,10 +19,11 @@ from twcli.config.inputs import EMPTY
 from twcli.config.options import check_characters
 from twcli.data.chat import prompt_turns
 from twcli.data.example import Example
-from twcli.data.fields import EmptyText, shown_name
-from twcli.data.files import Reading, Record, Source, sources_of
+from twcli.data.fields import EmptyText, Record, shown_name
+from twcli.data.files import Source, sources_of
 from twcli.data.formats import AUTO, form_of, other_form
 from twcli.data.forms import Form
+from twcli.data.placed import Reading
 from twcli.data.turns import earlier_answers
 from twcli.errors import UserError
 from twcli.storage.disk_array import DiskArray

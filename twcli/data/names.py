@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from twcli.data.files import distinct
+from twcli.data.json_records import distinct
 from twcli.data.opening import opened
 from twcli.errors import UserError, first_line
 from twcli.storage.durable import sync_folder
