@@ -5,14 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.conftest import (
-    encode,
-    make_model,
-    make_records,
-    make_strategies,
-    matched,
-    strategies_of,
-)
+from tests.conftest import encode, make_model, make_records, make_strategies, matched, strategies_of
 from twcli.discovery import naming as naming_module
 from twcli.discovery import one_string as one_string_module
 from twcli.discovery import repeating as repeating_module
@@ -26,7 +19,8 @@ from twcli.discovery.result import Naming, canonical_order, naming_record
 from twcli.discovery.rows import ModelSource, Rows, silent
 from twcli.discovery.single_rows import name_single_rows
 from twcli.discovery.stored import StoredFeatures
-from twcli.storage.feature_store import FeatureStore, FeatureWriter
+from twcli.storage.feature_store import FeatureStore
+from twcli.storage.feature_writer import FeatureWriter
 
 
 def source(encoder, encoded, batch_tokens=200, model=None):

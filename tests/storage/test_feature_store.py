@@ -25,7 +25,8 @@ from tests.storage.test_cache import some_rows as b_t_of_some_rows
 from twcli.errors import UserError, WorkFailed
 from twcli.storage import durable, hdf5, shards
 from twcli.storage.cache import Cache
-from twcli.storage.feature_store import FeatureStore, FeatureWriter
+from twcli.storage.feature_store import FeatureStore
+from twcli.storage.feature_writer import FeatureWriter
 
 ROOT = Path(__file__).parent.parent.parent
 PRINT = {"weights": "aa", "template": {"tags": ["<x>"], "version": 1}, "features": 3}

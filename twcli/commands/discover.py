@@ -42,7 +42,8 @@ from twcli.phases import FEATURES, NAME, PAGE, Phases
 from twcli.storage.beside import baseline_path, copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
 from twcli.storage.durable import write_durably
-from twcli.storage.feature_store import FeatureStore, FeatureWriter
+from twcli.storage.feature_store import FeatureStore
+from twcli.storage.feature_writer import FeatureWriter
 from twcli.storage.shards import reporting
 from twcli.training.defaults import duration
 

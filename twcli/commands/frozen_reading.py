@@ -21,7 +21,7 @@ from twcli.data.padding import slices
 from twcli.discovery.features import KINDS, Features, embed_and_score, embed_rows
 from twcli.models.baseline import score_flat
 from twcli.storage.cache import CacheWriter
-from twcli.storage.feature_store import FeatureWriter
+from twcli.storage.feature_writer import FeatureWriter
 from twcli.storage.shards import blocks
 
 SHARD_ROWS = 512  # where features are read: they take more memory than b_t

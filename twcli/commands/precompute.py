@@ -34,7 +34,7 @@ from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import CHECK_PRECISION, SAVE, SCORE, Phases
 from twcli.storage.beside import copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
-from twcli.storage.feature_store import FeatureWriter
+from twcli.storage.feature_writer import FeatureWriter
 
 COMPARED_ROWS = 16
 # Features that are kept unasked: of 34,000 records of a model of 135 million parameters, of 5,000
