@@ -43,7 +43,7 @@ from twcli.config.train import TrainConfig
 from twcli.data.dataset import read_examples
 from twcli.data.padding import gather_padded
 from twcli.evaluation.passes import forward_all
-from twcli.models import baseline, runtime
+from twcli.models import baseline, loading, runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import trainer
 from twcli.training.loss import entropy, reconstruction
@@ -224,9 +224,9 @@ def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
 
 
 def frozen_nll(model: Path, data: Path) -> tuple[Any, np.ndarray]:
-    encoder, frozen = runtime.load_encoder(str(model)), runtime.load_model(str(model))
+    encoder, frozen = loading.load_encoder(str(model)), loading.load_model(str(model))
     encoded = encoder.encode(
-        read_examples(str(data)), max_length=runtime.context_length(frozen, None), source=str(data)
+        read_examples(str(data)), max_length=loading.context_length(frozen, None), source=str(data)
     )
     return encoded, baseline.score_flat(
         frozen, encoder, encoded, np.arange(len(encoded)), batch_tokens=4096

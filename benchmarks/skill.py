@@ -25,7 +25,7 @@ from examples.tasks import TASKS
 from examples.tasks.task import Task
 from twcli.data.dataset import read_examples
 from twcli.errors import UserError
-from twcli.models import runtime
+from twcli.models import loading, runtime
 from twcli.models.generation import generate
 
 SPARE_TOKENS = 16  # that the model may write beyond the longest trace
@@ -62,7 +62,7 @@ def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
     it, writes it to its end.
     """
     runtime.quiet_transformers()
-    model, encoder = runtime.load_frozen(model_path)
+    model, encoder = loading.load_frozen(model_path)
     begun = [(x, name, beginning) for x in xs for name, beginning in beginnings(task, x).items()]
     traces = [trace.split() for x in xs for trace in task.traces(x).values()]
     prompts = [

@@ -34,7 +34,7 @@ from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.evaluation.sampling import pass_at_k
-from twcli.models.runtime import load_frozen
+from twcli.models.loading import load_frozen
 
 LAYERS, HEADS, HIDDEN, POSITIONS = 2, 4, 128, 64  # published
 WARMUP, BATCH, LR = 100, 32, 5e-4  # published

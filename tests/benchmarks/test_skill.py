@@ -38,7 +38,7 @@ def test_only_what_the_judge_still_sees_counts(monkeypatch, failing):
     encoder = SimpleNamespace(
         prompt=lambda _x: [1], tokenizer=lambda text, **_how: {"input_ids": [2] * len(text.split())}
     )
-    monkeypatch.setattr(skill.runtime, "load_frozen", lambda _path: (None, encoder))
+    monkeypatch.setattr(skill.loading, "load_frozen", lambda _path: (None, encoder))
     monkeypatch.setattr(skill, "generate", generate)
     shares = skill.skill(TASK, "model", [EQUATION, "4 x + 5 + 5 x + 7 = 1 x + 44"])
     assert shares == {name: 0.5 if name == failing else 1.0 for name in TASK.strategies}

@@ -14,7 +14,7 @@ from tests.field.forms import END, TEMPLATES, TOKENIZERS, model_file_only
 from twcli.data.batches import collate
 from twcli.data.example import Example
 from twcli.errors import UserError
-from twcli.models.runtime import load_encoder
+from twcli.models.loading import load_encoder
 
 KINDS = [*TOKENIZERS, "model-file", "model-file-legacy"]
 QUESTION, ANSWER = {"role": "user", "content": "Hello the model"}, "the model reads"

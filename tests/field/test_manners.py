@@ -15,7 +15,7 @@ from tests.conftest import make_model, make_tokenizer
 from tests.field.test_models import SIZES, refused, run, saved
 from twcli.cli import main as command_line
 from twcli.errors import UserError
-from twcli.models import runtime
+from twcli.models import loading
 from twcli.models.adapters import add_lora
 
 
@@ -58,7 +58,7 @@ def test_quiet_silences_the_warnings_of_libraries(quiet, tmp_path, data_file, mo
         logging.getLogger("accelerate").warning("of accelerate")
         raise UserError("m: the end")
 
-    monkeypatch.setattr(runtime, "load_model", load_model)
+    monkeypatch.setattr(loading, "load_model", load_model)
     source = saved(make_model(), tmp_path / "m")
     call = ["--model", source, "--data", data_file, "--device", "cpu", "--out", tmp_path / "b.h5"]
     seen = []

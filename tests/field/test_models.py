@@ -38,7 +38,7 @@ from twcli.cli.main import main
 from twcli.data.batches import BatchSampler, forward_batches, length_classes
 from twcli.data.padding import PassLengths
 from twcli.errors import UserError
-from twcli.models import runtime
+from twcli.models import loading
 from twcli.models.checks import check_model
 from twcli.models.forward import hidden_states
 from twcli.models.generation import generate, router_probabilities
@@ -315,7 +315,7 @@ def test_attention_that_a_family_lacks_is_replaced_and_said(family, tmp_path):
     }[family]
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).eval()
     said = []
-    loaded = runtime.load_model(saved(model, tmp_path / "m"), say=said.append)
+    loaded = loading.load_model(saved(model, tmp_path / "m"), say=said.append)
     if not model._supports_sdpa:
         assert said == [f"{tmp_path}/m: the model has no sdpa attention; eager attention is taken"]
         assert loaded.config._attn_implementation == "eager"
@@ -646,7 +646,7 @@ def test_weights_that_were_quantised_are_of_one_dtype(tmp_path):
     source = saved(make_model().to(torch.bfloat16), tmp_path / "m")
     before = dict(make_model().named_parameters())
     quantise(source)
-    model = runtime.load_model(source)
+    model = loading.load_model(source)
     for name, weight in model.named_parameters():
         assert weight.dtype == torch.float32
         assert (weight - before[name]).abs().max() < 0.1
@@ -683,7 +683,7 @@ def test_an_adapter_is_merged_into_its_model(adapted, beside, tmp_path, data_fil
         for path in base.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
     said = []
-    model = runtime.load_model(str(folder), say=said.append)
+    model = loading.load_model(str(folder), say=said.append)
     with torch.no_grad():
         assert torch.allclose(model(ids).logits, logits, atol=1e-5)
         assert not torch.allclose(make_model()(ids).logits, logits, atol=1e-2)

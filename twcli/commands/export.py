@@ -29,7 +29,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import read_latent_names
 from twcli.data.vocabulary import SECTION_TAGS, TAGS
 from twcli.errors import UserError, WorkFailed, first_line
-from twcli.models import runtime
+from twcli.models import loading, runtime
 from twcli.models.building import load_run
 from twcli.models.card import export_card
 from twcli.models.runtime import Say
@@ -308,7 +308,7 @@ def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainCo
         for k in checked if number == 0 else [number % latents]:
             prompts.append((x, k, encoder.prompt(x, latent_ids[k])))
     answer = encoder.prompt(prompts[0][0])[1:4]  # any ids will do as a completion
-    context = runtime.context_length(model, None)
+    context = loading.context_length(model, None)
     sequences = [(ids + answer)[:context] for _, _, ids in prompts[:count]]
     return Reference(prompts, sequences, _logits(model, sequences))
 

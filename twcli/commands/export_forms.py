@@ -117,9 +117,9 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER)""",
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """As `Form.load`."""
-        from twcli.models import runtime
+        from twcli.models import loading
 
-        model = runtime.load_model(str(folder), precision=self.config.dtype)
+        model = loading.load_model(str(folder), precision=self.config.dtype)
         return model, _tokenizer_in(folder)
 
 
@@ -187,10 +187,10 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
         """As `Form.load`: the base model with the folder's adapter, by peft alone."""
         from peft import PeftModel
 
-        from twcli.models import runtime
+        from twcli.models import loading
 
         tokenizer = _tokenizer_in(folder)
-        base = runtime.load_model(self.trained.model, attention="sdpa")
+        base = loading.load_model(self.trained.model, attention="sdpa")
         if len(tokenizer) > base.get_input_embeddings().num_embeddings:
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with warnings.catch_warnings():
@@ -253,9 +253,9 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
 
     def load(self, folder: Path) -> tuple[Any, Any]:
         """As `Form.load`: both from the one file."""
-        from twcli.models import gguf_file, runtime
+        from twcli.models import gguf_file, loading
 
-        model = runtime.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)
+        model = loading.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)
         return model, _tokenizer_in(folder, gguf_file=gguf_file.FILE)
 
 

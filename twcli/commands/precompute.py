@@ -29,7 +29,7 @@ from twcli.data.vocabulary import SECTION_TAGS
 from twcli.discovery.features import values_a_record
 from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_fingerprint
 from twcli.errors import interrupted
-from twcli.models import baseline, forward, runtime
+from twcli.models import baseline, forward, loading, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import CHECK_PRECISION, SAVE, SCORE, Phases
 from twcli.storage.beside import copy_file, features_path, find_cache
@@ -294,8 +294,8 @@ def _measure_rounding(
     rounded = score(model)
     seconds = time.monotonic() - begin
     try:
-        exact = runtime.load_model(config.model, attention=config.attention)
-        runtime.fit_vocabulary(exact, inputs.encoder)
+        exact = loading.load_model(config.model, attention=config.attention)
+        loading.fit_vocabulary(exact, inputs.encoder)
         full = score(exact.to(model.device))
     except torch.OutOfMemoryError:
         say(

@@ -25,7 +25,7 @@ from twcli.data.dataset import Examples, Prompts, completed_record, stream_examp
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import UserError, resumable
-from twcli.models import baseline, runtime
+from twcli.models import baseline, loading, runtime
 from twcli.models.building import load_run
 from twcli.models.generation import generate, router_probabilities, why_not_cached
 from twcli.phases import DRAW, Phases
@@ -46,7 +46,7 @@ class Sampler:
 
     @classmethod
     def load(cls, config: SampleConfig, say: runtime.Say = runtime.silent) -> Sampler:
-        """`say` as in `runtime.load_model`.
+        """`say` as in `loading.load_model`.
 
         Raises:
             UserError: the model, the run or the latent is wrong.
@@ -65,7 +65,7 @@ class Sampler:
                 raise UserError(f"--latent {latent}: the run has the latents 0 to {latents - 1}")
             return cls(config, latent_model.backbone, encoder, encoder.latent_ids(latents))
         assert config.model is not None
-        model, encoder = runtime.load_frozen(
+        model, encoder = loading.load_frozen(
             config.model,
             precision=config.precision,
             attention=config.attention,
@@ -104,7 +104,7 @@ class Sampler:
             self.encoder.prompt(xs[row], None if latent is None else self.latent_ids[latent])
             for row, latent in requests
         ]
-        context = runtime.context_length(self.model, self.config.max_length)
+        context = loading.context_length(self.model, self.config.max_length)
         limits = context - np.asarray([len(prompt) for prompt in prompts])
         if limits.min() < 1:
             x = xs[requests[int(limits.argmin())][0]].x

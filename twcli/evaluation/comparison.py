@@ -38,7 +38,7 @@ from twcli.evaluation.judges import Judge
 from twcli.evaluation.samples import Sampling, Writer, draw_all
 from twcli.evaluation.sampling import Draws
 from twcli.kernels.packing import PLAIN
-from twcli.models import runtime
+from twcli.models import loading, runtime
 from twcli.models.latents import LatentModel
 from twcli.storage.run_folder import RunFolder
 from twcli.training import loss
@@ -110,7 +110,7 @@ def compare(
         bootstrap=config.bootstrap,
         seed=config.seed,
     )
-    limit = runtime.context_length(model.backbone, config.max_length)
+    limit = loading.context_length(model.backbone, config.max_length)
     reader = Reader(model, encoder, limit, config.batch_tokens)
     shown = {name: arms[name] for name in COMPARED}
     if frozen:
@@ -152,7 +152,7 @@ def _frozen_writer(
 ) -> Writer | None:
     """Draws from the frozen model; None where the run's is gone and none was named."""
     try:
-        frozen, encoder = runtime.load_frozen(
+        frozen, encoder = loading.load_frozen(
             config.model or trained.model,
             precision=config.precision,
             attention=config.attention,
@@ -164,7 +164,7 @@ def _frozen_writer(
         say(f"original model not found ({error}); its arm is left out, give --model to have it")
         return None
     frozen.to(runtime.pick_device(config.device))
-    return Writer(frozen, encoder, [], runtime.context_length(frozen, config.max_length))
+    return Writer(frozen, encoder, [], loading.context_length(frozen, config.max_length))
 
 
 def encodable(

@@ -19,7 +19,7 @@ from twcli.errors import UserError
 from twcli.evaluation.judges import Judge, load_judge
 from twcli.evaluation.samples import Writer
 from twcli.evaluation.served import connected
-from twcli.models import runtime
+from twcli.models import loading
 from twcli.models.building import load_run
 from twcli.models.latents import LatentModel
 from twcli.models.runtime import Say
@@ -104,7 +104,7 @@ def open_evaluation(
     model, encoder, trained = load_run(
         run, device=config.device, precision=config.precision, attention=config.attention, say=say
     )
-    max_length = runtime.context_length(model.backbone, config.max_length)
+    max_length = loading.context_length(model.backbone, config.max_length)
     too_long = config.too_long or trained.too_long
     encoded = encoder.encode(examples, max_length=max_length, source=config.data, too_long=too_long)
     for note in encoded.notes:

@@ -21,7 +21,7 @@ from twcli.evaluation.completions import Texts, complete
 from twcli.evaluation.evidence import SHOWN
 from twcli.evaluation.inputs import EvalInputs
 from twcli.evaluation.passes import Passes
-from twcli.models import baseline, runtime
+from twcli.models import baseline, loading, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.phases import COMPLETE, PAGE, POSTERIOR, Phases
 from twcli.training.estimates import DECODED
@@ -163,7 +163,7 @@ def _drawn(inputs: EvalInputs, opened: Inputs) -> Texts:
         opened.model,
         opened.encoder,
         opened.encoded,
-        runtime.context_length(opened.model, inputs.config.max_length),
+        loading.context_length(opened.model, inputs.config.max_length),
         [None] * _latents(inputs),
         temperature=1.0,
     )

@@ -16,7 +16,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.errors import UserError
 from twcli.kernels import flash
 from twcli.kernels.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
-from twcli.models import runtime
+from twcli.models import loading, runtime
 from twcli.models.adapters import add_lora
 from twcli.models.agreement import SHARE, why_not
 from twcli.models.latents import LatentModel, LatentOutput
@@ -35,7 +35,7 @@ def build(
     """Adds the latent tokens, LoRA and the posterior's modules, all initialised from the seed.
     Returns the model and, with LoRA, the adapter (`Setup.adapter`).
     """
-    runtime.fit_vocabulary(backbone, encoder, section=True)
+    loading.fit_vocabulary(backbone, encoder, section=True)
     latents = config.resolved_latents
     encoder.add_latents(latents)
     ids = encoder.latent_ids(latents)
@@ -179,8 +179,8 @@ def load_run(
             f"{run.path}: the run is not finished; run its `twcli train` command again to resume"
         )
     run.check_results()
-    encoder = runtime.load_encoder(str(run.model), config.latent_tokens, run.template)
-    backbone = runtime.load_model(str(run.model), precision=precision, attention=attention, say=say)
+    encoder = loading.load_encoder(str(run.model), config.latent_tokens, run.template)
+    backbone = loading.load_model(str(run.model), precision=precision, attention=attention, say=say)
     encoder.token_rows.take_ends(backbone.generation_config)
     model = LatentModel(
         backbone,

@@ -19,7 +19,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import ERROR
 from twcli.errors import UserError, first_difference
-from twcli.models import baseline, runtime
+from twcli.models import baseline, loading
 from twcli.models.runtime import Say, silent
 from twcli.storage.cache import Cache
 from twcli.storage.cache_format import CACHE
@@ -69,7 +69,7 @@ class Inputs:
         scored = self.model
         if precision != self.precision:
             # weights are hashed as they were when the cache was made
-            scored, _ = runtime.load_frozen(
+            scored, _ = loading.load_frozen(
                 self.source,
                 precision=precision,
                 attention=self.attention,
@@ -126,7 +126,7 @@ def open_inputs(
         max_length: tokens; None for the model's context.
         too_long: as `ExampleEncoder.encode` takes it.
         latent_tokens: vocabulary tokens P that spell one latent.
-        say: as in `runtime.load_model`; also called with what records there are,
+        say: as in `loading.load_model`; also called with what records there are,
             where `examples` is None.
         chat_settings: variables of the chat template.
 
@@ -143,7 +143,7 @@ def open_inputs(
             each_turn=each_turn,
             empty=empty,
         )
-    frozen, encoder = runtime.load_frozen(
+    frozen, encoder = loading.load_frozen(
         model,
         precision=precision,
         attention=attention,
@@ -152,7 +152,7 @@ def open_inputs(
         say=say,
         chat_settings=chat_settings,
     )
-    limit = runtime.context_length(frozen, max_length)
+    limit = loading.context_length(frozen, max_length)
     encoded = encoder.encode(examples, max_length=limit, source=data, too_long=too_long)
     if unread and isinstance(examples, Examples):
         say(examples.summary())

@@ -25,7 +25,7 @@ from twcli.discovery.probe import PROBE_ROWS, Probe, probe_of
 from twcli.discovery.result import Naming
 from twcli.discovery.rows import Source
 from twcli.discovery.stored import StoredFeatures
-from twcli.models import runtime
+from twcli.models import loading, runtime
 from twcli.models.building import build, choose_execution, execution_of
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.latents import LatentModel
@@ -137,7 +137,7 @@ def prepare(
     encoder = inputs.encoder
     encoded = inputs.encoded
     config = resolved(run.settled(config), inputs.model, encoder, encoded)
-    stored_dtype = runtime.stored_dtype(config.model)
+    stored_dtype = loading.stored_dtype(config.model)
     _say_what_surprises(config, run, stored_dtype, inputs.model.dtype, say)
     cache, fingerprint = open_baseline(config, inputs, accelerator.device, say, phases)
     source = source_of(config, inputs, fingerprint, say)
