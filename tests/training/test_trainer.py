@@ -32,7 +32,7 @@ from twcli.models.building import load_run
 from twcli.models.inputs import open_inputs
 from twcli.models.latents import LatentModel, LatentOutput
 from twcli.storage.run_folder import RunFolder
-from twcli.training import trainer
+from twcli.training import finishing, trainer
 from twcli.training.diagnostics import SUMMARY
 from twcli.training.frozen_baseline import rescore
 from twcli.training.objective import step_loss
@@ -113,7 +113,7 @@ def run(config, stop_after=None):
         for metrics in trainer.fit(setup, silent):
             if metrics["step"] == stop_after:
                 return folder
-        trainer.export(setup)
+        finishing.export(setup)
     return folder
 
 
@@ -427,8 +427,8 @@ def test_the_score_of_training_is_the_one_of_evaluation(inputs, tmp_path, change
         setup = prepare(config, folder, silent, no_bar)
         trainer.begin(setup)
         list(trainer.fit(setup, silent))
-        score = trainer.judge(setup, no_bar).score
-        trainer.export(setup)
+        score = finishing.judge(setup, no_bar).score
+        finishing.export(setup)
     evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
     assert evaluate(evaluation, silent, no_bar)[0]["score"] == pytest.approx(score, abs=1e-4)
 
@@ -881,8 +881,8 @@ def test_a_run_says_later_how_its_records_were_named(single, inputs, tmp_path, m
             setup = prepare(config, made, silent, no_bar)
             trainer.begin(setup)
             list(trainer.fit(setup, silent))
-            score = trainer.judge(setup, no_bar).score
-            trainer.export(setup)
+            score = finishing.judge(setup, no_bar).score
+            finishing.export(setup)
         assert RunFolder(tmp_path / name).read_naming()["one_string"] is one_string
         evaluation = EvalConfig(run=config.out, data=config.data, device="cpu", bootstrap=10)
         found = evaluate(evaluation, silent, no_bar)[0]["score"]

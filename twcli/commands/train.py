@@ -20,7 +20,7 @@ from twcli.evaluation.verdict import Verdict, verdict_of_score, verdict_of_train
 from twcli.models import runtime
 from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
-from twcli.training import trainer
+from twcli.training import finishing, trainer
 from twcli.training.diagnostics import pooled_information
 from twcli.training.retention import retention_lines
 from twcli.training.setup import Setup, prepare
@@ -110,9 +110,9 @@ def _train_one(
             say(f"ended after {setup.steps:,} of {setup.course.planned:,} steps: nothing improved")
         phases.begin(JUDGE_RUN, "its latents against the original model, without labels")
         # by all processes: each may hold a part of the model
-        judged = trainer.judge(setup, progress)
+        judged = finishing.judge(setup, progress)
         phases.begin(SAVE, str(run.model))
-        trainer.export(setup)
+        finishing.export(setup)
         runtime.leave(setup.accelerator)
     score = judged.score
     latents = setup.model.latents
@@ -144,7 +144,7 @@ def _write_page(
     setup: Setup,
     run: RunFolder,
     verdict: Verdict,
-    judged: trainer.Judged,
+    judged: finishing.Judged,
     say: Callable[[str], None],
 ) -> None:
     """The page of a run that is finished: whatever is wrong with it changes nothing of that."""

@@ -94,7 +94,7 @@ def verdict_of_score(
 
     Args:
         lost: latents whose completions are less likely than under the frozen model.
-        at_most: the score if the frozen model knows the records by heart (`trainer.Judged`).
+        at_most: the score if the frozen model knows the records by heart (`finishing.Judged`).
     """
     kind = _kind(score, None, 1 / latents)
     highest = None
