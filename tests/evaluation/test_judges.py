@@ -13,7 +13,8 @@ import pytest
 from tests.conftest import write_jsonl
 from twcli.config.evaluate import EvalConfig
 from twcli.errors import UserError
-from twcli.evaluation.judges import Judge, as_verdict, last_number, load_judge
+from twcli.evaluation.judges import Judge, as_verdict
+from twcli.evaluation.ready_judges import last_number, load_judge
 
 BROKEN = {
     "syntax": "def judge(x, y)",

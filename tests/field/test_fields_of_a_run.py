@@ -10,7 +10,7 @@ from tests.test_cli import ok, refused
 from twcli.config.evaluate import EvalConfig
 from twcli.data.dataset import read_examples, stream_examples
 from twcli.errors import UserError
-from twcli.evaluation.judges import read_references
+from twcli.evaluation.ready_judges import read_references
 
 RUN = {"format": "auto", "x_field": "Frage", "y_field": "Antwort"}
 

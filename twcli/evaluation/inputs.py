@@ -16,7 +16,8 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.data.long_rows import TRUNCATE_LEFT
 from twcli.errors import UserError
-from twcli.evaluation.judges import Judge, load_judge
+from twcli.evaluation.judges import Judge
+from twcli.evaluation.ready_judges import load_judge
 from twcli.evaluation.samples import Writer
 from twcli.evaluation.served import connected
 from twcli.models import loading
