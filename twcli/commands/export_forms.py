@@ -216,9 +216,9 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
 
     def _stored_dtype(self) -> Any:
         """The torch.dtype of the run's merged weights."""
-        from twcli.models import runtime
+        from twcli.models import loading
 
-        return runtime.stored_dtype(str(self.run.model))
+        return loading.stored_dtype(str(self.run.model))
 
 
 class Gguf(Form):
