@@ -93,7 +93,7 @@ def test_without_a_store_the_probe_is_left_open(tmp_path):
 
 
 def test_the_probe_reads_the_store(tmp_path):
-    stores = pytest.importorskip("twcli.storage.feature_store")
+    stores = pytest.importorskip("twcli.storage.feature_writer")
     labels, prompts = ["a", "b"] * 10, [f"p{row // 2}" for row in range(20)]
     hashes = (np.arange(320) % 251).astype(np.uint8).reshape(20, 16)
     path = tmp_path / "names.features.h5"
