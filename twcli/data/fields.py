@@ -124,7 +124,7 @@ def plainly_named(record: Record) -> Record:
 
 
 def plain_name(name: Any) -> str:
-    """A field's name as forms have it: a byte order mark may stand before it."""
+    """A field's name as forms have it: a byte order mark may precede it."""
     return str(name).strip().strip(UNSEEN).strip().lower().replace(" ", "_")
 
 
