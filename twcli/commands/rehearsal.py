@@ -234,7 +234,7 @@ def _time(parts: dict[str, float], speed: float) -> str:
     """Seconds of each part, and all together.
 
     Args:
-        speed: tokens a second.
+        speed: tokens per second.
     """
     shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items() if seconds)
     return (

@@ -181,7 +181,7 @@ def render_sampling(sampling: dict[str, Any]) -> Table:
     """The table of the arms; fits 80 columns."""
     ks = [sampling["k"][place] for place in _shown(len(sampling["k"]))]
     table = Table(
-        title=f"{sampling['samples']} samples a prompt, {sampling['prompts']:,} prompts",
+        title=f"{sampling['samples']} samples per prompt, {sampling['prompts']:,} prompts",
         title_justify="left",
         box=None,
         pad_edge=False,

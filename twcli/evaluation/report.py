@@ -112,7 +112,7 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
             yield "retention", key, "-", "", why
             continue
         note = "BELOW the original model" if entry["below"] else "against the original model"
-        note += f"; {entry['retained']:.0%} left"
+        note += f"; {entry['retained']:.0%} kept"
         if gains_disagree(entry):
             note += f"; {entry['written_gain']:+.3f} once the latent is chosen"
         if entry["obeyed"] is not None:
@@ -188,7 +188,7 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     table.add_column("figure")
     table.add_column("value", justify="right")
     table.add_column("95 % interval", justify="right", no_wrap=True)
-    table.add_column("what it says", overflow="fold")
+    table.add_column("meaning", overflow="fold")
     before = None
     for section, key, value, interval, note in rows_of(result):
         if not everything and (value == "-" or not (key in FIRST or section == "retention")):

@@ -217,7 +217,7 @@ def gradient_norms(
 CONDITIONS = {
     "no z-sensitivity": (
         "z moves the token losses of an example by {z_sensitivity_sum:.2f} nats in all, "
-        "of log K = {log_k:.2f} that it could tell, so there is little to weight",
+        "of log K = {log_k:.2f} that it could carry, so there is little to weight",
         "train longer or with a higher --lr, use --adapt full, give z more capacity with "
         "--latent-tokens 4, or take the history away with --history-dropout 0.2",
     ),
@@ -225,11 +225,11 @@ CONDITIONS = {
         "{uniform_rows:.0%} of the rows have no b_t above --tau and effective t0 / T is "
         "{informative:.2f}, so the weighted average is (almost) the uniform one",
         "look at `twcli inspect` of the baseline: the model may not be entangled on this data, "
-        "or the data may hold one strategy a prompt; draw completions from the model with `twcli "
+        "or the data may hold one strategy per prompt; draw completions from the model with `twcli "
         "sample`, or train with --weighting uniform",
     ),
     "single-token bottleneck": (
-        "b_t lies on {informative_tokens:.1f} tokens an example and z carries "
+        "b_t lies on {informative_tokens:.1f} tokens per example and z carries "
         "{mutual_information:.2f} nats of {log_k:.2f}: later tokens read the strategy from the "
         "history and do not need z",
         "take the history away with --history-dropout 0.2, and give z more capacity with "

@@ -90,7 +90,7 @@ def rescore(
     if not mean <= RESCORE_LIMIT[made_in]:  # NaN included
         raise UserError(
             f"{config.baseline}: the model gives other b_t on {len(rows)} rows, by {mean:.3g} nats "
-            "a token; run `twcli precompute --overwrite` again"
+            "per token; run `twcli precompute --overwrite` again"
         )
     return mean, largest
 

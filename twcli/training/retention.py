@@ -244,7 +244,7 @@ def retention_lines(found: Sequence[Retention], lost: Container[int]) -> list[st
         worst = min(found, key=lambda entry: entry.decisive[0])
         return [
             "retention: no latent is below the original model; the lowest gain is that of "
-            f"z{worst.latent}, {worst.decisive[0]:+.2f} nats an example"
+            f"z{worst.latent}, {worst.decisive[0]:+.2f} nats per example"
         ]
     lines = []
     for entry in below:
@@ -253,15 +253,15 @@ def retention_lines(found: Sequence[Retention], lost: Container[int]) -> list[st
         gain, interval = entry.decisive
         between = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         lines.append(
-            f"retention: z{entry.latent} is below the original model, {gain:+.2f} nats an example"
+            f"retention: z{entry.latent} is below the original model, {gain:+.2f} nats per example"
             f"{between}, on {entry.records:,} of its records: {entry.retained:.0%} of that "
             "strategy is left; train longer, or with a lower --lr"
         )
     if shared := [entry for entry in below if entry.latent not in lost]:
         names = ", ".join(f"z{entry.latent} {entry.decisive[0]:+.2f}" for entry in shared)
         lines.append(
-            f"retention: below the original model on records of --data: {names} nats an example, "
+            f"retention: below the original model on records of --data: {names} nats per example, "
             "no latent much more than the others. Either all lost a little, or the original model "
-            "was trained on these records and knows them by heart: eval on new records decides"
+            "was trained on these records and has memorised them: eval on new records decides"
         )
     return lines

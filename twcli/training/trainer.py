@@ -199,8 +199,8 @@ def _choose_weights(setup: Setup, average: WeightAverage, say: Say) -> None:
         last, mean = broadcast_object_list([last, mean])
         name = "mean of the last steps" if mean <= last else "last step"
         say(
-            f"weights: of the {name}; held-out records have {mean:.3f} nats an example under the "
-            f"mean, {last:.3f} under the last"
+            f"weights: those of the {name}; held-out NLL {mean:.3f} nats per example with the "
+            f"mean, {last:.3f} with the last"
         )
         if mean > last:
             return
