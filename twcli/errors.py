@@ -63,7 +63,11 @@ def first_line(error: BaseException) -> str:
     """What another library's error says, in one short line; its type where it says nothing."""
     if isinstance(error, KeyError):  # whose text is the key alone
         return f"{error} is missing"
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    said = lines[0]
+    if said.endswith(":") and len(lines) > 1:  # what it announces stands below
+        said += f" {lines[1]}"
+    return said[:200]
 
 
 def first_difference(

@@ -481,6 +481,28 @@ def without_tokenizer(folder):
 
 
 LAYER = "model.layers.1.mlp.up_proj.weight"
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n"
+
+
+def file_of(name, change):
+    """A change of the bytes of a file."""
+
+    def changed(folder):
+        path = folder / name
+        path.write_bytes(change(path.read_bytes()))
+
+    return changed
+
+
+def in_parts(change=lambda _index, _parts: None):
+    """The weights in several files, and a change of the index's path and theirs."""
+
+    def changed(folder):
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        make_model().save_pretrained(folder, max_shard_size="20KB")
+        change(folder / "model.safetensors.index.json", sorted(folder.glob("model-*")))
+
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -499,6 +521,49 @@ LAYER = "model.layers.1.mlp.up_proj.weight"
         (weights_of(lambda w: {k: 0 * v for k, v in w.items()}), "its logits are all equal"),
         (config_of(model_type="own", auto_map={}), "it needs code of its own, which is not run"),
         (without_tokenizer, "holds no tokenizer (tokenizer.json); copy that of the model there"),
+        # files
+        (file_of("config.json", lambda b: b""), "config.json:1: not valid JSON; copy it again"),
+        (
+            file_of("config.json", lambda b: b"\xef\xbb\xbf" + b),
+            "config.json:1: not valid JSON; save it as UTF-8 without a byte order mark",
+        ),
+        (file_of("config.json", lambda b: b"[]"), "config.json: must hold one JSON object, found"),
+        (file_of("tokenizer.json", lambda b: b[:60]), "tokenizer.json:4: not valid JSON; copy it"),
+        (file_of("generation_config.json", lambda b: b"{"), "generation_config.json:1: not valid"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_bytes(b"{{ \xff }}"),
+            "chat_template.jinja: byte 4 is not UTF-8; save it as UTF-8",
+        ),
+        (
+            file_of("model.safetensors", lambda b: b[:-100]),
+            "model.safetensors: is cut off or damaged (Error while deserializing header",
+        ),
+        (
+            file_of("model.safetensors", lambda _: POINTER.encode()),
+            "model.safetensors: is a pointer of Git LFS, which stands for the file; fetch it with",
+        ),
+        (
+            in_parts(lambda _, parts: parts[1].unlink()),
+            "model-00002-of-00006.safetensors: is not there, and model.safetensors.index.json",
+        ),
+        (
+            in_parts(lambda _, parts: parts[1].write_bytes(b"")),
+            "model-00002-of-00006.safetensors: is cut off or damaged",
+        ),
+        (
+            in_parts(lambda index, _: index.unlink()),
+            "holds 6 files of weights and no model.safetensors.index.json, which says what is in",
+        ),
+        (in_parts(lambda i, _: i.write_text("{")), "index.json:1: not valid JSON; copy it again"),
+        # settings
+        (config_of(num_hidden_layers=0), "config.json: num_hidden_layers is 0; give a model with"),
+        (config_of(is_encoder_decoder=True), "config.json: a llama model has an encoder and a dec"),
+        (config_of(hidden_act="own"), 'its config.json has hidden_act "own", which transformers'),
+        (config_of(dtype="float7"), "config.json: module 'torch' has no attribute 'float7'"),
+        (
+            config_of(num_attention_heads=5),
+            "'validate_architecture': ValueError: The hidden size (32) is not a multiple",
+        ),
         (
             lambda folder: (folder / "tokenizer.json").write_text("{}"),
             "no usable tokenizer: 'added_tokens' is missing",
@@ -511,6 +576,30 @@ def test_what_is_missing_or_of_something_else_is_named(change, line, tmp_path, d
     call = ["--model", source, "--data", data_file, "--device", "cpu"]
     assert line in refused("precompute", *call, "--out", tmp_path / "b.h5")
     assert line in refused("sample", *call)
+
+
+def test_a_second_form_of_the_weights_does_not_matter(tmp_path, data_file):
+    """Mistral's models have consolidated.safetensors as well, which may not have been fetched."""
+    source = saved(make_model(), tmp_path / "m")
+    (tmp_path / "m" / "consolidated.safetensors").write_text(POINTER)
+    call = ["precompute", "--model", source, "--data", data_file, "--device", "cpu"]
+    assert CliRunner().invoke(main, [*call, "--out", str(tmp_path / "b.h5")]).exit_code == 0
+
+
+def test_weights_in_parts_are_read_and_those_without_a_place_are_said(tmp_path, data_file):
+    source = saved(make_model(), tmp_path / "m")
+    call = ["precompute", "--model", source, "--data", data_file, "--device", "cpu"]
+    whole = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "a.h5")])
+    in_parts()(tmp_path / "m")
+    parts = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "b.h5")])
+    assert (whole.exit_code, parts.exit_code) == (0, 0)
+    one, other = (Cache(tmp_path / name) for name in ("a.h5", "b.h5"))
+    rows = np.arange(one.rows)
+    assert np.array_equal(one.read(rows)[0], other.read(rows)[0])
+    config_of(num_hidden_layers=1)(tmp_path / "m")
+    fewer = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "c.h5")])
+    said = " ".join(fewer.stderr.split())
+    assert "has no place for the weights model.layers.1.input_layernorm.weight and 8 more" in said
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.template import AUTO, read_template
 from twcli.data.vocabulary import SECTION_TAGS, add_tags, default_template
 from twcli.errors import UserError, first_line
-from twcli.models import gguf_reading
+from twcli.models import checkpoint_files, gguf_reading
 from twcli.models.checks import check_model
 from twcli.models.merging import adapter_in, merge_adapter, without_adapter
 from twcli.models.new_rows import grow_embeddings
@@ -48,6 +48,8 @@ def load_encoder(
         UserError: there is no tokenizer, or the template does not fit it.
     """
     place, settings = _tokenizer_place(source)
+    if Path(place).is_dir() and not settings:
+        checkpoint_files.check_settings(Path(place))
     try:
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **settings)
     except Exception as error:
@@ -56,6 +58,8 @@ def load_encoder(
             raise UserError(
                 f"{source}: holds no tokenizer (tokenizer.json); copy that of the model there"
             ) from error
+        if not settings:
+            _check_config(place, error)
         lacks = "sentencepiece" in str(error) and importlib.util.find_spec("sentencepiece") is None
         advice = "; its file needs: pip install 'twcli-cvae[sentencepiece]'" if lacks else ""
         raise UserError(f"{source}: no usable tokenizer: {first_line(error)}{advice}") from error
@@ -110,6 +114,9 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
             f"{source}: holds no .safetensors weights"
             + (f" ({found[0]} is a pickle and is not loaded)" if found else "")
         )
+    if folder.is_dir() and not settings:
+        checkpoint_files.check_settings(folder)
+        checkpoint_files.check_weights(folder)
     how: dict[str, Any] = dict(settings)
     try:
         if not settings:
@@ -130,11 +137,15 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
             say(f"{source}: the model has no {attention} attention; eager attention is taken")
             return _load_weights(source, precision, "eager", say)
         own_code = "; it needs code of its own, which is not run" * _has_own_code(folder)
+        local = folder.is_dir() and not settings
+        why = checkpoint_files.unknown_setting(folder, error) if local else None
         raise UserError(
-            f"{source}: cannot be loaded as a causal language model: {first_line(error)}{own_code}"
+            f"{source}: cannot be loaded as a causal language model: {why or first_line(error)}"
+            f"{own_code}"
         ) from error
     if not settings:
         _check_complete(loading, source)
+        _say_unread(loading, source, say)
     if settings or getattr(config, "quantization_config", None):
         _dequantise(model, DTYPES[precision], source, gguf=bool(settings))
     return model.eval()
@@ -145,6 +156,30 @@ def _has_own_code(folder: Path) -> bool:
     with suppress(OSError, ValueError, AttributeError):
         return "auto_map" in json.loads((folder / "config.json").read_text("utf-8"))
     return False
+
+
+def _check_config(place: str, error: Exception) -> None:
+    """Raises UserError where the tokenizer failed by the model's config, which it reads as well."""
+    try:
+        AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except Exception as again:  # of any kind, as the first one
+        if str(again) == str(error):
+            raise UserError(f"{Path(place) / 'config.json'}: {first_line(error)}") from error
+
+
+def _say_unread(loading: Mapping[str, Any], source: str, say: Say) -> None:
+    """Says which weights the model has no place for: transformers leaves them out.
+
+    Args:
+        loading: what `from_pretrained` says of it.
+    """
+    unread = sorted(loading.get("unexpected_keys") or ())
+    if unread:
+        more = f" and {len(unread) - 1:,} more" * (len(unread) > 1)
+        say(
+            f"{source}: by its config.json it has no place for the weights {unread[0]}{more}; they "
+            "are left out"
+        )
 
 
 def _check_complete(loading: Mapping[str, Any], source: str) -> None:
