@@ -87,7 +87,7 @@ def _weights_that_are_read(folder: Path) -> list[Path]:
 
 def unknown_setting(folder: Path, error: BaseException) -> str | None:
     """A setting of config.json whose value transformers does not know, by a KeyError; None where it
-    cannot be told.
+    does not say so.
     """
     if not isinstance(error, KeyError) or not error.args:
         return None
