@@ -28,6 +28,7 @@ from twcli.data.example import Example
 from twcli.data.files import files_of
 from twcli.data.names import write_names
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, texts_of
+from twcli.discovery.matching import beyond_chance
 from twcli.discovery.names_page import render_names_page
 from twcli.discovery.naming import name_rows
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, searching_seconds
@@ -280,7 +281,7 @@ def verdict_of(naming: Naming) -> str:
 
 def _at_chance(score: float, chance: float) -> bool:
     """Whether names are no better than guesses."""
-    return (score - chance) / (1 - chance) <= ABOVE_CHANCE
+    return beyond_chance(score, chance) <= ABOVE_CHANCE
 
 
 def closing_line(summary: dict[str, Any]) -> str:

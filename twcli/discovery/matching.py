@@ -52,7 +52,12 @@ def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int
     """
     table_KK = contingency(one_N, other_N, latents, latents) / len(one_N)
     chance = float(table_KK.sum(0) @ table_KK.sum(1))
-    return (float(table_KK.trace()) - chance) / (1 - chance) if chance < 1 else 0.0
+    return beyond_chance(float(table_KK.trace()), chance)
+
+
+def beyond_chance(share: float, chance: float) -> float:
+    """A share on the scale on which `chance` is 0 and 1 is 1; 0 where chance gives all."""
+    return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def mutual_information(table: np.ndarray) -> float:

@@ -28,7 +28,7 @@ from threadpoolctl import threadpool_limits
 from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
 from twcli.discovery.election import elected
 from twcli.discovery.judge import CORRECTIONS, Judge
-from twcli.discovery.matching import matched_share, relabelled
+from twcli.discovery.matching import beyond_chance, matched_share, relabelled
 from twcli.discovery.merging import FINER, best_merge
 from twcli.discovery.separation import ClusterSums
 from twcli.discovery.ways import (
@@ -79,7 +79,7 @@ class Found:
         """Of 1; 0 is what names drawn at random in the same shares would have."""
         share_K = np.bincount(self.posterior_NK.argmax(1)) / len(self.posterior_NK)
         chance = float(share_K @ share_K)
-        return (self.stability - chance) / (1 - chance) if chance < 1 else 0.0
+        return beyond_chance(self.stability, chance)
 
 
 def search(
