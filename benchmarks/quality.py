@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from scipy.stats import spearmanr
 
 from examples.tasks import HELD_ASIDE, TASKS
+from twcli import __version__
 
 ROOT = Path(__file__).resolve().parent.parent
 NO_WARM_START = ("--warm-start", "none")
@@ -244,8 +245,8 @@ def tables(out: Path) -> str:
                 json.loads(file.read_text())
             )
     lines = [
-        f"\n{date.today()}, `make quality`: mean over seeds (lowest to highest); "
-        "300 held-out prompts a seed.",
+        f"\n{date.today()}, `make quality` of twcli {__version__}: mean over seeds "
+        "(lowest to highest); 300 held-out prompts a seed.",
         "",
         *ranking(rows),
     ]
@@ -260,7 +261,7 @@ def tables(out: Path) -> str:
                 continue
             lines += [
                 f"\n### {title}: {variant}\n",
-                "| task | seeds | " + " | ".join(FIGURES) + " |",
+                f"| task ({date.today()}) | seeds | " + " | ".join(FIGURES) + " |",
                 "| --- " * (2 + len(FIGURES)) + "|",
             ]
             for task, results in chosen.items():

@@ -209,3 +209,10 @@ def test_several_runs_are_laid_over_each_other():
         "seed-0/report.html",
         "seed-1/report.html",
     ]
+
+
+def test_the_title_block_names_files_without_their_folders():
+    """Paths of five lines push the verdict down; the settings have them whole."""
+    settings = {**SETTINGS, "model": "/home/a/models/base.gguf", "data": "/home/a/train.jsonl"}
+    text = check(evaluation_page(summarise(**perfect()), METRICS, settings, ABOUT, {})).text
+    assert "Model base.gguf Trained on train.jsonl" in text

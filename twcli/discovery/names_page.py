@@ -32,6 +32,7 @@ from typing import Any
 
 from rich.cells import cell_len
 
+from twcli.models.card import public_place
 from twcli.pages import charts
 from twcli.pages.rendering import render
 from twcli.pages.text import cut, number, share, visible
@@ -81,8 +82,8 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Names and values of the page's head."""
     facts = [
         ("Date", summary["date"]),
-        ("Model", summary["model"]),
-        ("Data", summary["data"]),
+        ("Model", public_place(summary["model"])),
+        ("Data", public_place(summary["data"])),
         (
             "Completions",
             f"{summary['records']:,} completions of {summary['prompts']:,} prompts",

@@ -15,6 +15,7 @@ from typing import Any
 from twcli.evaluation import curves, training_charts
 from twcli.evaluation.report import rows_of
 from twcli.evaluation.verdict import gains_disagree
+from twcli.models.card import public_place
 from twcli.pages import charts
 from twcli.pages.differences import marked
 from twcli.pages.rendering import render
@@ -196,9 +197,10 @@ def _page(
     runs: Sequence[dict[str, str]] = (),
 ) -> str:
     """The page: facts and verdict first, then what each latent writes, then the figures."""
-    facts = [("Date", about.date), ("Model", settings["model"]), ("Trained on", settings["data"])]
+    model, data = public_place(settings["model"]), public_place(settings["data"])
+    facts = [("Date", about.date), ("Model", model), ("Trained on", data)]
     if about.data is not None:
-        facts.append(("Evaluated on", about.data))
+        facts.append(("Evaluated on", public_place(about.data)))
     facts += more_facts
     if about.seconds is not None:
         facts.append(("Training took", duration(about.seconds)))

@@ -93,7 +93,7 @@ def _metadata(library: str, base_model: str | None = None) -> str:
 
 
 def public_place(place: str) -> str:
-    """A hub name unchanged, of a local path only the last component: cards are published."""
+    """A hub name unchanged, of a local path only the last component: cards and pages are shared."""
     if place.startswith(("/", ".", "~")) or place.count("/") > 1:
         return place.rstrip("/").rsplit("/", 1)[-1]
     return place
