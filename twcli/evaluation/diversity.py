@@ -38,7 +38,8 @@ def vendi_score(features_NH: np.ndarray) -> float:
     """
     lengths = np.linalg.norm(features_NH, axis=1, keepdims=True)
     # a sample without direction is like itself only
-    unit = np.where(lengths > 0, features_NH / np.where(lengths > 0, lengths, 1.0), 0.0)
+    directed = lengths > 0
+    unit = np.where(directed, features_NH / np.where(directed, lengths, 1.0), 0.0)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, 1.0)
     eigenvalues = np.linalg.eigvalsh(similarity / len(similarity))

@@ -127,9 +127,11 @@ def asked_and_obeyed(generations: Generations | None, latents: int) -> dict[str,
         return None
     seen = [NO_STRATEGY if s is None else s for s in generations.strategies]
     strategies = sorted(set(seen) - {NO_STRATEGY})
-    strategies += [NO_STRATEGY] * (NO_STRATEGY in seen)
+    if NO_STRATEGY in seen:
+        strategies.append(NO_STRATEGY)
+    number_G = np.array([strategies.index(s) for s in seen], int)
     counts = np.zeros((latents, len(strategies)), int)
-    np.add.at(counts, (generations.latents, np.array([strategies.index(s) for s in seen], int)), 1)
+    np.add.at(counts, (generations.latents, number_G), 1)
     return {"strategies": strategies, "counts": counts.tolist()}
 
 

@@ -144,8 +144,10 @@ def last_number(text: str) -> Decimal | None:
     """The last number in a text, None without one. A minus belongs to it unless it is between
     operands.
     """
-    found = [None, *NUMBER.finditer(text)][-1]
-    return found and Decimal(found[0].replace(",", "").replace("\u2212", "-"))
+    found = NUMBER.findall(text)
+    if not found:
+        return None
+    return Decimal(found[-1].replace(",", "").replace("\u2212", "-"))
 
 
 def _regex_judge(name: str, pattern: str, config: EvalConfig) -> Judge:

@@ -141,7 +141,8 @@ class FeatureStore:
             ValueError: the store is closed.
         """
         problem = trailer_problem(self._check_open())
-        return ([problem] if problem else []) + damaged_places(self._columns.values())
+        damaged = damaged_places(self._columns.values())
+        return [problem, *damaged] if problem else damaged
 
     def close(self) -> None:
         """Closes the file; later calls raise ValueError."""

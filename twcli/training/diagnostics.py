@@ -162,7 +162,8 @@ def pooled_information(metrics: Sequence[dict[str, Any]]) -> tuple[float, float]
     records = np.array([m["records"] for m in metrics], float)
     share = records / records.sum()
     mean_K = share @ np.array([m["posterior_mass"] for m in metrics])
-    return information(mean_K, float(share @ [m["posterior_entropy"] for m in metrics]))
+    mean_entropy = float(share @ [m["posterior_entropy"] for m in metrics])
+    return information(mean_K, mean_entropy)
 
 
 def progress_line(recent: Sequence[dict[str, Any]]) -> str:

@@ -53,8 +53,9 @@ def training_seconds(config: TrainConfig, encoded: Encoded, steps: int, speed: f
     """
     latents = config.latents if isinstance(config.latents, int) else MOST_CLUSTERS
     sequences = 2 if config.warm_start != "none" else latents + 1
-    read = config.accumulate * min(config.resolved_batch_tokens, int(encoded.lengths.sum()))
-    return steps * read * sequences * FORWARD_AND_BACKWARD / speed
+    batch_tokens = min(config.resolved_batch_tokens, int(encoded.lengths.sum()))
+    step_tokens = config.accumulate * batch_tokens * sequences
+    return steps * step_tokens * FORWARD_AND_BACKWARD / speed
 
 
 def tokens_a_second(
@@ -65,8 +66,10 @@ def tokens_a_second(
     batches: int,
 ) -> float:
     """Of one forward pass over batches of ordinary rows, after one to warm up."""
-    order = np.argsort(np.abs(encoded.lengths - np.median(encoded.lengths)), kind="stable")
-    rows = np.concatenate(budget_batches(encoded.lengths, order, min(batch_tokens, 1024))[:batches])
+    from_median = np.abs(encoded.lengths - np.median(encoded.lengths))
+    order = np.argsort(from_median, kind="stable")
+    ordinary = budget_batches(encoded.lengths, order, min(batch_tokens, 1024))
+    rows = np.concatenate(ordinary[:batches])
     seconds = 1.0
     for _ in range(2):
         start = time.perf_counter()

@@ -180,7 +180,8 @@ def judged_by_probe(
     """
     latent_N = soft_NK.argmax(1)
     below_K = np.zeros(soft_NK.shape[1], bool)
-    below_K[[entry.latent for entry in found if entry.below and entry.latent not in kept]] = True
+    for entry in found:
+        below_K[entry.latent] = entry.below and entry.latent not in kept
     gain_N = frozen_N - marginal_N
     for latent, rows, gain_n, written_n in _gains(latent_N, frozen_N, marginal_N, generator_NK):
         if latent in kept:
@@ -219,7 +220,8 @@ def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> b
     # of a mean of independent means; what is not known to be shared is not taken off
     half = math.hypot(*errors) / len(others) if shared else 0.0
     apart = getattr(entry, name) - MEMORY * shared
-    return bool(apart + math.hypot(_half_interval(entry, name), MEMORY * half) < 0)
+    uncertainty = math.hypot(_half_interval(entry, name), MEMORY * half)
+    return bool(apart + uncertainty < 0)
 
 
 def _half_interval(entry: Retention, name: str) -> float:

@@ -84,7 +84,9 @@ class Course:
 
     def first(self, stage: str) -> int:
         """First step of a stage."""
-        return self.opened or 0 if stage == REFINE else 0
+        if stage != REFINE or self.opened is None:
+            return 0
+        return self.opened
 
     def rate(self, step: int) -> float:
         """Share of the peak learning rate: linear warm-up, a cosine down to a tenth, and from
