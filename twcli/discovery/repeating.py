@@ -34,11 +34,11 @@ from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, no_names, rename
 from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
 from twcli.discovery.score import expected_share_right
-from twcli.discovery.search import Found, search
+from twcli.discovery.search import SEARCHED_ROWS, Found, search
 from twcli.discovery.ways import ways_of
 
 FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
-SEARCHED_A_ROW = 0.016  # seconds of one core, about, for one number of latents
+SEARCHED_A_ROW = 0.018  # seconds of one core, about, for one number of latents
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
 
 
@@ -50,7 +50,7 @@ def searching_seconds(rows: int, latents: int | None) -> float:
         latents: K; None where it is to be found.
     """
     numbers = MOST_LATENTS - 1 if latents is None else BELOW + ABOVE + 1
-    return SEARCHED_A_ROW * (numbers * min(rows, COUNTED_ROWS) + min(rows, FIT_ROWS))
+    return SEARCHED_A_ROW * (numbers * min(rows, COUNTED_ROWS) + min(rows, SEARCHED_ROWS))
 
 
 def name_repeating(
