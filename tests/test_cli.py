@@ -722,14 +722,14 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     flags[flags.index("--latents") + 1] = "auto"
     said = ok("train", *flags, "--out", tmp_path / "run").stderr
     assert re.search(r"\nexpected alignment: -?\d\.\d{3} of 1", said)
-    counted = r"latents: (\d+); above noise by number of latents: 2: -?\d"
+    counted = r"latents: (\d+); support by number of latents: 2: -?\d"
     found = int(re.search(counted, said)[1])
     assert f"latents: {found}\n" in (tmp_path / "run" / "config.yaml").read_text()
     tokens = json.loads((tmp_path / "run" / "model" / "tokenizer.json").read_text())["added_tokens"]
     assert sum(re.fullmatch(r"<z\d+>", token["content"]) is not None for token in tokens) == found
     shutil.rmtree(tmp_path / "run" / "model")  # as a kill before the export would leave it
     again = ok("train", *flags, "--out", tmp_path / "run").stderr
-    assert "resuming after step" in again and f"latents: {found}; above noise" in again
+    assert "resuming after step" in again and f"latents: {found}; support" in again
     tried, once_more = (re.findall(r"(\d):\s+-?\d\.\d{3}", text) for text in (said, again))
     # held against those beside it, as any number is
     beside = {str(number) for number in range(found - BELOW, found + ABOVE + 1)}
