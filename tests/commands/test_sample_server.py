@@ -266,6 +266,20 @@ def test_empty_completions_are_left_out_and_counted(server, tmp_path):
     assert "1 of 2 completions were empty and are omitted" in result.stderr
 
 
+def test_those_of_a_call_that_was_ended_are_counted_as_well(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(served, "TRIES", 1)
+    xs = ["silent", *(f"frage {i}" for i in range(200))]
+    data = write_jsonl(tmp_path / "p.jsonl", [{"x": x} for x in xs])
+    flags = ("sample", "--server", server.url, "--model", "m", "--data", data)
+    out = tmp_path / "out.jsonl"
+    server.dies_after = 150
+    assert twcli(*flags, "--out", out).exit_code == 1
+    server.dies_after, server.dead = None, False
+    said = ok(*flags, "--out", out).stderr
+    assert "resuming: " in said and f"{out}: 200 completions" in said
+    assert said.endswith("1 of 201 completions were empty and are omitted\n")
+
+
 @pytest.mark.parametrize(
     ("failure", "code", "says"),
     [

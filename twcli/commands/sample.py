@@ -343,7 +343,8 @@ def _say_what_is_missing(drawing: Drawing | ServerDrawing, say: Callable[[str], 
             "(--max-new-tokens, or the context)"
         )
     if drawing.empty:
-        say(f"{drawing.empty:,} of {drawing.drawn:,} completions were empty and are omitted")
+        asked = len(drawing.prompts) * drawing.per_prompt
+        say(f"{drawing.empty:,} of {asked:,} completions were empty and are omitted")
 
 
 def _refuse_existing(out: Path, config: SampleConfig) -> None:
@@ -397,3 +398,5 @@ def _store(
     finally:
         shards.close()
     say(f"{out}: {count:,} completions")
+    # of all calls: an earlier one that was ended could not report its own
+    drawing.empty = len(drawing.prompts) * drawing.per_prompt - count
