@@ -38,7 +38,7 @@ from twcli.discovery.search import SEARCHED_ROWS, Found, search
 from twcli.discovery.ways import ways_of
 
 FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
-SEARCHED_A_ROW = 0.018  # seconds of one core, about, for one number of latents
+SEARCHED_A_ROW = 0.022  # seconds of one core, about, for one number of latents
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
 
 

@@ -39,7 +39,7 @@ from twcli.discovery.ways import (
     ways_of,
 )
 
-HALVINGS = 4  # of the prompts, over which stability is averaged
+HALVINGS = 8  # of the prompts, over which stability is averaged
 NOISE_HALVINGS = 2  # of them for points without structure, which vary less
 NOISE_WAYS = 3  # every third way is tried on them
 SEARCHED_ROWS = 3000  # that ways are fitted to; the others are predicted
