@@ -16,7 +16,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.errors import Interrupted, UserError
 from twcli.evaluation import arms, comparison, samples
-from twcli.evaluation.arms import FROZEN, figures_of, judge_arms
+from twcli.evaluation.arms import FROZEN, _best_frozen, figures_of, judge_arms
 from twcli.evaluation.judges import Judge
 from twcli.evaluation.samples import Sampling, Writer, draw_all
 from twcli.models.latents import LatentModel
@@ -305,3 +305,22 @@ def test_latents_are_read_back_by_bayes_where_there_is_no_posterior():
     with torch.no_grad():
         nll, _ = model.score_branches(collate(np.arange(2), encoded, encoder, None))
     assert read.tolist() == nll.sum(-1).argmin(1).tolist()
+
+
+def test_the_best_temperature_is_that_of_the_most_solved_by_all_samples():
+    """Samples saved are counted against the frozen model's pass@N: a cold model that solves more
+    with few samples would be the weaker opponent.
+    """
+    ks = np.array([1, 2, 4])
+    curves = {
+        "frozen 0.7": [[0.5, 0.6, 0.62, 0.65]],
+        "frozen 2": [[0.3, 0.5, 0.6, 0.7]],
+        "even": [[0.4, 0.8, 0.8, 0.9]],
+    }
+    passed = {name: np.array(curve) for name, curve in curves.items()}
+    values = {"pass_at_k": passed, "distinct_at_k": passed}
+    assert _best_frozen(values, ks, 1.0) == "frozen 2"
+    passed["frozen 0.7"][0, 3] = 0.7  # as much: the one that solves more with few
+    assert _best_frozen(values, ks, 1.0) == "frozen 0.7"
+    assert _best_frozen({"distinct_at_k": passed}, ks, 1.6) == "frozen 2"
+    assert _best_frozen({"distinct_at_k": {"even": passed["even"]}}, ks, 1.0) is None

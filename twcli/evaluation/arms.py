@@ -269,8 +269,9 @@ def _at_powers(means: Tables, resampled: Tables, name: str, ks: np.ndarray) -> d
 def _best_frozen(
     values: dict[str, dict[str, np.ndarray]], ks: np.ndarray, temperature: float
 ) -> str | None:
-    """The arm of the frozen model with the largest mean over k = 1, 2, 4 .. of pass@k, or of the
-    strategies covered where no answer is judged; else the one at the run's temperature.
+    """The arm of the frozen model with the largest pass@N, which samples saved are counted against,
+    or with most strategies covered by N samples where no answer is judged; of equal ones that with
+    the largest mean over k = 1, 2, 4 .. N. Else the one at the run's temperature.
     """
     frozen = [name for name in values["distinct_at_k"] if name.startswith(f"{FROZEN} ")]
     if not frozen:
@@ -279,8 +280,8 @@ def _best_frozen(
         if key in values:
             score = {}
             for name in frozen:
-                curve = sampling.mean(values[key][name])[at]
-                score[name] = float(np.nan_to_num(curve).mean())
+                curve = np.nan_to_num(sampling.mean(values[key][name])[at])
+                score[name] = (float(curve[-1]), float(curve.mean()))
             return max(frozen, key=lambda name: score[name])
     return min(frozen, key=lambda name: abs(float(name.split()[1]) - temperature))
 
