@@ -16,8 +16,8 @@ from scipy.special import expit
 # generalisation. Fitted to namings of the natural suite (`make natural`), whose labels say what was
 # right. Stability overstates: two halves may agree on a wrong answer.
 HALF_STABILITY, STABILITY_WIDTH = 0.25, 0.035
-HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.05, 0.03
-HALF_ABOVE_NOISE_OF_ONE = 0.5  # over K is added: few clusters are stable by chance more often
+HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.0, 0.03
+HALF_ABOVE_NOISE_OF_ONE = 0.55  # over K is added: few clusters are stable by chance more often
 HALF_GENERALISATION, GENERALISATION_WIDTH = 0.6, 0.04
 
 
