@@ -52,7 +52,7 @@ from twcli.storage import cache_format, checkpoints, run_folder, shards
 from twcli.storage.beside import FEATURES_SUFFIX
 from twcli.storage.cache import Cache, CacheWriter
 from twcli.storage.feature_store import FeatureStore
-from twcli.training import trainer
+from twcli.training import finishing, trainer
 
 ROOT = Path(__file__).parent.parent
 GIB = 2**30
@@ -200,7 +200,7 @@ def tell_of_progress(tell: Callable[[str], None]) -> None:
         lambda _r, _s, step, *_: f"saved {step}",
     )
     around(checkpoints.Checkpoints, "newest", nothing, lambda result, *_: f"resumed {result[0]}")
-    around(trainer, "export", lambda *_: "exporting", nothing)
+    around(finishing, "export", lambda *_: "exporting", nothing)
     around(trainer, "_step", lambda *_: "step", nothing)
 
 
