@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from twcli.discovery.separation import EVEN, ClusterSums
+from twcli.discovery.separation import FAR_ENOUGH, ClusterSums
 
 
 def evenness(points, clusters, count):
@@ -14,7 +14,7 @@ def points_around(means, rows, rng, spread=0.05):
     return means[clusters] + spread * rng.normal(size=(len(clusters), means.shape[1])), clusters
 
 
-@pytest.mark.parametrize(("nearest", "expected"), [(1.0, 1 / (3 * EVEN)), (2.7, 1.0)])
+@pytest.mark.parametrize(("nearest", "expected"), [(1.0, 1 / (3 * FAR_ENOUGH)), (2.7, 1.0)])
 def test_evenness_is_the_smallest_distance_over_most_of_the_median_one(nearest, expected):
     means = np.array([[0.0, 0.0], [nearest, 0.0], [0.0, 3.0]])
     points, clusters = points_around(means, [200, 100, 50], np.random.default_rng(0))

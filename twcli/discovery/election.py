@@ -7,6 +7,8 @@ Shapes: N rows, K clusters, W namings.
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 
 from twcli.discovery.matching import matched_share, matching
@@ -21,7 +23,10 @@ def elected(namings_WN: np.ndarray, trust_W: np.ndarray, latents: int) -> np.nda
     Args:
         trust_W: (W,) weight of each naming.
     """
-    alike_WW = np.array([[matched_share(a, b, latents) for b in namings_WN] for a in namings_WN])
+    alike_WW = np.eye(len(namings_WN))
+    for one, other in combinations(range(len(namings_WN)), 2):
+        share = matched_share(namings_WN[one], namings_WN[other], latents)
+        alike_WW[one, other] = alike_WW[other, one] = share
     support_W = alike_WW**ALIKE @ trust_W
     lead_N = namings_WN[(support_W * np.sqrt(trust_W)).argmax()]
     rows = np.arange(namings_WN.shape[1])

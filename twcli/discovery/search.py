@@ -137,7 +137,7 @@ def _search(
     discriminant = Discriminant.fit(points, clusters_N, latents)
     generalisation = judge(clusters_N)
     clusters = ClusterSums.of(views[0][used_N], clusters_N[used_N], latents)
-    noise = _noise_trust(views, weight_N, latents, halvings[:NOISE_HALVINGS], judge)
+    noise = _noise_trust(rows, judge)
     return Found(
         posterior_NK,
         discriminant,
@@ -294,28 +294,25 @@ def _enough(sides: tuple[np.ndarray, np.ndarray], latents: int) -> bool:
     return min(int(half_N.sum()) for half_N in sides) >= LEAST_ROWS * latents
 
 
-def _noise_trust(
-    views: Sequence[np.ndarray],
-    weight_N: np.ndarray,
-    latents: int,
-    halvings: Sequence[tuple[np.ndarray, np.ndarray]],
-    judge: Judge,
-) -> float:
+def _noise_trust(rows: _Rows, judge: Judge) -> float:
     """Stability times generalisation of the best ways on Gaussian points of the same variances,
     which have no clusters.
 
     A reference in the manner of Tibshirani et al. (2001): few clusters are stable by themselves,
     along the direction of largest variance.
+
+    Args:
+        rows, judge: those of the points.
     """
+    latents, seed, used_N = judge.latents, judge.seed, rows.used_N
+    halvings = rows.halvings[:NOISE_HALVINGS]
     if not all(_enough(sides, latents) for sides in halvings):
         return 1 / latents
-    rng = np.random.default_rng([judge.seed, 9])
-    used_N = judge.used_N
-    noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in views]
-    rows = _Rows.of(noise, weight_N, used_N, halvings, judge.seed)
-    even_N = rows.weights.even[0]
-    judge = Judge.of(noise, even_N, judge.sizes_P, used_N, latents, judge.seed)
-    return _Tried.of(rows, ways_of(latents, len(views))[::NOISE_WAYS], judge).best_third
+    rng = np.random.default_rng([seed, 9])
+    noise = [rng.normal(size=view.shape) * view[used_N].std(0) for view in rows.views]
+    rows = _Rows.of(noise, rows.weights.plain_N, used_N, halvings, seed)
+    judge = Judge.of(noise, rows.weights.even[0], judge.sizes_P, used_N, latents, seed)
+    return _Tried.of(rows, ways_of(latents, len(noise))[::NOISE_WAYS], judge).best_third
 
 
 def _outcome(

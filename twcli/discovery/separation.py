@@ -17,7 +17,7 @@ import numpy as np
 from twcli.discovery.discriminants import sums
 
 DIRECTIONS = 24  # leading ones of a view, in which clusters lie apart
-EVEN = 0.8  # of the median distance, from which the smallest one is no sign of a cut
+FAR_ENOUGH = 0.8  # of the median distance, from which the smallest one is no sign of a cut
 TINY = 1e-12
 
 
@@ -51,13 +51,13 @@ class ClusterSums:
         return ClusterSums(np.delete(count_C, second), np.delete(sum_CD, second, 0), self.square)
 
     def evenness(self) -> float:
-        """The smallest distance between two means over `EVEN` of the median one: from 0, where two
-        clusters are one, to 1. 1 where there are fewer than three clusters.
+        """The smallest distance between two means over `FAR_ENOUGH` of the median one: from 0,
+        where two clusters are one, to 1. 1 where there are fewer than three clusters.
         """
         distances = np.sqrt(np.maximum(self.squared_distances(), 0.0))
         if len(distances) < 3:
             return 1.0
-        usual = EVEN * float(np.median(distances))
+        usual = FAR_ENOUGH * float(np.median(distances))
         return min(float(distances.min()) / max(usual, TINY), 1.0)
 
     def squared_distances(self) -> np.ndarray:

@@ -23,6 +23,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.mixture import GaussianMixture
 
+from twcli.discovery.discriminants import sums
+
 KMEANS_DIRECTIONS = (6, 12, 24, 48)
 OTHER_DIRECTIONS = (12, 24, 48)
 FINE_CLUSTERS = (3, 5)  # times K, whose means are taken out
@@ -114,10 +116,9 @@ class Way:
         if fine < 2 or not seen.shape[1]:
             return views[0]
         clusters = kmeans(seen[fitted_N], weight_N[fitted_N], fine, seed)
-        sums = np.zeros((fine, views[0].shape[1]))
-        np.add.at(sums, clusters.labels_, views[0][fitted_N])
         counts = np.bincount(clusters.labels_, minlength=fine)
-        means = sums / np.maximum(counts, 1)[:, None]
+        totals = sums(views[0][fitted_N], clusters.labels_, fine)
+        means = totals / np.maximum(counts, 1)[:, None]
         left = views[0] - means[clusters.predict(seen)]
         if not left.shape[1]:
             return left

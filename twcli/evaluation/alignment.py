@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
+from twcli.discovery.matching import contingency
 from twcli.discovery.score import ratio
 from twcli.evaluation.intervals import Figures, with_intervals
 from twcli.evaluation.judged import Generations
@@ -108,9 +109,7 @@ def _table(
     out.
     """
     known = strategy_N >= 0
-    cell = latent_N[known] * strategies + strategy_N[known]
-    counts = np.bincount(cell, minlength=latents * strategies)
-    return counts.reshape(latents, strategies).astype(float)
+    return contingency(latent_N[known], strategy_N[known], latents, strategies).astype(float)
 
 
 def _record_alignment(

@@ -21,6 +21,7 @@ from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
 from twcli.discovery.features import STATES, embed_rows
+from twcli.discovery.matching import contingency
 from twcli.errors import UserError
 from twcli.evaluation import diversity, sampling
 from twcli.evaluation.arms import (
@@ -273,7 +274,7 @@ def _transmission(
     read = reader.latents_of(pairs)
     there = read >= 0
     K = reader.model.latents
-    table = np.bincount(asked[there] * K + read[there], minlength=K * K).reshape(K, K)
+    table = contingency(asked[there], read[there], K, K)
     accuracy = None
     if there.any():
         hits, counts = (
