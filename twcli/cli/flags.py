@@ -124,7 +124,9 @@ class NumberOrWord(click.ParamType):  # type: ignore[type-arg]  # none before cl
     ) -> Any:
         """The number or the word; an error that names both where it is neither."""
         try:
-            return value if value in self.words else int(value)
+            if value in self.words:
+                return value
+            return int(value)
         except ValueError:
             self.fail(f"{value!r} is no number, and not {' or '.join(self.words)}.")
 
@@ -151,7 +153,12 @@ def _option(kind: type[Config], field: dataclasses.Field[Any]) -> Any:
     else:
         path = field.metadata.get("path")  # of click's type, so that the shell completes it
         words = field.metadata.get("words", ())
-        settings["type"] = click.Path() if path else NumberOrWord(words) if words else plain
+        if path:
+            settings["type"] = click.Path()
+        elif words:
+            settings["type"] = NumberOrWord(words)
+        else:
+            settings["type"] = plain
         settings["metavar"] = "|".join(
             [{int: "N", float: "NUMBER"}.get(plain, "PATH" if path else "TEXT"), *words]
         )
@@ -170,7 +177,10 @@ def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) 
 
 def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
     """Where each setting that is no default came from, by name."""
-    in_file = {} if config_file is None else dict.fromkeys(_in_file(config_file), config_file)
+    if config_file is None:
+        in_file = {}
+    else:
+        in_file = dict.fromkeys(_in_file(config_file), config_file)
     return in_file | dict.fromkeys(_given(flags), "given")
 
 

@@ -72,11 +72,10 @@ class OneLineErrors(click.Group):
             code = 2
         except click.ClickException as error:
             error = _instead(error)
-            place = (
-                error.ctx.command_path
-                if isinstance(error, click.UsageError) and error.ctx
-                else "twcli"
-            )
+            if isinstance(error, click.UsageError) and error.ctx:
+                place = error.ctx.command_path
+            else:
+                place = "twcli"
             code = _fail(f"{place}: {error.format_message()}", 2)
         except (KeyboardInterrupt, click.Abort, Interrupted) as error:
             code = _fail(f"twcli: {str(error) or 'interrupted'}", signals.exit_code())
@@ -250,7 +249,10 @@ def train(config_file: str | None, quiet: bool, dry_run: bool, **flags: Any) -> 
     """Train router, generator and posterior with the exact sum over z."""
     config = resolve(TrainConfig, flags, config_file)
     with Screen(quiet) as screen:
-        seeds = 1 if config.seeds is None else len(config.each_seed())
+        if config.seeds is None:
+            seeds = 1
+        else:
+            seeds = len(config.each_seed())
         screen.phases.plan(REHEARSAL if dry_run else training_phases(config.warm_start, seeds))
         records = _read(config, screen)
         from twcli.commands.train import train as run
@@ -470,7 +472,10 @@ def inspect(
             y_field=y_field,
             template=template,
         )
-    lines = [] if as_json else report.render_inspection(found).split("\n")
+    if as_json:
+        lines = []
+    else:
+        lines = report.render_inspection(found).split("\n")
     # a text in colours keeps its line: the codes have no width
     lines = [line if "\x1b" in line else folded(line) for line in lines]
     click.echo(

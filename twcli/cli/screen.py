@@ -206,7 +206,9 @@ class Screen:
         expected = self.phases.expected()
         taken = now - self._phase_began
         # one that takes longer than expected says nothing of what is left
-        return None if expected is None or expected <= taken else expected - taken
+        if expected is None or expected <= taken:
+            return None
+        return expected - taken
 
     def _draw(self, status: Status) -> None:
         """Shows a piece of work as a bar as wide as the terminal."""
@@ -258,7 +260,10 @@ class Screen:
             if step == steps or self._due():
                 left = self._left(status)
                 after = self.phases.after()
-                clock = "" if left is None else f"  {duration(left + (after or 0.0))} left"
+                if left is None:
+                    clock = ""
+                else:
+                    clock = f"  {duration(left + (after or 0.0))} left"
                 self.say(progress_line(recent) + clock)
             if step == steps:
                 with self._lock:

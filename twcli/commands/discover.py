@@ -100,7 +100,10 @@ def discover(
     runtime.tune_allocator(keep=True)
     inputs = open_inputs(**config.inputs(), examples=records, say=say)
     encoded = inputs.encoded
-    latents = None if config.latents == AUTO else int(config.latents)
+    if config.latents == AUTO:
+        latents = None
+    else:
+        latents = int(config.latents)
     rows = len(distinct_rows(encoded))
     phases.expect({NAME: searching_seconds(rows, latents), PAGE: PAGE_SECONDS})
     phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")

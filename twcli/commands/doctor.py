@@ -74,7 +74,10 @@ def examine() -> dict[str, Any]:
 def render(found: dict[str, Any]) -> str:
     """The report as lines of Markdown."""
     cpu = found["cpu"]
-    memory = f", {cpu['memory_gib']} GiB" if cpu["memory_gib"] else ""
+    if cpu["memory_gib"]:
+        memory = f", {cpu['memory_gib']} GiB"
+    else:
+        memory = ""
     devices = []
     for device in found["devices"]:
         shown = f"{device['kind']}: {device['name']}"
@@ -163,7 +166,10 @@ def _folders() -> dict[str, dict[str, str]]:
     for name, place in (("hub cache", HF_HUB_CACHE), ("temporary files", tempfile.gettempdir())):
         folder = Path(place)
         there = next((f for f in (folder, *folder.parents) if f.exists()), None)
-        free = f"{shutil.disk_usage(there).free / GIB:.1f} GiB free" if there else "unreachable"
+        if there:
+            free = f"{shutil.disk_usage(there).free / GIB:.1f} GiB free"
+        else:
+            free = "unreachable"
         state = free if folder.exists() else f"not there yet, {free}"
         if there and not os.access(there, os.W_OK):
             state = f"not writable, {state}"
@@ -193,7 +199,9 @@ def _cpu_name() -> str:
     except OSError:
         return platform.processor() or platform.machine()
     named = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
-    return named[1].strip() if named else platform.processor() or platform.machine()
+    if named:
+        return named[1].strip()
+    return platform.processor() or platform.machine()
 
 
 def _memory_gib() -> float | None:

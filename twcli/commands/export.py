@@ -116,7 +116,10 @@ def _export(
     latents = trained.resolved_latents
     form.check_model(model, encoder)
     sections = latent_chat.sections(latents, trained.latent_tokens, names)
-    default = config.latent if config.latent is not None else _most_frequent(run, latents)
+    if config.latent is not None:
+        default = config.latent
+    else:
+        default = _most_frequent(run, latents)
     if default not in sections:
         raise UserError(f"--latent {default}: the run has {', '.join(sections)}")
     _make_special(encoder)
@@ -198,7 +201,9 @@ def _read_note(out: Path) -> dict[str, Any]:
         found = json.loads((out / NOTE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    if isinstance(found, dict):
+        return found
+    return {}
 
 
 def _stored_names(trained: TrainConfig, say: Say) -> dict[int, str]:

@@ -137,7 +137,10 @@ class Adapter(Form):
 
         base = public_place(self.trained.model)
         in_gguf = base.endswith(".gguf")
-        place = f'"folder of the file", gguf_file="{base}"' if in_gguf else f'"{base}"'
+        if in_gguf:
+            place = f'"folder of the file", gguf_file="{base}"'
+        else:
+            place = f'"{base}"'
         in_one_line = """
 
 # or in one line, which does the same:
@@ -212,7 +215,9 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
         """As `Form.tolerance`."""
         import torch
 
-        return TOLERANCE if self._stored_dtype() == torch.float32 else HALF_TOLERANCE
+        if self._stored_dtype() == torch.float32:
+            return TOLERANCE
+        return HALF_TOLERANCE
 
     def _stored_dtype(self) -> Any:
         """The torch.dtype of the run's merged weights."""

@@ -121,7 +121,10 @@ class FrozenFiles:
         self.shard_rows = shard_rows
         self.notes: list[str] = []
         self.missing: list[range] = []
-        self._distinct = np.empty(0, np.int64) if distinct is None else distinct
+        if distinct is None:
+            self._distinct = np.empty(0, np.int64)
+        else:
+            self._distinct = distinct
         self._cache_gaps: list[range] = []
         self._feature_gaps: list[range] = []
 

@@ -109,19 +109,37 @@ def _compared(
     """
     # Settings that this call does not have are taken from the cache's fingerprint, if valid.
     made = cache.fingerprint
-    precision = made["dtype"] if made.get("dtype") in PRECISIONS else PRECISIONS[0]
-    attention = made["attention"] if made.get("attention") in ATTENTION else ATTENTION[0]
-    name = made["template"].get("name") if isinstance(made.get("template"), dict) else None
+    if made.get("dtype") in PRECISIONS:
+        precision = made["dtype"]
+    else:
+        precision = PRECISIONS[0]
+    if made.get("attention") in ATTENTION:
+        attention = made["attention"]
+    else:
+        attention = ATTENTION[0]
+    if isinstance(made.get("template"), dict):
+        name = made["template"].get("name")
+    else:
+        name = None
     if name == "file" and template is None:
         raise UserError(
             f"{cache.path}: was made with --template FILE; give the same --template to compare it"
         )
     from twcli.models.inputs import open_inputs
 
-    settings = made["template"].get("settings") if name == CHAT else None
-    changed = made["too_long"] if isinstance(made.get("too_long"), dict) else {}
+    if name == CHAT:
+        settings = made["template"].get("settings")
+    else:
+        settings = None
+    if isinstance(made.get("too_long"), dict):
+        changed = made["too_long"]
+    else:
+        changed = {}
     policy = next((name for name in (TRUNCATE_LEFT, SKIP) if name in changed), ERROR)
-    latent_tokens = made["latent_tokens"] if made.get("latent_tokens") in range(1, 65) else 1
+    if made.get("latent_tokens") in range(1, 65):
+        latent_tokens = made["latent_tokens"]
+    else:
+        latent_tokens = 1
     inputs = open_inputs(
         model,
         data,

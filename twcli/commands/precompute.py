@@ -147,8 +147,14 @@ def _score(
     phases.begin(SCORE, f"{len(encoded):,} records, {int(encoded.lengths.sum()):,} tokens")
     featured = _from_the_first(leads and _features_wanted(config, inputs, fingerprint))
     distinct = distinct_rows(encoded) if featured else None
-    shard_rows = config.shard_rows if distinct is None else min(config.shard_rows, SHARD_ROWS)
-    files = _files(config, encoded, fingerprint, distinct, shard_rows) if leads else None
+    if distinct is None:
+        shard_rows = config.shard_rows
+    else:
+        shard_rows = min(config.shard_rows, SHARD_ROWS)
+    if leads:
+        files = _files(config, encoded, fingerprint, distinct, shard_rows)
+    else:
+        files = None
     with files or nullcontext(), signals.held() as pending:
         missing = _missing_shards(encoded, files, say)
         read = FrozenReading(

@@ -88,7 +88,10 @@ class Sampler:
     @property
     def per_prompt(self) -> int:
         """Number of completions per prompt."""
-        latents = len(self.latent_ids) if self.config.latent == "all" else 1
+        if self.config.latent == "all":
+            latents = len(self.latent_ids)
+        else:
+            latents = 1
         return self.config.n * latents
 
     def ids_and_limits(
@@ -129,9 +132,10 @@ class Sampler:
         """
         config = self.config
         prompts, limits = self.ids_and_limits(xs, requests)
-        most = (
-            limits if config.max_new_tokens is None else np.minimum(config.max_new_tokens, limits)
-        )
+        if config.max_new_tokens is None:
+            most = limits
+        else:
+            most = np.minimum(config.max_new_tokens, limits)
         return generate(
             self.model,
             self.encoder,
@@ -148,13 +152,20 @@ class Sampler:
         the text.
         """
         xs = [Example(x, "")]
-        (router,) = self.router(xs) if self.latent_ids else ([1.0],)
-        chosen = range(len(self.latent_ids)) if self.latent_ids else [None]
+        if self.latent_ids:
+            (router,) = self.router(xs)
+            chosen: list[int | None] = [*range(len(self.latent_ids))]
+        else:
+            router = [1.0]
+            chosen = [None]
         requests = [(0, latent) for latent in chosen for _ in range(self.config.n)]
         texts, *_ = self.complete(xs, requests, self.config.seed)
         lines = []
         for (_, latent), text in zip(requests, texts, strict=True):
-            probability = "" if latent is None else f"z{latent}  {router[latent]:.2f}  "
+            if latent is None:
+                probability = ""
+            else:
+                probability = f"z{latent}  {router[latent]:.2f}  "
             lines.append(probability + text)
         return lines
 
@@ -288,7 +299,10 @@ def sample(
         WorkFailed: the disk is full or the server fails; finished blocks stay.
         Interrupted: a signal came; finished blocks stay.
     """
-    out = None if config.out is None else Path(config.out)
+    if config.out is None:
+        out = None
+    else:
+        out = Path(config.out)
     if out is not None:
         check_place(out)
         if not Shards.folder_of(out).exists():

@@ -38,7 +38,10 @@ class ServerDrawing:
 
     def __post_init__(self) -> None:
         template = self.config.template
-        self._raw = None if template in ("tags", AUTO) else _raw_template(template)
+        if template in ("tags", AUTO):
+            self._raw = None
+        else:
+            self._raw = _raw_template(template)
 
     @property
     def per_prompt(self) -> int:

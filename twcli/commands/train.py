@@ -122,7 +122,10 @@ def _train_one(
     else:
         verdict = verdict_of_score(score, latents, judged.lost, judged.at_most)
         say(verdict.sentence)
-        highest = "" if judged.at_most is None else f" to {judged.at_most:.3f}"
+        if judged.at_most is None:
+            highest = ""
+        else:
+            highest = f" to {judged.at_most:.3f}"
         say(f"expected alignment: {score:.3f}{highest} of 1, one latent to one strategy")
     for line in retention_lines(judged.retained, judged.lost):
         say(line)
@@ -182,7 +185,10 @@ class _Clock:
     def see(self, step: int) -> None:
         """To be called after each step."""
         if self.last is None:
-            self.before = 0.0 if step == 1 else self.run.read_duration(step - 1)
+            if step == 1:
+                self.before = 0.0
+            else:
+                self.before = self.run.read_duration(step - 1)
         self.last = step
 
     def __enter__(self) -> _Clock:

@@ -159,7 +159,9 @@ def _as_from_a_flag(value: Any, kind: type) -> Any:
         if kind is str and isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if kind is tuple and isinstance(value, list | str):
-            return (value,) if isinstance(value, str) else tuple(value)
+            if isinstance(value, str):
+                return (value,)
+            return tuple(value)
     except ValueError:  # no number, or one that Python refuses to spell: the check says so
         pass
     return value
@@ -239,7 +241,10 @@ def read_yaml(path: str) -> dict[str, Any]:
         ) from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else path
+        if mark:
+            where = f"{path}:{mark.line + 1}"
+        else:
+            where = path
         raise UserError(
             f"{where}: not valid YAML: {getattr(error, 'problem', None) or 'cannot be parsed'}"
         ) from error

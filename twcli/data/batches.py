@@ -58,7 +58,10 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            moved[field.name] = None if value is None else value.to(device, non_blocking=True)
+            if value is None:
+                moved[field.name] = None
+            else:
+                moved[field.name] = value.to(device, non_blocking=True)
         return Batch(**moved)
 
 
@@ -234,7 +237,10 @@ def forward_batches(
 
     def tokens(batch: np.ndarray) -> int:
         sequences = len(batch) * branches
-        read = len(np.unique(prompt[batch])) if shared else sequences
+        if shared:
+            read = len(np.unique(prompt[batch]))
+        else:
+            read = sequences
         of_prompts = read * prompts[batch].max()
         of_targets = sequences * targets[batch].max()
         return int(of_prompts + of_targets)
@@ -327,7 +333,10 @@ class BatchSampler:
         repeats: np.ndarray | None = None,
     ) -> None:
         narrow = index_type(len(lengths))
-        every = np.arange(len(lengths), dtype=narrow) if rows is None else rows.astype(narrow)
+        if rows is None:
+            every = np.arange(len(lengths), dtype=narrow)
+        else:
+            every = rows.astype(narrow)
         if classes is None:
             classes = np.zeros(len(lengths), np.int8)
         self._classes = classes
@@ -348,7 +357,10 @@ class BatchSampler:
         groups = together.groups
         order = rng.permutation(len(groups))
         tokens = np.multiply(groups.sizes, together.longest, dtype=np.int64)
-        mean = max(1, int(np.mean(tokens))) if len(order) else 1
+        if len(order):
+            mean = max(1, int(np.mean(tokens)))
+        else:
+            mean = 1
         pool = max(1, POOL * self.batch_tokens // mean)
         rows = np.empty(len(groups.rows), groups.rows.dtype)
         filled = 0
@@ -436,7 +448,9 @@ class BatchSampler:
                 continue
             waiting.append(rows)
             count += len(rows)
-        return [*batches, np.concatenate(waiting)] if waiting else batches
+        if waiting:
+            return [*batches, np.concatenate(waiting)]
+        return batches
 
 
 def _changes(prompts: np.ndarray, classes: np.ndarray) -> np.ndarray:

@@ -91,7 +91,9 @@ def pinned(template: str | Mapping[str, str], settings: Mapping[str, Any]) -> st
         head += f"{DATE_MACRO}{steps} }}}}{{% endmacro %}}"
     # The environment of chat templates drops the newline after a block (`trim_blocks`), so that
     # the template begins on a line of its own, as it did before.
-    return f"{head}\n{template}" if head else template
+    if head:
+        return f"{head}\n{template}"
+    return template
 
 
 class ChatTemplate:
@@ -172,7 +174,10 @@ class ChatTemplate:
                 f"give --template FILE{SUFFIX}"
             )
         before, _, self.ending = whole.rpartition(y)
-        self.header = before.removeprefix(asked) if before.startswith(asked) else ""
+        if before.startswith(asked):
+            self.header = before.removeprefix(asked)
+        else:
+            self.header = ""
         self.asks = asked != unasked
 
     def render(self, examples: Sequence[Example], places: Sequence[str]) -> list[Rendered]:
@@ -393,7 +398,9 @@ def turns_of(example: Example) -> list[dict[str, Any]]:
 def prompt_turns(example: Example) -> list[dict[str, Any]]:
     """The turns before the target. A record that is a prompt alone has no other."""
     turns = turns_of(example)
-    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+    if turns[-1]["role"] == "assistant":
+        return turns[:-1]
+    return turns
 
 
 def content_text(content: Any) -> str:

@@ -94,7 +94,10 @@ def _form(
     if not first:
         raise UserError(f"{source.name}: holds no records")
     complete = y_field is not None
-    form = None if trained is None else _form_of_run(first, complete, **trained)
+    if trained is None:
+        form = None
+    else:
+        form = _form_of_run(first, complete, **trained)
     form = form or form_of(first, asked=asked, x_field=x_field, y_field=y_field)
     names: dict[str, None] = {}  # in the order in which they come
     read: set[str] = set()
@@ -112,7 +115,9 @@ def _form_of_run(
         form = form_of(first, asked=format, x_field=x_field, y_field=y_field if complete else None)
     except UserError:
         return None
-    return form if all(form.fits(record, complete) for _, record in first) else None
+    if all(form.fits(record, complete) for _, record in first):
+        return form
+    return None
 
 
 class Examples:
@@ -159,7 +164,10 @@ class Examples:
             placed = source.records()
             for where, record in placed:
                 records += 1
-                strategy = _strategy(record, label, where) if label is not None else None
+                if label is not None:
+                    strategy = _strategy(record, label, where)
+                else:
+                    strategy = None
                 try:
                     found = read(record, where, complete)
                 except EmptyText as error:
@@ -170,7 +178,10 @@ class Examples:
                     places += [where] * (len(places) < SHOWN_PLACES)
                 except UserError as error:
                     # the first record is of the form, unless that was asked for
-                    other = other_form(record, form, complete) if records > 1 else None
+                    if records > 1:
+                        other = other_form(record, form, complete)
+                    else:
+                        other = None
                     if other is not None:
                         raise UserError(
                             f"{where}: has the format '{other.shown}', and the file is read as "
@@ -188,7 +199,10 @@ class Examples:
                         unread += after > 0
                     yield Example(x, y, strategy, messages, tools, where), record
         if not count:
-            none = f"of {_counted(records, 'record')} none has text" if records else "no records"
+            if records:
+                none = f"of {_counted(records, 'record')} none has text"
+            else:
+                none = "no records"
             raise UserError(f"{self.data}: {none}")
         self._records = records
         self._count = count
@@ -208,7 +222,10 @@ class Examples:
             least, most = self._turns
             said.append(_counted(most, "turn") if least == most else f"{least} to {most} turns")
         unread = self.unread_fields()
-        notes = [f"not read: {', '.join(unread)}"] if unread else []
+        if unread:
+            notes = [f"not read: {', '.join(unread)}"]
+        else:
+            notes = []
         if self.left_out:
             places = [place.rpartition(":")[2].strip() for place in self._left_out_places]
             more = [".."] * (self.left_out > len(places))

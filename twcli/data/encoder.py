@@ -293,7 +293,10 @@ class ExampleEncoder:
         hashes of the prompt instead of prompt numbers.
         """
         places = [e.where or f"{source}:{row}" for row, e in enumerate(block, start=first + 1)]
-        trailing = self.template.after_y[1:] if self.template.name == "tags" else []
+        if self.template.name == "tags":
+            trailing = self.template.after_y[1:]
+        else:
+            trailing = []
         sequences: list[int] = []
         sizes: list[tuple[int, ...]] = []
         hashes = []

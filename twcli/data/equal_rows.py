@@ -14,7 +14,9 @@ AT_ONCE = 2**16  # rows up to which all are compared together
 
 def index_type(rows: int) -> type[np.signedinteger]:
     """The narrower integer that holds the numbers of so many rows."""
-    return np.int32 if rows <= np.iinfo(np.int32).max else np.int64
+    if rows <= np.iinfo(np.int32).max:
+        return np.int32
+    return np.int64
 
 
 def first_of_equal(hash_NH: np.ndarray) -> np.ndarray:

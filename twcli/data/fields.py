@@ -96,7 +96,9 @@ def is_missing(value: Any) -> bool:
 
 def kind_of(value: Any) -> str:
     """The value's type, for messages."""
-    return "null" if value is None else type(value).__name__
+    if value is None:
+        return "null"
+    return type(value).__name__
 
 
 def first_of(record: Record, names: Sequence[str]) -> str | None:
@@ -131,4 +133,6 @@ def plain_name(name: Any) -> str:
 def shown_name(name: Any) -> str:
     """A field's name for messages: in one line, and not longer than names are."""
     shown = " ".join(str(name).split())
-    return shown if len(shown) <= LONGEST_NAME else f"{shown[:LONGEST_NAME]}.."
+    if len(shown) <= LONGEST_NAME:
+        return shown
+    return f"{shown[:LONGEST_NAME]}.."

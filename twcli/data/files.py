@@ -85,7 +85,9 @@ def _alike(data: str) -> str:
         return ""
     names = [file.name for file in path.parent.iterdir() if file.is_file()]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.75)
-    return f"did you mean {path.with_name(close[0])}?" if close else ""
+    if close:
+        return f"did you mean {path.with_name(close[0])}?"
+    return ""
 
 
 def files_of(data: str) -> list[Path]:

@@ -49,7 +49,10 @@ def form_of(
     form = _fitting(known, [record for _, record in records], complete)
     if form is None:
         plain = _fitting(known, [plainly_named(record) for _, record in records], complete)
-        form = _turns_elsewhere(first) if plain is None else _of_plain_names(plain)
+        if plain is None:
+            form = _turns_elsewhere(first)
+        else:
+            form = _of_plain_names(plain)
     if form is not None:
         return _showing_names(form, first, complete)
     where = records[0][0]
@@ -82,7 +85,10 @@ def _showing_names(form: Form, first: Record, complete: bool) -> Form:
     if form.name not in PAIRED:
         return form
     asked, *rest = (name for name in form.names(first, complete) if name in first)
-    names = f"{asked} and {rest[0]}" if complete else asked
+    if complete:
+        names = f"{asked} and {rest[0]}"
+    else:
+        names = asked
     return replace(form, shown=f"{form.shown} ({names})")
 
 

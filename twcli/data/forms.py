@@ -133,7 +133,10 @@ def completion_form(field: str) -> Form:
         prompt = main_prompt(record, where)
         if prompt is None:
             refuse(where, "prompt", f"is missing; the prompt of '{field}' is needed")
-        given = [(field, value_of(record, field, where))] if complete else []
+        if complete:
+            given = [(field, value_of(record, field, where))]
+        else:
+            given = []
         return joined(record, prompt, given, where, complete)
 
     return Form("fields", f"a prompt and {field}", fits, names, read)
@@ -177,7 +180,10 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
         with_prompt = [pair for pair in pairs if pair[0] in record] or pairs
         prompt, completion = pair_of(record, complete) or with_prompt[0]
         asked = prompt_of(value_of(record, prompt, where), prompt, where)
-        given = [(completion, value_of(record, completion, where))] if complete else []
+        if complete:
+            given = [(completion, value_of(record, completion, where))]
+        else:
+            given = []
         return joined(record, asked, given, where, complete)
 
     def names(record: Record, complete: bool) -> Sequence[str]:
@@ -204,7 +210,10 @@ def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Convers
     """Instruction and input are the prompt."""
     no_pictures(record, where)
     name = first_of(record, OUTPUTS) or OUTPUTS[0]
-    given = [(name, value_of(record, name, where))] if complete else []
+    if complete:
+        given = [(name, value_of(record, name, where))]
+    else:
+        given = []
     return joined(record, instruction(record, where), given, where, complete)
 
 
@@ -223,7 +232,9 @@ def _several_names(record: Record) -> list[str]:
         if match and value is not None:
             by_stem.setdefault(match[1], []).append(name)
     first = next(iter(by_stem.values()), [])
-    return first if len(first) > 1 else []
+    if len(first) > 1:
+        return first
+    return []
 
 
 def _several_fits(record: Record, complete: bool) -> bool:

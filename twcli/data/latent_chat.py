@@ -155,7 +155,9 @@ def without_latents(template: str) -> str:
     """The template without what `with_latents` added where it had no default."""
     text, added, _ = template.partition(_OPTIONAL)
     # Jinja leaves out a last newline, and here it was not the last.
-    return text + "\n" if added and text.endswith(("\r", "\n")) else text
+    if added and text.endswith(("\r", "\n")):
+        return text + "\n"
+    return text
 
 
 def one_turn(text: str, found: Mapping[str, str], default: str) -> str:

@@ -146,7 +146,10 @@ def read_names(
     latent_N = np.full(rows, -1, np.int64)
     probability_N = np.zeros(rows, np.float32)
     most = MAX_LATENTS if latents is None else latents
-    limit = f"at most {MAX_LATENTS} latents" if latents is None else f"--latents is {latents}"
+    if latents is None:
+        limit = f"at most {MAX_LATENTS} latents"
+    else:
+        limit = f"--latents is {latents}"
     read = 0
     for row, (where, record) in enumerate(_records(path)):
         if row == rows:
@@ -366,4 +369,6 @@ def _is_whole(value: Any) -> bool:
 def _shown(value: Any) -> str:
     """The value as JSON, cut: it is part of a message of one line."""
     text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."
+    if len(text) <= 40:
+        return text
+    return text[:37] + "..."

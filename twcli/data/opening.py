@@ -89,7 +89,10 @@ def _unpacked(file: Path) -> Any:
     """The file's bytes as a stream, unpacked where it is compressed, whatever its name."""
     with file.open("rb") as stream:
         head = stream.read(4 + len(BZIP2))
-    suffix = "" if head.startswith(KEPT_NAME) else file.suffix.lower()
+    if head.startswith(KEPT_NAME):
+        suffix = ""
+    else:
+        suffix = file.suffix.lower()
     if suffix == ".gz" or head.startswith(GZIP):
         return gzip.open(file, "rb")
     if suffix == ".bz2" or (head.startswith(b"BZh") and head[4:] == BZIP2):
@@ -136,7 +139,9 @@ def _as_utf8(stream: Any, file: Path) -> Any:
     for mark, encoding in MARKS:
         if head.startswith(mark):
             stream.read(len(mark))
-            return stream if encoding == "utf-8" else _recoded(stream, encoding)
+            if encoding == "utf-8":
+                return stream
+            return _recoded(stream, encoding)
     for first, encoding in UNMARKED:
         if head.startswith(first):
             return _recoded(stream, encoding)

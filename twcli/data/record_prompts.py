@@ -61,7 +61,9 @@ def main_prompt(record: Record, where: str) -> str | list[Turn] | None:
     name = first_of(record, MAIN_PROMPTS)
     if name == "instruction":
         return instruction(record, where)
-    return None if name is None else prompt_of(record[name], name, where)
+    if name is None:
+        return None
+    return prompt_of(record[name], name, where)
 
 
 def prompt_names(record: Record) -> Sequence[str]:
@@ -149,7 +151,8 @@ def joined(
         turns = [{"role": "user", "content": prompt}]
     else:
         turns = prompt
-        system = system if not prompt or prompt[0]["role"] != "system" else []
+        if prompt and prompt[0]["role"] == "system":
+            system = []
     if not complete:
         return [conversation([*system, *turns], tools, "prompt", where, complete)]
 

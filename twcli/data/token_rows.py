@@ -68,7 +68,10 @@ class TokenRows:
 
     def prompt(self, record: Example | str) -> TokenRow:
         """The prompt's tokens; raises UserError for a text that cannot be one."""
-        example = Example(record, "") if isinstance(record, str) else record
+        if isinstance(record, str):
+            example = Example(record, "")
+        else:
+            example = record
         where = repr(example.x[:60])
         if self.template.chat is not None:
             assert self._whole is not None
@@ -195,7 +198,10 @@ class TokenRows:
             empty = not ids
             ids = [*ids, self.eos]
         else:
-            end = ending.token if ending.token in ids else self._other_end(ids, place)
+            if ending.token in ids:
+                end = ending.token
+            else:
+                end = self._other_end(ids, place)
             ids = ids[: len(ids) - ids[::-1].index(end)]
             empty = len(ids) == 1
             if end in ids[:-1]:

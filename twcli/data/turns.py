@@ -101,7 +101,9 @@ def _role(name: str) -> str:
     lower = name.strip().lower()
     if lower in ROLES:
         return ROLES[lower]
-    return lower if lower in (*KNOWN, *CALLS) else name
+    if lower in (*KNOWN, *CALLS):
+        return lower
+    return name
 
 
 def _turn(value: Any, field: str, where: str) -> Turn:
@@ -125,7 +127,10 @@ def _turn(value: Any, field: str, where: str) -> Turn:
     turn["content"] = _content(said, turn, f"{field}.{name}", where)
     if "function_call" in turn:  # how the OpenAI API wrote a single call at first
         call = turn.pop("function_call")
-        turn["tool_calls"] = call if isinstance(call, list) else [_parsed_call(call, field, where)]
+        if isinstance(call, list):
+            turn["tool_calls"] = call
+        else:
+            turn["tool_calls"] = [_parsed_call(call, field, where)]
     if "tool_calls" in turn:
         turn["tool_calls"] = _calls(turn["tool_calls"], f"{field}.tool_calls", where)
         if not turn["tool_calls"]:
@@ -145,8 +150,14 @@ def _apart(content: Any, turn: Turn) -> Any:
     reasoning = []
     calls = []
     for part in content:
-        kind = part.get("type") if isinstance(part, dict) else None
-        said = part.get("value", part.get("text")) if kind in ("reasoning", "tool_call") else None
+        if isinstance(part, dict):
+            kind = part.get("type")
+        else:
+            kind = None
+        if kind in ("reasoning", "tool_call"):
+            said = part.get("value", part.get("text"))
+        else:
+            said = None
         called = said_calls(said) if kind == "tool_call" else None
         if called:
             calls += called
@@ -158,7 +169,9 @@ def _apart(content: Any, turn: Turn) -> Any:
         turn["reasoning_content"] = "\n".join(reasoning)
     if calls:
         turn["tool_calls"] = calls
-    return rest if rest or not calls else ""
+    if rest or not calls:
+        return rest
+    return ""
 
 
 def _parsed_call(value: Any, field: str, where: str) -> dict[str, Any]:
@@ -181,7 +194,10 @@ def _sharegpt_turn(value: Turn, field: str, where: str) -> Turn:
     name = next((name for name in ("value", *SAID) if value.get(name) is not None), "value")
     rest = {k: v for k, v in value.items() if k not in ("from", name) and v is not None}
     said = value.get(name)
-    calls = said_calls(said) if role in (*CALLS, "function") else None
+    if role in (*CALLS, "function"):
+        calls = said_calls(said)
+    else:
+        calls = None
     if calls is not None:
         return {"role": TARGET, "content": "", "tool_calls": calls, **rest}
     role = {"function": "tool"}.get(role, TARGET if role in CALLS else role)
@@ -228,18 +244,26 @@ def _as_parts(value: dict[str, Any]) -> list[Any] | None:
     if value.get("type") == "text":
         return [value]
     parts = value.get("parts")
-    return parts if value.get("content_type") == "text" and isinstance(parts, list) else None
+    if value.get("content_type") == "text" and isinstance(parts, list):
+        return parts
+    return None
 
 
 def _part(value: Any, field: str, where: str) -> str:
     text = value
     if isinstance(value, dict):
-        text = value.get("value") if value.get("type") == "text" else None
+        if value.get("type") == "text":
+            text = value.get("value")
+        else:
+            text = None
         text = value.get("text", text)
         if isinstance(text, dict):  # of OpenAI's assistants
             text = text.get("value")
     if not isinstance(text, str):
-        kind = value.get("type") if isinstance(value, dict) else None
+        if isinstance(value, dict):
+            kind = value.get("type")
+        else:
+            kind = None
         kind = kind or kind_of(value)
         then = ELSEWHERE.get(kind, "take such records out")
         refuse(where, field, f"is of type {kind}; only parts of text are read, so {then}")
@@ -262,7 +286,9 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
         arguments = json.loads(call["arguments"])
     except (KeyError, TypeError, ValueError):
         return call
-    return {**call, "arguments": arguments} if isinstance(arguments, dict) else call
+    if isinstance(arguments, dict):
+        return {**call, "arguments": arguments}
+    return call
 
 
 def tools_of(record: Record, where: str) -> list[Any] | None:
@@ -305,7 +331,10 @@ def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
     """
     if len(turns) == 1 and turns[0]["role"] == "user" and not tools:
         return text_of(turns[0])
-    parts = [f"tools: {_json(tools)}"] if tools else []
+    if tools:
+        parts = [f"tools: {_json(tools)}"]
+    else:
+        parts = []
     for turn in turns:
         parts.append(f"{turn['role']}: {text_of(turn)}")
     return "\n\n".join(parts)

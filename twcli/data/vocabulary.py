@@ -23,7 +23,9 @@ def default_template(tokenizer: Any) -> str:
     """
     vocabulary = tokenizer.get_vocab()
     tagged = all(tag in vocabulary for tag in TAGS if tag not in SECTION_TAGS)
-    return "chat" if tokenizer.chat_template and not tagged else "tags"
+    if tokenizer.chat_template and not tagged:
+        return "chat"
+    return "tags"
 
 
 def tags_template(tokenizer: Any) -> Template:

@@ -15,7 +15,7 @@ from typing import Any
 from twcli.data.chat import Rendered
 
 # Texts that the target is tokenised behind, where it cannot be behind its own prompt.
-ANCHORS = ("\n", ".", "a", "1")
+ANCHORS: tuple[str, ...] = ("\n", ".", "a", "1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,9 @@ class WholeText:
         """Ids of targets, each of which begins with the text before y, behind text that they do not
         merge with.
         """
-        anchors = ANCHORS if self._adds_space and not self.before_y else (self._after_z, *ANCHORS)
+        anchors = ANCHORS
+        if not self._adds_space or self.before_y:
+            anchors = (self._after_z, *ANCHORS)
         found: list[list[int] | None] = [None] * len(rests)
         for anchor in anchors:
             left = [number for number, ids in enumerate(found) if ids is None]

@@ -225,7 +225,10 @@ def _pooled(
         mean_x.append((sum_x / whole_x.sum(1, keepdim=True).clamp(min=1))[prompt_R])
         last_x.append(hidden[last_x_R1][:, 0])
     features.append(mean_x + last_x)
-    nll = nll_of_pass(model, encoded, rows, layout, final) if scored else None
+    if scored:
+        nll = nll_of_pass(model, encoded, rows, layout, final)
+    else:
+        nll = None
     return tuple(torch.cat(kind, dim=1).cpu().numpy() for kind in features), nll
 
 

@@ -83,7 +83,10 @@ def latent_cards(
     phrases = distinctive_phrases(completions, latent_N[chosen.counted], K)
     cards = []
     for k in range(K):
-        mean = float(probability_N[latent_N == k].mean()) if counts_K[k] else 0.0
+        if counts_K[k]:
+            mean = float(probability_N[latent_N == k].mean())
+        else:
+            mean = 0.0
         typical = chosen.typical[k].tolist()
         cards.append(
             {

@@ -57,7 +57,9 @@ def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int
 
 def beyond_chance(share: float, chance: float) -> float:
     """A share on the scale on which `chance` is 0 and 1 is 1; 0 where chance gives all."""
-    return (share - chance) / (1 - chance) if chance < 1 else 0.0
+    if chance < 1:
+        return (share - chance) / (1 - chance)
+    return 0.0
 
 
 def mutual_information(table: np.ndarray) -> float:

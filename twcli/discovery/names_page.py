@@ -90,7 +90,9 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("Latents", f"{summary['used']} of {summary['latents']} latents in use"),
     ]
-    return [*facts, ("Naming took", summary["took"])] if "took" in summary else facts
+    if "took" in summary:
+        return [*facts, ("Naming took", summary["took"])]
+    return facts
 
 
 def _naming(card: dict[str, Any], names: str) -> dict[str, Any]:
@@ -128,7 +130,9 @@ def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
 
 def _heading(criterion: str) -> str:
     """What a column of the table of numbers of latents is called."""
-    return RIGHT_IF if criterion == "score" else criterion.replace("_", " ")
+    if criterion == "score":
+        return RIGHT_IF
+    return criterion.replace("_", " ")
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
@@ -155,7 +159,9 @@ def _repulsion(value: float | str) -> str:
     """How far completions of one prompt avoid each other's latent."""
     if value == "infinite":
         return "infinite: no latent repeats"
-    return f"{value:.2f} nats a pair" if value else "none: latents may repeat"
+    if value:
+        return f"{value:.2f} nats a pair"
+    return "none: latents may repeat"
 
 
 def _names(summary: dict[str, Any]) -> str:
@@ -208,7 +214,9 @@ def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
         joined = " / ".join(texts[:count])
         if cell_len(joined) <= columns:
             return joined
-    return _fitted(texts[0], columns) if texts else "no phrase sets it apart"
+    if texts:
+        return _fitted(texts[0], columns)
+    return "no phrase sets it apart"
 
 
 def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:

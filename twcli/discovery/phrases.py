@@ -119,7 +119,10 @@ def typical_rows(
         rows = np.flatnonzero(latent_N == k)
         if count < len(rows):  # only what may be among the first is sorted
             rows = rows[unsure_N[rows] <= np.partition(unsure_N[rows], count)[count]]
-        distance = np.zeros(len(rows)) if distance_N is None else distance_N[rows]
+        if distance_N is None:
+            distance = np.zeros(len(rows))
+        else:
+            distance = distance_N[rows]
         found.append(rows[np.lexsort((rows, distance, unsure_N[rows]))][:count])
     return found
 
@@ -353,7 +356,9 @@ def _joined(tokens: Sequence[str]) -> str:
         tight = tight or (_unspaced(before) and _unspaced(token))
         parts.append(token if tight else " " + token)
     text = "".join(parts)
-    return text if len(text) <= MAX_SHOWN else text[: MAX_SHOWN - 1] + "…"
+    if len(text) <= MAX_SHOWN:
+        return text
+    return text[: MAX_SHOWN - 1] + "…"
 
 
 def _unspaced(token: str) -> bool:

@@ -54,7 +54,10 @@ class Probe:
         if self.distinct:
             return predictability(self.points, self.sizes, soft_NK, seed)
         K = soft_NK.shape[1]
-        shares_K = np.full(K, 1 / K) if self.proportions is None else self.proportions
+        if self.proportions is None:
+            shares_K = np.full(K, 1 / K)
+        else:
+            shares_K = self.proportions
         upper_bound = 1 - float((shares_K**2).sum())  # of certain latents with these shares
         rng = np.random.default_rng([seed, 6])
         posterior_NK = out_of_fold(self.points, soft_NK.argmax(1), np.asarray(self.sizes), K, rng)

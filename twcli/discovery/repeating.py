@@ -49,7 +49,10 @@ def searching_seconds(rows: int, latents: int | None) -> float:
         rows: distinct ones of the data.
         latents: K; None where it is to be found.
     """
-    numbers = MOST_LATENTS - 1 if latents is None else BELOW + ABOVE + 1
+    if latents is None:
+        numbers = MOST_LATENTS - 1
+    else:
+        numbers = BELOW + ABOVE + 1
     return SEARCHED_A_ROW * (numbers * min(rows, COUNTED_ROWS) + min(rows, SEARCHED_ROWS))
 
 
@@ -149,7 +152,10 @@ def _numbers(
     prompts = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
     counted_sizes = sizes[: max(prompts, 1)]
     rows = int(counted_sizes.sum())
-    first, last = (2, MOST_LATENTS) if latents is None else (latents - BELOW, latents + ABOVE)
+    if latents is None:
+        first, last = (2, MOST_LATENTS)
+    else:
+        first, last = (latents - BELOW, latents + ABOVE)
     most = min(last, rows // LEAST_ROWS_A_LATENT)
     numbers = list(range(max(first, 2), most + 1))
     if not numbers and latents is None:

@@ -94,7 +94,9 @@ class Rows:
     def groups(self, least: int = 1) -> Groups:
         """Each prompt's rows, where it has `least` of them."""
         groups = Groups(self.rows, np.cumsum(self.sizes) - self.sizes, self.sizes)
-        return groups if least <= 1 else groups[self.sizes >= least]
+        if least <= 1:
+            return groups
+        return groups[self.sizes >= least]
 
     def chunks(self) -> Groups:
         """Each prompt's rows, at most `CHUNK_ROWS` together: a prompt with thousands of completions

@@ -71,7 +71,8 @@ def run_score(
     Args:
         weight_N: how often each record counts; None for once.
     """
-    weight_N = np.ones(len(records.gain)) if weight_N is None else weight_N
+    if weight_N is None:
+        weight_N = np.ones(len(records.gain))
     share = ratio(weight_N @ records.predicted, weight_N @ records.upper_bound)
     if share is None:
         return None
@@ -107,4 +108,6 @@ def ratio(numerator: float | np.ndarray, denominator: float | np.ndarray) -> flo
     Args:
         numerator, denominator: floats, or arrays of shape ().
     """
-    return float(numerator / denominator) if denominator else None
+    if denominator:
+        return float(numerator / denominator)
+    return None

@@ -62,7 +62,9 @@ class StoredFeatures:
         rows = distinct_rows(encoded)
         wanted = (feature_fingerprint(fingerprint) for fingerprint in fingerprints)
         store = find_features(files, wanted, encoded.row_hash[rows])
-        return None if store is None else cls(store, rows, encoded.target_lengths)
+        if store is None:
+            return None
+        return cls(store, rows, encoded.target_lengths)
 
     def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
         """As `features.embed_rows`."""

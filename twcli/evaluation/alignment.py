@@ -231,7 +231,9 @@ def ari(table_KC: np.ndarray) -> float | None:
     columns = _pairs(table_KC.sum(0))
     expected = rows * columns / (total * (total - 1) / 2)
     highest = (rows + columns) / 2
-    return (pairs - expected) / (highest - expected) if highest != expected else 1.0
+    if highest != expected:
+        return (pairs - expected) / (highest - expected)
+    return 1.0
 
 
 def _pairs(counts: np.ndarray) -> float:

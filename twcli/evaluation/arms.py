@@ -186,7 +186,10 @@ def figures_of(
         result["temperatures"] = {}
         for name in judged.every:
             if name.startswith(f"{FROZEN} "):
-                curve = None if passed is None else sampling.mean(passed[name])[ks - 1]
+                if passed is None:
+                    curve = None
+                else:
+                    curve = sampling.mean(passed[name])[ks - 1]
                 result["temperatures"][name.split()[1]] = _numbers(curve)
     result["judged_prompts"] = None
     if passed is not None:
@@ -258,11 +261,15 @@ def _at_powers(means: Tables, resampled: Tables, name: str, ks: np.ndarray) -> d
     for key in ("pass_at_k", "strategies_at_k", "distinct_at_k"):
         mean = means.get((key, name))
         drawn = resampled.get((key, name))
-        at = ks - 1 if key == "pass_at_k" else np.arange(len(ks))
+        if key == "pass_at_k":
+            at = ks - 1
+        else:
+            at = np.arange(len(ks))
         result[key] = _numbers(None if mean is None else mean[at])
-        result[f"{key}_ci"] = (
-            None if drawn is None else [sampling.interval(drawn[:, column]) for column in at]
-        )
+        if drawn is None:
+            result[f"{key}_ci"] = None
+        else:
+            result[f"{key}_ci"] = [sampling.interval(drawn[:, column]) for column in at]
     return result
 
 

@@ -304,7 +304,10 @@ def _diversity(
     say: Callable[[str], None],
 ) -> dict[str, dict[str, Any]]:
     """Figures without a judge, each a mean over prompts, but for BLEU."""
-    features = _embedded(arms, xs, some, frozen, config) if frozen else {}
+    if frozen:
+        features = _embedded(arms, xs, some, frozen, config)
+    else:
+        features = {}
     result: dict[str, dict[str, Any]] = {}
     for name, arm in arms.items():
         samples = [arm.samples[p] for p in some]
@@ -365,4 +368,6 @@ def _embedded(
 def _mean(values: Sequence[float]) -> float | None:
     """Of those that are finite; None where none is."""
     known = [value for value in values if np.isfinite(value)]
-    return float(np.mean(known)) if known else None
+    if known:
+        return float(np.mean(known))
+    return None

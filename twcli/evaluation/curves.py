@@ -124,11 +124,10 @@ def _diversity(arms: dict[str, Any]) -> dict[str, Any]:
     measured = [arm["diversity"] for arm in arms.values()]
     names = [name for name in DIVERSITY if any(of[name] is not None for of in measured)]
     data = [of["reference_bleu_data"] for of in measured]
-    note = (
-        f" The data's own completions have a leave-one-out BLEU of {data[0]:.1f}."
-        if data and data[0] is not None
-        else ""
-    )
+    if data and data[0] is not None:
+        note = f" The data's own completions have a leave-one-out BLEU of {data[0]:.1f}."
+    else:
+        note = ""
     return {
         "id": "diversity",
         "caption": "Diversity: higher is more varied, but for self_bleu. vendi is an effective "

@@ -28,7 +28,9 @@ def distinct_n(texts: Sequence[str], n: int) -> float:
     for text in texts:
         words = WORD.findall(text)
         grams += [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
-    return len(set(grams)) / len(grams) if grams else float("nan")
+    if grams:
+        return len(set(grams)) / len(grams)
+    return float("nan")
 
 
 def vendi_score(features_NH: np.ndarray) -> float:
@@ -61,7 +63,9 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> float | None:
                 [texts[number] for texts in those], [_without(texts, number) for texts in those]
             )
         )
-    return float(np.mean(scores)) if scores else None
+    if scores:
+        return float(np.mean(scores))
+    return None
 
 
 def reference_bleu(

@@ -99,7 +99,10 @@ def training_evidence(setup: Setup) -> dict[str, Any]:
     if not (latent_N >= 0).any():
         return evidence
     naming = setup.naming
-    probability_N = np.ones(len(latent_N)) if naming is None else naming.probability_N
+    if naming is None:
+        probability_N = np.ones(len(latent_N))
+    else:
+        probability_N = naming.probability_N
     latents = setup.model.latents
     distinct = Rows.of(encoded).rows
     if naming is not None:

@@ -103,7 +103,10 @@ def _carried_out(
     prompt_F = np.searchsorted(prompts, frozen.prompts)
     count = len(prompts)
     known = [label for label in labels if label is not None]
-    share = sum(label == strategy for label in known) / len(known) if known else 0.0
+    if known:
+        share = sum(label == strategy for label in known) / len(known)
+    else:
+        share = 0.0
 
     def per_prompt(prompts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         return np.bincount(prompts, chosen.astype(float), minlength=count)

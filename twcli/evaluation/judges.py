@@ -84,7 +84,10 @@ class Judge:
         if pairs and all(verdict is None for verdict in result):
             y = pairs[0][1]
             reason = str(found[pairs[0]])
-            hint = f"; {VERDICT}" if reason.startswith(("raised", "returned")) else ""
+            if reason.startswith(("raised", "returned")):
+                hint = f"; {VERDICT}"
+            else:
+                hint = ""
             raise UserError(f"--judge {self.name}: {reason} on y {y[:60]!r}{hint}")
         return result
 

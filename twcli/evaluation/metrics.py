@@ -184,7 +184,10 @@ def _likelihood_figures(
     def figures(weight_N: np.ndarray) -> Figures:
         total = weight_N.sum()
         marginal = float(weight_N @ marginal_N / total)
-        frozen = None if frozen_N is None else float(weight_N @ frozen_N / total)
+        if frozen_N is None:
+            frozen = None
+        else:
+            frozen = float(weight_N @ frozen_N / total)
         return {
             "frozen_nll": frozen,
             "marginal_nll": marginal,

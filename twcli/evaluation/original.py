@@ -141,7 +141,10 @@ def _probe(inputs: EvalInputs, opened: Inputs, varlen: bool) -> Probe | None:
     """Completions that the run is scored by, as its training saw its naming."""
     config = inputs.config
     naming = inputs.run.read_naming()
-    shares = np.asarray(naming["proportions"], float) if "proportions" in naming else None
+    if "proportions" in naming:
+        shares = np.asarray(naming["proportions"], float)
+    else:
+        shares = None
     features = ModelSource(
         opened.model, opened.encoder, opened.encoded, config.batch_tokens, varlen
     )

@@ -152,7 +152,10 @@ def runs_page(
     sentence = f"{len(results)} runs."
     if best is not None:
         sentence = f"Best by the score: {best}. {results[best]['verdict']['sentence']}"
-    kind = results[best]["verdict"]["kind"] if best is not None else "unknown"
+    if best is not None:
+        kind = results[best]["verdict"]["kind"]
+    else:
+        kind = "unknown"
     names = ("mean", "lowest", "highest")
     return _page(
         settings,
@@ -337,7 +340,10 @@ def _sampling_rows(sampling: dict[str, Any] | None) -> list[list[str]]:
         if not even[key] or even[key][-1] is None:
             continue
         ends = even[f"{key}_ci"][-1]
-        before = frozen[key][-1] if frozen and frozen[key] else None
+        if frozen and frozen[key]:
+            before = frozen[key][-1]
+        else:
+            before = None
         rows.append(
             [
                 f"{name} {sampling['k'][-1]} samples",
@@ -380,13 +386,18 @@ def _information_row(posterior: dict[str, Any], latents: int) -> list[str]:
 def _cards(result: dict[str, Any], evidence: dict[str, Any], about: About) -> list[dict[str, Any]]:
     """Each latent with its name, what became of it, and where it is named."""
     failed = result["verdict"]["kind"] == "failed"  # at chance a mapping says nothing
-    mapping = {} if failed else result["alignment"]["mapping"] or {}
+    mapping: dict[str, str] = {}
+    if not failed:
+        mapping = result["alignment"]["mapping"] or {}
     retained = {entry["latent"]: entry for entry in result["retention"] or ()}
     cards = []
     for card in evidence.get("latent_cards", ()):
         k = card["latent"]
         name = about.names.get(k) or mapping.get(str(k))
-        facts = _against(retained[k]) if k in retained else []
+        if k in retained:
+            facts = _against(retained[k])
+        else:
+            facts = []
         cards.append(card | {"name": name, "facts": facts, "rename": _rename(k, about)})
     return cards
 
@@ -430,7 +441,10 @@ def _against(entry: dict[str, Any]) -> list[dict[str, Any]]:
     ):
         if entry.get(key) is not None:
             before = entry[f"frozen_{key}"]
-            original = "" if before is None else f"original {share(before)}{of_what}"
+            if before is None:
+                original = ""
+            else:
+                original = f"original {share(before)}{of_what}"
             fact = {"name": name, "ours": share(entry[key]), "original": original, "worse": False}
             facts.append(fact)
     return facts

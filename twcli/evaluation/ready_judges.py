@@ -170,7 +170,10 @@ def _regex_judge(name: str, pattern: str, config: EvalConfig) -> Judge:
 
     def judge(x: str, y: str) -> Verdict:
         found = [None, *compiled.finditer(y)][-1]
-        strategy = found["strategy"] if found and "strategy" in groups else None
+        if found and "strategy" in groups:
+            strategy = found["strategy"]
+        else:
+            strategy = None
         if "answer" in groups:
             said = found["answer"] if found else None
             right = said is not None and any(is_exact(said, a) for a in references[x].answers)
@@ -276,7 +279,10 @@ def _run(words: list[str], sent: bytes, seconds: float) -> bytes:
         if process.returncode:
             errors.seek(0)
             said = errors.read(MOST_OUTPUT).decode(errors="replace").strip().splitlines()
-            last = said[-1][:200] if said else "it said nothing"
+            if said:
+                last = said[-1][:200]
+            else:
+                last = "it said nothing"
             raise NoVerdict(f"ended with code {process.returncode}: {last}")
         return written
 

@@ -94,7 +94,10 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         if value is None:
             yield section or "", key, "-", "", _why_null(result, section, key)
             continue
-        interval = "" if key in COUNTS else _interval(holder.get(f"{key}_ci"), value)
+        if key in COUNTS:
+            interval = ""
+        else:
+            interval = _interval(holder.get(f"{key}_ci"), value)
         if key == "gain":
             note += f" of log-likelihood ({'better' if value >= 0 else 'worse'})"
         yield section or "", key, _number(value), interval, note
@@ -104,7 +107,10 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
 def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
     """What became of each latent's completions, nats an example."""
     found = {entry["latent"]: entry for entry in result.get("retention") or ()}
-    why = NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_RECORDS
+    if result["likelihood"]["frozen_nll"] is None:
+        why = NO_FROZEN
+    else:
+        why = NO_RECORDS
     for latent in range(result["latents"]):
         entry = found.get(latent)
         key = f"z{latent}"
@@ -125,14 +131,18 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
 
 def _before(value: float | None) -> str:
     """What a figure was before training, in brackets."""
-    return "" if value is None else f" (before {value:.0%})"
+    if value is None:
+        return ""
+    return f" (before {value:.0%})"
 
 
 def _number(value: Any) -> str:
     """As tables have it: three decimals, or yes and no."""
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    return str(value)
 
 
 def _interval(ci: Sequence[float] | None, value: float) -> str:
@@ -154,9 +164,13 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     if key in ("frozen_nll", "gain"):
         return NO_FROZEN
     if key == "score":
-        return NO_FROZEN if result["likelihood"]["frozen_nll"] is None else NO_SEVERAL
+        if result["likelihood"]["frozen_nll"] is None:
+            return NO_FROZEN
+        return NO_SEVERAL
     if key == "answer_accuracy":
-        return NO_JUDGE if result.get("judge") is None else "the judge returned no correctness"
+        if result.get("judge") is None:
+            return NO_JUDGE
+        return "the judge returned no correctness"
     if alignment["nmi"] is None:
         return NO_LABELS
     if (
@@ -164,7 +178,9 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
         or alignment["coverage_mean"] is not None
     ):
         return NO_SPLIT
-    return NO_JUDGE if result.get("judge") is None else NO_NAMES
+    if result.get("judge") is None:
+        return NO_JUDGE
+    return NO_NAMES
 
 
 def render_table(result: dict[str, Any], everything: bool = False) -> Table:
@@ -236,7 +252,10 @@ def verdict_lines(
     verdict = result["verdict"]
     after = []
     if result["alignment"]["nmi"] is None and result.get("judge") is None:
-        there = f"; there is {', '.join(others)}" if others else ""
+        if others:
+            there = f"; there is {', '.join(others)}"
+        else:
+            there = ""
         after.append(
             f"What a latent means is not measured: no field '{labels}' in the records and no "
             f"--judge (--strategy-field names another field{there})."
@@ -250,7 +269,10 @@ def render_inspection(found: dict[str, Any]) -> str:
     Args:
         found: of `commands.inspection.inspect`.
     """
-    lines = _cache_lines(found) if found["kind"] == "cache" else _run_lines(found)
+    if found["kind"] == "cache":
+        lines = _cache_lines(found)
+    else:
+        lines = _run_lines(found)
     if found["problems"] is not None:
         lines += found["problems"] or ["verified: every checksum matches"]
     return "\n".join(lines)
@@ -298,7 +320,10 @@ def _histogram_lines(bins: Sequence[dict[str, float]]) -> list[str]:
     lines = []
     for number, part in enumerate(bins):
         is_last = number + 1 == len(bins)
-        upper = "up" if is_last else f"to {bins[number + 1]['from']:g}"
+        if is_last:
+            upper = "up"
+        else:
+            upper = f"to {bins[number + 1]['from']:g}"
         bar = "#" * round(BAR_COLUMNS * part["tokens"])
         lines.append(
             f"     {part['from']:>5g} {upper:<7} {bar:<{BAR_COLUMNS}} {part['tokens']:6.1%} of "
@@ -375,4 +400,6 @@ def _diagnostic_lines(last: dict[str, Any]) -> list[str]:
 
 def _if_known(text: str, value: float | None) -> str:
     """The text with the value in it, empty where there is none."""
-    return "" if value is None else text.format(value)
+    if value is None:
+        return ""
+    return text.format(value)

@@ -174,7 +174,10 @@ def kinds(draws: Draws, kind: np.ndarray, prompts: int, strata: int, ks: np.ndar
     entries, entry = np.unique(pairs, axis=0, return_inverse=True)
     prompt_E = entries[:, 0]
     hits = _table(entry.reshape(-1), draws.strata[known], (len(entries), strata))
-    order = None if draws.order is None else draws.order[prompt_E]
+    if draws.order is None:
+        order = None
+    else:
+        order = draws.order[prompt_E]
     result = np.empty((prompts, len(ks)))
     nothing = np.zeros_like(total)
     for column, k in enumerate(ks.tolist()):
@@ -284,7 +287,10 @@ class Mixture:
         used = np.argsort(-(self.weights @ frequencies), kind="stable")[:latents]
         right_CS = (1 - astray_C1) * self.accuracies[:, used]
         fails_CS = 1 - right_CS - astray_C1 * self.accuracies[:, -1:]
-        order = proportional_order(frequencies[:, used], samples) if by_frequency else None
+        if by_frequency:
+            order = proportional_order(frequencies[:, used], samples)
+        else:
+            order = None
         curve = []
         for k in range(1, samples + 1):
             if order is None:

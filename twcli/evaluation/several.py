@@ -50,7 +50,9 @@ def _value(result: dict[str, Any], section: str, key: str) -> float | None:
         gains = {f"z{entry['latent']}": entry["gain"] for entry in result["retention"] or []}
         return gains.get(key)
     value = (result[section] if section else result)[key]
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, int | float):
+        return float(value)
+    return None
 
 
 def render_comparison(compared: dict[str, Any]) -> Table:

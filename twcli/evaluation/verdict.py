@@ -159,7 +159,9 @@ def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
     high = posterior["mutual_information"]
     if posterior["mutual_information_ci"]:
         _, high = posterior["mutual_information_ci"]
-    return "failed" if high < INFORMED * math.log(latents) else "unknown"
+    if high < INFORMED * math.log(latents):
+        return "failed"
+    return "unknown"
 
 
 def _unsteady(entry: dict[str, Any]) -> bool:

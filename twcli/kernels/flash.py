@@ -27,7 +27,9 @@ LARGEST_HEAD, MULTIPLE, AMPERE = 256, 8, (8, 0)  # limits of the kernels
 def dtype_of(model: PreTrainedModel) -> torch.dtype:
     """The dtype of the model's matrix products."""
     device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return model.dtype
 
 
 def head_size(model: PreTrainedModel) -> int:

@@ -62,7 +62,10 @@ def scaled(model: PreTrainedModel, logits: torch.Tensor) -> torch.Tensor:
             logits = logits * scale
     for name in DIVISORS:
         if scale := getattr(config, name, None):
-            logits = logits * scale if config.model_type in MULTIPLIED else logits / scale
+            if config.model_type in MULTIPLIED:
+                logits = logits * scale
+            else:
+                logits = logits / scale
     for name in CAPS:
         if cap := getattr(config, name, None):
             logits = cap * torch.tanh(logits / cap)
@@ -144,12 +147,18 @@ def _nll_by_blocks(
     of_target = torch.empty(0)
     for first in range(0, len(head.weight), BLOCK_WORDS):
         words = slice(first, first + BLOCK_WORDS)
-        bias = None if head.bias is None else head.bias[words]
+        if head.bias is None:
+            bias = None
+        else:
+            bias = head.bias[words]
         logits = scaled(model, linear(hidden, head.weight[words], bias))
         block = at_least_float32(logits)
         inside = targets - first
         found = block.gather(1, inside.clamp(0, block.shape[1] - 1)[:, None])[:, 0]
-        of_target = torch.where(inside >= 0, found, of_target) if first else found
+        if first:
+            of_target = torch.where(inside >= 0, found, of_target)
+        else:
+            of_target = found
         log_sums.append(_logsumexp_in_place(block))
     return torch.logsumexp(torch.stack(log_sums), dim=0) - of_target
 

@@ -113,7 +113,10 @@ def fast_linear(model: nn.Module, *, pack: bool = False) -> Iterator[None]:
     )
     pack = pack and sum(layer.weight.numel() for layer in layers) <= MOST_PACKED
     for layer in layers:
-        packed = _packed(layer.weight) if pack and _usable(layer.weight.dtype) else None
+        if pack and _usable(layer.weight.dtype):
+            packed = _packed(layer.weight)
+        else:
+            packed = None
         layer.forward = partial(_forward, layer, packed)
     try:
         yield

@@ -45,7 +45,9 @@ DENSE = 0.95  # share of real tokens above which keeping the padding costs less 
 
 def tokens_computed(real: int, padded: int) -> int:
     """Tokens that go through the model in a packed pass: `real`, or `padded` with padding."""
-    return real if real < DENSE * padded else padded
+    if real < DENSE * padded:
+        return real
+    return padded
 
 
 class _Rows(torch.autograd.Function):
@@ -175,7 +177,9 @@ class Packed:
 
     def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
         """(R, ..) of (N, ..), or all of it where padding is kept."""
-        return x_N if self.padding is None else x_N[self.padding.real_R]
+        if self.padding is None:
+            return x_N
+        return x_N[self.padding.real_R]
 
     @cached_property
     def one_to_one(self) -> bool:
@@ -228,7 +232,10 @@ class Packed:
     ) -> torch.Tensor:
         """As `attend`, with padding: (1, N, A, D) from (1, A, N, D)."""
         (G, P), (B, C, Q) = self.prompt_GP.shape, self.branch_BCQ.shape
-        pieces = (B, C * Q) if self.execution == TREE else (B * C, Q)
+        if self.execution == TREE:
+            pieces = (B, C * Q)
+        else:
+            pieces = (B * C, Q)
 
         def parted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # One split: its backward pass concatenates two pieces, that of two slices would add two
@@ -383,8 +390,13 @@ def window_of(model: PreTrainedModel) -> int | None:
     """
     config = model.config.get_text_config()
     kinds = getattr(config, "layer_types", None)
-    sliding = "sliding_attention" in kinds if kinds else getattr(config, "use_sliding_window", True)
-    return getattr(config, "sliding_window", None) if sliding else None
+    if kinds:
+        sliding = "sliding_attention" in kinds
+    else:
+        sliding = getattr(config, "use_sliding_window", True)
+    if sliding:
+        return getattr(config, "sliding_window", None)
+    return None
 
 
 def linear_weights(model: PreTrainedModel) -> list[torch.Tensor]:

@@ -127,7 +127,10 @@ class Groups:
                 taken(key, group.key_BT),
                 taken(value, group.key_BT),
             )
-            mask = None if group.mask is None else group.mask.to(query.dtype)
+            if group.mask is None:
+                mask = None
+            else:
+                mask = group.mask.to(query.dtype)
             output = F.scaled_dot_product_attention(
                 *tensors, attn_mask=mask, is_causal=mask is None, scale=scale
             )

@@ -32,4 +32,6 @@ def why_not(way: str, difference: Callable[[], float], most: float, of: str) -> 
     except FAILURES as error:
         return f"{way} fails: {first_line(error)}"
     # the comparison is False for NaN
-    return None if apart <= most else f"{way} differs by {apart:.1e} {of}"
+    if apart <= most:
+        return None
+    return f"{way} differs by {apart:.1e} {of}"

@@ -138,7 +138,10 @@ def _too_long(encoder: ExampleEncoder, encoded: Encoded) -> dict[str, Any]:
     """What was done with rows that are too long, and the tokens that they were counted with."""
     if not encoded.too_long:
         return {}
-    several = {"latent_tokens": encoder.latent_tokens} if encoder.latent_tokens > 1 else {}
+    if encoder.latent_tokens > 1:
+        several = {"latent_tokens": encoder.latent_tokens}
+    else:
+        several = {}
     return several | {"too_long": encoded.too_long}
 
 

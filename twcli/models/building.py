@@ -128,7 +128,10 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
     def difference(form: str) -> float:
         model.execution = form
         loss = _probe(model(batch))
-        gradient = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        if parameters:
+            gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
+        else:
+            gradient = ()
         seen[form] = loss.detach(), gradient
         return _difference(seen[form], seen[PLAIN])
 

@@ -124,7 +124,10 @@ def export_card(
     base = public_place(config.model)
     example = names.get(latents - 1, str(latents - 1))
     named = "; names were given by hand" if names else ", and none was given a name"
-    value = f'"{example}"' if example in names.values() else example
+    if example in names.values():
+        value = f'"{example}"'
+    else:
+        value = example
     return f"""{_metadata(usage.library, base_model=config.model if on_hub else None)}
 
 # A model with {latents} latent strategies

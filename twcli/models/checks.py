@@ -96,7 +96,8 @@ def _probe(
     batch may not share a pass with the row, it has no padding.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limit = limit if isinstance(limit, int) and limit > 0 else PROBE_TOKENS + PROBE_PADS
+    if not isinstance(limit, int) or limit <= 0:
+        limit = PROBE_TOKENS + PROBE_PADS
     T = min(PROBE_TOKENS, limit)
     longest = min(PROBE_TOKENS + PROBE_PADS, limit)
     rows = model.get_input_embeddings().num_embeddings

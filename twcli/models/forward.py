@@ -159,12 +159,18 @@ def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[n
     batches = cut(batch_tokens)
     if not 2 < len(batches) <= FEW:
         return batches
-    count = 4 if len(batches) <= 4 else -(-len(batches) // MOST_WORKERS) * MOST_WORKERS
+    if len(batches) <= 4:
+        count = 4
+    else:
+        count = -(-len(batches) // MOST_WORKERS) * MOST_WORKERS
     least = 1
     most = batch_tokens
     while least < most:  # the smallest budget that gives at most `count` batches
         middle = (least + most) // 2
-        least, most = (least, middle) if len(cut(middle)) <= count else (middle + 1, most)
+        if len(cut(middle)) <= count:
+            least, most = (least, middle)
+        else:
+            least, most = (middle + 1, most)
     return cut(most)
 
 

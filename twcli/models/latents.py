@@ -157,9 +157,15 @@ class LatentModel(nn.Module):
         self.execution = PLAIN
         self.pass_lengths = pass_lengths(backbone)
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
-        self.reader = copy.deepcopy(body_of(backbone)) if posterior == "separate" else None
+        if posterior == "separate":
+            self.reader: nn.Module | None = copy.deepcopy(body_of(backbone))
+        else:
+            self.reader = None
         hidden_size = backbone.get_input_embeddings().weight.shape[1]
-        self.head = None if posterior == "exact" else PosteriorHead(hidden_size, len(latent_ids))
+        if posterior == "exact":
+            self.head = None
+        else:
+            self.head = PosteriorHead(hidden_size, len(latent_ids))
 
     @property
     def latents(self) -> int:
@@ -295,9 +301,10 @@ class LatentModel(nn.Module):
         """log q(z|x,y) (B, K) from the hidden states `plain` of the z-free sequence; if None, they
         are computed, by the separate posterior model if there is one.
         """
-        logits_BK = (
-            self.posterior_logits(batch) if plain is None else self._posterior_logits(plain, batch)
-        )
+        if plain is None:
+            logits_BK = self.posterior_logits(batch)
+        else:
+            logits_BK = self._posterior_logits(plain, batch)
         return torch.log_softmax(logits_BK, dim=-1)
 
     def _may_prune(self, batch: Batch) -> bool:
@@ -359,7 +366,9 @@ class LatentModel(nn.Module):
         everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(
             len(batch.rows_B), -1
         )
-        return everything if latent_B is None else latent_B[:, None]
+        if latent_B is None:
+            return everything
+        return latent_B[:, None]
 
     def _forward_z_free(self, model: PreTrainedModel, batch: Batch) -> Read:
         """The pass over the records without latents, which the posterior and b_t read."""
@@ -378,7 +387,10 @@ class LatentModel(nn.Module):
             if z_free and latent_BC is not None:  # they may be of different classes
                 branches, _ = self._forward(model, batch, latent_BC, z_free=False)
                 return branches, self._forward_z_free(model, batch)
-        ids_BCL = None if latent_BC is None else self._spelled_out(batch, latent_BC)
+        if latent_BC is None:
+            ids_BCL = None
+        else:
+            ids_BCL = self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
         # The first column in which sequences of a prompt may differ: the latent section, or the
         # prediction of y if that comes first in the template.

@@ -367,7 +367,9 @@ def _tokenizer_place(source: str) -> tuple[str, dict[str, str]]:
     if adapter is None or adapter.beside_its_model:
         return _placed(source)
     own = any((adapter.folder / name).is_file() for name in TOKENIZER_FILES)
-    return (str(adapter.folder), {}) if own else _placed(adapter.base)
+    if own:
+        return (str(adapter.folder), {})
+    return _placed(adapter.base)
 
 
 def _placed(source: str) -> tuple[str, dict[str, str]]:

@@ -92,7 +92,10 @@ def tune_allocator(*, keep: bool) -> None:
     small step's time on a CPU. Kept memory becomes fragmented, though, so commands that must stay
     small return it.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    else:
+        mallopt = None
     if mallopt is not None:
         mallopt(M_MMAP_THRESHOLD, 2**25 if keep else 2**17)
         mallopt(M_TRIM_THRESHOLD, 2**30 if keep else 2**17)
@@ -118,7 +121,10 @@ def core_by_core(
         alone: run the calls one after another, for a `call` that is not thread-safe.
     """
     threads = torch.get_num_threads()
-    workers = 1 if alone else min(most_at_once(device), len(items))
+    if alone:
+        workers = 1
+    else:
+        workers = min(most_at_once(device), len(items))
     if workers <= 1:
         yield from map(call, items)
         return

@@ -71,7 +71,10 @@ class Request:
     @property
     def shown(self) -> str:
         """The prompt, shortened, for messages."""
-        text = self.prompt if self.messages is None else self.messages[-1].get("content")
+        if self.messages is None:
+            text = self.prompt
+        else:
+            text = self.messages[-1].get("content")
         return repr((text or "")[:60])
 
 
@@ -113,7 +116,10 @@ def _api_turns(turns: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
                 unanswered.append(id)
                 count += 1
         elif turn["role"] == "tool":
-            answered = unanswered.pop(0) if unanswered else f"call{count:05d}"
+            if unanswered:
+                answered = unanswered.pop(0)
+            else:
+                answered = f"call{count:05d}"
             turn.setdefault("tool_call_id", answered)
             if not isinstance(turn.get("content"), str):
                 turn["content"] = json.dumps(turn.get("content"), ensure_ascii=False)
@@ -148,7 +154,10 @@ class Server:
             raise UserError(f"--server {url}: give a URL such as http://localhost:8000")
         self.url = url
         self.model = model
-        base = url if parts.path.strip("/") else url.rstrip("/") + "/v1"
+        if parts.path.strip("/"):
+            base = url
+        else:
+            base = url.rstrip("/") + "/v1"
         self._client = openai.AsyncOpenAI(
             base_url=base,
             api_key=os.environ.get("OPENAI_API_KEY", "none"),
@@ -203,7 +212,10 @@ class Server:
             names = []
         if len(names) == 1:
             return names[0]
-        has = f"has {len(names)} models" if names else "does not say which models it has"
+        if names:
+            has = f"has {len(names)} models"
+        else:
+            has = "does not say which models it has"
         raise UserError(f"--server {self.url}: {has}; give --served-model with the name of the one")
 
     async def refuses(self, request: Request) -> bool:
@@ -379,7 +391,9 @@ async def _all(
                 )
                 for task in done:
                     task.result()
-            return [task.result() for task in tasks] if not waiting else []
+            if not waiting:
+                return [task.result() for task in tasks]
+            return []
         finally:
             await end_all(tasks)
 

@@ -31,7 +31,9 @@ def shard(model: LatentModel, processes: int) -> None:
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     """The plain tensor, of the same shape (..), gathered from all processes if it is sharded."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    if isinstance(tensor, DTensor):
+        return tensor.full_tensor()
+    return tensor
 
 
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:

@@ -267,7 +267,9 @@ def _log_ticks(low: float, high: float) -> list[float]:
     lowest = math.floor(math.log10(low))
     highest = math.ceil(math.log10(high))
     powers = range(lowest, highest + 1)
-    by = (1, 2, 5) if len(powers) <= 3 else (1,)
+    by: tuple[int, ...] = (1,)
+    if len(powers) <= 3:
+        by = (1, 2, 5)
     found = [round(m * 10.0**power, 12) for power in powers for m in by]
     return [value for value in found if low <= value <= high] or [low, high]
 

@@ -12,7 +12,9 @@ JOINERS = "\u200c\u200d"  # the only invisible characters that belong to words
 def cut(text: str, most: int = MAX_TEXT) -> str:
     """The text without what cannot be seen, new lines kept, with an ellipsis where it is cut."""
     text = visible(str(text))
-    return text if len(text) <= most else text[:most].rstrip() + "…"
+    if len(text) <= most:
+        return text
+    return text[:most].rstrip() + "…"
 
 
 def visible(text: str) -> str:
@@ -29,14 +31,18 @@ def visible(text: str) -> str:
 def share(value: float) -> str:
     """A part of 1 in percent; small parts with a decimal."""
     percent = 100 * value
-    return f"{percent:.1f} %" if 0 < percent < 9.95 else f"{percent:.0f} %"
+    if 0 < percent < 9.95:
+        return f"{percent:.1f} %"
+    return f"{percent:.0f} %"
 
 
 def number(value: float | str | None, digits: int = 2) -> str:
     """A dash where it is not known."""
     if value is None:
         return "-"
-    return visible(str(value)) if isinstance(value, str | int) else f"{value:.{digits}f}"
+    if isinstance(value, str | int):
+        return visible(str(value))
+    return f"{value:.{digits}f}"
 
 
 def interval(ends: list[float] | tuple[float, float] | None, digits: int = 2) -> str:

@@ -127,7 +127,9 @@ class CacheWriter:
     @property
     def missing(self) -> list[range]:
         """Row ranges of at most `shard_rows` that are still to be written, ascending."""
-        return [] if self._published else self._shard_folder.missing(self.shard_rows)
+        if self._published:
+            return []
+        return self._shard_folder.missing(self.shard_rows)
 
     def write(self, rows: range, nll: np.ndarray) -> None:
         """Stores b_t of `rows` durably.

@@ -117,7 +117,10 @@ class FeatureStore:
         in_order = np.array_equal(rows, ordered)
         values = {}
         for name, columns in columns_of(self.widths).items():
-            found = half[:, columns] if in_order else half[back, columns]
+            if in_order:
+                found = half[:, columns]
+            else:
+                found = half[back, columns]
             values[name] = found.astype(np.float32)
         return values
 
@@ -142,7 +145,9 @@ class FeatureStore:
         """
         problem = trailer_problem(self._check_open())
         damaged = damaged_places(self._columns.values())
-        return [problem, *damaged] if problem else damaged
+        if problem:
+            return [problem, *damaged]
+        return damaged
 
     def close(self) -> None:
         """Closes the file; later calls raise ValueError."""

@@ -127,7 +127,9 @@ class FeatureWriter:
     @property
     def missing(self) -> list[range]:
         """Row ranges of at most `shard_rows` that are still to be written, ascending."""
-        return [] if self._published else self._shard_folder.missing(self.shard_rows)
+        if self._published:
+            return []
+        return self._shard_folder.missing(self.shard_rows)
 
     def write(self, rows: range, values: dict[str, np.ndarray]) -> None:
         """Stores the features of `rows` durably.

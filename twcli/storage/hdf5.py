@@ -357,7 +357,10 @@ def check_made_from(
     """
     different = first_difference(stored, json.loads(to_json(expected)))
     row = _first_other_row(hashes, row_hash)
-    where = "" if row is None else f"; the first row that differs is line {row + 1} of the data"
+    if row is None:
+        where = ""
+    else:
+        where = f"; the first row that differs is line {row + 1} of the data"
     if different:
         name, made, wanted = different
         raise UserError(

@@ -48,8 +48,10 @@ def has(name: str, kind: str) -> bool:
     from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
 
     try:
-        ask = HfApi().model_info if kind == "model" else HfApi().dataset_info
-        ask(name, timeout=SECONDS)
+        if kind == "model":
+            HfApi().model_info(name, timeout=SECONDS)
+        else:
+            HfApi().dataset_info(name, timeout=SECONDS)
     except GatedRepoError as error:
         raise UserError(
             f"{name}: the hub gives it only to those who were granted access; ask for it there, "

@@ -90,10 +90,15 @@ class RunFolder:
         file = self.model / TEMPLATE
         if file.is_file():
             return str(file)
-        asked = self.read_config().template if self.config_file.is_file() else "tags"
+        if self.config_file.is_file():
+            asked = self.read_config().template
+        else:
+            asked = "tags"
         # The run's own copy: it has the variables of the training, and is there when another
         # version of the model is not.
-        return str(self.model / CHAT_TEMPLATE) if asked != "tags" else asked
+        if asked != "tags":
+            return str(self.model / CHAT_TEMPLATE)
+        return asked
 
     @property
     def done(self) -> bool:
@@ -156,7 +161,10 @@ class RunFolder:
             if not config.overwrite:
                 self._check_same(config)
             return
-        names = [file.name for file in self.path.iterdir()] if self.path.is_dir() else []
+        if self.path.is_dir():
+            names = [file.name for file in self.path.iterdir()]
+        else:
+            names = []
         strangers = [name for name in names if name != LOCK and name not in self._own()]
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
@@ -257,7 +265,10 @@ class RunFolder:
         """
         # read before the metrics, since that file only grows
         newest = self.checkpoints.newest_content()
-        data = self.metrics_file.read_bytes() if self.metrics_file.is_file() else b""
+        if self.metrics_file.is_file():
+            data = self.metrics_file.read_bytes()
+        else:
+            data = b""
         lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
         metrics: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):

@@ -293,7 +293,10 @@ class Shards:
         )
         lines = self._manifest()
         if lines and lines[0] != self.header:
-            self.stale = lines[0] if isinstance(lines[0], dict) else {}
+            if isinstance(lines[0], dict):
+                self.stale = lines[0]
+            else:
+                self.stale = {}
         elif lines:
             self.published = PUBLISHED in lines and self.target.exists()
             self._keep_valid(lines[1:])

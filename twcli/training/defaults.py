@@ -36,7 +36,10 @@ class Length:
     records: int
 
     def __str__(self) -> str:
-        passes = f"{self.passes:.1f}" if self.passes < 10 else f"{self.passes:,.0f}"
+        if self.passes < 10:
+            passes = f"{self.passes:.1f}"
+        else:
+            passes = f"{self.passes:,.0f}"
         return f"{self.steps:,} steps = {passes} passes over {self.records:,} records"
 
 
@@ -78,6 +81,10 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+        if minutes:
+            return f"{hours} h {minutes} min"
+        return f"{hours} h"
     days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
+    if hours:
+        return f"{days} d {hours} h"
+    return f"{days} d"

@@ -67,7 +67,10 @@ def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
     else:
         # Without a naming the generator itself says which latent a completion has.
         named_N = setup.latent_N[rows]
-        latent_N = named_N if (named_N >= 0).any() else soft_NK.argmax(1)
+        if (named_N >= 0).any():
+            latent_N = named_N
+        else:
+            latent_N = soft_NK.argmax(1)
         found = retention(latent_N, setup.frozen_nll_N, marginal_N, generator_NK)
     found, scored = broadcast_object_list([found, scored])
     lost = lost_latents(found) | lost_latents(scored)
@@ -94,7 +97,10 @@ def _in_stored_dtype(
     """Rounds the weights, in place or those gathered from all processes, to the dtype of the
     checkpoint that the run started from; not to float16 where a value would become infinite.
     """
-    tensors = list(backbone.parameters()) if weights is None else list(weights.values())
+    if weights is None:
+        tensors = list(backbone.parameters())
+    else:
+        tensors = list(weights.values())
     largest = torch.finfo(dtype).max
     if any(t.is_floating_point() and bool((t.abs() > largest).any()) for t in tensors):
         return weights

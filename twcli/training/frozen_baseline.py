@@ -43,7 +43,10 @@ def open_baseline(
         phases.begin(CHECK_BASELINE, "b_t is the current model's own")
         fingerprint = inputs.fingerprint()
         backbone.to(device)
-        unread = f"; {config.baseline} is not read" if config.baseline else ""
+        if config.baseline:
+            unread = f"; {config.baseline} is not read"
+        else:
+            unread = ""
         say(f"baseline: b_t of the current backbone at each step{unread}")
         return None, fingerprint
     rescored = rescored_rows(encoded)

@@ -46,7 +46,9 @@ def held_out_rows(encoded: Encoded, seed: int) -> np.ndarray:
     rank_P[chosen] = np.arange(len(chosen))
     rows = np.flatnonzero(rank_P[encoded.prompt_index] < len(order))
     rows = rows[np.argsort(rank_P[encoded.prompt_index[rows]], kind="stable")]
-    return rows if len(rows) >= LEAST_RECORDS else none
+    if len(rows) >= LEAST_RECORDS:
+        return rows
+    return none
 
 
 def measured_every(steps: int, records: int, latents: int, rows_a_step: int) -> int:

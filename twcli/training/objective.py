@@ -21,7 +21,9 @@ def token_weights(batch: Batch, output: LatentOutput) -> torch.Tensor | None:
     """b_t (B, S) in nats: the current backbone's where the model gave it,
     else the cache's, else None.
     """
-    return batch.baseline_BS if output.baseline_BS is None else output.baseline_BS
+    if output.baseline_BS is None:
+        return batch.baseline_BS
+    return output.baseline_BS
 
 
 def reconstruction(
@@ -169,7 +171,8 @@ def _held_loss(
     """(loss (B,), log q (B, K), parts) where q is held at `latent_B`, the one branch computed."""
     log_p_BK = output.log_router_BK
     log_q_BK = output.log_posterior_BK
-    weight_B = torch.ones_like(reff_B1[:, 0]) if weight_B is None else weight_B
+    if weight_B is None:
+        weight_B = torch.ones_like(reff_B1[:, 0])
     loss_B = loss.held_objective(reff_B1[:, 0], log_p_BK, latent_B, beta * weight_B)
     parts = {
         "reconstruction": reff_B1.mean().item(),

@@ -29,7 +29,9 @@ def annealed_beta(beta: float, step: int, steps: int, *, warmup: float, cycles: 
     """
     # of whole numbers, so that each cycle begins where it is due
     done = (step * cycles % steps + cycles) / steps
-    return beta * min(1.0, done / warmup) if warmup else beta
+    if warmup:
+        return beta * min(1.0, done / warmup)
+    return beta
 
 
 def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:

@@ -218,7 +218,10 @@ def _beyond_others(entry: Retention, found: Sequence[Retention], name: str) -> b
     shared = min(0.0, float(np.mean([getattr(other, name) for other in others])))
     errors = [_half_interval(other, name) for other in others]
     # of a mean of independent means; what is not known to be shared is not taken off
-    half = math.hypot(*errors) / len(others) if shared else 0.0
+    if shared:
+        half = math.hypot(*errors) / len(others)
+    else:
+        half = 0.0
     apart = getattr(entry, name) - MEMORY * shared
     uncertainty = math.hypot(_half_interval(entry, name), MEMORY * half)
     return bool(apart + uncertainty < 0)
@@ -253,7 +256,10 @@ def retention_lines(found: Sequence[Retention], lost: Container[int]) -> list[st
         if entry.latent not in lost:
             continue
         gain, interval = entry.decisive
-        between = f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        if interval:
+            between = f" ({interval[0]:.2f} to {interval[1]:.2f})"
+        else:
+            between = ""
         lines.append(
             f"retention: z{entry.latent} is below the original model, {gain:+.2f} nats per example"
             f"{between}, on {entry.records:,} of its records: {entry.retained:.0%} of that "

@@ -80,7 +80,9 @@ class Course:
         """Stage of a step, counted from 0; `refine` stands for its turns with `settle`."""
         if not self.named:
             return FREE
-        return HOLD if self.opened is None or step < self.opened else REFINE
+        if self.opened is None or step < self.opened:
+            return HOLD
+        return REFINE
 
     def first(self, stage: str) -> int:
         """First step of a stage."""

@@ -74,9 +74,10 @@ def restore(
             _, number, name = key.split(".", 2)
             # the other entry is the number of steps
             moment = value.shape == trained[int(number)].shape
-            state.setdefault(int(number), {})[name] = (
-                like(value, trained[int(number)]) if moment else value
-            )
+            if moment:
+                state.setdefault(int(number), {})[name] = like(value, trained[int(number)])
+            else:
+                state.setdefault(int(number), {})[name] = value
     for name, tensor in average.tensors.items():
         tensor.copy_(like(tensors[f"average.{name}"], tensor))
     optimizer.load_state_dict(

@@ -42,7 +42,10 @@ CLIP_NORM = 1.0
 def begin(setup: Setup) -> None:
     """Puts down the run's settings, before any process reads what an earlier run left."""
     if setup.accelerator.is_main_process:
-        naming = None if setup.naming is None else naming_record(setup.naming)
+        if setup.naming is None:
+            naming = None
+        else:
+            naming = naming_record(setup.naming)
         setup.run.begin(setup.config, naming)
     setup.accelerator.wait_for_everyone()
 
@@ -285,7 +288,9 @@ def _synchronised(accelerator: Any, model: Any, last: bool) -> Any:
     if isinstance(model, FSDPModule):
         model.set_requires_gradient_sync(last)
         return nullcontext()
-    return nullcontext() if last else accelerator.no_sync(model)
+    if last:
+        return nullcontext()
+    return accelerator.no_sync(model)
 
 
 def _backward(
@@ -296,7 +301,10 @@ def _backward(
     accelerator = setup.accelerator
     rows = batch.rows_B.numpy()
     batch = batch.to(accelerator.device)
-    refined_BCS, pruned = _refine(setup, batch, rows, step) if stage == REFINE else (None, 0.0)
+    if stage == REFINE:
+        refined_BCS, pruned = _refine(setup, batch, rows, step)
+    else:
+        refined_BCS, pruned = (None, 0.0)
     if config.history_dropout:
         batch = drop_history(
             batch, config.history_dropout, _draws(setup, 4, step, number), setup.encoder.pad
@@ -309,7 +317,10 @@ def _backward(
         weight_B = weights.to(accelerator.device, torch.float32)
     # How many passes are pruned away depends on the batch: processes that share the weights would
     # wait for one another for ever.
-    prune = 0.0 if config.shard or config.posterior_update != "learned" else config.prune
+    if config.shard or config.posterior_update != "learned":
+        prune = 0.0
+    else:
+        prune = config.prune
     # what the backbone's own dropout draws from
     torch.manual_seed(int(_draws(setup, 6, step, number).integers(2**63)))
     with accelerator.autocast():
