@@ -58,10 +58,9 @@ class Batch:
         moved: dict[str, Any] = {}
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is None:
-                moved[field.name] = None
-            else:
-                moved[field.name] = value.to(device, non_blocking=True)
+            if value is not None:
+                value = value.to(device, non_blocking=True)
+            moved[field.name] = value
         return Batch(**moved)
 
 
@@ -133,7 +132,8 @@ def _with_latent_section(
 
 def _ids(array: np.ndarray) -> torch.Tensor:
     """Integers (..) as torch's int64."""
-    return torch.from_numpy(array.astype(np.int64))
+    wide = array.astype(np.int64)
+    return torch.from_numpy(wide)
 
 
 def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) -> Batch:
@@ -144,11 +144,13 @@ def drop_history(batch: Batch, rate: float, rng: np.random.Generator, pad: int) 
     branches of a row lose the same tokens, so that they differ in z only.
     """
     followed_BS = batch.active_BS[:, 1:]  # the closing tag predicts no supervised token
-    draws_BS = torch.from_numpy(rng.random(followed_BS.shape)).to(followed_BS.device)
+    draws = rng.random(followed_BS.shape)
+    draws_BS = torch.from_numpy(draws).to(followed_BS.device)
     dropped_BS = followed_BS & (draws_BS < rate)
     row, column = dropped_BS.nonzero(as_tuple=True)
+    place = batch.latent_first_B[row] + 1 + column
     latent_BL = batch.latent_BL.clone()
-    latent_BL[row, batch.latent_first_B[row] + 1 + column] = pad
+    latent_BL[row, place] = pad
     return replace(batch, latent_BL=latent_BL)
 
 
@@ -174,13 +176,16 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
     """
     if batch.baseline_BS is None or not share:
         return batch, 0.0
-    needed, left = leading(batch.baseline_BS.sum(0, dtype=torch.float64), share)
+    sums_S = batch.baseline_BS.sum(0, dtype=torch.float64)
+    needed, left = leading(sums_S, share)
     if needed in (0, batch.baseline_BS.shape[1]):
         return batch, 0.0
+    plain_end = int(batch.plain_first_B.max()) + needed
+    latent_end = int(batch.latent_first_B.max()) + needed
     cut = replace(
         batch,
-        plain_BT=batch.plain_BT[:, : int(batch.plain_first_B.max()) + needed],
-        latent_BL=batch.latent_BL[:, : int(batch.latent_first_B.max()) + needed],
+        plain_BT=batch.plain_BT[:, :plain_end],
+        latent_BL=batch.latent_BL[:, :latent_end],
         targets_BS=batch.targets_BS[:, :needed],
         active_BS=batch.active_BS[:, :needed],
         baseline_BS=batch.baseline_BS[:, :needed],
@@ -196,9 +201,10 @@ def length_classes(
     """
     if not pass_lengths:
         return np.zeros(len(encoded), np.int64)
-    lengths = encoded.lengths
-    plain = pass_lengths.classes(lengths)
-    with_section = pass_lengths.classes(lengths + encoder.latent_section)
+    plain_lengths = encoded.lengths
+    latent_lengths = plain_lengths + encoder.latent_section
+    plain = pass_lengths.classes(plain_lengths)
+    with_section = pass_lengths.classes(latent_lengths)
     pairs = np.stack([plain, with_section], axis=1)
     _, classes = np.unique(pairs, axis=0, return_inverse=True)
     return classes.reshape(-1)

@@ -252,16 +252,18 @@ class ChatTemplate:
         """The option with which the template continues its own prompt, if a switch of its own does
         it; else the option without a value.
         """
+        before = turns[:-1]
         for name, value in product(SWITCHES, (False, True)):
             if name not in self.text:
                 continue
+            switch = {name: value}
             try:
-                (prompt,) = self._render([turns[:-1]], tools, True, **{name: value})
-                (whole,) = self._render([turns], tools, False, **{name: value})
+                (prompt,) = self._render([before], tools, True, **switch)
+                (whole,) = self._render([turns], tools, False, **switch)
             except UserError:
                 continue
             if whole.startswith(prompt):
-                return f"--chat-template-kwargs '{json.dumps({name: value})}'"
+                return f"--chat-template-kwargs '{json.dumps(switch)}'"
         return "--chat-template-kwargs"
 
     def _check_prompt(
@@ -322,19 +324,22 @@ class ChatTemplate:
     ) -> list[str]:
         """Texts of conversations, together as far as they offer no tools."""
         plain = [row for row, offered in enumerate(tools) if offered is None]
+        together = [conversations[row] for row in plain]
         texts = [""] * len(conversations)
         try:
-            found = self._render([conversations[row] for row in plain], None, prompt)
+            found = self._render(together, None, prompt)
         except UserError:  # one of them; which one, the next passes find
             found = []
         for row, text in zip(plain, found, strict=False):
             texts[row] = text
-        for row in range(len(conversations)):
-            if tools[row] is not None or not found:
-                try:
-                    (texts[row],) = self._render([conversations[row]], tools[row], prompt)
-                except UserError as error:
-                    raise UserError(f"{places[row]}: {error}") from error
+        for row, conversation in enumerate(conversations):
+            if found and tools[row] is None:
+                continue
+            try:
+                (text,) = self._render([conversation], tools[row], prompt)
+            except UserError as error:
+                raise UserError(f"{places[row]}: {error}") from error
+            texts[row] = text
         return texts
 
     def _render(
@@ -398,7 +403,8 @@ def turns_of(example: Example) -> list[dict[str, Any]]:
 def prompt_turns(example: Example) -> list[dict[str, Any]]:
     """The turns before the target. A record that is a prompt alone has no other."""
     turns = turns_of(example)
-    if turns[-1]["role"] == "assistant":
+    last = turns[-1]
+    if last["role"] == "assistant":
         return turns[:-1]
     return turns
 
@@ -422,16 +428,14 @@ def _continues(prompt: str, rest: str, last: Mapping[str, Any]) -> bool:
     """Whether the end of the prompt and what follows it together show the content: generation
     prompts that open `<think>` hold the beginning of an answer that was thought.
     """
-    wanted, before = ("".join(t.split()) for t in (content_text(last.get("content")), prompt))
-    opened = next(
-        (
-            n
-            for n in range(min(len(wanted) - 1, LONGEST_OPENING), 0, -1)
-            if before.endswith(wanted[:n])
-        ),
-        0,
-    )
-    return opened > 0 and _shows(rest, wanted[opened:])
+    content = content_text(last.get("content"))
+    wanted = "".join(content.split())
+    before = "".join(prompt.split())
+    longest = min(len(wanted) - 1, LONGEST_OPENING)
+    for opened in range(longest, 0, -1):
+        if before.endswith(wanted[:opened]):
+            return _shows(rest, wanted[opened:])
+    return False
 
 
 def _found(turn: Mapping[str, Any], prompt: str) -> tuple[int, int]:

@@ -102,9 +102,11 @@ def _form(
     names: dict[str, None] = {}  # in the order in which they come
     read: set[str] = set()
     for _, record in first:
-        names.update(dict.fromkeys(str(name) for name in record))
+        own = [str(name) for name in record]
+        names.update(dict.fromkeys(own))
         read.update(form.names(record, complete))
-    return form, [name for name in names if name not in read]
+    unread = [name for name in names if name not in read]
+    return form, unread
 
 
 def _form_of_run(
@@ -264,13 +266,17 @@ def _with_others(error: EmptyText, rest: Reading, form: Form, complete: bool) ->
             try:
                 form.read(record, where, complete)
             except EmptyText:
-                others.append(where.rpartition(":")[2].strip())
+                _, _, place = where.rpartition(":")
+                others.append(place.strip())
     except UserError:
         pass  # what is wrong otherwise is said when this is right
     if not others:
         return error
-    shown = ", ".join(others[:SHOWN_PLACES]) + (", .." if len(others) > SHOWN_PLACES else "")
-    return UserError(f"{error}; {_counted(len(others), 'other')} of the file as well: {shown}")
+    shown = ", ".join(others[:SHOWN_PLACES])
+    if len(others) > SHOWN_PLACES:
+        shown += ", .."
+    number = _counted(len(others), "other")
+    return UserError(f"{error}; {number} of the file as well: {shown}")
 
 
 def _counted(number: int, what: str) -> str:
@@ -410,4 +416,7 @@ def completed_record(
     if calls:
         answer["tool_calls"] = list(calls)
     turns = [*prompt_turns(prompt), answer]
-    return {"messages": turns} | ({"tools": prompt.tools} if prompt.tools else {})
+    record: dict[str, Any] = {"messages": turns}
+    if prompt.tools:
+        record["tools"] = prompt.tools
+    return record

@@ -72,13 +72,17 @@ class ExampleEncoder:
         self.added = list(added)
         self.source = source
         self.latent_tokens = latent_tokens
-        check_vocabulary(tokenizer, source, TAGS if template is None else SECTION_TAGS)
+        tags = TAGS if template is None else SECTION_TAGS
+        check_vocabulary(tokenizer, source, tags)
+        template = template or tags_template(tokenizer)
         vocabulary = tokenizer.get_vocab()
         self.bos = tokenizer.bos_token_id
         self.eos = tokenizer.eos_token_id
-        self.pad = self.eos if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.pad = tokenizer.pad_token_id
+        if self.pad is None:
+            self.pad = self.eos
         self.z_open, self.z_close = (vocabulary[tag] for tag in SECTION_TAGS)
-        self.token_rows = TokenRows(tokenizer, source, template or tags_template(tokenizer))
+        self.token_rows = TokenRows(tokenizer, source, template)
         self.template = self.token_rows.template
 
     @property
@@ -146,12 +150,14 @@ class ExampleEncoder:
         if f.chat is not None:
             ending = [f.ending.token, f.ending.text, f.ending.appended]
             content = json.dumps([f.chat.text, ending])
-            return {
+            found = {
                 "name": CHAT,
                 "version": VERSION,
                 "sha256": hashlib.sha256(content.encode()).hexdigest(),
-                **({"settings": f.chat.settings} if f.chat.settings else {}),
             }
+            if f.chat.settings:
+                found["settings"] = f.chat.settings
+            return found
         if f.name == "tags":
             return {
                 "name": "tags",
@@ -230,8 +236,10 @@ class ExampleEncoder:
         pieces = []
         before = ""
         for end in range(1, len(ids) + 1):
-            text = self.tokenizer.decode(ids[:end]).rstrip("\ufffd")
-            pieces.append(text[len(before) :])
+            decoded = self.tokenizer.decode(ids[:end])
+            text = decoded.rstrip("\ufffd")
+            piece = text[len(before) :]
+            pieces.append(piece)
             before = text
         return pieces
 

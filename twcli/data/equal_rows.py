@@ -25,10 +25,13 @@ def first_of_equal(hash_NH: np.ndarray) -> np.ndarray:
     Args:
         hash_NH: (N, 16) uint8, content of each row.
     """
-    first_N = np.empty(len(hash_NH), index_type(len(hash_NH)))
+    N = len(hash_NH)
+    first_N = np.empty(N, index_type(N))
     for rows, order, starts in _classes(hash_NH):
         ordered = rows[order]
-        first_N[ordered] = np.repeat(ordered[starts], _sizes(starts, len(rows)))
+        firsts = ordered[starts]
+        sizes = _sizes(starts, len(rows))
+        first_N[ordered] = np.repeat(firsts, sizes)
     return first_N
 
 

@@ -56,10 +56,9 @@ def refuse(where: str, field: str, what: str) -> NoReturn:
 def value_of(record: Record, field: str, where: str) -> Any:
     """A field's value. Raises UserError where it is missing."""
     if field not in record:
-        raise UserError(
-            f"{where}: field '{field}' is missing; it has: "
-            f"{', '.join(map(shown_name, record)) or 'nothing'}"[:300]
-        )
+        names = ", ".join(map(shown_name, record))
+        message = f"{where}: field '{field}' is missing; it has: {names or 'nothing'}"
+        raise UserError(message[:300])
     return record[field]
 
 
@@ -116,13 +115,18 @@ def parsed(value: Any, field: str, where: str) -> Any:
     try:
         return json.loads(value)
     except (RecursionError, ValueError):
-        python = ", Python's notation; write it with json.dumps" if PYTHON.match(value) else ""
-        refuse(where, field, f"must be a list, or JSON of one, and is other text{python}")
+        problem = "must be a list, or JSON of one, and is other text"
+        if PYTHON.match(value):
+            problem += ", Python's notation; write it with json.dumps"
+        refuse(where, field, problem)
 
 
 def plainly_named(record: Record) -> Record:
     """The record with the names of its fields in small letters, as forms have them."""
-    return {plain_name(name): part for name, part in record.items()}
+    plain = {}
+    for name, part in record.items():
+        plain[plain_name(name)] = part
+    return plain
 
 
 def plain_name(name: Any) -> str:
@@ -132,7 +136,8 @@ def plain_name(name: Any) -> str:
 
 def shown_name(name: Any) -> str:
     """A field's name for messages: in one line, and not longer than names are."""
-    shown = " ".join(str(name).split())
+    words = str(name).split()
+    shown = " ".join(words)
     if len(shown) <= LONGEST_NAME:
         return shown
     return f"{shown[:LONGEST_NAME]}.."

@@ -135,9 +135,8 @@ def read_file(file: Path) -> Reading:
             else:
                 yield from json_records(stream, file)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"{file}: cannot be read: {getattr(error, 'strerror', None) or first_line(error)}"
-        ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"{file}: cannot be read: {reason}") from error
 
 
 def _folder(path: Path) -> Source:

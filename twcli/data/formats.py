@@ -117,9 +117,9 @@ def _half_named(first: Record, x_field: str, y_field: str | None) -> Form | None
     if x_field == "x" and "x" not in first and has_prompt(first):
         return completion_form(y_field)
     if y_field == "y" and "y" not in first:
-        found = next((name for name in (*ANSWERED, "ref", "summary") if name in first), None)
-        if found not in (None, x_field):
-            return fields_form(x_field, found)
+        for name in (*ANSWERED, "ref", "summary"):
+            if name in first:
+                return None if name == x_field else fields_form(x_field, name)
     return None
 
 
@@ -132,5 +132,8 @@ def other_form(record: Record, form: Form, complete: bool) -> Form | None:
     """
     if form.fits(record, complete):
         return None
-    others = (fields_form("x", "y" if complete else None), *FORMS)
-    return next((other for other in others if other.fits(record, complete)), None)
+    y_field = "y" if complete else None
+    for other in (fields_form("x", y_field), *FORMS):
+        if other.fits(record, complete):
+            return other
+    return None

@@ -133,10 +133,10 @@ def completion_form(field: str) -> Form:
         prompt = main_prompt(record, where)
         if prompt is None:
             refuse(where, "prompt", f"is missing; the prompt of '{field}' is needed")
+        given = []
         if complete:
-            given = [(field, value_of(record, field, where))]
-        else:
-            given = []
+            completion = value_of(record, field, where)
+            given.append((field, completion))
         return joined(record, prompt, given, where, complete)
 
     return Form("fields", f"a prompt and {field}", fits, names, read)
@@ -166,6 +166,7 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
     """A prompt and a completion in fields of usual names, the first of `pairs` that fits."""
 
     def pair_of(record: Record, complete: bool) -> tuple[str, str] | None:
+        """The first pair of names of which the record has both, or the prompt that it asks for."""
         for prompt, completion in pairs:
             # a text alone is no prompt, and one that is to be summarised is
             alone = not complete and prompt in MAIN_PROMPTS
@@ -174,7 +175,8 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
         return None
 
     def fits(record: Record, complete: bool) -> bool:
-        return pair_of(record, complete) is not None
+        found = pair_of(record, complete)
+        return found is not None
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         with_prompt = [pair for pair in pairs if pair[0] in record] or pairs
@@ -203,18 +205,21 @@ def _alpaca_fits(record: Record, complete: bool) -> bool:
     """An instruction and its output."""
     if "instruction" not in record:
         return False
-    return not complete or any(name in record for name in OUTPUTS)
+    if not complete:
+        return True
+    return any(name in record for name in OUTPUTS)
 
 
 def _alpaca_read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
     """Instruction and input are the prompt."""
     no_pictures(record, where)
+    prompt = instruction(record, where)
     name = first_of(record, OUTPUTS) or OUTPUTS[0]
+    given = []
     if complete:
-        given = [(name, value_of(record, name, where))]
-    else:
-        given = []
-    return joined(record, instruction(record, where), given, where, complete)
+        output = value_of(record, name, where)
+        given.append((name, output))
+    return joined(record, prompt, given, where, complete)
 
 
 def _several_names(record: Record) -> list[str]:

@@ -45,8 +45,9 @@ class Groups:
         )
 
     def joined(self) -> np.ndarray:
-        """The rows of all groups, group by group."""
-        rows: np.ndarray = self.rows[slices(self.starts, self.sizes)]
+        """The rows of all groups, group by group: (sum of the sizes,) row numbers."""
+        places = slices(self.starts, self.sizes)
+        rows: np.ndarray = self.rows[places]
         return rows
 
     def count(self) -> int:

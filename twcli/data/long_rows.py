@@ -43,20 +43,23 @@ class LongRows:
         """
         prompt = len(row.before_z) + len(row.before_y)
         target = len(row.target)
-        over = prompt + target + around - self.limit
+        length = prompt + target + around
+        over = length - self.limit
         if over <= 0:
             return row
-        if over + self.limit > self.longest:
-            self.longest = over + self.limit
+        if length > self.longest:
+            self.longest = length
             self.place = place
             self.prompt = prompt
             self.target = target
-        if self.policy != TRUNCATE_LEFT or row.x_stop - row.x_start <= over:
+        x_length = row.x_stop - row.x_start
+        if self.policy != TRUNCATE_LEFT or x_length <= over:
             self.skipped += 1
             return None
         self.shortened += 1
-        kept = [*row.before_z[: row.x_start], *row.before_z[row.x_start + over :]]
-        return replace(row, before_z=kept, x_stop=row.x_stop - over)
+        before_x = row.before_z[: row.x_start]
+        rest_of_x = row.before_z[row.x_start + over :]
+        return replace(row, before_z=[*before_x, *rest_of_x], x_stop=row.x_stop - over)
 
     def check(self, rows: int) -> None:
         """Raises UserError if rows stop the call: those that are too long, or all of them."""

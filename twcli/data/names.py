@@ -156,8 +156,9 @@ def read_names(
             _refuse(
                 where, "row", f"is one too many, the data has {rows} rows", _if_other_data("line")
             )
+        number = row if row_numbers is None else int(row_numbers[row])
         _check_fields(record, where)
-        _check_row(record["row"], row if row_numbers is None else int(row_numbers[row]), where)
+        _check_row(record["row"], number, where)
         _check_hash(record["hash"], row_hash[row], where)
         latent = _latent(record["latent"], most, limit, where)
         latent_N[row] = latent
@@ -245,8 +246,10 @@ def _refuse_constant(name: str) -> NoReturn:
 
 def _finite(digits: str) -> float:
     """The number; raises ValueError for one that is infinite once it is read."""
-    if math.isinf(value := float(digits)):
-        raise ValueError(f"{digits[:20]} is too large for a number")
+    value = float(digits)
+    if math.isinf(value):
+        begin = digits[:20]
+        raise ValueError(f"{begin} is too large for a number")
     return value
 
 
@@ -270,11 +273,13 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError as error:
         raise UserError(f"{where}: JSON is nested too deeply; a line is one flat object") from error
     except ValueError as error:  # NaN, a key given twice, a number with thousands of digits
-        raise UserError(f"{where}: not valid JSON: {str(error)[:200]}") from error
+        reason = str(error)[:200]
+        raise UserError(f"{where}: not valid JSON: {reason}") from error
     if not isinstance(record, dict):
+        wanted = ", ".join(FIELDS)
+        kind = type(record).__name__
         raise UserError(
-            f"{where}: expected an object with {', '.join(FIELDS)}, found "
-            f"{type(record).__name__}; write one object a line"
+            f"{where}: expected an object with {wanted}, found {kind}; write one object a line"
         )
     return record
 
@@ -286,7 +291,8 @@ def _check_fields(record: dict[str, Any], where: str) -> None:
     """Raises UserError for the first field that is missing."""
     for field in FIELDS:
         if field not in record:
-            _refuse(where, field, "is missing", "each line needs " + ", ".join(FIELDS))
+            wanted = ", ".join(FIELDS)
+            _refuse(where, field, "is missing", f"each line needs {wanted}")
 
 
 def _check_row(value: Any, row: int, where: str) -> None:
@@ -333,13 +339,14 @@ def _latent(value: Any, most: int, limit: str, where: str) -> int:
     """
     if value is None:
         return -1
+    shown = _shown(value)
     fix = f"write 0 to {most - 1}, or null to have it found"
     if not _is_whole(value):
-        _refuse(where, "latent", f"must be a whole number or null, found {_shown(value)}", fix)
+        _refuse(where, "latent", f"must be a whole number or null, found {shown}", fix)
     if value < 0:
-        _refuse(where, "latent", f"is negative: {_shown(value)}", fix)
+        _refuse(where, "latent", f"is negative: {shown}", fix)
     if value >= most:
-        _refuse(where, "latent", f"is an unknown latent {_shown(value)}; {limit}", fix)
+        _refuse(where, "latent", f"is an unknown latent {shown}; {limit}", fix)
     return int(value)
 
 
@@ -363,7 +370,9 @@ def _probability(value: Any, unnamed: bool, where: str) -> float:
 
 def _is_whole(value: Any) -> bool:
     """Whether a value is a whole number."""
-    return isinstance(value, int) and not isinstance(value, bool)  # True is an int to Python
+    if isinstance(value, bool):  # True is an int to Python
+        return False
+    return isinstance(value, int)
 
 
 def _shown(value: Any) -> str:

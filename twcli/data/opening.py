@@ -169,9 +169,10 @@ class _Recoded(io.RawIOBase):
     """Text of another Unicode encoding as UTF-8; what is none raises OSError."""
 
     def __init__(self, stream: Any, encoding: str) -> None:
+        decoder_class = codecs.getincrementaldecoder(encoding)
         self._stream = stream
         self._encoding = encoding
-        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._decoder = decoder_class()
         self._left = b""
 
     def readable(self) -> bool:

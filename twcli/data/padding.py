@@ -112,7 +112,8 @@ def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
     kept within them; the largest class first, since it has the longest rows.
     """
     found = classes[order]
-    return [order[found == each] for each in np.unique(found)[::-1]]
+    largest_first = np.unique(found)[::-1]
+    return [order[found == each] for each in largest_first]
 
 
 def budget_batches(lengths: np.ndarray, order: np.ndarray, batch_tokens: int) -> list[np.ndarray]:

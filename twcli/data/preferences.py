@@ -23,7 +23,8 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")  # as Anthropic's hh-rlhf writ
 
 def _preferred(record: Record) -> tuple[str, str] | None:
     """The names of the two completions of a preference."""
-    for chosen, rejected in zip(CHOSEN, REJECTED, strict=True):
+    pairs = zip(CHOSEN, REJECTED, strict=True)
+    for chosen, rejected in pairs:
         if chosen in record and rejected in record:
             return chosen, rejected
     return None
@@ -37,7 +38,8 @@ def fits(record: Record, complete: bool) -> bool:
 def names(record: Record, complete: bool) -> Sequence[str]:
     """The fields that are read."""
     pair = _preferred(record) or ()
-    return (*pair, *prompt_names(record))
+    prompt = prompt_names(record)
+    return (*pair, *prompt)
 
 
 def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:

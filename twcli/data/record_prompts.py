@@ -163,9 +163,11 @@ def joined(
             text = checked_text(value, field, where)
             if plain:
                 return Conversation(str(prompt), text)
+            turn: Turn = {"role": TARGET, "content": text}
             calls = said_calls(text) if tools else None
-            turn: Turn = {"role": TARGET, "content": "" if calls else text}
-            answer = [turn | {"tool_calls": calls} if calls else turn]
+            if calls:
+                turn = {"role": TARGET, "content": "", "tool_calls": calls}
+            answer = [turn]
         # a whole conversation, of which the prompt is a repetition
         whole = answer[0]["role"] != TARGET and len(answer) > 1
         if whole and not _repeats(answer, prompt):
@@ -175,9 +177,10 @@ def joined(
             before = [*system, *before]
         return conversation(before, tools, field, where, complete)
 
+    each = [_each(field, value, where) for field, value in completions]
     found = []
     empty = None
-    for field, value in chain.from_iterable(_each(f, v, where) for f, v in completions):
+    for field, value in chain.from_iterable(each):
         try:
             found.append(one_of(field, value))
         except EmptyText as error:

@@ -90,7 +90,10 @@ def _decoded(stream: Any, file: Path) -> Iterator[str]:
                 f"{where}: holds NUL bytes, as files do that were not written to their end; "
                 "write the file again, or cut it off there"
             )
-        yield from LONE_CR.split(text) if "\r" in text else [text]
+        if "\r" in text:
+            yield from LONE_CR.split(text)
+        else:
+            yield text
 
 
 def parquet_records(file: Path) -> Iterator[Placed]:

@@ -92,7 +92,9 @@ class TokenRows:
         ends = getattr(settings, "eos_token_id", None)
         if self.template.chat is None or ends is None:
             return
-        for end in ends if isinstance(ends, list) else [ends]:
+        if not isinstance(ends, list):
+            ends = [ends]
+        for end in ends:
             if end in self._specials and end not in self.ends:
                 self.ends.append(end)
 
@@ -123,13 +125,15 @@ class TokenRows:
 
     def _pieced(self, x: list[int], y: list[int]) -> TokenRow:
         """x and y tokenised separately from the text around them."""
-        t = self.template
+        template = self.template
+        x_start = len(template.before_x)
+        closing = template.after_y[:1]
         return TokenRow(
-            [*t.before_x, *x, *t.before_z],
-            t.before_y,
-            [*y, *t.after_y[:1]],
-            len(t.before_x),
-            len(t.before_x) + len(x),
+            [*template.before_x, *x, *template.before_z],
+            template.before_y,
+            [*y, *closing],
+            x_start,
+            x_start + len(x),
         )
 
     def _file_rows(self, block: list[Example], places: list[str], marks: Marks) -> list[TokenRow]:
@@ -253,9 +257,8 @@ class TokenRows:
                 "has no embedding; take it out of the text"
             )
         if not self._reserved.isdisjoint(tokens):  # a word-level vocabulary has the tags as words
-            tag = self.tokenizer.convert_ids_to_tokens(
-                next(t for t in tokens if t in self._reserved)
-            )
+            reserved = next(t for t in tokens if t in self._reserved)
+            tag = self.tokenizer.convert_ids_to_tokens(reserved)
             raise UserError(
                 f"{where}: field '{field}' contains {tag}, which the template uses as a tag; "
                 "rename it in the text"

@@ -279,6 +279,7 @@ def _calls(value: Any, field: str, where: str) -> list[Any]:
 
 
 def _call(call: dict[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as an object, where they are JSON in a string."""
     function = call.get("function")
     if isinstance(function, dict):
         return {**call, "function": _call(function)}
@@ -331,12 +332,13 @@ def prompt_text(turns: Sequence[Turn], tools: list[Any] | None) -> str:
     """
     if len(turns) == 1 and turns[0]["role"] == "user" and not tools:
         return text_of(turns[0])
+    parts = []
     if tools:
-        parts = [f"tools: {_json(tools)}"]
-    else:
-        parts = []
+        parts.append(f"tools: {_json(tools)}")
     for turn in turns:
-        parts.append(f"{turn['role']}: {text_of(turn)}")
+        role = turn["role"]
+        text = text_of(turn)
+        parts.append(f"{role}: {text}")
     return "\n\n".join(parts)
 
 
@@ -396,12 +398,14 @@ def earlier_answers(whole: Conversation) -> list[Conversation]:
 
 def turns_if_any(value: Any) -> Any:
     """The turns that a text spells as JSON, as in cells of CSV; any other value as it is."""
-    if isinstance(value, str) and value.lstrip()[:2] == "[{":
-        try:
-            found = json.loads(value)
-        except (RecursionError, ValueError):
-            return value
-        return found if is_turns(found) else value
+    if not isinstance(value, str) or not value.lstrip().startswith("[{"):
+        return value
+    try:
+        found = json.loads(value)
+    except (RecursionError, ValueError):
+        return value
+    if is_turns(found):
+        return found
     return value
 
 

@@ -114,11 +114,12 @@ def _is_texts(value: Any) -> bool:
 
 def _by_fields(record: Record, complete: bool) -> tuple[str, str]:
     """As `_looks_like`, from the names of the fields alone."""
+    wanted = "--x-field"
     if complete:
+        wanted = "--x-field and --y-field"
         for fields, looks, then in LOOKS_LIKE:
             if record.keys() >= set(fields):
                 return looks, then
-    wanted = "--x-field and --y-field" if complete else "--x-field"
     return "", f"name its fields with {wanted}, or its format with --format"
 
 

@@ -33,10 +33,12 @@ def tags_template(tokenizer: Any) -> Template:
     vocabulary = tokenizer.get_vocab()
     x_open, x_close, y_open, y_close = (vocabulary[tag] for tag in TAGS[:4])
     bos = tokenizer.bos_token_id
+    opening = [x_open] if bos is None else [bos, x_open]
+    begin = tokenizer.bos_token or ""
     return Template(
         "tags",
-        f"{tokenizer.bos_token or ''}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}",
-        before_x=[x_open] if bos is None else [bos, x_open],
+        f"{begin}<x>{{x}}</x>{{z}}<y>{{y}}</y>{tokenizer.eos_token}",
+        before_x=opening,
         before_z=[x_close],
         before_y=[y_open],
         after_y=[y_close, tokenizer.eos_token_id],
