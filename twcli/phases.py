@@ -73,15 +73,19 @@ class Phases:
             self._begun(self, note)
 
     def begin_next(self, note: str = "") -> None:
-        """As `begin`, of the phase that is planned next."""
+        """As `begin`, of the phase that is planned next, for callers that know the order only."""
         self.begin(self._names[self._place + 1], note)
 
     def expect(self, seconds: dict[str, float]) -> None:
-        """How long phases take, by name, each time that they come."""
+        """How long phases take in seconds, by name, each time that they come; those of before are
+        replaced.
+        """
         self._expected.update(seconds)
 
     def revise(self, seconds: float) -> None:
-        """How long the phase that runs takes, as is known now; nothing where none runs."""
+        """How long the phase that runs takes in all, in seconds, as is known now; nothing where
+        none runs.
+        """
         if self._place >= 0:
             self._expected[self._names[self._place]] = seconds
 

@@ -335,8 +335,11 @@ def sample(config_file: str | None, quiet: bool, **flags: Any) -> None:
 
 
 def _converse(sampler: Any) -> None:
-    """Prompts from standard input until it ends or a line is empty; one that is no
-    prompt is reported and skipped.
+    """Prompts from standard input until it ends or a line is empty; one that is no prompt is
+    reported and skipped.
+
+    Args:
+        sampler: has `compare`, which gives the lines to print for a prompt.
     """
     stream = sys.stdin.buffer
     while True:

@@ -66,7 +66,7 @@ class Status:
 
     @property
     def counted(self) -> bool:
-        """Whether a rate is known."""
+        """Whether a rate is known: there is a total, and something was done since the bar began."""
         return self.total > 0 and self.done > self.first
 
 

@@ -56,7 +56,7 @@ ABOVE_CHANCE = 0.1  # of what lies between chance and 1; a score below it is cal
 
 
 def page_path(out: str | Path) -> Path:
-    """Where the page of names at `out` is."""
+    """Where the page of names at `out` is: in the same folder, under the same stem."""
     path = Path(out)
     return path.with_name(f"{path.stem}.html")
 

@@ -178,7 +178,9 @@ def _folders() -> dict[str, dict[str, str]]:
 
 
 def public_path(path: Path) -> str:
-    """From the home folder on, as `~/...`; elsewhere the last component alone, as `.../name`."""
+    """A path that can be published: from the home folder on, as `~/...`; elsewhere the last
+    component alone, as `.../name`.
+    """
     try:
         return str(Path("~") / path.absolute().relative_to(Path.home()))
     except (ValueError, RuntimeError):
@@ -186,7 +188,9 @@ def public_path(path: Path) -> str:
 
 
 def _cores() -> int:
-    """Cores that this process may use."""
+    """Cores that this process may use, which a container or a scheduler may limit; all of the
+    machine where the system does not say.
+    """
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

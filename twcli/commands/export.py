@@ -338,7 +338,12 @@ def _verify(config: ExportConfig, folder: Path, form: Form, reference: Reference
 
 
 def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -> None:
-    """Raises WorkFailed where the chat template gives other prompts than training had."""
+    """Compares the prompts that the exported chat template gives with those of training, token by
+    token.
+
+    Raises:
+        WorkFailed: a prompt has other tokens; the message shows the first.
+    """
     wrong = _misread(tokenizer, reference.prompts)
     if wrong:
         raise WorkFailed(
@@ -375,7 +380,9 @@ def _largest_difference(
 
 
 def _sync(folder: Path) -> None:
-    """Waits until all files are on the disk."""
+    """Waits until all files of the folder are on the disk, those that other libraries wrote among
+    them.
+    """
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

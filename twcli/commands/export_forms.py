@@ -257,7 +257,7 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
         gguf_file.write(folder / gguf_file.FILE, model, encoder, name, splitting)
 
     def load(self, folder: Path) -> tuple[Any, Any]:
-        """As `Form.load`: both from the one file."""
+        """As `Form.load`: both from the one file, which holds the vocabulary as well."""
         from twcli.models import gguf_file, loading
 
         model = loading.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)

@@ -195,7 +195,7 @@ def _joined(ranges: list[range]) -> list[range]:
 
 
 def _inside(ranges: list[range], whole: range) -> list[range]:
-    """What of each of the ranges lies in `whole`."""
+    """What of each of the ranges lies in `whole`, in the same order; those outside are left out."""
     inside = []
     for part in ranges:
         start = max(part.start, whole.start)

@@ -346,7 +346,9 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
 
 
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
-    """As `inspect`, of a run folder."""
+    """As `inspect`, of a run folder: its settings, how far it is, what its diagnostics say and,
+    with `verify`, what is damaged.
+    """
     config = run.read_config()
     problems = run.problems() if verify else None
     metrics = [] if problems else run.read_metrics()

@@ -31,7 +31,7 @@ def silent(_fact: object) -> None:
 
 @contextmanager
 def no_bar(_label: str, _total: int) -> Iterator[Callable[[int], None]]:
-    """Shows no progress."""
+    """A progress bar that shows nothing, as the library has it where no callback is given."""
     yield silent
 
 

@@ -319,7 +319,9 @@ def _measure_rounding(
 
 
 def _advance_all(advance: Callable[[int], None], processes: int, tokens: int) -> None:
-    """Advances the bar by what all processes did."""
+    """Advances the bar by what all processes did, of which each had about as many tokens as this
+    one.
+    """
     advance(tokens * processes)
 
 

@@ -362,7 +362,9 @@ def _say_what_is_missing(drawing: Drawing | ServerDrawing, say: Callable[[str], 
 
 
 def _refuse_existing(out: Path, config: SampleConfig) -> None:
-    """Raises UserError where a file would be replaced unasked."""
+    """Raises UserError where a file would be replaced that `--overwrite` does not allow to be
+    replaced.
+    """
     if out.exists() and not config.overwrite:
         raise UserError(f"{out}: exists; --overwrite replaces it")
 

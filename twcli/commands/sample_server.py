@@ -152,6 +152,9 @@ class ServerDrawing:
             await end_all(work)
 
     def _request(self, x: Example) -> Request:
+        """The request for a prompt: raw text where a template file is given, else turns for the
+        server's chat template. Raises UserError for a conversation under a template file.
+        """
         if self._raw is not None:
             before, after, stop = self._raw
             if x.messages is not None:

@@ -151,5 +151,5 @@ class ObjectiveConfig(Config):
 
     @property
     def uses_weights(self) -> bool:
-        """Whether b_t weights any token."""
+        """Whether b_t weights any token of the loss; a run of the uniform loss needs no cache."""
         return self.ablation == "none" and self.term_weights()[1] > 0

@@ -248,7 +248,9 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         self._check_execution()
 
     def _check_length(self) -> None:
-        """One of the two says how long the run is."""
+        """One of the two says how long the run is; with neither, the data's size does. Raises
+        UserError where both are given.
+        """
         if self.steps is not None and self.epochs is not None:
             raise UserError("--steps and --epochs exclude each other; give one of them")
 
@@ -343,7 +345,9 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         return self.batch_tokens
 
     def identity(self) -> dict[str, Any]:
-        """The settings that may not change between a run and its resumption."""
+        """The settings that may not change between a run and its resumption, by name: all but
+        `NOT_IDENTITY`.
+        """
         return {
             name: value for name, value in self.to_mapping().items() if name not in NOT_IDENTITY
         }

@@ -196,8 +196,11 @@ def opening(batch: Batch, share: float) -> tuple[Batch, float]:
 def length_classes(
     encoded: Encoded, encoder: ExampleEncoder, pass_lengths: PassLengths
 ) -> np.ndarray:
-    """(N,) numbers; only rows with equal ones may share a batch: both their z-free sequences and
+    """Numbers of rows of which only equal ones may share a batch: both their z-free sequences and
     those with the latent section are of one class.
+
+    Returns:
+        (N,) int64; all 0 where the model's passes take any lengths together.
     """
     if not pass_lengths:
         return np.zeros(len(encoded), np.int64)

@@ -251,6 +251,9 @@ class ChatTemplate:
     def _switch(self, turns: list[dict[str, Any]], tools: list[Any] | None) -> str:
         """The option with which the template continues its own prompt, if a switch of its own does
         it; else the option without a value.
+
+        Args:
+            turns: a conversation with its target, as `_render` takes it.
         """
         before = turns[:-1]
         for name, value in product(SWITCHES, (False, True)):
@@ -401,7 +404,9 @@ def turns_of(example: Example) -> list[dict[str, Any]]:
 
 
 def prompt_turns(example: Example) -> list[dict[str, Any]]:
-    """The turns before the target. A record that is a prompt alone has no other."""
+    """The turns before the target: all but the last where the assistant has it. A record that is a
+    prompt alone has no other.
+    """
     turns = turns_of(example)
     last = turns[-1]
     if last["role"] == "assistant":

@@ -37,7 +37,9 @@ SHOWN_PLACES = 20
 
 
 def read_examples(path: str, **fields: Any) -> list[Example]:
-    """All records of `stream_examples` as a list, for callers that need them more than once."""
+    """All records of `stream_examples` as a list, for callers that need them more than once; takes
+    the same arguments and raises the same errors.
+    """
     return list(stream_examples(path, **fields))
 
 

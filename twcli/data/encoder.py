@@ -102,7 +102,9 @@ class ExampleEncoder:
 
     @property
     def added_ids(self) -> list[int]:
-        """Ids of the tags that were added."""
+        """Ids of the tags that were added to the vocabulary, in the order of `added`; their
+        embeddings are new rows.
+        """
         ids: list[int] = self.tokenizer.convert_tokens_to_ids(self.added)
         return ids
 
@@ -231,7 +233,7 @@ class ExampleEncoder:
 
     def pieces(self, ids: Sequence[int]) -> list[str]:
         """The text of each token; joined they give the whole text. A token that ends inside a
-        character gives an empty string.
+        character gives an empty string, and the one that completes it has the character.
         """
         pieces = []
         before = ""

@@ -82,7 +82,9 @@ def checked_text(value: Any, field: str, where: str) -> str:
 
 
 def is_blank(value: Any) -> bool:
-    """Whether it is text that is empty, or shows nothing."""
+    """Whether it is text that is empty, or shows nothing: white space and characters of zero width
+    only.
+    """
     if not isinstance(value, str):
         return False
     return all(character.isspace() or character in UNSEEN for character in value)
@@ -135,7 +137,9 @@ def plain_name(name: Any) -> str:
 
 
 def shown_name(name: Any) -> str:
-    """A field's name for messages: in one line, and not longer than names are."""
+    """A field's name for messages: in one line, and cut after `LONGEST_NAME` characters, since the
+    name comes from the user's file.
+    """
     words = str(name).split()
     shown = " ".join(words)
     if len(shown) <= LONGEST_NAME:

@@ -45,7 +45,11 @@ class Groups:
         )
 
     def joined(self) -> np.ndarray:
-        """The rows of all groups, group by group: (sum of the sizes,) row numbers."""
+        """The rows of all groups, group by group.
+
+        Returns:
+            (sum of `sizes`,) row numbers.
+        """
         places = slices(self.starts, self.sizes)
         rows: np.ndarray = self.rows[places]
         return rows

@@ -180,7 +180,7 @@ def _hint(begin: str, rest: str, error: json.JSONDecodeError) -> str:
 
 
 def _object(record: Any, where: str) -> Record:
-    """The record; raises UserError where it is no JSON object."""
+    """The record as it is; raises UserError with what was found where it is no JSON object."""
     if isinstance(record, dict):
         return record
     found = type(record).__name__

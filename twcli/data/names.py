@@ -288,7 +288,9 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _check_fields(record: dict[str, Any], where: str) -> None:
-    """Raises UserError for the first field that is missing."""
+    """Raises UserError for the first field of `FIELDS` that is missing, with all that a line of a
+    names file needs.
+    """
     for field in FIELDS:
         if field not in record:
             wanted = ", ".join(FIELDS)

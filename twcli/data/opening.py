@@ -162,6 +162,9 @@ def _as_utf8(stream: Any, file: Path) -> Any:
 
 
 def _recoded(stream: Any, encoding: str) -> io.BufferedReader:
+    """The stream of bytes in that encoding as one of UTF-8, decoded piece by piece while it is
+    read.
+    """
     return io.BufferedReader(_Recoded(stream, encoding))
 
 

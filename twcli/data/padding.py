@@ -73,6 +73,9 @@ class PassLengths:
     each_beyond: int | None = None
 
     def __bool__(self) -> bool:
+        """Whether the model has any such lengths, so that rows of different lengths may not share a
+        pass.
+        """
         return bool(self.boundaries) or self.each_beyond is not None
 
     def classes(self, lengths: np.ndarray) -> np.ndarray:
@@ -108,8 +111,12 @@ class PassLengths:
 
 
 def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
-    """`order`, an array of row numbers, in one part for each class of `classes[order]`, the order
-    kept within them; the largest class first, since it has the longest rows.
+    """The rows by the class of their lengths, each part in the given order; the largest class
+    first, since it has the longest rows.
+
+    Args:
+        order: row numbers, any of 0 to N - 1.
+        classes: (N,) from `PassLengths.classes`.
     """
     found = classes[order]
     largest_first = np.unique(found)[::-1]

@@ -22,7 +22,9 @@ HH_TURN = re.compile(r"\n\n(Human|Assistant): ?")  # as Anthropic's hh-rlhf writ
 
 
 def _preferred(record: Record) -> tuple[str, str] | None:
-    """The names of the two completions of a preference."""
+    """The names of the two completions of a preference, (chosen, rejected); None where the record
+    has no such pair.
+    """
     pairs = zip(CHOSEN, REJECTED, strict=True)
     for chosen, rejected in pairs:
         if chosen in record and rejected in record:
@@ -36,7 +38,7 @@ def fits(record: Record, complete: bool) -> bool:
 
 
 def names(record: Record, complete: bool) -> Sequence[str]:
-    """The fields that are read."""
+    """Names of the fields that are read: the pair, where there is one, and those of the prompt."""
     pair = _preferred(record) or ()
     prompt = prompt_names(record)
     return (*pair, *prompt)

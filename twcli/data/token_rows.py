@@ -88,6 +88,10 @@ class TokenRows:
     def take_ends(self, settings: Any) -> None:
         """Under a chat template, the ends that a model's generation config names count too: turns
         may end otherwise than answers do, as calls of tools.
+
+        Args:
+            settings: a transformers GenerationConfig; its `eos_token_id` is one id, several or
+                None.
         """
         ends = getattr(settings, "eos_token_id", None)
         if self.template.chat is None or ends is None:

@@ -410,12 +410,16 @@ def turns_if_any(value: Any) -> Any:
 
 
 def is_turns(value: Any) -> bool:
-    """Whether it is a list of turns."""
+    """Whether it is a list of turns with at least one of them, each a mapping that `is_turn`
+    accepts.
+    """
     if not isinstance(value, list) or not value:
         return False
     return all(is_turn(turn) for turn in value)
 
 
 def is_turn(value: Any) -> bool:
-    """Whether it is a turn, by its keys."""
+    """Whether it is one turn of a conversation, by its keys: `role` in chat templates' form, `from`
+    in ShareGPT's.
+    """
     return isinstance(value, dict) and ("role" in value or "from" in value)

@@ -29,7 +29,7 @@ def default_template(tokenizer: Any) -> str:
 
 
 def tags_template(tokenizer: Any) -> Template:
-    """The template `tags`; the vocabulary holds them."""
+    """The template `tags`: x and y between tags of one token each, which the vocabulary holds."""
     vocabulary = tokenizer.get_vocab()
     x_open, x_close, y_open, y_close = (vocabulary[tag] for tag in TAGS[:4])
     bos = tokenizer.bos_token_id

@@ -188,7 +188,9 @@ def best_clustering(
 
 
 def clustering_work(kinds: int, finalists: int) -> int:
-    """Units of work of `best_clustering` over `starts_of` so many kinds."""
+    """Units of work of `best_clustering` over `starts_of` so many kinds of features, for the
+    forecast of the time.
+    """
     return kinds * len(DIMENSIONS) * RESTARTS + finalists * SEARCH_WORK
 
 

@@ -64,7 +64,9 @@ def values_a_record(model: PreTrainedModel) -> int:
 
 
 def _layers_taken(layers: int) -> list[int]:
-    """Which of so many; 0 are the embeddings."""
+    """The numbers of the layers whose states are features: all of a shallow model, else those at
+    `DEPTHS`; 0 are the embeddings.
+    """
     if layers <= SHALLOW:
         return list(range(layers + 1))
     return [round(depth * layers) for depth in DEPTHS]

@@ -109,7 +109,13 @@ def shown(
     texts: Mapping[int, Example],
     number: Callable[[int], int],
 ) -> dict[str, Any]:
-    """A completion as cards hold it."""
+    """A completion as cards hold it: its row in the data, its two texts, and the probability of its
+    latent.
+
+    Args:
+        row: place among the encoded records, which `number` turns into the row in the data.
+        probability_N: (N,) of each record's latent.
+    """
     example = texts[row]
     probability = float(probability_N[row])
     return {"row": number(row), "x": example.x, "y": example.y, "probability": probability}

@@ -165,7 +165,7 @@ def _repulsion(value: float | str) -> str:
 
 
 def _names(summary: dict[str, Any]) -> str:
-    """The file that the page belongs to."""
+    """The file that the page belongs to, as the user named it."""
     return str(summary.get("names", "names.jsonl"))
 
 

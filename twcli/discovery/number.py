@@ -110,8 +110,11 @@ def plausibility(counts: Sequence[Count]) -> np.ndarray:
 
 
 def nesting(finer: Count, coarser: Count) -> float:
-    """Share of rows that the finer naming puts where the coarser one does, each finer cluster
-    being counted to the coarser one that has most of it: 1 where it is nested.
+    """Share of rows that the finer naming puts where the coarser one does, each finer cluster being
+    counted to the coarser one that has most of it.
+
+    Returns:
+        From 0 to 1, which it is where the finer naming is nested in the coarser one.
     """
     table = contingency(finer.clusters_N, coarser.clusters_N, finer.latents, coarser.latents)
     return float(table.max(1).sum() / table.sum())

@@ -362,5 +362,7 @@ def _joined(tokens: Sequence[str]) -> str:
 
 
 def _unspaced(token: str) -> bool:
-    """Whether a token is written without a space before it."""
+    """Whether a token is written without a space before it, as in scripts that have no spaces
+    between words.
+    """
     return re.match(f"[{UNSPACED}]", token) is not None

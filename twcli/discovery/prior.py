@@ -224,7 +224,9 @@ def identical_pairs(prompt_N: np.ndarray, hash_NH: np.ndarray) -> float:
 
 
 def _pairs(counts: np.ndarray) -> np.ndarray:
-    """How many pairs there are among so many, of any shape (..)."""
+    """How many pairs there are among so many: n (n - 1) / 2 as float64, for counts of any shape
+    (..).
+    """
     counts = counts.astype(np.float64)
     return counts * (counts - 1) / 2
 
@@ -262,7 +264,9 @@ def assign_groups(cost_NK: np.ndarray, sizes: ArrayLike) -> np.ndarray:
 
 
 def without_spares(prior: LatentPrior, used: int) -> LatentPrior:
-    """The prior over the first `used` latents."""
+    """The prior over the first `used` latents, their proportions scaled to sum to 1 and the
+    repulsion kept.
+    """
     proportions = prior.proportions[:used]
     return LatentPrior(proportions / proportions.sum(), prior.repulsion)
 

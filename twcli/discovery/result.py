@@ -79,7 +79,9 @@ def naming_record(naming: Naming) -> dict[str, Any]:
 
 
 def naming_lines(naming: Naming) -> list[str]:
-    """What discovery found, in a few plain lines."""
+    """What discovery found, in a few plain lines: the numbers of latents that were tried, the
+    shares, the expected share of right records, and latents that are left over.
+    """
     lines = [*_tried_line(naming), _shares_line(naming)]
     if naming.score is not None:
         lines.append(
@@ -117,7 +119,12 @@ def _shares_line(naming: Naming) -> str:
 
 
 def used_latents(latent_N: np.ndarray) -> int:
-    """Latents up to the last one that has rows: names that a person gives may leave one out."""
+    """Number of latents up to the last one that has rows: names that a person gives may leave one
+    out.
+
+    Args:
+        latent_N: (N,) from 0, -1 for rows without a name.
+    """
     return int(latent_N.max(initial=0)) + 1
 
 
@@ -180,7 +187,13 @@ def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:
 
 
 def rename(latent_N: np.ndarray, new_K: np.ndarray) -> None:
-    """Overwrites the latents (N,) by their new names (K,); -1 stays."""
+    """Overwrites latents by their new names in place, a part at a time, so that no second array is
+    made.
+
+    Args:
+        latent_N: (N,) from 0, -1 for rows without a name, which stays.
+        new_K: (K,) the new name of each latent.
+    """
     names = np.append(new_K, -1)  # which index -1 finds
     for part in _parts(latent_N):
         part[:] = names[part]

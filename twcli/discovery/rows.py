@@ -31,7 +31,12 @@ class Source(Protocol):
     """Where features come from: a model that is run, or a file that keeps them."""
 
     def __call__(self, rows: np.ndarray, advance: Callable[[int], None] | None) -> Features:
-        """Features of distinct rows of the data."""
+        """Features of distinct rows of the data, computed or read.
+
+        Args:
+            rows: (n,) row numbers, ascending.
+            advance: called with the number of rows after each batch.
+        """
         ...
 
 
@@ -64,7 +69,7 @@ class ModelSource:
 
 
 def silent(_label: str, _total: int) -> AbstractContextManager[Callable[[int], None]]:
-    """A progress bar that shows nothing."""
+    """A progress bar that shows nothing, for callers without a terminal."""
     return nullcontext(lambda _count: None)
 
 

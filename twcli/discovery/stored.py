@@ -20,7 +20,9 @@ from twcli.storage.feature_store import FeatureStore
 
 
 def feature_fingerprint(fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """Of features, from the one of b_t."""
+    """The fingerprint of features, from the one of b_t: what both depend on, and how features are
+    made.
+    """
     return {**fingerprint, "features": VERSION}
 
 
@@ -44,7 +46,7 @@ class StoredFeatures:
 
     @classmethod
     def of(cls, store: FeatureStore, encoded: Encoded) -> StoredFeatures:
-        """Of a file that was made from these records."""
+        """The features of a file that was made from these records, read when they are asked for."""
         return cls(store, distinct_rows(encoded), encoded.target_lengths)
 
     @classmethod

@@ -237,5 +237,7 @@ def ari(table_KC: np.ndarray) -> float | None:
 
 
 def _pairs(counts: np.ndarray) -> float:
-    """Pairs within cells of these counts (..), which need not be whole."""
+    """Pairs within cells of these counts (..), n (n - 1) / 2 each, summed; weighted counts need not
+    be whole.
+    """
     return float((counts * (counts - 1) / 2).sum())

@@ -366,7 +366,9 @@ def _embedded(
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    """Of those that are finite; None where none is."""
+    """The mean of the values that are finite; None where none is, as for a figure that has no
+    records.
+    """
     known = [value for value in values if np.isfinite(value)]
     if known:
         return float(np.mean(known))

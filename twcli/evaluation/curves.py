@@ -66,7 +66,7 @@ def section(sampling: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _frozen_note(arms: dict[str, Any]) -> str:
-    """At which temperature the original model was sampled."""
+    """At which temperature the original model was sampled, as a clause of a chart's note."""
     if "frozen" not in arms:
         return "; the original model was not found"
     return f", the original model's at {arms['frozen']['temperature']:g}, its best of a few"

@@ -104,7 +104,15 @@ def _without(texts: Sequence[str], number: int) -> list[str]:
 
 
 def corpus_bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> float:
-    """sacrebleu's corpus BLEU in percent; each text has references of its own, any number."""
+    """sacrebleu's corpus BLEU in percent.
+
+    Args:
+        texts: what is scored.
+        references: for each text its own references, any number of them.
+
+    Raises:
+        UserError: sacrebleu is not installed.
+    """
     try:
         from sacrebleu.metrics.bleu import BLEU
     except ImportError as error:

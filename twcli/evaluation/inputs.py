@@ -67,7 +67,9 @@ class EvalInputs:
 
     @property
     def longest(self) -> int:
-        """Most tokens of a completion."""
+        """Most tokens of a completion: `--max-new-tokens`, else those of the longest y of the
+        records and a few more.
+        """
         longest_y = int(self.encoded.target_lengths.max())
         return self.config.max_new_tokens or longest_y + SPARE_TOKENS
 

@@ -137,7 +137,11 @@ class Judge:
 
 
 def too_long(seconds: float) -> NoVerdict:
-    """The reason that names the limit."""
+    """The reason for no verdict that names the limit.
+
+    Args:
+        seconds: what a call of the judge may take.
+    """
     return NoVerdict(f"took more than {seconds:g} s (--judge-seconds)")
 
 

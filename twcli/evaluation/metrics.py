@@ -241,6 +241,7 @@ def _score(
         return {"score": None, "score_ci": None}
 
     def figures(weight_N: np.ndarray) -> Figures:
+        """The score, between 0 and 1, of resampled records."""
         return {"score": run_score(predictability, latents, weight_N)}
 
     return with_intervals(figures, len(predictability.gain), bootstrap, rng)

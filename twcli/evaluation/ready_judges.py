@@ -288,7 +288,9 @@ def _run(words: list[str], sent: bytes, seconds: float) -> bytes:
 
 
 def _end_group(process: subprocess.Popen[bytes]) -> None:
-    """Ends a command and all that it started."""
+    """Ends a command and all that it started, by the process group that it leads; nothing where it
+    has ended.
+    """
     if process.returncode is None:  # else its number may be another's by now
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -80,7 +80,9 @@ NO_SPLIT = "nothing to score, or one prompt only"
 
 
 def to_json(result: dict[str, Any]) -> str:
-    """One JSON object on one line."""
+    """One JSON object on one line, as `twcli eval --json` prints it. Raises ValueError for a number
+    that is not finite.
+    """
     return json.dumps(result, allow_nan=False, ensure_ascii=False)
 
 

@@ -65,8 +65,17 @@ class Writer:
         return shared, np.asarray([encoder.prompt(x, z)[len(shared) :] for z in self.latents])
 
     def free_context(self, xs: Sequence[Example], lengths: Sequence[int], data: str) -> np.ndarray:
-        """(P,) tokens that prompts of these lengths leave in the context. Raises UserError: none is
-        left.
+        """Tokens that prompts of these lengths leave in the context.
+
+        Args:
+            lengths: (P,) tokens of each prompt.
+            data: file name for the message.
+
+        Returns:
+            (P,) int64, each at least 1.
+
+        Raises:
+            UserError: a prompt leaves none.
         """
         free = self.max_length - np.asarray(lengths)
         if free.min() < 1:
@@ -150,7 +159,9 @@ class Sampling:
 
     @property
     def per_prompt(self) -> int:
-        """About how many completions a prompt gets."""
+        """About how many completions a prompt gets, for the forecast of the time: those of the
+        run's arms, and `samples` at each temperature of the original model.
+        """
         of_run = 2 * self.samples  # its arms share most of their draws
         if self.frozen is None:
             return of_run

@@ -87,7 +87,9 @@ class ServedWriter(Writer):
         return [[[text_of(one) for one in part] for part in row] for row in texts], cut
 
     def fingerprint(self) -> dict[str, Any]:
-        """As `Writer.fingerprint`; not the address, since a server may move."""
+        """As `Writer.fingerprint`, with the name that the server gives the model; not the address,
+        since a server may move.
+        """
         return super().fingerprint() | {"served": self.name}
 
 
@@ -217,7 +219,9 @@ class ServedCompletions:
 
     @property
     def per_prompt(self) -> int:
-        """Completions of a prompt."""
+        """Completions of a prompt: a greedy one for each latent, and one at temperature 1 where
+        these are drawn as well.
+        """
         return len(self.writer.latents) * (1 + self.both)
 
     @property

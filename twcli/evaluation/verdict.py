@@ -137,9 +137,11 @@ def verdict_of_training(information: float, latents: int) -> Verdict:
 
 
 def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
-    """What a share of right strategies says.
+    """What a share of right strategies says: it works, it is at chance, it lies between, or the
+    interval is too wide to say.
 
     Args:
+        share: from 0 to 1.
         interval: 95 %, None where there is none.
         chance: the share that guessing gets.
     """
@@ -179,7 +181,7 @@ def _worse(likelihood: dict[str, Any]) -> bool:
 
 
 def _names(latents: list[int]) -> str:
-    """Latents as a reader finds them on the page."""
+    """Latents as a reader finds them on the page, z0 and on, separated by commas."""
     return ", ".join(f"z{k}" for k in latents)
 
 

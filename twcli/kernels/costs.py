@@ -34,7 +34,12 @@ def causal_cost(tokens: Count) -> Count:
 
 
 def masked_cost(queries: Count, keys: Count, copy: float) -> Count:
-    """Cost of masked attention, copying of its keys included; unit as in `causal_cost`."""
+    """Cost of masked attention, copying of its keys included; unit as in `causal_cost`.
+
+    Args:
+        queries, keys: tokens of a row.
+        copy: what copying one key costs.
+    """
     return keys * (MASKED_SCORE * (queries + MORE_QUERIES) + copy)
 
 

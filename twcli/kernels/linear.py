@@ -73,6 +73,7 @@ class _Product(torch.autograd.Function):
     def forward(
         ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
+        """x (.., I) times the weight (O, I): (.., O)."""
         ctx.save_for_backward(x, weight)
         return _by_onednn(x, weight, bias)
 
@@ -145,7 +146,7 @@ def _by_onednn(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
 
 
 def _packed(weight: torch.Tensor) -> torch.Tensor:
-    """The weight (O, I) in oneDNN's memory order."""
+    """The weight (O, I) in oneDNN's memory order, which spares it the copy in each product."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.detach(), None)
 
 

@@ -88,7 +88,7 @@ class Padding:
         return _Rows.apply(x, self.place_N.clamp(min=0), self.real_R)
 
     def taken_out(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` (N, ..) without padding: (R, ..)."""
+        """The rows of `x` (N, ..) that are no padding: (R, ..), with the gradient of a gather."""
         return _Rows.apply(x, self.real_R, self.place_N)
 
 

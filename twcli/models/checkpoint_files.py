@@ -124,6 +124,7 @@ def _json(file: Path) -> dict[str, Any]:
 
 
 def _check_config(found: dict[str, Any], file: Path) -> None:
+    """Raises UserError for a model that is no decoder of text, or has no layers."""
     if found.get("is_encoder_decoder"):
         raise UserError(
             f"{file}: a {found.get('model_type')} model has an encoder and a decoder; --model "

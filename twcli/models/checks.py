@@ -145,7 +145,7 @@ def _scaling_difference(model: PreTrainedModel) -> float:
 
 
 def _last_states(model: PreTrainedModel, ids_RT: torch.Tensor) -> Any:
-    """(R, T, H) last hidden states of ids (R, T)."""
+    """Last hidden states (R, T, H) of ids (R, T), those that the LM head gets."""
     return body_of(model)(input_ids=ids_RT, use_cache=False).last_hidden_state
 
 

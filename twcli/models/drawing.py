@@ -233,7 +233,9 @@ class _Batch:
         return self._forward(ids_R1)
 
     def keep(self, index: torch.Tensor) -> None:
-        """Continues with these rows, each as often as it is named."""
+        """Continues with these rows of the batch, each as often as it is named; the others and
+        their keys and values are dropped.
+        """
         self.cache.batch_select_indices(index)
         self.mask = self.mask[index]
         self.lengths = self.lengths[index]

@@ -53,7 +53,9 @@ class Inputs:
     chat_settings: Mapping[str, Any]
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything that b_t of these records depends on."""
+        """Everything that b_t of these records depends on: weights, tokenizer, template, data,
+        lengths, precision and attention.
+        """
         return self._fingerprint(self.model, self.precision)
 
     def open_cache(self, path: str) -> tuple[Cache, dict[str, Any]]:

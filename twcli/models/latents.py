@@ -357,7 +357,9 @@ class LatentModel(nn.Module):
         )
 
     def posterior_logits(self, batch: Batch) -> torch.Tensor:
-        """(B, K) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`."""
+        """Logits (B, K) of q(z|x, y) from the z-free sequence `<bos> <x> x </x> <y> y </y> <eos>`;
+        needs a posterior head, so not the closed form.
+        """
         plain = self._forward_z_free(self.reader or self.backbone, batch)
         return self._posterior_logits(plain, batch)
 
@@ -496,7 +498,7 @@ class LatentModel(nn.Module):
         )
 
     def _posterior_logits(self, plain: Read, batch: Batch) -> torch.Tensor:
-        """(B, K) of q(z|x,y), from the pass without latents."""
+        """Logits (B, K) of q(z|x, y) from the pass without latents, pooled over the tokens of y."""
         assert self.head is not None
         return self.head(plain.hidden, plain.first, batch.active_BS)
 

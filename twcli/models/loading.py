@@ -152,7 +152,9 @@ def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreT
 
 
 def _has_own_code(folder: Path) -> bool:
-    """Whether the config names Python files of the checkpoint."""
+    """Whether the config names Python files of the checkpoint, which are never run; False where it
+    cannot be read.
+    """
     with suppress(OSError, ValueError, AttributeError):
         return "auto_map" in json.loads((folder / "config.json").read_text("utf-8"))
     return False

@@ -41,6 +41,9 @@ def _kept(model: PreTrainedModel, rows: int, tokens: int, autocast: bool) -> int
     kept: dict[int, int] = {}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
+        """Counts the bytes of a tensor that autograd keeps, each storage once and weights not at
+        all.
+        """
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()

@@ -70,7 +70,7 @@ class Request:
 
     @property
     def shown(self) -> str:
-        """The prompt, shortened, for messages."""
+        """The prompt, or the last turn of a conversation, cut to 60 characters, for messages."""
         if self.messages is None:
             text = self.prompt
         else:
@@ -399,7 +399,7 @@ async def _all(
 
 
 async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Ends those that still run, and waits for them."""
+    """Cancels the tasks that still run, and waits until all have ended; errors are dropped."""
     tasks = list(tasks)
     for task in tasks:
         task.cancel()

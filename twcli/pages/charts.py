@@ -218,7 +218,7 @@ def _group(latent: int, points: list[Point]) -> dict[str, Any]:
 
 
 def _kept(line: Line, log: bool) -> Line:
-    """What can be drawn: on a logarithmic scale only what is above 0."""
+    """The points and the band that can be drawn: on a logarithmic scale only what is above 0."""
     if not log:
         return line
     return Line(
@@ -292,7 +292,9 @@ def _band(line: Line, across: Scale, up: Scale) -> str:
 
 
 def _style(line: Line, number: int) -> str:
-    """The class of a line in page.css: its latent's colour, or dashes by its number."""
+    """The class of a line in page.css: its latent's colour or, without a latent, dashes by its
+    number.
+    """
     if line.latent is None:
         return f"d{number % DASHES}"
     return f"c{line.latent % COLOURS}"

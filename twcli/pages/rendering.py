@@ -66,5 +66,5 @@ def _environment() -> Environment:
 
 
 def resource(name: str) -> str:
-    """The text of a file in this folder."""
+    """The text of a file in this folder, also where the package lies in a zip file."""
     return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")

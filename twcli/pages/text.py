@@ -10,7 +10,11 @@ JOINERS = "\u200c\u200d"  # the only invisible characters that belong to words
 
 
 def cut(text: str, most: int = MAX_TEXT) -> str:
-    """The text without what cannot be seen, new lines kept, with an ellipsis where it is cut."""
+    """The text without what cannot be seen, new lines kept, with an ellipsis where it is cut.
+
+    Args:
+        most: characters, the ellipsis not counted.
+    """
     text = visible(str(text))
     if len(text) <= most:
         return text
@@ -29,7 +33,7 @@ def visible(text: str) -> str:
 
 
 def share(value: float) -> str:
-    """A part of 1 in percent; small parts with a decimal."""
+    """A part of 1 in percent, for readers; small parts with a decimal."""
     percent = 100 * value
     if 0 < percent < 9.95:
         return f"{percent:.1f} %"

@@ -25,13 +25,17 @@ MOST_FILES = 64  # of a folder that are looked at, the newest first
 
 
 def features_path(out: str | Path) -> Path:
-    """Where the features are kept that are read for names or b_t at `out`."""
+    """Where the features are kept that are read for names or b_t at `out`: in the same folder,
+    under the same stem.
+    """
     path = Path(out)
     return path.with_name(path.stem + FEATURES_SUFFIX)
 
 
 def baseline_path(names: str | Path) -> Path:
-    """Where the b_t is kept that is read along with the features for these names."""
+    """Where the b_t is kept that is read along with the features for these names: in the same
+    folder, under the same stem.
+    """
     path = Path(names)
     return path.with_name(path.stem + CACHE_SUFFIX)
 

@@ -209,6 +209,9 @@ class CacheWriter:
         raise UserError(f"{self.path}: {state}; pass --overwrite to start over")
 
     def _header(self) -> dict[str, Any]:
+        """What a folder of shards must agree on to be continued: the format, the fingerprint, and a
+        key that also covers rows and lengths.
+        """
         key = hashlib.sha256(self._fingerprint)
         key.update(self.offsets.data)
         key.update(self.row_hash.data)

@@ -101,7 +101,7 @@ class Checkpoints:
 
     @property
     def last(self) -> Path | None:
-        """The newest checkpoint's folder, intact or not; None if there is none."""
+        """The newest checkpoint's folder, by its step, intact or not; None if there is none."""
         return next(reversed(self._folders()), None)
 
     def problems(self) -> list[str]:
@@ -169,5 +169,9 @@ def sha256(data: bytes) -> str:
 
 
 def json_line(value: Any) -> bytes:
-    """One line of JSON with its newline; ValueError if a number is not finite."""
+    """One line of JSON with its newline, in UTF-8.
+
+    Raises:
+        ValueError: a number is not finite, which JSON has no word for.
+    """
     return json.dumps(value, allow_nan=False).encode() + b"\n"

@@ -32,7 +32,11 @@ class DiskArray:
             self._file.close()
 
     def append(self, piece: ArrayLike) -> None:
-        """Appends the entries of `piece`."""
+        """Appends the entries of `piece`, converted to the array's dtype.
+
+        Raises:
+            OSError: the disk is full; its file name is the folder of temporary files.
+        """
         with _naming_the_folder():
             self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
 

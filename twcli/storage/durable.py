@@ -35,7 +35,11 @@ def write_all(handle: int, data: bytes | memoryview, position: int | None = None
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """`path` holds all of `data` or does not change. Raises OSError."""
+    """`path` holds all of `data` or does not change, also after a kill or a loss of power.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written.
+    """
     temp = path.with_name(path.name + ".tmp")
     try:
         with open(temp, "wb", buffering=0) as file:

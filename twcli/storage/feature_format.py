@@ -46,7 +46,7 @@ def layouts_of(widths: dict[str, int]) -> dict[str, Layout]:
 
 
 def columns_of(widths: dict[str, int]) -> dict[str, slice]:
-    """The columns of each feature."""
+    """The columns of each feature in `/values`, one after the other in the order of `widths`."""
     columns = {}
     reached = 0
     for name, width in widths.items():

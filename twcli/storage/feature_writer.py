@@ -281,7 +281,9 @@ class FeatureWriter:
 
 
 def _first_line(widths: dict[str, int]) -> bytes:
-    """The first line of a shard: the columns of each name."""
+    """The first line of a shard: the columns of each name as JSON, so that a shard says what it
+    holds.
+    """
     return to_json(widths) + b"\n"
 
 

@@ -248,7 +248,11 @@ class Column:
             yield self.block(start, min(start + BLOCK, self.length))
 
     def damaged(self) -> Iterator[str]:
-        """One line for each chunk whose checksum does not match; reads all of them."""
+        """Reads all chunks of the dataset.
+
+        Yields:
+            One line for each chunk whose checksum does not match.
+        """
         for chunk in range(len(self._addresses)):
             if not self._intact(chunk):
                 yield self._damage(chunk)
@@ -313,8 +317,10 @@ class Column:
 
 
 def damaged_places(columns: Iterable[Column]) -> list[str]:
-    """Reads all chunks: one line for each that is damaged, at most `REPORTED` of them, then how
-    many more there are.
+    """Reads all chunks and checks their checksums.
+
+    Returns:
+        One line for each that is damaged, at most `REPORTED` of them, then how many more there are.
     """
     damaged = [line for column in columns for line in column.damaged()]
     more = len(damaged) - REPORTED
@@ -324,7 +330,9 @@ def damaged_places(columns: Iterable[Column]) -> list[str]:
 
 
 def trailer_problem(source: Source) -> str | None:
-    """Reads the whole file: the problem with the checksum at its end, None if it matches."""
+    """Reads the whole file: the problem with the checksum at its end, None if it matches. It also
+    covers what HDF5's own checksums do not, the headers.
+    """
     end = source.size - TRAILER_BYTES
     found = os.pread(source.handle, TRAILER_BYTES, max(end, 0))
     if found[:20] != TRAILER[:20]:
@@ -449,7 +457,11 @@ def read_attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
 
 
 def json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
-    """A JSON object. Raises ValueError."""
+    """An attribute that holds a JSON object, such as the fingerprint.
+
+    Raises:
+        ValueError: it is missing, too large, or no JSON object.
+    """
     try:
         value = json.loads(read_attribute(file, name, "S", FINGERPRINT_BYTES))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):

@@ -392,7 +392,9 @@ class RunFolder:
     # results
 
     def save_posterior(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Stores the posterior's tensors durably."""
+        """Stores the posterior's tensors by name, in safetensors' format: all of them or, after a
+        kill, those before.
+        """
         write_durably(self.posterior_file, as_bytes(tensors))
 
     def load_posterior(self) -> dict[str, torch.Tensor]:
@@ -434,7 +436,12 @@ class RunFolder:
             write_durably(self.checksums_file, json.dumps(sums, indent=1).encode())
 
     def check_results(self) -> None:
-        """Raises UserError if a file of the finished run is not what training wrote."""
+        """Checks the model, the metrics and the posterior against the checksums that training
+        wrote.
+
+        Raises:
+            UserError: a file of the finished run is not what training wrote.
+        """
         if problems := self._damaged_results():
             raise UserError(f"{problems[0]}; run its `twcli train` command again with --overwrite")
 

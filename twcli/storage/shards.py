@@ -156,7 +156,7 @@ class Shards:
 
     @property
     def done(self) -> list[range]:
-        """Row ranges that are finished, ascending."""
+        """Row ranges that are finished, ascending; `missing` has what lies between them."""
         return sorted(self._shards, key=lambda rows: rows.start)
 
     def missing(self, most: int) -> list[range]:
@@ -202,7 +202,9 @@ class Shards:
         self._shards[rows] = digest
 
     def read(self, rows: range) -> bytes | None:
-        """One finished shard's bytes; None if they are not what was written."""
+        """One finished shard's bytes; None if the file is gone or its bytes are not what was
+        written.
+        """
         with suppress(FileNotFoundError):
             data = self._file(rows).read_bytes()
             if hashlib.sha256(data).hexdigest() == self._shards[rows]:
@@ -331,7 +333,7 @@ class Shards:
         return files
 
     def _manifest(self) -> list[Any]:
-        """Its lines as JSON, without one that was cut off."""
+        """The manifest's lines as JSON, the header first, without one that a kill cut off."""
         lines = []
         with suppress(FileNotFoundError):
             for text in (self.folder / MANIFEST).read_bytes().splitlines():
@@ -372,7 +374,7 @@ def blocks(rows: range, most: int) -> list[range]:
 
 
 def named(rows: range) -> str:
-    """The range as text for messages; the last row is included."""
+    """The range as text for messages, such as `rows 0 to 1023`; the last row is included."""
     return f"rows {rows.start} to {rows.stop - 1}"
 
 

@@ -58,14 +58,23 @@ def peak_learning_rate(adapt: str, width: int) -> float:
 
 
 def batch_tokens(adapt: str, mean_length: float) -> int:
-    """Tokens a batch: few where a step is dear, but a few rows of any length."""
+    """Tokens a batch, padding included: few where a step is dear, but a few rows of any length.
+
+    Args:
+        adapt: "lora" or "full".
+        mean_length: tokens a row, the latent section included.
+    """
     least = int(LEAST_BATCH_ROWS * mean_length)
     return max(least, LORA_BATCH_TOKENS if adapt == "lora" else FULL_BATCH_TOKENS)
 
 
 def default_steps(adapt: str, steps_a_pass: float) -> int:
-    """`PASSES` over the data; small data more often, as z has to be learned at all, and large data
-    in part.
+    """Optimisation steps: `PASSES` over the data; small data more often, as z has to be learned at
+    all, and large data in part.
+
+    Args:
+        adapt: "lora" or "full".
+        steps_a_pass: batches that hold all records once.
     """
     least, most = LORA_STEPS if adapt == "lora" else FULL_STEPS
     steps = round(PASSES * steps_a_pass)

@@ -260,7 +260,7 @@ def conditions(metrics: dict[str, Any], latents: int, weighted: bool) -> list[st
 
 
 def _below(value: float | None, limit: float) -> bool:
-    """Whether a known value is below a limit."""
+    """Whether a value is known and below a limit, in the unit of both."""
     return value is not None and value < limit
 
 

@@ -213,8 +213,14 @@ def closed_form_posterior(
 
 
 def posterior_cross_entropy(log_q_BK: torch.Tensor, latent_B: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy (B,) in nats that teaches a distribution the latent
-    that is held; ids (B,) int64.
+    """Cross-entropy in nats that teaches a distribution the latent that is held.
+
+    Args:
+        log_q_BK: (B, K) log-probabilities.
+        latent_B: (B,) int64.
+
+    Returns:
+        (B,) nats.
     """
     return -log_q_BK.gather(-1, latent_B[:, None])[:, 0]
 

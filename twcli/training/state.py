@@ -86,8 +86,8 @@ def restore(
 
 
 def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights and buffers by name, without weights that training leaves alone: those are in the
-    checkpoint it began from.
+    """Weights and buffers by name, detached, without weights that training leaves alone: those are
+    in the checkpoint it began from.
     """
     changing = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

@@ -142,7 +142,9 @@ def _batches_from(
 
 
 def _any_process(accelerator: Any, here: bool) -> bool:
-    """Whether something is so in any process, the same answer in all."""
+    """Whether something is so in any process; a sum over all of them, so that each has the same
+    answer.
+    """
     own = torch.tensor(float(here), device=accelerator.device)
     return bool(accelerator.reduce(own))
 
