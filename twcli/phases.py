@@ -52,6 +52,7 @@ class Phases:
         self._names: list[str] = []
         self._place = -1
         self._expected: dict[str, float] = {}
+        self._now: float | None = None  # of the phase that runs, where this time differs
 
     def plan(self, names: Iterable[str]) -> None:
         """Which phases come, from the first one on. A name may come again."""
@@ -69,6 +70,7 @@ class Phases:
             ahead = [name, *ahead]
             self._names[self._place + 1 :] = ahead
         self._place += 1 + ahead.index(name)
+        self._now = None
         if self._begun is not None:
             self._begun(self, note)
 
@@ -81,6 +83,10 @@ class Phases:
         replaced.
         """
         self._expected.update(seconds)
+
+    def expect_now(self, seconds: float) -> None:
+        """How long the phase that runs takes this time: less where a part of it was done before."""
+        self._now = seconds
 
     def revise(self, seconds: float) -> None:
         """How long the phase that runs takes in all, in seconds, as is known now; nothing where
@@ -107,6 +113,8 @@ class Phases:
         """How long the phase that runs takes in all; None where that is not known."""
         if self._place < 0:
             return None
+        if self._now is not None:
+            return self._now
         return self._expected.get(self._names[self._place])
 
     def after(self) -> float | None:

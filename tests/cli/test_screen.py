@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import make_records, write_jsonl
 from twcli.cli import screen as screen_module
 from twcli.cli.screen import Screen
-from twcli.phases import DATA, SAVE, SCORE, TRAIN
+from twcli.phases import DATA, SAVE, SCORE, TRAIN, Phases
 
 WAITING = 0.6
 
@@ -97,6 +97,36 @@ def test_after_the_last_step_the_first_estimate_of_a_training_is_forgotten(fast,
 
     lines = printed(monkeypatch, work=work).splitlines()
     assert "so far" in lines[-1] and not any("16 min" in line for line in lines[2:])
+
+
+def test_the_clock_of_a_resumed_training_is_of_the_steps_that_are_left(fast, monkeypatch):
+    def work(screen):
+        screen.phases.expect({TRAIN: 6000.0})
+        screen.phases.begin(TRAIN)
+        screen.phases.expect_now(300.0)  # what `train` says of the last 100 of 2,000 steps
+        with screen.training() as on_step:
+            time.sleep(0.3)  # before there is a rate
+            on_step({**step_of(1901, "settle", 1.0), "steps": 2000})
+            time.sleep(0.3)
+            on_step({**step_of(1902, "settle", 1.0), "steps": 2000})
+            time.sleep(0.3)
+
+    text = printed(monkeypatch, work=work)
+    left = [int(minutes) for minutes in re.findall(r"(\d+) min left", text)]
+    assert left and max(left) <= 5 and " h " not in text
+    assert re.search(r"\b[1-8]?\d s left", text)  # from the rate: 98 steps of 0.3 s
+
+
+def test_another_run_after_a_resumed_one_is_expected_to_take_its_whole_time():
+    phases = Phases()
+    phases.plan([TRAIN, SAVE, TRAIN])
+    phases.expect({TRAIN: 600.0, SAVE: 1.0})
+    phases.begin(TRAIN)
+    phases.expect_now(60.0)
+    assert phases.expected() == 60.0 and phases.after() == 601.0
+    phases.begin(SAVE)
+    phases.begin(TRAIN)
+    assert phases.expected() == 600.0
 
 
 def test_lines_become_rarer_the_longer_a_phase_takes(fast, monkeypatch):

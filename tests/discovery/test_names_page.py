@@ -160,8 +160,8 @@ def test_lines(summary):
     lines = summary_lines(summary | {"page": "out/names.html"})
     assert lines == [
         "Two strategies, named right for about 9 in 10 completions.",
-        "Estimated share named right: 90 % (95 % interval 85 % to 94 %); chance: 33 %.",
-        "Stability: 0.97. 2 of 3 latents in use.",
+        "95 % interval of the share named right: 85 % to 94 %. Stability: 0.97 of 1, how",
+        "far namings of halves agree. 2 of 3 latents in use.",
         "",
         "z0     55 %  sure 0.98   step # / then the ones / ⏎ -",
         "     line 13: Step 1 add",

@@ -9,9 +9,11 @@ from twcli.evaluation.report import (
     _diagnostic_lines,
     coloured,
     mapping_line,
+    not_measured,
     render_table,
     rows_of,
     to_json,
+    verdict_lines,
 )
 
 
@@ -53,9 +55,8 @@ def test_a_null_says_why():
     assert notes["generation_one_to_one"] == notes["answer_accuracy"] == "no --judge was given"
     bare = summarise(**{**perfect(judge=False), "labels": None, "frozen_nll": None})
     notes = {key: note for _, key, value, _, note in rows_of(bare) if value == "-"}
-    assert (
-        notes["nmi"] == notes["strategy_accuracy"] == "no strategy labels in the data, no --judge"
-    )
+    assert notes["nmi"] == notes["strategy_accuracy"]
+    assert notes["nmi"] == "no strategy labels in the data and no --judge"
     assert notes["gain"] == "original model not found; give --model"
     assert notes["score"] == "original model not found; give --model"
     notes = {
@@ -65,9 +66,26 @@ def test_a_null_says_why():
     assert mapping_line(bare) == ""
 
 
+def test_a_reason_is_said_once_with_the_field_that_was_looked_for():
+    bare = summarise(**{**perfect(judge=False), "labels": None})
+    bare["labels"] = {"field": "strategy", "records": 0, "unread": ["style", "source"]}
+    lines = not_measured(bare)
+    named = [line for line in lines if "posterior_one_to_one" in line]
+    assert len(named) == 1
+    assert "no record has the field 'strategy', and there is no --judge" in named[0]
+    assert "--strategy-field names another field; the records have style, source" in named[0]
+    known = {key for _, key, value, _, _ in rows_of(bare) if value != "-"}
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(render_table(bare, everything=True))
+    assert "posterior_one_to_one" not in captured.get() and "entropy" in known
+    assert verdict_lines(bare, "page.html", everything=True)[1] == [*lines, "Page: page.html"]
+
+
 def test_the_table_names_every_figure(result):
     table = render_table(result, everything=True)
-    assert table.row_count > len(list(rows_of(result)))  # sections stand apart
+    measured = [key for _, key, value, _, _ in rows_of(result) if value != "-"]
+    assert table.row_count > len(measured)  # sections stand apart
     short = render_table(result)
     assert 4 <= short.row_count < 16  # a screen, with the verdict above it
     assert "z0 = c" in table.caption

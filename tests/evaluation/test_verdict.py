@@ -165,5 +165,8 @@ def test_a_loss_that_may_be_memory_gives_both_bounds():
 
 
 def test_the_field_that_was_looked_for_is_named():
-    _, after = verdict_lines({**bare(True, 0.9), "judge": None}, "run/report.html", "style")
-    assert "no field 'style'" in after[0] and after[-1] == "Page: run/report.html"
+    labels = {"field": "style", "records": 0, "unread": ["kind"]}
+    result = {**bare(True, 0.9), "judge": None, "labels": labels}
+    _, after = verdict_lines(result, "run/report.html")
+    assert "no record has the field 'style'" in after[0] and "the records have kind" in after[0]
+    assert after[-1] == "Page: run/report.html"

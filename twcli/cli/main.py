@@ -291,9 +291,8 @@ def evaluate(
     elif "runs" in result:
         _print(several.render_comparison(result))
     else:
-        before, after = report.verdict_lines(
-            result, f"{config.run}/report.html", config.strategy_field, records.unread_fields()
-        )
+        page = f"{config.run}/report.html"
+        before, after = report.verdict_lines(result, page, everything)
         parts = [*before, "", report.render_table(result, everything)]
         if result["sampling"]:
             parts += ["", curves.render_sampling(result["sampling"])]

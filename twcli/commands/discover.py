@@ -39,6 +39,7 @@ from twcli.errors import UserError, interrupted
 from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.runtime import Say
+from twcli.pages.text import share
 from twcli.phases import FEATURES, NAME, PAGE, Phases
 from twcli.storage.beside import baseline_path, copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
@@ -245,7 +246,8 @@ def summary_of(
         "named": int(counts.sum()),
         "prompts": int(encoded.prompt_index.max()) + 1,
         "verdict": verdict_of(naming),
-        "score": record["score"] or 0.0,
+        # not rounded twice: the verdict has the same figure
+        "score": naming.score or 0.0,
         "score_ci": None,
         "proportions": [float(share) for share in counts / max(counts.sum(), 1)],
         "latent_cards": latent_cards(
@@ -271,15 +273,19 @@ def verdict_of(naming: Naming) -> str:
     """Whether naming worked, in a sentence."""
     score = naming.score or 0.0
     found = f"{naming.used} strategies"
-    expected = f"about {score:.0%} of the records are expected to be named right"
+    expected = f"about {share(score)} of the records are expected to be named right"
+    by_chance = f"chance {share(naming.chance)}"
     if _at_chance(score, naming.chance):
         return (
-            f"No strategies found: {naming.latents} groups of completions can be made, but no "
-            "better than by chance. Try another number of latents, more records, or a larger model."
+            f"No strategies found: {naming.latents} groups of completions can be made, but names "
+            f"are no better than by chance ({share(score)} right, {by_chance}). Try another number "
+            "of latents, more records, or a larger model."
         )
     if score < RELIABLE:
-        return f"{found} found, not reliably: {expected}. Look at them before you train."
-    return f"{found} found: {expected} (chance {naming.chance:.0%})."
+        return (
+            f"{found} found, not reliably: {expected} ({by_chance}). Look at them before you train."
+        )
+    return f"{found} found: {expected} ({by_chance})."
 
 
 def _at_chance(score: float, chance: float) -> bool:

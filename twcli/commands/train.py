@@ -96,7 +96,9 @@ def _train_one(
             return {"run": config.out, "score": None}
         setup = prepare(config, run, say, progress, shared, phases, records)
         trainer.begin(setup)
-        phases.begin(TRAIN, f"{setup.length}")
+        done = run.checkpoints.newest_content().get("step", 0)
+        phases.begin(TRAIN, setup.length_after(done))
+        phases.expect_now(setup.seconds_after(done))
         say(
             f"training: {len(setup.encoded):,} records, {setup.model.latents} latents, "
             f"peak lr {setup.lr:.1e}, {setup.config.adapt} weights"

@@ -142,7 +142,7 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
         KeyError: the summary lacks a key.
     """
     lines = _wrapped(summary["verdict"])
-    lines += _wrapped(_score_sentence(summary))
+    lines += _wrapped(_certainty(summary))
     for card in summary["latent_cards"]:
         lines += ["", *_latent_lines(card)]
     if summary["per_latents"]:
@@ -181,18 +181,18 @@ def _command(summary: dict[str, Any]) -> str:
 # Lines of the terminal
 
 
-def _score_sentence(summary: dict[str, Any]) -> str:
-    """How many records are expected to be named right, with its interval and chance."""
-    interval = ""
+def _certainty(summary: dict[str, Any]) -> str:
+    """How sure the share named right is, which the verdict has, and how many latents are used."""
+    sentences = []
     if summary["score_ci"]:
-        interval = " (95 % interval {} to {})".format(*map(share, summary["score_ci"]))
-    sentence = (
-        f"Estimated share named right: {share(summary['score'])}{interval}; "
-        f"chance: {share(summary['chance'])}."
-    )
+        ends = "{} to {}".format(*map(share, summary["score_ci"]))
+        sentences.append(f"95 % interval of the share named right: {ends}.")
     if summary["stability"] is not None:
-        sentence += f" Stability: {number(summary['stability'])}."
-    return f"{sentence} {summary['used']} of {summary['latents']} latents in use."
+        sentences.append(
+            f"Stability: {number(summary['stability'])} of 1, how far namings of halves agree."
+        )
+    sentences.append(f"{summary['used']} of {summary['latents']} latents in use.")
+    return " ".join(sentences)
 
 
 def _latent_lines(card: dict[str, Any]) -> list[str]:

@@ -65,6 +65,11 @@ def evaluate(
     phases.begin(PAGE, f"{config.bootstrap:,} resamples for each interval")
     result = _figures(inputs, original, passes, labels, completed)
     result["sampling"] = sampling
+    result["labels"] = {
+        "field": config.strategy_field,
+        "records": sum(example.strategy is not None for example in inputs.examples),
+        "unread": inputs.unread,
+    }
     result["judge"] = inputs.judge.report() if inputs.judge else None
     result["served"] = writer.name if isinstance(writer, ServedWriter) else None
     if inputs.judge and (warning := inputs.judge.warning()):

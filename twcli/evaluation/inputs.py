@@ -42,6 +42,7 @@ class EvalInputs:
         model: the run's, on its device.
         trained: the settings that the run was trained with.
         examples: the records that are evaluated, in the order of `encoded`.
+        unread: fields of the records that are not read, of which one may hold a label.
         max_length: longest sequence in tokens.
         say: takes one line a fact.
         progress: opens a bar (label, total) that is called with increments.
@@ -55,6 +56,7 @@ class EvalInputs:
     trained: TrainConfig
     encoded: Encoded
     examples: list[Example]
+    unread: list[str]
     max_length: int
     say: Say
     progress: Progress
@@ -122,6 +124,7 @@ def open_evaluation(
         trained,
         encoded,
         kept,
+        records.unread_fields(),
         max_length,
         say,
         progress,

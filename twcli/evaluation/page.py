@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twcli.evaluation import curves, training_charts
-from twcli.evaluation.report import rows_of
+from twcli.evaluation.report import not_measured, rows_of
 from twcli.evaluation.verdict import gains_disagree
 from twcli.models.card import public_place
 from twcli.pages import charts
@@ -102,7 +102,8 @@ def evaluation_page(
         evidence=evidence or {},
         training=training_charts.of_run(metrics),
         sampling=curves.section(result.get("sampling")),
-        figures=[[section or "all", *row] for section, *row in rows_of(result)],
+        figures=[[section or "all", *row] for section, *row in rows_of(result) if row[1] != "-"],
+        not_measured=not_measured(result),
     )
 
 
@@ -197,6 +198,7 @@ def _page(
     sampling: dict[str, Any] | None = None,
     figures: Sequence[list[str]] = (),
     figures_columns: Sequence[tuple[str, bool]] = FIGURES,
+    not_measured: Sequence[str] = (),
     runs: Sequence[dict[str, str]] = (),
 ) -> str:
     """The page: facts and verdict first, then what each latent writes, then the figures."""
@@ -223,6 +225,7 @@ def _page(
         "figures": figures,
         "settings": _rows(settings),
         "figures_columns": figures_columns,
+        "not_measured": not_measured,
         "runs": runs,
     }
     there = shown | {"latents": cards, "strategies": shown["matrices"]}

@@ -68,7 +68,7 @@ COUNTS = {"usage", "active"}  # numbers of latents: resampling says nothing abou
 BAR_COLUMNS = 24  # of the histogram of b_t, which fits 80 columns
 # nats above which a token is shown in the colour
 SHADES = ((2.0, "red"), (1.0, "magenta"), (0.3, "yellow"))
-NO_LABELS = "no strategy labels in the data, no --judge"
+NO_LABELS = "no strategy labels in the data and no --judge"
 NO_JUDGE = "no --judge was given"
 NO_NAMES = "the judge names no strategies"
 NO_FROZEN = "original model not found; give --model"
@@ -174,7 +174,7 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
             return NO_JUDGE
         return "the judge returned no correctness"
     if alignment["nmi"] is None:
-        return NO_LABELS
+        return _no_labels(result)
     if (
         key in ("posterior_one_to_one", "posterior_many_to_one", "strategy_accuracy")
         or alignment["coverage_mean"] is not None
@@ -185,11 +185,34 @@ def _why_null(result: dict[str, Any], section: str | None, key: str) -> str:
     return NO_NAMES
 
 
+def _no_labels(result: dict[str, Any]) -> str:
+    """Which field was looked for, and what names another."""
+    labels = result.get("labels")
+    if labels is None:  # of an earlier version
+        return NO_LABELS
+    there = ""
+    if labels["unread"]:
+        there = f"; the records have {', '.join(labels['unread'])}"
+    return (
+        f"no record has the field '{labels['field']}', and there is no --judge "
+        f"(--strategy-field names another field{there})"
+    )
+
+
+def not_measured(result: dict[str, Any]) -> list[str]:
+    """A line for each reason why figures are null, with their keys."""
+    keys_of: dict[str, list[str]] = {}
+    for _, key, value, _, note in rows_of(result):
+        if value == "-":
+            keys_of.setdefault(note, []).append(key)
+    return [f"Not measured, as {why}: {', '.join(keys)}." for why, keys in keys_of.items()]
+
+
 def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     """The table that `twcli eval` prints; fits 80 columns.
 
     Args:
-        everything: also the diagnostics and what could not be measured.
+        everything: also the diagnostics.
     """
     title = (
         f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
@@ -209,7 +232,7 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     table.add_column("meaning", overflow="fold")
     before = None
     for section, key, value, interval, note in rows_of(result):
-        if not everything and (value == "-" or not (key in FIRST or section == "retention")):
+        if value == "-" or not (everything or key in FIRST or section == "retention"):
             continue
         if before not in (None, section):
             table.add_row()
@@ -242,26 +265,20 @@ def mapping_line(result: dict[str, Any]) -> str:
 
 
 def verdict_lines(
-    result: dict[str, Any], page: str, labels: str, others: Sequence[str] = ()
+    result: dict[str, Any], page: str, everything: bool = False
 ) -> tuple[list[str], list[str]]:
     """(the lines before the table, the lines after it).
 
     Args:
         page: path of the report.
-        labels: the field that was looked for strategy labels in.
-        others: fields that are not read, which may hold a label.
+        everything: also why each figure that is null could not be measured.
     """
     verdict = result["verdict"]
     after = []
-    if result["alignment"]["nmi"] is None and result.get("judge") is None:
-        if others:
-            there = f"; there is {', '.join(others)}"
-        else:
-            there = ""
-        after.append(
-            f"What a latent means is not measured: no field '{labels}' in the records and no "
-            f"--judge (--strategy-field names another field{there})."
-        )
+    if everything:
+        after += not_measured(result)
+    elif result["alignment"]["nmi"] is None and result.get("judge") is None:
+        after.append(f"What a latent means is not measured: {_no_labels(result)}.")
     return [verdict["sentence"], verdict["advice"]], [*after, f"Page: {page}"]
 
 

@@ -68,7 +68,8 @@ class Setup:
         course: what each step trains under, and when the run ends.
         held: records that are not trained on.
         repetitions: of the rows that have a name and are trained on.
-        length: what is said of the run's length before it starts.
+        length: of the whole run.
+        seconds: that its steps take, about.
         records: as they are in the data, to be read once more for their texts.
         provenance: what a checkpoint must have been made from to be resumed.
         classes: (N,) rows of different ones share no batch (`batches.length_classes`).
@@ -90,7 +91,8 @@ class Setup:
     course: Course
     held: HeldOut
     repetitions: Repetitions
-    length: str
+    length: Length
+    seconds: float
     lr: float
     accelerator: Any
     records: Iterable[Example]
@@ -105,6 +107,17 @@ class Setup:
     def steps(self) -> int:
         """Optimiser steps of the whole run, as far as is known."""
         return self.course.steps
+
+    def seconds_after(self, step: int) -> float:
+        """That the steps after this one take, about."""
+        return self.seconds * (1 - min(1.0, step / self.length.steps))
+
+    def length_after(self, step: int) -> str:
+        """What is said of the run's length before its steps begin, or go on after one."""
+        said = f"{self.length}, about {duration(self.seconds_after(step))}"
+        if step:
+            said += f" after step {step:,}"
+        return said
 
 
 def prepare(
@@ -176,7 +189,8 @@ def prepare(
         course,
         held,
         Repetitions.of(latent_N, named_rows),
-        f"{length}, about {duration(seconds)}",
+        length,
+        seconds,
         cast(float, config.lr),
         accelerator,
         inputs.records,
