@@ -76,7 +76,8 @@ class Phases:
 
     def begin_next(self, note: str = "") -> None:
         """As `begin`, of the phase that is planned next, for callers that know the order only."""
-        self.begin(self._names[self._place + 1], note)
+        following = self._names[self._place + 1]
+        self.begin(following, note)
 
     def expect(self, seconds: dict[str, float]) -> None:
         """How long phases take in seconds, by name, each time that they come; those of before are

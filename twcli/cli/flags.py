@@ -177,18 +177,24 @@ def resolve(kind: type[Config], flags: dict[str, Any], config_file: str | None) 
 
 def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
     """Where each setting that is no default came from, by name."""
-    if config_file is None:
-        in_file = {}
-    else:
-        in_file = dict.fromkeys(_in_file(config_file), config_file)
-    return in_file | dict.fromkeys(_given(flags), "given")
+    found = {}
+    if config_file is not None:
+        for name in _in_file(config_file):
+            found[name] = config_file
+    for name in _given(flags):
+        found[name] = "given"
+    return found
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:
     """The values of `--config`, by field."""
     if config_file is None:
         return {}
-    return {str(key).replace("-", "_"): value for key, value in read_yaml(config_file).items()}
+    values = {}
+    for key, value in read_yaml(config_file).items():
+        name = str(key).replace("-", "_")
+        values[name] = value
+    return values
 
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:

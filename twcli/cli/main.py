@@ -100,8 +100,9 @@ class OneLineErrors(click.Group):
         try:
             return super().invoke(context)
         except KeyboardInterrupt:  # click would print an empty line for it
-            resumes = context.invoked_subcommand in ("precompute", "train", "discover")
-            raise interrupted() if resumes else Interrupted("interrupted") from None
+            if context.invoked_subcommand in ("precompute", "train", "discover"):
+                raise interrupted() from None
+            raise Interrupted("interrupted") from None
 
 
 def _instead(error: click.ClickException) -> click.ClickException:
@@ -186,9 +187,11 @@ def _read(config: Any, screen: Screen, y_field: str | None = "y", **also: Any) -
 
         also["trained"] = RunFolder(config.run).read_fields()
     fields = {"format": config.format, "x_field": config.x_field, "empty": config.empty, **also}
-    if y_field is not None:
+    if y_field is None:
+        fields.setdefault("y_field", None)
+    else:
         fields |= {"y_field": config.y_field, "each_turn": config.each_turn}
-    records = stream_examples(config.data, **({"y_field": None} | fields))
+    records = stream_examples(config.data, **fields)
     # for `sample --server` it is the name that the server knows it by, and nothing is loaded
     served = isinstance(config, SampleConfig) and config.server is not None
     if config.model is not None and not served:

@@ -136,7 +136,10 @@ class Screen:
             began = time.monotonic()
             self._phase_began = began
             self._stack = [Status(phases.name, 0, began)]
-            self.say(phases.name + (f": {note}" if note else ""))
+            line = phases.name
+            if note:
+                line += f": {note}"
+            self.say(line)
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -201,8 +204,10 @@ class Screen:
         """Seconds that the phase still takes; None where nothing says so."""
         now = time.monotonic()
         if status.counted:
-            rate = (now - status.begin) / (status.done - status.first)
-            return rate * max(0, status.total - status.done)
+            seconds = now - status.begin
+            rate = seconds / (status.done - status.first)
+            left = max(0, status.total - status.done)
+            return rate * left
         expected = self.phases.expected()
         taken = now - self._phase_began
         # one that takes longer than expected says nothing of what is left

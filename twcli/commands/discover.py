@@ -59,7 +59,8 @@ ABOVE_CHANCE = 0.1  # of what lies between chance and 1; a score below it is cal
 def page_path(out: str | Path) -> Path:
     """Where the page of names at `out` is: in the same folder, under the same stem."""
     path = Path(out)
-    return path.with_name(f"{path.stem}.html")
+    name = f"{path.stem}.html"
+    return path.with_name(name)
 
 
 def _check_apart(config: DiscoverConfig) -> None:
@@ -113,11 +114,13 @@ def discover(
     with source.store:
         naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
     if naming is None:
+        least = LEAST_ROWS_A_LATENT * (latents or 2)
         raise UserError(
             f"{config.data}: too few distinct records to find strategies in; give at least "
-            f"{LEAST_ROWS_A_LATENT * (latents or 2)}, better some hundreds"
+            f"{least}, better some hundreds"
         )
-    phases.begin(PAGE, str(page_path(config.out)))
+    page = page_path(out)
+    phases.begin(PAGE, str(page))
     with reporting(out, "write there"):
         write_names(
             config.out,
@@ -129,7 +132,7 @@ def discover(
     summary = summary_of(config, naming, encoded, inputs.records, baseline_file)
     took = duration(time.monotonic() - started)
     html = render_names_page({**summary, "took": took})
-    write_durably(page_path(config.out), html.encode())
+    write_durably(page, html.encode())
     return summary
 
 
@@ -336,6 +339,8 @@ def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:
 
 def _map(naming: Naming) -> dict[str, Any] | None:
     """The fitted rows in a plane, for the page."""
-    if naming.points is None or naming.point_rows is None:
+    rows = naming.point_rows
+    if naming.points is None or rows is None:
         return None
-    return map_of(naming.points, naming.latent_N[naming.point_rows])
+    latents = naming.latent_N[rows]
+    return map_of(naming.points, latents)

@@ -12,6 +12,7 @@ import re
 import shutil
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,8 @@ def public_path(path: Path) -> str:
     component alone, as `.../name`.
     """
     try:
-        return str(Path("~") / path.absolute().relative_to(Path.home()))
+        below = path.absolute().relative_to(Path.home())
+        return str(Path("~") / below)
     except (ValueError, RuntimeError):
         return f".../{path.name}"
 
@@ -197,11 +199,10 @@ def _cores() -> int:
 
 
 def _cpu_name() -> str:
-    """As the system calls it."""
-    try:
+    """As the system calls it; on Linux by the first core's model name."""
+    described = ""
+    with suppress(OSError):
         described = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return platform.processor() or platform.machine()
     named = re.search(r"^model name\s*:\s*(.+)$", described, re.MULTILINE)
     if named:
         return named[1].strip()
@@ -212,4 +213,6 @@ def _memory_gib() -> float | None:
     """The machine's memory, None where the system does not say."""
     if sys.platform == "win32" or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None
-    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
+    pages = os.sysconf("SC_PHYS_PAGES")
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
+    return round(pages * page_bytes / GIB, 1)

@@ -218,10 +218,13 @@ def _stored_names(trained: TrainConfig, say: Say) -> dict[int, str]:
 
 def _most_frequent(run: RunFolder, latents: int) -> str:
     """The latent with the largest share of the records that the run was trained with."""
-    shares = run.read_naming().get("proportions")
+    naming = run.read_naming()
+    shares = naming.get("proportions")
     if not isinstance(shares, list) or len(shares) > latents or not shares:
         return "0"
-    return str(shares.index(max(shares)))
+    largest = max(shares)
+    latent = shares.index(largest)
+    return str(latent)
 
 
 def _make_special(encoder: ExampleEncoder) -> None:
@@ -230,8 +233,10 @@ def _make_special(encoder: ExampleEncoder) -> None:
     """
     tokenizer = encoder.tokenizer
     tags = TAGS if encoder.template.name == "tags" else SECTION_TAGS
-    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    if missing := [tag for tag in tags if tag not in special]:
+    added = tokenizer.added_tokens_decoder.values()
+    special = {token.content for token in added if token.special}
+    missing = [tag for tag in tags if tag not in special]
+    if missing:
         tokenizer.add_special_tokens(
             {"additional_special_tokens": missing}, replace_extra_special_tokens=False
         )
@@ -270,9 +275,10 @@ def _chat_template(encoder: ExampleEncoder, found: Mapping[str, str], default: s
     """The run's chat template with latents, or one that builds the prompts of the run's
     template.
     """
-    if encoder.template.chat is not None:
-        return latent_chat.with_latents(encoder.template.chat.text, found, default)
-    return latent_chat.one_turn(encoder.template.text, found, default)
+    template = encoder.template
+    if template.chat is not None:
+        return latent_chat.with_latents(template.chat.text, found, default)
+    return latent_chat.one_turn(template.text, found, default)
 
 
 def _misread(tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]]) -> list[str]:
@@ -293,11 +299,13 @@ def _misread(tokenizer: Any, prompts: Sequence[tuple[str, int, list[int]]]) -> l
 @torch.no_grad()
 def _logits(model: PreTrainedModel, sequences: Sequence[list[int]]) -> list[torch.Tensor]:
     """(T, V) float32 next-token logits of each sequence of T ids, on the CPU."""
-    device = model.device
-    return [
-        model(input_ids=torch.tensor([ids], device=device), use_cache=False).logits[0].float().cpu()
-        for ids in sequences
-    ]
+    found = []
+    for ids in sequences:
+        ids_1T = torch.tensor([ids], device=model.device)
+        output = model(input_ids=ids_1T, use_cache=False)
+        logits = output.logits[0].float()
+        found.append(logits.cpu())
+    return found
 
 
 def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainConfig) -> Reference:
@@ -346,10 +354,11 @@ def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -
     """
     wrong = _misread(tokenizer, reference.prompts)
     if wrong:
+        number = f"{len(wrong)} of {len(reference.prompts)}"
+        first = wrong[0][:60]
         raise WorkFailed(
-            f"{config.out}: the chat template gives {len(wrong)} of {len(reference.prompts)} "
-            f"prompts other tokens than training did, the first {wrong[0][:60]!r}; nothing was "
-            "written"
+            f"{config.out}: the chat template gives {number} prompts other tokens than training "
+            f"did, the first {first!r}; nothing was written"
         )
 
 
@@ -406,4 +415,7 @@ def _upload(out: Path, repository: str, say: Say) -> None:
         )
     except (HfHubHTTPError, AnyHTTPError, LocalTokenNotFoundError, OSError, ValueError) as error:
         raise WorkFailed(f"--push-to-hub {repository}: {first_line(error)}; {again}") from error
-    say(f"uploaded to {repository}" + (", which is private" if made else ""))
+    line = f"uploaded to {repository}"
+    if made:
+        line += ", which is private"
+    say(line)

@@ -77,6 +77,8 @@ class ExportConfig(Config):
             number, equals, name = text.partition("=")
             if not equals or not number.strip().isdecimal():
                 raise UserError(f"--name {text}: give NUMBER=NAME, such as 0=terse")
-            if found.setdefault(int(number), name) != name:
-                raise UserError(f"--name {text}: latent {int(number)} has two names; leave one out")
+            latent = int(number)
+            before = found.setdefault(latent, name)
+            if before != name:
+                raise UserError(f"--name {text}: latent {latent} has two names; leave one out")
         return found

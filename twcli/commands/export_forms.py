@@ -194,11 +194,13 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
 
         tokenizer = _tokenizer_in(folder)
         base = loading.load_model(self.trained.model, attention="sdpa")
-        if len(tokenizer) > base.get_input_embeddings().num_embeddings:
+        rows = base.get_input_embeddings().num_embeddings
+        if len(tokenizer) > rows:
             base.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
-            return PeftModel.from_pretrained(base, str(folder)).eval(), tokenizer
+            model = PeftModel.from_pretrained(base, str(folder))
+        return model.eval(), tokenizer
 
     def as_run(self, model: Any) -> Any:
         """As `Form.as_run`: a run of a model in half precision has merged weights that are rounded
@@ -260,8 +262,10 @@ tokenizer = AutoTokenizer.from_pretrained(FOLDER, gguf_file="model.gguf")""",
         """As `Form.load`: both from the one file, which holds the vocabulary as well."""
         from twcli.models import gguf_file, loading
 
-        model = loading.load_model(str(folder / gguf_file.FILE), precision=self.config.dtype)
-        return model, _tokenizer_in(folder, gguf_file=gguf_file.FILE)
+        file = folder / gguf_file.FILE
+        model = loading.load_model(str(file), precision=self.config.dtype)
+        tokenizer = _tokenizer_in(folder, gguf_file=gguf_file.FILE)
+        return model, tokenizer
 
 
 def _tokenizer_in(folder: Path, **settings: Any) -> Any:

@@ -141,7 +141,8 @@ def _information(run: RunFolder) -> float:
     """I(z; y) of the last steps in nats, as the clock shows it: of a twentieth of them."""
     steps = run.read_metrics()
     count = math.ceil(len(steps) / LAST_STEPS)
-    information, _ = pooled_information(steps[-count:])
+    last = steps[-count:]
+    information, _ = pooled_information(last)
     return information
 
 

@@ -107,5 +107,6 @@ class EvalConfig(ServerConfig, BatchConfig, DataConfig, ComputeConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.served_model is not None and self.server is None:
+        named = self.served_model is not None
+        if named and self.server is None:
             raise UserError("--served-model: is a name at --server; give both or leave it out")

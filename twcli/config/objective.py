@@ -140,13 +140,22 @@ class ObjectiveConfig(Config):
             "posterior_update": self.posterior_update != "learned",
             "divergence": self.divergence > 0,
         }
-        return next((flag_of(name) for name, here in given.items() if here), None)
+        for name, here in given.items():
+            if here:
+                return flag_of(name)
+        return None
 
     def term_weights(self) -> tuple[float, float]:
-        """Factors of the uniform and of the token-weighted reconstruction term."""
+        """Factors of the uniform and of the token-weighted reconstruction term: the weighting's
+        own, or the options' where it leaves them open.
+        """
         chosen = WEIGHTINGS[self.weighting]
-        uniform = self.uniform_weight if chosen.uniform is None else chosen.uniform
-        token = self.token_weight if chosen.token is None else chosen.token
+        uniform = chosen.uniform
+        if uniform is None:
+            uniform = self.uniform_weight
+        token = chosen.token
+        if token is None:
+            token = self.token_weight
         return uniform, token
 
     @property

@@ -77,9 +77,11 @@ class Config:
     retired: ClassVar[dict[str, str]] = {}
 
     def __post_init__(self) -> None:
+        own = type(self)
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind = type(self).kind(field.name)
+            name = field.name
+            value = getattr(self, name)
+            kind = own.kind(name)
             _check_field(field, value, kind)
 
     @classmethod
@@ -125,11 +127,13 @@ class Config:
 
     def to_mapping(self) -> dict[str, Any]:
         """Plain JSON and YAML types only."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in values.items()
-        }
+        values = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, tuple):
+                value = list(value)
+            values[field.name] = value
+        return values
 
     def changed(self) -> dict[str, Any]:
         """As `to_mapping`, of the settings that are not at their defaults."""

@@ -341,14 +341,13 @@ def _latent(value: Any, most: int, limit: str, where: str) -> int:
     """
     if value is None:
         return -1
-    shown = _shown(value)
     fix = f"write 0 to {most - 1}, or null to have it found"
     if not _is_whole(value):
-        _refuse(where, "latent", f"must be a whole number or null, found {shown}", fix)
+        _refuse(where, "latent", f"must be a whole number or null, found {_shown(value)}", fix)
     if value < 0:
-        _refuse(where, "latent", f"is negative: {shown}", fix)
+        _refuse(where, "latent", f"is negative: {_shown(value)}", fix)
     if value >= most:
-        _refuse(where, "latent", f"is an unknown latent {shown}; {limit}", fix)
+        _refuse(where, "latent", f"is an unknown latent {_shown(value)}; {limit}", fix)
     return int(value)
 
 

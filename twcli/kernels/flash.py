@@ -97,7 +97,9 @@ class Pieces:
         """
 
         def ends(lengths: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.pad(lengths.cumsum(0), (1, 0)).int()
+            sums = lengths.cumsum(0)
+            from_zero = torch.nn.functional.pad(sums, (1, 0))
+            return from_zero.int()
 
         return cls(
             ends(torch.cat([prompt_G, piece_S])),

@@ -41,8 +41,10 @@ def head_logits(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
     head = model.get_output_embeddings()
     hidden = _before_head(model, hidden)
     if torch.is_grad_enabled() and _is_a_matrix(model):
-        return scaled(model, linear(hidden, head.weight, head.bias))
-    return scaled(model, head(hidden))
+        logits = linear(hidden, head.weight, head.bias)
+    else:
+        logits = head(hidden)
+    return scaled(model, logits)
 
 
 def _before_head(model: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:

@@ -137,9 +137,8 @@ class Packed:
         """The layout of the real tokens for the flash kernels."""
         behind_G = torch.zeros_like(self.length_G).index_add(0, self.row_B, self.length_BC.sum(1))
         lengths_S = self.length_BC[self.order_B].flatten()
-        tokens, shortest, longest = torch.stack(
-            [self.length_G.sum(), self.length_G.min(), behind_G.max()]
-        ).tolist()
+        figures = [self.length_G.sum(), self.length_G.min(), behind_G.max()]
+        tokens, shortest, longest = torch.stack(figures).tolist()
         return flash.Pieces.of(
             self.length_G,
             lengths_S,
@@ -159,9 +158,11 @@ class Packed:
     @property
     def input_ids(self) -> torch.Tensor:
         """(1, R), or with padding (1, N)."""
-        return self._without_padding(
-            torch.cat([self.prompt_GP.flatten(), self.branch_BCQ.flatten()])
-        )[None]
+        prompts = self.prompt_GP.flatten()
+        branches = self.branch_BCQ.flatten()
+        ids_N = torch.cat([prompts, branches])
+        ids_R = self._without_padding(ids_N)
+        return ids_R[None]
 
     @property
     def position_ids(self) -> torch.Tensor:

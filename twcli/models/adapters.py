@@ -87,7 +87,9 @@ def _not_plain(backbone: PreTrainedModel) -> list[str] | None:
     for path, module in backbone.named_modules():
         kind = type(module)
         of_family = kind.__module__.startswith("transformers.models.")
-        if issubclass(kind, nn.Linear) and of_family and kind.forward is not nn.Linear.forward:
+        if not of_family or not issubclass(kind, nn.Linear):
+            continue
+        if kind.forward is not nn.Linear.forward:
             paths.append(path)
     return paths or None
 

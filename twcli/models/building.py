@@ -101,9 +101,8 @@ def choose_execution(
     if wanted != AUTO and window and longest > window:  # "auto" runs only the long batches as plain
         reason = f"its sliding window holds {window} tokens, the longest sequence has {longest}"
     else:
-        reason = check_packing(
-            model, collate(rows, encoded, encoder, None).to(model.backbone.device)
-        )
+        batch = collate(rows, encoded, encoder, None)
+        reason = check_packing(model, batch.to(model.backbone.device))
     if reason is None:
         model.execution = wanted
     else:
@@ -192,13 +191,14 @@ def load_run(
         dynamic_baseline=config.baseline_policy == "dynamic",
     )
     if config.posterior != "exact":
-        own = {
-            name: tensor
+        shapes = {
+            name: tensor.shape
             for name, tensor in model.state_dict().items()
             if not name.startswith("backbone.")
         }
         stored = run.load_posterior()
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in stored.items()}:
+        stored_shapes = {name: tensor.shape for name, tensor in stored.items()}
+        if shapes != stored_shapes:
             raise UserError(
                 f"{run.posterior_file}: does not fit the model; run `twcli train --overwrite` again"
             )

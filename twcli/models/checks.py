@@ -52,7 +52,8 @@ def check_model(model: PreTrainedModel, source: str) -> None:
             f"{source}: its logits are all equal, as if its weights were zero; the checkpoint is "
             "damaged: copy it again"
         )
-    same, shapes = (SHARE.get(model.dtype, half) for half in (HALF_SHARE, HALF_SHARE_OF_SHAPES))
+    same = SHARE.get(model.dtype, HALF_SHARE)
+    shapes = SHARE.get(model.dtype, HALF_SHARE_OF_SHAPES)
     with_pads, changed_later = beside
     if not _difference(changed_later[:-1], with_pads[:-1]) <= shapes:
         raise UserError(
@@ -141,7 +142,9 @@ def _scaling_difference(model: PreTrainedModel) -> float:
     if not given:
         return 0.0
     expected = scaled(model, given[-1])
-    return _difference(expected * ((expected * logits).sum() / expected.square().sum()), logits)
+    product = (expected * logits).sum()
+    factor = product / expected.square().sum()
+    return _difference(expected * factor, logits)
 
 
 def _last_states(model: PreTrainedModel, ids_RT: torch.Tensor) -> Any:

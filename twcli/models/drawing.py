@@ -229,7 +229,8 @@ class _Batch:
 
     def next_logits(self, chosen: np.ndarray) -> torch.Tensor:
         """Logits (R, V) behind one more token of each row."""
-        ids_R1 = torch.from_numpy(chosen[:, None]).to(self.device)
+        chosen_R1 = chosen[:, None]
+        ids_R1 = torch.from_numpy(chosen_R1).to(self.device)
         return self._forward(ids_R1)
 
     def keep(self, index: torch.Tensor) -> None:

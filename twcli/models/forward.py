@@ -177,10 +177,9 @@ def _evenly(cut: Callable[[int], list[np.ndarray]], batch_tokens: int) -> list[n
 def _by_length(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     """Batches of rows of about one length, the longest first."""
     lengths = encoded.prompt_lengths[rows] + encoded.target_lengths[rows]
-    return [
-        rows[places]
-        for places in budget_batches(lengths, np.argsort(-lengths, kind="stable"), batch_tokens)
-    ]
+    longest_first = np.argsort(-lengths, kind="stable")
+    batches = budget_batches(lengths, longest_first, batch_tokens)
+    return [rows[places] for places in batches]
 
 
 def _by_prompt(encoded: Encoded, rows: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -292,4 +291,6 @@ class Layout:
 
 def ids_on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
     """Token ids of any shape (..) as an int64 tensor (..) on the model's device."""
-    return torch.from_numpy(ids.astype(np.int64)).to(model.device)
+    wide = ids.astype(np.int64)
+    tensor = torch.from_numpy(wide)
+    return tensor.to(model.device)

@@ -198,9 +198,10 @@ def _written(
     """(positions of a batch's rows in the prompts, their new ids): up to the end token or the
     smallest `limits` of the batch.
     """
-    lengths = np.asarray([len(p) for p in prompts], np.int64)
+    lengths = np.asarray([len(ids) for ids in prompts], np.int64)
+    tokens = lengths + limits
     write = _from_cache if cached else _plainly
-    for batch in _batches(model, lengths, lengths + limits, batch_tokens):
+    for batch in _batches(model, lengths, tokens, batch_tokens):
         rows = [prompts[row] for row in batch.tolist()]
         most = int(limits[batch].min())
         yield batch, write(model, encoder, rows, most, temperature)
@@ -336,7 +337,10 @@ def _batches(
     """
     order = np.argsort(-lengths, kind="stable")
     together = pass_lengths(model)
-    for part in apart(order, together.classes(lengths)) if together else [order]:
+    parts = [order]
+    if together:
+        parts = apart(order, together.classes(lengths))
+    for part in parts:
         yield from budget_batches(tokens, part, batch_tokens)
 
 

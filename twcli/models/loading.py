@@ -156,7 +156,9 @@ def _has_own_code(folder: Path) -> bool:
     cannot be read.
     """
     with suppress(OSError, ValueError, AttributeError):
-        return "auto_map" in json.loads((folder / "config.json").read_text("utf-8"))
+        text = (folder / "config.json").read_text("utf-8")
+        config = json.loads(text)
+        return "auto_map" in config
     return False
 
 
@@ -388,8 +390,8 @@ def _placed(source: str) -> tuple[str, dict[str, str]]:
         if importlib.util.find_spec("gguf") is None:
             raise UserError(f"{source}: GGUF files need: pip install 'twcli-cvae[gguf]'")
         return str(path.parent), {"gguf_file": path.name}
-    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1 or path.exists()
-    if looks_local and not path.is_dir():
+    like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if (like_a_path or path.exists()) and not path.is_dir():
         raise UserError(
             f"{source}: no such model folder; --model takes a Hugging Face folder, "
             "a .gguf file or a hub name"

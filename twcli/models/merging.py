@@ -88,7 +88,8 @@ def without_adapter(adapter: Adapter) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as place:
         for path in adapter.folder.iterdir():
             if path.is_file() and not path.name.startswith("adapter_"):
-                (Path(place) / path.name).symlink_to(path.resolve())
+                link = Path(place) / path.name
+                link.symlink_to(path.resolve())
         yield place
 
 

@@ -48,10 +48,13 @@ def stretched_context(model: PreTrainedModel, limit: int) -> int:
     """
     largest = 1.0
     for module, layer_type, kind in _rotary(model):
-        if DYNAMIC in kind:
-            parameters = module.config.rope_parameters
-            of_layer = parameters if layer_type is None else parameters[layer_type]
-            largest = max(largest, float(of_layer.get("factor", 1.0)))
+        if DYNAMIC not in kind:
+            continue
+        parameters = module.config.rope_parameters
+        if layer_type is not None:
+            parameters = parameters[layer_type]
+        factor = float(parameters.get("factor", 1.0))
+        largest = max(largest, factor)
     return int(limit * largest)
 
 

@@ -75,7 +75,8 @@ class Request:
             text = self.prompt
         else:
             text = self.messages[-1].get("content")
-        return repr((text or "")[:60])
+        begin = (text or "")[:60]
+        return repr(begin)
 
 
 def chat_request(example: Example, latent: str | None = None) -> Request:
@@ -129,8 +130,10 @@ def _api_turns(turns: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def seeds_of(seed: int, row: int, count: int) -> list[int]:
     """A seed for each completion of a prompt, below 2 ** 31, which servers take."""
-    state = np.random.SeedSequence([seed, row]).generate_state(count)
-    return (state >> 1).tolist()
+    sequence = np.random.SeedSequence([seed, row])
+    state = sequence.generate_state(count)
+    below = state >> 1
+    return below.tolist()
 
 
 class Server:
@@ -335,7 +338,8 @@ def _call(call: Any) -> dict[str, Any]:
         read = json.loads(arguments)
     except (TypeError, ValueError):
         read = arguments
-    return {"type": "function", "function": {"name": call.function.name, "arguments": read}}
+    function = {"name": call.function.name, "arguments": read}
+    return {"type": "function", "function": function}
 
 
 def complete_all(

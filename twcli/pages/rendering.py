@@ -67,4 +67,6 @@ def _environment() -> Environment:
 
 def resource(name: str) -> str:
     """The text of a file in this folder, also where the package lies in a zip file."""
-    return importlib.resources.files(__package__).joinpath(name).read_text("utf-8")
+    folder = importlib.resources.files(__package__)
+    file = folder.joinpath(name)
+    return file.read_text("utf-8")

@@ -29,7 +29,8 @@ def features_path(out: str | Path) -> Path:
     under the same stem.
     """
     path = Path(out)
-    return path.with_name(path.stem + FEATURES_SUFFIX)
+    name = path.stem + FEATURES_SUFFIX
+    return path.with_name(name)
 
 
 def baseline_path(names: str | Path) -> Path:
@@ -37,7 +38,8 @@ def baseline_path(names: str | Path) -> Path:
     folder, under the same stem.
     """
     path = Path(names)
-    return path.with_name(path.stem + CACHE_SUFFIX)
+    name = path.stem + CACHE_SUFFIX
+    return path.with_name(name)
 
 
 def find_cache(

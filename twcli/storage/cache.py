@@ -173,11 +173,11 @@ class CacheWriter:
         """
         if self.missing:
             raise ValueError(f"{named(self.missing[0])} are missing")
+        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
         with self._shard_folder.publishing("write the cache") as temp:
-            handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-            write_file(
-                handle, self._fingerprint, self.offsets, self.row_hash, self._shard_folder.all()
-            )
+            handle = os.open(temp, flags, 0o666)
+            shards = self._shard_folder.all()
+            write_file(handle, self._fingerprint, self.offsets, self.row_hash, shards)
         self._published = True
 
     def _check_arguments(self) -> None:

@@ -195,4 +195,5 @@ def _read_attributes(file: h5py.File) -> tuple[dict[str, Any], str]:
         raise ValueError(f"it has format version {version}, this twcli reads {FORMAT_VERSION}")
     fingerprint = json_attribute(file, "fingerprint")
     to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
-    return fingerprint, read_attribute(file, "content_sha256", "S", 64).decode()
+    digest = read_attribute(file, "content_sha256", "S", 64)
+    return fingerprint, digest.decode()

@@ -142,11 +142,11 @@ def _content(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not what was written.
     """
-    content: dict[str, Any]
-    content, checksum = (
-        json.loads((folder / "checkpoint.json").read_bytes())[key] for key in ("content", "sha256")
-    )
-    if sha256(json_line(content)) != checksum or folder.name != f"step-{content['step']:08d}":
+    file = folder / "checkpoint.json"
+    stored = json.loads(file.read_bytes())
+    content: dict[str, Any] = stored["content"]
+    intact = sha256(json_line(content)) == stored["sha256"]
+    if not intact or folder.name != f"step-{content['step']:08d}":
         raise ValueError("its checkpoint.json has changed")
     return content
 

@@ -37,8 +37,9 @@ class DiskArray:
         Raises:
             OSError: the disk is full; its file name is the folder of temporary files.
         """
+        entries = np.ascontiguousarray(piece, self._dtype)
         with _naming_the_folder():
-            self._file.write(np.ascontiguousarray(piece, self._dtype).tobytes())
+            self._file.write(entries.tobytes())
 
     def array(self) -> np.ndarray:
         """Everything appended so far, (N,), read-only; it stays valid after `__exit__`."""

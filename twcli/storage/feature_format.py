@@ -66,7 +66,9 @@ def checked_widths(widths: dict[str, int]) -> dict[str, int]:
         raise ValueError("the widths must be whole numbers with names") from None
     if not all(isinstance(name, str) for name in widths):
         raise ValueError("the features must have names")
-    if min(widths.values(), default=0) < 1 or sum(widths.values()) > MOST_VALUES:
+    least = min(widths.values(), default=0)
+    total = sum(widths.values())
+    if least < 1 or total > MOST_VALUES:
         raise ValueError(
             f"each feature has at least one value, all together at most {MOST_VALUES}: {widths}"
         )
@@ -88,15 +90,20 @@ def fill(
         shards: (rows, D) float16, in order; one is in memory at a time.
     """
     layouts = layouts_of(widths)
-    create_datasets(file, layouts, dict.fromkeys(layouts, len(row_hash)))
-    for start in range(0, len(row_hash), BLOCK):
-        file["row_hash"][start : start + BLOCK] = row_hash[start : start + BLOCK]
+    rows = len(row_hash)
+    create_datasets(file, layouts, dict.fromkeys(layouts, rows))
+    for start in range(0, rows, BLOCK):
+        stop = start + BLOCK
+        file["row_hash"][start:stop] = row_hash[start:stop]
+    values = file["values"]
+    buffer = np.empty(values.chunks, HALF)
     reached = 0
-    for piece in _whole_chunks(shards, np.empty(file["values"].chunks, HALF)):
+    for piece in _whole_chunks(shards, buffer):
         if sink.error:
             return
-        file["values"][reached : reached + len(piece)] = piece
-        reached += len(piece)
+        stop = reached + len(piece)
+        values[reached:stop] = piece
+        reached = stop
     file.attrs["features_version"] = FEATURES_VERSION
     file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size, checked before reading
     file.attrs["widths"] = np.bytes_(to_json(widths))
@@ -106,15 +113,17 @@ def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[n
     """The same rows, regrouped into whole chunks, in the buffer `chunk`: HDF5 would read back a
     partly written chunk, which is missing on a full disk.
     """
+    size = len(chunk)
     filled = 0
     for shard in shards:
         start = 0
         while start < len(shard):
-            count = min(len(chunk) - filled, len(shard) - start)
-            chunk[filled : filled + count] = shard[start : start + count]
+            count = min(size - filled, len(shard) - start)
+            piece = shard[start : start + count]
+            chunk[filled : filled + count] = piece
             filled += count
             start += count
-            if filled == len(chunk):
+            if filled == size:
                 yield chunk
                 filled = 0
     if filled:
@@ -130,7 +139,8 @@ def read_attributes(file: h5py.File) -> tuple[dict[str, Any], dict[str, int]]:
     version = read_attribute(file, "features_version", "iu", 8)
     if version != FEATURES_VERSION:
         raise ValueError(f"it has features version {version}, this twcli reads {FEATURES_VERSION}")
-    fingerprint, stored = (json_attribute(file, name) for name in ("fingerprint", "widths"))
+    fingerprint = json_attribute(file, "fingerprint")
+    stored = json_attribute(file, "widths")
     to_json(fingerprint)  # refuses NaN, and JSON that is too long in our own formatting
     widths = checked_widths(stored)
     if list(widths) != list(stored):

@@ -78,11 +78,13 @@ class FeatureWriter:
         self._check_arguments()
         check_place(self.path)
         if self.path.exists():
-            if not may_be_replaced(str(self.path), FEATURES) or _holds_b_t(str(self.path)):
+            name = str(self.path)
+            if not may_be_replaced(name, FEATURES) or _holds_b_t(name):
                 raise UserError(f"{self.path}: is not a feature file; name another one")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._shard_folder = _shard_folder(self.path, self._header(), len(self.row_hash))
+        header = self._header()
+        self._shard_folder = _shard_folder(self.path, header, len(self.row_hash))
 
     @classmethod
     def already_complete(

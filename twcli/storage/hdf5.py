@@ -77,9 +77,8 @@ class Source(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         """Changes `position` only; the handle, which others may share, does not move."""
-        self.position = (
-            offset + {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}[whence]
-        )
+        begin = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: self.size}
+        self.position = begin[whence] + offset
         return self.position
 
     def tell(self) -> int:
@@ -253,7 +252,8 @@ class Column:
         Yields:
             One line for each chunk whose checksum does not match.
         """
-        for chunk in range(len(self._addresses)):
+        chunks = len(self._addresses)
+        for chunk in range(chunks):
             if not self._intact(chunk):
                 yield self._damage(chunk)
 
@@ -322,7 +322,9 @@ def damaged_places(columns: Iterable[Column]) -> list[str]:
     Returns:
         One line for each that is damaged, at most `REPORTED` of them, then how many more there are.
     """
-    damaged = [line for column in columns for line in column.damaged()]
+    damaged: list[str] = []
+    for column in columns:
+        damaged += column.damaged()
     more = len(damaged) - REPORTED
     if more <= 0:
         return damaged
@@ -428,10 +430,11 @@ def _open_any(path: str, kind: Kind) -> Source:
 
 def _signature(source: Source) -> bytes | None:
     """The first bytes of a regular file; None for a pipe or a device."""
-    mode = os.fstat(source.handle).st_mode
-    if not stat.S_ISREG(mode):
+    status = os.fstat(source.handle)
+    if not stat.S_ISREG(status.st_mode):
         return None
-    return os.pread(source.handle, len(SIGNATURE), 0)
+    length = len(SIGNATURE)
+    return os.pread(source.handle, length, 0)
 
 
 def _reason(error: Exception) -> str:
@@ -450,8 +453,9 @@ def read_attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
     if name not in file.attrs:
         raise ValueError(f"it has no attribute {name}")
     attribute = file.attrs.get_id(name)
-    plain = attribute.dtype.kind in kinds and attribute.shape == ()
-    if not plain or attribute.dtype.itemsize > limit:
+    dtype = attribute.dtype
+    scalar = attribute.shape == ()
+    if not scalar or dtype.kind not in kinds or dtype.itemsize > limit:
         raise ValueError(f"its attribute {name} has the wrong type or size")
     return file.attrs[name]
 
@@ -462,8 +466,9 @@ def json_attribute(file: h5py.File, name: str) -> dict[str, Any]:
     Raises:
         ValueError: it is missing, too large, or no JSON object.
     """
+    text = read_attribute(file, name, "S", FINGERPRINT_BYTES)
     try:
-        value = json.loads(read_attribute(file, name, "S", FINGERPRINT_BYTES))
+        value = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
         value = None
     if not isinstance(value, dict):
@@ -500,7 +505,11 @@ def open_datasets(
         raise ValueError(f"its shapes do not fit together: {shapes}")
     # Nothing is compressed, so the file must be at least as large as the declared data. This check
     # bounds every later allocation.
-    if sum(layouts[name][0].itemsize * math.prod(shape) for name, shape in shapes.items()) > size:
+    declared = 0
+    for name, shape in shapes.items():
+        dtype = layouts[name][0]
+        declared += dtype.itemsize * math.prod(shape)
+    if declared > size:
         raise ValueError("it declares more data than the file has bytes")
     return datasets
 

@@ -155,8 +155,9 @@ class RunFolder:
             UserError: it holds a run with other settings (the first difference is named), or
                 unrelated files; or a package that the settings need is missing.
         """
-        if config.tracker is not None and importlib.util.find_spec(config.tracker) is None:
-            raise UserError(f"--tracker {config.tracker}: needs pip install {config.tracker}")
+        tracker = config.tracker
+        if tracker is not None and importlib.util.find_spec(tracker) is None:
+            raise UserError(f"--tracker {tracker}: needs pip install {tracker}")
         if self.config_file.is_file():
             if not config.overwrite:
                 self._check_same(config)
@@ -165,7 +166,8 @@ class RunFolder:
             names = [file.name for file in self.path.iterdir()]
         else:
             names = []
-        strangers = [name for name in names if name != LOCK and name not in self._own()]
+        own = {LOCK, *self._own()}
+        strangers = [name for name in names if name not in own]
         if strangers:
             raise UserError(f"{self.path}: holds {strangers[0]} but no run; give an empty folder")
 
@@ -282,7 +284,9 @@ class RunFolder:
                     f"{self.metrics_file}:{number}: is damaged; move the file away to "
                     "continue without it"
                 )
-        before = b"".join(lines[: sum(m["step"] <= newest.get("step", 0) for m in metrics)])
+        stored = newest.get("step", 0)
+        count = sum(entry["step"] <= stored for entry in metrics)
+        before = b"".join(lines[:count])
         if before and sha256(before) != newest["metrics_sha256"]:
             raise UserError(
                 f"{self.metrics_file}: is damaged: not what it was at step {newest['step']}; "
@@ -425,11 +429,10 @@ class RunFolder:
         """
         with replacing(self.model) as staged:
             yield staged
-            sums = {
-                file.name: sha256(file.read_bytes())
-                for file in (self.metrics_file, self.posterior_file, self.naming_file)
-                if file is not self.naming_file or file.is_file()
-            }
+            files = [self.metrics_file, self.posterior_file]
+            if self.naming_file.is_file():
+                files.append(self.naming_file)
+            sums = {file.name: sha256(file.read_bytes()) for file in files}
             if self.adapter.is_dir():
                 sums |= _synced_sums(self.adapter, "adapter")
             sums |= _synced_sums(staged, "model")
@@ -442,7 +445,8 @@ class RunFolder:
         Raises:
             UserError: a file of the finished run is not what training wrote.
         """
-        if problems := self._damaged_results():
+        problems = self._damaged_results()
+        if problems:
             raise UserError(f"{problems[0]}; run its `twcli train` command again with --overwrite")
 
     def problems(self) -> list[str]:
@@ -455,10 +459,10 @@ class RunFolder:
             settings = self.read_config().identity()
         except UserError as error:
             return [*problems, str(error)]
-        if different := first_difference(
-            settings,
-            self.checkpoints.newest_content().get("provenance", {"settings": settings})["settings"],
-        ):
+        content = self.checkpoints.newest_content()
+        provenance = content.get("provenance", {"settings": settings})
+        different = first_difference(settings, provenance["settings"])
+        if different:
             name, stored, wanted = different
             problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
         return problems
@@ -486,13 +490,14 @@ def _synced_sums(folder: Path, name: str) -> dict[str, str]:
     other libraries wrote.
     """
     sums = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            with file.open("rb") as stream:
-                sums[f"{name}/{file.relative_to(folder)}"] = hashlib.file_digest(
-                    stream, "sha256"
-                ).hexdigest()
+    sync_folder(folder)
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        elif path.is_file():
+            place = f"{name}/{path.relative_to(folder)}"
+            with path.open("rb") as stream:
+                digest = hashlib.file_digest(stream, "sha256")
                 os.fsync(stream.fileno())
-    for below in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
-        sync_folder(below)
+            sums[place] = digest.hexdigest()
     return sums

@@ -163,10 +163,12 @@ class Shards:
         """Ranges of at most `most` rows that are not finished, ascending."""
         gaps = []
         reached = 0
-        for rows in [*self.done, range(self.rows, self.rows)]:
-            gaps += blocks(range(reached, rows.start), most)
+        for rows in self.done:
+            gap = range(reached, rows.start)
+            gaps += blocks(gap, most)
             reached = rows.stop
-        return gaps
+        last = range(reached, self.rows)
+        return [*gaps, *blocks(last, most)]
 
     def notes(self) -> list[str]:
         """What the user should know about shards of an earlier call."""
@@ -207,7 +209,8 @@ class Shards:
         """
         with suppress(FileNotFoundError):
             data = self._file(rows).read_bytes()
-            if hashlib.sha256(data).hexdigest() == self._shards[rows]:
+            digest = hashlib.sha256(data).hexdigest()
+            if digest == self._shards[rows]:
                 return data
         return None
 
@@ -335,8 +338,9 @@ class Shards:
     def _manifest(self) -> list[Any]:
         """The manifest's lines as JSON, the header first, without one that a kill cut off."""
         lines = []
+        manifest = self.folder / MANIFEST
         with suppress(FileNotFoundError):
-            for text in (self.folder / MANIFEST).read_bytes().splitlines():
+            for text in manifest.read_bytes().splitlines():
                 with suppress(ValueError, RecursionError):  # a line that was cut off
                     lines.append(json.loads(text))
         return lines

@@ -91,7 +91,9 @@ def row_figures(
 def posterior_gradient(log_q_BK: torch.Tensor, reff_BK: torch.Tensor) -> torch.Tensor:
     """Gradient (B, K) of sum_z q(z) R(z) with respect to the logits of q, in closed form."""
     q_BK = log_q_BK.exp()
-    return q_BK * (reff_BK - (q_BK * reff_BK).sum(-1, keepdim=True))
+    weighted_BK = q_BK * reff_BK
+    mean_B1 = weighted_BK.sum(-1, keepdim=True)
+    return q_BK * (reff_BK - mean_B1)
 
 
 def summarise_rows(rows: dict[str, torch.Tensor]) -> dict[str, float | None]:

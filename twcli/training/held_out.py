@@ -55,7 +55,9 @@ def measured_every(steps: int, records: int, latents: int, rows_a_step: int) -> 
     """Steps between two measurements, which together take about `COST_SHARE` of the training; there
     is one at least.
     """
-    dear = records * (latents + 1) / (COST_SHARE * rows_a_step * PASSES_A_RECORD)
+    passes = records * (latents + 1)
+    passes_a_step = COST_SHARE * rows_a_step * PASSES_A_RECORD
+    dear = passes / passes_a_step
     every = round(max(steps / MEASUREMENTS, dear))
     return min(steps, max(1, every))
 

@@ -40,7 +40,9 @@ def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -
     """
     cost_BK = (reff_BK - beta * log_p_BK).detach()
     best_B = cost_BK.argmin(-1)
-    return torch.nn.functional.one_hot(best_B, reff_BK.shape[1]).to(reff_BK)
+    K = reff_BK.shape[1]
+    chosen_BK = torch.nn.functional.one_hot(best_B, K)
+    return chosen_BK.to(reff_BK)
 
 
 def balanced_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
@@ -71,4 +73,5 @@ def normalised(
     mean_B = masked_token_nll_per_example(weights_BS, active_BS)
     mass_B = weights_BS.masked_fill(~active_BS, 0.0).sum(-1)
     unit_B = torch.where(mass_B > tau, mean_B, 1.0)
-    return reff_BC / unit_B.to(reff_BC.dtype)[:, None]
+    unit_B1 = unit_B.to(reff_BC.dtype)[:, None]
+    return reff_BC / unit_B1

@@ -150,8 +150,9 @@ def mean_interval(values_n: np.ndarray) -> tuple[float, float]:
     """
     n = len(values_n)
     mean = values_n.mean()
-    half = student.ppf((1 + CONFIDENCE) / 2, n - 1) * values_n.std(ddof=1)
-    half /= math.sqrt(n)
+    quantile = student.ppf((1 + CONFIDENCE) / 2, n - 1)
+    deviation = values_n.std(ddof=1)
+    half = quantile * deviation / math.sqrt(n)
     return float(mean - half), float(mean + half)
 
 

@@ -81,11 +81,14 @@ def resolved(
     """
     parameters = sum(p.numel() for p in backbone.parameters())
     width = backbone.get_input_embeddings().weight.shape[1]
-    adapt = config.adapt or ("full" if config.shard else adaptation(parameters))
-    tokens = config.batch_tokens or default_batch_tokens(adapt, float(encoded.lengths.mean()))
+    by_size = "full" if config.shard else adaptation(parameters)
+    adapt = config.adapt or by_size
+    mean_length = float(encoded.lengths.mean())
+    tokens = config.batch_tokens or default_batch_tokens(adapt, mean_length)
+    template = encoder.template.name if config.template == AUTO else config.template
     return dataclasses.replace(
         config,
-        template=encoder.template.name if config.template == AUTO else config.template,
+        template=template,
         adapt=adapt,
         batch_tokens=tokens,
         lr=config.lr or peak_learning_rate(adapt, width),
@@ -94,7 +97,9 @@ def resolved(
 
 def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
     """Records of mean length that a batch holds."""
-    return max(1, int(config.resolved_batch_tokens / encoded.lengths.mean()))
+    mean = encoded.lengths.mean()
+    rows = int(config.resolved_batch_tokens / mean)
+    return max(1, rows)
 
 
 def steps_of(

@@ -74,7 +74,9 @@ class Course:
         """Steps of the whole run, as far as is known."""
         if self.cooling is None:
             return self.planned
-        return min(self.planned, self.cooling + max(1, round(COOLING_SHARE * self.cooling)))
+        cooling_steps = max(1, round(COOLING_SHARE * self.cooling))
+        end = self.cooling + cooling_steps
+        return min(self.planned, end)
 
     def stage(self, step: int) -> str:
         """Stage of a step, counted from 0; `refine` stands for its turns with `settle`."""

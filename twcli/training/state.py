@@ -90,7 +90,9 @@ def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     in the checkpoint it began from.
     """
     changing = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if tensor.requires_grad or not isinstance(tensor, torch.nn.Parameter):
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        weight = isinstance(tensor, torch.nn.Parameter)
+        if tensor.requires_grad or not weight:
             changing[name] = tensor.detach()
     return changing

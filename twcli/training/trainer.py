@@ -217,8 +217,10 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     differ.
     """
     held = setup.held.monitored()
-    found = measurement(held, held_out_nll(setup, held))
-    return cast(dict[str, Any], broadcast_object_list([found])[0])
+    nll = held_out_nll(setup, held)
+    found = measurement(held, nll)
+    (shared,) = broadcast_object_list([found])
+    return cast(dict[str, Any], shared)
 
 
 def held_out_nll(setup: Setup, held: HeldOut) -> HeldOutNll:
@@ -308,9 +310,8 @@ def _backward(
     else:
         refined_BCS, pruned = (None, 0.0)
     if config.history_dropout:
-        batch = drop_history(
-            batch, config.history_dropout, _draws(setup, 4, step, number), setup.encoder.pad
-        )
+        draws = _draws(setup, 4, step, number)
+        batch = drop_history(batch, config.history_dropout, draws, setup.encoder.pad)
     latent_B = written_B = weight_B = None
     if stage != FREE:
         latent_B, written_B = _held_latents(setup, rows, step, number)
@@ -324,7 +325,8 @@ def _backward(
     else:
         prune = config.prune
     # what the backbone's own dropout draws from
-    torch.manual_seed(int(_draws(setup, 6, step, number).integers(2**63)))
+    seed = _draws(setup, 6, step, number).integers(2**63)
+    torch.manual_seed(int(seed))
     with accelerator.autocast():
         # Reading the posterior as well would be one pass more than K + 1; `settle`
         # teaches it the same latents.
