@@ -133,7 +133,10 @@ def plainly_named(record: Record) -> Record:
 
 def plain_name(name: Any) -> str:
     """A field's name as forms have it: a byte order mark may precede it."""
-    return str(name).strip().strip(UNSEEN).strip().lower().replace(" ", "_")
+    text = str(name).strip()
+    text = text.strip(UNSEEN).strip()
+    lower = text.lower()
+    return lower.replace(" ", "_")
 
 
 def shown_name(name: Any) -> str:

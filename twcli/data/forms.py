@@ -197,8 +197,9 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
 
 def _alpaca_names(record: Record, complete: bool) -> Sequence[str]:
     """The fields that are read."""
+    prompt = prompt_names(record)
     output = first_of(record, OUTPUTS) or OUTPUTS[0]
-    return (*prompt_names(record), output)
+    return (*prompt, output)
 
 
 def _alpaca_fits(record: Record, complete: bool) -> bool:

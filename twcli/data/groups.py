@@ -38,11 +38,11 @@ class Groups:
 
     def followed_by(self, other: Groups) -> Groups:
         """These groups and then the others."""
-        return Groups(
-            np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.starts, other.starts + len(self.rows)]),
-            np.concatenate([self.sizes, other.sizes]),
-        )
+        rows = np.concatenate([self.rows, other.rows])
+        behind = other.starts + len(self.rows)
+        starts = np.concatenate([self.starts, behind])
+        sizes = np.concatenate([self.sizes, other.sizes])
+        return Groups(rows, starts, sizes)
 
     def joined(self) -> np.ndarray:
         """The rows of all groups, group by group.

@@ -148,7 +148,10 @@ def odd_line(line: str, where: str, decoder: json.JSONDecoder = DECODER) -> list
 
 def _next_value(line: str, at: int) -> int:
     """The place of the next value in a line, behind white space and byte order marks."""
-    while at < len(line) and (line[at].isspace() or line[at] == MARK):
+    while at < len(line):
+        character = line[at]
+        if character != MARK and not character.isspace():
+            break
         at += 1
     return at
 

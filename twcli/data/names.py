@@ -338,6 +338,9 @@ def _latent(value: Any, most: int, limit: str, where: str) -> int:
     Args:
         most: K.
         limit: where K comes from, for the message.
+
+    Raises:
+        UserError: it is no whole number from 0 to K - 1.
     """
     if value is None:
         return -1
@@ -356,6 +359,9 @@ def _probability(value: Any, unnamed: bool, where: str) -> float:
 
     Args:
         unnamed: the line's latent is null.
+
+    Raises:
+        UserError: it is no number from 0 to 1, or null beside a latent.
     """
     fix = "write a number from 0 to 1"
     if value is None:

@@ -78,14 +78,16 @@ def prompt_names(record: Record) -> Sequence[str]:
 def prompt_of(value: Any, field: str, where: str) -> str | list[Turn]:
     """A prompt as text or turns; raises UserError for what is neither."""
     value = turns_if_any(value)
-    if isinstance(value, list) and len(value) == 1 and is_turns(value[0]):
+    alone = isinstance(value, list) and len(value) == 1
+    if alone and is_turns(value[0]):
         value = value[0]  # a list of conversations, of which there is one
     if _is_column(value):
+        number = f"{len(value):,}"
         refuse(
             where,
             field,
-            f"holds {len(value):,} values, as a file that is written by columns; write one record "
-            "a line (in pandas orient='records', lines=True)",
+            f"holds {number} values, as a file that is written by columns; write one record a "
+            "line (in pandas orient='records', lines=True)",
         )
     if isinstance(value, dict):
         value = [value]

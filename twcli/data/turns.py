@@ -243,8 +243,10 @@ def _as_parts(value: dict[str, Any]) -> list[Any] | None:
     """A content that is one part, or the object with `parts` that ChatGPT exports; None if none."""
     if value.get("type") == "text":
         return [value]
+    if value.get("content_type") != "text":
+        return None
     parts = value.get("parts")
-    if value.get("content_type") == "text" and isinstance(parts, list):
+    if isinstance(parts, list):
         return parts
     return None
 

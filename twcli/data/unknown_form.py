@@ -125,7 +125,10 @@ def _by_fields(record: Record, complete: bool) -> tuple[str, str]:
 
 def _is_cell(name: str) -> bool:
     """Whether the name of a column is rather a cell of the table."""
-    return len(name.split()) > MOST_WORDS or name[:1].isdigit()
+    if name[:1].isdigit():
+        return True
+    words = name.split()
+    return len(words) > MOST_WORDS
 
 
 def _is_records(value: Any) -> bool:

@@ -64,7 +64,8 @@ def check_vocabulary(tokenizer: Any, source: str, tags: Sequence[str]) -> None:
 def add_tags(tokenizer: Any, template: Template | None) -> list[str]:
     """Adds the tags that the template needs and the vocabulary lacks; returns them."""
     vocabulary = tokenizer.get_vocab()
-    added = [tag for tag in (TAGS if template is None else SECTION_TAGS) if tag not in vocabulary]
+    tags = TAGS if template is None else SECTION_TAGS
+    added = [tag for tag in tags if tag not in vocabulary]
     add_tokens(tokenizer, added)
     return added
 

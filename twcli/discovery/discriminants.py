@@ -48,7 +48,8 @@ class Discriminant:
         if len(names) < 2 or not points.shape[1]:
             return cls(None, names, latents)
         lda = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
-        return cls(lda.fit(points[kept], clusters_N[kept]), names, latents)
+        lda.fit(points[kept], clusters_N[kept])
+        return cls(lda, names, latents)
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """(N, K)."""
@@ -85,9 +86,11 @@ def out_of_fold(
     posterior_NK = (1 - DOUBT) * np.eye(latents)[clusters_N] + DOUBT / latents
     for fold in range(FOLDS):
         held = fold_N == fold
-        if held.any() and not held.all():
-            fitted = Discriminant.fit(points[~held], clusters_N[~held], latents)
-            posterior_NK[held] = fitted(points[held])
+        if held.all() or not held.any():
+            continue
+        others = ~held
+        fitted = Discriminant.fit(points[others], clusters_N[others], latents)
+        posterior_NK[held] = fitted(points[held])
     return posterior_NK
 
 
@@ -140,7 +143,8 @@ def leave_out(
 
 def sums(points: np.ndarray, group_N: np.ndarray, groups: int) -> np.ndarray:
     """(groups, D) the sum of each group's rows."""
-    return np.eye(groups)[:, group_N] @ points
+    member_GN = np.eye(groups)[:, group_N]
+    return member_GN @ points
 
 
 def without_means(points: np.ndarray, clusters_N: np.ndarray) -> np.ndarray:

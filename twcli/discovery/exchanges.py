@@ -40,10 +40,11 @@ def search(
     waiting = list(pairs)
     while waiting:
         pair = waiting.pop(0)
-        exchanged = (
-            new for view in judge.views for new in _exchanges(judge, view, clusters, *pair)
-        )
-        screened = sorted(map(judge.assign, exchanged), key=lambda result: -result[1])
+        screened = []
+        for view in judge.views:
+            for exchanged in _exchanges(judge, view, clusters, *pair):
+                screened.append(judge.assign(exchanged))
+        screened.sort(key=lambda result: -result[1])
         for assigned, _ in screened[:REASSIGNED_EXCHANGES]:
             reassigned, better = judge.reassign(assigned)
             met.append((reassigned, better))
@@ -162,4 +163,5 @@ def _cube(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     numpy ten times as long as products.
     """
     squared = x * x
-    return x * squared, 3 * squared.mean(-1)
+    slope = 3 * squared.mean(-1)
+    return x * squared, slope

@@ -124,7 +124,8 @@ def embed_and_score(
 
     def advance(places: np.ndarray) -> None:
         if progress:
-            progress(int(encoded.lengths[rows[places]].sum()))
+            lengths = encoded.lengths[rows[places]]
+            progress(int(lengths.sum()))
 
     nll = np.empty(encoded.target_lengths[rows].sum(), np.float32)
     features = _read(
@@ -165,7 +166,9 @@ def _read(
     for places, (values, found) in forward_rows(
         model, encoded, rows, read, batch_tokens=batch_tokens, varlen=varlen
     ):
-        features = features or [np.empty((len(rows), v.shape[1]), np.float32) for v in values]
+        if not features:
+            shapes = [(len(rows), value.shape[1]) for value in values]
+            features = [np.empty(shape, np.float32) for shape in shapes]
         for feature, value in zip(features, values, strict=True):
             feature[places] = value
         if nll is not None:

@@ -60,7 +60,8 @@ class CardRows:
     @property
     def rows(self) -> list[int]:
         """All of them; a row may be there twice."""
-        return np.concatenate([self.counted, *self.typical]).tolist()
+        rows = np.concatenate([self.counted, *self.typical])
+        return rows.tolist()
 
 
 def latent_cards(

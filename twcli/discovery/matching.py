@@ -38,12 +38,14 @@ def matching(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> tuple[np.n
 
 def matched_share(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float:
     """Share of rows on which two namings agree, their names matched one to one."""
-    return matching(one_N, other_N, latents)[1] / len(one_N)
+    _, matched = matching(one_N, other_N, latents)
+    return matched / len(one_N)
 
 
 def relabelled(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> np.ndarray:
     """(N,) `one_N` (N,) under the names of `other_N` (N,), as far as they agree."""
-    return matching(one_N, other_N, latents)[0][one_N]
+    names_K, _ = matching(one_N, other_N, latents)
+    return names_K[one_N]
 
 
 def agreement_beyond_chance(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float:

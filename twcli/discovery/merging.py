@@ -32,7 +32,10 @@ def best_merge(
         clusters: those to merge.
     """
     count = len(clusters.count_C)
-    tables = [contingency(one_N, other_N, count, count) / len(one_N) for one_N, other_N in pairs]
+    tables = []
+    for one_N, other_N in pairs:
+        counts = contingency(one_N, other_N, count, count)
+        tables.append(counts / len(one_N))
     merge_C = np.arange(count)
     for _ in range(count - latents):
         first, second = _best_pair(tables, clusters)

@@ -243,8 +243,10 @@ def _ambiguity_lines(summary: dict[str, Any]) -> list[str]:
 
 def _one_line(head: str, text: str) -> str:
     """The beginning of a text behind `head`, its new lines and indents as spaces."""
-    text = " ".join(cut(text).split())
-    return head + _fitted(text, COLUMNS - cell_len(head))
+    words = cut(text).split()
+    line = " ".join(words)
+    columns = COLUMNS - cell_len(head)
+    return head + _fitted(line, columns)
 
 
 def _fitted(text: str, columns: int) -> str:

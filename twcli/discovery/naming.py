@@ -101,11 +101,12 @@ def completed(given_N: np.ndarray, sure_N: np.ndarray, naming: Naming) -> Naming
         sure_N: (N,) probability of each given name.
     """
     K = naming.latents
-    both = (given_N >= 0) & (naming.latent_N >= 0)
+    given = given_N >= 0
+    both = given & (naming.latent_N >= 0)
     names_K, _ = matching(naming.latent_N[both], given_N[both], K)
     renamed_N = renamed(naming.latent_N, names_K)
-    latent_N = np.where(given_N >= 0, given_N, renamed_N).astype(np.int32)
-    probability_N = np.where(given_N >= 0, sure_N, naming.probability_N).astype(np.float32)
+    latent_N = np.where(given, given_N, renamed_N).astype(np.int32)
+    probability_N = np.where(given, sure_N, naming.probability_N).astype(np.float32)
     proportions = counts_of(latent_N, K) + 1.0
     return replace(
         naming,

@@ -49,7 +49,9 @@ class Count:
     def of(cls, found: Found) -> Count:
         """Of a naming of the rows that are looked at."""
         shares_K = found.posterior_NK.mean(0)
-        return cls(len(shares_K), int((shares_K >= LEAST_SHARE).sum()), found)
+        used_K = shares_K >= LEAST_SHARE
+        used = int(used_K.sum())
+        return cls(len(shares_K), used, found)
 
     @property
     def support(self) -> float:
@@ -117,9 +119,11 @@ def nesting(finer: Count, coarser: Count) -> float:
         From 0 to 1, which it is where the finer naming is nested in the coarser one.
     """
     table = contingency(finer.clusters_N, coarser.clusters_N, finer.latents, coarser.latents)
-    return float(table.max(1).sum() / table.sum())
+    nested = table.max(1).sum()
+    return float(nested / table.sum())
 
 
 def agreement(one: Count, other: Count) -> float:
     """Share of rows on which two namings of any numbers agree, names matched one to one."""
-    return matched_share(one.clusters_N, other.clusters_N, max(one.latents, other.latents))
+    latents = max(one.latents, other.latents)
+    return matched_share(one.clusters_N, other.clusters_N, latents)

@@ -187,7 +187,8 @@ def _tokens(text: str, pattern: re.Pattern[str]) -> Iterator[str]:
         yield before
         before = NEWLINE
         position = 0
-        if marker := LIST_MARKER.match(line):
+        marker = LIST_MARKER.match(line)
+        if marker:
             position = marker.end()
             yield _list_marker(marker)
         for token in pattern.findall(line, position):
@@ -198,7 +199,8 @@ def _list_marker(marker: re.Match[str]) -> str:
     """One token for all lines of a list: an item's number and a heading's level are content."""
     if marker["numbered"]:
         return "1" + marker["numbered"]
-    return (marker["bullet"] or "##") + " "
+    sign = marker["bullet"] or "##"
+    return f"{sign} "
 
 
 # Tokens to phrases

@@ -60,8 +60,11 @@ class Probe:
             shares_K = self.proportions
         upper_bound = 1 - float((shares_K**2).sum())  # of certain latents with these shares
         rng = np.random.default_rng([seed, 6])
-        posterior_NK = out_of_fold(self.points, soft_NK.argmax(1), np.asarray(self.sizes), K, rng)
-        predicted_N = ((posterior_NK - posterior_NK.mean(0)) * soft_NK).sum(1)
+        latent_N = soft_NK.argmax(1)
+        sizes_P = np.asarray(self.sizes)
+        posterior_NK = out_of_fold(self.points, latent_N, sizes_P, K, rng)
+        excess_NK = posterior_NK - posterior_NK.mean(0)
+        predicted_N = (excess_NK * soft_NK).sum(1)
         return predicted_N, np.full(len(soft_NK), upper_bound)
 
 

@@ -276,9 +276,11 @@ def _shrunk_means(
     Nothing of a single row: all of it may be the strategy.
     """
     m_P1 = sizes_P[:, None]
-    share_PF = np.where(m_P1 > 1, effect / (effect + row / m_P1 + 1e-12), 0.0)
+    shrinkage_PF = effect / (effect + row / m_P1 + 1e-12)
+    share_PF = np.where(m_P1 > 1, shrinkage_PF, 0.0)
     means_PF = share_PF * prompt_means(residual_NF, sizes_P)
-    return np.repeat(means_PF.astype(residual_NF.dtype), sizes_P, axis=0)
+    means_PF = means_PF.astype(residual_NF.dtype)
+    return np.repeat(means_PF, sizes_P, axis=0)
 
 
 def principal_axes(

@@ -178,7 +178,9 @@ def _numbers(
 
 def _all_alike(found: Found) -> bool:
     """Whether all rows have one latent, which any halves agree on."""
-    return len(np.unique(found.posterior_NK.argmax(1))) < 2
+    latent_N = found.posterior_NK.argmax(1)
+    distinct = np.unique(latent_N)
+    return len(distinct) < 2
 
 
 def _share_right(found: Found) -> float:

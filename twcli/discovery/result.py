@@ -148,10 +148,13 @@ def canonical_order(
     ids_KT = np.zeros((latents, ORDERED_IDS), np.int64)
     if alike_K.any():
         ids_KT[alike_K] = _leading_ids(latent_N, latents, encoded)[alike_K]
-    order_K = np.lexsort([*ids_KT.T[::-1], -counts_K])
+    last_ids_first = ids_KT.T[::-1]
+    order_K = np.lexsort([*last_ids_first, -counts_K])
     new_K = np.empty(latents, np.int64)
     new_K[order_K] = np.arange(latents)
-    return np.where(counts_K[order_K] > 0, order_K, -1), new_K
+    has_rows_K = counts_K[order_K] > 0
+    old_K = np.where(has_rows_K, order_K, -1)
+    return old_K, new_K
 
 
 def _leading_ids(latent_N: np.ndarray, latents: int, encoded: Encoded) -> np.ndarray:

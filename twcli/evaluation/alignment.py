@@ -92,13 +92,19 @@ def _mapped(
     mapping: dict[str, str | None] = {}
     spare: dict[str, str] = {}
     for k, c in enumerate(mapping_K.tolist()):
-        mapping[str(k)] = names[c] if c >= 0 else None
-        if c < 0 and written_KC[k].any() and share_K[k] >= ACTIVE_MASS:
-            spare[str(k)] = names[written_KC[k].argmax()]
+        if c >= 0:
+            mapping[str(k)] = names[c]
+            continue
+        mapping[str(k)] = None
+        written_C = written_KC[k]
+        if written_C.any() and share_K[k] >= ACTIVE_MASS:
+            most = written_C.argmax()
+            spare[str(k)] = names[most]
     merged: dict[str, int] = {}
     for c, name in enumerate(names):
         if c not in mapping_K:
-            merged[name] = int(mass_KC[:, c].argmax())
+            mass_K = mass_KC[:, c]
+            merged[name] = int(mass_K.argmax())
     return {"mapping": mapping, "spare": spare, "merged": merged}
 
 
@@ -124,27 +130,33 @@ def _record_alignment(
     """
     labelled_N = (label_N >= 0).astype(float)
     cell_N = latent_N * strategies + np.maximum(label_N, 0)
+    cells = latents * strategies
 
     def table(weight_N: np.ndarray) -> np.ndarray:
-        counts = np.bincount(cell_N, weight_N * labelled_N, minlength=latents * strategies)
+        """(K, C) summed weights of the labelled records of each latent and strategy."""
+        counts = np.bincount(cell_N, weight_N * labelled_N, minlength=cells)
         return counts.reshape(latents, strategies)
 
-    fitted_KC = table((~scored_N).astype(float))
+    fitted_N = (~scored_N).astype(float)
+    fitted_KC = table(fitted_N)
     mapping_K = one_to_one(fitted_KC)
+    majority_K = fitted_KC.argmax(1)
     scorable_N = labelled_N * scored_N
     hit_N = (mapping_K[latent_N] == label_N) * scorable_N
-    merged_N = (fitted_KC.argmax(1)[latent_N] == label_N) * scorable_N
+    merged_N = (majority_K[latent_N] == label_N) * scorable_N
 
     def figures(weight_N: np.ndarray) -> Figures:
         table_KC = table(weight_N)
-        total = table_KC.sum()
+        count_C = table_KC.sum(0)
         scored = weight_N @ scorable_N
+        hits = weight_N @ hit_N
+        merged = weight_N @ merged_N
         return {
-            "posterior_one_to_one": ratio(weight_N @ hit_N, scored),
-            "posterior_many_to_one": ratio(weight_N @ merged_N, scored),
+            "posterior_one_to_one": ratio(hits, scored),
+            "posterior_many_to_one": ratio(merged, scored),
             "nmi": nmi(table_KC),
             "ari": ari(table_KC),
-            "majority": ratio(table_KC.sum(0).max(), total),
+            "majority": ratio(count_C.max(), table_KC.sum()),
         }
 
     return figures, mapping_K
@@ -165,12 +177,15 @@ def _generation_alignment(
     """
     known_G = strategy_G >= 0
     scored_G = scored_P[generations.prompts]
-    fitted_KC = _table(generations.latents[~scored_G], strategy_G[~scored_G], latents, strategies)
+    asked_G = generations.latents
+    fitted_KC = _table(asked_G[~scored_G], strategy_G[~scored_G], latents, strategies)
     mapping_K = one_to_one(fitted_KC)
-    prompt_G = np.unique(generations.prompts, return_inverse=True)[1]
+    _, prompt_G = np.unique(generations.prompts, return_inverse=True)
 
     def hits_P_of(strategy_K: np.ndarray) -> np.ndarray:
-        hit_G = known_G & (strategy_K[generations.latents] == strategy_G) & scored_G
+        """(P,) scored completions that have the strategy of the latent that was asked for."""
+        right_G = strategy_K[asked_G] == strategy_G
+        hit_G = known_G & right_G & scored_G
         return np.bincount(prompt_G, hit_G)
 
     hits_P = hits_P_of(mapping_K)
@@ -183,9 +198,10 @@ def _generation_alignment(
 
     def figures(weight_P: np.ndarray) -> Figures:
         total = weight_P.sum()
+        scored = weight_P @ scored_count_P
         return {
-            "generation_one_to_one": ratio(weight_P @ hits_P, weight_P @ scored_count_P),
-            "generation_many_to_one": ratio(weight_P @ merged_P, weight_P @ scored_count_P),
+            "generation_one_to_one": ratio(weight_P @ hits_P, scored),
+            "generation_many_to_one": ratio(weight_P @ merged_P, scored),
             "coverage_mean": float(weight_P @ coverage_P / total),
             "full_coverage_rate": float(weight_P @ full_P / total),
         }
@@ -216,7 +232,9 @@ def nmi(table_KC: np.ndarray) -> float | None:
     both = entropy_of_rows + entropy_of_columns
     if both <= 0:
         return 1.0
-    return float((both - entr(joint).sum()) / (both / 2))
+    information = both - entr(joint).sum()
+    mean_entropy = both / 2
+    return float(information / mean_entropy)
 
 
 def ari(table_KC: np.ndarray) -> float | None:

@@ -249,7 +249,8 @@ def _less_frozen(tables: Tables) -> Tables:
     """By key and arm, less what the frozen model has of that key."""
     differences = {}
     for (key, name), table in tables.items():
-        differences[key, name] = table - tables[key, FROZEN]
+        frozen = tables[key, FROZEN]
+        differences[key, name] = table - frozen
     return differences
 
 

@@ -177,10 +177,10 @@ def encodable(
     kept: list[int] = []
 
     def collect(numbers: list[int]) -> None:
+        """Keeps the numbers whose pairs can be encoded, by halves until the others are alone."""
+        examples = [Example(*pairs[number]) for number in numbers]
         try:
-            encoder.encode(
-                [Example(*pairs[number]) for number in numbers], max_length=max_length, source=""
-            )
+            encoder.encode(examples, max_length=max_length, source="")
             kept.extend(numbers)
         except UserError:
             half = len(numbers) // 2
@@ -219,7 +219,8 @@ def read_back(
             logits, _ = loss.responsibilities(*model.score_branches(batch))
         else:
             logits = model.posterior_logits(batch)
-        found[rows] = logits.argmax(-1).cpu().numpy()
+        likeliest_B = logits.argmax(-1)
+        found[rows] = likeliest_B.cpu().numpy()
     return found
 
 

@@ -69,7 +69,8 @@ def _frozen_note(arms: dict[str, Any]) -> str:
     """At which temperature the original model was sampled, as a clause of a chart's note."""
     if "frozen" not in arms:
         return "; the original model was not found"
-    return f", the original model's at {arms['frozen']['temperature']:g}, its best of a few"
+    temperature = arms["frozen"]["temperature"]
+    return f", the original model's at {temperature:g}, its best of a few"
 
 
 def _chart(
@@ -84,7 +85,8 @@ def _chart(
     for name, arm in arms.items():
         points = []
         band = []
-        for k, mean, ends in zip(ks, arm[key], arm[f"{key}_ci"], strict=True):
+        intervals = arm[f"{key}_ci"]
+        for k, mean, ends in zip(ks, arm[key], intervals, strict=True):
             if mean is None:
                 continue
             points.append((k, mean))
@@ -167,9 +169,9 @@ def table_of_shares(
     for row in counts:
         total = sum(row)
         cells = [value / total if total else 0.0 for value in row]
-        rows.append(
-            {"cells": cells, "total": f"{total:,.10g}" if total == int(total) else f"{total:,.1f}"}
-        )
+        whole_number = total == int(total)
+        text = f"{total:,.10g}" if whole_number else f"{total:,.1f}"
+        rows.append({"cells": cells, "total": text})
     return {"caption": caption, "columns": list(columns), "whole": whole, "rows": rows}
 
 

@@ -56,13 +56,12 @@ def self_bleu(samples: Sequence[Sequence[str]]) -> float | None:
     """
     scores = []
     samples = [texts[:BLEU_SAMPLES] for texts in samples if len(texts) > 1]
-    for number in range(max(map(len, samples), default=0)):
+    most = max(map(len, samples), default=0)
+    for number in range(most):
         those = [texts for texts in samples if number < len(texts)]
-        scores.append(
-            corpus_bleu(
-                [texts[number] for texts in those], [_without(texts, number) for texts in those]
-            )
-        )
+        scored = [texts[number] for texts in those]
+        others = [_without(texts, number) for texts in those]
+        scores.append(corpus_bleu(scored, others))
     if scores:
         return float(np.mean(scores))
     return None

@@ -43,4 +43,6 @@ def _with_the_value(value: float, ends: np.ndarray) -> list[float]:
     entropy or the largest of several, may all lie on that side of it.
     """
     low, high = ends
-    return [float(min(value, low)), float(max(value, high))]
+    low = min(value, low)
+    high = max(value, high)
+    return [float(low), float(high)]

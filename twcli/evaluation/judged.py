@@ -49,7 +49,8 @@ def answer_accuracy(
     def figures(weight_P: np.ndarray) -> Figures:
         right = weight_P @ right_P
         known = weight_P @ known_P
-        return {"answer_accuracy": ratio(right, known)}
+        accuracy = ratio(right, known)
+        return {"answer_accuracy": accuracy}
 
     return with_intervals(figures, len(known_P), bootstrap, rng)
 
@@ -109,7 +110,9 @@ def _carried_out(
         share = 0.0
 
     def per_prompt(prompts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-        return np.bincount(prompts, chosen.astype(float), minlength=count)
+        """How many of each prompt's completions are chosen."""
+        weights = chosen.astype(float)
+        return np.bincount(prompts, weights, minlength=count)
 
     asked_G = sampled.latents == latent
     seen_G = np.array([s == strategy for s in sampled.strategies])

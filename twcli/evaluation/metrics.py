@@ -132,12 +132,14 @@ def _posterior_figures(
         total = weight_N.sum()
         mean_K = weight_N @ posterior_NK / total
         entropy = weight_N @ entropy_N / total
+        kl = weight_N @ kl_N / total
         known, usage = information(mean_K, entropy)
+        active_K = mean_K >= ACTIVE_MASS
         return {
             "usage": usage,
-            "active": int((mean_K >= ACTIVE_MASS).sum()),
+            "active": int(active_K.sum()),
             "mutual_information": known,
-            "kl": float(weight_N @ kl_N / total),
+            "kl": float(kl),
             "entropy": float(entropy),
         }
 
@@ -207,9 +209,12 @@ def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], F
     filled = {name: np.where(known[name], values, 0.0) for name, values in rows.items()}
 
     def mean(weight_N: np.ndarray, name: str) -> float | None:
+        """The mean of a figure over the records that have it."""
         if name not in rows:
             return None
-        return ratio(weight_N @ filled[name], weight_N @ known[name])
+        total = weight_N @ filled[name]
+        count = weight_N @ known[name]
+        return ratio(total, count)
 
     def figures(weight_N: np.ndarray) -> Figures:
         names = (
@@ -225,7 +230,8 @@ def _diagnostic_figures(rows: dict[str, np.ndarray]) -> Callable[[np.ndarray], F
         weighted = mean(weight_N, "gradient_weighted")
         found["amplification"] = None
         if weighted is not None and uniform:
-            found["amplification"] = float(np.sqrt(weighted / uniform))
+            squared = weighted / uniform
+            found["amplification"] = float(np.sqrt(squared))
         informative = found["informative"]
         found["expected_amplification"] = 1 / informative if informative else None
         return found

@@ -126,7 +126,8 @@ def _latents(inputs: EvalInputs) -> int:
 def _expect(inputs: EvalInputs, encoded: Encoded, seconds: float, phases: Phases) -> None:
     """Foretells the later phases from the seconds that scoring the records took."""
     K = _latents(inputs)
-    shown_tokens = SHOWN * K * int(encoded.target_lengths.max())
+    longest = int(encoded.target_lengths.max())
+    shown_tokens = SHOWN * K * longest
     share_of_scoring = shown_tokens * DECODED / int(encoded.lengths.sum())
     phases.expect(
         {

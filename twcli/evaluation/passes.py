@@ -71,10 +71,13 @@ class Passes:
         responsibilities_BK, marginal_nll_B = loss.responsibilities(
             output.nll_BCS, output.log_router_BK
         )
-        self.posterior[rows] = log_q_BK.double().exp().cpu()
-        self.router[rows] = output.log_router_BK.double().exp().cpu()
+        posterior_BK = log_q_BK.double().exp()
+        router_BK = output.log_router_BK.double().exp()
+        generator_nll_BK = output.nll_BCS.double().sum(-1)
+        self.posterior[rows] = posterior_BK.cpu()
+        self.router[rows] = router_BK.cpu()
         self.responsibilities[rows] = responsibilities_BK.cpu()
-        self.generator_nll[rows] = output.nll_BCS.double().sum(-1).cpu()
+        self.generator_nll[rows] = generator_nll_BK.cpu()
         self.marginal_nll[rows] = marginal_nll_B.cpu()
         for name, values in figures.items():
             all_values = self.figures.setdefault(name, np.empty(len(self.posterior)))

@@ -210,12 +210,13 @@ def _verifier(name: str, task: str, config: EvalConfig) -> Judge:
         reference = references[x]
         if reference.metadata is None:
             raise NoVerdict("found no metadata in the record")
-        entry = {"question": x, "metadata": reference.metadata}
         said = extract_answer(y)
-        scores = [
-            float(score(y.strip() if said is None else said, entry | {"answer": answer}))
-            for answer in reference.answers
-        ]
+        if said is None:
+            said = y.strip()
+        scores = []
+        for answer in reference.answers:
+            entry = {"question": x, "metadata": reference.metadata, "answer": answer}
+            scores.append(float(score(said, entry)))
         return None, max(scores) >= 1
 
     return Judge(name, judge, config.judge_seconds, False)
@@ -278,7 +279,8 @@ def _run(words: list[str], sent: bytes, seconds: float) -> bytes:
             raise NoVerdict(f"wrote more than {MOST_OUTPUT >> 20} MiB")
         if process.returncode:
             errors.seek(0)
-            said = errors.read(MOST_OUTPUT).decode(errors="replace").strip().splitlines()
+            text = errors.read(MOST_OUTPUT).decode(errors="replace")
+            said = text.strip().splitlines()
             if said:
                 last = said[-1][:200]
             else:

@@ -214,9 +214,9 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     Args:
         everything: also the diagnostics.
     """
-    title = (
-        f"{result['records']:,} records, {result['prompts']:,} prompts, {result['latents']} latents"
-    )
+    records = f"{result['records']:,} records"
+    prompts = f"{result['prompts']:,} prompts"
+    title = f"{records}, {prompts}, {result['latents']} latents"
     caption = Text(mapping_line(result), style="table.caption")  # a name may look like markup
     table = Table(
         title=title,
@@ -379,11 +379,12 @@ def coloured(pieces: Sequence[tuple[str, float]]) -> str:
     shown = []
     for text, nats in pieces:
         colour = next((colour for least, colour in SHADES if nats >= least), None)
-        shown.append(
-            click.style(text, fg=colour) + click.style(f"[{nats:.1f}]", fg=colour, dim=True)
-            if colour
-            else text
-        )
+        if colour is None:
+            shown.append(text)
+            continue
+        number = f"[{nats:.1f}]"
+        shown.append(click.style(text, fg=colour))
+        shown.append(click.style(number, fg=colour, dim=True))
     return "".join(shown)
 
 

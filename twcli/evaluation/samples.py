@@ -155,7 +155,8 @@ class Sampling:
     @property
     def temperatures(self) -> list[float]:
         """Those of the frozen model, ascending."""
-        return [round(factor * self.config.temperature, 6) for factor in SWEEP]
+        of_run = self.config.temperature
+        return [round(factor * of_run, 6) for factor in SWEEP]
 
     @property
     def per_prompt(self) -> int:
@@ -270,7 +271,8 @@ class Sampling:
 def prompts_hash(xs: Sequence[Example]) -> str:
     """sha256 over the prompts, in order."""
     joined = "\0".join(example.x for example in xs)
-    return hashlib.sha256(joined.encode()).hexdigest()
+    digest = hashlib.sha256(joined.encode())
+    return digest.hexdigest()
 
 
 class BlockSampler(Protocol):

@@ -73,8 +73,11 @@ def missed(total: np.ndarray, hits: np.ndarray, k: np.ndarray | int) -> np.ndarr
     """
     total, hits, k = np.broadcast_arrays(total, hits, k)
     result = np.ones(total.shape)
-    for i in range(int(k.max(initial=0))):
-        factor = np.maximum(total - hits - i, 0) / np.maximum(total - i, 1)
+    most = int(k.max(initial=0))
+    for i in range(most):
+        misses_left = np.maximum(total - hits - i, 0)
+        samples_left = np.maximum(total - i, 1)
+        factor = misses_left / samples_left
         result *= np.where(i < k, factor, 1.0)
     return np.where(k > total, np.nan, result)
 

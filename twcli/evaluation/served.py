@@ -258,11 +258,14 @@ class ServedCompletions:
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything that the completions depend on."""
-        return {
+        found = {
             "version": VERSION,
             "seed": self.config.seed,
             "both": self.both,
             "longest": self.longest,
             "block": self.block,
             "prompts": prompts_hash(self.xs),
-        } | {f"run_{name}": value for name, value in self.writer.fingerprint().items()}
+        }
+        for name, value in self.writer.fingerprint().items():
+            found[f"run_{name}"] = value
+        return found

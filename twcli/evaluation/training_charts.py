@@ -92,7 +92,10 @@ def _information(
 
 def _loss(runs: Mapping[str, Metrics], stages: list[tuple[float, str]]) -> dict[str, Any] | None:
     """What is minimised, over the steps."""
-    lines = [Line(name, _means(_windows(metrics), "loss")) for name, metrics in runs.items()]
+    lines = []
+    for name, metrics in runs.items():
+        points = _means(_windows(metrics), "loss")
+        lines.append(Line(name, points))
     return charts.curves(
         "Loss",
         lines,

@@ -182,7 +182,8 @@ def _worse(likelihood: dict[str, Any]) -> bool:
 
 def _names(latents: list[int]) -> str:
     """Latents as a reader finds them on the page, z0 and on, separated by commas."""
-    return ", ".join(f"z{k}" for k in latents)
+    names = [f"z{k}" for k in latents]
+    return ", ".join(names)
 
 
 def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
@@ -214,8 +215,14 @@ def gains_disagree(entry: Mapping[str, Any]) -> bool:
     """
     chosen_lost = entry["gain"] < 0
     written_lost = entry["written_gain"] < 0
-    chosen_surely, written_surely = (
-        interval is not None and interval[1] < 0
-        for interval in (entry["gain_ci"], entry["written_gain_ci"])
-    )
+    chosen_surely = _all_below_zero(entry["gain_ci"])
+    written_surely = _all_below_zero(entry["written_gain_ci"])
     return chosen_lost != written_lost or chosen_surely != written_surely
+
+
+def _all_below_zero(interval: Sequence[float] | None) -> bool:
+    """Whether there is an interval and its upper end is below 0."""
+    if interval is None:
+        return False
+    high = interval[1]
+    return high < 0
