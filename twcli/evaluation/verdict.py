@@ -8,7 +8,7 @@ is held against chance by its 95 % interval, so that few records give no firm ve
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
