@@ -187,7 +187,9 @@ def origins(flags: dict[str, Any], config_file: str | None) -> dict[str, str]:
 
 
 def _in_file(config_file: str | None) -> dict[str, Any]:
-    """The values of `--config`, by field."""
+    """The values of `--config`, by the name of their field; `-` and `_` in a key are the same.
+    Raises UserError for a file that is no mapping.
+    """
     if config_file is None:
         return {}
     values = {}

@@ -131,7 +131,12 @@ class Screen:
     # phases and the clock
 
     def _phase_begins(self, phases: Phases, note: str) -> None:
-        """Says which phase begins, and counts its time from now."""
+        """Says which phase begins, and counts its time from now; bars of the phase before are
+        dropped.
+
+        Args:
+            note: what is waited for, empty for nothing.
+        """
         with self._lock:
             began = time.monotonic()
             self._phase_began = began

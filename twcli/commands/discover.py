@@ -338,7 +338,7 @@ def _train_command(config: DiscoverConfig, baseline_file: Path) -> str:
 
 
 def _map(naming: Naming) -> dict[str, Any] | None:
-    """The fitted rows in a plane, for the page."""
+    """The fitted rows in a plane, for the page; None where the naming kept no points."""
     rows = naming.point_rows
     if naming.points is None or rows is None:
         return None

@@ -59,12 +59,14 @@ class ExportConfig(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dtype not in FORMS[self.to].dtypes:
+        form = FORMS[self.to]
+        if self.dtype not in form.dtypes:
             raise UserError(
                 f"--to {self.to}: its weights are written as they were trained; leave --dtype out"
             )
-        if self.push_to_hub is not None and not REPOSITORY.fullmatch(self.push_to_hub):
-            raise UserError(f"--push-to-hub: '{self.push_to_hub}' is not OWNER/NAME")
+        repository = self.push_to_hub
+        if repository is not None and not REPOSITORY.fullmatch(repository):
+            raise UserError(f"--push-to-hub: '{repository}' is not OWNER/NAME")
 
     def names(self) -> dict[int, str]:
         """The names that were given, by latent.

@@ -187,7 +187,9 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
         encoder.tokenizer.save_pretrained(folder)
 
     def load(self, folder: Path) -> tuple[Any, Any]:
-        """As `Form.load`: the base model with the folder's adapter, by peft alone."""
+        """As `Form.load`: the base model with the folder's adapter, by peft alone, as a user of the
+        folder would load it. Rows of new tokens are added first.
+        """
         from peft import PeftModel
 
         from twcli.models import loading

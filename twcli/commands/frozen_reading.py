@@ -139,10 +139,11 @@ class FrozenFiles:
                 self._feature_gaps = _joined(self.features.missing)
                 self.notes += self.features.notes
             self._opened = opened.pop_all()
-        of_features = [
-            range(int(self._distinct[gap.start]), int(self._distinct[gap.stop - 1]) + 1)
-            for gap in self._feature_gaps
-        ]
+        of_features = []
+        for gap in self._feature_gaps:
+            first = int(self._distinct[gap.start])
+            last = int(self._distinct[gap.stop - 1])
+            of_features.append(range(first, last + 1))
         for gap in _joined(self._cache_gaps + of_features):
             self.missing += blocks(gap, self.shard_rows)
         return self

@@ -87,7 +87,11 @@ def inspect(
 def _check_call(
     path: str, *, verify: bool, model: str | None, data: str | None, template: str | None
 ) -> None:
-    """Raises UserError where the arguments of `inspect` contradict each other."""
+    """Checks that the arguments of `inspect` belong together and that there is something at `path`.
+
+    Raises:
+        UserError: one asks for another that is missing, or there is no such file.
+    """
     comparable = verify and not Path(path).is_dir()
     if (model is None) != (data is None) or (data is not None and not comparable):
         raise UserError(
@@ -287,7 +291,11 @@ def _opening_shares(sums: _Sums) -> dict[str, float | None]:
 
 
 def _histogram(sums: _Sums, tokens: int) -> list[dict[str, float]]:
-    """Shares of the tokens and of the nats in each of `BINS`."""
+    """Shares of the tokens and of the nats in each of `BINS`, by the lower end of the bin in nats.
+
+    Args:
+        tokens: of all records.
+    """
     bins = []
     for low, count, nats in zip(BINS, sums.bin_tokens, sums.bin_nats, strict=True):
         bins.append(

@@ -231,7 +231,8 @@ def _memory(parts: dict[str, float]) -> str:
 
 
 def _time(parts: dict[str, float], speed: float) -> str:
-    """Seconds of each part, and all together.
+    """Seconds of each part, and all together, as a line for the terminal; parts that take none are
+    left out.
 
     Args:
         speed: tokens per second.

@@ -198,7 +198,9 @@ class _Clock:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.last is not None and self.before is not None:
-            seconds = self.before + time.monotonic() - self.started
-            with suppress(OSError):
-                self.run.save_duration(self.last, seconds)
+        if self.last is None or self.before is None:
+            return
+        now = time.monotonic()
+        seconds = self.before + now - self.started
+        with suppress(OSError):
+            self.run.save_duration(self.last, seconds)

@@ -245,6 +245,7 @@ def forward_batches(
     targets = encoded.target_lengths[rows]
 
     def tokens(batch: np.ndarray) -> int:
+        """Tokens that a pass over these rows computes, padding included."""
         sequences = len(batch) * branches
         if shared:
             read = len(np.unique(prompt[batch]))

@@ -380,9 +380,13 @@ class Prompts:
         return len(self.digests)
 
     def __getitem__(self, rows: range) -> list[Example]:
-        return [
-            _read_prompt(self._text[self._starts[row] : self._stops[row]].tobytes()) for row in rows
-        ]
+        prompts = []
+        for row in rows:
+            start = self._starts[row]
+            stop = self._stops[row]
+            text = self._text[start:stop]
+            prompts.append(_read_prompt(text.tobytes()))
+        return prompts
 
 
 CONVERSATION = b"\0"  # marks a stored conversation; no text holds this character

@@ -251,6 +251,7 @@ class ExampleEncoder:
         """Tokenises all rows in order, a block at a time, without keeping their text.
 
         Args:
+            examples: read once, from first to last.
             max_length: longest sequence in tokens, latent section included.
             source: file name for messages; row i is line i + 1, unless the record says where it is.
             too_long: what is done with longer rows: "error", "skip" or "truncate-left".

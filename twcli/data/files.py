@@ -140,11 +140,19 @@ def read_file(file: Path) -> Reading:
 
 
 def _folder(path: Path) -> Source:
-    if any((path / name).exists() for name in SAVED):
+    """The records of a folder that `datasets` saved.
+
+    Raises:
+        UserError: it is another one; files in it that can be read are named.
+    """
+    name = str(path)
+    if any((path / file).exists() for file in SAVED):
         table = saved_table(path)
-        return Source(str(path), partial(table_records, table, str(path)))
+        return Source(name, partial(table_records, table, name))
+    readable = {*READ, *PACKED}
     for pattern in ("*", "*/*"):  # a data set of the hub has its files in a folder data
-        found = sorted({file.suffix for file in path.glob(pattern)} & {*READ, *PACKED})
+        suffixes = {file.suffix for file in path.glob(pattern)}
+        found = sorted(suffixes & readable)
         if found:
             raise UserError(
                 f"{path}: a folder with files; name those to read, such as "

@@ -96,7 +96,9 @@ def _of_plain_names(form: Form) -> Form:
     """The form of records whose fields have its names with capitals or spaces in them."""
 
     def names(record: Record, complete: bool) -> Sequence[str]:
-        read = form.names(plainly_named(record), complete)
+        """The fields that are read, by their own names."""
+        plain = plainly_named(record)
+        read = form.names(plain, complete)
         return [name for name in record if plain_name(name) in read]
 
     return Form(

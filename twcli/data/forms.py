@@ -98,7 +98,9 @@ def fields_form(x_field: str, y_field: str | None) -> Form:
     """Two fields that are named: a prompt and a completion, text or turns each."""
 
     def fits(record: Record, complete: bool) -> bool:
-        return x_field in record and (not complete or y_field in record)
+        if complete and y_field not in record:
+            return False
+        return x_field in record
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         x = value_of(record, x_field, where)
@@ -108,12 +110,14 @@ def fields_form(x_field: str, y_field: str | None) -> Form:
             y = value_of(record, y_field, where)
             # the common case, and the fast one; turns may be JSON in a cell
             if type(x) is str and type(y) is str and not (x.startswith("[") or y.startswith("[")):
-                return (
-                    Conversation(checked_text(x, x_field, where), checked_text(y, y_field, where)),
-                )
+                x = checked_text(x, x_field, where)
+                y = checked_text(y, y_field, where)
+                return (Conversation(x, y),)
         if not isinstance(x, str | list | dict):
             checked_text(x, x_field, where)  # which it is not
-        return joined({}, prompt_of(x, x_field, where), [(str(y_field), y)], where, complete)
+        prompt = prompt_of(x, x_field, where)
+        completions = [(str(y_field), y)]
+        return joined({}, prompt, completions, where, complete)
 
     fields = (x_field,) if y_field is None else (x_field, y_field)
     return Form("fields", " and ".join(fields), fits, lambda *_: fields, read)
@@ -123,10 +127,13 @@ def completion_form(field: str) -> Form:
     """A completion that is named, and the prompt by its own name."""
 
     def fits(record: Record, complete: bool) -> bool:
-        return has_prompt(record) and (not complete or field in record)
+        if complete and field not in record:
+            return False
+        return has_prompt(record)
 
     def names(record: Record, complete: bool) -> Sequence[str]:
-        return (*prompt_names(record), field)
+        prompt = prompt_names(record)
+        return (*prompt, field)
 
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         no_pictures(record, where)
@@ -151,13 +158,17 @@ def turns_form(name: str, *fields: str) -> Form:
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         no_pictures(record, where)
         field = first_of(record, fields) or fields[0]
-        turns = turns_of(value_of(record, field, where), field, where)
+        value = value_of(record, field, where)
+        turns = turns_of(value, field, where)
         if turns[0]["role"] != "system":
-            turns = [*system_turn(record, where), *turns]
-        return [conversation(turns, tools_of(record, where), field, where, complete)]
+            system = system_turn(record, where)
+            turns = [*system, *turns]
+        tools = tools_of(record, where)
+        return [conversation(turns, tools, field, where, complete)]
 
     def names(record: Record, complete: bool) -> Sequence[str]:
-        return (first_of(record, fields) or fields[0], *BESIDE)
+        field = first_of(record, fields) or fields[0]
+        return (field, *BESIDE)
 
     return Form(name, name, fits, names, read)
 
@@ -181,22 +192,24 @@ def _pair_form(name: str, pairs: Sequence[tuple[str, str]]) -> Form:
     def read(record: Record, where: str, complete: bool) -> Sequence[Conversation]:
         with_prompt = [pair for pair in pairs if pair[0] in record] or pairs
         prompt, completion = pair_of(record, complete) or with_prompt[0]
-        asked = prompt_of(value_of(record, prompt, where), prompt, where)
+        value = value_of(record, prompt, where)
+        asked = prompt_of(value, prompt, where)
+        given = []
         if complete:
-            given = [(completion, value_of(record, completion, where))]
-        else:
-            given = []
+            answer = value_of(record, completion, where)
+            given.append((completion, answer))
         return joined(record, asked, given, where, complete)
 
     def names(record: Record, complete: bool) -> Sequence[str]:
-        pair = pair_of(record, complete) or pairs[0]
+        found = pair_of(record, complete)
+        pair = found or pairs[0]
         return (*pair, *BESIDE)
 
     return Form(name, name, fits, names, read)
 
 
 def _alpaca_names(record: Record, complete: bool) -> Sequence[str]:
-    """The fields that are read."""
+    """Names of the fields that are read: those of the prompt, and the one that holds the output."""
     prompt = prompt_names(record)
     output = first_of(record, OUTPUTS) or OUTPUTS[0]
     return (*prompt, output)

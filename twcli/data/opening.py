@@ -182,12 +182,18 @@ class _Recoded(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """As `io.RawIOBase.readinto`: bytes of UTF-8, 0 at the end.
+
+        Raises:
+            OSError: what follows is not in the encoding that the file begins in.
+        """
         ended = False
         while not self._left and not ended:
             data = self._stream.read(io.DEFAULT_BUFFER_SIZE)
             ended = not data
             try:
-                self._left = self._decoder.decode(data, final=ended).encode()
+                text = self._decoder.decode(data, final=ended)
+                self._left = text.encode()
             except UnicodeError as error:
                 raise OSError(
                     f"it begins as {self._encoding.upper()}, and what follows is none; save it as "

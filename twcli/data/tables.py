@@ -130,8 +130,10 @@ def without_empty_fields(record: Record) -> Record:
 
 
 def _without_nulls(value: Any) -> Any:
+    """The value without the nulls that Parquet gives to keys that other records have."""
     if isinstance(value, dict):
-        return {key: _without_nulls(part) for key, part in value.items() if part is not None}
+        given = {key: part for key, part in value.items() if part is not None}
+        return {key: _without_nulls(part) for key, part in given.items()}
     if isinstance(value, list):
         return [_without_nulls(part) for part in value]
     return value

@@ -175,10 +175,12 @@ def _apart(content: Any, turn: Turn) -> Any:
 
 
 def _parsed_call(value: Any, field: str, where: str) -> dict[str, Any]:
-    value = parsed(value, f"{field}.function_call", where)
+    """A single call, as the OpenAI API wrote it at first, in the form of chat templates."""
+    place = f"{field}.function_call"
+    value = parsed(value, place, where)
     if not isinstance(value, dict) or "name" not in value:
-        what = f"must be a call with 'name' and 'arguments', found {kind_of(value)}"
-        refuse(where, f"{field}.function_call", what)
+        found = kind_of(value)
+        refuse(where, place, f"must be a call with 'name' and 'arguments', found {found}")
     return {"type": "function", "function": value}
 
 
@@ -274,9 +276,12 @@ def _part(value: Any, field: str, where: str) -> str:
 
 
 def _calls(value: Any, field: str, where: str) -> list[Any]:
+    """Calls of tools, also as JSON in a string; raises UserError for anything else."""
     value = parsed(value, field, where)
-    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
-        refuse(where, field, f"must be a list of calls, found {kind_of(value)}")
+    several = isinstance(value, list)
+    if not several or not all(isinstance(call, dict) for call in value):
+        found = kind_of(value)
+        refuse(where, field, f"must be a list of calls, found {found}")
     return [_call(call) for call in value]
 
 

@@ -113,7 +113,9 @@ def _is_texts(value: Any) -> bool:
 
 
 def _by_fields(record: Record, complete: bool) -> tuple[str, str]:
-    """As `_looks_like`, from the names of the fields alone."""
+    """What the record looks like and what to do, from the names of its fields alone; see
+    `_looks_like`.
+    """
     wanted = "--x-field"
     if complete:
         wanted = "--x-field and --y-field"

@@ -117,5 +117,7 @@ class WholeText:
         return targets
 
     def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
-        ids: list[list[int]] = self._tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        """The ids of each text, without the tokenizer's own marks around it."""
+        encoded = self._tokenizer(list(texts), add_special_tokens=False)
+        ids: list[list[int]] = encoded["input_ids"]
         return ids

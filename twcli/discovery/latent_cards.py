@@ -59,7 +59,7 @@ class CardRows:
 
     @property
     def rows(self) -> list[int]:
-        """All of them; a row may be there twice."""
+        """All of them, those that are counted first; a row may be there twice."""
         rows = np.concatenate([self.counted, *self.typical])
         return rows.tolist()
 

@@ -43,7 +43,14 @@ def matched_share(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> float
 
 
 def relabelled(one_N: np.ndarray, other_N: np.ndarray, latents: int) -> np.ndarray:
-    """(N,) `one_N` (N,) under the names of `other_N` (N,), as far as they agree."""
+    """One naming under the names of another, as far as they agree.
+
+    Args:
+        one_N, other_N: (N,) int below `latents`.
+
+    Returns:
+        (N,) int.
+    """
     names_K, _ = matching(one_N, other_N, latents)
     return names_K[one_N]
 

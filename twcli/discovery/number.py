@@ -124,6 +124,8 @@ def nesting(finer: Count, coarser: Count) -> float:
 
 
 def agreement(one: Count, other: Count) -> float:
-    """Share of rows on which two namings of any numbers agree, names matched one to one."""
+    """Share of rows on which two namings of any numbers agree, names matched one to one, from 0 to
+    1.
+    """
     latents = max(one.latents, other.latents)
     return matched_share(one.clusters_N, other.clusters_N, latents)

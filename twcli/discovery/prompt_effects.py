@@ -271,9 +271,16 @@ def _variance_components(
 def _shrunk_means(
     residual_NF: np.ndarray, sizes_P: np.ndarray, effect: np.ndarray, row: np.ndarray
 ) -> np.ndarray:
-    """(N, F) each prompt's effect as far as its rows bear it: m U / (m U + E) of their mean.
+    """Each prompt's effect as far as its rows bear it: m U / (m U + E) of their mean. Nothing of a
+    single row: all of it may be the strategy.
 
-    Nothing of a single row: all of it may be the strategy.
+    Args:
+        residual_NF: (N, F) prompt by prompt.
+        sizes_P: (P,) rows m of each prompt.
+        effect, row: (F,) variances U of prompts and E of rows.
+
+    Returns:
+        (N, F).
     """
     m_P1 = sizes_P[:, None]
     shrinkage_PF = effect / (effect + row / m_P1 + 1e-12)

@@ -171,13 +171,14 @@ def _numbers(
         if own is None:
             return right
         agree = np.array([agreement(own, count) for count in counts])
-        return max(float(plausibility(counts) @ agree) * right, 1 / K)
+        expected = float(plausibility(counts) @ agree)
+        return max(expected * right, 1 / K)
 
     return counts, score_of
 
 
 def _all_alike(found: Found) -> bool:
-    """Whether all rows have one latent, which any halves agree on."""
+    """Whether all rows have one latent, which any halves agree on and which says nothing."""
     latent_N = found.posterior_NK.argmax(1)
     distinct = np.unique(latent_N)
     return len(distinct) < 2

@@ -203,7 +203,11 @@ def rename(latent_N: np.ndarray, new_K: np.ndarray) -> None:
 
 
 def counts_of(latent_N: np.ndarray, latents: int) -> np.ndarray:
-    """(K,) int64, how many rows have each latent."""
+    """Number of rows of each latent; rows without a name are not counted.
+
+    Returns:
+        (K,) int64.
+    """
     counts = np.zeros(latents + 1, np.int64)
     for part in _parts(latent_N):
         counts += np.bincount(part + 1, minlength=latents + 1)

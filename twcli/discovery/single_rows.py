@@ -59,10 +59,13 @@ def name_single_rows(
     probability_N = naming.probability_N.copy()
 
     def put(rows: np.ndarray, points: np.ndarray) -> None:
-        posterior_NK = fitted(points)
-        order_NK = np.argsort(-posterior_NK, axis=1, kind="stable")
-        latent_N[rows], second_N[rows] = order_NK[:, 0], order_NK[:, 1]
-        probability_N[rows] = np.maximum(posterior_NK.max(1) * sure, 1 / K)
+        """Names these rows (n,) by their points (n, D)."""
+        posterior_nK = fitted(points)
+        order_nK = np.argsort(-posterior_nK, axis=1, kind="stable")
+        latent_N[rows] = order_nK[:, 0]
+        second_N[rows] = order_nK[:, 1]
+        largest_n = posterior_nK.max(1)
+        probability_N[rows] = np.maximum(largest_n * sure, 1 / K)
 
     put(rows[~named_N], points[~named_N])
     rest = groups[singles[half:]]
@@ -90,12 +93,16 @@ def name_single_rows(
 def _tried(
     points: np.ndarray, latent_n: np.ndarray, sizes: np.ndarray, K: int, rng: np.random.Generator
 ) -> tuple[Discriminant, float, float]:
-    """(the discriminant, the share of rows of prompts it has not seen that it names right, the
-    factor by which it is as sure as it is right there, at most 1).
+    """A discriminant, tried on rows of prompts that it has not seen.
 
     Args:
-        points: (n, D) of rows with a name, prompt by prompt, and `latent_n` their names.
+        points: (n, D) of rows with a name, prompt by prompt.
+        latent_n: (n,) their names.
         sizes: rows of each of these prompts.
+
+    Returns:
+        The discriminant, the share of those rows that it names right, and the factor by which it is
+            as sure as it is right there, at most 1.
     """
     held_nK = out_of_fold(points, latent_n, sizes, K, rng)
     right = float((held_nK.argmax(1) == latent_n).mean())

@@ -304,10 +304,15 @@ def _numbers(values: np.ndarray | None) -> list[float | None] | None:
 def _saved(
     reference: np.ndarray, curve: np.ndarray, reference_B: np.ndarray, curve_B: np.ndarray
 ) -> dict[str, Any]:
-    if not (np.isfinite(reference).all() and np.isfinite(curve).all()):
-        return {"pass": None, "frozen_samples": None, "samples": None, "ratio": None} | {
-            "ratio_ci": None
-        }
+    """How many samples the frozen model and an arm need for the highest pass@k that both reach.
+
+    Args:
+        reference, curve: (k,) pass@k of the frozen model and of an arm.
+        reference_B, curve_B: (B, k) the same of resampled prompts.
+    """
+    finite = np.isfinite(reference).all() and np.isfinite(curve).all()
+    if not finite:
+        return dict.fromkeys(("pass", "frozen_samples", "samples", "ratio", "ratio_ci"))
     target, frozen_samples, samples = sampling.samples_saved(reference, curve)
     _, frozen_B, samples_B = sampling.samples_saved(reference_B, curve_B)
     return {

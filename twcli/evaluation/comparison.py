@@ -201,8 +201,11 @@ def encodable(
 def read_back(
     model: LatentModel, encoder: ExampleEncoder, encoded: Encoded, batch_tokens: int
 ) -> np.ndarray:
-    """(D,) the posterior's likeliest latent of each row; by Bayes' rule from the generator
-    where the run has no posterior of its own, with all latents alike likely beforehand.
+    """The posterior's likeliest latent of each row; by Bayes' rule from the generator where the run
+    has no posterior of its own, with all latents alike likely beforehand.
+
+    Returns:
+        (D,) int64.
     """
     device = next(model.parameters()).device
     found = np.empty(len(encoded), np.int64)

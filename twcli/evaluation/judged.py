@@ -131,13 +131,16 @@ def _carried_out(
     right_frozen_P = per_prompt(prompt_F, seen_F & right_F)
 
     def figures(weight_P: np.ndarray) -> Figures:
-        drawn = ratio(weight_P @ of_it_P, weight_P @ drawn_P)
+        def share_of(some_P: np.ndarray, all_P: np.ndarray) -> float | None:
+            return ratio(weight_P @ some_P, weight_P @ all_P)
+
+        drawn = share_of(of_it_P, drawn_P)
         carried = None if drawn is None else ratio(drawn, share)
         return {
-            "obeyed": ratio(weight_P @ obeyed_P, weight_P @ asked_P),
+            "obeyed": share_of(obeyed_P, asked_P),
             "frozen_obeyed": None if carried is None else min(carried, 1.0),
-            "right": ratio(weight_P @ right_P, weight_P @ known_P),
-            "frozen_right": ratio(weight_P @ right_frozen_P, weight_P @ known_frozen_P),
+            "right": share_of(right_P, known_P),
+            "frozen_right": share_of(right_frozen_P, known_frozen_P),
         }
 
     return figures

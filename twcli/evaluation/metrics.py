@@ -81,6 +81,7 @@ def summarise(
     def of_records(
         figures: Callable[[np.ndarray], Figures], source: np.random.Generator = rng
     ) -> dict[str, Any]:
+        """The figures of all records, each with its interval over records."""
         return with_intervals(figures, N, bootstrap, source)
 
     result: dict[str, Any] = {"records": N, "prompts": len(np.unique(prompts)), "latents": K}
@@ -169,10 +170,13 @@ def _router_figures(
         total = weight_N.sum()
         weighted_NK = weight_N[:, None] * difference_NK
         sums = np.bincount(cell_NK.ravel(), weighted_NK.ravel(), minlength=len(cells))
+        calibration = np.abs(sums).sum() / total / K
+        brier = weight_N @ brier_N / total
+        largest = np.abs(weighted_NK.sum(0)).max()
         return {
-            "ece": float(np.abs(sums).sum() / total / K),
-            "brier": float(weight_N @ brier_N / total),
-            "share_error": float(np.abs(weighted_NK.sum(0)).max() / total),
+            "ece": float(calibration),
+            "brier": float(brier),
+            "share_error": float(largest / total),
         }
 
     return figures

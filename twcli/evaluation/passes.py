@@ -157,7 +157,11 @@ def _baseline_of(rows: np.ndarray, encoded: Encoded, baseline_flat: np.ndarray) 
 def _log_posterior(
     output: LatentOutput, batch: Batch, weights_BS: torch.Tensor | None, trained: TrainConfig
 ) -> torch.Tensor:
-    """(B, K) log q(z|x,y): the model's head, or the closed form where it has none."""
+    """log q(z|x, y), (B, K): of the model's head, or in closed form where it has none.
+
+    Args:
+        weights_BS: (B, S) b_t in nats, None under the uniform loss.
+    """
     if output.log_posterior_BK is not None:
         return output.log_posterior_BK
     reff_BK = reconstruction(output.nll_BCS, batch.active_BS, weights_BS, trained)

@@ -238,7 +238,8 @@ def _command(name: str, command: str, config: EvalConfig) -> Judge:
     def judge(x: str, y: str) -> Verdict:
         answers = references[x].answers if x in references else []
         sent = json.dumps({"x": x, "y": y, "answers": answers})
-        return _reply(_run(words, sent.encode(), seconds))
+        written = _run(words, sent.encode(), seconds)
+        return _reply(written)
 
     return Judge(name, judge, seconds, calls=os.cpu_count() or 1)
 

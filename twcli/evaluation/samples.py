@@ -154,7 +154,9 @@ class Sampling:
 
     @property
     def temperatures(self) -> list[float]:
-        """Those of the frozen model, ascending."""
+        """Those at which the frozen model is sampled, ascending: `SWEEP` times the run's, of which
+        the best is shown.
+        """
         of_run = self.config.temperature
         return [round(factor * of_run, 6) for factor in SWEEP]
 
@@ -184,10 +186,12 @@ class Sampling:
         def progress(count: int, tokens: int) -> None:
             nonlocal done
             self.tokens += tokens
-            speed = self.tokens / max(self.seconds + time.monotonic() - started, 1e-9)
+            seconds = self.seconds + time.monotonic() - started
+            speed = self.tokens / max(seconds, 1e-9)
             count = min(count, whole - done)  # the bar counts what was expected
             done += count
-            advance(count, f"{speed:,.0f} tokens/s" if self.tokens else "")
+            note = f"{speed:,.0f} tokens/s" if self.tokens else ""
+            advance(count, note)
 
         frozen: list[dict[str, list[str]]] = [{} for _ in xs]
         if self.frozen is not None:

@@ -130,17 +130,27 @@ def proportional_order(shares: np.ndarray, samples: int) -> np.ndarray:
 def _missed_by(
     total_EJ: np.ndarray, hits_EJ: np.ndarray, order_EN: np.ndarray | None, k: int
 ) -> np.ndarray:
+    """(E,) probability that k samples over the strata hold no hit.
+
+    Args:
+        total_EJ, hits_EJ: samples of each stratum, and how many of them are hits.
+        order_EN: stratum of each sample in the order of drawing; None spreads k evenly.
+    """
     strata = total_EJ.shape[1]
     if order_EN is None:
         return evenly_missed(lambda n: missed(total_EJ, hits_EJ, n), k, strata)
-    k_EJ = (order_EN[:, :k, None] == np.arange(strata)).sum(1)
-    return missed(total_EJ, hits_EJ, k_EJ).prod(1)
+    drawn_EkJ = order_EN[:, :k, None] == np.arange(strata)
+    k_EJ = drawn_EkJ.sum(1)
+    missed_EJ = missed(total_EJ, hits_EJ, k_EJ)
+    return missed_EJ.prod(1)
 
 
 def _table(rows: np.ndarray, strata: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """How often each pair (row, stratum) is there, as an array of `shape`."""
     height, width = shape
     cells = rows * width + strata
-    return np.bincount(cells, minlength=height * width).reshape(shape)
+    counts = np.bincount(cells, minlength=height * width)
+    return counts.reshape(shape)
 
 
 def success(draws: Draws, prompts: int, strata: int, ks: np.ndarray) -> np.ndarray:

@@ -124,7 +124,9 @@ def connected(
                 server.model = await server.only_model()
             else:
                 await server.check()
-            return server.model, await server.refuses(chat_request(xs[0], NO_LATENT))
+            probe = chat_request(xs[0], NO_LATENT)
+            refuses = await server.refuses(probe)
+            return server.model, refuses
 
     found, refuses = asyncio.run(asked())
     export = _how_to_export(config)

@@ -210,8 +210,11 @@ def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:
 
 
 def gains_disagree(entry: Mapping[str, Any]) -> bool:
-    """Whether choice and writing differ: one of the two gains of a latent (`Retention.as_dict`) is
-    below 0, or beyond doubt so, and the other is not.
+    """Whether choice and writing differ: one of the two gains of a latent is below 0, or beyond
+    doubt so, and the other is not.
+
+    Args:
+        entry: of `Retention.as_dict`; gains in nats, intervals None where there is none.
     """
     chosen_lost = entry["gain"] < 0
     written_lost = entry["written_gain"] < 0

@@ -29,7 +29,7 @@ Count = TypeVar("Count", float, np.ndarray)
 
 
 def causal_cost(tokens: Count) -> Count:
-    """Cost of attention in a causal sequence, per unit of width."""
+    """Cost of attention in a causal sequence, in multiply-adds of a linear layer, per width."""
     return CAUSAL_SCORE * tokens**2 / 2
 
 

@@ -84,11 +84,15 @@ class _Product(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         gradient = gradient.contiguous()  # that of a sum has no memory of its own
         rows = gradient.flatten(0, -2)
-        return (
-            _by_onednn(gradient, weight.t(), None) if of_x else None,
-            _by_onednn(rows.t(), x.flatten(0, -2).t(), None) if of_weight else None,
-            rows.sum(0) if of_bias else None,
-        )
+        gradient_x = gradient_weight = gradient_bias = None
+        if of_x:
+            gradient_x = _by_onednn(gradient, weight.t(), None)
+        if of_weight:
+            inputs = x.flatten(0, -2)
+            gradient_weight = _by_onednn(rows.t(), inputs.t(), None)
+        if of_bias:
+            gradient_bias = rows.sum(0)
+        return gradient_x, gradient_weight, gradient_bias
 
 
 @contextmanager

@@ -63,9 +63,12 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         (back,) = ctx.saved_tensors
-        found = gradient.index_select(0, back.clamp(min=0))
-        without = (back < 0).view(-1, *[1] * (found.dim() - 1))
-        return found.masked_fill_(without, 0), None, None
+        place = back.clamp(min=0)
+        found = gradient.index_select(0, place)
+        ones = [1] * (found.dim() - 1)
+        without = (back < 0).view(-1, *ones)
+        found.masked_fill_(without, 0)
+        return found, None, None
 
 
 @dataclass(frozen=True)
@@ -241,16 +244,19 @@ class Packed:
         def parted(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             # One split: its backward pass concatenates two pieces, that of two slices would add two
             # padded tensors.
-            prompts, branches = x[0].split([G * P, B * C * Q], dim=1)
+            lengths = [G * P, B * C * Q]
+            prompts, branches = x[0].split(lengths, dim=1)
             prompts = prompts.unflatten(1, (G, P))
             branches = branches.unflatten(1, pieces)
             return prompts.transpose(0, 1), branches.transpose(0, 1)
 
         def joined(prompts: torch.Tensor, branches: torch.Tensor) -> torch.Tensor:
+            """Keys or values of each row's prompt, and of its branches behind them."""
             if not self.one_to_one:
                 prompts = prompts.index_select(0, self.row_B)
             if self.execution != TREE:
-                prompts = prompts[:, None].expand(-1, C, -1, -1, -1).flatten(0, 1)
+                each_branch = prompts[:, None].expand(-1, C, -1, -1, -1)
+                prompts = each_branch.flatten(0, 1)
             return torch.cat([prompts, branches], dim=2)
 
         query, branch_query = parted(query)

@@ -117,8 +117,10 @@ class Groups:
         query, key, value = (x[0].transpose(0, 1) for x in with_all_heads(query, key, value))
 
         def taken(x_NAD: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+            """Tokens (N, heads, D) as padded rows (B, heads, T, D)."""
             rows = x_NAD.index_select(0, index.flatten())
-            return rows.unflatten(0, index.shape).transpose(1, 2)
+            x_BTAD = rows.unflatten(0, index.shape)
+            return x_BTAD.transpose(1, 2)
 
         outputs = []
         for group in self.groups:
@@ -211,9 +213,16 @@ def _group(
     first_B, prompt_B, second_B, length_B = (values[:, None] for values in sequences)
 
     def index(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at = np.where(columns < prompt_B, first_B + columns, second_B + columns - prompt_B)
+        """(where each token of the padded rows lies in the pass, whether it is one), (B, columns).
+
+        Padding points at its row's first token.
+        """
+        in_prompt = first_B + columns
+        behind_prompt = second_B + columns - prompt_B
+        at = np.where(columns < prompt_B, in_prompt, behind_prompt)
         real = columns < prompt_B + length_B
-        return np.where(real, at, at[:, :1]), real
+        places = np.where(real, at, at[:, :1])
+        return places, real
 
     key, real = index(np.arange(int((prompt_B + length_B).max())))
     key_BT = torch.from_numpy(key).to(device)

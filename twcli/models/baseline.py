@@ -82,10 +82,12 @@ def why_not_varlen(model: PreTrainedModel, encoder: ExampleEncoder, encoded: Enc
     model.eval()
 
     def difference() -> float:
+        """Largest difference of a token's b_t between the two ways, in nats."""
         padded = _score(model, encoder, encoded, rows, varlen=False)
         with attention_of(model, ATTENTION):
             flat = _score(model, encoder, encoded, rows, varlen=True)
-        return float(np.abs(padded - flat).max())
+        apart = np.abs(padded - flat)
+        return float(apart.max())
 
     return why_not("scoring rows without padding", difference, NATS[model.dtype], "nats")
 

@@ -125,12 +125,13 @@ def check_packing(model: LatentModel, batch: Batch) -> str | None:
     seen: dict[str, Measured] = {}
 
     def difference(form: str) -> float:
+        """How far loss and gradient of an execution are from those of the plain one."""
         model.execution = form
-        loss = _probe(model(batch))
+        output = model(batch)
+        loss = _probe(output)
+        gradient: tuple[torch.Tensor | None, ...] = ()
         if parameters:
             gradient = torch.autograd.grad(loss, parameters, allow_unused=True)
-        else:
-            gradient = ()
         seen[form] = loss.detach(), gradient
         return _difference(seen[form], seen[PLAIN])
 

@@ -129,9 +129,11 @@ def _scaling_difference(model: PreTrainedModel) -> float:
     given = []
 
     def replace(_head: Any, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
-        values = torch.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, output.shape[-1])
-        given.append(values.to(output).expand_as(output))
-        return given[-1]
+        words = output.shape[-1]
+        values = torch.linspace(-LARGEST_LOGIT, LARGEST_LOGIT, words)
+        logits = values.to(output).expand_as(output)
+        given.append(logits)
+        return logits
 
     hook = head.register_forward_hook(replace)
     try:

@@ -109,7 +109,8 @@ def draw(
 
         def run(rows: np.ndarray) -> list[list[int]]:
             with torch.no_grad():  # each thread has its own mode
-                return _Batch(model, request, rows, encoder.pad).draw(stops, temperature, seed)
+                batch = _Batch(model, request, rows, encoder.pad)
+                return batch.draw(stops, temperature, seed)
 
         for rows, drawn in zip(batches, core_by_core(run, batches, model.device), strict=True):
             for row, ids in zip(rows.tolist(), drawn, strict=True):
@@ -130,17 +131,23 @@ def why_not_shared(model: PreTrainedModel, request: Request, pad: int) -> str | 
     some = np.unique(order[np.linspace(0, len(order) - 1, COMPARED).astype(int)])
 
     def difference() -> float:
+        """Largest relative distance of the logits of two tokens from those of plain passes."""
         rows = np.tile(some, 2)
         batch = _Batch(model, request, rows, pad)
         first = batch.begin()
         turned = torch.arange(len(rows) - 1, -1, -1, device=model.device)
         batch.keep(turned)
-        second = batch.next_logits(np.full(len(rows), pad))[turned]
+        pads = np.full(len(rows), pad)
+        second = batch.next_logits(pads)[turned]
+        both = torch.stack([first, second], dim=1)
         apart = []
-        for row, own in zip(rows.tolist(), torch.stack([first, second], dim=1), strict=True):
+        for row, own in zip(rows.tolist(), both, strict=True):
             ids = torch.tensor([[*request.ids(row), pad]], device=model.device)
-            plain = head_logits(model, hidden_states(model, ids)[0, -2:])
-            apart.append(float((own - plain).float().norm() / plain.float().norm()))
+            states = hidden_states(model, ids)
+            plain = head_logits(model, states[0, -2:])
+            distance = (own - plain).float().norm()
+            size = plain.float().norm()
+            apart.append(float(distance / size))
         return float(np.max(apart))  # NaN where one is
 
     return why_not("sharing a prompt", difference, SHARE[model.dtype], "of the logits")

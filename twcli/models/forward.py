@@ -61,10 +61,13 @@ def keeps_state(model: PreTrainedModel) -> bool:
     """
 
     def kept() -> list[torch.Tensor]:
-        hidden_states(model, torch.zeros(1, 2, dtype=torch.int64, device=model.device))
+        """The tensors that modules hold as plain attributes after a pass."""
+        ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+        hidden_states(model, ids)
         found = []
         for module in model.modules():
-            found += [value for value in vars(module).values() if isinstance(value, torch.Tensor)]
+            attributes = vars(module).values()
+            found += [value for value in attributes if isinstance(value, torch.Tensor)]
         return found
 
     before = kept()
@@ -290,7 +293,9 @@ class Layout:
 
 
 def ids_on(model: PreTrainedModel, ids: np.ndarray) -> torch.Tensor:
-    """Token ids of any shape (..) as an int64 tensor (..) on the model's device."""
+    """Token ids of any shape (..) as an int64 tensor (..) on the model's device, whatever integers
+    they are stored as.
+    """
     wide = ids.astype(np.int64)
     tensor = torch.from_numpy(wide)
     return tensor.to(model.device)

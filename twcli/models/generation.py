@@ -160,12 +160,13 @@ def why_not_cached(
                 )
             found = torch.stack(output.logits, dim=1)
             apart_R = []
-            for row, new, logits in zip(
-                rows, output.sequences[:, ids.shape[1] :].tolist(), found, strict=True
-            ):
+            new_ids = output.sequences[:, ids.shape[1] :].tolist()
+            for row, new, logits in zip(rows, new_ids, found, strict=True):
                 whole = torch.tensor([[*row, *new[:-1]]], device=model.device)
-                plain = head_logits(model, hidden_states(model, whole)[0, -len(new) :]).float()
-                apart_R.append(float((logits - plain).norm() / plain.norm()))
+                states = hidden_states(model, whole)
+                plain = head_logits(model, states[0, -len(new) :]).float()
+                distance = (logits - plain).norm()
+                apart_R.append(float(distance / plain.norm()))
             return float(np.max(apart_R))  # NaN where one is
 
         most = MOST_APART[model.dtype]

@@ -364,7 +364,14 @@ class LatentModel(nn.Module):
         return self._posterior_logits(plain, batch)
 
     def _latents_of(self, batch: Batch, latent_B: torch.Tensor | None) -> torch.Tensor:
-        """(B, C) latents to compute: all K, or the one that a row is held at."""
+        """The latents to compute for each row: all K, or the one that a row is held at.
+
+        Args:
+            latent_B: (B,) int64, None for all.
+
+        Returns:
+            (B, C) int64, C being K or 1.
+        """
         everything = torch.arange(self.latents, device=batch.latent_BL.device).expand(
             len(batch.rows_B), -1
         )

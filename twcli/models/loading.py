@@ -378,7 +378,7 @@ def _tokenizer_place(source: str) -> tuple[str, dict[str, str]]:
 
 def _placed(source: str) -> tuple[str, dict[str, str]]:
     """The path for `from_pretrained` and its extra arguments; for a `.gguf` file, its folder and
-    name.
+    name. A hub name is looked up, not downloaded.
 
     Raises:
         UserError: no such folder, file or hub name, or `gguf` is missing.

@@ -129,7 +129,13 @@ def _api_turns(turns: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def seeds_of(seed: int, row: int, count: int) -> list[int]:
-    """A seed for each completion of a prompt, below 2 ** 31, which servers take."""
+    """A seed for each completion of a prompt, the same for the same (seed, row), below 2 ** 31,
+    which servers take.
+
+    Args:
+        row: of the prompt in the data.
+        count: completions.
+    """
     sequence = np.random.SeedSequence([seed, row])
     state = sequence.generate_state(count)
     below = state >> 1

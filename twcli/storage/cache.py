@@ -332,6 +332,7 @@ class Cache:
         return {"path": self.path, "_identity": self._identity, "_opened": None, "_touched": {}}
 
     def _open(self) -> Opened:
+        """The file, opened once in each process; raises UserError where it has changed since."""
         if self._opened and self._opened.process == os.getpid():
             return self._opened
         opened = open_file(self.path)
@@ -367,14 +368,19 @@ class Cache:
         return flat.astype(np.float32, copy=False), stops - starts
 
     def _content_problems(self, opened: Opened) -> list[str]:
-        content = content_digest(to_json(opened.fingerprint), self.rows, self.tokens)
+        """Reads everything: b_t that cannot be, and whether the content is what was hashed."""
+        fingerprint = to_json(opened.fingerprint)
+        content = content_digest(fingerprint, self.rows, self.tokens)
         wrong = 0
         for name in ("offsets", "row_hash", "nll"):
             for block in opened.columns[name].blocks():
                 content.update(block)
                 if name == "nll":
-                    wrong += int((~(np.isfinite(block) & (block >= 0))).sum())
-        problems = [f"{wrong} values of /nll are negative or not finite"] if wrong else []
+                    possible = np.isfinite(block) & (block >= 0)
+                    wrong += int((~possible).sum())
+        problems = []
+        if wrong:
+            problems.append(f"{wrong} values of /nll are negative or not finite")
         if content.hexdigest() != opened.content_sha256:
             problems.append("content_sha256 does not match what the file holds")
         return problems

@@ -84,21 +84,32 @@ def _fill(
     row_hash: np.ndarray,
     shards: Iterable[bytes],
 ) -> None:
-    sizes = {"offsets": len(offsets), "row_hash": len(row_hash), "nll": int(offsets[-1])}
-    content = content_digest(fingerprint, sizes["row_hash"], sizes["nll"])
-    create_datasets(file, COLUMNS, sizes)
+    """Puts b_t into a file that `write_hdf5` has opened, a block at a time.
+
+    Args:
+        offsets: (N + 1,) int64, where each row's tokens begin.
+        row_hash: (N, 16) uint8.
+        shards: bytes of float32, in order; one is in memory at a time.
+    """
+    rows = len(row_hash)
+    tokens = int(offsets[-1])
+    content = content_digest(fingerprint, rows, tokens)
+    create_datasets(file, COLUMNS, {"offsets": len(offsets), "row_hash": rows, "nll": tokens})
     for name, array in (("offsets", offsets), ("row_hash", row_hash)):
         for start in range(0, len(array), BLOCK):
-            file[name][start : start + BLOCK] = array[start : start + BLOCK]
+            stop = start + BLOCK
+            file[name][start:stop] = array[start:stop]
         content.update(array)
     reached = 0
     for shard in shards:
         content.update(shard)
-        for block in np.split(np.frombuffer(shard, "<f4"), range(BLOCK, len(shard) // 4, BLOCK)):
+        nll = np.frombuffer(shard, "<f4")
+        for block in np.split(nll, range(BLOCK, len(nll), BLOCK)):
             if sink.error:
                 return
-            file["nll"][reached : reached + len(block)] = block
-            reached += len(block)
+            stop = reached + len(block)
+            file["nll"][reached:stop] = block
+            reached = stop
     file.attrs["format_version"] = FORMAT_VERSION
     file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size, checked before reading
     file.attrs["content_sha256"] = np.bytes_(content.hexdigest())

@@ -110,8 +110,12 @@ def fill(
 
 
 def _whole_chunks(shards: Iterable[np.ndarray], chunk: np.ndarray) -> Iterator[np.ndarray]:
-    """The same rows, regrouped into whole chunks, in the buffer `chunk`: HDF5 would read back a
-    partly written chunk, which is missing on a full disk.
+    """The same rows, regrouped into whole chunks: HDF5 would read back a partly written chunk,
+    which is missing on a full disk.
+
+    Args:
+        shards: (rows, D) each.
+        chunk: (R, D) buffer that every chunk but the last fills.
     """
     size = len(chunk)
     filled = 0

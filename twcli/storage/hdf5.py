@@ -307,7 +307,9 @@ class Column:
         def note(chunk: Any) -> None:
             if chunk.size != stored or chunk.filter_mask:
                 raise ValueError(f"a chunk of /{self.name} has the wrong size or no checksum")
-            addresses[chunk.chunk_offset[0] // self.chunk] = chunk.byte_offset
+            first = chunk.chunk_offset[0]
+            number = first // self.chunk
+            addresses[number] = chunk.byte_offset
 
         if self.length:
             self._dataset.id.chunk_iter(note)
@@ -429,7 +431,9 @@ def _open_any(path: str, kind: Kind) -> Source:
 
 
 def _signature(source: Source) -> bytes | None:
-    """The first bytes of a regular file; None for a pipe or a device."""
+    """The first bytes of a regular file, as many as HDF5's signature has; None for a pipe or a
+    device.
+    """
     status = os.fstat(source.handle)
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -445,7 +449,11 @@ def _reason(error: Exception) -> str:
 
 
 def read_attribute(file: h5py.File, name: str, kinds: str, limit: int) -> Any:
-    """A scalar attribute.
+    """A scalar attribute, as h5py gives it.
+
+    Args:
+        kinds: letters of numpy's `dtype.kind` that are accepted.
+        limit: bytes.
 
     Raises:
         ValueError: before it is read, unless it has a fixed size of at most `limit` bytes.

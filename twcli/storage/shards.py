@@ -195,7 +195,11 @@ class Shards:
             raise ValueError(f"{rows} is not a range of missing rows")
 
     def add(self, rows: range, data: bytes) -> None:
-        """Stores one shard durably. Raises OSError."""
+        """Stores one shard durably, and notes it in the manifest with its checksum.
+
+        Raises:
+            OSError: the disk is full or the folder cannot be written.
+        """
         # The manifest line is written first: after a kill in between, the shard counts as missing.
         # A shard without a line could not be used.
         digest = hashlib.sha256(data).hexdigest()

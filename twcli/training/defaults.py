@@ -40,7 +40,9 @@ class Length:
             passes = f"{self.passes:.1f}"
         else:
             passes = f"{self.passes:,.0f}"
-        return f"{self.steps:,} steps = {passes} passes over {self.records:,} records"
+        steps = f"{self.steps:,}"
+        records = f"{self.records:,}"
+        return f"{steps} steps = {passes} passes over {records} records"
 
 
 def adaptation(parameters: int) -> str:

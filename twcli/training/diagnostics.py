@@ -89,7 +89,16 @@ def row_figures(
 
 
 def posterior_gradient(log_q_BK: torch.Tensor, reff_BK: torch.Tensor) -> torch.Tensor:
-    """Gradient (B, K) of sum_z q(z) R(z) with respect to the logits of q, in closed form."""
+    """Gradient of sum_z q(z) R(z) with respect to the logits of q, in closed form: q(z) (R(z) - sum
+    q R).
+
+    Args:
+        log_q_BK: (B, K) log-probabilities.
+        reff_BK: (B, K) nats.
+
+    Returns:
+        (B, K) nats.
+    """
     q_BK = log_q_BK.exp()
     weighted_BK = q_BK * reff_BK
     mean_B1 = weighted_BK.sum(-1, keepdim=True)

@@ -54,6 +54,11 @@ def held_out_rows(encoded: Encoded, seed: int) -> np.ndarray:
 def measured_every(steps: int, records: int, latents: int, rows_a_step: int) -> int:
     """Steps between two measurements, which together take about `COST_SHARE` of the training; there
     is one at least.
+
+    Args:
+        steps: of the whole run.
+        records: that are measured.
+        rows_a_step: records that a step trains on.
     """
     passes = records * (latents + 1)
     passes_a_step = COST_SHARE * rows_a_step * PASSES_A_RECORD

@@ -35,8 +35,15 @@ def annealed_beta(beta: float, step: int, steps: int, *, warmup: float, cycles: 
 
 
 def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
-    """One-hot (B, K) at the latent of least Reff - beta log p(z|x), detached: hard
-    EM (Neal and Hinton 1998).
+    """One-hot posterior at the latent of least Reff - beta log p(z|x): hard EM (Neal and Hinton
+    1998).
+
+    Args:
+        log_p_BK: (B, K) log-probabilities of the router.
+        reff_BK: (B, K) nats.
+
+    Returns:
+        (B, K) without a gradient.
     """
     cost_BK = (reff_BK - beta * log_p_BK).detach()
     best_B = cost_BK.argmin(-1)
@@ -65,9 +72,15 @@ UPDATES = {"hard": hard_posterior, "balanced": balanced_posterior}
 def normalised(
     reff_BC: torch.Tensor, active_BS: torch.Tensor, weights_BS: torch.Tensor, *, tau: float
 ) -> torch.Tensor:
-    """Reff (B, C) as a multiple of the row's mean b_t, so that hard rows do not outweigh easy ones.
+    """Reff as a multiple of the row's mean b_t, so that hard rows do not outweigh easy ones. A row
+    whose b_t sum to `tau` nats or less stays as it is.
 
-    A row whose b_t sum to `tau` nats or less stays as it is.
+    Args:
+        reff_BC: (B, C) nats.
+        weights_BS: (B, S) b_t in nats.
+
+    Returns:
+        (B, C).
     """
     weights_BS = weights_BS.detach()
     mean_B = masked_token_nll_per_example(weights_BS, active_BS)

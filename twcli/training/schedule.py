@@ -78,6 +78,10 @@ def resolved(
 ) -> TrainConfig:
     """The settings with what follows from the model's size and the records in the places that were
     left open.
+
+    Returns:
+        Settings whose template, `adapt`, `batch_tokens` and `lr` are known, as the run folder
+            stores them.
     """
     parameters = sum(p.numel() for p in backbone.parameters())
     width = backbone.get_input_embeddings().weight.shape[1]
@@ -96,7 +100,7 @@ def resolved(
 
 
 def batch_rows(config: TrainConfig, encoded: Encoded) -> int:
-    """Records of mean length that a batch holds."""
+    """Records of mean length that a batch of `--batch-tokens` holds, at least 1."""
     mean = encoded.lengths.mean()
     rows = int(config.resolved_batch_tokens / mean)
     return max(1, rows)

@@ -213,8 +213,8 @@ def _choose_weights(setup: Setup, average: WeightAverage, say: Say) -> None:
 
 
 def _measured(setup: Setup, step: int) -> dict[str, Any]:
-    """What held-out records say after `step` steps: the same in all processes, whose rounding may
-    differ.
+    """What held-out records say after `step` steps, in nats: the same in all processes, whose
+    rounding may differ.
     """
     held = setup.held.monitored()
     nll = held_out_nll(setup, held)

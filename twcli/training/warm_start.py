@@ -78,6 +78,7 @@ def _stored_features(
     """
 
     def accepted() -> Iterator[dict[str, Any]]:
+        """Fingerprints that the features may have: that of b_t, then that of these settings."""
         yield fingerprint
         if fingerprint["dtype"] != inputs.precision:
             yield inputs.fingerprint()  # hashes all weights
