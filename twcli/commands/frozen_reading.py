@@ -155,8 +155,9 @@ class FrozenFiles:
         """Stores what was read of `rows`, one of `missing`, as far as it was not stored before.
 
         Args:
-            nll: b_t of the rows in nats, flat, one row after the other.
-            values: features of those rows that are the first of their kind in the data.
+            nll: (tokens of y of all these rows,) b_t in nats, one row after the other.
+            values: (rows, width) of each feature, of those rows that are the first of their kind in
+                the data.
 
         Raises:
             WorkFailed: a value is not finite, or the disk is full.

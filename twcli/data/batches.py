@@ -67,7 +67,12 @@ class Batch:
 def collate(
     rows: np.ndarray, encoded: Encoded, encoder: ExampleEncoder, cache: Cache | None
 ) -> Batch:
-    """Builds the batch of `rows` with array arithmetic only."""
+    """Builds the batch of these rows with array arithmetic only.
+
+    Args:
+        rows: (B,) row numbers.
+        cache: b_t of all rows; None where the loss or the model needs none.
+    """
     starts = encoded.offsets[rows]
     lengths = encoded.lengths[rows]
     prompts = encoded.prompt_lengths[rows]

@@ -83,7 +83,11 @@ class Encoded:
         return int(self.row_numbers[row])
 
     def spread_rows(self, count: int) -> np.ndarray:
-        """At most `count` evenly spaced row numbers, the first and the last included."""
+        """Evenly spaced row numbers, the first and the last included.
+
+        Returns:
+            (n,) int64, ascending, n being at most `count`.
+        """
         count = min(count, len(self))
         return np.linspace(0, len(self) - 1, count).astype(int)
 

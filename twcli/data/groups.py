@@ -45,11 +45,7 @@ class Groups:
         return Groups(rows, starts, sizes)
 
     def joined(self) -> np.ndarray:
-        """The rows of all groups, group by group.
-
-        Returns:
-            (sum of `sizes`,) row numbers.
-        """
+        """The rows of all groups, group by group: (R,) row numbers, R being the sum of `sizes`."""
         places = slices(self.starts, self.sizes)
         rows: np.ndarray = self.rows[places]
         return rows

@@ -29,7 +29,7 @@ def gather_padded(
     """Rows of a flat array as a matrix, padded on the right.
 
     Args:
-        flat: all values, one row after the other.
+        flat: (sum of the lengths,) all values, one row after the other.
         starts, lengths: (R,) where each row begins and how many values it has.
         fill: what padding holds.
 
@@ -82,10 +82,10 @@ class PassLengths:
         """Classes of lengths: only rows of one class may share a pass.
 
         Args:
-            lengths: tokens, of any shape.
+            lengths: (..) tokens.
 
         Returns:
-            int64 of the shape of `lengths`, 0 for the shortest.
+            (..) int64, 0 for the shortest.
         """
         found = np.searchsorted(np.array(sorted(self.boundaries), np.int64), lengths)
         if self.each_beyond is None:
@@ -115,8 +115,11 @@ def apart(order: np.ndarray, classes: np.ndarray) -> list[np.ndarray]:
     first, since it has the longest rows.
 
     Args:
-        order: row numbers, any of 0 to N - 1.
+        order: (R,) row numbers, any of 0 to N - 1.
         classes: (N,) from `PassLengths.classes`.
+
+    Returns:
+        (n,) row numbers of each class.
     """
     found = classes[order]
     largest_first = np.unique(found)[::-1]

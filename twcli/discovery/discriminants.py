@@ -142,13 +142,29 @@ def leave_out(
 
 
 def sums(points: np.ndarray, group_N: np.ndarray, groups: int) -> np.ndarray:
-    """(groups, D) the sum of each group's rows."""
+    """The sum of each group's rows.
+
+    Args:
+        points: (N, D).
+        group_N: int below `groups`.
+
+    Returns:
+        (groups, D).
+    """
     member_GN = np.eye(groups)[:, group_N]
     return member_GN @ points
 
 
 def without_means(points: np.ndarray, clusters_N: np.ndarray) -> np.ndarray:
-    """(N, D) each row minus the mean of its cluster."""
+    """Each row minus the mean of its cluster.
+
+    Args:
+        points: (N, D).
+        clusters_N: int, any numbers.
+
+    Returns:
+        (N, D).
+    """
     _, place_N, count_K = np.unique(clusters_N, return_inverse=True, return_counts=True)
     means_KD = sums(points, place_N, len(count_K)) / count_K[:, None]
     return points - means_KD[place_N]

@@ -110,10 +110,14 @@ def best_count(
 
 
 def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
-    """How many clusters a prompt can choose between: those that never occur in one prompt are
-    one choice, whatever x is.
+    """How many clusters a prompt can choose between: those that never occur in one prompt are one
+    choice, whatever x is.
 
     Spare clusters are empty, or halves of a strategy that divide the prompts between them.
+
+    Args:
+        clusters: (N,) int below `latents`, prompt by prompt.
+        sizes: rows of each prompt.
     """
     prompt_N = np.repeat(np.arange(len(sizes)), sizes)
     has_PK = np.zeros((len(sizes), latents))

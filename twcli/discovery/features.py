@@ -85,8 +85,12 @@ def embed_rows(
     """Features of distinct rows in any order; one forward pass each, without a gradient.
 
     Args:
+        rows: (R,) row numbers.
         varlen: as in `forward.forward_rows`.
         advance: called with the number of rows after each batch.
+
+    Returns:
+        (R, width) of each kind.
     """
     return _read(
         model,

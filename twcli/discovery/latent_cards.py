@@ -47,7 +47,7 @@ class CardRows:
         Args:
             latent_N: int, -1 for none.
             probability_N: how sure it is.
-            distinct: rows that differ from one another: each text is shown once.
+            distinct: (R,) rows that differ from one another: each text is shown once.
             count: typical rows of a latent, at most.
         """
         once_N = np.full(len(latent_N), -1, np.int64)

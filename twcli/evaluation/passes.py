@@ -97,13 +97,14 @@ def forward_all(
 ) -> Passes:
     """Forward passes over all records, each under all latents.
 
-    b_t is the one that the run was trained with: the frozen model's or the trained backbone's.
-    The closed-form posterior is the one of training, so it needs b_t; without it the uniform terms
+    b_t is the one that the run was trained with: the frozen model's or the trained backbone's. The
+    closed-form posterior is the one of training, so it needs b_t; without it the uniform terms
     remain, and so do the figures that do not need it.
 
     Args:
         trained: the settings that the run was trained with.
-        baseline_flat: b_t of the frozen model in nats, one record after the other, or None.
+        baseline_flat: (tokens of y of all records,) b_t of the frozen model in nats, one record
+            after the other, or None.
         batch_tokens: most tokens of a batch, padding included.
         progress: called with the number of records after each batch.
     """

@@ -83,8 +83,15 @@ def missed(total: np.ndarray, hits: np.ndarray, k: np.ndarray | int) -> np.ndarr
 
 
 def pass_at_k(total: np.ndarray, correct: np.ndarray, k: np.ndarray | int) -> np.ndarray:
-    """The unbiased estimator of the probability that one of k samples is right, from `total`
-    samples of which `correct` are (Chen et al. 2021, arXiv 2107.03374).
+    """The unbiased estimator of the probability that one of k samples is right (Chen et al. 2021,
+    arXiv 2107.03374).
+
+    Args:
+        total, correct, k: (..) samples, how many of them are right, and how many are drawn; shapes
+            are broadcast.
+
+    Returns:
+        (..) from 0 to 1; NaN where k is larger than `total`.
     """
     return 1.0 - missed(total, correct, k)
 

@@ -260,9 +260,9 @@ def kernel_backward(
     """Backward of `kernel`.
 
     Args:
-        gradient: of the output.
-        output, sums: what `kernel` returned for the other arguments, `ends_query` and `ends_key`
-            among them.
+        gradient: (N, A, D) of the output.
+        query, key, value, ends_query, ends_key: what `kernel` was given.
+        output, sums: what `kernel` returned for them.
 
     Returns:
         Gradients (N, A, D) of query, key and value.

@@ -240,7 +240,13 @@ class Layout:
         *,
         varlen: bool,
     ) -> Layout:
-        """The layout of the first `lengths_R` tokens of `rows`."""
+        """The layout of the first tokens of each row.
+
+        Args:
+            rows: (R,) row numbers.
+            lengths_R: tokens that are read of each.
+            varlen: whether the rows lie one after the other, without padding.
+        """
         starts = encoded.offsets[rows]
         prompts = encoded.prompt_lengths[rows]
         if not varlen:

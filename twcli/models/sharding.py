@@ -37,7 +37,14 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def like(tensor: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """The plain `tensor`, which every process has, sharded as `other` is."""
+    """A plain tensor, which every process has, sharded as another one is.
+
+    Args:
+        tensor, other: (..) of one shape.
+
+    Returns:
+        (..) the same values; `tensor` itself where `other` is not sharded.
+    """
     if not isinstance(other, DTensor):
         return tensor
     return distribute_tensor(

@@ -283,8 +283,11 @@ class Cache:
         return flat[places], lengths
 
     def stream(self, block: int) -> Iterator[tuple[range, np.ndarray, np.ndarray]]:
-        """All rows in order, `block` at a time: the rows, then b_t and
-        lengths as `read` gives them.
+        """All rows in order, `block` at a time.
+
+        Yields:
+            The rows, and what `read` gives of them: b_t (tokens of these rows,) in nats and their
+                lengths (R,).
         """
         for start in range(0, self.rows, block):
             rows = range(start, min(start + block, self.rows))

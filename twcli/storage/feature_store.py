@@ -125,7 +125,10 @@ class FeatureStore:
         return values
 
     def blocks(self, size: int) -> Iterator[tuple[range, dict[str, np.ndarray]]]:
-        """All rows in order, `size` at a time: the rows, then what `read` gives of them.
+        """All rows in order, `size` at a time.
+
+        Yields:
+            The rows, and what `read` gives of them: (R, width) float32 of each feature.
 
         Raises:
             UserError, ValueError: as `read`.

@@ -208,8 +208,8 @@ def gradient_norms(
     """Euclidean norms of gradients after backward.
 
     Args:
-        posterior_gradients: of the posterior's own parameters, of any shape; none for a
-            closed-form posterior, which has no parameters.
+        posterior_gradients: (..) of each of the posterior's own parameters; none for a closed-form
+            posterior, which has no parameters.
         latent_gradient: (K P, H) of the latents' embedding rows.
 
     Returns:

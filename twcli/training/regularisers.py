@@ -53,11 +53,18 @@ def hard_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -
 
 
 def balanced_posterior(log_p_BK: torch.Tensor, reff_BK: torch.Tensor, beta: float) -> torch.Tensor:
-    """The closed form p(z|x) exp(-Reff / beta) scaled so that every latent gets the same
-    mass of the batch, detached.
+    """The closed form p(z|x) exp(-Reff / beta) scaled so that every latent gets the same mass of
+    the batch.
 
     Sinkhorn and Knopp's alternation (Cuturi 2013; for assignments Caron et al. 2020), in the log
     domain. Rows sum to 1 exactly, columns to B / K as far as `SINKHORN_ROUNDS` reach.
+
+    Args:
+        log_p_BK: (B, K) log-probabilities of the router.
+        reff_BK: (B, K) nats.
+
+    Returns:
+        (B, K) without a gradient.
     """
     log_q_BK = (log_p_BK - reff_BK / beta).detach().double()
     for _ in range(SINKHORN_ROUNDS):

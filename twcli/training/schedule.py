@@ -113,7 +113,11 @@ def steps_of(
     batches_a_step: int,
     classes: np.ndarray | None = None,
 ) -> int:
-    """Optimiser steps of the whole run over the rows, all where None; `classes` as of `Setup`.
+    """Optimiser steps of the whole run over the rows.
+
+    Args:
+        rows: (R,) row numbers, None for all.
+        classes: (N,) as of `Setup`.
 
     Raises:
         UserError: all epochs together do not make one.
@@ -141,8 +145,12 @@ def batch_sampler_of(
     classes: np.ndarray | None = None,
     repeats: np.ndarray | None = None,
 ) -> BatchSampler:
-    """The order in which a stage goes through its rows, all where None; `classes` as of `Setup`,
-    `repeats` as of `Repetitions.times_N`, in `hold`.
+    """The order in which a stage goes through its rows.
+
+    Args:
+        rows: (R,) row numbers, None for all.
+        classes: (N,) as of `Setup`.
+        repeats: (N,) as of `Repetitions.times_N`, in `hold`.
     """
     seed = [config.seed, *stage.encode()]
     return BatchSampler(

@@ -156,13 +156,15 @@ class Repetitions:
 
     @classmethod
     def of(cls, latent_N: np.ndarray, rows: np.ndarray) -> Repetitions:
-        """A rare latent has few records, and would be learned last. Each latent is taken in
-        proportion to the square root of its share of the rows, as is usual for classes of unequal
-        size (Mahajan et al. 2018); the most frequent one once.
+        """How often each row is taken in `hold`.
+
+        A rare latent has few records, and would be learned last. Each latent is taken in proportion
+        to the square root of its share of the rows, as is usual for classes of unequal size
+        (Mahajan et al. 2018); the most frequent one once.
 
         Args:
             latent_N: the naming, at least 0 on `rows`.
-            rows: those that are held.
+            rows: (R,) those that are held.
         """
         times_N = np.ones(len(latent_N))
         if not len(rows):
@@ -235,6 +237,9 @@ def prefetch(
 ) -> Iterator[tuple[str, list[Batch]]]:
     """The steps' batches, which a thread reads while the step before is computed; the same rows
     again are not read again.
+
+    Args:
+        steps: the stage of each step, and the rows (B,) of each of its batches.
 
     Raises:
         Whatever `read` raises, at the step that wants the batch.
