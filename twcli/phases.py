@@ -111,7 +111,7 @@ class Phases:
         return [f"{number} {name}" for number, name in enumerate(names, start=first + 1)]
 
     def expected(self) -> float | None:
-        """How long the phase that runs takes in all; None where that is not known."""
+        """Seconds that the phase that runs takes in all; None where that is not known."""
         if self._place < 0:
             return None
         if self._now is not None:
@@ -119,7 +119,7 @@ class Phases:
         return self._expected.get(self._names[self._place])
 
     def after(self) -> float | None:
-        """How long the phases after this one take; None where it is not known of one of them."""
+        """Seconds that the phases after this one take; None where one of them is not known."""
         ahead = self._names[self._place + 1 :]
         if any(name not in self._expected for name in ahead):
             return None
