@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import make_records, write_jsonl
 from twcli.cli import screen as screen_module
 from twcli.cli.screen import Screen
-from twcli.phases import DATA, SAVE, SCORE, TRAIN, Phases
+from twcli.config.phases import DATA, SAVE, SCORE, TRAIN, Phases
 
 WAITING = 0.6
 

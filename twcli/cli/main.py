@@ -23,11 +23,7 @@ from twcli.config.discover import DiscoverConfig
 from twcli.config.evaluate import EvalConfig
 from twcli.config.inputs import AUTO, FORMAT_HELP, FORMATS
 from twcli.config.options import INPUTS, check_characters
-from twcli.config.precompute import PrecomputeConfig
-from twcli.config.sample import SampleConfig
-from twcli.config.train import TrainConfig
-from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, interrupted
-from twcli.phases import (
+from twcli.config.phases import (
     DATA,
     DISCOVER,
     EXPORT,
@@ -40,6 +36,10 @@ from twcli.phases import (
     sampling_phases,
     training_phases,
 )
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.sample import SampleConfig
+from twcli.config.train import TrainConfig
+from twcli.errors import Interrupted, TwcliError, UserError, WorkFailed, first_line, interrupted
 
 if TYPE_CHECKING:
     from twcli.data.dataset import Examples

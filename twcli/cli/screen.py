@@ -20,7 +20,7 @@ from typing import Any, Self, TextIO
 
 import click
 
-from twcli.phases import Phases, is_main_process
+from twcli.config.phases import Phases, is_main_process
 from twcli.training.defaults import duration
 
 COLUMNS = 80  # where no terminal and no COLUMNS says another width

@@ -22,6 +22,7 @@ from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
 from twcli.config.discover import DiscoverConfig
 from twcli.config.inputs import AUTO
 from twcli.config.options import flag_of
+from twcli.config.phases import FEATURES, NAME, PAGE, Phases
 from twcli.data.dataset import Examples
 from twcli.data.encoded import Encoded
 from twcli.data.example import Example
@@ -40,7 +41,6 @@ from twcli.models import baseline, forward, runtime
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.runtime import Say
 from twcli.pages.text import share
-from twcli.phases import FEATURES, NAME, PAGE, Phases
 from twcli.storage.beside import baseline_path, copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
 from twcli.storage.durable import write_durably

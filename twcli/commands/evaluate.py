@@ -8,11 +8,11 @@ from typing import Any
 
 from twcli.commands.report import about, write_page
 from twcli.config.evaluate import EvalConfig
+from twcli.config.phases import LOAD_RUN, Phases
 from twcli.data.dataset import Examples
 from twcli.errors import UserError
 from twcli.evaluation import evaluate as evaluation
 from twcli.evaluation import page, several
-from twcli.phases import LOAD_RUN, Phases
 from twcli.storage.run_folder import RunFolder
 
 

@@ -22,6 +22,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from twcli.commands.export_config import ExportConfig
 from twcli.commands.export_forms import FORMS, Form
+from twcli.config.phases import CHECK, WRITE, Phases
 from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
 from twcli.data.dataset import stream_examples
@@ -33,7 +34,6 @@ from twcli.models import loading, runtime
 from twcli.models.building import load_run
 from twcli.models.card import export_card
 from twcli.models.runtime import Say
-from twcli.phases import CHECK, WRITE, Phases
 from twcli.storage.durable import replacing, sync_folder
 from twcli.storage.run_folder import RunFolder
 

@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from twcli import signals
 from twcli.commands.frozen_reading import SHARD_ROWS, FrozenFiles, FrozenReading
+from twcli.config.phases import CHECK_PRECISION, SAVE, SCORE, Phases
 from twcli.config.precompute import PrecomputeConfig
 from twcli.data.dataset import Examples
 from twcli.data.encoded import Encoded
@@ -31,7 +32,6 @@ from twcli.discovery.stored import StoredFeatures, distinct_rows, feature_finger
 from twcli.errors import interrupted
 from twcli.models import baseline, forward, loading, runtime
 from twcli.models.inputs import Inputs, open_inputs
-from twcli.phases import CHECK_PRECISION, SAVE, SCORE, Phases
 from twcli.storage.beside import copy_file, features_path, find_cache
 from twcli.storage.cache import CacheWriter
 from twcli.storage.feature_writer import FeatureWriter

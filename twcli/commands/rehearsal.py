@@ -13,19 +13,7 @@ from transformers import PreTrainedModel
 
 from twcli.commands.precompute import COMPARED_ROWS
 from twcli.config.options import flag_of
-from twcli.config.precompute import PrecomputeConfig
-from twcli.config.train import TrainConfig
-from twcli.data.batches import length_classes
-from twcli.data.dataset import Examples
-from twcli.data.encoded import Encoded
-from twcli.data.encoder import ExampleEncoder
-from twcli.discovery.distinct import MOST_CLUSTERS
-from twcli.kernels.packing import linear_weights
-from twcli.models import forward, runtime
-from twcli.models.inputs import open_inputs
-from twcli.models.memory import activation_bytes_a_token
-from twcli.models.positions import pass_lengths
-from twcli.phases import (
+from twcli.config.phases import (
     CHECK_BASELINE,
     CHECK_PRECISION,
     JUDGE_RUN,
@@ -38,6 +26,18 @@ from twcli.phases import (
     TRAIN,
     Phases,
 )
+from twcli.config.precompute import PrecomputeConfig
+from twcli.config.train import TrainConfig
+from twcli.data.batches import length_classes
+from twcli.data.dataset import Examples
+from twcli.data.encoded import Encoded
+from twcli.data.encoder import ExampleEncoder
+from twcli.discovery.distinct import MOST_CLUSTERS
+from twcli.kernels.packing import linear_weights
+from twcli.models import forward, runtime
+from twcli.models.inputs import open_inputs
+from twcli.models.memory import activation_bytes_a_token
+from twcli.models.positions import pass_lengths
 from twcli.training.defaults import Length, duration
 from twcli.training.estimates import (
     JUDGED_SHARE,

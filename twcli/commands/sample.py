@@ -20,6 +20,7 @@ import numpy as np
 from transformers import PreTrainedModel
 
 from twcli.commands.sample_server import ServerDrawing, in_order
+from twcli.config.phases import DRAW, Phases
 from twcli.config.sample import SampleConfig
 from twcli.data.dataset import Examples, Prompts, completed_record, stream_examples
 from twcli.data.encoder import ExampleEncoder
@@ -28,7 +29,6 @@ from twcli.errors import UserError, resumable
 from twcli.models import baseline, loading, runtime
 from twcli.models.building import load_run
 from twcli.models.generation import generate, router_probabilities, why_not_cached
-from twcli.phases import DRAW, Phases
 from twcli.storage.run_folder import RunFolder
 from twcli.storage.shards import Shards, blocks, check_place, reporting
 

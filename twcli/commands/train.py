@@ -11,6 +11,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from twcli.commands.report import about, write_page
+from twcli.config.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
 from twcli.errors import UserError, first_line
@@ -18,7 +19,6 @@ from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
 from twcli.evaluation.verdict import Verdict, verdict_of_score, verdict_of_training
 from twcli.models import runtime
-from twcli.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.storage.run_folder import RunFolder
 from twcli.training import finishing, trainer
 from twcli.training.diagnostics import pooled_information

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from twcli.config.evaluate import EvalConfig
+from twcli.config.phases import COMPLETE, DRAW, ORIGINAL, PAGE, POSTERIOR, Phases
 from twcli.data.dataset import Examples
 from twcli.evaluation.comparison import compare
 from twcli.evaluation.completions import Completed, complete_and_judge
@@ -21,7 +22,6 @@ from twcli.evaluation.samples import Writer
 from twcli.evaluation.served import ServedWriter
 from twcli.models.building import choose_execution
 from twcli.models.runtime import Say
-from twcli.phases import COMPLETE, DRAW, ORIGINAL, PAGE, POSTERIOR, Phases
 
 
 def evaluate(

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from twcli.config.phases import COMPLETE, PAGE, POSTERIOR, Phases
 from twcli.data.encoded import Encoded
 from twcli.data.long_rows import ERROR, TRUNCATE_LEFT
 from twcli.discovery.probe import Probe, probe_of
@@ -23,7 +24,6 @@ from twcli.evaluation.inputs import EvalInputs
 from twcli.evaluation.passes import Passes
 from twcli.models import baseline, loading, runtime
 from twcli.models.inputs import Inputs, open_inputs
-from twcli.phases import COMPLETE, PAGE, POSTERIOR, Phases
 from twcli.training.estimates import DECODED
 from twcli.training.retention import Retention, judged_by_probe, retention
 

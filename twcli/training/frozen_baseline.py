@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from twcli.config.phases import CHECK_BASELINE, Phases
 from twcli.config.train import TrainConfig
 from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
@@ -18,7 +19,6 @@ from twcli.errors import UserError
 from twcli.models import baseline
 from twcli.models.inputs import Inputs
 from twcli.models.runtime import Say
-from twcli.phases import CHECK_BASELINE, Phases
 from twcli.storage.cache import Cache
 
 RESCORED_ROWS = 64

@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from twcli.config.phases import JUDGE_RUN, NAME, ORIGINAL, SAVE, TRAIN, Phases
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
 from twcli.data.encoded import Encoded
@@ -30,7 +31,6 @@ from twcli.models.building import build, choose_execution, execution_of
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.latents import LatentModel
 from twcli.models.runtime import Say
-from twcli.phases import JUDGE_RUN, NAME, ORIGINAL, SAVE, TRAIN, Phases
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
 from twcli.training.defaults import Length, duration

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from accelerate.utils import broadcast_object_list
 
+from twcli.config.phases import NAME, Phases
 from twcli.config.train import TrainConfig
 from twcli.data.encoded import Encoded
 from twcli.data.files import files_of
@@ -28,7 +29,6 @@ from twcli.kernels.packing import PLAIN
 from twcli.models import baseline
 from twcli.models.inputs import Inputs
 from twcli.models.runtime import Say
-from twcli.phases import NAME, Phases
 
 
 @dataclass

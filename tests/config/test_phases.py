@@ -2,7 +2,7 @@
 
 import pytest
 
-from twcli.phases import (
+from twcli.config.phases import (
     DATA,
     LOAD_MODEL,
     NAME,
