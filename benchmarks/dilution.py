@@ -35,7 +35,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.entangle import Settings, entangle
-from examples.make_data import Parser, at_least, records, write
+from examples.flags import Parser, at_least
+from examples.make_data import records
+from examples.records import write
 from examples.tasks import TASKS
 from twcli.commands.precompute import precompute
 from twcli.config.precompute import PrecomputeConfig

@@ -69,7 +69,7 @@ def _hashes(rows: int) -> np.ndarray:
 
 def encode(rows: int, folder: Path) -> None:
     """Writes the records, which is not measured, and reads them as every command does."""
-    from examples.entangle import make_tokenizer
+    from examples.small_llama import make_tokenizer
     from twcli.data.dataset import stream_examples
     from twcli.data.encoder import ExampleEncoder
     from twcli.data.example import Example

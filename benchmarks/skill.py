@@ -20,7 +20,7 @@ from statistics import mean
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.make_data import Parser
+from examples.flags import Parser
 from examples.tasks import TASKS
 from examples.tasks.task import Task
 from twcli.data.dataset import read_examples

@@ -28,7 +28,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks.passk import call, over_seeds
-from examples.entangle import endless_batches, make_tokenizer, nll_sum, save
+from examples.fitting import endless_batches, nll_sum
+from examples.small_llama import make_tokenizer, save
 from examples.tasks.triples import OPERATORS, answers, judge, sample_prompt
 from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder

@@ -14,32 +14,23 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-import os
 import random
 import signal
 import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
-from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from examples.flags import Parser, at_least
+from examples.records import read_prompts, write
 from examples.tasks import TASKS
 from examples.tasks.task import Task
 
 BUCKETS = 61
 # draws in a row without a new prompt after which the bucket counts as used up
 PATIENCE = 2000 * BUCKETS
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,43 +75,6 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.completions} completions each, seed {args.seed}",
         file=sys.stderr,
     )
-
-
-def at_least(least: int):
-    def integer(text: str) -> int:
-        number = int(text)
-        if number < least:
-            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
-        return number
-
-    return integer
-
-
-def read_prompts(file: Path) -> set[str]:
-    """Prompts of a JSONL file.
-
-    Raises:
-        ValueError: names the file and the line.
-    """
-    try:
-        with file.open(encoding="utf-8") as stream:
-            return {
-                read_prompt(line, f"{file}:{number}") for number, line in enumerate(stream, start=1)
-            }
-    except OSError as error:
-        raise ValueError(f"{file}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: is not UTF-8") from error
-
-
-def read_prompt(line: str, where: str) -> str:
-    try:
-        x = json.loads(line)["x"]
-    except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise ValueError(f"{where}: is not a JSON object with a field 'x'") from error
-    if not isinstance(x, str):
-        raise ValueError(f"{where}: field 'x' is not a text")
-    return x
 
 
 def bucket(x: str) -> int:
@@ -173,30 +127,6 @@ def records(
                 "id": f"{task.name}-{seed}-{i}-{j}",
                 "answer": answer,
             }
-
-
-def write(out: Path, lines: Iterable[dict[str, str]]) -> int:
-    """Writes the file as a whole or not at all; returns its number of prompts."""
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".part")
-    try:
-        seen = set()
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            for record in lines:
-                seen.add(record["x"])
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
-        # mkstemp makes files that only their owner can read
-        os.chmod(name, 0o666 & ~current_umask())
-        os.replace(name, out)
-    except BaseException:
-        os.unlink(name)
-        raise
-    return len(seen)
-
-
-def current_umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 if __name__ == "__main__":

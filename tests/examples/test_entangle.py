@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from examples import entangle
+from examples import entangle, fitting, mixture, small_llama
 from tests.conftest import write_jsonl
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
 
 def encoded_examples(records):
     examples = [Example(r["x"], r["y"], r.get("strategy")) for r in records]
-    encoder = ExampleEncoder(entangle.make_tokenizer(examples), "data")
+    encoder = ExampleEncoder(small_llama.make_tokenizer(examples), "data")
     return examples, encoder, encoder.encode(examples, max_length=1000, source="data.jsonl")
 
 
@@ -84,7 +84,7 @@ def test_tokens_by_hand(trained):
 
 def test_only_y_and_what_follows_is_supervised():
     _, encoder, encoded = encoded_examples([{"x": "a b", "y": "c d e"}, {"x": "a", "y": "c"}])
-    model = entangle.make_model(encoder, entangle.Settings(layers=1, hidden=16), longest=10)
+    model = small_llama.make_model(encoder, 10, layers=1, hidden=16, seed=0)
     expected = 0.0
     for prompt, y in (
         (["<bos>", "<x>", "a", "b", "</x>", "<y>"], "c d e </y> <eos>"),
@@ -93,31 +93,31 @@ def test_only_y_and_what_follows_is_supervised():
         ids = torch.tensor([encoder.tokenizer.convert_tokens_to_ids(prompt + y.split())])
         scores = model(ids).logits.log_softmax(-1)[0, :-1].gather(1, ids[0, 1:, None])
         expected -= scores[len(prompt) - 1 :].sum().item()
-    summed = entangle.nll_sum(model, encoded, np.array([0, 1]), encoder.pad).item()
+    summed = fitting.nll_sum(model, encoded, np.array([0, 1]), encoder.pad).item()
     assert summed == pytest.approx(expected, rel=1e-5)
 
 
 def test_each_row_once_an_epoch():
     lengths, rows = np.arange(100) % 7, np.arange(5, 95)
-    batches = entangle.endless_batches(lengths, rows, 8, seed=0)
+    batches = fitting.endless_batches(lengths, rows, 8, seed=0)
     for _ in range(2):
         epoch = [next(batches) for _ in range(math.ceil(90 / 8))]
         assert sorted(np.concatenate(epoch).tolist()) == rows.tolist()
 
 
 def test_long_batches_go_through_in_parts(monkeypatch):
-    monkeypatch.setattr(entangle, "FORWARD_TOKENS", 40)
-    parts = entangle.forward_pieces(np.array([10, 20, 100]), np.array([0, 1, 2]))
+    monkeypatch.setattr(fitting, "FORWARD_TOKENS", 40)
+    parts = fitting.forward_pieces(np.array([10, 20, 100]), np.array([0, 1, 2]))
     assert [p.tolist() for p in parts] == [[0], [1], [2]]
-    assert len(entangle.forward_pieces(np.array([10, 20]), np.array([0, 1]))) == 1
+    assert len(fitting.forward_pieces(np.array([10, 20]), np.array([0, 1]))) == 1
 
 
 def test_prompts_are_not_divided():
     prompts = np.repeat(np.arange(40), 3)
-    train_rows, held = entangle.split_by_prompt(prompts, seed=0)
+    train_rows, held = mixture.split_by_prompt(prompts, seed=0)
     assert len(held) == 6 and set(prompts[held]).isdisjoint(prompts[train_rows])
     assert sorted([*train_rows, *held]) == list(range(120))
-    assert len(entangle.split_by_prompt(np.zeros(3, int), seed=0)[1]) == 0
+    assert len(mixture.split_by_prompt(np.zeros(3, int), seed=0)[1]) == 0
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_entropy_floor(ys, strategies, floor, said):
         {"x": x, "y": y, "strategy": s} for x, y, s in zip("ppqq", ys, strategies, strict=True)
     ]
     examples, _, encoded = encoded_examples(records)
-    value, how = entangle.entropy_floor(examples, encoded)
+    value, how = mixture.entropy_floor(examples, encoded)
     assert value == (None if floor is None else pytest.approx(floor)) and said in how
 
 
