@@ -3,8 +3,8 @@
 # make quality  every task, three seeds, three losses: hours; resumes where it was interrupted
 # make natural  strategies found in natural language, three seeds: hours; resumes where it was interrupted
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
-# make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; goes on where it was interrupted
-# make upskill  UpSkill's arithmetic toy, three seeds: half an hour on two idle cores; goes on where it was interrupted
+# make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; resumes where it was interrupted
+# make upskill  UpSkill's arithmetic toy, three seeds: half an hour on two idle cores; resumes where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
 # make bench-check  whether a ratio of speed fell by more than 10 %: five minutes, for machines in benchmarks/figures.json
 # make scale    what ten million records take, in time and memory: build/scale.json; half an hour
@@ -166,7 +166,7 @@ picture: $(PICTURE)/run/model/config.json
 # Ctrl-C ends all of it in one line. What the programs and make say of it themselves is left out; what passes their lines on
 # outlives them.
 demo:
-	@trap 'echo "make demo: interrupted; run it again to go on" >&2; exit 0' INT; \
+	@trap 'echo "make demo: interrupted; run it again to resume" >&2; exit 0' INT; \
 	$(MAKE) --no-print-directory demo-steps 2> >(trap '' INT; grep --line-buffered -vE \
 	  '^make.*(Interrupt|Error 130|Waiting|Deleting)|: interrupted|cancelled by user' >&2)
 

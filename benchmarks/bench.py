@@ -679,7 +679,7 @@ ON_A_GPU = """
 ## On a GPU
 
 bf16 as `twcli train --precision bf16` has it, autocast over float32 weights; sums repeat exactly;
-all on the clock. Batches are as large as the activations of cached K + 1 leave room for; *K + 2
+all on the clock. Batches are as large as the activations of cached K + 1 leave memory for; *K + 2
 passes* go backward after each pass. Brackets hold the utilisation: multiply-adds with weights,
 attention left out, at the rate of a large matrix product in the same call. The model's own modules
 start many small kernels, so that models of this width are far from that rate in every column, the

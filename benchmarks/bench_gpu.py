@@ -56,7 +56,7 @@ def large() -> LlamaForCausalLM:
 
 
 # Name, model, shapes, tokens of all K + 1 sequences: what the activations of
-# cached K + 1 leave room for.
+# cached K + 1 leave memory for.
 MODELS: list[tuple[str, Callable[[], LlamaForCausalLM], list[tuple[int, int, int]], int]] = [
     ("10 M Llama", llama, SHAPES, 294912),
     ("SmolLM2-135M shape", smollm2, [(64, 8, 64), (512, 8, 32)], 65536),

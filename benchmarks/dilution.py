@@ -57,7 +57,7 @@ BOUNDARY = 0.9  # share of all b_t that lies in the first t0 tokens
 COVERED_ROWS = 0.2  # a position is drawn where at least this share of the rows reaches it
 PROFILED_TASKS = ("multidigit_addition", "sorting_algorithms", "grid_pathfinding")
 TRAINED_TASK = "multidigit_addition"
-# Okabe and Ito's colours, told apart by the colour-blind; each series has a dash or
+# Okabe and Ito's colours, distinct to the colour-blind; each series has a dash or
 # marker of its own besides.
 BLUE, ORANGE, GREEN, RED, BLACK = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#000000"
 # name: (weighting, policy, colour, dash); uniform weights read no b_t, so both policies are one run
@@ -196,7 +196,7 @@ def profile(work: Path, task: str, plan: Plan) -> dict[str, Any]:
     data, test, model, cache = files(work, task, plan)
     for file, number, seed in ((data, TRAIN_RECORDS, 0), (test, TEST_RECORDS, 1)):
         write(file, records(TASKS[task], number, COMPLETIONS, seed, set()))
-    # an interrupted call goes on with the models that it has
+    # an interrupted call continues with the models that it has
     if not (model / "config.json").exists():
         entangle(
             str(data),

@@ -53,7 +53,7 @@ TRAINED_DRAWS = ("random", "skewed", "single")
 TEST_PROMPTS, TEST_COMPLETIONS = 30, 4
 FOLDS = 5  # of the probe
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-TRAINING = {  # column -> where it stands in the JSON of `twcli eval`
+TRAINING = {  # column -> where it is in the JSON of `twcli eval`
     "generation 1:1": ("alignment", "generation_one_to_one"),
     "posterior 1:1": ("alignment", "posterior_one_to_one"),
     "z carries (nats)": ("posterior", "mutual_information"),
@@ -582,7 +582,7 @@ def number(value: float | None) -> str:
 
 
 def at(result: dict, path: Sequence[str]) -> float | None:
-    """What stands in nested objects; None where it does not."""
+    """What is at a place in nested objects; None where it is not there."""
     value: object = result
     for key in path:
         value = value.get(key) if isinstance(value, dict) else None

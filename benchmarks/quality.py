@@ -4,7 +4,7 @@
                                  [--seeds S ...] [--variants V ...] [--jobs J]
                                  [--entangled-steps N] [--keep FILE]
 
-Everything that was finished is kept: an interrupted call goes on, and a call for more tasks, seeds
+Everything that was finished is kept: an interrupted call resumes, and a call for more tasks, seeds
 or variants adds to the tables; what is written above them stays. `ours` is `twcli train` with its
 defaults, the same for every task; `uniform` and `token` are the published losses without a warm
 start, on the same model, data, steps and optimiser. `exact` is ours with nothing left out of a
@@ -74,7 +74,7 @@ VARIANTS = {
     "less300": Variant(("--steps", "300"), latents=lambda count: count - 1, records=FEWER),
 }
 DEFAULT_VARIANTS = ("ours", "uniform", "token")
-FIGURES = {  # column -> where it stands in the JSON of `twcli eval`
+FIGURES = {  # column -> where it is in the JSON of `twcli eval`
     "K": ("latents",),
     "generation 1:1": ("alignment", "generation_one_to_one"),
     "posterior 1:1": ("alignment", "posterior_one_to_one"),

@@ -4,7 +4,7 @@ latents can reach at best.
     python benchmarks/skill.py linear_equations --model entangled --data test.jsonl
 
 For each distinct prompt and each strategy the model reads the strategy's trace up to where no other
-strategy's goes on alike, and writes the rest (greedy). Printed is the share of prompts for which
+strategy's continues alike, and writes the rest (greedy). Printed is the share of prompts for which
 the judge still sees the strategy, and the mean over strategies. `alignment.generation_one_to_one`
 of a run that was trained from this model is not expected to be much above that mean.
 """
@@ -86,7 +86,7 @@ def skill(task: Task, model_path: str, xs: Sequence[str]) -> dict[str, float]:
 
 def beginnings(task: Task, x: str) -> dict[str, str]:
     """Strategy -> its trace up to the token that tells it from all others; the whole trace where
-    another one only goes on longer.
+    another one only continues longer.
     """
     traces = {name: trace.split() for name, trace in task.traces(x).items()}
     return {

@@ -41,8 +41,11 @@ def make_tokenizer(examples: Sequence[Example]) -> PreTrainedTokenizerFast:
 def make_model(
     encoder: ExampleEncoder, longest: int, *, layers: int, hidden: int, seed: int
 ) -> LlamaForCausalLM:
-    """A Llama with random weights and room for a latent and for
-    completions longer than any seen.
+    """A Llama with random weights, and positions for a latent and for completions longer than any
+    seen.
+
+    Args:
+        longest: tokens of a row of the data.
     """
     positions = max(256, 2 * longest + 64)
     encoder.tokenizer.model_max_length = positions

@@ -2,9 +2,11 @@
 
 import ast
 import graphlib
+import io
 import re
 import runpy
 import shlex
+import tokenize
 import tomllib
 from pathlib import Path
 
@@ -171,15 +173,25 @@ def test_every_option_in_the_documents_exists():
 DIALECT = {
     r"(told|tell|tells|telling) (apart|best|well|from|alike)": "predicted, distinguished, reported",
     r"told": "predicted, distinguished, reported",
-    r"(go|goes|gone|went) on( from| where| with)?": "resume, continue",
+    r"(tell|tells|telling) (\w+ ){1,3}apart": "distinguish",
+    r"(go|goes|going|gone|went) on( from| where| with)?": "resume, continue",
     r"anew": "again",
     r"(mend|mends|mended|mending)": "fix, reassign",
     r"hangs? on": "depends on",
     r"(stand|stands|stood) (in|at|before|between|beside|next|on|together)": "is, occurs",
-    r"(makes?|more|no) room": "allows, capacity, limit",
+    r"rooms?": "module, folder, memory, limit",
     r"understud(y|ies|ied)": "spare latents",
     r"(by themselves|by itself) (read|told)": "separately",
 }
+
+
+def prose(code):
+    """Docstrings and comments."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    nodes = [node for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    tokens = tokenize.generate_tokens(io.StringIO(code).readline)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return "\n".join([*(ast.get_docstring(node) or "" for node in nodes), *comments])
 
 
 def test_help_and_documents_speak_the_fields_words():
@@ -200,6 +212,10 @@ def test_help_and_documents_speak_the_fields_words():
             elif isinstance(node, (ast.FunctionDef, ast.ClassDef, ast.arg)):
                 name = node.arg if isinstance(node, ast.arg) else node.name
                 texts[place] = texts.get(place, "") + " " + name.replace("_", " ")
+    texts["Makefile"] = (ROOT / "Makefile").read_text()
+    for folder in ("twcli", "examples", "benchmarks"):  # strings of examples are data
+        for file in (ROOT / folder).rglob("*.py"):
+            texts[f"prose of {file.relative_to(ROOT)}"] = prose(file.read_text())
     for place, text in texts.items():
         for pattern, instead in DIALECT.items():
             found = re.search(rf"\b{pattern}\b", text, re.IGNORECASE)

@@ -22,7 +22,7 @@ PROMPTS = (
     "How can I turn {main} and {base} into a good dinner?",
 )
 
-# Every cuisine uses these same sentences, so that only the content tells them apart.
+# Every cuisine uses these same sentences, so that only the content distinguishes them.
 SENTENCES = (
     "How about {dish} with the {main}? Add {f1} and {f2} and [serve|bring] it with {side}.",
     "You could [make|cook] {dish}. Season the {main} with {f1}, stir in {f2}, and put {side} on "

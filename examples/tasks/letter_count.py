@@ -34,7 +34,7 @@ def parse(x: str) -> tuple[str, list[str]]:
 
 
 def count_above_one(x: str) -> bool:
-    """Fewer leave little to be told apart."""
+    """Of fewer letters the strategies differ little."""
     return int(answer(x)) > 1
 
 

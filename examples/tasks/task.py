@@ -1,5 +1,5 @@
 """What a synthetic task is: prompts, strategies that each give one trace, a
-judge that tells them apart.
+judge that distinguishes them.
 """
 
 from __future__ import annotations

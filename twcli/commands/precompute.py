@@ -220,8 +220,8 @@ def _score_shards(
 
 
 def _features_wanted(config: PrecomputeConfig, inputs: Inputs, fingerprint: dict[str, Any]) -> bool:
-    """Whether features are read along with b_t: not where they are there already, would take much
-    room, or cost memory that a GPU may not have.
+    """Whether features are read along with b_t: not where they are there already, would fill
+    much of the disk, or cost memory that a GPU may not have.
     """
     model = inputs.model
     encoded = inputs.encoded

@@ -130,7 +130,8 @@ def alternatives(clusters: np.ndarray, sizes: list[int], latents: int) -> int:
         apart_KK = np.triu((chance_KK >= ENOUGH_MEETINGS) & seldom_KK, 1)
         if not apart_KK.any():
             return has_PK.shape[1]
-        # The largest pair first: whatever else would go with either of the two then has least room.
+        # The largest pair first: whatever else fits with either of the two then has the fewest
+        # places left.
         one, other = np.unravel_index(np.where(apart_KK, chance_KK, 0).argmax(), apart_KK.shape)
         has_PK[:, one] = np.maximum(has_PK[:, one], has_PK[:, other])
         has_PK = np.delete(has_PK, other, axis=1)

@@ -39,7 +39,7 @@ SURE = 0.999  # probability of a name where strategies write one string each: no
 # Kinds of features, and which of them are read together where completions of a prompt are distinct
 # strategies. A strategy is chosen before it is written: names that y's beginning predicts are those
 # that a generator can act on, and "the way that turns out short" is not one of them, though all of
-# y predicts it as well. And it is a way of going on from x: "the way whose second number is odd",
+# y predicts it as well. And it is a way of continuing x: "the way whose second number is odd",
 # which the states predict as well, is none, so the beginning has a say by what it resembles and not
 # by what it is.
 WHOLE = (STATES, FIRST_STATES, FIRST_SIMILARITIES, LATER_SIMILARITIES)

@@ -113,7 +113,7 @@ class Setup:
         return self.seconds * (1 - min(1.0, step / self.length.steps))
 
     def length_after(self, step: int) -> str:
-        """What is said of the run's length before its steps begin, or go on after one."""
+        """What is said of the run's length before its steps begin, or continue after one."""
         said = f"{self.length}, about {duration(self.seconds_after(step))}"
         if step:
             said += f" after step {step:,}"
