@@ -27,13 +27,14 @@ from transformers import (
 
 from tests.conftest import encode, make_model, make_records, make_tokenizer, write_jsonl
 from tests.test_cli import ok, refused, twcli
-from twcli.commands.export import Reference, _largest_difference
+from twcli.commands.export import _largest_difference
 from twcli.commands.export_config import ExportConfig
-from twcli.commands.export_forms import FORMS, TOLERANCE, Merged
+from twcli.commands.export_forms import FORMS, TOLERANCE, UNMERGED_TOLERANCE, Adapter, Merged
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.names import write_names
 from twcli.errors import UserError, WorkFailed
 from twcli.models import gguf_file
+from twcli.storage.run_folder import RunFolder
 
 CHAT = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
@@ -259,12 +260,72 @@ def test_rounding_is_told_from_a_wrong_weight_by_the_size_of_the_logits(chat, tm
     """Logits of trained models reach 40, where adapter and merged weights differ by 2.5e-4."""
     config = ExportConfig(run=str(chat / "run"), to="adapter", out=str(tmp_path / "out"))
     theirs = torch.tensor([[43.5, -20.0], [3.0, 1.0]])
-    reference = Reference([], [], [theirs])
     rounding = torch.tensor([[2.5e-4, 0.0], [0.0, 0.0]])
-    assert 2e-4 < _largest_difference(config, [theirs + rounding], reference, TOLERANCE) < 3e-4
+    assert 2e-4 < _largest_difference(config, [theirs + rounding], [theirs], TOLERANCE) < 3e-4
     for wrong in (theirs + 5 * rounding, theirs * float("nan")):
         with pytest.raises(WorkFailed, match="more than the 9e-04 that rounding explains"):
-            _largest_difference(config, [wrong], reference, TOLERANCE)
+            _largest_difference(config, [wrong], [theirs], TOLERANCE)
+    with pytest.raises(WorkFailed, match="more than the 1e-04 that rounding explains"):
+        _largest_difference(
+            config, [theirs + rounding], [theirs], UNMERGED_TOLERANCE, relative=False
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_adapter_gives_the_logits_of_the_model_that_was_trained(dtype, tmp_path, monkeypatch):
+    """Those of the training's own model at its end, before it is merged: also where logits are
+    large, and where the merged weights are rounded to half precision.
+    """
+    write_jsonl(
+        tmp_path / "data.jsonl",
+        [{"x": f"what is {p}", "y": f"{'ab'[c]} {p}"} for p in range(4) for c in range(2)],
+    )
+    tokenizer = make_bytes_tokenizer()
+    model = make_chat_model(tokenizer, tie_word_embeddings=True)
+    with torch.no_grad():
+        model.get_input_embeddings().weight *= 40  # logits of SmolLM2's size
+    sequences = [[5 + 7 * k, 60, 61, 62, 90, 3 + k] for k in range(3)]
+    trained = []
+    save = RunFolder.save_adapter
+
+    def seen(run, adapter):
+        trained.extend(logits(adapter.eval(), ids) for ids in sequences)
+        save(run, adapter)
+
+    monkeypatch.setattr(RunFolder, "save_adapter", seen)
+    flags = ("--template", "chat", "--adapt", "lora", "--lr", 0.01)
+    make_run(tmp_path, tokenizer, model.to(dtype), *flags)
+    out = tmp_path / "out"
+    said = ok("export", "--run", tmp_path / "run", "--to", "adapter", "--out", out).stderr
+    assert "logits differ by 0.0e+00 at most" in said
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    base.resize_token_embeddings(len(AutoTokenizer.from_pretrained(out)), mean_resizing=False)
+    loaded = PeftModel.from_pretrained(base, out).eval()
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model", dtype=torch.float32)
+    apart = 0.0
+    for ids, theirs in zip(sequences, trained, strict=True):
+        assert theirs.abs().max() > 30
+        torch.testing.assert_close(logits(loaded, ids), theirs, atol=1e-4, rtol=0)
+        apart = max(apart, float((logits(merged, ids) - theirs).abs().max()))
+    assert (apart > 1e-2) == (dtype == torch.bfloat16)  # merged weights are another model there
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
+@pytest.mark.parametrize("change", [{"lora_alpha": 33.0}, {"target_modules": ["q_proj"]}])
+def test_an_adapter_that_says_something_else_leaves_nothing(chat, tmp_path, monkeypatch, change):
+    write = Adapter.write
+
+    def damaged(form, folder, model, encoder):
+        write(form, folder, model, encoder)
+        file = folder / "adapter_config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+
+    monkeypatch.setattr(Adapter, "write", damaged)
+    result = twcli("export", "--run", chat / "run", "--to", "adapter", "--out", tmp_path / "out")
+    assert result.exit_code == 1 and "nothing was written" in result.stderr.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_gguf_file_has_the_weights_the_control_tokens_and_the_chat_template(chat, tmp_path):

@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli.commands.export_config import ExportConfig
-from twcli.commands.export_forms import FORMS, Form
+from twcli.commands.export_forms import FORMS, UNMERGED_TOLERANCE, Form
 from twcli.config.phases import CHECK, WRITE, Phases
 from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
@@ -138,7 +138,7 @@ def _export(
             del latent_model, model
             gc.collect()
             phases.begin(CHECK, "with the prompts and logits of the run")
-            difference = _verify(config, staged, form, reference)
+            difference = _verify(config, staged, form, encoder, reference)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             _sync(staged)
     except OSError as error:
@@ -326,23 +326,45 @@ def _reference(model: PreTrainedModel, encoder: ExampleEncoder, trained: TrainCo
     return Reference(prompts, sequences, _logits(model, sequences))
 
 
-def _verify(config: ExportConfig, folder: Path, form: Form, reference: Reference) -> float:
-    """Largest difference of a logit between the folder's model and the run's.
+def _verify(
+    config: ExportConfig, folder: Path, form: Form, encoder: ExampleEncoder, reference: Reference
+) -> float:
+    """Largest difference of a logit between the folder's model and the run's: as it was trained,
+    where the form has that, else as it is in `RUN/model`; both are checked.
 
     Raises:
         WorkFailed: it is larger than rounding explains, the folder cannot be loaded, or its chat
             template gives other prompts.
     """
+    device = runtime.pick_device(config.device)
+    trained = _logits_as_trained(form, encoder, reference, device)
     try:
         model, tokenizer = form.load(folder)
-        model = form.as_run(model.to(runtime.pick_device(config.device)))
-        logits = _logits(model, reference.sequences)
+        model = model.to(device)
+        as_loaded = _logits(model, reference.sequences) if trained is not None else None
+        logits = _logits(form.as_run(model), reference.sequences)
     except (UserError, OSError, RuntimeError, ValueError, KeyError, IndexError) as error:
         raise WorkFailed(
             f"{config.out}: the export cannot be loaded: {first_line(error)}"
         ) from error
     _check_prompts(config, tokenizer, reference)
-    return _largest_difference(config, logits, reference, form.tolerance())
+    merged = _largest_difference(config, logits, reference.logits, form.tolerance())
+    if trained is None or as_loaded is None:
+        return merged
+    return _largest_difference(config, as_loaded, trained, UNMERGED_TOLERANCE, relative=False)
+
+
+def _logits_as_trained(
+    form: Form, encoder: ExampleEncoder, reference: Reference, device: torch.device
+) -> list[torch.Tensor] | None:
+    """As `_logits`, of what the run trained; None where that is `RUN/model`."""
+    model = form.as_trained(encoder)
+    if model is None:
+        return None
+    logits = _logits(model.to(device), reference.sequences)
+    del model
+    gc.collect()  # before the export's model is loaded
+    return logits
 
 
 def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -> None:
@@ -363,22 +385,28 @@ def _check_prompts(config: ExportConfig, tokenizer: Any, reference: Reference) -
 
 
 def _largest_difference(
-    config: ExportConfig, logits: Sequence[torch.Tensor], reference: Reference, tolerance: float
+    config: ExportConfig,
+    logits: Sequence[torch.Tensor],
+    wanted: Sequence[torch.Tensor],
+    tolerance: float,
+    *,
+    relative: bool = True,
 ) -> float:
-    """Of logits (T, V) of each sequence to those of the run.
+    """Of logits (T, V) of each sequence to those wanted.
 
     Args:
-        tolerance: as `Form.tolerance`.
+        tolerance: the largest difference that rounding explains; where it is relative, in parts of
+            the largest logit, or of 1.
 
     Raises:
         WorkFailed: it is larger than rounding explains, or V is another.
     """
     difference = 0.0
-    for mine, theirs in zip(logits, reference.logits, strict=True):
+    for mine, theirs in zip(logits, wanted, strict=True):
         if mine.shape != theirs.shape:
             raise WorkFailed(f"{config.out}: the export has another vocabulary than the run")
         largest = float((mine - theirs).abs().max())
-        allowed = tolerance * max(1.0, float(theirs.abs().max()))
+        allowed = tolerance * max(1.0, float(theirs.abs().max())) if relative else tolerance
         if not largest <= allowed:  # false for NaN
             raise WorkFailed(
                 f"{config.out}: the exported model's logits differ by {largest:.1e} from the "

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 # Largest difference of a logit, in parts of the largest logit: float32 rounding of other kernels or
 # of a merged adapter stays below it (6e-6 on SmolLM2-135M), a wrong weight is far above.
 TOLERANCE = 2e-5
+# Largest difference of a logit where both compute the same: merging rounds, this does not.
+UNMERGED_TOLERANCE = 1e-4
 # Where two machines round weights to half precision, a few of them to another neighbour.
 HALF_TOLERANCE = 2e-3
 
@@ -82,6 +84,12 @@ class Form(ABC):
     @abstractmethod
     def load(self, folder: Path) -> tuple[Any, Any]:
         """The model and the tokenizer, by the library that will read the folder."""
+
+    def as_trained(self, encoder: ExampleEncoder) -> Any | None:
+        """What the run trained, where that is not `RUN/model`, in which it is merged: the loaded
+        model must compute the same as well.
+        """
+        return None
 
     def as_run(self, model: Any) -> Any:
         """A loaded model with its weights as `RUN/model` has them, to compare the two; may change
@@ -203,6 +211,12 @@ model = PeftModel.from_pretrained(base, FOLDER){"" if in_gguf else in_one_line}"
             warnings.simplefilter("ignore", FutureWarning)  # peft uses a deprecated name
             model = PeftModel.from_pretrained(base, str(folder))
         return model.eval(), tokenizer
+
+    def as_trained(self, encoder: ExampleEncoder) -> Any:
+        """As `Form.as_trained`: the model below with the run's own adapter."""
+        from twcli.models.building import load_as_trained
+
+        return load_as_trained(self.run, self.trained, encoder)
 
     def as_run(self, model: Any) -> Any:
         """As `Form.as_run`: a run of a model in half precision has merged weights that are rounded

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from twcli.config.train import TrainConfig
 from twcli.data.batches import Batch, collate, length_classes
 from twcli.data.encoded import Encoded
 from twcli.data.encoder import ExampleEncoder
-from twcli.errors import UserError
+from twcli.errors import UserError, first_line
 from twcli.kernels import flash
 from twcli.kernels.packing import AUTO, BRANCHES, PLAIN, TREE, why_not_packed, window_of
 from twcli.models import loading, runtime
 from twcli.models.adapters import add_lora
 from twcli.models.agreement import SHARE, why_not
 from twcli.models.latents import LatentModel, LatentOutput
-from twcli.models.new_rows import add_latent_rows, freeze_backbone
+from twcli.models.new_rows import add_latent_rows, freeze_backbone, grow_embeddings
 from twcli.models.runtime import Say
 from twcli.storage.run_folder import RunFolder
 
@@ -166,6 +168,49 @@ def _difference(one: Measured, other: Measured) -> float:
     apart = sum((a - b).double().square().sum() for a, b in pairs)
     size = sum(b.double().square().sum() for _, b in pairs)
     return max(difference, float((apart / size).sqrt()))
+
+
+def load_as_trained(run: RunFolder, config: TrainConfig, encoder: ExampleEncoder) -> Any:
+    """The `peft.PeftModel` that a run with `--adapt lora` trained: the model below it in float32
+    with the run's adapter, which is not merged.
+
+    It is made as the training made it, from the run's settings; of peft's files only the weights
+    and the numbers of the new tokens are read.
+
+    Args:
+        encoder: that of the finished run.
+
+    Raises:
+        UserError: the model below cannot be loaded, or the adapter does not fit it.
+    """
+    from peft import set_peft_model_state_dict
+
+    backbone = loading.load_model(config.model, attention="sdpa")
+    grow_embeddings(backbone, max(encoder.tokenizer.get_vocab().values()) + 1)
+    settings = json.loads((run.adapter / "adapter_config.json").read_bytes())
+    tokens = settings["trainable_token_indices"]
+    if isinstance(tokens, dict):  # the same for embeddings and LM head
+        tokens = next(iter(tokens.values()))
+    adapter = add_lora(
+        backbone,
+        tokens,
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        targets=config.lora_targets,
+        seed=config.seed,
+    )
+    weights = load_file(run.adapter / "adapter_model.safetensors")
+    try:
+        told = set_peft_model_state_dict(adapter, weights)
+    except RuntimeError as error:  # other sizes
+        raise UserError(
+            f"{run.adapter}: does not fit {config.model}: {first_line(error)}"
+        ) from error
+    if told.unexpected_keys:
+        raise UserError(
+            f"{run.adapter}: does not fit {config.model}, which has no {told.unexpected_keys[0]}"
+        )
+    return adapter.eval()
 
 
 def load_run(
