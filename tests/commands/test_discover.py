@@ -1,5 +1,6 @@
 """`twcli discover` on a tiny model, and `twcli train --names` with what it wrote."""
 
+import dataclasses
 import json
 import shutil
 
@@ -18,9 +19,11 @@ from tests.conftest import (
 from tests.test_cli import ok, refused, twcli
 from twcli.commands import discover as command
 from twcli.commands import frozen_reading
-from twcli.commands.discover import closing_line, page_path
+from twcli.commands.discover import closing_line, page_path, verdict_of
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
+from twcli.discovery.prior import LatentPrior
+from twcli.discovery.result import Naming
 from twcli.storage.beside import features_path
 from twcli.storage.run_folder import RunFolder
 
@@ -253,6 +256,61 @@ def test_what_is_wrong_is_one_line(made, tmp_path, monkeypatch, change, says):
     }
     refused("discover", *(part for pair in call.items() for part in pair), says=says)
     assert list(tmp_path.iterdir()) == []
+
+
+def hinted(names, kept):
+    """A names file with null but for the first rows."""
+    lines = lines_of(names)
+    for line in lines[kept:]:
+        line.update(latent=None, probability=None)
+    return write_jsonl(names.with_name("hints.jsonl"), lines)
+
+
+def test_records_are_named_after_those_that_have_names(made, copy, monkeypatch):
+    monkeypatch.setattr(command, "_read_from_model", never)
+    before = lines_of(copy / "names.jsonl")
+    hints = hinted(copy / "names.jsonl", 24)
+    out = copy / "names.out.jsonl"
+    result = ok("discover", *flags(made), "--names", hints, "--out", out, "--json")
+    found = json.loads(result.stdout)
+    assert found["latents"] == 3 and found["given"] == 24 and found["stability"] is None
+    assert 0 <= found["score"] <= 1 and "24 given names" in found["verdict"]
+    after = lines_of(out)
+    assert [line["latent"] for line in after[:24]] == [line["latent"] for line in before[:24]]
+    latents = np.array([line["latent"] for line in after])
+    assert matched(latents, strategies_of(RECORDS), 3) > 0.9
+
+
+def test_the_given_names_are_not_replaced(made, copy):
+    names = copy / "names.jsonl"
+    before = names.read_bytes()
+    refused(
+        "discover",
+        *flags(made),
+        *("--names", names, "--out", names, "--overwrite"),
+        says="is --names, which would be replaced; name another --out",
+    )
+    assert names.read_bytes() == before
+
+
+def test_given_names_that_say_nothing_are_called_so():
+    naming = Naming(
+        latent_N=np.arange(60) % 2,
+        probability_N=np.ones(60, np.float32),
+        second_N=np.arange(60) % 2,
+        prior=LatentPrior(np.array([0.5, 0.5]), 0.0),
+        latents=2,
+        used=2,
+        score=0.52,
+        stability=None,
+        given=40,
+        one_string=False,
+        prompts=60,
+    )
+    assert "40 given names cannot be predicted" in verdict_of(naming)
+    better = dataclasses.replace(naming, score=0.95)
+    assert "95 % of the records" in verdict_of(better)
+    assert "going by 40 given names that were left out" in verdict_of(better)
 
 
 def test_too_few_records_are_refused(made, tmp_path):

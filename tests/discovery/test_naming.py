@@ -441,6 +441,64 @@ def test_a_few_given_names_say_which_cluster_is_which():
     assert (found.prior.repulsion, found.used, found.latents) == (0.5, 3, 3)
 
 
+def lengths_and_topics(count=240, seed=0):
+    """(records of one completion a prompt, two distinctions that cross each other)."""
+    rng = np.random.default_rng(seed)
+    length, topic = rng.integers(2, size=(2, count))
+    records = [{"x": f"w{i % 20} w{i // 20}", "y": f"w{i % 17} w{i // 17}"} for i in range(count)]
+    return records, length, topic
+
+
+@pytest.mark.parametrize("fitted", [3000, 120])
+def test_rows_are_named_after_the_given_ones(encoder, monkeypatch, fitted):
+    """Those that are not clustered as well, prompts with given names being clustered first."""
+    monkeypatch.setattr(repeating_module, "FIT_PROMPTS", fitted)
+    records, length, topic = lengths_and_topics()
+    points = np.random.default_rng(1).normal(size=(len(records), 8)).astype(np.float32)
+    points[:, 0] += 9 * length
+    points[:, 1] += 5 * topic
+
+    def features(rows, _advance):
+        kinds = tuple(points[rows] for _ in KINDS)
+        prompts = np.zeros((len(rows), 2), np.float32)
+        return Features(kinds, prompts, np.full(len(rows), 9.0))
+
+    given = np.full(len(records), -1)
+    given[200:] = topic[200:]
+    encoded = encode(encoder, records)
+    found = name_rows(features, encoded, 2, seed=0, given_N=given)
+    assert np.mean(found.latent_N[:200] == length[:200]) < 0.7
+    named = completed(given, np.ones(len(records), np.float32), found)
+    assert np.array_equal(named.latent_N[200:], topic[200:])
+    assert np.mean(named.latent_N[:200] == topic[:200]) > 0.95
+    assert named.given == 40 and named.stability is None and named.counts == []
+    assert named.score > 0.9
+    without = name_rows(features, encoded, 2, seed=0)
+    assert without.given == 0 and matched(without.latent_N, topic, 2) < 0.8
+
+
+def test_a_given_name_counts_for_all_equal_rows(encoder):
+    records = make_strategies(60, 1, latents=2)
+    records = [*records, *records]
+    truth = strategies_of(records)
+    given = np.full(len(records), -1)
+    given[60:] = truth[60:]
+    encoded = encode(encoder, records)
+    found = name_rows(source(encoder, encoded), encoded, 2, seed=0, given_N=given)
+    assert found.given == 60
+    assert np.mean(completed(given, np.ones(120, np.float32), found).latent_N == truth) > 0.95
+
+
+def test_given_names_of_some_latents_only_say_which_cluster_is_which(encoder):
+    records = make_strategies(60, 1, latents=2)
+    given = np.where(np.arange(60) < 6, strategies_of(records), -1)
+    given[given == 1] = -1
+    encoded = encode(encoder, records)
+    found = name_rows(source(encoder, encoded), encoded, 2, seed=0, given_N=given)
+    without = name_rows(source(encoder, encoded), encoded, 2, seed=0)
+    assert found.given == 0 and np.array_equal(found.latent_N, without.latent_N)
+
+
 def test_the_second_guess_goes_by_the_given_names_too():
     given = np.array([1, -1, 0, -1])
     found = completed(given, np.ones(4, np.float32), naming_of([0, 0, 1, 1], latents=2))

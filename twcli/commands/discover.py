@@ -27,11 +27,12 @@ from twcli.data.dataset import Examples
 from twcli.data.encoded import Encoded
 from twcli.data.example import Example
 from twcli.data.files import files_of
-from twcli.data.names import write_names
+from twcli.data.names import read_names, write_names
+from twcli.discovery.given import enough_given
 from twcli.discovery.latent_cards import CardRows, latent_cards, map_of, shown, texts_of
 from twcli.discovery.matching import beyond_chance
 from twcli.discovery.names_page import render_names_page
-from twcli.discovery.naming import name_rows
+from twcli.discovery.naming import completed, name_rows
 from twcli.discovery.repeating import LEAST_ROWS_A_LATENT, searching_seconds
 from twcli.discovery.result import Naming, counts_of, naming_record
 from twcli.discovery.rows import Progress, Rows
@@ -69,6 +70,8 @@ def _check_apart(config: DiscoverConfig) -> None:
     data = files_of(config.data)
     if page_path(config.out) == out:
         raise UserError(f"{out}: the page of the names gets that name; name the names .jsonl")
+    if config.names is not None and out.exists() and out.samefile(config.names):
+        raise UserError(f"{out}: is --names, which would be replaced; name another --out")
     for path in (out, page_path(out), features_path(out), baseline_path(out)):
         if path.exists() and any(path.samefile(file) for file in data):
             raise UserError(f"{path}: is the data, which would be replaced; name another --out")
@@ -106,19 +109,36 @@ def discover(
         latents = None
     else:
         latents = int(config.latents)
+    names = None
+    given_N = None
+    if config.names is not None:
+        names = read_names(config.names, encoded.row_hash, latents, encoded.row_numbers)
+        latents = max(names.latents, 2)
+        if enough_given(names.latent_N, latents):
+            given_N = names.latent_N
     rows = len(distinct_rows(encoded))
-    phases.expect({NAME: searching_seconds(rows, latents), PAGE: PAGE_SECONDS})
+    searching = searching_seconds(rows, latents, given=given_N is not None)
+    phases.expect({NAME: searching, PAGE: PAGE_SECONDS})
     phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")
     source, baseline_file = _read(config, inputs, say, progress)
     phases.begin(NAME, "what separates them in the same way in either half of the prompts")
     with source.store:
-        naming = name_rows(source, encoded, latents, seed=config.seed, progress=progress)
+        naming = name_rows(
+            source,
+            encoded,
+            latents,
+            seed=config.seed,
+            progress=progress,
+            given_N=given_N,
+        )
     if naming is None:
         least = LEAST_ROWS_A_LATENT * (latents or 2)
         raise UserError(
             f"{config.data}: too few distinct records to find strategies in; give at least "
             f"{least}, better some hundreds"
         )
+    if names is not None:
+        naming = completed(names.latent_N, names.probability_N, naming)
     page = page_path(out)
     phases.begin(PAGE, str(page))
     with reporting(out, "write there"):
@@ -278,6 +298,13 @@ def verdict_of(naming: Naming) -> str:
     found = f"{naming.used} strategies"
     expected = f"about {share(score)} of the records are expected to be named right"
     by_chance = f"chance {share(naming.chance)}"
+    if naming.given:
+        expected += f", going by {naming.given:,} given names that were left out"
+        if _at_chance(score, naming.chance):
+            return (
+                f"The {naming.given:,} given names cannot be predicted from the completions. Give "
+                "more of them, or look whether they mean the same in all records."
+            )
     if _at_chance(score, naming.chance):
         return (
             f"No strategies found: {naming.latents} groups of completions can be made, but names "

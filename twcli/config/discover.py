@@ -25,6 +25,15 @@ class DiscoverConfig(BatchConfig, InputsConfig):
         maximum=1024,
         words=(AUTO,),
     )
+    names: str | None = option(
+        None,
+        group=STRATEGIES,
+        help=(
+            "Names of these records in which some are given, null for the others: those are named "
+            "after them. Some for each latent say which distinction is meant."
+        ),
+        path=True,
+    )
     seed: int = option(
         0, group=STRATEGIES, help="Seed of the search.", minimum=0, maximum=2**31 - 1
     )

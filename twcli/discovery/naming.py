@@ -15,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from twcli.data.encoded import Encoded
+from twcli.data.equal_rows import first_of_equal
 from twcli.discovery.distinct import MOST_CLUSTERS
 from twcli.discovery.matching import matching
 from twcli.discovery.one_string import SURE, name_one_string
@@ -43,11 +44,15 @@ def name_rows(
     *,
     seed: int,
     progress: Progress = silent,
+    given_N: np.ndarray | None = None,
 ) -> Naming | None:
     """Names all rows; None where there are too few, or nothing that differs.
 
     Args:
         latents: K; None finds it.
+        given_N: (N,) the latents that are known of some rows, -1 for none. Where strategies may
+            repeat within a prompt the other rows are named after them. Under which names and where
+            they stand themselves is for `completed` to say.
         progress: opens a bar (label, total) that is called with increments.
     """
     found = Rows.of(encoded)
@@ -61,7 +66,17 @@ def name_rows(
             return _of_all_rows(source, encoded, found, naming, latents, seed, progress)
     if len(found.rows) < LEAST_ROWS_A_LATENT * (latents or 2):
         return None
-    return name_repeating(source, encoded, found.chunks(), latents, seed, progress)
+    if given_N is not None:
+        given_N = _of_first_rows(encoded, given_N)
+    return name_repeating(source, encoded, found.chunks(), latents, seed, progress, given_N=given_N)
+
+
+def _of_first_rows(encoded: Encoded, given_N: np.ndarray) -> np.ndarray:
+    """The given names (N,) at the first of equal rows, which alone is looked at."""
+    (given,) = np.nonzero(given_N >= 0)
+    moved_N = np.full_like(given_N, -1)
+    moved_N[first_of_equal(encoded.row_hash)[given]] = given_N[given]
+    return moved_N
 
 
 def _of_all_rows(

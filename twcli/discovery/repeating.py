@@ -8,6 +8,7 @@ Shapes: N rows, P prompts, K latents.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 from twcli.data.encoded import Encoded
 from twcli.data.groups import Groups
 from twcli.discovery.discriminants import discriminant_points
+from twcli.discovery.given import complete, enough_given
 from twcli.discovery.latent_cards import plane
 from twcli.discovery.number import (
     ABOVE,
@@ -42,14 +44,17 @@ SEARCHED_A_ROW = 0.022  # seconds of one core, about, for one number of latents
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
 
 
-def searching_seconds(rows: int, latents: int | None) -> float:
+def searching_seconds(rows: int, latents: int | None, *, given: bool = False) -> float:
     """A guess at how long `name_repeating` searches in the features of so many distinct rows.
 
     Args:
         rows: distinct ones of the data.
         latents: K; None where it is to be found.
+        given: whether names are given, so that no other number of latents is looked at.
     """
-    if latents is None:
+    if given:
+        numbers = 0
+    elif latents is None:
         numbers = MOST_LATENTS - 1
     else:
         numbers = BELOW + ABOVE + 1
@@ -64,6 +69,7 @@ def name_repeating(
     seed: int,
     progress: Progress,
     *,
+    given_N: np.ndarray | None = None,
     one_string: bool = False,
 ) -> Naming:
     """Names rows where strategies may repeat within a prompt; prompts may have one completion.
@@ -71,21 +77,38 @@ def name_repeating(
     Args:
         groups: distinct rows of each prompt.
         latents: K; None to choose it.
+        given_N: (N,) the latents that are known of rows of the data, -1 for none: where every
+            latent has some, the other rows are named after them (`given`).
         one_string: whether each strategy writes one string, so that distinct completions of a
             prompt repel each other infinitely.
     """
-    fit, rest = _fitted(groups, seed)
+    if given_N is not None and (latents is None or not enough_given(given_N, latents)):
+        given_N = None
+    fit, rest = _fitted(groups, seed, given_N)
     fit_rows, sizes = fit.joined(), fit.sizes
     with progress("features", len(fit_rows)) as advance:
         features = source(fit_rows, advance)
     effects, views = PromptEffects.fit(features, sizes)
     weight_N = features.lengths / features.lengths.mean()
-    counts, score_of = _numbers(views, weight_N, sizes, latents, seed, progress)
+    counts: list[Count] = []
+    score_of: Callable[[Found], float] = _share_right
+    if given_N is None:
+        counts, score_of = _numbers(views, weight_N, sizes, latents, seed, progress)
     K = latents or best_count(counts).latents
     found = next((count.found for count in counts if count.latents == K), None)
     if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
         with progress("search", len(ways_of(K, len(views)))) as advance:
             found = search(views, weight_N, sizes, K, seed, advance)
+    score = score_of(found)
+    if given_N is not None:
+        points = discriminant_points(views)
+        completed = complete(points, given_N[fit_rows], found.discriminant, sizes, seed)
+        found = replace(
+            found,
+            posterior_NK=completed.posterior_NK,
+            discriminant=completed.discriminant,
+        )
+        score = completed.agreement
     prior = fit_prior(found.posterior_NK, sizes, one_string=one_string)
     latent_N, probability_N = no_names(len(encoded))
     second_N = latent_N.copy()
@@ -117,8 +140,9 @@ def name_repeating(
         prior=LatentPrior(prior.proportions[_filled(order_K)], prior.repulsion),
         latents=K,
         used=used,
-        score=score_of(found),
-        stability=found.stability,
+        score=score,
+        stability=found.stability if given_N is None else None,
+        given=0 if given_N is None else int((given_N >= 0).sum()),
         one_string=one_string,
         prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
@@ -128,9 +152,18 @@ def name_repeating(
     )
 
 
-def _fitted(groups: Groups, seed: int) -> tuple[Groups, Groups]:
-    """(the prompts that are clustered, all others), in random order."""
+def _fitted(groups: Groups, seed: int, given_N: np.ndarray | None) -> tuple[Groups, Groups]:
+    """(the prompts that are clustered, all others), in random order, those with given names first.
+
+    Args:
+        given_N: (N,) the latents that are known of rows of the data, -1 for none.
+    """
     groups = groups[np.random.default_rng([seed, 1]).permutation(len(groups))]
+    if given_N is not None:
+        given = given_N[groups.joined()] >= 0
+        starts = np.cumsum(groups.sizes) - groups.sizes
+        without = np.add.reduceat(given, starts, dtype=np.int64) == 0
+        groups = groups[np.argsort(without, kind="stable")]
     leading = groups.sizes[:FIT_PROMPTS]
     cut = int(np.searchsorted(np.cumsum(leading), FIT_ROWS, "right"))
     return groups[: max(cut, 1)], groups[max(cut, 1) :]

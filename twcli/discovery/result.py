@@ -33,6 +33,8 @@ class Naming:
         score: the expected share of rows named right, None where nothing says so.
         stability: agreement of namings from separate halves of the prompts, None where names were
             given or searched as distinct ones.
+        given: names that a person gave, by which the others were found; the score is then the share
+            of them that is found when they are left out.
         one_string: whether each strategy writes one string, so that distinct completions of a
             prompt take distinct latents.
         prompts: distinct prompts that were named.
@@ -50,6 +52,7 @@ class Naming:
     stability: float | None
     one_string: bool
     prompts: int
+    given: int = 0
     counts: list[dict[str, Any]] = field(default_factory=list)
     nested: str | None = None
     points: np.ndarray | None = None
@@ -73,6 +76,7 @@ def naming_record(naming: Naming) -> dict[str, Any]:
         "score": None if naming.score is None else round(naming.score, 4),
         "chance": round(naming.chance, 4),
         "stability": None if naming.stability is None else round(naming.stability, 4),
+        "given": naming.given,
         "per_latents": naming.counts,
         "nested": naming.nested,
     }
@@ -84,9 +88,12 @@ def naming_lines(naming: Naming) -> list[str]:
     """
     lines = [*_tried_line(naming), _shares_line(naming)]
     if naming.score is not None:
+        how = "no labels are read"
+        if naming.given:
+            how = f"{naming.given:,} given names, predicted when left out"
         lines.append(
             f"naming: {naming.score:.2f} of the records expected right, "
-            f"by chance {naming.chance:.2f} (no labels are read)"
+            f"by chance {naming.chance:.2f} ({how})"
         )
     if naming.used < naming.latents:
         lines.append(

@@ -137,7 +137,8 @@ def _named(
             if empty := sorted(set(range(naming.used)) - set(names.latent_N.tolist())):
                 say(f"names: latent {empty[0]} has no records and is not trained")
             return dataclasses.replace(config, latents=latents), naming
-    found = name_rows(source, encoded, latents, seed=seed, progress=progress)
+    given_N = names.latent_N if names is not None else None
+    found = name_rows(source, encoded, latents, seed=seed, progress=progress, given_N=given_N)
     if found is None:
         if latents is None:
             raise UserError(
