@@ -215,6 +215,23 @@ def test_a_call_that_was_cut_off_goes_on(made, afresh, tmp_path, monkeypatch):
     }
 
 
+def test_a_call_that_was_cut_off_at_its_page_makes_it(made, afresh, tmp_path, monkeypatch):
+    """Names without their page would stand in the way of the same command."""
+    render = command.render_names_page
+
+    def cut(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "render_names_page", cut)
+    call = (*afresh, "--latents", 3, "--out", tmp_path / "names.jsonl")
+    assert twcli(*call).exit_code == 130
+    assert not (tmp_path / "names.jsonl").exists()
+    monkeypatch.setattr(command, "render_names_page", render)
+    ok(*call)
+    assert (tmp_path / "names.html").exists()
+    assert (tmp_path / "names.jsonl").read_bytes() == (made / "names.jsonl").read_bytes()
+
+
 def test_a_failure_in_the_middle_keeps_what_was_read(afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
     read, count = frozen_reading.embed_and_score, []

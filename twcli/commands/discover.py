@@ -141,6 +141,12 @@ def discover(
         naming = completed(names.latent_N, names.probability_N, naming)
     page = page_path(out)
     phases.begin(PAGE, str(page))
+    summary = summary_of(config, naming, encoded, inputs.records, baseline_file)
+    took = duration(time.monotonic() - started)
+    html = render_names_page({**summary, "took": took})
+    with reporting(page, "write there"):
+        write_durably(page, html.encode())
+    # last, as the same command is refused where they are: one that was ended before has to go on
     with reporting(out, "write there"):
         write_names(
             config.out,
@@ -149,10 +155,6 @@ def discover(
             naming.probability_N,
             encoded.row_numbers,
         )
-    summary = summary_of(config, naming, encoded, inputs.records, baseline_file)
-    took = duration(time.monotonic() - started)
-    html = render_names_page({**summary, "took": took})
-    write_durably(page, html.encode())
     return summary
 
 
