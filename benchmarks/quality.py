@@ -2,7 +2,6 @@
 
     python benchmarks/quality.py --out build/quality --table docs/results.md [--tasks T ...]
                                  [--seeds S ...] [--variants V ...] [--jobs J]
-                                 [--entangled-steps N] [--keep FILE]
 
 Everything that was finished is kept: an interrupted call resumes, and a call for more tasks, seeds
 or variants adds to the tables; what is written above them stays. `ours` is `twcli train` with its
@@ -10,9 +9,8 @@ defaults, the same for every task; `uniform` and `token` are the published losse
 start, on the same model, data, steps and optimiser. `exact` is ours with nothing left out of a
 step; `twice`, `less` and `auto` have twice as many latents as strategies, one fewer, and as many as
 they find; `pairs` has two completions a prompt, the others four. `steps60` to `steps600` are ours
-stopped early on a part of the records, `uniform150` and `less300` likewise, so that there are runs
-of every quality for the score to rank and for verdicts to be tried on: `--keep FILE` stores what a
-verdict reads of each result (`make verdicts`).
+stopped early on a part of the records, so that there are runs of every quality for the score to
+rank.
 """
 
 from __future__ import annotations
@@ -68,10 +66,6 @@ VARIANTS = {
         f"steps{steps}": Variant(("--steps", str(steps)), records=FEWER)
         for steps in (60, 150, 300, 600)
     },
-    "uniform150": Variant(
-        ("--weighting", "uniform", *NO_WARM_START, "--steps", "150"), records=FEWER
-    ),
-    "less300": Variant(("--steps", "300"), latents=lambda count: count - 1, records=FEWER),
 }
 DEFAULT_VARIANTS = ("ours", "uniform", "token")
 FIGURES = {  # column -> where it is in the JSON of `twcli eval`
@@ -85,18 +79,6 @@ FIGURES = {  # column -> where it is in the JSON of `twcli eval`
     "z carries (nats)": ("posterior", "mutual_information"),
     "score": ("score",),
 }
-READ_BY_VERDICT = {
-    "alignment": (
-        "generation_one_to_one",
-        "generation_one_to_one_ci",
-        "posterior_one_to_one",
-        "posterior_one_to_one_ci",
-        "majority",
-        "merged",
-    ),
-    "likelihood": ("gain", "gain_ci"),
-    "posterior": ("collapsed", "mutual_information", "mutual_information_ci", "unused"),
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +88,6 @@ class Case:
     task: str
     seed: int
     folder: Path
-    entangled_steps: int = 5000
 
     def run(self, variants: Sequence[str]) -> None:
         """Makes what is missing.
@@ -118,10 +99,7 @@ class Case:
         model, test = self.folder / "entangled", self._made("test", 1200, 4, 2 * self.seed + 1)
         if not (model / "config.json").exists():
             data = self._made("train", RECORDS, 4, 2 * self.seed)
-            steps = ("--steps", self.entangled_steps)
-            self._call(
-                "examples/entangle.py", "--data", data, "--out", model, "--seed", self.seed, *steps
-            )
+            self._call("examples/entangle.py", "--data", data, "--out", model, "--seed", self.seed)
         for variant in variants:
             if (self.folder / f"{variant}.json").exists():
                 continue
@@ -226,14 +204,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=DEFAULT_VARIANTS)
     parser.add_argument("--jobs", type=int, default=2, help="cases at a time (default 2)")
-    parser.add_argument("--entangled-steps", type=int, default=5000, metavar="N")
-    parser.add_argument("--keep", type=Path, help="JSON file that takes what a verdict reads")
     options = parser.parse_args(argv)
     out = options.out.resolve()
     cases = [
-        Case(task, seed, out / f"{task}-{seed}", options.entangled_steps)
-        for seed in options.seeds
-        for task in options.tasks
+        Case(task, seed, out / f"{task}-{seed}") for seed in options.seeds for task in options.tasks
     ]
     failed = []
 
@@ -251,8 +225,6 @@ def main(argv: list[str] | None = None) -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, cases))
-    if options.keep is not None:
-        keep_for_verdicts(out, options.keep)
     options.table.parent.mkdir(parents=True, exist_ok=True)
     written = (
         options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Results\n"
@@ -340,42 +312,6 @@ def cell(results: list[dict], path: tuple[str, ...]) -> str:
     return (
         text if min(values) == max(values) else f"{text} ({min(values):.3g} to {max(values):.3g})"
     )
-
-
-def keep_for_verdicts(out: Path, file: Path) -> None:
-    """Stores what a verdict reads of all results below `out`, beside the runs that are in the file
-    already.
-    """
-    kept = json.loads(file.read_text()) if file.exists() else {}
-    for result in sorted(out.glob("*/*.json")):
-        if result.stem in VARIANTS:
-            task, _, seed = result.parent.name.rpartition("-")
-            kept[f"{task}, seed {seed}, {result.stem}"] = read_by_verdict(
-                json.loads(result.read_text())
-            )
-    file.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
-
-
-def read_by_verdict(result: dict) -> dict:
-    """The figures of `eval --json` that `verdict_of` reads, to five digits."""
-    kept = {"latents": result["latents"]}
-    for section, keys in READ_BY_VERDICT.items():
-        kept[section] = {key: result[section][key] for key in keys}
-    for key in ("score", "score_ci"):
-        kept[key] = result[key]
-    kept["retention"] = [
-        {key: entry[key] for key in ("latent", "below", "obeyed", "obeyed_ci")}
-        for entry in result["retention"] or ()
-    ]
-    return rounded(kept)
-
-
-def rounded(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return round(value, 5) if isinstance(value, float) else value
 
 
 def figure(result: dict, path: tuple[str, ...]) -> float | None:
