@@ -3,6 +3,8 @@
 # make quality  every task, three seeds, three losses: hours; resumes where it was interrupted
 # make natural  strategies found in natural language, three seeds: hours; resumes where it was interrupted
 # make picture  one question answered under each latent, by a chat model trained for it: docs/latents-*.svg; half an hour
+# make screenshots  the demo's pages in a browser: 1280, 800 and 400 pixels, light and dark, A4, and what axe-core finds; needs npm
+# make verdicts short trainings of every quality, whose verdicts are tested; after make demo and make passk, a quarter of an hour
 # make passk    samples that a latent for each search saves on a puzzle, three seeds: half an hour; resumes where it was interrupted
 # make upskill  UpSkill's arithmetic toy, three seeds: half an hour on two idle cores; resumes where it was interrupted
 # make bench    what a step, a precompute and a cache cost: build/bench.json and docs/benchmarks.md
@@ -39,7 +41,7 @@ export OMP_NUM_THREADS ?= 2
 # Modules that every command compiles for itself take seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-steps figures quality natural picture upskill bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
+.PHONY: demo demo-steps figures quality natural picture screenshots verdicts upskill bench bench-check scale test quick torture coverage mutants lint format docs docs-site clean
 .DELETE_ON_ERROR:
 .SECONDARY:
 
@@ -162,6 +164,21 @@ $(PICTURE)/run/model/config.json: $(PICTURE)/names.jsonl $(PICTURE)/train.bt.h5
 picture: $(PICTURE)/run/model/config.json
 	$(BIN)/python benchmarks/picture.py --run $(PICTURE)/run --x '$(QUESTION)' --name 0=terse --name 1=equation \
 	  --name 2=story --name 3=steps --out docs/latents
+
+SHOTS := build/screenshots
+
+# Node's packages stay out of the repository.
+screenshots: $(INSTALLED)
+	mkdir -p $(SHOTS)
+	test -e $(DEMO)/eval.json || $(MAKE) demo
+	test -e $(DEMO)/names.html || $(BIN)/twcli discover --model $(DEMO)/entangled --data $(DEMO)/test.jsonl --latents $(LATENTS) --out $(DEMO)/names.jsonl
+	cp benchmarks/screenshots.mjs $(SHOTS)
+	npm install --silent --no-audit --no-fund --prefix $(SHOTS) puppeteer-core @sparticuz/chromium axe-core
+	node $(SHOTS)/screenshots.mjs $(SHOTS) run=$(DEMO)/run/report.html failed=$(DEMO)/run-uniform/report.html names=$(DEMO)/names.html
+
+verdicts: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/verdicts.py --keep tests/evaluation/verdicts.json \
+	  $(DEMO)=sorting_algorithms $(foreach seed,0 1 2,build/passk/$(seed)=countdown)
 
 # Ctrl-C ends all of it in one line. What the programs and make say of it themselves is left out; what passes their lines on
 # outlives them.

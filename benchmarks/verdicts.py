@@ -15,19 +15,19 @@ import random
 import sys
 import tempfile
 import time
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from examples.tasks import TASKS
 from twcli import discover, evaluate, precompute, train
 
 RECORDS, TESTED = 4000, 400
-STEPS = (10, 30, 60, 150)
-WRONG = {"a third of the names wrong": 1 / 3, "all names drawn": 1.0}
-WRONG_STEPS, UNIFORM_STEPS = 60, 60
+STEPS = (30, 100, 250, 500)
+WRONG = {"a third of the names drawn": 1 / 3, "all names drawn": 1.0}
+WRONG_STEPS, UNIFORM_STEPS = 150, 40
 READ = {
     "alignment": (
         "generation_one_to_one",
@@ -50,12 +50,12 @@ def results_of(folder: Path, task: str, work: Path) -> dict[str, dict[str, Any]]
     Args:
         work: an empty folder for what is made.
     """
-    strategies = len(TASKS[task].strategies)
+    strategies = len(import_module(f"examples.tasks.{task}").TASK.strategies)
     data = first_lines(folder / "train.jsonl", RECORDS, work / "train.jsonl")
     test = first_lines(folder / "test.jsonl", TESTED, work / "test.jsonl")
     shared: dict[str, Any] = {"model": str(folder / "entangled"), "data": data}
     shared["baseline"] = precompute(**shared, out=str(work / "train.bt.h5"))
-    named = {"model": shared["model"], "data": data, "latents": str(strategies)}
+    named = {"model": shared["model"], "data": data, "latents": strategies}
     names = discover(**named, out=str(work / "names.jsonl"))["names"]
     calls: dict[str, dict[str, Any]] = {}
     for steps in STEPS:
@@ -65,7 +65,7 @@ def results_of(folder: Path, task: str, work: Path) -> dict[str, dict[str, Any]]
         calls[f"{WRONG_STEPS} steps, {said}"] = {"steps": WRONG_STEPS, "names": other}
     calls[f"{UNIFORM_STEPS} steps, uniform loss"] = {
         "steps": UNIFORM_STEPS,
-        "latents": str(strategies),
+        "latents": strategies,
         "weighting": "uniform",
         "warm_start": "none",
     }

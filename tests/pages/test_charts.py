@@ -77,7 +77,7 @@ def test_bands_fill_the_whole():
     lower, upper = (places(band["path"]) for band in chart["bands"])
     assert lower == [(0, 50), (100, 90), (100, 100), (0, 100)]
     assert upper == [(0, 0), (100, 0), (100, 90), (0, 50)]
-    assert chart["description"] == "usage: at step 3 z0 10 %, z1 90 %"
+    assert chart["description"] == "usage: at step 3 z0 10%, z1 90%"
 
 
 def test_bars_of_nothing():

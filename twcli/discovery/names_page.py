@@ -186,7 +186,7 @@ def _certainty(summary: dict[str, Any]) -> str:
     sentences = []
     if summary["score_ci"]:
         ends = "{} to {}".format(*map(share, summary["score_ci"]))
-        sentences.append(f"95 % interval of the share named right: {ends}.")
+        sentences.append(f"95% interval of the share named right: {ends}.")
     if summary["stability"] is not None:
         sentences.append(
             f"Stability: {number(summary['stability'])} of 1, how far namings of halves agree."

@@ -256,7 +256,7 @@ def _nested(counts: list[Count], latents: int) -> str | None:
     best = max(finer, key=lambda count: count.support)
     return (
         f"{best.latents} latents would be a finer answer of stability {best.found.stability:.2f}, "
-        f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows"
+        f"nested in these {latents} for {nesting(best, chosen):.0%} of the rows."
     )
 
 

@@ -58,7 +58,7 @@ def section(sampling: dict[str, Any] | None) -> dict[str, Any] | None:
     return {
         "note": f"{sampling['samples']} samples of each of {sampling['prompts']:,} prompts, the "
         f"run's at temperature {sampling['temperature']:g}{_frozen_note(arms)}. "
-        "Bands are 95 % bootstrap intervals over prompts.",
+        "Bands are 95% bootstrap intervals over prompts.",
         "charts": drawn,
         "tables": tables,
         "matrix": _transmission(sampling["transmission"]),
@@ -98,7 +98,7 @@ def _chart(
 
 def _saved(sampling: dict[str, Any]) -> dict[str, Any]:
     """Rows of the table of samples saved, with what the mixture of strategies predicts."""
-    columns = ("arm", "pass@k", "original's samples", "samples", "times fewer", "95 % interval")
+    columns = ("arm", "pass@k", "original's samples", "samples", "times fewer", "95% interval")
     rows = []
     for name, saved in sampling["samples_saved"].items():
         rows.append(
@@ -215,7 +215,7 @@ def rows_of(sampling: dict[str, Any], ks: Sequence[int]) -> Iterator[list[str]]:
     if saved := sampling["samples_saved"]:
         of_arm = [saved.get(name, {}) for name in sampling["arms"]]
         yield ["times fewer samples", *(number(each.get("ratio")) for each in of_arm)]
-        yield ["  95 % interval", *(interval(each.get("ratio_ci"), 1) for each in of_arm)]
+        yield ["  95% interval", *(interval(each.get("ratio_ci"), 1) for each in of_arm)]
         yield ["  predicted", *(number(each.get("predicted")) for each in of_arm)]
     for name in DIVERSITY:
         if any(arm["diversity"][name] is not None for arm in arms):

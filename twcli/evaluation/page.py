@@ -40,13 +40,13 @@ FIGURES = [
     ("section", False),
     ("figure", False),
     ("value", True),
-    ("95 % interval", True),
+    ("95% interval", True),
     ("meaning", False),
 ]
 COMPARISON = [
     ("figure", False),
     ("this run", True),
-    ("95 % interval", True),
+    ("95% interval", True),
     ("original model", True),
     ("to be held against", False),
 ]
@@ -152,7 +152,7 @@ def runs_page(
     best = compared["best"]
     sentence = f"{len(results)} runs."
     if best is not None:
-        sentence = f"Best by the score: {best}. {results[best]['verdict']['sentence']}"
+        sentence = f"Best by expected alignment: {best}. {results[best]['verdict']['sentence']}"
     if best is not None:
         kind = results[best]["verdict"]["kind"]
     else:
@@ -401,7 +401,10 @@ def _cards(result: dict[str, Any], evidence: dict[str, Any], about: About) -> li
             facts = _against(retained[k])
         else:
             facts = []
-        cards.append(card | {"name": name, "facts": facts, "rename": _rename(k, about)})
+        rename = None  # of a latent that means something
+        if card["share"] and not failed:
+            rename = _rename(k, about)
+        cards.append(card | {"name": name, "facts": facts, "rename": rename})
     return cards
 
 

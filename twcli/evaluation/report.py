@@ -228,7 +228,7 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     )
     table.add_column("figure")
     table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right", no_wrap=True)
+    table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("meaning", overflow="fold")
     before = None
     for section, key, value, interval, note in rows_of(result):

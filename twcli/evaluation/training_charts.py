@@ -9,6 +9,7 @@ from typing import Any
 from twcli.pages import charts
 from twcli.pages.charts import Line
 from twcli.training.diagnostics import pooled_information
+from twcli.training.stages import STAGE_NAMES
 
 POOLED_STEPS = 25  # number of steps that each point of a curve is averaged over
 POINTS = 200  # of a curve, at most
@@ -139,18 +140,15 @@ def _windows(metrics: Metrics) -> list[tuple[int, Metrics]]:
 
 
 def _stages(metrics: Metrics) -> list[tuple[float, str]]:
-    """Where each stage begins; those that take turns begin together."""
+    """Where each stage begins, by the name that a line of training has for it."""
     found: list[tuple[float, str]] = []
     seen: set[str] = set()
     for m in metrics:
         stage = m.get("stage")
-        if stage is None or stage in seen:
-            continue
-        seen.add(stage)
-        if found and m["step"] - found[-1][0] <= 1 and len(seen) > 2:
-            found[-1] = found[-1][0], f"{found[-1][1]} / {stage}"
-        else:
-            found.append((m["step"], stage))
+        name = STAGE_NAMES.get(stage, stage)  # an earlier version may have had another stage
+        if name is not None and name not in seen:
+            seen.add(name)
+            found.append((m["step"], name))
     return found
 
 

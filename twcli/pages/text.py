@@ -33,11 +33,10 @@ def visible(text: str) -> str:
 
 
 def share(value: float) -> str:
-    """A part of 1 in percent, for readers; small parts with a decimal."""
-    percent = 100 * value
-    if 0 < percent < 9.95:
-        return f"{percent:.1f} %"
-    return f"{percent:.0f} %"
+    """A part of 1 in percent; small parts with a decimal."""
+    if 0 < value < 0.0995:
+        return f"{value:.1%}"
+    return f"{value:.0%}"
 
 
 def number(value: float | str | None, digits: int = 2) -> str:
