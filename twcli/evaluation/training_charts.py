@@ -145,8 +145,10 @@ def _stages(metrics: Metrics) -> list[tuple[float, str]]:
     seen: set[str] = set()
     for m in metrics:
         stage = m.get("stage")
+        if stage is None:
+            continue
         name = STAGE_NAMES.get(stage, stage)  # an earlier version may have had another stage
-        if name is not None and name not in seen:
+        if name not in seen:
             seen.add(name)
             found.append((m["step"], name))
     return found
