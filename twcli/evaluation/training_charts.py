@@ -144,9 +144,9 @@ def _stages(metrics: Metrics) -> list[tuple[float, str]]:
     found: list[tuple[float, str]] = []
     seen: set[str] = set()
     for m in metrics:
-        stage = m.get("stage")
-        if stage is None:
+        if m.get("stage") is None:
             continue
+        stage = str(m["stage"])
         name = STAGE_NAMES.get(stage, stage)  # an earlier version may have had another stage
         if name not in seen:
             seen.add(name)
