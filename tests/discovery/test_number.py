@@ -11,6 +11,7 @@ from twcli.discovery.number import (
     agreement,
     best_count,
     counts_of,
+    likelier_number,
     nesting,
     plausibility,
 )
@@ -88,9 +89,16 @@ def test_nats_count_as_far_as_the_search_repeats_itself_and_clusters_lie_apart()
     cut = named([0, 1], 3, 0.9, evenness=0.7)
     assert steady.support == pytest.approx(0.7)
     assert fickle.support == pytest.approx(0.9 * 0.8**4)
-    assert cut.support == pytest.approx(0.9 * 0.7**2)
+    assert cut.support == pytest.approx(0.9 * 0.7**1.5)
     assert best_count([steady, fickle, cut]).latents == 2
     assert named([0, 1], 2, stability=0.3).support == 0.0  # less than chance
+
+
+def test_a_number_of_far_more_support_is_advised():
+    counts = [named([0, 1], 2, 0.2), named([0, 1], 3, 0.9), named([0, 1], 4, 0.5)]
+    assert likelier_number(counts, 2) == 3
+    assert likelier_number(counts, 3) is None and likelier_number(counts, 4) is None
+    assert likelier_number(counts, 5) is None and likelier_number([], 2) is None
 
 
 def test_a_number_is_as_plausible_as_it_has_support():

@@ -314,9 +314,10 @@ def verdict_of(naming: Naming) -> str:
             "of latents, more records, or a larger model."
         )
     if score < RELIABLE:
-        return (
-            f"{found} found, not reliably: {expected} ({by_chance}). Look at them before you train."
-        )
+        advice = "Look at them before you train."
+        if naming.likelier is not None:
+            advice = f"{naming.likelier} have far more support: try --latents {naming.likelier}."
+        return f"{found} found, not reliably: {expected} ({by_chance}). {advice}"
     return f"{found} found: {expected} ({by_chance})."
 
 

@@ -24,8 +24,9 @@ MOST_LATENTS = 8  # that are looked for where the number is not given
 COUNTED_ROWS = 800  # in which it is looked for
 TOLERANCE = 0.05  # share of `Count.support`, within which two numbers are equally good
 REPEATED = 4  # powers: how much stability counts,
-EVEN = 2  # and evenness
+EVEN = 1.5  # and evenness
 SURE = 16  # power of the support, by which one number is held likelier than another
+FAR_MORE = 2  # times the support of a given number, from which another one is advised
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 TINY = 1e-12
@@ -98,6 +99,15 @@ def best_count(counts: Sequence[Count]) -> Count:
         (count for count in full if count.support >= (1 - TOLERANCE) * highest),
         key=lambda count: count.latents,
     )
+
+
+def likelier_number(counts: Sequence[Count], latents: int) -> int | None:
+    """Another number of latents that has far more support than this one; None where none has."""
+    chosen = next((count for count in counts if count.latents == latents), None)
+    if chosen is None:
+        return None
+    best = best_count(counts)
+    return best.latents if best.support > FAR_MORE * chosen.support else None
 
 
 def plausibility(counts: Sequence[Count]) -> np.ndarray:

@@ -28,6 +28,7 @@ from twcli.discovery.number import (
     agreement,
     best_count,
     counts_of,
+    likelier_number,
     nesting,
     plausibility,
 )
@@ -146,6 +147,7 @@ def name_repeating(
         one_string=one_string,
         prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
+        likelier=likelier_number(counts, K),
         nested=_nested(counts, K) if latents is None else None,
         points=plane(discriminant_points(views), found.posterior_NK),
         point_rows=fit_rows,

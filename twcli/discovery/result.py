@@ -39,6 +39,7 @@ class Naming:
             prompt take distinct latents.
         prompts: distinct prompts that were named.
         counts: what speaks for each number of latents that was tried.
+        likelier: another number of latents with far more support, None if there is none.
         points: (n, 2) of up to a few thousand rows, and `point_rows` (n,) which: for a picture.
     """
 
@@ -54,6 +55,7 @@ class Naming:
     prompts: int
     given: int = 0
     counts: list[dict[str, Any]] = field(default_factory=list)
+    likelier: int | None = None
     nested: str | None = None
     points: np.ndarray | None = None
     point_rows: np.ndarray | None = None
@@ -78,6 +80,7 @@ def naming_record(naming: Naming) -> dict[str, Any]:
         "stability": None if naming.stability is None else round(naming.stability, 4),
         "given": naming.given,
         "per_latents": naming.counts,
+        "likelier": naming.likelier,
         "nested": naming.nested,
     }
 
