@@ -1,13 +1,11 @@
 import numpy as np
 import pytest
-from sklearn.metrics import cohen_kappa_score, mutual_info_score
+from sklearn.metrics import cohen_kappa_score
 
 from twcli.discovery.matching import (
     agreement_beyond_chance,
-    contingency,
     matched_share,
     matching,
-    mutual_information,
     relabelled,
 )
 
@@ -30,16 +28,3 @@ def test_agreement_beyond_chance_is_cohens_kappa():
     assert agreement_beyond_chance(one, other, 4) == pytest.approx(expected)
     assert agreement_beyond_chance(one, one, 4) == pytest.approx(1.0)
     assert agreement_beyond_chance(np.zeros(5, int), np.zeros(5, int), 2) == 0.0
-
-
-def test_mutual_information_is_that_of_the_rows_in_any_unit():
-    rng = np.random.default_rng(0)
-    one = rng.choice(4, 300, p=[0.5, 0.3, 0.15, 0.05])
-    other = np.where(rng.random(300) < 0.4, rng.integers(4, size=300), one)
-    weight = rng.integers(1, 4, size=300)
-    table = contingency(one, other, 4, 4, weight)
-    expected = mutual_info_score(np.repeat(one, weight), np.repeat(other, weight))
-    assert mutual_information(table) == pytest.approx(expected)
-    assert mutual_information(0.001 * table) == pytest.approx(expected)
-    assert mutual_information(np.diag([3.0, 3.0, 0.0])) == pytest.approx(np.log(2))
-    assert mutual_information(np.ones((3, 2))) == pytest.approx(0.0, abs=1e-12)

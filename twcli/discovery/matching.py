@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
-from scipy.special import entr
 
 
 def contingency(
@@ -69,10 +68,3 @@ def beyond_chance(share: float, chance: float) -> float:
     if chance < 1:
         return (share - chance) / (1 - chance)
     return 0.0
-
-
-def mutual_information(table: np.ndarray) -> float:
-    """Nats that one naming says about the other, from their contingency table (any weights)."""
-    joint = table / table.sum()
-    apart = entr(joint.sum(0)).sum() + entr(joint.sum(1)).sum()
-    return max(float(apart - entr(joint).sum()), 0.0)

@@ -24,7 +24,8 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 
 from twcli.discovery.discriminants import leave_out, without_means
-from twcli.discovery.matching import agreement_beyond_chance, contingency, mutual_information
+from twcli.discovery.information import mutual_information
+from twcli.discovery.matching import agreement_beyond_chance, contingency
 
 SUBKINDS = (4, 8, 16)  # numbers of them, over which the measure is averaged
 SUBKIND_DIRECTIONS = 24  # leading ones of a view, in which sub-kinds are found

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 from scipy.special import entr
 
+from twcli.discovery.information import mutual_information
 from twcli.discovery.matching import contingency
 from twcli.discovery.score import ratio
 from twcli.evaluation.intervals import Figures, with_intervals
@@ -232,9 +233,8 @@ def nmi(table_KC: np.ndarray) -> float | None:
     both = entropy_of_rows + entropy_of_columns
     if both <= 0:
         return 1.0
-    information = both - entr(joint).sum()
     mean_entropy = both / 2
-    return float(information / mean_entropy)
+    return float(mutual_information(table_KC) / mean_entropy)
 
 
 def ari(table_KC: np.ndarray) -> float | None:

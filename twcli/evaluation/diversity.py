@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from scipy.special import entr
 
+from twcli.discovery.information import information as information_of
 from twcli.errors import UserError
-from twcli.training import loss
 
 WORD = re.compile(r"\w+|[^\w\s]")
 ORDERS = (1, 2, 3)  # of n-grams
@@ -132,4 +132,5 @@ def information(table_KK: np.ndarray) -> float | None:
         return None
     joint_KK = table_KK / total
     read_back = entr(joint_KK).sum() - entr(joint_KK.sum(1)).sum()  # entropy, given what was drawn
-    return loss.information(joint_KK.sum(0), float(read_back))[0]
+    nats, _ = information_of(joint_KK.sum(0), float(read_back))
+    return nats

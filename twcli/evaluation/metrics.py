@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from scipy.special import entr, xlogy
 
+from twcli.discovery.information import information
 from twcli.discovery.score import Predictability, ratio, run_score
 from twcli.evaluation.alignment import ACTIVE_MASS, alignment
 from twcli.evaluation.intervals import Figures, with_intervals
 from twcli.evaluation.judged import Generations, answer_accuracy, retention_entries
 from twcli.evaluation.verdict import verdict_of
-from twcli.training.loss import information
 from twcli.training.retention import Retention
 
 CALIBRATION_BINS = 15

@@ -33,7 +33,7 @@ from transformers import PreTrainedModel
 from twcli.config.evaluate import EvalConfig
 from twcli.data.encoder import ExampleEncoder
 from twcli.data.example import Example
-from twcli.errors import Interrupted, UserError, how_to_resume
+from twcli.errors import UserError, resumable
 from twcli.evaluation.sampling import proportional_order
 from twcli.models import baseline
 from twcli.models.drawing import Request, draw
@@ -345,13 +345,9 @@ def draw_all(
                 for line in sampling.lines(rows, advance)
             ]
     else:
-        try:
+        kept = f"; the samples of finished blocks of {sampling.block:,} prompts are kept"
+        with resumable(kept):
             drawn = _draw_and_store(sampling, shards, say, progress)
-        except KeyboardInterrupt:
-            raise Interrupted(
-                f"interrupted; the samples of finished blocks of {sampling.block:,} prompts are "
-                f"kept; {how_to_resume()}"
-            ) from None
     if sampling.tokens:
         say(
             f"sampled {sampling.tokens:,} tokens, {sampling.tokens / sampling.seconds:,.0f} a "

@@ -14,8 +14,6 @@ for the files next to it while it is written.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,6 +39,7 @@ from twcli.storage.hdf5 import (
     trailer_problem,
 )
 from twcli.storage.shards import Shards, check_place, named, reporting
+from twcli.storage.writing import check_complete, check_rows, header_of, is_intact, open_empty
 
 ROUNDING = 1e-4  # nats; rounding may make a log-softmax positive by this much
 
@@ -94,7 +93,9 @@ class CacheWriter:
                 raise UserError(f"{self.path}: is not a cache; name another --out")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        self._shard_folder = _shard_folder(self.path, self._header(), self.offsets)
+        version = {"format_version": FORMAT_VERSION}
+        header = header_of(version, self._fingerprint, self.offsets, self.row_hash)
+        self._shard_folder = _shard_folder(self.path, header, self.offsets)
 
     @classmethod
     def already_complete(
@@ -108,8 +109,7 @@ class CacheWriter:
         """
         try:
             with Cache(path) as cache:
-                cache.check(fingerprint, row_hash)
-                intact = not cache.verify()
+                intact = is_intact(cache, fingerprint, row_hash)
         except UserError:
             return False
         if intact:
@@ -171,30 +171,20 @@ class CacheWriter:
             WorkFailed: the disk is full, or a shard is no longer what was written.
             ValueError: rows are missing.
         """
-        if self.missing:
-            raise ValueError(f"{named(self.missing[0])} are missing")
-        flags = os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+        check_complete(self.missing)
         with self._shard_folder.publishing("write the cache") as temp:
-            handle = os.open(temp, flags, 0o666)
+            handle = open_empty(temp)
             shards = self._shard_folder.all()
             write_file(handle, self._fingerprint, self.offsets, self.row_hash, shards)
         self._published = True
 
     def _check_arguments(self) -> None:
         """Raises UserError without rows, ValueError for arrays of the wrong shape."""
+        check_rows(self.path, self.row_hash, self.shard_rows, "make a cache of")
         offsets = self.offsets
-        row_hash = self.row_hash
-        if len(row_hash) == 0:
-            raise UserError(f"{self.path}: there are no rows to make a cache of")
-        if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
-            raise ValueError(
-                f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}"
-            )
         falls = bool((offsets[1:] < offsets[:-1]).any())
-        if offsets.shape != (len(row_hash) + 1,) or offsets[0] != 0 or falls:
+        if offsets.shape != (len(self.row_hash) + 1,) or offsets[0] != 0 or falls:
             raise ValueError("offsets must be (N + 1,), begin at 0 and never fall")
-        if self.shard_rows < 1:
-            raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")
 
     def _refuse_existing(self, fingerprint: dict[str, Any]) -> None:
         """Raises UserError that says what is at the path already."""
@@ -207,19 +197,6 @@ class CacheWriter:
             raise UserError(f"{error}{hint}") from None
         state = problems[0] if problems else "already complete"
         raise UserError(f"{self.path}: {state}; pass --overwrite to start over")
-
-    def _header(self) -> dict[str, Any]:
-        """What a folder of shards must agree on to be continued: the format, the fingerprint, and a
-        key that also covers rows and lengths.
-        """
-        key = hashlib.sha256(self._fingerprint)
-        key.update(self.offsets.data)
-        key.update(self.row_hash.data)
-        return {
-            "format_version": FORMAT_VERSION,
-            "key": key.hexdigest(),
-            "fingerprint": json.loads(self._fingerprint),
-        }
 
 
 class Cache:

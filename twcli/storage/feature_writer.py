@@ -5,9 +5,7 @@ the file.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -28,6 +26,7 @@ from twcli.storage.feature_format import (
 from twcli.storage.feature_store import FeatureStore
 from twcli.storage.hdf5 import FINGERPRINT_BYTES, may_be_replaced, to_json, write_hdf5
 from twcli.storage.shards import Shards, check_place, named, reporting
+from twcli.storage.writing import check_complete, check_rows, header_of, is_intact, open_empty
 
 
 class FeatureWriter:
@@ -75,7 +74,7 @@ class FeatureWriter:
         self.notes: list[str] = []
         self._fingerprint = to_json(fingerprint)
         self._published = False
-        self._check_arguments()
+        check_rows(self.path, self.row_hash, shard_rows, "compute features of")
         check_place(self.path)
         if self.path.exists():
             name = str(self.path)
@@ -83,7 +82,8 @@ class FeatureWriter:
                 raise UserError(f"{self.path}: is not a feature file; name another one")
             if not overwrite:
                 self._refuse_existing(fingerprint)
-        header = self._header()
+        version = {"features_version": FEATURES_VERSION}
+        header = header_of(version, self._fingerprint, self.row_hash)
         self._shard_folder = _shard_folder(self.path, header, len(self.row_hash))
 
     @classmethod
@@ -98,8 +98,7 @@ class FeatureWriter:
         """
         try:
             with FeatureStore(path) as store:
-                store.check(fingerprint, row_hash)
-                intact = not store.verify()
+                intact = is_intact(store, fingerprint, row_hash)
         except UserError:
             return False
         if intact:
@@ -175,11 +174,10 @@ class FeatureWriter:
             WorkFailed: the disk is full, or a shard is no longer what was written.
             ValueError: rows are missing.
         """
-        if self.missing:
-            raise ValueError(f"{named(self.missing[0])} are missing")
+        check_complete(self.missing)
         assert self.widths is not None  # there is at least one shard
         with self._shard_folder.publishing("write the features") as temp:
-            handle = os.open(temp, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            handle = open_empty(temp)
             widths = self.widths
             shards = self._shards()
             write_hdf5(
@@ -190,18 +188,6 @@ class FeatureWriter:
             )
         self._published = True
 
-    def _check_arguments(self) -> None:
-        """Raises UserError without rows, ValueError for arrays of the wrong shape."""
-        row_hash = self.row_hash
-        if len(row_hash) == 0:
-            raise UserError(f"{self.path}: there are no rows to compute features of")
-        if row_hash.dtype != np.uint8 or row_hash.shape != (len(row_hash), 16):
-            raise ValueError(
-                f"row_hash must be (N, 16) uint8, not {row_hash.shape} {row_hash.dtype}"
-            )
-        if self.shard_rows < 1:
-            raise ValueError(f"shard_rows must be at least 1, not {self.shard_rows}")
-
     def _refuse_existing(self, fingerprint: dict[str, Any]) -> None:
         """Raises UserError that says what is at the path already."""
         with FeatureStore(self.path) as store:
@@ -209,16 +195,6 @@ class FeatureWriter:
             problems = store.verify()
         state = problems[0] if problems else "already complete"
         raise UserError(f"{self.path}: {state}; {FEATURES.remedy} to start over")
-
-    def _header(self) -> dict[str, Any]:
-        """What shards of the same features have in common: a resumed call must have the same."""
-        key = hashlib.sha256(self._fingerprint)
-        key.update(self.row_hash.data)
-        return {
-            "features_version": FEATURES_VERSION,
-            "key": key.hexdigest(),
-            "fingerprint": json.loads(self._fingerprint),
-        }
 
     def _take_widths(self) -> bool:
         """Takes the widths from the finished shards; False, with a note, if they differ from the

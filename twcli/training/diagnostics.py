@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from twcli.discovery.information import information
 from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
-from twcli.training.loss import information, masked_token_nll_per_example
+from twcli.training.loss import masked_token_nll_per_example
 from twcli.training.stages import REFINE, STAGE_NAMES, turns_of
 
 # of log K: z that moves an example's token losses by less leaves the posterior where the router is

@@ -6,12 +6,7 @@ tokens. All quantities in nats.
 
 from __future__ import annotations
 
-import math
-
-import numpy as np
 import torch
-from numpy.typing import ArrayLike
-from scipy import special
 
 
 def masked_token_nll_per_example(
@@ -164,18 +159,6 @@ def entropy(probability: torch.Tensor) -> torch.Tensor:
         (...) nats.
     """
     return torch.special.entr(probability).sum(-1)
-
-
-def information(mean_K: ArrayLike, mean_entropy: float) -> tuple[float, float]:
-    """(mutual information I(z; y) in nats, effective number of latents) of a posterior.
-
-    Args:
-        mean_K: the posterior's mean over records.
-        mean_entropy: the mean of its entropy over the same records, in nats.
-    """
-    mean_K = np.asarray(mean_K, np.float64)
-    entropy_of_mean = float(special.entr(mean_K).sum())
-    return max(entropy_of_mean - mean_entropy, 0.0), math.exp(entropy_of_mean)
 
 
 def objective(

@@ -13,6 +13,7 @@ import torch
 from twcli.config.train import TrainConfig
 from twcli.config.weightings import WEIGHTINGS
 from twcli.data.batches import Batch
+from twcli.discovery.information import information
 from twcli.models.latents import LatentOutput
 from twcli.training import diagnostics, loss, regularisers
 
@@ -106,7 +107,7 @@ def step_loss(
         q_BK = log_q_BK.exp()
         parts["posterior_mass"] = q_BK.mean(0).tolist()
         parts["posterior_entropy"] = loss.entropy(q_BK).mean().item()
-        parts["mutual_information"], parts["usage"] = loss.information(
+        parts["mutual_information"], parts["usage"] = information(
             parts["posterior_mass"], parts["posterior_entropy"]
         )
         if refined_BCS is not None:
