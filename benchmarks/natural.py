@@ -51,6 +51,7 @@ GSM8K_DRAWS = (*PAIRS, "single")
 TRAINED = ("sums", "advice")
 TRAINED_DRAWS = ("random", "skewed", "single")
 TEST_PROMPTS, TEST_COMPLETIONS = 30, 4
+GIVEN = 25  # names of each latent that `given` cells take from the labels
 FOLDS = 5  # of the probe
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 TRAINING = {  # column -> where it is in the JSON of `twcli eval`
@@ -69,7 +70,7 @@ Runner = Callable[[Sequence[object], Path], str]
 
 @dataclass(frozen=True)
 class Cell:
-    """One thing to measure; `part` is `names`, `auto` or `train`."""
+    """One thing to measure; `part` is `names`, `auto`, `given` or `train`."""
 
     task: str
     draw: str
@@ -170,7 +171,8 @@ def chosen(options: argparse.Namespace) -> list[Cell]:
     if options.gsm8k:
         pairs += [("gsm8k", draw) for draw in GSM8K_DRAWS]
     cells = [Cell(*pair, seed) for seed in options.seeds for pair in pairs]
-    cells += [Cell(*pair, options.seeds[0], "auto") for pair in pairs]
+    for part in ("auto", "given"):
+        cells += [Cell(*pair, options.seeds[0], part) for pair in pairs]
     if options.train:
         trained = [(task, draw) for task in TRAINED for draw in TRAINED_DRAWS]
         cells += [Cell(*pair, seed, "train") for seed in options.seeds for pair in trained]
@@ -334,6 +336,12 @@ def discover(
     if read.exists() and not store.exists():  # the same records: what was read of them is kept
         shutil.copyfile(read, store)
     labels = [record["strategy"] for record in records]
+    which: tuple[object, ...]
+    if cell.part == "given":
+        finish(Cell(cell.task, cell.draw, cell.seed), options, run)
+        which = ("--names", given_names(read.with_name("names.jsonl"), data, labels, cell.seed))
+    else:
+        which = ("--latents", "auto" if cell.part == "auto" else len(set(labels)))
     printed = run(
         [
             "discover",
@@ -341,7 +349,7 @@ def discover(
             *("--template", "chat"),
             *("--precision", options.precision),
             *("--data", data),
-            *("--latents", "auto" if cell.part == "auto" else len(set(labels))),
+            *which,
             *("--out", names),
             "--json",
         ],
@@ -351,10 +359,47 @@ def discover(
     latents: list[int | None] = [None] * len(records)
     for line in read_records(names):
         latents[line["row"]] = line["latent"]
-    measured = compare(latents, labels) | {"score": found.get("score"), "discover": found}
+    if cell.part == "given":
+        measured = of_the_others(latents, labels, cell.seed)
+    else:
+        measured = compare(latents, labels)
+    measured |= {"score": found.get("score"), "discover": found}
     if cell.part == "names":
         measured["probe"] = probe(store, labels, [record["x"] for record in records])
     return measured
+
+
+def given_rows(labels: Sequence[str], seed: int) -> set[int]:
+    """Rows whose names are given: `GIVEN` of each label drawn at random, at most half of them."""
+    rng = random.Random(f"given {seed}")
+    rows: set[int] = set()
+    for label in sorted(set(labels)):
+        there = [row for row, other in enumerate(labels) if other == label]
+        rows.update(rng.sample(there, min(GIVEN, len(there) // 2)))
+    return rows
+
+
+def given_names(names: Path, data: Path, labels: Sequence[str], seed: int) -> Path:
+    """Writes names after the labels for some records beside the data, null for all others."""
+    latents = {label: latent for latent, label in enumerate(sorted(set(labels)))}
+    given = given_rows(labels, seed)
+    lines = read_records(names)
+    for line, label in zip(lines, labels, strict=True):
+        known = line["row"] in given
+        line["latent"] = latents[label] if known else None
+        line["probability"] = 1.0 if known else None
+    path = data.with_name("given.jsonl")
+    write_records(path, lines)
+    return path
+
+
+def of_the_others(latents: Sequence[int | None], labels: Sequence[str], seed: int) -> dict:
+    """Share of the records right whose names were not given, under the names as they were given."""
+    order = sorted(set(labels))
+    given = given_rows(labels, seed)
+    others = [row for row in range(len(labels)) if row not in given]
+    right = [latents[row] == order.index(labels[row]) for row in others]
+    return {"found": len(order), "given": len(given), "right": mean(right)}
 
 
 def train(
@@ -465,12 +510,15 @@ def tables(results: list[dict]) -> str:
     """Markdown of all results."""
     if not results:
         return "No cell is finished yet.\n"
-    parts = {part: ordered(results, part) for part in ("names", "auto", "train")}
+    parts = {part: ordered(results, part) for part in ("names", "auto", "given", "train")}
     lines: list[str] = []
     if parts["names"]:
         lines += names_table(parts["names"])
     if parts["auto"]:
         lines += ["", "The number of latents left to the command:", "", *auto_table(parts["auto"])]
+    if parts["given"]:
+        lines += ["", f"With up to {GIVEN} names of each latent given (the others are judged):", ""]
+        lines += given_table(parts["given"], parts["names"])
     if parts["train"]:
         lines += ["", "Trained on the names:", "", *training_table(parts["train"])]
     return "\n".join([*lines, "", *conditions(results)]) + "\n"
@@ -514,6 +562,18 @@ def auto_table(results: list[dict]) -> list[str]:
             for r in results
         ],
     )
+
+
+def given_table(results: list[dict], without: list[dict]) -> list[str]:
+    """One row for each task and draw, with what was right of the same records without names."""
+    before = {(r["task"], r["draw"], r["seed"]): r["right"] for r in without}
+    rows = []
+    for r in results:
+        figures = [before.get((r["task"], r["draw"], r["seed"])), r["right"], r["score"]]
+        counts = [str(r["strategies"]), str(r["given"])]
+        rows.append([r["task"], r["draw"], *counts, *map(number, figures)])
+    head = ["task", "draw", "K", "names given", "right without", "right of the others", "score"]
+    return markdown(head, rows)
 
 
 def training_table(results: list[dict]) -> list[str]:

@@ -111,6 +111,23 @@ def test_what_was_read_of_the_records_is_kept_for_another_number_of_latents(opti
     assert (auto.folder(options().out) / "names.features.h5").read_bytes() == b"features"
 
 
+def test_given_names_are_those_of_some_records_and_the_others_are_judged(options):
+    command = Command()
+    cell = Cell("sums", "distinct", 0, "given")
+    result = natural.finish(cell, options(), command)
+    assert result["right"] == 1.0 and result["given"] == 12  # half of the 24
+    value = dict(pairwise(command.calls[-1]))
+    assert "--latents" not in value
+    labels = [record["strategy"] for record in natural.cell_records(cell, None)]
+    known = sorted(set(labels))
+    lines = natural.read_records(Path(value["--names"]))
+    given = {line["row"] for line in lines if line["latent"] is not None}
+    assert given == natural.given_rows(labels, 0) and len(given) == 12
+    assert all(lines[row]["latent"] == known.index(labels[row]) for row in given)
+    of_given_only = [known.index(labels[row]) if row in given else None for row in range(24)]
+    assert natural.of_the_others(of_given_only, labels, 0)["right"] == 0.0
+
+
 def test_every_task_has_its_cells_with_the_same_records_each_time(options):
     for task in make.TASKS:
         for draw in natural.DRAWS:
@@ -130,7 +147,7 @@ def test_a_cell_has_the_600_records_that_the_page_says():
 
 def test_cells_are_chosen_by_name(options):
     names = [cell.name for cell in natural.chosen(options())]
-    assert len(names) == len(set(names)) == 5 * 4 * 3 + 5 * 4
+    assert len(names) == len(set(names)) == 5 * 4 * 3 + 5 * 4 * 2
     only = [cell.name for cell in natural.chosen(options("--only", "sums/random", "dinner/*/1"))]
     assert only == [
         "sums/random/0",
@@ -138,6 +155,7 @@ def test_cells_are_chosen_by_name(options):
         *(f"dinner/{draw}/1" for draw in natural.DRAWS),
         "sums/random/2",
         "sums/random/0/auto",
+        "sums/random/0/given",
     ]
     trained = natural.chosen(options("--train", "--seeds", "2", "--only", "*/train"))
     draws = ("random", "skewed", "single")
@@ -284,4 +302,4 @@ def test_a_dry_run_lists_the_cells(options, tmp_path, capsys):
     natural.main([*flags, "--only", "sums/distinct", "--dry-run"])
     told = capsys.readouterr().out.splitlines()
     assert told[:2] == ["sums/distinct/0: done", "sums/distinct/1: to do"]
-    assert told[-1] == "4 cells, model model.gguf"
+    assert told[-1] == "5 cells, model model.gguf"
