@@ -5,11 +5,14 @@ wrong, and how the help reads.
 import dataclasses
 import errno
 import json
+import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +20,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from tests.conftest import LAUNCH, make_model, make_records, make_tokenizer, write_jsonl
 from tests.pages.reading import check
@@ -1339,7 +1343,7 @@ def chat(tmp_path_factory):
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")
 def test_lora_in_a_chat_template_from_data_to_samples(chat, tmp_path):
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     run = tmp_path / "run"
     ok(
@@ -1629,6 +1633,34 @@ def test_an_interruption_is_one_line(made, tmp_path, monkeypatch, command, place
     }[command]
     result = twcli(command, *flags, "--data", made / "data.jsonl")
     assert (result.exit_code, result.stderr.splitlines()[-1]) == (130, f"twcli: {says}")
+
+
+def test_what_a_library_says_of_an_interruption_is_one_too(made, tmp_path, monkeypatch):
+    """transformers, stopped while it builds a model, raises "trying to pop from empty mode stack"
+    as it cleans up, which is no fault of the model.
+    """
+
+    def building(*_, **__):
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)  # the signal ends it
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", building)
+    call = ("precompute", "--model", made / "model", "--data", made / "data.jsonl")
+    result = twcli(*call, "--out", tmp_path / "b.h5")
+    assert result.exit_code == 143
+    assert result.stderr.splitlines()[-1] == (
+        "twcli: interrupted; run the same command again to resume"
+    )
+    monkeypatch.undo()
+
+    def broken(*_, **__):
+        raise RuntimeError("trying to pop from empty mode stack")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", broken)
+    refused(*call, "--out", tmp_path / "b.h5", says="pop from empty mode stack")
 
 
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])

@@ -99,10 +99,24 @@ class OneLineErrors(click.Group):
         """As click's, but for what an interruption says."""
         try:
             return super().invoke(context)
-        except KeyboardInterrupt:  # click would print an empty line for it
+        except (Interrupted, click.exceptions.Exit):
+            raise
+        except BaseException as error:
+            if not _of_interruption(error):
+                raise
             if context.invoked_subcommand in ("precompute", "train", "discover"):
                 raise interrupted() from None
             raise Interrupted("interrupted") from None
+
+
+def _of_interruption(error: BaseException) -> bool:
+    """Whether it is an interruption, or the error of a library that one made fail: what a library
+    cleans up when it is left halfway may raise an error of its own.
+    """
+    if isinstance(error, KeyboardInterrupt):
+        return True  # click would print an empty line for it
+    before = error.__cause__ or error.__context__
+    return signals.pending() and before is not None and _of_interruption(before)
 
 
 def _instead(error: click.ClickException) -> click.ClickException:
