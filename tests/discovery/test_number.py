@@ -83,6 +83,18 @@ def test_of_the_numbers_of_most_support_the_smallest_is_taken():
     assert best((2, 0.6), (3, 0.8), (4, 0.99)) == 4
 
 
+@pytest.mark.slow
+def test_processes_side_by_side_change_no_figure(all_ways):
+    rng = np.random.default_rng(0)
+    points = 6 * np.eye(3, 8)[rng.integers(3, size=60)] + rng.normal(size=(60, 8))
+    views, ones = [points] * 3, [1] * 60
+    alone = counts_of([2, 3], views, np.ones(60), ones, 0)
+    both = counts_of([2, 3], views, np.ones(60), ones, 0, workers=2)
+    assert [one.support for one in alone] == [one.support for one in both]
+    for one, other in zip(alone, both, strict=True):
+        assert np.array_equal(one.found.posterior_NK, other.found.posterior_NK)
+
+
 def test_nats_count_as_far_as_the_search_repeats_itself_and_clusters_lie_apart():
     steady = named([0, 1], 2, 0.7)
     fickle = named([0, 1], 3, 0.9, stability=0.9)  # two clusters of two rows: 0.8 beyond chance

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from joblib import Parallel, delayed
 from numpy.typing import ArrayLike
 
 from twcli.discovery.matching import contingency, matched_share
@@ -73,6 +74,7 @@ def counts_of(
     sizes: ArrayLike,
     seed: int,
     advance: Callable[[int], None] | None = None,
+    workers: int = 1,
 ) -> list[Count]:
     """The naming of the same rows under each number of latents.
 
@@ -82,10 +84,14 @@ def counts_of(
         weight_N: (N,) how much each row counts.
         sizes: (P,) rows of each prompt.
         advance: called with 1 after each number.
+        workers: processes that try numbers side by side; they change no figure. A search is many
+            small steps of Python, for which threads would wait for each other.
     """
+    processes = Parallel(n_jobs=min(workers, len(numbers)) or 1, return_as="generator")
+    tries = (delayed(search)(views, weight_N, sizes, latents, seed) for latents in numbers)
     counts = []
-    for latents in numbers:
-        counts.append(Count.of(search(views, weight_N, sizes, latents, seed)))
+    for found in processes(tries):
+        counts.append(Count.of(found))
         if advance:
             advance(1)
     return counts

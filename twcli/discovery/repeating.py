@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
 from twcli.data.encoded import Encoded
@@ -39,10 +40,16 @@ from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, s
 from twcli.discovery.score import expected_share_right
 from twcli.discovery.search import SEARCHED_ROWS, Found, search
 from twcli.discovery.ways import ways_of
+from twcli.models.runtime import most_at_once
 
 FIT_ROWS = 12_000  # rows of the prompts that are clustered, at most
 SEARCHED_A_ROW = 0.022  # seconds of one core, about, for one number of latents
 LEAST_ROWS_A_LATENT = 8  # of data that can be named at all
+
+
+def _workers() -> int:
+    """Numbers of latents that are looked at side by side."""
+    return most_at_once(torch.device("cpu"))
 
 
 def searching_seconds(rows: int, latents: int | None, *, given: bool = False) -> float:
@@ -59,7 +66,8 @@ def searching_seconds(rows: int, latents: int | None, *, given: bool = False) ->
         numbers = MOST_LATENTS - 1
     else:
         numbers = BELOW + ABOVE + 1
-    return SEARCHED_A_ROW * (numbers * min(rows, COUNTED_ROWS) + min(rows, SEARCHED_ROWS))
+    rounds = -(-numbers // _workers())
+    return SEARCHED_A_ROW * (rounds * min(rows, COUNTED_ROWS) + min(rows, SEARCHED_ROWS))
 
 
 def name_repeating(
@@ -197,7 +205,15 @@ def _numbers(
         numbers = [2]
     counted_views = [view[:rows] for view in views]
     with progress("numbers of latents", len(numbers)) as advance:
-        counts = counts_of(numbers, counted_views, weight_N[:rows], counted_sizes, seed, advance)
+        counts = counts_of(
+            numbers,
+            counted_views,
+            weight_N[:rows],
+            counted_sizes,
+            seed,
+            advance,
+            workers=_workers(),
+        )
 
     def score_of(found: Found) -> float:
         K = found.posterior_NK.shape[1]
