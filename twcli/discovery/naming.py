@@ -21,7 +21,6 @@ from twcli.discovery.matching import matching
 from twcli.discovery.one_string import SURE, name_one_string
 from twcli.discovery.prior import (
     ONE_STRING,
-    LatentPrior,
     fit_prior,
     identical_pairs,
     one_string_a_strategy,
@@ -128,7 +127,7 @@ def completed(given_N: np.ndarray, sure_N: np.ndarray, naming: Naming) -> Naming
         latent_N=latent_N,
         probability_N=probability_N,
         second_N=renamed(naming.second_N, names_K),
-        prior=LatentPrior(proportions / proportions.sum(), naming.prior.repulsion),
+        prior=replace(naming.prior, proportions=proportions / proportions.sum()),
         used=used_latents(latent_N),
     )
 

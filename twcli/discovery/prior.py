@@ -16,7 +16,7 @@ Shapes: N rows that lie prompt by prompt, P prompts of m rows, K latents.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 
 import numpy as np
@@ -268,7 +268,7 @@ def without_spares(prior: LatentPrior, used: int) -> LatentPrior:
     repulsion kept.
     """
     proportions = prior.proportions[:used]
-    return LatentPrior(proportions / proportions.sum(), prior.repulsion)
+    return replace(prior, proportions=proportions / proportions.sum())
 
 
 def assign_rows(

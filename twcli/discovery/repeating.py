@@ -33,7 +33,7 @@ from twcli.discovery.number import (
     nesting,
     plausibility,
 )
-from twcli.discovery.prior import LatentPrior, fit_prior
+from twcli.discovery.prior import fit_prior
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, no_names, rename
 from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
@@ -146,7 +146,7 @@ def name_repeating(
         latent_N=latent_N,
         probability_N=probability_N,
         second_N=second_N,
-        prior=LatentPrior(prior.proportions[_filled(order_K)], prior.repulsion),
+        prior=replace(prior, proportions=prior.proportions[_filled(order_K)]),
         latents=K,
         used=used,
         score=score,

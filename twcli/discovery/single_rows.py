@@ -17,7 +17,6 @@ import numpy as np
 from twcli.data.encoded import Encoded
 from twcli.data.groups import Groups
 from twcli.discovery.discriminants import Discriminant, discriminant_points, out_of_fold
-from twcli.discovery.prior import LatentPrior
 from twcli.discovery.prompt_effects import PromptEffects
 from twcli.discovery.result import Naming, canonical_order, counts_of, rename
 from twcli.discovery.rows import BLOCK_PROMPTS, FIT_PROMPTS, Progress, Source, spread_to_equal_rows
@@ -84,7 +83,7 @@ def name_single_rows(
         latent_N=latent_N,
         second_N=second_N,
         probability_N=probability_N,
-        prior=LatentPrior(shares_K / shares_K.sum(), naming.prior.repulsion),
+        prior=replace(naming.prior, proportions=shares_K / shares_K.sum()),
         score=_score(naming, right, groups[several].count(), len(singles)),
         prompts=len(groups),
     )

@@ -15,8 +15,8 @@ NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 2, "out": "R"}
 def test_a_weighting_is_added_in_one_place(monkeypatch):
     """The option, its check and the loss all go by `WEIGHTINGS`."""
     root = Weighting("by the root of b_t", uniform=0.5, token=1.5, weights=lambda b: b.sqrt())
-    monkeypatch.setitem(WEIGHTINGS, "root", root)
-    config = TrainConfig(**NEEDED, weighting="root")
+    monkeypatch.setitem(WEIGHTINGS, "added", root)
+    config = TrainConfig(**NEEDED, weighting="added")
     assert config.term_weights() == (0.5, 1.5) and config.uses_weights
     generator = torch.Generator().manual_seed(0)
     nll_BCS = torch.rand(3, 2, 5, generator=generator, dtype=torch.float64)
@@ -38,5 +38,5 @@ def test_help_and_refusal_name_every_weighting():
     shown = TrainConfig.__dataclass_fields__["weighting"].metadata["help"]
     for name, weighting in WEIGHTINGS.items():
         assert f"{name} ({weighting.help})" in shown
-    with pytest.raises(UserError, match="'root' is not one of token, uniform, mixed"):
-        TrainConfig(**NEEDED, weighting="root")
+    with pytest.raises(UserError, match=f"'other' is not one of {', '.join(WEIGHTINGS)}"):
+        TrainConfig(**NEEDED, weighting="other")
