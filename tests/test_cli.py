@@ -725,7 +725,7 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     flags = list(train_flags(made))
     flags[flags.index("--latents") + 1] = "auto"
     said = ok("train", *flags, "--out", tmp_path / "run").stderr
-    assert re.search(r"\nexpected alignment: -?\d\.\d{3} of 1", said)
+    assert re.search(r"\nexpected alignment \(label-free\): -?\d\.\d{3} of 1", said)
     counted = r"latents: (\d+); support by number of latents: 2: -?\d"
     found = int(re.search(counted, said)[1])
     assert f"latents: {found}\n" in (tmp_path / "run" / "config.yaml").read_text()

@@ -99,6 +99,20 @@ def test_after_the_last_step_the_first_estimate_of_a_training_is_forgotten(fast,
     assert "so far" in lines[-1] and not any("16 min" in line for line in lines[2:])
 
 
+def test_the_clock_does_not_rise_while_a_large_part_is_in_hand(fast, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(screen_module.time, "monotonic", lambda: now[0])
+    screen = Screen(quiet=True)
+    status = screen_module.Status("records", 100, 0.0)
+    now[0] = 30.0
+    status.advance(20)
+    left = []
+    for seconds in (30.0, 40.0, 59.0, 100.0):
+        now[0] = seconds
+        left.append(screen._left(status))
+    assert left == [120.0, 110.0, 91.0, 90.0]  # 1.5 s each; at least the 60 after these 20
+
+
 def test_the_clock_of_a_resumed_training_is_of_the_steps_that_are_left(fast, monkeypatch):
     def work(screen):
         screen.phases.expect({TRAIN: 6000.0})

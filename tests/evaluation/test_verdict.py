@@ -170,3 +170,22 @@ def test_the_field_that_was_looked_for_is_named():
     _, after = verdict_lines(result, "run/report.html")
     assert "no record has the field 'style'" in after[0] and "the records have kind" in after[0]
     assert after[-1] == "Page: run/report.html"
+
+
+def test_without_labels_latents_are_described_unless_they_mean_nothing():
+    card = {"latent": 1, "share": 0.4, "phrases": [{"text": "first of"}, {"text": "then"}]}
+    plain = {"latent": 2, "share": 0.1, "phrases": [], "typical": [{"row": 0, "y": "Take\nit."}]}
+    unused = {"latent": 3, "share": 0.0, "phrases": [], "typical": []}
+    cards = [{**card, "typical": []}, plain, unused]
+    _, after = verdict_lines({**bare(True, 0.98), "latent_cards": cards}, "page.html")
+    assert after[:3] == [
+        "z1    40%  first of / then",
+        "z2    10%  like Take it.",
+        "z3     0%  not used",
+    ]
+    failed = bare(True, 0.3)
+    failed["verdict"] = verdict_of(failed).as_dict()
+    _, after = verdict_lines({**failed, "latent_cards": cards}, "page.html")
+    assert not any(line.startswith("z1") for line in after)
+    _, after = verdict_lines({**run(1.0, 1.0, 0), "latent_cards": cards}, "page.html")
+    assert not any(line.startswith("z1") for line in after)  # the table says what they mean

@@ -53,6 +53,7 @@ class Status:
         total: what is to be done, 0 where it cannot be counted.
         done, first: how much of it is done, and was when the clock began.
         note: a speed.
+        seen, part: when it was last known how much is done, and how much of it was new then.
         has_lines: whether what is done has lines of its own.
     """
 
@@ -63,6 +64,14 @@ class Status:
     first: int = 0
     note: str = ""
     has_lines: bool = False
+    seen: float = 0.0
+    part: int = 0
+
+    def advance(self, done: int) -> None:
+        """So much is done now, in all."""
+        self.part = done - self.done
+        self.done = done
+        self.seen = time.monotonic()
 
     @property
     def counted(self) -> bool:
@@ -157,7 +166,7 @@ class Screen:
             self._stack.append(status)
 
         def advance(count: int, note: str = "") -> None:
-            status.done += count
+            status.advance(status.done + count)
             status.note = note
 
         try:
@@ -209,10 +218,11 @@ class Screen:
         """Seconds that the phase still takes; None where nothing says so."""
         now = time.monotonic()
         if status.counted:
-            seconds = now - status.begin
-            rate = seconds / (status.done - status.first)
+            rate = (status.seen - status.begin) / (status.done - status.first)
             left = max(0, status.total - status.done)
-            return rate * left
+            after_this_part = max(0, left - status.part)
+            since = now - status.seen
+            return max(rate * left - since, rate * after_this_part)
         expected = self.phases.expected()
         taken = now - self._phase_began
         # one that takes longer than expected says nothing of what is left
@@ -264,7 +274,7 @@ class Screen:
                 with self._lock:
                     self._stack.append(status)
                 recent = deque(maxlen=max(2, round(RECENT_SHARE * steps)))
-            status.done = step
+            status.advance(step)
             status.total = steps
             recent.append(m)
             if step == steps or self._due():

@@ -68,6 +68,7 @@ def _evaluate_one(
 ) -> dict[str, Any]:
     """Figures of one run, whose page is written into its folder."""
     result, evidence = evaluation.evaluate(config, say, progress, phases, records)
+    result["latent_cards"] = evidence["latent_cards"]
     run = RunFolder(config.run)
     trained = run.read_config()
     html = page.evaluation_page(

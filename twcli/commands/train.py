@@ -14,6 +14,7 @@ from twcli.commands.report import about, write_page
 from twcli.config.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
+from twcli.discovery.names_page import latent_line
 from twcli.errors import UserError, first_line
 from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
@@ -128,11 +129,15 @@ def _train_one(
             highest = ""
         else:
             highest = f" to {judged.at_most:.3f}"
-        say(f"expected alignment: {score:.3f}{highest} of 1, one latent to one strategy")
+        say(
+            f"expected alignment (label-free): {score:.3f}{highest} of 1, one latent to one "
+            f"strategy, from {judged.records:,} of these records; eval has it on new records, with "
+            "its interval"
+        )
     for line in retention_lines(judged.retained, judged.lost):
         say(line)
     if leads:
-        _write_page(setup, run, verdict, judged, say)
+        _show_latents(setup, run, verdict, judged, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
 
@@ -146,19 +151,24 @@ def _information(run: RunFolder) -> float:
     return information
 
 
-def _write_page(
+def _show_latents(
     setup: Setup,
     run: RunFolder,
     verdict: Verdict,
     judged: finishing.Judged,
     say: Callable[[str], None],
 ) -> None:
-    """The page of a run that is finished: whatever is wrong with it changes nothing of that."""
+    """What each latent is, in a line and on the page of a run that is finished: whatever is wrong
+    with it changes nothing of that.
+    """
     try:
         evidence = training_evidence(setup)
     except (UserError, LookupError) as error:
         say(f"page: not written, since {setup.config.data} is not as it was: {first_line(error)}")
         return
+    described = about(run, setup.config, say)
+    for card in evidence.get("latent_cards", ()):
+        say(latent_line(card, described.names.get(card["latent"])))
     html = page.training_page(
         {
             **verdict.as_dict(),
@@ -167,7 +177,7 @@ def _write_page(
         [{**entry.as_dict(), "below": entry.latent in judged.lost} for entry in judged.retained],
         run.read_metrics(),
         setup.config.to_mapping(),
-        about(run, setup.config, say),
+        described,
         evidence,
     )
     write_page(run, html, say)

@@ -207,6 +207,23 @@ def _latent_lines(card: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def latent_line(card: dict[str, Any], name: str | None = None) -> str:
+    """A latent at the end of a training or an evaluation: its share of the records, its name where
+    it has one, and the phrases that set it apart, or the beginning of a typical completion.
+    """
+    head = f"z{card['latent']:<3} {share(card['share']):>4}  "
+    if name is not None:
+        head += f"{visible(name)}: "
+    columns = COLUMNS - cell_len(head)
+    if not card["share"]:
+        return head + "not used"
+    if card["phrases"]:
+        return head + _phrases_that_fit(card["phrases"], columns)
+    for item in card["typical"][:1]:
+        return _one_line(head + "like ", item["y"])
+    return head + "no phrase sets it apart"
+
+
 def _phrases_that_fit(phrases: Sequence[dict[str, Any]], columns: int) -> str:
     """As many phrases as fit into so many columns."""
     texts = [" ".join(visible(phrase["text"]).split()) for phrase in phrases]

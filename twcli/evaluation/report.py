@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from twcli.discovery.names_page import latent_line
 from twcli.evaluation.verdict import gains_disagree
 
 # (section, key, meaning); section None is the top level
@@ -275,6 +276,8 @@ def verdict_lines(
     """
     verdict = result["verdict"]
     after = []
+    if result["alignment"]["mapping"] is None and verdict["kind"] != "failed":
+        after += [latent_line(card) for card in result.get("latent_cards", ())]
     if everything:
         after += not_measured(result)
     elif result["alignment"]["nmi"] is None and result.get("judge") is None:

@@ -36,12 +36,14 @@ class Judged:
             that model's memory of the records.
         retained: what became of each latent's completions.
         lost: latents below the frozen model by more than all are.
+        records: that the score is of.
     """
 
     score: float | None = None
     at_most: float | None = None
     retained: Sequence[Retention] = ()
     lost: frozenset[int] = frozenset()
+    records: int = 0
 
 
 def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
@@ -88,7 +90,7 @@ def judge(setup: Setup, progress: Callable[[str, int], Any]) -> Judged:
     at_most = None
     if score is not None and any(entry.below for entry in chain(found, scored)):
         at_most = run_score(judged(kept=frozenset(range(latents)) - lost), latents)
-    return Judged(score, at_most, found, lost)
+    return Judged(score, at_most, found, lost, len(rows))
 
 
 def _in_stored_dtype(

@@ -198,6 +198,10 @@ def _choose_weights(setup: Setup, average: WeightAverage, say: Say) -> None:
     """
     held = setup.held
     if len(held.rows_H):
+        say(
+            f"weights: the last step's are compared with the mean of the last steps' on "
+            f"{len(held.rows_H):,} held-out records"
+        )
         last = measurement(held, held_out_nll(setup, held))["held_out_nll"]
         with average.in_place():
             mean = measurement(held, held_out_nll(setup, held))["held_out_nll"]
