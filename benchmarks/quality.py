@@ -76,7 +76,7 @@ FIGURES = {  # column -> where it is in the JSON of `twcli eval`
     "coverage": ("alignment", "coverage_mean"),
     "answers": ("answer_accuracy",),
     "gain (nats)": ("likelihood", "gain"),
-    "z carries (nats)": ("posterior", "mutual_information"),
+    "I(z; y) (nats)": ("posterior", "mutual_information"),
     "score": ("score",),
 }
 

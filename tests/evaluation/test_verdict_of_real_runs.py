@@ -113,7 +113,7 @@ def test_the_uniform_losss_runs_fail():
     for row in rows("### Six tasks: uniform"):
         latents = int(row["K"])
         score = float(re.findall(r"[\d.]+", row["score"])[-1])
-        information = float(re.findall(r"[\d.e-]+", row["z carries (nats)"])[-1])
+        information = float(re.findall(r"[\d.e-]+", row["I(z; y) (nats)"])[-1])
         assert verdict_of_score(score, latents, ()).kind == "failed"
         assert information < 0.1 * math.log(latents)
         assert verdict_of_training(information, latents).kind == "failed"
