@@ -146,7 +146,7 @@ def discover(
     html = render_names_page({**summary, "took": took})
     with reporting(page, "write there"):
         write_durably(page, html.encode())
-    # last, as the same command is refused where they are: one that was ended before has to go on
+    # last, as the same command is refused where they are: one that was ended before has to continue
     with reporting(out, "write there"):
         write_names(
             config.out,

@@ -5,7 +5,7 @@ and no search without labels knows which one a person means. Discriminants of th
 the rows of which they are surest, these count as named from then on, and so on until all rows have
 names: self-training (Scudder 1965) by a share that grows, as in curriculum labeling
 (Cascante-Bonilla et al. 2021). Clusters that were found without labels may need no more than to be
-told which is which. Whichever predicts given names better that were left out is taken.
+named once. Whichever predicts given names better that were left out is taken.
 
 Shapes: N rows that lie prompt by prompt, P prompts, D directions, K latents.
 """

@@ -201,14 +201,14 @@ def load_as_trained(run: RunFolder, config: TrainConfig, encoder: ExampleEncoder
     )
     weights = load_file(run.adapter / "adapter_model.safetensors")
     try:
-        told = set_peft_model_state_dict(adapter, weights)
+        found = set_peft_model_state_dict(adapter, weights)
     except RuntimeError as error:  # other sizes
         raise UserError(
             f"{run.adapter}: does not fit {config.model}: {first_line(error)}"
         ) from error
-    if told.unexpected_keys:
+    if found.unexpected_keys:
         raise UserError(
-            f"{run.adapter}: does not fit {config.model}, which has no {told.unexpected_keys[0]}"
+            f"{run.adapter}: does not fit {config.model}, which has no {found.unexpected_keys[0]}"
         )
     return adapter.eval()
 
