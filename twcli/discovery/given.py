@@ -4,8 +4,8 @@ Completions may differ in several ways that are equally stable, by length and by
 and no search without labels knows which one a person means. Discriminants of the given names name
 the rows of which they are surest, these count as named from then on, and so on until all rows have
 names: self-training (Scudder 1965) by a share that grows, as in curriculum labeling
-(Cascante-Bonilla et al. 2021). Clusters that were found without labels may need no more than to be
-named once. Whichever predicts given names better that were left out is taken.
+(Cascante-Bonilla et al. 2021). Clusters that were found without labels may need no more than their
+names. Whichever predicts given names better that were left out is taken.
 
 Shapes: N rows that lie prompt by prompt, P prompts, D directions, K latents.
 """
