@@ -95,14 +95,13 @@ def fill(
     for start in range(0, rows, BLOCK):
         stop = start + BLOCK
         file["row_hash"][start:stop] = row_hash[start:stop]
-    values = file["values"]
-    buffer = np.empty(values.chunks, HALF)
+    buffer = np.empty(file["values"].chunks, HALF)
     reached = 0
     for piece in _whole_chunks(shards, buffer):
         if sink.error:
             return
         stop = reached + len(piece)
-        values[reached:stop] = piece
+        file["values"][reached:stop] = piece
         reached = stop
     file.attrs["features_version"] = FEATURES_VERSION
     file.attrs["fingerprint"] = np.bytes_(fingerprint)  # fixed size, checked before reading
