@@ -56,6 +56,7 @@ def test_a_run_with_an_option_that_is_gone_opens_and_resumes(run):
         6, tensors(6), 2, {**old, "settings": {**old["settings"], "baseline_precision": "fp32"}}
     )
     assert run.checkpoints.newest(old, TrainConfig.retired)[0] == 6
+    assert run.problems() == []
     with pytest.raises(UserError, match=r"another settings\.baseline_precision"):
         run.checkpoints.newest(old)
 

@@ -461,7 +461,10 @@ class RunFolder:
             return [*problems, str(error)]
         content = self.checkpoints.newest_content()
         provenance = content.get("provenance", {"settings": settings})
-        different = first_difference(settings, provenance["settings"])
+        trained = provenance["settings"]
+        # an earlier version may have had options that are gone, and none of the new ones
+        known = {name: value for name, value in trained.items() if name in settings}
+        different = first_difference({name: settings[name] for name in known}, known)
         if different:
             name, stored, wanted = different
             problems.append(f"{self.config_file}: {name} is {stored}, but was {wanted} in training")
