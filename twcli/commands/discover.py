@@ -314,7 +314,7 @@ def verdict_of(naming: Naming) -> str:
             "of latents, more records, or a larger model."
         )
     if score < RELIABLE:
-        advice = "Look at them before you train."
+        advice = "Look at them before you train; names for a few, by --names, guide the others."
         if naming.likelier is not None:
             advice = f"{naming.likelier} have far more support: try --latents {naming.likelier}."
         return f"{found} found, not reliably: {expected} ({by_chance}). {advice}"
