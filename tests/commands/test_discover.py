@@ -328,7 +328,7 @@ def test_given_names_that_say_nothing_are_called_so():
     other = dataclasses.replace(naming, score=0.6, given=0, likelier=3)
     assert "3 have far more support: try --latents 3" in verdict_of(other)
     better = dataclasses.replace(naming, score=0.95)
-    assert "95 % of the records" in verdict_of(better)
+    assert "95% of the records" in verdict_of(better)
     assert "going by 40 given names that were left out" in verdict_of(better)
 
 
