@@ -397,7 +397,7 @@ def test_sample_from_a_run(made):
     assert latents("--latent", "all", "--seed", 3) == latents("--latent", "all", "--seed", 3)
 
 
-def test_draws_that_were_interrupted_go_on_and_give_the_same_file(made, tmp_path, monkeypatch):
+def test_draws_that_were_interrupted_resume_and_give_the_same_file(made, tmp_path, monkeypatch):
     real, calls, flags = (
         sampling.generate,
         [],
@@ -513,7 +513,7 @@ def dies():
     raise KeyboardInterrupt
 
 
-def test_a_prompt_that_fills_the_context_is_told_before_any_is_completed(
+def test_a_prompt_that_fills_the_context_is_reported_before_any_is_completed(
     made, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sampling, "generate", lambda *_: pytest.fail("completed"))

@@ -1243,7 +1243,7 @@ def main() -> int:
     options = parser.parse_args()
     runtime.quiet_transformers()
     torch.set_num_threads(1)
-    # After a fork torch makes its thread pool anew at the first call, and not safely: threads that
+    # After a fork torch makes its thread pool again at the first call, and not safely: threads that
     # load weights would race for it.
     os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
     sizes, results = SHORT if options.short else FULL, {}

@@ -101,7 +101,7 @@ def test_a_call_that_timed_itself_is_believed():
 
 
 @pytest.mark.slow
-def test_another_process_makes_a_pass_when_told():
+def test_another_process_makes_a_pass_when_asked():
     call = [
         sys.executable,
         "-c",

@@ -175,7 +175,7 @@ def test_a_finished_cell_is_not_run_again(options, capsys):
     assert [result["right"] for result in natural.all_kept(told)] == [1.0, 1.0]
 
 
-def test_what_failed_is_run_again_and_the_others_go_on(options):
+def test_what_failed_is_run_again_and_the_others_continue(options):
     cells = [CELL, Cell("mixed", "distinct", 0)]
     assert natural.run_all(cells, options(), Command(fail=["sums-distinct"])) == [CELL]
     again = Command()
@@ -193,7 +193,7 @@ def test_an_interruption_keeps_what_is_finished(options):
     assert stopped.value.code == 130 and len(natural.all_kept(options())) == 1
 
 
-def test_a_cell_of_another_model_is_run_anew(options, tmp_path):
+def test_a_cell_of_another_model_is_run_again(options, tmp_path):
     natural.finish(CELL, options(), Command())
     left = CELL.folder(options().out) / "names.features.h5"
     left.touch()
@@ -273,7 +273,7 @@ def test_the_tables_have_a_row_for_each_task_and_draw():
     assert natural.tables([]) == "No cell is finished yet.\n"
 
 
-def test_what_stands_around_the_tables_is_kept(tmp_path):
+def test_what_is_around_the_tables_is_kept(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\nbefore\n\n{natural.BEGIN}\nold\n{natural.END}\n\nafter\n")
     for text in ("first\n", "second\n"):

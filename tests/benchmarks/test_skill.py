@@ -11,7 +11,7 @@ EQUATION = "3 x + 5 + 5 x + 7 = 1 x + 40"
 TASK = TASKS["linear_equations"]
 
 
-def test_a_beginning_ends_where_no_other_strategy_goes_on_alike():
+def test_a_beginning_ends_where_no_other_strategy_continues_alike():
     assert skill.beginnings(TASK, EQUATION) == {
         "unknowns_first": "8 x + 12 = 1 x + 40 | 7",
         "constants_first": "8 x + 12 = 1 x + 40 | 8",
@@ -56,7 +56,7 @@ def test_a_model_that_knows_nothing_can_do_nothing(tmp_path, capsys):
     ]
 
 
-def test_prompts_of_another_task_are_told_in_one_line(tmp_path, capsys):
+def test_prompts_of_another_task_are_reported_in_one_line(tmp_path, capsys):
     make_model().save_pretrained(tmp_path / "model")
     make_tokenizer().save_pretrained(tmp_path / "model")
     (tmp_path / "d.jsonl").write_text(json.dumps({"x": "w1", "y": "w2"}) + "\n")

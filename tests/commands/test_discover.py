@@ -167,7 +167,7 @@ def test_the_same_call_writes_the_same_names(made, copy):
     assert out.read_bytes() == (made / "names.jsonl").read_bytes()
 
 
-def test_features_of_other_data_are_read_anew(made, copy):
+def test_features_of_other_data_are_read_again(made, copy):
     data = write_jsonl(copy / "other.jsonl", make_strategies(40, seed=7))
     out = copy / "names.jsonl"
     other = ("--model", made / "model", "--data", data, "--device", "cpu", "--latents", 2)
@@ -177,7 +177,7 @@ def test_features_of_other_data_are_read_anew(made, copy):
     assert len(lines_of(out)) == 40
 
 
-def test_a_call_that_was_cut_off_goes_on(made, afresh, tmp_path, monkeypatch):
+def test_a_call_that_was_cut_off_resumes(made, afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
     read, reads = frozen_reading.embed_and_score, []
 

@@ -131,7 +131,7 @@ def test_the_figures_are_those_of_the_run_itself(made, server):
     assert not [body for _, body in server.requests if body["max_tokens"] == 12]
 
 
-def test_what_is_stopped_goes_on(made, server, monkeypatch):
+def test_what_is_stopped_resumes(made, server, monkeypatch):
     monkeypatch.setattr(evaluation_served, "BLOCK", 12)
     one = ("--concurrency", 3)
     whole = ok(*flags(made, server, *one))

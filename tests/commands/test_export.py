@@ -256,7 +256,7 @@ def test_an_adapter_of_an_adapter_is_refused(chat, tmp_path):
     )
 
 
-def test_rounding_is_told_from_a_wrong_weight_by_the_size_of_the_logits(chat, tmp_path):
+def test_rounding_is_distinguished_from_a_wrong_weight_by_the_size_of_the_logits(chat, tmp_path):
     """Logits of trained models reach 40, where adapter and merged weights differ by 2.5e-4."""
     config = ExportConfig(run=str(chat / "run"), to="adapter", out=str(tmp_path / "out"))
     theirs = torch.tensor([[43.5, -20.0], [3.0, 1.0]])
@@ -673,7 +673,7 @@ def test_the_folder_is_uploaded_to_a_private_repository(chat, tmp_path, hub):
     assert Hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
-def test_a_failed_upload_leaves_the_export_and_the_same_command_goes_on(chat, tmp_path, hub):
+def test_a_failed_upload_leaves_the_export_and_the_same_command_resumes(chat, tmp_path, hub):
     out = tmp_path / "out"
     command = ("export", "--run", chat / "run", "--to", "hf", "--out", out)
     hub.shutdown()

@@ -180,7 +180,7 @@ def test_what_is_damaged_is_not_taken(inputs, left, rows_read):
     assert np.isfinite(values_of(left.with_name("b.h5"))).all()
 
 
-def test_a_reading_that_was_cut_off_goes_on_in_both_files(
+def test_a_reading_that_was_cut_off_resumes_in_both_files(
     made, inputs, tmp_path, monkeypatch, rows_read
 ):
     read, seen = frozen_reading.embed_and_score, []

@@ -66,7 +66,7 @@ def test_shards_do_not_show_and_the_global_rng_is_left_alone(model_dir, tmp_path
     assert np.abs(one[0] - other[0]).max() <= 1e-5
 
 
-def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
+def test_the_error_of_bf16_is_measured_and_reported(model_dir, tmp_path):
     said = []
     exact, rounded = (
         cached(model_dir, tmp_path, said=said.append, precision=precision)[0]
@@ -81,7 +81,7 @@ def test_the_error_of_bf16_is_measured_and_told(model_dir, tmp_path):
     )
 
 
-def test_with_overwrite_an_interrupted_call_goes_on_and_replaces_at_the_end(
+def test_with_overwrite_an_interrupted_call_resumes_and_replaces_at_the_end(
     model_dir, tmp_path, monkeypatch
 ):
     whole, _ = cached(model_dir, tmp_path, shard_rows=5)

@@ -57,7 +57,7 @@ def test_one_clock_adds_what_is_expected_of_all_that_comes():
     assert phases.after() == 0
 
 
-def test_a_caller_that_has_planned_nothing_is_told_all_the_same():
+def test_a_caller_that_has_planned_nothing_is_reported_all_the_same():
     begun = []
     phases = Phases(lambda phases, _note: begun.append(phases.name))
     phases.begin(SCORE)

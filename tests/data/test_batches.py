@@ -210,7 +210,7 @@ def test_order_depends_on_seed_and_epoch_alone(lengths, prompts):
 
 
 @pytest.mark.parametrize("skip", [0, 1, 30, 100])
-def test_a_resumed_stream_goes_on_where_it_stopped(lengths, prompts, skip):
+def test_a_resumed_stream_resumes_where_it_stopped(lengths, prompts, skip):
     sampler = BatchSampler(lengths, prompts, batch_tokens=400, seed=[1])
     whole = [b for _, b in zip(range(140), sampler.stream(0), strict=False)]
     rest = [b for _, b in zip(range(40), sampler.stream(skip), strict=False)]

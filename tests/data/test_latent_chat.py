@@ -158,7 +158,7 @@ def test_one_turn_refuses_what_it_was_not_trained_on(render, messages):
         ({0: "same", 1: "same"}, "is taken already"),
     ],
 )
-def test_names_that_cannot_be_told_from_others_are_refused(names, message):
+def test_names_that_cannot_be_distinguished_from_others_are_refused(names, message):
     with pytest.raises(UserError, match=message):
         latent_chat.sections(3, 1, names)
 

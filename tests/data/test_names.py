@@ -134,7 +134,7 @@ def test_a_wrong_field(path, changes, expected):
     assert refused(path).startswith(":2: " + expected)
 
 
-def test_a_wrong_probability_beside_no_latent_is_told_too(path):
+def test_a_wrong_probability_beside_no_latent_is_reported_too(path):
     edit(path, 2, probability=2)
     assert refused(path).startswith(":3: field 'probability' is 2, outside 0 to 1")
 
@@ -196,7 +196,7 @@ def test_too_few_and_too_many_lines(path):
     )
 
 
-def test_a_line_left_out_or_twice_is_told_where_it_is(path):
+def test_a_line_left_out_or_twice_is_reported_where_it_is(path):
     lines = path.read_text().splitlines(keepends=True)
     path.write_text(lines[0] + lines[2] + lines[3])
     assert refused(path).startswith(":2: field 'row' is 2, expected 1; ")

@@ -69,7 +69,7 @@ def test_of_two_namings_that_y_tells_the_one_that_its_beginning_tells_is_taken(s
 
 
 @pytest.mark.parametrize("prompts", [0, 1, 100])
-def test_strategies_that_begin_alike_are_told_by_what_follows(prompts, strategies):
+def test_strategies_that_begin_alike_are_distinguished_by_what_follows(prompts, strategies):
     """The beginning says nothing but in a few prompts, all of which may stand in one half."""
     points, sizes, truth = strategies
     beginning = np.where(

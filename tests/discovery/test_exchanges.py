@@ -18,7 +18,7 @@ def test_exchanged_names_of_a_pair_are_found_and_put_right(strategies):
     assert matched(clusters, truth, 4) > 0.98
 
 
-def test_signs_are_sought_along_the_axes_where_no_direction_can_be_told_from_a_normal_one(
+def test_signs_are_sought_along_the_axes_where_no_direction_can_be_distinguished_from_a_normal_one(
     monkeypatch,
 ):
     def fails(*_):

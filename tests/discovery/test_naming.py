@@ -195,7 +195,7 @@ def test_the_latents_that_are_used_are_those_with_rows(encoder, monkeypatch, see
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("enough", "used"), [(0.0, 3), (10.0, 4)])
-def test_latents_to_spare_have_no_rows_unless_fewer_are_told_worse(
+def test_latents_to_spare_have_no_rows_unless_fewer_are_predicted_worse(
     encoder, records, monkeypatch, enough, used
 ):
     three = named(encoder, records)
@@ -513,7 +513,7 @@ def test_rows_that_could_not_be_named_keep_no_name_unless_it_is_given():
     assert found.probability_N.tolist() == pytest.approx([1, 0, 0.8, 1])
 
 
-def test_latents_that_have_names_are_used_whatever_stands_before_them():
+def test_latents_that_have_names_are_used_whatever_is_before_them():
     """A person merged the second latent into the first: 0 and 2 are left, which the first three
     are to hold.
     """
@@ -535,7 +535,7 @@ def test_names_that_are_all_given(encoder):
     assert naming.prior.repulsion < 1
 
 
-def test_all_given_names_are_used_whatever_stands_before_them(encoder):
+def test_all_given_names_are_used_whatever_is_before_them(encoder):
     records = make_strategies(20)
     merged = np.where(strategies_of(records) == 1, 0, strategies_of(records))
     naming = given_names(encode(encoder, records), merged, np.ones(20, np.float32), 3)

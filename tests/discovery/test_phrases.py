@@ -147,7 +147,7 @@ def test_any_script(one, two, expected):
         (["only one latent"] * 20, [1] * 20),
     ],
 )
-def test_where_nothing_can_be_told_there_are_no_phrases(texts, latents_of_rows):
+def test_where_nothing_is_typical_there_are_no_phrases(texts, latents_of_rows):
     found = distinctive_phrases(texts, np.array(latents_of_rows, np.int64), 3)
     assert found == [[], [], []]
 

@@ -19,7 +19,7 @@ def test_the_score_ranks_clusterings_as_their_alignment_does(strategies):
     assert scores == sorted(scores)
 
 
-def test_mending_moves_the_wrong_ones(strategies):
+def test_correcting_moves_the_wrong_ones(strategies):
     points, sizes, truth = strategies
     rng = np.random.default_rng(3)
     start = np.where(rng.random(len(truth)) < 0.6, truth, rng.integers(4, size=len(truth)))

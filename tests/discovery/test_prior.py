@@ -133,7 +133,7 @@ def test_the_posterior_is_that_of_all_joint_assignments(size, latents, repulsion
             assert best[rows].tolist() == list(way)
 
 
-def test_prompts_of_several_sizes_are_told_from_each_other():
+def test_prompts_of_several_sizes_are_distinguished_from_each_other():
     rng = np.random.default_rng(0)
     prior, sizes = LatentPrior(UNEVEN, 1.5), [2, 1, 3, 2, 1]
     likelihood = rng.normal(size=(9, 3))
@@ -145,7 +145,7 @@ def test_prompts_of_several_sizes_are_told_from_each_other():
 
 
 @pytest.mark.parametrize("sizes", [[1] * 12, [4, 8], [12]])
-def test_without_repulsion_each_row_stands_alone(sizes):
+def test_without_repulsion_rows_are_independent(sizes):
     """Whether the posterior is enumerated or by mean field."""
     likelihood = np.random.default_rng(0).normal(size=(12, 3))
     posterior, evidence = LatentPrior(UNEVEN, 0.0).posterior(likelihood, sizes)

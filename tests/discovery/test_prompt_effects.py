@@ -162,7 +162,7 @@ def test_what_is_taken_out_grows_with_the_number_of_completions():
     assert share[[0, 1, 3]] == pytest.approx([0, 2 / (2 + 4 / 2), 2 / (2 + 4 / 7)])
 
 
-def test_variances_between_and_within_prompts_are_told_from_each_other():
+def test_variances_between_and_within_prompts_are_distinguished_from_each_other():
     rng = np.random.default_rng(0)
     sizes = np.tile([2, 3, 5], 400)
     effect = np.repeat(2.0 * rng.normal(size=(1200, 1)), sizes, axis=0)

@@ -219,7 +219,7 @@ def test_the_score_is_chance_and_what_is_predicted_of_the_rest():
 
 
 @pytest.mark.parametrize("judge", [True, False])
-def test_a_strategy_too_many_is_told_as_merged(judge):
+def test_a_strategy_too_many_is_reported_as_merged(judge):
     inputs = perfect(judge=judge)
     inputs["posterior"], inputs["router"] = (
         one_hot(np.tile([0, 1, 1], 40), 2),

@@ -27,7 +27,7 @@ def test_json_is_one_line_and_reads_back(result):
     assert json.loads(to_json(result)) == result
 
 
-def test_a_run_in_which_no_gradient_was_amplified_is_told_all_the_same():
+def test_a_run_in_which_no_gradient_was_amplified_is_reported_all_the_same():
     """Where one latent is used no step measures it, and `inspect` has no such key."""
     last = {
         "z_sensitivity": 0.5,
@@ -112,7 +112,7 @@ def test_a_strategy_may_be_called_like_markup(result):
     assert "z0 = [/a], z1 = [red], z2 = :smile:" in captured.get()
 
 
-def test_what_is_left_over_is_told(result):
+def test_what_is_left_over_is_reported(result):
     changed = {
         **result,
         "posterior": {**result["posterior"], "unused": [3, 5]},

@@ -313,7 +313,7 @@ OPENED = (
 )
 
 
-def test_thoughts_in_the_text_go_on_where_the_generation_prompt_opens_them(folders, tmp_path):
+def test_thoughts_in_the_text_continue_where_the_generation_prompt_opens_them(folders, tmp_path):
     place = with_template(folders["byte-level"], OPENED, tmp_path / "m")
     encoder = load_encoder(place, 1, "chat")
     encoded = encoder.encode([conversation(THINKING[0])], max_length=200, source="d")
@@ -410,7 +410,7 @@ def test_text_that_the_template_leaves_out_is_refused(folders, tmp_path):
         )
 
 
-def test_a_template_without_a_generation_prompt_is_told(folders, tmp_path):
+def test_a_template_without_a_generation_prompt_is_reported(folders, tmp_path):
     silent = TEMPLATES["chatml"].split("{% if add_generation_prompt")[0]
     encoder = load_encoder(with_template(folders["byte-level"], silent, tmp_path / "m"), 1, "chat")
     encoded = encoder.encode([conversation(PLAIN[0])], max_length=200, source="d")

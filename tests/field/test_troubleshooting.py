@@ -128,5 +128,5 @@ def test_each_entry_is_of_a_message():
     assert not stale
 
 
-def test_no_entry_stands_twice():
+def test_no_entry_occurs_twice():
     assert len(set(entries())) == len(entries())

@@ -63,7 +63,7 @@ def test_a_flat_or_single_value_is_drawn(points):
     assert curves("x", [], unit="nats") is None
 
 
-def test_who_does_not_see_it_is_told():
+def test_who_does_not_see_it_has_a_description():
     line = Line("a", [(1, 0.25), (2000, 0.5)])
     chart = curves("Loss", [line], unit="nats", stages=[(1, "hold"), (700, "refine")])
     assert chart["description"] == (

@@ -292,7 +292,7 @@ def test_another_shard_size_resumes_too(path):
 
 
 @pytest.mark.parametrize("damage", ["flip", "shorten", "lengthen", "empty"])
-def test_a_damaged_shard_is_made_again_and_told(path, damage):
+def test_a_damaged_shard_is_made_again_and_reported(path, damage):
     truth = some_rows()
     truth.write(path, 3)
     shard = path.parent / "F.h5.parts" / "7-14.f32"
@@ -374,7 +374,7 @@ def test_a_shard_of_another_size_is_made_again_though_its_checksum_is_right(path
 
 
 @pytest.mark.parametrize("first_line", ["[]", "{}", '{"fingerprint": 3}', "\0\0\0", ""])
-def test_a_nonsense_manifest_is_begun_anew(path, first_line):
+def test_a_nonsense_manifest_is_begun_again(path, first_line):
     truth = some_rows()
     truth.write(path, 2)
     (path.parent / "F.h5.parts" / "manifest.jsonl").write_text(first_line)
@@ -394,7 +394,7 @@ def test_a_nonsense_manifest_is_begun_anew(path, first_line):
         ({"offsets": 7 * np.arange(41)}, "the rows differ"),
     ],
 )
-def test_shards_of_something_else_are_discarded_and_told(path, change, why):
+def test_shards_of_something_else_are_discarded_and_reported(path, change, why):
     truth = some_rows()
     truth.write(path, 3)
     with truth.writer(path, **change) as writer:
@@ -458,7 +458,7 @@ def start(code, **values):
 
 
 @pytest.mark.slow
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(path):
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(path):
     rng = random.Random(5)
     truth = some_rows(400, shard_rows=20)
     finished = []
@@ -551,7 +551,7 @@ def test_any_single_write_may_fail(path, monkeypatch):
     assert leftovers(path) == []
 
 
-def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
+def test_a_writer_resumes_after_a_cut_off_manifest_line(path, monkeypatch):
     truth, real = some_rows(), shards.write_all
 
     def torn(handle, data):
@@ -570,7 +570,7 @@ def test_a_writer_goes_on_after_a_cut_off_manifest_line(path, monkeypatch):
 # One writer, and what is there already
 
 
-def test_a_second_writer_is_told_who_writes_and_a_dead_one_does_not_block(path):
+def test_a_second_writer_learns_who_writes_and_a_dead_one_does_not_block(path):
     process = start(WRITE_SLOWLY.replace("writer.publish()", "time.sleep(60)"), path=str(path))
     assert list(iter(process.stdout.readline, "publishing\n"))
     message = refusal(lambda: some_rows().write(path))
@@ -676,7 +676,7 @@ def test_twenty_damaged_places_are_listed_and_the_rest_counted(path):
         assert len(cache.verify()) == 21 and "more" not in cache.verify()[-1]
 
 
-def test_shards_have_4096_rows_unless_told(path):
+def test_shards_have_4096_rows_by_default(path):
     truth = Truth([1] * 4100)
     with CacheWriter(
         path, fingerprint=PRINT, offsets=truth.offsets, row_hash=truth.row_hash

@@ -44,14 +44,14 @@ def test_nothing_is_left_in_the_folder(tmp_path, monkeypatch):
         assert array_file.array().tolist() == [7] and not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_told(monkeypatch):
+def test_a_full_disk_is_reported(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb", buffering=0))
     with pytest.raises(OSError) as full, DiskArray(np.uint8) as array_file:
         array_file.append([1])
     assert full.value.errno == errno.ENOSPC and full.value.filename == tempfile.gettempdir()
 
 
-def test_a_full_disk_is_told_of_what_waited_to_be_written(monkeypatch):
+def test_a_full_disk_is_reported_of_what_waited_to_be_written(monkeypatch):
     monkeypatch.setattr("tempfile.TemporaryFile", lambda **_: open("/dev/full", "wb"))
     with pytest.raises(OSError) as left, DiskArray(np.uint8) as array_file:
         array_file.append([1])

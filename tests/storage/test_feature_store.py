@@ -155,7 +155,7 @@ def test_the_file_is_plain_hdf5_in_chunks_of_half_a_mebibyte(path):
         assert np.array_equal(file["values"][:, 2000:], truth.values["b"].astype("<f2"))
 
 
-def test_a_long_fingerprint_and_many_features_have_room(path):
+def test_a_long_fingerprint_and_many_features_fit(path):
     widths = {f"layer {i} of the feature extractor": 1 for i in range(770)}
     truth = Truth(3, widths=widths)
     fingerprint = {"weights": "x" * 31_000}
@@ -276,7 +276,7 @@ def test_wrong_arguments_are_refused(path):
 
 
 @pytest.mark.parametrize("shards", [0, 1, 3, 5])
-def test_after_an_exception_between_shards_it_goes_on(path, shards):
+def test_after_an_exception_between_shards_it_resumes(path, shards):
     truth = Truth()
     with pytest.raises(KeyboardInterrupt), truth.writer(path) as writer:
         for number, rows in enumerate(writer.missing):
@@ -293,7 +293,7 @@ def test_after_an_exception_between_shards_it_goes_on(path, shards):
 
 
 @pytest.mark.parametrize("damage", ["flip", "shorten", "lengthen", "empty", "gone"])
-def test_a_damaged_shard_is_made_again_and_told(path, damage):
+def test_a_damaged_shard_is_made_again_and_reported(path, damage):
     truth = Truth()
     truth.write(path, 3)
     shard = path.parent / "F.h5.parts" / "7-14.f16"
@@ -351,7 +351,7 @@ def test_a_shard_of_other_features_is_not_published_though_its_checksum_is_right
         ({"widths": {"mean": 8}}, "its features have other names or widths"),
     ],
 )
-def test_shards_of_something_else_are_discarded_and_told(path, change, why):
+def test_shards_of_something_else_are_discarded_and_reported(path, change, why):
     Truth().write(path, 3)
     other = Truth(widths=change.get("widths"))
     with other.writer(path, **change) as writer:
@@ -396,7 +396,7 @@ def test_all_shards_are_there_and_only_publishing_is_left(path):
 @pytest.mark.parametrize(
     "line", [b"", b"\xff\n", b"[1]\n", b'{"a": 0}\n', b'{"a":8}\n', b"[" * 40_000, b'{"a": 8}']
 )
-def test_shards_without_widths_are_begun_anew(path, line):
+def test_shards_without_widths_are_begun_again(path, line):
     truth = Truth()
     truth.write(path, 1)
     data = line + bytes(7 * 16)
@@ -437,7 +437,7 @@ def start(code, **values):
     )
 
 
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(path):
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(path):
     rng = random.Random(5)
     truth = Truth(400, shard_rows=20)
     finished = []
@@ -567,7 +567,7 @@ def test_who_loses_the_lock_while_discarding_shards_leaves_those_of_the_winner(p
     assert truth.matches(path)
 
 
-def test_a_complete_file_is_recognised_and_never_begun_anew_unasked(path):
+def test_a_complete_file_is_recognised_and_never_begun_again_unasked(path):
     truth = Truth()
     assert FeatureWriter.already_complete(path, PRINT, truth.row_hash) is False
     truth.write(path, 3)

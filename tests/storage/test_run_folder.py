@@ -106,7 +106,7 @@ def test_every_flipped_bit_of_the_metrics_is_found(run):
         run.metrics_file.write_bytes(whole)
 
 
-def test_without_its_metrics_a_run_goes_on(run):
+def test_without_its_metrics_a_run_resumes(run):
     run.metrics_file.unlink()
     run.cut_back(4)
     train(run, 5, 6)
@@ -280,7 +280,7 @@ def test_what_cannot_be_removed_does_not_hide_what_went_wrong(tmp_path, monkeypa
         (SafetensorError("I/O error: no space\nat all"), "r: I/O error: no space"),
     ],
 )
-def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overwrite, fix):
+def test_what_fails_at_the_export_says_how_to_resume(tmp_path, error, said, overwrite, fix):
     run = RunFolder(tmp_path / "r")
     with pytest.raises(WorkFailed) as caught, run.writer():
         run.begin(settings(run.path, overwrite=overwrite))
@@ -292,7 +292,7 @@ def test_what_fails_at_the_export_says_how_to_go_on(tmp_path, error, said, overw
 @pytest.mark.parametrize(
     ("begun", "fix"), [(False, "; run the"), (True, "; without --overwrite, run the")]
 )
-def test_an_interruption_says_how_to_go_on(tmp_path, begun, fix):
+def test_an_interruption_says_how_to_resume(tmp_path, begun, fix):
     run = RunFolder(tmp_path / "r")
     with (
         pytest.raises(Interrupted, match=f"^interrupted{fix} same command again to resume$"),
@@ -306,7 +306,7 @@ def test_an_interruption_says_how_to_go_on(tmp_path, begun, fix):
 @pytest.mark.parametrize(
     ("overwrite", "fix"), [(False, "run the"), (True, "without --overwrite, run the")]
 )
-def test_an_interrupted_training_says_how_to_go_on(
+def test_an_interrupted_training_says_how_to_resume(
     model_dir, tmp_path, monkeypatch, overwrite, fix
 ):
     config = settings(

@@ -148,7 +148,7 @@ def test_conditions(change, weighted, found):
         assert line.startswith(f"{name}: ") and "--" in line and "\n" not in line
 
 
-def test_a_condition_is_told_once_when_it_has_held_for_a_tenth_of_the_run():
+def test_a_condition_is_reported_once_when_it_has_held_for_a_tenth_of_the_run():
     watch = diagnostics.Watch(steps=200, latents=4, weighted=True)
     bad = FINE | {"z_sensitivity_sum": 0.0}
     said = [watch.see(bad if step < 19 else FINE) for step in range(20)]
@@ -160,7 +160,7 @@ def test_a_condition_is_told_once_when_it_has_held_for_a_tenth_of_the_run():
     assert watch.standing() == []
 
 
-def test_a_condition_is_not_told_twice_within_a_window():
+def test_a_condition_is_not_reported_twice_within_a_window():
     watch = diagnostics.Watch(steps=6, latents=4, weighted=True)
     bad = FINE | {"z_sensitivity_sum": 0.0}
     assert sum(len(watch.see(bad)) for _ in range(6)) == 1

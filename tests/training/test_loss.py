@@ -187,7 +187,7 @@ def test_result_is_a_mean_of_active_losses(case):
 
 @pytest.mark.parametrize("tokens", [8, 500])
 @pytest.mark.parametrize("level", [0.0, 9.0, 1e4])
-def test_the_posterior_is_told_small_differences_of_large_losses(tokens, level):
+def test_the_posterior_learns_small_differences_of_large_losses(tokens, level):
     """In float32 R of 30 nats holds six digits, and so would the gradient of latents
     that differ by a hundredth.
     """

@@ -349,7 +349,7 @@ def test_every_option_against_collapse_changes_the_training(inputs, tmp_path, ch
         ("--free-bits", {"free_bits": 0.5}),
     ],
 )
-def test_an_option_that_has_no_effect_is_told(inputs, tmp_path, flag, changes):
+def test_an_option_that_has_no_effect_is_reported(inputs, tmp_path, flag, changes):
     said = []
     prepare(
         settings(inputs, tmp_path / "r", **changes), RunFolder(tmp_path / "r"), said.append, no_bar
@@ -754,8 +754,8 @@ def test_latents_to_spare_do_not_keep_names_from_being_corrected(
 
 
 @pytest.mark.slow
-def test_refining_mends_a_naming_that_is_partly_wrong(tmp_path):
-    """Strategies that are functions of x; a fifth of the names is drawn anew, the generator's
+def test_refining_corrects_a_naming_that_is_partly_wrong(tmp_path):
+    """Strategies that are functions of x; a fifth of the names is drawn again, the generator's
     assignment finds the right ones.
     """
     rng = random.Random(0)
