@@ -28,6 +28,7 @@ from twcli.commands.export_forms import FORMS
 from twcli.config.train import TrainConfig
 from twcli.data import latent_chat
 from twcli.data.dataset import stream_examples
+from twcli.data.example import Example
 from twcli.models.card import export_card, model_card
 from twcli.models.loading import load_encoder
 
@@ -54,6 +55,26 @@ def given(monkeypatch):
         transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: Recorder()
     )
     return found
+
+
+@pytest.fixture
+def write_run(folders, tmp_path):
+    """Writes the tokenizer of a run, as `run`, and of its export, as `strategies`, of a model with
+    a kind of tokenizer and a chat template; returns the encoder.
+    """
+
+    def write(kind, template):
+        source = with_template(folders[kind], template, tmp_path / "m")
+        encoder = load_encoder(source, 1, "chat")
+        encoder.add_latents(LATENTS)
+        encoder.save(tmp_path / "run", LATENTS)
+        exported = AutoTokenizer.from_pretrained(tmp_path / "run")
+        sections = latent_chat.sections(LATENTS, 1, {})
+        exported.chat_template = latent_chat.with_latents(encoder.template.chat.text, sections, "0")
+        exported.save_pretrained(tmp_path / "strategies")
+        return encoder
+
+    return write
 
 
 def settings_of(folder):
@@ -92,24 +113,16 @@ def section(tokenizer, latent):
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lines_of_pages_and_cards_give_the_trained_ids(
-    kind, name, folders, tmp_path, given, monkeypatch
+    kind, name, folders, tmp_path, given, monkeypatch, write_run
 ):
-    source = with_template(folders[kind], TEMPLATES[name], tmp_path / "m")
-    encoder = load_encoder(source, 1, "chat")
+    encoder = write_run(kind, TEMPLATES[name])
     plain = reference(folders[kind], TEMPLATES[name])
     prompts = [
         plain.apply_chat_template([user(question)], add_generation_prompt=True)["input_ids"]
         for question in QUESTIONS
     ]
-    encoder.add_latents(LATENTS)
-    encoder.save(tmp_path / "run", LATENTS)
-    # as `export` writes it
-    exported = AutoTokenizer.from_pretrained(tmp_path / "run")
-    sections = latent_chat.sections(LATENTS, 1, {})
-    exported.chat_template = latent_chat.with_latents(encoder.template.chat.text, sections, "0")
-    exported.save_pretrained(tmp_path / "strategies")
     monkeypatch.chdir(tmp_path)
-    config = settings_of(source)
+    config = settings_of("m")
     of_run = python_in(model_card(config, encoder, {}, 1))
     usage = FORMS["hf"](None, None, config).usage()
     of_export = python_in(export_card(config, {}, "hf", usage, names={}, default="0")).replace(
@@ -152,6 +165,60 @@ def test_the_example_builds_the_prompt_of_other_templates(
             assert ids == run(filled, add_special_tokens=False)["input_ids"]
             assert ids == encoder.prompt(question, encoder.latent_ids(LATENTS)[k])
         assert len(given) == LATENTS
+
+
+# Idefics 3 and LLaVA: a turn is a list of parts; of a text they show nothing, or fail at it.
+PARTS_ALONE = {
+    "shows nothing": (
+        "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% for part in m['content'] %}"
+        "{% if part['type'] == 'text' %}{{ part['text'] }}{% endif %}{% endfor %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    ),
+    "fails": (
+        "\n{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}"
+        "{% for part in m['content'] %}{{ part.text + '' }}{% endfor %}"
+        "{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARTS_ALONE)
+def test_texts_are_asked_of_a_template_for_parts(
+    name, folders, tmp_path, given, monkeypatch, write_run
+):
+    """As README and the example type them; of the model's own template the question would be
+    missing.
+    """
+    plain = reference(folders["byte-level"], PARTS_ALONE[name])
+    encoder = write_run("byte-level", PARTS_ALONE[name])
+    monkeypatch.chdir(tmp_path)
+    readme = python_in((ROOT / "README.md").read_text(encoding="utf-8"))
+    for question in QUESTIONS:
+        turn = user([{"type": "text", "text": question}])
+        prompt = plain.apply_chat_template([turn], add_generation_prompt=True)["input_ids"]
+        answer = {"role": "assistant", "content": [{"type": "text", "text": "one row"}]}
+        whole = plain.apply_chat_template([turn, answer])["input_ids"]
+        encoded = encoder.encode([Example(question, "one row")], max_length=500, source="d")
+        ids, target = parts(encoded, 0)
+        assert ids == prompt and whole[: len(prompt + target)] == prompt + target
+        tokenizer = AutoTokenizer.from_pretrained("run")
+        every = [prompt + section(tokenizer, k) for k in range(LATENTS)]
+        given.clear()
+        use_model("run", question, monkeypatch)
+        typed(readme, question)
+        assert given == [*every, every[1]]
+        exported = AutoTokenizer.from_pretrained("strategies")
+        named = {"role": "system", "content": f"latent: 2\n{question}"}
+        told = exported.apply_chat_template([named, user(question)], add_generation_prompt=True)
+        system = {"role": "system", "content": turn["content"]}
+        wanted = plain.apply_chat_template([system, turn], add_generation_prompt=True)["input_ids"]
+        assert told["input_ids"] == wanted + section(tokenizer, 2)
+    (tmp_path / "run" / "config.json").write_text('{"model_type": "llama"}')
+    again = load_encoder("run", 1, "chat")
+    assert again.prompt(question, again.latent_ids(LATENTS)[1]) == every[1]
+    assert again.template.chat.text.count("of_parts = namespace") == 1
 
 
 @pytest.fixture(scope="module")

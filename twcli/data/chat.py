@@ -30,6 +30,14 @@ DATE = {
 }  # fmt: skip
 LONGEST_OPENING = 40  # characters of an answer that a generation prompt opens it with
 DATE_MACRO = "{% macro strftime_now(format) %}{{ format"
+# Before a template that shows lists of parts alone: turns that are texts become such lists.
+TEXTS_AS_PARTS = (
+    "{%- set of_parts = namespace(turns=[]) %}{%- for m in messages %}"
+    "{%- set turn = m %}{%- if m['content'] is string %}"
+    "{%- set turn = dict(m, content=[{'type': 'text', 'text': m['content']}]) %}{%- endif %}"
+    "{%- set of_parts.turns = of_parts.turns + [turn] %}"
+    "{%- endfor %}{%- set messages = of_parts.turns %}"
+)
 SENTINELS = "TWCLI-X", "TWCLI-Y"
 # What a turn may hold beside its text; a template that shows none of it would drop it silently.
 EXTRAS = ("tool_calls", "reasoning_content", "reasoning", "thinking")
@@ -137,7 +145,7 @@ class ChatTemplate:
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
         self._shown: set[str] = set()
-        self._parts_as_text = self._wraps_text = False
+        self._parts_as_text = False
         self._probe()
 
     def _probe(self) -> None:
@@ -155,7 +163,9 @@ class ChatTemplate:
         # A template for texts writes a list as Python does.
         takes_parts = parts is not None and x in parts and not re.search(r"['\"]type['\"]", parts)
         self._parts_as_text = not takes_parts
-        self._wraps_text = takes_parts and (plain is None or x not in plain)
+        if takes_parts and (plain is None or x not in plain):
+            # Whoever types a text into it, as at inference, would ask nothing without a word.
+            self.text = f"{TEXTS_AS_PARTS}\n{self.text}"
 
         self._probe_answer()
 
@@ -376,7 +386,7 @@ class ChatTemplate:
         return texts
 
     def _fitted(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The turns with contents in the form that the template takes, without keys that are
+        """The turns with contents as texts where the template takes no parts, without keys that are
         null.
         """
         fitted = []
@@ -385,8 +395,6 @@ class ChatTemplate:
             content = turn.get("content")
             if isinstance(content, list) and self._parts_as_text:
                 turn["content"] = "".join(part["text"] for part in content)
-            elif isinstance(content, str) and self._wraps_text:
-                turn["content"] = [{"type": "text", "text": content}]
             fitted.append(turn)
         return fitted
 
