@@ -252,10 +252,13 @@ class _Sums:
         starts = np.cumsum(lengths) - lengths
         self._add_rows(nll, starts, lengths)
         column = np.arange(len(nll)) - np.repeat(starts, lengths)
-        self.opening += [nll[column < first].sum(dtype=np.float64) for first in OPENING]
+        for number, first in enumerate(OPENING):
+            opening = nll[column < first]
+            self.opening[number] += opening.sum(dtype=np.float64)
+        count = len(BINS)
         bins = np.searchsorted(BINS, nll, side="right") - 1
-        self.bin_tokens += np.bincount(bins, minlength=len(BINS))
-        self.bin_nats += np.bincount(bins, nll, minlength=len(BINS))
+        self.bin_tokens += np.bincount(bins, minlength=count)
+        self.bin_nats += np.bincount(bins, nll, minlength=count)
 
     def _add_rows(self, nll: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> None:
         """Adds what is a figure of whole rows, which begin at `starts` (R,) of `nll`."""

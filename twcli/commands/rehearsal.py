@@ -255,8 +255,10 @@ def marked(encoded: Encoded, encoder: ExampleEncoder) -> str:
     """The first row's tokens as text, the supervised ones between [[ and ]]."""
     first = int(encoded.prompt_lengths[0]) + 1
     last = first + int(encoded.target_lengths[0])
-    ids = encoded.ids[: encoded.offsets[1]].tolist()
-    before = encoder.tokenizer.decode(ids[:first])
-    inside = encoder.tokenizer.decode(ids[first:last])
-    after = encoder.tokenizer.decode(ids[last:])
+    end = encoded.offsets[1]
+    ids = encoded.ids[:end].tolist()
+    decode = encoder.tokenizer.decode
+    before = decode(ids[:first])
+    inside = decode(ids[first:last])
+    after = decode(ids[last:])
     return repr(f"{before}[[{inside}]]{after}")

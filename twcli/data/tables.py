@@ -64,10 +64,13 @@ def csv_records(stream: Any, file: Path, delimiter: str) -> Iterator[Placed]:
 
 def _header(cells: list[str], where: str) -> list[str]:
     """The names of the columns; one without a name, such as an index, gets its number."""
-    names = [cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1)]
+    names: list[str] = []
+    for number, cell in enumerate(cells, start=1):
+        names.append(cell.strip() or f"column {number}")
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise UserError(f"{where}: column {twice[:100]!r} is given twice; rename one")
+        shown = twice[:100]
+        raise UserError(f"{where}: column {shown!r} is given twice; rename one")
     return names
 
 

@@ -326,7 +326,9 @@ def _order(z: np.ndarray, length: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """Places of the phrases that differ from chance, as they are considered."""
     kept = np.flatnonzero(z >= MIN_Z)
     rounded = np.round(z[kept], 9)  # equal counts give equal z, but for the last bit
-    return kept[np.lexsort((gram[kept], -length[kept], -rounded))]
+    longest_first = -length[kept]
+    order = np.lexsort((gram[kept], longest_first, -rounded))
+    return kept[order]
 
 
 def _shorter(tokens: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

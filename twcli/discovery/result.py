@@ -186,10 +186,13 @@ def _leading_ids(latent_N: np.ndarray, latents: int, encoded: Encoded) -> np.nda
 def _first_ids(encoded: Encoded, rows: np.ndarray) -> np.ndarray:
     """(R, `ORDERED_IDS`) the first token ids of each row's y, -1 where there are no more."""
     begin_R = encoded.offsets[rows] + encoded.prompt_lengths[rows] + 1
+    length_R = encoded.target_lengths[rows]
     column_T = np.arange(ORDERED_IDS)
-    there_RT = column_T < encoded.target_lengths[rows][:, None]
-    places_RT = np.where(there_RT, begin_R[:, None] + column_T, 0)
-    return np.where(there_RT, encoded.ids[places_RT], -1).astype(np.int64)
+    there_RT = column_T < length_R[:, None]
+    place_RT = begin_R[:, None] + column_T
+    place_RT = np.where(there_RT, place_RT, 0)
+    ids_RT = np.where(there_RT, encoded.ids[place_RT], -1)
+    return ids_RT.astype(np.int64)
 
 
 def renamed(latent_N: np.ndarray, new_K: np.ndarray) -> np.ndarray:

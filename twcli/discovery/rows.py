@@ -90,10 +90,14 @@ class Rows:
         """All of them; prompts in the order of their numbers."""
         rows = distinct(encoded.row_hash)
         prompt = encoded.prompt_index[rows]
-        if (prompt[1:] < prompt[:-1]).any():
+        falls = prompt[1:] < prompt[:-1]
+        if falls.any():
             order = np.argsort(prompt, kind="stable")
-            rows, prompt = rows[order], prompt[order]
-        ends = np.append(np.flatnonzero(prompt[1:] != prompt[:-1]) + 1, len(rows))
+            rows = rows[order]
+            prompt = prompt[order]
+        changes = prompt[1:] != prompt[:-1]
+        starts = np.flatnonzero(changes) + 1
+        ends = np.append(starts, len(rows))
         return cls(rows, np.diff(ends, prepend=0))
 
     def groups(self, least: int = 1) -> Groups:

@@ -52,7 +52,10 @@ class Arm:
 
     def pairs(self, xs: Sequence[str]) -> list[tuple[str, str]]:
         """(x, y) of every completion of the prompts."""
-        return [(x, y) for x, ys in zip(xs, self.texts, strict=True) for y in ys]
+        found = []
+        for x, ys in zip(xs, self.texts, strict=True):
+            found += [(x, y) for y in ys]
+        return found
 
 
 def arms_of(lines: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[str, Arm]:
@@ -64,21 +67,32 @@ def arms_of(lines: Sequence[dict[str, Any]], samples: int, seed: int) -> dict[st
         unknown = [[-1] * samples for _ in lines]
         arms[f"{FROZEN} {temperature}"] = Arm(texts, nothing, texts, unknown)
     router = np.asarray([line["router"] for line in lines])
-    P, K = router.shape
-    # some of the latents get one more than others: all choices of them count
-    each = math.ceil(samples / K)
-    texts = [list(chain(*(ys[:each] for ys in line["latents"]))) for line in lines]
-    latents = [[k for k in range(K) for _ in range(each)] for _ in lines]
-    even_PN = np.tile(np.arange(samples) % K, (P, 1))
-    arms[EVEN] = Arm(texts, latents, _in_order(lines, even_PN), latents)
+    arms[EVEN] = _even_arm(lines, samples, router.shape[1])
     order_PN = sampling.proportional_order(router, samples)
+    order = order_PN.tolist()
     ordered = _in_order(lines, order_PN)
-    arms[PROPORTIONAL] = Arm(ordered, order_PN.tolist(), ordered, order_PN.tolist(), order_PN)
+    arms[PROPORTIONAL] = Arm(ordered, order, ordered, order, order_PN)
     drawn_PN = np.stack([drawn_latents(seed, row, p, samples) for row, p in enumerate(router)])
     ordered = _in_order(lines, drawn_PN)
     exchangeable = [[0] * samples for _ in lines]
     arms[ROUTER] = Arm(ordered, exchangeable, ordered, drawn_PN.tolist())
     return arms
+
+
+def _even_arm(lines: Sequence[dict[str, Any]], samples: int, K: int) -> Arm:
+    """The arm in which all latents get as many samples, or some of them one more than others: all
+    choices of these count.
+    """
+    each = math.ceil(samples / K)
+    texts = []
+    for line in lines:
+        of_latents = [ys[:each] for ys in line["latents"]]
+        texts.append(list(chain(*of_latents)))
+    of_prompt = np.repeat(np.arange(K), each).tolist()
+    latents = [of_prompt for _ in lines]
+    turns_N = np.arange(samples) % K
+    even_PN = np.tile(turns_N, (len(lines), 1))
+    return Arm(texts, latents, _in_order(lines, even_PN), latents)
 
 
 def _in_order(lines: Sequence[dict[str, Any]], latent_PN: np.ndarray) -> list[list[str]]:

@@ -289,8 +289,10 @@ def _comparison(result: dict[str, Any]) -> list[list[str]]:
 
 
 def _figure(holder: dict[str, Any], key: str) -> tuple[float | None, list[float] | None]:
-    """A figure and its interval."""
-    return holder[key], holder[f"{key}_ci"]
+    """A figure and its interval, both None where it was not measured."""
+    value = holder[key]
+    ends = holder[f"{key}_ci"]
+    return value, ends
 
 
 def _share_row(

@@ -206,7 +206,11 @@ def not_measured(result: dict[str, Any]) -> list[str]:
     for _, key, value, _, note in rows_of(result):
         if value == "-":
             keys_of.setdefault(note, []).append(key)
-    return [f"Not measured, as {why}: {', '.join(keys)}." for why, keys in keys_of.items()]
+    lines = []
+    for why, keys in keys_of.items():
+        names = ", ".join(keys)
+        lines.append(f"Not measured, as {why}: {names}.")
+    return lines
 
 
 def render_table(result: dict[str, Any], everything: bool = False) -> Table:

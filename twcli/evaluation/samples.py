@@ -61,8 +61,9 @@ class Writer:
         if not self.latents:
             return whole[:-1], np.asarray([whole[-1:]])
         before_y = len(encoder.template.before_y)
-        shared = whole[: len(whole) - before_y]
-        return shared, np.asarray([encoder.prompt(x, z)[len(shared) :] for z in self.latents])
+        length = len(whole) - before_y
+        sections = [encoder.prompt(x, z)[length:] for z in self.latents]
+        return whole[:length], np.asarray(sections)
 
     def free_context(self, xs: Sequence[Example], lengths: Sequence[int], data: str) -> np.ndarray:
         """Tokens that prompts of these lengths leave in the context.

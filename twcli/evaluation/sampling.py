@@ -264,12 +264,19 @@ def samples_for(curves: np.ndarray, target: np.ndarray) -> np.ndarray:
     reached = curves >= target[..., None] - TOLERANCE
     first = reached.argmax(-1)
     before = np.maximum(first - 1, 0)
-    above = np.take_along_axis(curves, first[..., None], -1)[..., 0]
-    below = np.take_along_axis(curves, before[..., None], -1)[..., 0]
+    above = _at(curves, first)
+    below = _at(curves, before)
     rise = np.where(above > below, above - below, 1.0)
     too_far = np.clip((above - target) / rise, 0.0, 1.0)
     part = np.where(first > 0, 1 - too_far, 1.0)
-    return np.where(reached.any(-1), first + part, np.nan)
+    samples = first + part
+    return np.where(reached.any(-1), samples, np.nan)
+
+
+def _at(curves: np.ndarray, place: np.ndarray) -> np.ndarray:
+    """(..) the value of each curve (.., N) at its place (..)."""
+    values = np.take_along_axis(curves, place[..., None], -1)
+    return values[..., 0]
 
 
 def samples_saved(reference: np.ndarray, curves: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -174,10 +174,14 @@ class Packed:
         Q = self.branch_BCQ.shape[2]
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
         # Padding repeats its branch's last position: frequencies may depend on the largest one.
-        within_BCQ = torch.minimum(columns[:Q], self.length_BC[..., None] - 1)
-        after_BCQ = self.length_G[self.row_B][:, None, None] + within_BCQ
-        positions_N = torch.cat([columns[:P].expand(G, P).flatten(), after_BCQ.flatten()])
-        return self._without_padding(positions_N)[None]
+        last_BC1 = self.length_BC[..., None] - 1
+        within_BCQ = torch.minimum(columns[:Q], last_BC1)
+        prompt_B = self.length_G[self.row_B]
+        after_BCQ = prompt_B[:, None, None] + within_BCQ
+        prompts_GP = columns[:P].expand(G, P)
+        positions_N = torch.cat([prompts_GP.flatten(), after_BCQ.flatten()])
+        positions_R = self._without_padding(positions_N)
+        return positions_R[None]
 
     def _without_padding(self, x_N: torch.Tensor) -> torch.Tensor:
         """(R, ..) of (N, ..), or all of it where padding is kept."""

@@ -225,11 +225,14 @@ class _Batch:
     def begin(self) -> torch.Tensor:
         """Logits (R, V) behind each row's section."""
         if self.ids.shape[1]:
-            self._hidden(self.ids, (self.mask.cumsum(1) - 1).clamp(min=0))
-        pair_prompt = torch.from_numpy(self.pairs[:, 0]).to(self.device)
+            positions = self.mask.cumsum(1) - 1
+            self._hidden(self.ids, positions.clamp(min=0))
+        prompt, latent = self.pairs.T
+        pair_prompt = torch.from_numpy(prompt.copy()).to(self.device)
         self.keep(pair_prompt)
-        sections = self.request.sections_GKC[self.prompts[self.pairs[:, 0]], self.pairs[:, 1]]
-        logits = self._forward(torch.from_numpy(sections).to(self.device))
+        sections = self.request.sections_GKC[self.prompts[prompt], latent]
+        section_ids = torch.from_numpy(sections).to(self.device)
+        logits = self._forward(section_ids)
         pair_R = torch.from_numpy(self.pair_R).to(self.device)
         self.keep(pair_R)
         return logits[pair_R]

@@ -512,10 +512,11 @@ class LatentModel(nn.Module):
 
 def _columns(ids_BCL: torch.Tensor, first_B: torch.Tensor, count: int) -> torch.Tensor:
     """(B, C, count): each row's columns from `first_B` on; those beyond the end are never used."""
-    index_BQ = (first_B[:, None] + torch.arange(count, device=ids_BCL.device)).clamp(
-        max=ids_BCL.shape[2] - 1
-    )
-    return ids_BCL.gather(2, index_BQ[:, None].expand(-1, ids_BCL.shape[1], -1))
+    _, C, L = ids_BCL.shape
+    columns = torch.arange(count, device=ids_BCL.device)
+    index_BQ = (first_B[:, None] + columns).clamp(max=L - 1)
+    index_BCQ = index_BQ[:, None].expand(-1, C, -1)
+    return ids_BCL.gather(2, index_BCQ)
 
 
 def jensen_shannon(log_p: torch.Tensor) -> torch.Tensor:

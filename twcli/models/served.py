@@ -419,9 +419,12 @@ async def end_all(tasks: Iterable[asyncio.Task[Any]]) -> None:
 def _said(error: Any) -> str:
     """The status and what the server says, where servers put it."""
     body = error.body if isinstance(error.body, dict) else {}
-    found = body.get("message") or body.get("detail") or body.get("error") or error.response.text
-    in_one_line = " ".join(str(found).split())
-    return f"{error.status_code}: {in_one_line[:300]}"
+    found = body.get("message") or body.get("detail") or body.get("error")
+    if not found:
+        found = error.response.text
+    words = str(found).split()
+    in_one_line = " ".join(words)[:300]
+    return f"{error.status_code}: {in_one_line}"
 
 
 def _reason(error: Exception) -> str:

@@ -254,12 +254,17 @@ def _padded(low: float, high: float, log: bool) -> Point:
 def _ticks(low: float, high: float) -> list[float]:
     """Round numbers in between, at most `MOST_TICKS` and one."""
     spread = (high - low) or 1.0
-    size = 10.0 ** math.floor(math.log10(spread / MOST_TICKS))
-    sizes = [size * by for by in (1, 2, 5, 10)]
-    step = next(step for step in sizes if spread / step <= MOST_TICKS)
+    power = math.floor(math.log10(spread / MOST_TICKS))
+    size = 10.0**power
+    step = size
+    for factor in (1, 2, 5, 10):
+        step = size * factor
+        if spread / step <= MOST_TICKS:
+            break
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(i * step, 12) for i in range(first, last + 1)] or [low]
+    ticks = [round(i * step, 12) for i in range(first, last + 1)]
+    return ticks or [low]
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
@@ -280,15 +285,21 @@ def _percent(value: float) -> str:
 
 
 def _path(points: Iterator[Point] | Sequence[Point]) -> str:
-    """Points as the attribute of an SVG path or polygon."""
-    return " ".join(f"{x:.2f},{y:.2f}" for x, y in points)
+    """Points as the attribute of an SVG path or polygon: x,y in pixels, to the hundredth."""
+    pairs = [f"{x:.2f},{y:.2f}" for x, y in points]
+    return " ".join(pairs)
 
 
 def _band(line: Line, across: Scale, up: Scale) -> str:
     """Outline of a line's interval: along its upper end and back along its lower one."""
-    above = [(across(x), up(high)) for x, _, high in line.band]
-    below = [(across(x), up(low)) for x, low, _ in line.band]
-    return _path([*above, *reversed(below)])
+    above = []
+    below = []
+    for x, low, high in line.band:
+        column = across(x)
+        above.append((column, up(high)))
+        below.append((column, up(low)))
+    below.reverse()
+    return _path([*above, *below])
 
 
 def _style(line: Line, number: int) -> str:

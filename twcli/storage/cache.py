@@ -339,12 +339,14 @@ class Cache:
         after_gap = np.concatenate([[True], np.diff(rows) != 1])
         first = np.flatnonzero(after_gap)
         last = np.append(first[1:], len(rows)) - 1
-        bounds = columns["offsets"].gather(rows[first], last - first + 2)
-        # a range has one more offset than rows
+        counts = last - first + 2  # a range has one more offset than rows
+        bounds = columns["offsets"].gather(rows[first], counts)
         place = np.arange(len(rows)) + np.cumsum(after_gap) - 1
         starts = bounds[place]
         stops = bounds[place + 1]
-        flat = columns["nll"].gather(starts[first], stops[last] - starts[first])
+        begin = starts[first]
+        tokens = stops[last] - begin
+        flat = columns["nll"].gather(begin, tokens)
         return flat.astype(np.float32, copy=False), stops - starts
 
     def _content_problems(self, opened: Opened) -> list[str]:

@@ -23,17 +23,23 @@ class WeightAverage:
     """
 
     def __init__(self, model: torch.nn.Module, steps: int) -> None:
-        self._trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         memory = max(2.0, MEMORY_SHARE * steps)  # in steps
         self.decay = 1 - 1 / memory
-        self.tensors = {name: p.detach().clone() for name, p in self._trained.items()}
+        self._trained: dict[str, torch.nn.Parameter] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                self._trained[name] = parameter
+                self.tensors[name] = parameter.detach().clone()
 
     @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the weights after `step` steps."""
-        decay = min(self.decay, step / (FIRST_STEPS + step))
-        weights = [p.detach() for p in self._trained.values()]
-        torch._foreach_lerp_(list(self.tensors.values()), weights, 1 - decay)
+        at_first = step / (FIRST_STEPS + step)
+        decay = min(self.decay, at_first)
+        averages = list(self.tensors.values())
+        weights = [parameter.detach() for parameter in self._trained.values()]
+        torch._foreach_lerp_(averages, weights, 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
