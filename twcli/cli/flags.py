@@ -201,4 +201,8 @@ def _in_file(config_file: str | None) -> dict[str, Any]:
 
 def _given(flags: dict[str, Any]) -> dict[str, Any]:
     """The options that were given on the command line."""
-    return {name: value for name, value in flags.items() if value not in (None, ())}
+    given = {}
+    for name, value in flags.items():
+        if value not in (None, ()):
+            given[name] = value
+    return given

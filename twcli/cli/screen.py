@@ -199,10 +199,14 @@ class Screen:
 
     def _line(self, status: Status) -> str:
         """How far a piece of work is and how long it will take, as one line."""
-        parts = [status.note] if status.note else []
+        parts = []
         if status.counted:
-            parts.insert(0, f"{min(1.0, status.done / status.total):.0%}")
-        return f"{status.label}: {', '.join([*parts, self._time(status)])}"
+            part = min(1.0, status.done / status.total)
+            parts.append(f"{part:.0%}")
+        if status.note:
+            parts.append(status.note)
+        parts.append(self._time(status))
+        return f"{status.label}: {', '.join(parts)}"
 
     def _time(self, status: Status) -> str:
         """How long it still takes, in all where that is known; else how long it has taken."""

@@ -225,9 +225,10 @@ def _trained_parameters(config: TrainConfig, model: PreTrainedModel) -> int:
 
 def _memory(parts: dict[str, float]) -> str:
     """Bytes of each part, and all together."""
-    whole = _size(sum(parts.values()))
+    total = sum(parts.values())
     shown = [f"{_size(size)} {name}" for name, size in parts.items() if size]
-    return f"memory, about: {whole}: {', '.join(shown)}"
+    each = ", ".join(shown)
+    return f"memory, about: {_size(total)}: {each}"
 
 
 def _time(parts: dict[str, float], speed: float) -> str:

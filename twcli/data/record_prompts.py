@@ -100,7 +100,9 @@ def _is_column(value: Any) -> bool:
     """Whether a prompt is many texts: the column of a table, as a list or by row number."""
     if isinstance(value, dict):
         return bool(value) and all(name.isdecimal() for name in value)
-    return isinstance(value, list) and len(value) > 1 and all(isinstance(v, str) for v in value)
+    if not isinstance(value, list) or len(value) < 2:
+        return False
+    return all(isinstance(one, str) for one in value)
 
 
 def instruction(record: Record, where: str) -> list[Turn] | str:

@@ -50,8 +50,9 @@ class WholeText:
         self._tokenizer = tokenizer
         self._after_z = after_z
         self._between = before_y
-        self.before_y: list[int] = self._tokenise([after_z + before_y])[0][1:]
-        begun = tokenizer.convert_ids_to_tokens(self._tokenise([after_z + "a"])[0][1:])
+        between, of_a_letter = self._tokenise([after_z + before_y, after_z + "a"])
+        self.before_y: list[int] = between[1:]
+        begun = tokenizer.convert_ids_to_tokens(of_a_letter[1:])
         # Some tokenizers begin each text after a special token with a space.
         self._adds_space = bool(begun) and begun[0][:1] in ("▁", "Ġ")
 

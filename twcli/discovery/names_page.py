@@ -125,7 +125,9 @@ def _numbers_tried(
 def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     """The figures that speak for a number of latents, by how the naming was searched."""
     known = per_latents and per_latents[0].get("support") is not None
-    return "stability", "support" if known else "evidence", "score"
+    if known:
+        return "stability", "support", "score"
+    return "stability", "evidence", "score"
 
 
 def _heading(criterion: str) -> str:

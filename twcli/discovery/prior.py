@@ -140,12 +140,14 @@ def _enumerated(
     shared_W = np.zeros(len(ways_Wm))
     for i, j in combinations(range(m), 2):
         shared_W += ways_Wm[:, i] == ways_Wm[:, j]
-    log_PW = sum(unary_PmK[:, j, ways_Wm[:, j]] for j in range(m)) - repulsion * shared_W
+    unary_PW = sum(unary_PmK[:, j, ways_Wm[:, j]] for j in range(m))
+    log_PW = unary_PW - repulsion * shared_W
     total_P = logsumexp(log_PW, axis=1)
     weight_PW = np.exp(log_PW - total_P[:, None])
     taken_WmK = np.eye(K)[ways_Wm]
     marginals = np.einsum("pw,wmk->pmk", weight_PW, taken_WmK)
-    return marginals, total_P, ways_Wm[log_PW.argmax(1)]
+    best_P = log_PW.argmax(1)
+    return marginals, total_P, ways_Wm[best_P]
 
 
 def _mean_field(
@@ -160,9 +162,13 @@ def _mean_field(
             q_PmK[:, j] = softmax(unary_PmK[:, j] - repulsion * others_PK, axis=1)
         if np.abs(q_PmK - before).max() < 1e-4:
             break
-    pairs_P = ((q_PmK.sum(1) ** 2).sum(1) - (q_PmK**2).sum((1, 2))) / 2
-    entropy_P = -(q_PmK * np.log(np.maximum(q_PmK, 1e-300))).sum((1, 2))
-    bound_P = (q_PmK * unary_PmK).sum((1, 2)) - repulsion * pairs_P + entropy_P
+    squared_sums_P = (q_PmK.sum(1) ** 2).sum(1)
+    sums_of_squares_P = (q_PmK**2).sum((1, 2))
+    pairs_P = (squared_sums_P - sums_of_squares_P) / 2
+    log_q_PmK = np.log(np.maximum(q_PmK, 1e-300))
+    entropy_P = -(q_PmK * log_q_PmK).sum((1, 2))
+    unary_P = (q_PmK * unary_PmK).sum((1, 2))
+    bound_P = unary_P - repulsion * pairs_P + entropy_P
     return q_PmK, bound_P, q_PmK.argmax(2)
 
 

@@ -110,13 +110,17 @@ def _ridge(
     points_PD: np.ndarray, target_PF: np.ndarray, ridge: float | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """(intercept (F,), weights (D, F)); no weights where `ridge` is None."""
+    P, D = points_PD.shape
     intercept = target_PF.mean(0)
-    if ridge is None or not points_PD.shape[1]:
-        return intercept, np.zeros((points_PD.shape[1], target_PF.shape[1]))
-    covariance = points_PD.T @ points_PD / len(points_PD)
-    penalty = ridge * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    cross = points_PD.T @ (target_PF - intercept) / len(points_PD)
-    return intercept, np.linalg.solve(covariance + penalty, cross)
+    if ridge is None or not D:
+        return intercept, np.zeros((D, target_PF.shape[1]))
+    covariance = points_PD.T @ points_PD / P
+    strength = ridge * np.trace(covariance) / D
+    penalty = strength * np.eye(D)
+    centred_PF = target_PF - intercept
+    cross = points_PD.T @ centred_PF / P
+    weights = np.linalg.solve(covariance + penalty, cross)
+    return intercept, weights
 
 
 def _best_ridge(

@@ -229,7 +229,9 @@ def counts_of(latent_N: np.ndarray, latents: int) -> np.ndarray:
 
 def no_names(rows: int) -> tuple[np.ndarray, np.ndarray]:
     """(latents, probabilities) of rows none of which has a name yet, as in `Naming`."""
-    return np.full(rows, -1, np.int32), np.zeros(rows, np.float32)
+    latent_N = np.full(rows, -1, np.int32)
+    probability_N = np.zeros(rows, np.float32)
+    return latent_N, probability_N
 
 
 def _parts(column_N: np.ndarray) -> Iterator[np.ndarray]:

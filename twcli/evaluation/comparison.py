@@ -63,12 +63,14 @@ class Reader:
 
     def latents_of(self, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
         """(D,) the latent read in each (x, y), -1 where it cannot be read as a record."""
-        distinct = {pair: number for number, pair in enumerate(dict.fromkeys(pairs))}
+        distinct = list(dict.fromkeys(pairs))
+        number_of = {pair: number for number, pair in enumerate(distinct)}
         read = np.full(len(distinct), -1)
-        encoded, kept = encodable(self.encoder, list(distinct), self.max_length)
+        encoded, kept = encodable(self.encoder, distinct, self.max_length)
         if encoded is not None:
             read[kept] = read_back(self.model, self.encoder, encoded, self.batch_tokens)
-        return read[[distinct[pair] for pair in pairs]]
+        places = [number_of[pair] for pair in pairs]
+        return read[places]
 
 
 def compare(

@@ -306,11 +306,14 @@ def render_inspection(found: dict[str, Any]) -> str:
 
 def _cache_lines(found: dict[str, Any]) -> list[str]:
     """What a cache holds, how b_t is spread, and what it was made from."""
-    lines = [f"cache: {found['rows']:,} rows, {found['tokens']:,} tokens of y"]
+    rows = f"{found['rows']:,} rows"
+    lines = [f"cache: {rows}, {found['tokens']:,} tokens of y"]
     if found["profile"]:
         lines += _profile_lines(found["profile"])
     for text in found["texts"]:
-        lines.append(f"line {text['line']}: {text['prompt']} {coloured(text['pieces'])}")
+        begin = f"line {text['line']}: {text['prompt']}"
+        pieces = coloured(text["pieces"])
+        lines.append(f"{begin} {pieces}")
     for key, value in found["fingerprint"].items():
         lines.append(f"made from {key}: {json.dumps(value)}")
     return lines

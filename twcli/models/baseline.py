@@ -130,9 +130,11 @@ def weights_hash(model: PreTrainedModel) -> str:
     """sha256 over every parameter and buffer: name, dtype, shape and bytes, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        values = tensor.detach().cpu().contiguous().view(-1)
-        digest.update(values.view(torch.uint8).numpy())
+        shape = tuple(tensor.shape)
+        digest.update(f"{name}|{tensor.dtype}|{shape}|".encode())
+        values = tensor.detach().cpu().contiguous()
+        content = values.view(-1).view(torch.uint8)
+        digest.update(content.numpy())
     return digest.hexdigest()
 
 

@@ -167,7 +167,8 @@ def _difference(one: Measured, other: Measured) -> float:
         return difference
     apart = sum((a - b).double().square().sum() for a, b in pairs)
     size = sum(b.double().square().sum() for _, b in pairs)
-    return max(difference, float((apart / size).sqrt()))
+    of_gradients = (apart / size).sqrt()
+    return max(difference, float(of_gradients))
 
 
 def load_as_trained(run: RunFolder, config: TrainConfig, encoder: ExampleEncoder) -> Any:

@@ -253,9 +253,11 @@ class _Batch:
 
     def _forward(self, ids_RT: torch.Tensor) -> torch.Tensor:
         """Logits (R, V) behind the last of some tokens that every row continues with."""
-        new = ids_RT.shape[1]
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(ids_RT), new)], dim=1)
-        positions = self.lengths[:, None] + torch.arange(new, device=self.device)
+        rows, new = ids_RT.shape
+        seen = self.mask.new_ones(rows, new)
+        self.mask = torch.cat([self.mask, seen], dim=1)
+        columns = torch.arange(new, device=self.device)
+        positions = self.lengths[:, None] + columns
         self.lengths = self.lengths + new
         hidden = self._hidden(ids_RT, positions)
         return head_logits(self.model, hidden[:, -1])
