@@ -15,6 +15,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -44,8 +45,8 @@ READ_OF_LATENT = ("latent", "below", "obeyed", "obeyed_ci")
 DIGITS = 5
 
 
-def results_of(folder: Path, task: str, work: Path) -> dict[str, dict[str, Any]]:
-    """What a verdict reads of each run, by what was done.
+def results_of(folder: Path, task: str, work: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What was done, and what a verdict reads of the run, one after the other.
 
     Args:
         work: an empty folder for what is made.
@@ -69,16 +70,14 @@ def results_of(folder: Path, task: str, work: Path) -> dict[str, dict[str, Any]]
         "weighting": "uniform",
         "warm_start": "none",
     }
-    found = {}
     for number, (said, call) in enumerate(calls.items()):
         started = time.monotonic()
         run = str(work / f"run-{number}")
         train(**shared, **call, out=run)
         result = evaluate(run=run, data=test, judge=f"examples.tasks.{task}:judge")
-        found[said] = read_by_verdict(result)
         seconds = time.monotonic() - started
         print(f"{said}: {result['verdict']['sentence']} {seconds:.0f} s", flush=True)
-    return found
+        yield said, read_by_verdict(result)
 
 
 def first_lines(source: Path, count: int, out: Path) -> str:
@@ -137,10 +136,9 @@ def main(argv: list[str] | None = None) -> None:
     for given in options.folders:
         place, _, task = given.rpartition("=")
         with tempfile.TemporaryDirectory() as work:
-            found = results_of(Path(place), task, Path(work))
-        label = f"{task}, model of {Path(place).name}"
-        kept |= {f"{label}, {said}": result for said, result in found.items()}
-        options.keep.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
+            for said, result in results_of(Path(place), task, Path(work)):
+                kept[f"{task}, model of {Path(place).name}, {said}"] = result
+                options.keep.write_text(json.dumps(kept, indent=1, sort_keys=True) + "\n")
 
 
 if __name__ == "__main__":

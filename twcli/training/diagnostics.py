@@ -242,7 +242,7 @@ CONDITIONS = {
         "sample`, or train with --weighting uniform",
     ),
     "single-token bottleneck": (
-        "b_t lies on {informative_tokens:.1f} tokens per example and z carries "
+        "b_t lies on {informative_tokens:.1f} tokens per example and I(z; y) is "
         "{mutual_information:.2f} nats of {log_k:.2f}: later tokens read the strategy from the "
         "history and do not need z",
         "take the history away with --history-dropout 0.2, and give z more capacity with "
