@@ -5,6 +5,7 @@ import pytest
 
 from tests.conftest import encode, make_model, make_records, make_strategies
 from twcli.discovery import probe as probe_module
+from twcli.discovery.features import KINDS, Features
 from twcli.discovery.probe import Probe, probe_of
 from twcli.discovery.rows import ModelSource
 
@@ -112,6 +113,32 @@ def test_a_probe_is_no_larger_than_it_may_be(encoder, monkeypatch):
     assert limited.sizes == [2] * 9 and len(limited.rows) == 18
     other = probed(encoder, records, False, seed=1, most_rows=19)[0]
     assert sorted(limited.rows) != sorted(other.rows)
+
+
+def test_a_few_records_are_predicted_by_a_few_directions(encoder, monkeypatch):
+    """By all directions discriminants fit the rows that they see, and predict others worse."""
+    few = [share_of_a_few(encoder, seed) for seed in range(4)]
+    monkeypatch.setattr(probe_module, "ROWS_A_DIRECTION", 1)
+    many = [share_of_a_few(encoder, seed) for seed in range(4)]
+    assert np.mean(few) > 0.8 and np.mean(few) > np.mean(many) + 0.05
+
+
+def share_of_a_few(encoder, seed):
+    """The share of 96 rows in unequal shares, by features of which many say something."""
+    rng = np.random.default_rng(seed)
+    shares = np.array([0.6, 0.2, 0.15, 0.05])
+    truth = rng.choice(4, 96, p=shares)
+    strategies = rng.normal(size=(4, 400))
+    values = (strategies[truth] + 4 * rng.normal(size=(96, 400))).astype(np.float32)
+
+    def features(rows, _advance):
+        prompts = np.zeros((len(rows), 2), np.float32)
+        return Features((values[rows],) * len(KINDS), prompts, np.full(len(rows), 9.0))
+
+    encoded = encode(encoder, make_records(96, 1))
+    probe = probe_of(features, encoded, distinct=False, seed=0, proportions=shares)
+    assert probe.points.shape[1] <= 96 // probe_module.ROWS_A_DIRECTION
+    return share(probe, np.eye(4)[truth[probe.rows]])
 
 
 def test_strategies_of_a_tiny_model_are_predicted_and_random_names_are_not(encoder):

@@ -19,6 +19,7 @@ from twcli.discovery.rows import Progress, Rows, Source, silent
 
 PROBE_PROMPTS = 1000  # by which a run is judged
 PROBE_ROWS = 1000  # of them, at most
+ROWS_A_DIRECTION = 2  # from which discriminants predict where strategies may repeat
 LEAST_ROWS = 16  # of a probe where strategies may repeat within a prompt
 
 
@@ -105,5 +106,8 @@ def probe_of(
         Centring.fit(features.kinds, sizes, keep=False)(features.kinds, sizes)
         points = Space.fit(features.kinds, seed).points(features.kinds, 0)
     else:
-        points = discriminant_points(PromptEffects.fit(features, sizes)[1])
+        _, views = PromptEffects.fit(features, sizes)
+        # two views, with as many directions together as the rows can bear
+        directions = max(1, len(rows) // ROWS_A_DIRECTION // 2)
+        points = discriminant_points([view[:, :directions] for view in views])
     return Probe(rows, sizes, points, distinct, proportions)
