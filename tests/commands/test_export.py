@@ -2,8 +2,11 @@
 
 import base64
 import json
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -488,6 +491,30 @@ def test_an_export_that_differs_from_the_run_leaves_nothing(chat, tmp_path, monk
     assert "nothing was written" in line
     assert ("logits differ by" if fault == "weights" else "other tokens than training") in line
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_is_one_line_and_the_same_command_goes_on(chat, tmp_path, form):
+    """A limit on the size of files, in a process of its own, stands for the disk."""
+    call = ["export", "--run", chat / "run", "--to", form, "--out", tmp_path / "out"]
+    code = (
+        "import resource, signal, sys\n"
+        "from twcli.cli.main import main\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "main(sys.argv[1:])"
+    )
+    full = subprocess.run(
+        [sys.executable, "-c", code, *map(str, call)], capture_output=True, text=True
+    )
+    lines = [line for line in full.stderr.splitlines() if line.startswith("twcli:")]
+    assert full.returncode == 1 and len(lines) == 1, full.stderr
+    assert lines[0].startswith(f"twcli: {tmp_path / 'out'}: cannot be written: ")
+    assert re.search("file too large|disk is full", lines[0], re.IGNORECASE)
+    assert "Traceback" not in full.stderr
+    assert list(tmp_path.iterdir()) == []
+    ok(*call)
 
 
 def test_the_same_command_finds_its_work_done_and_another_is_refused(chat, tmp_path):

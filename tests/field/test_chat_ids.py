@@ -3,6 +3,7 @@ tokenizer, against ids that are computed here with transformers alone.
 """
 
 import functools
+import json
 import shutil
 
 import numpy as np
@@ -450,3 +451,62 @@ def test_fingerprint_and_hashes_follow_the_ids(folders, tmp_path):
         hashes.append(encoder.encode(records, max_length=200, source="d").data_hash())
     assert prints[0] != prints[1] and hashes[0] != hashes[1]
     assert prints[0]["version"] == 2  # caches of x and y tokenised apart had 1
+
+
+def _changed(folder, name, change):
+    """Rewrites a JSON file of a folder."""
+    path = folder / name
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+STORED = {
+    "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+    "padding": {
+        "strategy": {"Fixed": 64},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 0,
+        "pad_type_id": 0,
+        "pad_token": "<unk>",
+    },
+}
+CONFIG = {
+    "add_eos_token": True,
+    "model_max_length": 4,
+    "padding_side": "left",
+    "clean_up_tokenization_spaces": True,
+}
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "sentencepiece", "sentencepiece-oldest"])
+def test_settings_that_tokenizers_are_saved_with_change_no_id(kind, folders, tmp_path):
+    """Truncation, padding and an end token of a sentence model's use, and BPE dropout."""
+    place = with_template(folders[kind], TEMPLATES["strips"], tmp_path / "m")
+    encoder = load_encoder(place, 1, "chat")
+    records = [conversation(turns) for turns in PLAIN]
+    wanted = encoder.encode(records, max_length=500, source="d")
+    _changed(tmp_path / "m", "tokenizer.json", lambda content: content.update(STORED))
+    _changed(tmp_path / "m", "tokenizer.json", lambda content: content["model"].update(dropout=0.9))
+    _changed(tmp_path / "m", "tokenizer_config.json", lambda content: content.update(CONFIG))
+    encoder = load_encoder(place, 1, "chat")
+    encoded = encoder.encode(records, max_length=500, source="d")
+    assert encoded.ids.tolist() == wanted.ids.tolist()
+    encoder.add_latents(2)
+    encoder.save(tmp_path / "run", 2)
+    saved = AutoTokenizer.from_pretrained(tmp_path / "run")
+    for turns in PLAIN:
+        typed = saved.apply_chat_template(turns[:-1], add_generation_prompt=True, latent=1)
+        assert typed["input_ids"] == encoder.prompt(conversation(turns), encoder.latent_ids(2)[1])
+
+
+def test_special_tokens_that_are_split_are_refused(folders, tmp_path):
+    place = with_template(folders["byte-level"], TEMPLATES["chatml"], tmp_path / "m")
+    _changed(
+        tmp_path / "m",
+        "tokenizer_config.json",
+        lambda content: content.update(split_special_tokens=True),
+    )
+    with pytest.raises(UserError, match="split_special_tokens, under which no chat template works"):
+        load_encoder(place, 1, "chat")

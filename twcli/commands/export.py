@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import GenerationConfig, PreTrainedModel
 
 from twcli.commands.export_config import ExportConfig
@@ -141,10 +142,11 @@ def _export(
             difference = _verify(config, staged, form, encoder, reference)
             (staged / NOTE).write_text(json.dumps(note, indent=1), encoding="utf-8")
             _sync(staged)
-    except OSError as error:
-        raise WorkFailed(
-            f"{error.filename or out}: {error.strerror or first_line(error)}"
-        ) from error
+    except (OSError, SafetensorError) as error:  # safetensors has its own for a full disk
+        reason = getattr(error, "strerror", None) or first_line(error)
+        if reason.endswith(" written"):  # numpy's, of GGUF's tensors
+            reason = f"the disk is full ({reason})"
+        raise WorkFailed(f"{out}: cannot be written: {reason}; nothing was written") from error
     say(
         f"{out}: {config.to}, checked: prompts are those of training, logits differ by "
         f"{difference:.1e} at most"

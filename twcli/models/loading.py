@@ -67,10 +67,30 @@ def load_encoder(
         raise UserError(
             f"{source}: the tokenizer has no tokenizer.json; save it once as a fast tokenizer"
         )
+    _check_one_reading(tokenizer, source)
     if template == AUTO:
         template = default_template(tokenizer)
     parsed = read_template(template, tokenizer, source, chat_settings)
     return ExampleEncoder(tokenizer, source, latent_tokens, parsed, add_tags(tokenizer, parsed))
+
+
+def _check_one_reading(tokenizer: Any, source: str) -> None:
+    """Sees to it that a text has the same ids at each reading, with the special tokens in it.
+
+    BPE dropout, which draws other pieces each time (Provilkov et al. 2020), is of the training of
+    a model: it is turned off, here and in what is saved.
+
+    Raises:
+        UserError: special tokens are split into pieces, so that no text becomes one.
+    """
+    pieces = tokenizer.backend_tokenizer.model
+    if getattr(pieces, "dropout", None):
+        pieces.dropout = None
+    if getattr(tokenizer, "split_special_tokens", False):
+        raise UserError(
+            f"{source}: its tokenizer_config.json has split_special_tokens, under which no chat "
+            "template works; set it to false"
+        )
 
 
 def load_model(
