@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from joblib import Parallel, delayed
+from joblib import Parallel, delayed, parallel_config
 from numpy.typing import ArrayLike
 
 from twcli.discovery.matching import contingency, matched_share
@@ -29,6 +29,7 @@ EVEN = 1.5  # and evenness
 SURE = 16  # power of the support, by which one number is held likelier than another
 FAR_MORE = 2  # times the support of a given number, from which another one is advised
 BELOW, ABOVE = 1, 2  # numbers below and above a given one that are compared with it
+IDLE_SECONDS = 1  # after which a process that has nothing to try ends
 LEAST_SHARE = 0.02  # of the rows, below which a cluster does not count as one
 TINY = 1e-12
 
@@ -87,13 +88,15 @@ def counts_of(
         workers: processes that try numbers side by side; they change no figure. A search is many
             small steps of Python, for which threads would wait for each other.
     """
-    processes = Parallel(n_jobs=min(workers, len(numbers)) or 1, return_as="generator")
     tries = (delayed(search)(views, weight_N, sizes, latents, seed) for latents in numbers)
     counts = []
-    for found in processes(tries):
-        counts.append(Count.of(found))
-        if advance:
-            advance(1)
+    # workers end soon: a training may follow, which needs their memory
+    with parallel_config(backend="loky", idle_worker_timeout=IDLE_SECONDS):
+        processes = Parallel(n_jobs=min(workers, len(numbers)) or 1, return_as="generator")
+        for found in processes(tries):
+            counts.append(Count.of(found))
+            if advance:
+                advance(1)
     return counts
 
 
