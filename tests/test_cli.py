@@ -239,7 +239,8 @@ def test_train_ends_with_a_page(made, tmp_path):
     assert f"{run}/report.html" in said
     page = check((run / "report.html").read_text())
     assert f"twcli eval --run {run} --data TEST.jsonl" in page.text
-    assert f"twcli export --run {run} --name 0=NAME" in page.text
+    offered = f"twcli export --run {run} --name 0=NAME" in page.text
+    assert offered != ("Failed" in said)  # where no latent means anything, none is to be named
     sections = ["#latents", "#map", "#training", "#weights", "#settings"]
     assert [a["href"] for a in page.all("a")][1:] == sections
     assert RunFolder(run).read_duration(step=4) > 0
@@ -268,7 +269,7 @@ def test_eval_without_labels_says_so(made, tmp_path):
         "--bootstrap",
         20,
     )
-    assert "no field 'strategy' in the records" in " ".join(result.stdout.split())
+    assert "no record has the field 'strategy'" in " ".join(result.stdout.split())
 
 
 @pytest.mark.slow
@@ -347,7 +348,10 @@ def test_without_the_frozen_model_the_figures_of_b_t_are_null_and_say_why(made, 
     flags = ("eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
     found = json.loads(ok(*flags, "--json").stdout)["diagnostics"]
     assert found["informative"] is found["amplification"] is None and found["z_sensitivity"] > 0
-    assert ok(*flags, "--all").stdout.count("original model not found") >= 5
+    everything = " ".join(ok(*flags, "--all").stdout.split())
+    _, _, rest = everything.partition("Not measured, as original model not found; give --model: ")
+    named, _, _ = rest.partition(".")
+    assert {"gain", "informative", "amplification"} <= set(named.split(", "))
 
 
 def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):

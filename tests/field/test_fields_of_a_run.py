@@ -46,7 +46,7 @@ def evaluated(made, *more):
 def test_eval_takes_the_columns_of_the_training(made):
     found = ok(*evaluated(made))
     assert "d.csv: Frage and Antwort, 40 records" in found.stderr
-    assert "there is question, Stil" in " ".join(found.stdout.split())
+    assert "the records have question, Stil" in " ".join(found.stdout.split())
     other = ok(*evaluated(made, "--format", "question-answer"))
     assert "question-answer, 40 records; not read: Frage, Antwort" in other.stderr
 
