@@ -578,6 +578,26 @@ def test_what_is_missing_or_of_something_else_is_named(change, line, tmp_path, d
     assert line in refused("sample", *call)
 
 
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-0.6B", "is an address; give the name, Qwen/Qwen3-0.6B"),
+        ("hf.co/Qwen/Qwen3-0.6B/", "is an address; give the name, Qwen/Qwen3-0.6B"),
+        ("https://example.com/model", "no such folder here, and it cannot be a name on the hub"),
+        ("Qwen/Qwen3-0.6B@main", "it cannot be a name on the hub, which is OWNER/NAME"),
+        ("m ", "it cannot be a name on the hub"),
+        ("m/model.safetensors", "is a file; give the model's folder, or a .gguf file"),
+        ("m/config.json", "is a file; give the model's folder"),
+    ],
+)
+def test_what_is_no_model_says_what_to_give(name, line, tmp_path, data_file, monkeypatch):
+    saved(make_model(), tmp_path / "m")
+    monkeypatch.chdir(tmp_path)
+    call = ["--model", name, "--data", data_file, "--device", "cpu"]
+    said = refused("precompute", *call, "--out", tmp_path / "b.h5")
+    assert said.startswith(f"twcli: {name}: ") and line in said
+
+
 def test_a_second_form_of_the_weights_does_not_matter(tmp_path, data_file):
     """Mistral's models have consolidated.safetensors as well, which may not have been fetched."""
     source = saved(make_model(), tmp_path / "m")

@@ -584,6 +584,14 @@ def test_what_can_be_read_once_only_is_said(tmp_path):
     ("data", "line"),
     [
         ("https://example.com/d.jsonl", "is an address; download the file and give its path"),
+        (
+            "https://huggingface.co/datasets/openai/gsm8k/viewer/main/train?row=3",
+            "is an address; give the name as NAME:CONFIG:SPLIT, openai/gsm8k:..",
+        ),
+        (
+            "https://huggingface.co/datasets/openai/gsm8k/resolve/main/train.parquet",
+            "is an address; download the file and give its path",
+        ),
         ("C:\\data\\d.jsonl", r"C:\data\d.jsonl: no such file"),
     ],
 )

@@ -58,8 +58,32 @@ def test_without_a_network_nobody_waits(monkeypatch):
     assert time.monotonic() - start < 5
 
 
-@pytest.mark.parametrize("source", ["./model", "/no/model", "a/b/c", "model.gguf", "a b", ""])
+@pytest.mark.parametrize("source", ["./model", "/no/model", "a/b/c", "a b", "a/b@main"])
 def test_what_is_no_name_is_not_asked_for(monkeypatch, source):
     answer(monkeypatch, AssertionError("asked"))
-    hub.look_for_model(source)
-    assert not hub.is_name(source) or source == "model.gguf"
+    assert not hub.is_name(source)
+    with pytest.raises(UserError, match="no such folder here, and it cannot be a name on the hub"):
+        hub.look_for_model(source)
+
+
+def test_files_and_folders_are_not_asked_for(monkeypatch, tmp_path):
+    answer(monkeypatch, AssertionError("asked"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    for source in ("model.gguf", "owner/name", ""):  # the last is this folder
+        hub.look_for_model(source)
+
+
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("https://huggingface.co/a/b", "a/b"),
+        ("huggingface.co/datasets/a/b-1.5/", "a/b-1.5"),
+        ("https://hf.co/a/b/tree/main?x=1", "a/b"),
+        ("https://huggingface.co/a/b/resolve/main/model.gguf", None),
+        ("https://example.com/a/b", None),
+        ("a/b", None),
+    ],
+)
+def test_the_page_of_a_name(address, name):
+    assert hub.name_on_page(address) == name

@@ -54,6 +54,8 @@ def sources_of(data: str) -> list[Source]:
         return [_folder(path)]
     if "," in data:
         return [source for part in data.split(",") for source in sources_of(part.strip())]
+    if page := hub.name_on_page(data):
+        raise UserError(f"{data}: is an address; give the name as NAME:CONFIG:SPLIT, {page}:..")
     if any(letter in data for letter in "*?["):
         found = sorted(f for f in glob.glob(data, recursive=True) if Path(f).is_file())
         if not found:

@@ -410,12 +410,8 @@ def _placed(source: str) -> tuple[str, dict[str, str]]:
         if importlib.util.find_spec("gguf") is None:
             raise UserError(f"{source}: GGUF files need: pip install 'twcli-cvae[gguf]'")
         return str(path.parent), {"gguf_file": path.name}
-    like_a_path = source.startswith((".", "/", "~")) or source.count("/") > 1
-    if (like_a_path or path.exists()) and not path.is_dir():
-        raise UserError(
-            f"{source}: no such model folder; --model takes a Hugging Face folder, "
-            "a .gguf file or a hub name"
-        )
+    if path.is_file():
+        raise UserError(f"{source}: is a file; give the model's folder, or a .gguf file")
     if path.is_dir() and not (path / "config.json").is_file():
         raise UserError(
             f"{source}: holds no config.json; --model takes a Hugging Face folder, "

@@ -13,14 +13,26 @@ from pathlib import Path
 from twcli.errors import UserError
 
 SECONDS = 3.0  # that an answer may take
+# The page of a model or data set, and not that of a file in it.
+PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(?:datasets/)?([\w.-]+/[\w.-]+)"
+    r"(?:/?|/(?:tree|viewer)/[^?]*)(?:\?.*)?"
+)
 
 
 def look_for_model(source: str) -> None:
     """Raises UserError if a name is neither that of something here nor on the hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    if Path(source).exists() or Path(source).suffix == ".gguf" or not is_name(source):
+    if Path(source).exists() or Path(source).suffix == ".gguf":
         return
+    if name := name_on_page(source):
+        raise UserError(f"{source}: is an address; give the name, {name}")
+    if not is_name(source):
+        raise UserError(
+            f"{source}: no such folder here, and it cannot be a name on the hub, which is "
+            "OWNER/NAME; check the path"
+        )
     if not has(source, "model") and try_to_load_from_cache(source, "config.json") is None:
         raise UserError(
             f"{source}: no such folder here; the hub cannot be reached, and the model is not among "
@@ -31,6 +43,12 @@ def look_for_model(source: str) -> None:
 def is_name(source: str) -> bool:
     """Whether it can be a name on the hub: OWNER/NAME, or NAME alone."""
     return re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", source) is not None
+
+
+def name_on_page(address: str) -> str | None:
+    """The name that `address` shows, where it is the page of a model or data set on the hub."""
+    page = PAGE.fullmatch(address)
+    return page[1] if page else None
 
 
 @functools.cache
