@@ -152,6 +152,7 @@ def assert_documented(figures: dict) -> None:
     assert len(keys) > 60 and not missing, missing
 
 
+@pytest.mark.slow
 def test_eval_compares_samples_of_the_frozen_model_and_the_run(made, tmp_path):
     shutil.copytree(made / "run", tmp_path / "run")
     call = ["eval", "--run", tmp_path / "run", "--data", made / "data.jsonl", "--judge", JUDGE]
@@ -232,6 +233,7 @@ def test_eval_prints_one_json_object_and_writes_the_report(made):
         assert {"href": f"#{section}"} in page.all("a"), section
 
 
+@pytest.mark.slow
 def test_train_ends_with_a_page(made, tmp_path):
     """With a verdict, the naming's latents and their b_t, before anything is evaluated."""
     run = tmp_path / "run"
@@ -802,6 +804,7 @@ def test_latents_cannot_be_counted_in_a_few_records(made, tmp_path):
 # Configuration
 
 
+@pytest.mark.slow
 def test_a_flag_wins_over_the_file_also_where_it_is_the_default(made, tmp_path):
     (tmp_path / "c.yaml").write_text(
         f"data: {made / 'data.jsonl'}\nlatents: 3\nsteps: 2\nbeta: 0.5\nbatch-tokens: 200\n"
@@ -1504,6 +1507,7 @@ def test_a_cache_in_another_frame_is_refused(chat, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_bad_templates_and_lora_settings(chat, made, tmp_path):
     flags = ("--out", tmp_path / "run")
     refused(

@@ -75,6 +75,7 @@ def hashes_of(records):
     return [row.tobytes().hex() for row in encoded.row_hash]
 
 
+@pytest.mark.slow
 def test_names_are_written_one_line_a_record(made):
     lines = lines_of(made / "names.jsonl")
     assert [line["row"] for line in lines] == list(range(60))
@@ -102,6 +103,7 @@ def test_the_page_and_the_features_lie_beside_the_names(made):
     }
 
 
+@pytest.mark.slow
 def test_json_says_what_was_found(made, copy):
     result = ok(
         "discover",
@@ -152,6 +154,7 @@ def test_names_that_may_have_been_edited_are_not_replaced_unasked(made, copy):
     assert (copy / "names.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [("--latents", 2), ("--latents", 3, "--seed", 5)])
 def test_another_number_or_seed_reads_no_model_again(made, copy, monkeypatch, change):
     monkeypatch.setattr(frozen_reading, "embed_and_score", never)
@@ -161,6 +164,7 @@ def test_another_number_or_seed_reads_no_model_again(made, copy, monkeypatch, ch
     assert {line["latent"] for line in lines_of(out)} <= set(range(change[1]))
 
 
+@pytest.mark.slow
 def test_the_same_call_writes_the_same_names(made, copy):
     out = copy / "names.jsonl"
     ok("discover", *flags(made), "--latents", 3, "--out", out, "--overwrite")
@@ -177,6 +181,7 @@ def test_features_of_other_data_are_read_again(made, copy):
     assert len(lines_of(out)) == 40
 
 
+@pytest.mark.slow
 def test_a_call_that_was_cut_off_resumes(made, afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
     read, reads = frozen_reading.embed_and_score, []
@@ -215,6 +220,7 @@ def test_a_call_that_was_cut_off_resumes(made, afresh, tmp_path, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_call_that_was_cut_off_at_its_page_makes_it(made, afresh, tmp_path, monkeypatch):
     """Names without their page would stand in the way of the same command."""
     render = command.render_names_page
@@ -232,6 +238,7 @@ def test_a_call_that_was_cut_off_at_its_page_makes_it(made, afresh, tmp_path, mo
     assert (tmp_path / "names.jsonl").read_bytes() == (made / "names.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_failure_in_the_middle_keeps_what_was_read(afresh, tmp_path, monkeypatch):
     monkeypatch.setattr(command, "SHARD_ROWS", 20)
     read, count = frozen_reading.embed_and_score, []
@@ -500,6 +507,7 @@ def test_names_of_other_data_are_refused(made, baseline, copy):
     )
 
 
+@pytest.mark.slow
 def test_all_latents_null_need_a_number(train, copy):
     edited(copy / "names.jsonl", lambda line: line.update(latent=None, probability=None))
     names = ("--names", copy / "names.jsonl", "--out", copy / "run")

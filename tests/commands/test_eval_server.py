@@ -115,6 +115,7 @@ def of_greedy(found):
     return {name: found[name] for name in ("posterior", "alignment", "answer_accuracy", "score")}
 
 
+@pytest.mark.slow
 def test_the_figures_are_those_of_the_run_itself(made, server):
     local = ok(*flags(made, server)[:-2])
     result = ok(*flags(made, server))
@@ -131,6 +132,7 @@ def test_the_figures_are_those_of_the_run_itself(made, server):
     assert not [body for _, body in server.requests if body["max_tokens"] == 12]
 
 
+@pytest.mark.slow
 def test_what_is_stopped_resumes(made, server, monkeypatch):
     monkeypatch.setattr(evaluation_served, "BLOCK", 12)
     one = ("--concurrency", 3)
@@ -151,6 +153,7 @@ def test_what_is_stopped_resumes(made, server, monkeypatch):
     assert len([body for _, body in server.requests if body["max_tokens"] == 12]) == 12
 
 
+@pytest.mark.slow
 def test_samples_of_the_run_come_from_the_server(made, server):
     result = json.loads(ok(*flags(made, server, "--samples", 4)).stdout)
     assert set(result["sampling"]["arms"]) == {"frozen", "even", "proportional", "router"}

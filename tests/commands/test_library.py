@@ -12,6 +12,7 @@ from twcli import evaluate, precompute, train
 from twcli.errors import UserError
 
 
+@pytest.mark.slow
 def test_a_notebook_goes_from_data_to_figures(model_dir, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_strategies(24, latents=2))
     files = {"model": model_dir, "data": data, "device": "cpu"}

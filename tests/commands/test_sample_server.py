@@ -176,6 +176,7 @@ def test_what_passes_is_tried_again(server, prompts):
     assert len(server.requests) == 46
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_ends_in_one_line_and_the_same_command_resumes(
     server, tmp_path, monkeypatch
 ):

@@ -72,6 +72,7 @@ def mixed(repeated, singles, latents=2):
     return [*several, *alone]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("repeated", "singles"), [(30, 12), (20, 60)])
 def test_rows_of_prompts_with_one_completion_are_named_like_all_others(encoder, repeated, singles):
     """Few of them, and most of the rows."""
@@ -87,6 +88,7 @@ def test_rows_of_prompts_with_one_completion_are_named_like_all_others(encoder, 
     assert abs(confident - right) < 0.15 and 0.5 <= naming.score <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("score", "again"), [(0.3, True), (0.95, False)])
 def test_doubtful_names_are_held_against_names_of_all_rows(encoder, monkeypatch, score, again):
     """Where some rows are their prompt's only ones."""
@@ -212,6 +214,7 @@ def test_latents_to_spare_have_no_rows_unless_fewer_are_predicted_worse(
 # strategies may repeat within a prompt
 
 
+@pytest.mark.slow
 def test_one_completion_a_prompt_is_enough_to_name_them_all(encoder):
     records = make_strategies(48)
     naming = named(encoder, records)
@@ -226,6 +229,7 @@ def test_one_completion_a_prompt_is_enough_to_name_them_all(encoder):
     assert json.dumps(naming_record(naming))
 
 
+@pytest.mark.slow
 def test_several_completions_a_prompt_may_share_a_latent(encoder):
     records = make_strategies(16, 3)
     naming = named(encoder, records)
@@ -234,6 +238,7 @@ def test_several_completions_a_prompt_may_share_a_latent(encoder):
     assert any(len(set(prompt)) < 3 for prompt in naming.latent_N.reshape(16, 3).tolist())
 
 
+@pytest.mark.slow
 def test_identical_rows_get_identical_names(encoder):
     records = make_strategies(40)
     places = np.random.default_rng(0).choice(40, 12)
@@ -242,6 +247,7 @@ def test_identical_rows_get_identical_names(encoder):
         assert np.array_equal(column[40:], column[places])
 
 
+@pytest.mark.slow
 def test_latents_are_numbered_by_their_share(encoder):
     """Fifteen, thirty and forty-five rows of the three strategies, in the order of the data."""
     truth, rng = np.repeat([0, 1, 2], [15, 30, 45]), np.random.default_rng(0)
@@ -337,6 +343,7 @@ def test_identical_completions_decide_how_names_are_searched(encoder, doubled):
     assert named(encoder, records, latents=4).one_string is (doubled == 20)
 
 
+@pytest.mark.slow
 def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(encoder):
     """Draws of two strategies that write one string each: half of the pairs are identical."""
     records = make_strategies(30, 4, latents=2, again=1.0)
@@ -348,6 +355,7 @@ def test_a_quarter_of_identical_pairs_shows_that_a_strategy_is_one_string(encode
     assert matched(naming.latent_N[several], strategies_of(records)[several], 2) > 0.95
 
 
+@pytest.mark.slow
 def test_rows_that_were_not_fitted_are_named_as_well(encoder, monkeypatch):
     records = make_strategies(80)
     monkeypatch.setattr(repeating_module, "FIT_ROWS", 50)
@@ -360,6 +368,7 @@ def test_rows_that_were_not_fitted_are_named_as_well(encoder, monkeypatch):
     assert np.array_equal(one.latent_N, other.latent_N)
 
 
+@pytest.mark.slow
 def test_the_seed_decides_and_nothing_else(encoder):
     records = make_records(30, 1)
     one, same, other = (named(encoder, records, 2, seed=s) for s in (0, 0, 1))
@@ -377,6 +386,7 @@ def test_the_number_of_latents_is_found(encoder):
     assert "nested in these 3" in naming.nested
 
 
+@pytest.mark.slow
 def test_a_given_number_is_held_against_its_neighbours(encoder):
     naming = named(encoder, make_strategies(48), latents=3)
     assert [c["latents"] for c in naming.counts] == [2, 3, 4]
@@ -449,6 +459,7 @@ def lengths_and_topics(count=240, seed=0):
     return records, length, topic
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fitted", [3000, 120])
 def test_rows_are_named_after_the_given_ones(encoder, monkeypatch, fitted):
     """Those that are not clustered as well, prompts with given names being clustered first."""
@@ -489,6 +500,7 @@ def test_a_given_name_counts_for_all_equal_rows(encoder):
     assert np.mean(completed(given, np.ones(120, np.float32), found).latent_N == truth) > 0.95
 
 
+@pytest.mark.slow
 def test_given_names_of_some_latents_only_say_which_cluster_is_which(encoder):
     records = make_strategies(60, 1, latents=2)
     given = np.where(np.arange(60) < 6, strategies_of(records), -1)

@@ -36,6 +36,7 @@ def counted(points, numbers):
     return counts_of(numbers, [points] * 3, np.ones(len(points)), [1] * len(points), 0)
 
 
+@pytest.mark.slow
 def test_three_clusters_are_three():
     rng = np.random.default_rng(0)
     truth = rng.integers(3, size=240)

@@ -70,6 +70,7 @@ def test_strategies_can_be_found_below_wordings_that_differ_more(all_ways):
     assert max(shares) >= 0.98
 
 
+@pytest.mark.slow
 def test_the_seed_decides():
     points = np.random.default_rng(0).normal(size=(120, 12))
     one, same, other = (found(points, 3, seed=seed) for seed in (0, 0, 1))

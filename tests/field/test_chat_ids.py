@@ -135,6 +135,7 @@ def conversations_of(name):
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_ids_are_those_of_the_models_own_template(kind, name, folders, tmp_path):

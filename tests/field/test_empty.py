@@ -20,6 +20,7 @@ def with_gaps():
     return records
 
 
+@pytest.mark.slow
 def test_from_precompute_to_sample(model_dir, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", with_gaps())
     common = ("--data", data, "--device", "cpu")

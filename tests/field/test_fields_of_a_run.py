@@ -43,6 +43,7 @@ def evaluated(made, *more):
     return ("eval", "--run", made / "run", *common, *more)
 
 
+@pytest.mark.slow
 def test_eval_takes_the_columns_of_the_training(made):
     found = ok(*evaluated(made))
     assert "d.csv: Frage and Antwort, 40 records" in found.stderr

@@ -156,6 +156,7 @@ def scores_each_row_as_alone(model, records, common, out):
 # positions that depend on the pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [longrope, dynamic])
 @pytest.mark.parametrize("execution", ["auto", "plain"])
 def test_b_t_is_that_of_the_row_read_alone(make, execution, tmp_path):

@@ -110,6 +110,7 @@ def section(tokenizer, latent):
     return ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TEMPLATES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_lines_of_pages_and_cards_give_the_trained_ids(
