@@ -3,7 +3,6 @@ import pytest
 
 from twcli.discovery.score import (
     HALF_ABOVE_NOISE,
-    HALF_ABOVE_NOISE_OF_ONE,
     HALF_GENERALISATION,
     HALF_STABILITY,
     Predictability,
@@ -45,6 +44,5 @@ def test_the_share_expected_right_grows_from_chance_to_one_with_stability(latent
         assert 0.99 < shares[-1] <= 1
     half = pytest.approx((1 + 1 / latents) / 2, abs=1e-3)
     assert expected_share_right(HALF_STABILITY, 1.0, 1.0, latents) == half
-    above_noise = HALF_ABOVE_NOISE + HALF_ABOVE_NOISE_OF_ONE / latents
-    assert expected_share_right(1.0, above_noise, 1.0, latents) == half
+    assert expected_share_right(1.0, HALF_ABOVE_NOISE, 1.0, latents) == half
     assert expected_share_right(1.0, 1.0, HALF_GENERALISATION, latents) == half

@@ -42,7 +42,7 @@ def test_clusters_of_unequal_size_are_found(all_ways):
 def test_noise_is_not_stable(all_ways, latents):
     points = np.random.default_rng(0).normal(size=(300, 30))
     result = found(points, latents)
-    assert result.above_noise < 0.2
+    assert result.above_noise < 0.3
     assert share_right(result, latents) < 1 / latents + 0.1
 
 

@@ -16,8 +16,7 @@ from scipy.special import expit
 # generalisation. Fitted to namings of the natural suite (`make natural`), whose labels say what was
 # right. Stability overstates: two halves may agree on a wrong answer.
 HALF_STABILITY, STABILITY_WIDTH = 0.25, 0.035
-HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.0, 0.03
-HALF_ABOVE_NOISE_OF_ONE = 0.55  # over K is added: few clusters are stable by chance more often
+HALF_ABOVE_NOISE, ABOVE_NOISE_WIDTH = 0.35, 0.04
 HALF_GENERALISATION, GENERALISATION_WIDTH = 0.6, 0.04
 
 
@@ -30,8 +29,7 @@ def expected_share_right(
         stability, above_noise, generalisation: as in `search.Found`, all three beyond chance.
     """
     reliability = expit((stability - HALF_STABILITY) / STABILITY_WIDTH)
-    half_above_noise = HALF_ABOVE_NOISE + HALF_ABOVE_NOISE_OF_ONE / latents
-    reliability *= expit((above_noise - half_above_noise) / ABOVE_NOISE_WIDTH)
+    reliability *= expit((above_noise - HALF_ABOVE_NOISE) / ABOVE_NOISE_WIDTH)
     reliability *= expit((generalisation - HALF_GENERALISATION) / GENERALISATION_WIDTH)
     return 1 / latents + (1 - 1 / latents) * float(reliability)
 

@@ -58,8 +58,8 @@ class Found:
         posterior_NK: P(z | features) of each row, from discriminants fitted on other prompts.
         discriminant: fitted to all rows, for rows that were not here.
         stability: share of rows on which whole searches of either half of the prompts agree.
-        above_noise: how far stability times generalisation of the best ways is above what it is on
-            points without structure, from 0 to 1, which is full; below 0 where it is less.
+        above_noise: how far stability times generalisation is above what the best ways have of it
+            on points without structure, from 0 to 1, which is full; below 0 where it is less.
         generalisation: agreement of the naming with its predictions from other sub-kinds, beyond
             chance.
         information: nats that these predictions say about the names, rows weighted by variety.
@@ -137,12 +137,13 @@ def _search(
     discriminant = Discriminant.fit(points, clusters_N, latents)
     generalisation = judge(clusters_N)
     clusters = ClusterSums.of(views[0][used_N], clusters_N[used_N], latents)
+    stability = float(np.mean(agreements))
     noise = _noise_trust(rows, judge)
     return Found(
         posterior_NK,
         discriminant,
-        stability=float(np.mean(agreements)),
-        above_noise=(tried.best_third - noise) / max(1 - noise, TINY),
+        stability=stability,
+        above_noise=(stability * generalisation.agreement - noise) / max(1 - noise, TINY),
         generalisation=generalisation.agreement,
         information=generalisation.information * math.log(latents),
         evenness=clusters.evenness(),
