@@ -205,13 +205,14 @@ $(DEMO)/entangled/config.json: $(DEMO)/train.jsonl
 $(DEMO)/train.bt.h5: $(DEMO)/train.jsonl $(DEMO)/entangled/config.json
 	$(BIN)/twcli precompute --model $(DEMO)/entangled --data $< --out $@ --overwrite
 
+# Lines behind their prefixes fit 80 columns.
 $(DEMO)/run/model/config.json: $(DEMO)/train.bt.h5
-	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
+	COLUMNS=71 $(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
 	  --latents $(LATENTS) --steps $(STEPS) --out $(DEMO)/run 2> >(trap '' INT; sed -u 's/^/ours     /' >&2)
 
 # The published loss: the same model, data and optimiser, about as much computing, uniform weights, no warm start.
 $(DEMO)/run-uniform/model/config.json: $(DEMO)/train.bt.h5
-	$(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
+	COLUMNS=71 $(BIN)/twcli train --model $(DEMO)/entangled --data $(DEMO)/train.jsonl --baseline $< \
 	  --latents $(LATENTS) --steps $(UNIFORM_STEPS) --out $(DEMO)/run-uniform --weighting uniform --warm-start none 2> >(trap '' INT; sed -u 's/^/uniform  /' >&2)
 
 $(DEMO)/eval.json: $(DEMO)/run/model/config.json $(DEMO)/test.jsonl
