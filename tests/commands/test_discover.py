@@ -171,6 +171,7 @@ def test_the_same_call_writes_the_same_names(made, copy):
     assert out.read_bytes() == (made / "names.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_features_of_other_data_are_read_again(made, copy):
     data = write_jsonl(copy / "other.jsonl", make_strategies(40, seed=7))
     out = copy / "names.jsonl"
@@ -290,6 +291,7 @@ def hinted(names, kept):
     return write_jsonl(names.with_name("hints.jsonl"), lines)
 
 
+@pytest.mark.slow
 def test_records_are_named_after_those_that_have_names(made, copy, monkeypatch):
     monkeypatch.setattr(command, "_read_from_model", never)
     before = lines_of(copy / "names.jsonl")
@@ -424,6 +426,7 @@ def test_a_training_with_names_reads_no_features_for_them(made, train, tmp_path,
     ok(*train, "--names", made / "names.jsonl", "--out", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_edited_names_are_taken_and_what_is_null_is_found(made, train, copy, monkeypatch):
     """The first latent is called 2 and the last one 0 by a person who names half of the rows."""
     before = [line["latent"] for line in lines_of(copy / "names.jsonl")]

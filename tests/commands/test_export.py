@@ -167,6 +167,7 @@ def test_a_chat_model_as_a_merged_folder(chat, tmp_path):
     assert "| 2 | code |" in card and 'latent="code"' in card and "latent: code" in card
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
 def test_the_adapter_loads_with_plain_peft_and_gives_the_runs_logits(chat, tmp_path):
     out = tmp_path / "out"
@@ -247,6 +248,7 @@ def test_the_lines_of_the_card_load_the_folder_and_give_the_runs_logits(
             torch.testing.assert_close(mine, logits(trained, ids), atol=1e-4, rtol=0)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_an_adapter_is_refused(chat, tmp_path):
     made = chat / "run" / "config.yaml"
     shutil.copytree(chat / "run", tmp_path / "run")
@@ -517,6 +519,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(chat, tmp_path, fo
     ok(*call)
 
 
+@pytest.mark.slow
 def test_the_same_command_finds_its_work_done_and_another_is_refused(chat, tmp_path):
     out = tmp_path / "out"
     command = ("export", "--run", chat / "run", "--to", "hf", "--out", out)

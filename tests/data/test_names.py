@@ -242,6 +242,7 @@ def test_a_write_that_fails_leaves_the_old_file(path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["names.jsonl"]
 
 
+@pytest.mark.slow
 def test_memory_holds_arrays_only(tmp_path):
     rows = 50_000
     hashes = np.zeros((rows, 16), np.uint8)

@@ -488,6 +488,7 @@ def test_rows_are_named_after_the_given_ones(encoder, monkeypatch, fitted):
     assert without.given == 0 and matched(without.latent_N, topic, 2) < 0.8
 
 
+@pytest.mark.slow
 def test_a_given_name_counts_for_all_equal_rows(encoder):
     records = make_strategies(60, 1, latents=2)
     records = [*records, *records]

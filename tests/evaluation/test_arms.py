@@ -217,6 +217,7 @@ def sampling_of(writers, **settings):
     return Sampling(config, run, frozen, PROMPTS, longest=6)
 
 
+@pytest.mark.slow
 def test_draws_are_kept_and_resume_after_a_kill(writers, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "BLOCK", 1)  # a prompt a block
     whole = draw_all(sampling_of(writers), tmp_path / "whole.jsonl", print, silent)

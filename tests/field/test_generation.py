@@ -94,6 +94,7 @@ def test_completions_are_those_of_the_plain_forward_pass(family, encoder):
     assert len({tuple(plain) for plain in expected}) > (family != "recurrent_gemma")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_draws_that_share_their_prompt_are_as_well(family, encoder):
     model = tiny(family)

@@ -18,6 +18,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_from_precompute_to_eval(folder):
     data = ("--data", folder / "d.jsonl", "--device", "cpu")
     flags = (*data, "--model", folder / "model")
@@ -38,6 +39,7 @@ def test_from_precompute_to_eval(folder):
     assert json.loads(shown.stdout)["likelihood"]["gain"] is not None
 
 
+@pytest.mark.slow
 def test_several_tokens_of_a_latent_are_counted_by_every_command(folder):
     """Rows of 31 tokens fit with one token per latent, of 32; with four they do not."""
     lines = [json.loads(line) for line in (folder / "d.jsonl").read_text().splitlines()]

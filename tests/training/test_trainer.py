@@ -599,6 +599,7 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path, refines):
     assert all(len(m["held_out_agreement"]) == 3 for m in measured)
 
 
+@pytest.mark.slow
 def test_held_out_records_are_not_trained_on(inputs, tmp_path, refines, monkeypatch):
     config, read = settings(inputs, tmp_path / "r", steps=30), set()
     folder = RunFolder(config.out)
@@ -830,6 +831,7 @@ def prepared(config):
         return prepare(config, folder, said.append, no_bar), said
 
 
+@pytest.mark.slow
 def test_one_completion_a_prompt_is_named_and_held_to_the_end(single, tmp_path, repeating):
     setup, said = prepared(settings(single, tmp_path / "r"))
     truth = strategies_of(make_strategies(60))
