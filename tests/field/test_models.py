@@ -599,6 +599,19 @@ def test_what_is_no_model_says_what_to_give(name, line, tmp_path, data_file, mon
     assert said.startswith(f"twcli: {name}: ") and line in said
 
 
+@pytest.mark.parametrize(
+    "settings", [{"output_attentions": True, "output_hidden_states": True}, {"return_dict": False}]
+)
+def test_what_a_checkpoint_asks_of_each_pass_does_not_matter(settings, tmp_path, data_file):
+    """With attention weights asked for, the model could not be saved after the training."""
+    source = saved(make_model(), tmp_path / "m")
+    config_of(**settings)(tmp_path / "m")
+    common = ["--model", source, "--data", data_file, "--device", "cpu"]
+    run("precompute", *common, "--out", tmp_path / "b.h5")
+    train(common, tmp_path / "b.h5", tmp_path / "run")
+    run("sample", "--run", tmp_path / "run", "--x", "w0", "--latent", 1, "--device", "cpu")
+
+
 def test_a_second_form_of_the_weights_does_not_matter(tmp_path, data_file):
     """Mistral's models have consolidated.safetensors as well, which may not have been fetched."""
     source = saved(make_model(), tmp_path / "m")

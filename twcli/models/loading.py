@@ -119,9 +119,19 @@ def load_model(
             f"{source}: holds an adapter, which is merged into its model, {adapter.base}"
             + ("; if it was merged before, remove adapter_config.json" * adapter.beside_its_model)
         )
+    _ask_for_logits_alone(model)
     forget_earlier_passes(model)
     check_model(model, source)
     return model
+
+
+def _ask_for_logits_alone(model: PreTrainedModel) -> None:
+    """Undoes what some checkpoints ask of each pass in their settings: all states, attention
+    weights, which sdpa has not and with which no model can be saved, or outputs as a tuple.
+    """
+    model.config.output_attentions = False
+    model.config.output_hidden_states = False
+    model.config.return_dict = True
 
 
 def _load_weights(source: str, precision: str, attention: str, say: Say) -> PreTrainedModel:
