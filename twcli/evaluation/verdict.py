@@ -12,6 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from twcli.pages.text import share as percent
+
 WORKS = 0.9  # share of the way from chance to 1 from which on a run works
 CHANCE = 0.1  # of that way, below which it is at chance
 HALF = 0.5  # of a latent's drawn completions
@@ -52,16 +54,16 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
     chance = 1 / K
     if (share := alignment["generation_one_to_one"]) is not None:
         kind = _kind(share, alignment["generation_one_to_one_ci"], chance)
-        said = f"asking for a latent gets its strategy {share:.0%} of the time"
+        said = f"asking for a latent gets its strategy {percent(share)} of the time"
     elif (share := alignment["posterior_one_to_one"]) is not None:
         chance = max(
             alignment["majority"] or 0.0, chance
         )  # records are not of all strategies alike
         kind = _kind(share, alignment["posterior_one_to_one_ci"], chance)
-        said = f"the posterior finds the strategy of {share:.0%} of the records"
+        said = f"the posterior finds the strategy of {percent(share)} of the records"
     elif (share := result["score"]) is not None:
         kind = _kind(share, result["score_ci"], chance)
-        said = f"asking for a latent is expected to get its strategy {share:.0%} of the time"
+        said = f"asking for a latent is expected to get its strategy {percent(share)} of the time"
     else:
         share = None
         kind = _kind_of_information(result["posterior"], K)
@@ -70,7 +72,7 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
             f"{math.log(K):.2f} nats: what z tells about the completion; what it means is not known"
         )
     if share is not None:
-        said += f" (chance {chance:.0%})"
+        said += f" (chance {percent(chance)})"
     lost = [entry["latent"] for entry in result["retention"] or () if entry["below"]]
     worse = _worse(result["likelihood"])
     unsteady = [entry for entry in result["retention"] or () if _unsteady(entry)]
@@ -78,7 +80,7 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
         kind = "partly"
     sentence = f"{OPENINGS[kind]}: {said}."
     if unsteady and kind == "partly":
-        shares = ", ".join(f"z{entry['latent']} {entry['obeyed']:.0%}" for entry in unsteady)
+        shares = ", ".join(f"z{entry['latent']} {percent(entry['obeyed'])}" for entry in unsteady)
         sentence += f" The share is of greedy completions; drawn at temperature 1: {shares}."
     if lost:
         sentence += f" Less likely than under the original model: {_names(lost)}."
@@ -106,13 +108,13 @@ def verdict_of_score(
     opening = f"{OPENINGS[kind]}"
     if highest == "works":
         opening = "Works, at least in part"
-    expected = f"{score:.0%}"
-    if at_most is not None and f"{at_most:.0%}" != expected:
-        expected = f"{score:.0%} to {at_most:.0%}"
+    expected = percent(score)
+    if at_most is not None and percent(at_most) != expected:
+        expected = f"{percent(score)} to {percent(at_most)}"
     return Verdict(
         kind,
         f"{opening}: asking for a latent is expected to get its strategy {expected} of the "
-        f"time (chance {1 / latents:.0%}; no labels are read).",
+        f"time (chance {percent(1 / latents)}; no labels are read).",
         "",
     )
 
