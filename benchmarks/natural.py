@@ -369,6 +369,11 @@ def discover(
     return measured
 
 
+def latents_of(labels: Sequence[str]) -> dict[str, int]:
+    """The latent under which each label's names are given."""
+    return {label: latent for latent, label in enumerate(sorted(set(labels)))}
+
+
 def given_rows(labels: Sequence[str], seed: int) -> set[int]:
     """Rows whose names are given: `GIVEN` of each label drawn at random, at most half of them."""
     rng = random.Random(f"given {seed}")
@@ -381,7 +386,7 @@ def given_rows(labels: Sequence[str], seed: int) -> set[int]:
 
 def given_names(names: Path, data: Path, labels: Sequence[str], seed: int) -> Path:
     """Writes names after the labels for some records beside the data, null for all others."""
-    latents = {label: latent for latent, label in enumerate(sorted(set(labels)))}
+    latents = latents_of(labels)
     given = given_rows(labels, seed)
     lines = read_records(names)
     for line, label in zip(lines, labels, strict=True):
@@ -395,11 +400,11 @@ def given_names(names: Path, data: Path, labels: Sequence[str], seed: int) -> Pa
 
 def of_the_others(latents: Sequence[int | None], labels: Sequence[str], seed: int) -> dict:
     """Share of the records right whose names were not given, under the names as they were given."""
-    order = sorted(set(labels))
+    named = latents_of(labels)
     given = given_rows(labels, seed)
     others = [row for row in range(len(labels)) if row not in given]
-    right = [latents[row] == order.index(labels[row]) for row in others]
-    return {"found": len(order), "given": len(given), "right": mean(right)}
+    right = [latents[row] == named[labels[row]] for row in others]
+    return {"found": len(named), "given": len(given), "right": mean(right)}
 
 
 def train(

@@ -300,6 +300,6 @@ def test_a_dry_run_lists_the_cells(options, tmp_path, capsys):
     natural.finish(CELL, options(), Command())
     flags = ["--out", str(tmp_path / "out"), "--model", str(tmp_path / "model.gguf")]
     natural.main([*flags, "--only", "sums/distinct", "--dry-run"])
-    told = capsys.readouterr().out.splitlines()
-    assert told[:2] == ["sums/distinct/0: done", "sums/distinct/1: to do"]
-    assert told[-1] == "5 cells, model model.gguf"
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[:2] == ["sums/distinct/0: done", "sums/distinct/1: to do"]
+    assert printed[-1] == "5 cells, model model.gguf"

@@ -110,14 +110,13 @@ def discover(
     else:
         latents = int(config.latents)
     names = None
-    given_N = None
+    guided = False
     if config.names is not None:
         names = read_names(config.names, encoded.row_hash, latents, encoded.row_numbers)
         latents = max(names.latents, 2)
-        if enough_given(names.latent_N, latents):
-            given_N = names.latent_N
+        guided = enough_given(names.latent_N, latents)
     rows = len(distinct_rows(encoded))
-    searching = searching_seconds(rows, latents, given=given_N is not None)
+    searching = searching_seconds(rows, latents, given=guided)
     phases.expect({NAME: searching, PAGE: PAGE_SECONDS})
     phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")
     source, baseline_file = _read(config, inputs, say, progress)
@@ -129,7 +128,7 @@ def discover(
             latents,
             seed=config.seed,
             progress=progress,
-            given_N=given_N,
+            given_N=None if names is None else names.latent_N,
         )
     if naming is None:
         least = LEAST_ROWS_A_LATENT * (latents or 2)

@@ -100,6 +100,11 @@ def counts_of(
     return counts
 
 
+def count_of(counts: Sequence[Count], latents: int) -> Count | None:
+    """The one of this number of latents; None where it was not looked at."""
+    return next((count for count in counts if count.latents == latents), None)
+
+
 def best_count(counts: Sequence[Count]) -> Count:
     """The smallest number among those of most support whose clusters all have rows."""
     full = [count for count in counts if count.used == count.latents] or list(counts)
@@ -112,7 +117,7 @@ def best_count(counts: Sequence[Count]) -> Count:
 
 def likelier_number(counts: Sequence[Count], latents: int) -> int | None:
     """Another number of latents that has far more support than this one; None where none has."""
-    chosen = next((count for count in counts if count.latents == latents), None)
+    chosen = count_of(counts, latents)
     if chosen is None:
         return None
     best = best_count(counts)

@@ -7,7 +7,6 @@ Shapes: N rows, P prompts, K latents.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +27,7 @@ from twcli.discovery.number import (
     Count,
     agreement,
     best_count,
+    count_of,
     counts_of,
     likelier_number,
     nesting,
@@ -98,26 +98,19 @@ def name_repeating(
     with progress("features", len(fit_rows)) as advance:
         features = source(fit_rows, advance)
     effects, views = PromptEffects.fit(features, sizes)
+    points = discriminant_points(views)
     weight_N = features.lengths / features.lengths.mean()
     counts: list[Count] = []
-    score_of: Callable[[Found], float] = _share_right
     if given_N is None:
-        counts, score_of = _numbers(views, weight_N, sizes, latents, seed, progress)
+        counts = _counts(views, weight_N, sizes, latents, seed, progress)
     K = latents or best_count(counts).latents
-    found = next((count.found for count in counts if count.latents == K), None)
-    if found is None or len(found.posterior_NK) < len(weight_N):  # only some rows were looked at
-        with progress("search", len(ways_of(K, len(views)))) as advance:
-            found = search(views, weight_N, sizes, K, seed, advance)
-    score = score_of(found)
-    if given_N is not None:
-        points = discriminant_points(views)
-        completed = complete(points, given_N[fit_rows], found.discriminant, sizes, seed)
-        found = replace(
-            found,
-            posterior_NK=completed.posterior_NK,
-            discriminant=completed.discriminant,
-        )
-        score = completed.agreement
+    found = _searched(counts, views, weight_N, sizes, K, seed, progress)
+    if given_N is None:
+        score, stability = _score(found, counts), found.stability
+    else:
+        guided = complete(points, given_N[fit_rows], found.discriminant, sizes, seed)
+        found = replace(found, posterior_NK=guided.posterior_NK, discriminant=guided.discriminant)
+        score, stability = guided.agreement, None
     prior = fit_prior(found.posterior_NK, sizes, one_string=one_string)
     latent_N, probability_N = no_names(len(encoded))
     second_N = latent_N.copy()
@@ -135,8 +128,8 @@ def name_repeating(
     with progress("other records", rest.count()) as advance:
         for block in rest.blocks(BLOCK_PROMPTS):
             rows = block.joined()
-            points = discriminant_points(effects(source(rows, advance), block.sizes))
-            put(rows, found.discriminant(points), block.sizes)
+            others = discriminant_points(effects(source(rows, advance), block.sizes))
+            put(rows, found.discriminant(others), block.sizes)
     spread_to_equal_rows(encoded, latent_N, second_N, probability_N)
     order_K, new_K = canonical_order(latent_N, K, encoded)
     rename(latent_N, new_K)
@@ -150,14 +143,14 @@ def name_repeating(
         latents=K,
         used=used,
         score=score,
-        stability=found.stability if given_N is None else None,
+        stability=stability,
         given=0 if given_N is None else int((given_N >= 0).sum()),
         one_string=one_string,
         prompts=int(encoded.prompt_index.max()) + 1,
         counts=_shown(counts, K),
         likelier=likelier_number(counts, K),
         nested=_nested(counts, K) if latents is None else None,
-        points=plane(discriminant_points(views), found.posterior_NK),
+        points=plane(points, found.posterior_NK),
         point_rows=fit_rows,
     )
 
@@ -179,19 +172,15 @@ def _fitted(groups: Groups, seed: int, given_N: np.ndarray | None) -> tuple[Grou
     return groups[: max(cut, 1)], groups[max(cut, 1) :]
 
 
-def _numbers(
+def _counts(
     views: list[np.ndarray],
     weight_N: np.ndarray,
     sizes: np.ndarray,
     latents: int | None,
     seed: int,
     progress: Progress,
-) -> tuple[list[Count], Callable[[Found], float]]:
-    """(the numbers of latents that were looked at, the score of a naming in their light).
-
-    A number that is too small is as stable as the right one, and sub-kinds may be as stable as what
-    they are kinds of. So each is held against all others that were looked at.
-    """
+) -> list[Count]:
+    """The numbers of latents that are looked at, in some of the rows."""
     prompts = int(np.searchsorted(np.cumsum(sizes), COUNTED_ROWS, "right"))
     counted_sizes = sizes[: max(prompts, 1)]
     rows = int(counted_sizes.sum())
@@ -205,7 +194,7 @@ def _numbers(
         numbers = [2]
     counted_views = [view[:rows] for view in views]
     with progress("numbers of latents", len(numbers)) as advance:
-        counts = counts_of(
+        return counts_of(
             numbers,
             counted_views,
             weight_N[:rows],
@@ -215,17 +204,38 @@ def _numbers(
             workers=_workers(),
         )
 
-    def score_of(found: Found) -> float:
-        K = found.posterior_NK.shape[1]
-        right = _share_right(found)
-        own = next((count for count in counts if count.latents == K), None)
-        if own is None:
-            return right
-        agree = np.array([agreement(own, count) for count in counts])
-        expected = float(plausibility(counts) @ agree)
-        return max(expected * right, 1 / K)
 
-    return counts, score_of
+def _searched(
+    counts: list[Count],
+    views: list[np.ndarray],
+    weight_N: np.ndarray,
+    sizes: np.ndarray,
+    latents: int,
+    seed: int,
+    progress: Progress,
+) -> Found:
+    """The naming of all rows: that of the count, where it looked at all of them."""
+    count = count_of(counts, latents)
+    if count is not None and len(count.found.posterior_NK) == len(weight_N):
+        return count.found
+    with progress("search", len(ways_of(latents, len(views)))) as advance:
+        return search(views, weight_N, sizes, latents, seed, advance)
+
+
+def _score(found: Found, counts: list[Count]) -> float:
+    """The score of a naming in the light of the numbers of latents that were looked at.
+
+    A number that is too small is as stable as the right one, and sub-kinds may be as stable as what
+    they are kinds of. So each is held against all others that were looked at.
+    """
+    K = found.posterior_NK.shape[1]
+    right = _share_right(found)
+    own = count_of(counts, K)
+    if own is None:
+        return right
+    agree = np.array([agreement(own, count) for count in counts])
+    expected = float(plausibility(counts) @ agree)
+    return max(expected * right, 1 / K)
 
 
 def _all_alike(found: Found) -> bool:
@@ -267,9 +277,9 @@ def _shown(counts: list[Count], latents: int) -> list[dict[str, Any]]:
 
 def _nested(counts: list[Count], latents: int) -> str | None:
     """How the next finer number lies in the chosen one."""
-    chosen = next(count for count in counts if count.latents == latents)
+    chosen = count_of(counts, latents)
     finer = [count for count in counts if count.latents > latents]
-    if not finer or _all_alike(chosen.found):
+    if chosen is None or not finer or _all_alike(chosen.found):
         return None
     best = max(finer, key=lambda count: count.support)
     return (
