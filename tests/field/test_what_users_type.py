@@ -212,10 +212,10 @@ def test_texts_are_asked_of_a_template_for_parts(
         assert given == [*every, every[1]]
         exported = AutoTokenizer.from_pretrained("strategies")
         named = {"role": "system", "content": f"latent: 2\n{question}"}
-        told = exported.apply_chat_template([named, user(question)], add_generation_prompt=True)
+        rendered = exported.apply_chat_template([named, user(question)], add_generation_prompt=True)
         system = {"role": "system", "content": turn["content"]}
         wanted = plain.apply_chat_template([system, turn], add_generation_prompt=True)["input_ids"]
-        assert told["input_ids"] == wanted + section(tokenizer, 2)
+        assert rendered["input_ids"] == wanted + section(tokenizer, 2)
     (tmp_path / "run" / "config.json").write_text('{"model_type": "llama"}')
     again = load_encoder("run", 1, "chat")
     assert again.prompt(question, again.latent_ids(LATENTS)[1]) == every[1]
