@@ -11,7 +11,7 @@
 # make bench-check  whether a ratio of speed fell by more than 10 %: five minutes, for machines in benchmarks/figures.json
 # make scale    what ten million records take, in time and memory: build/scale.json; half an hour
 # make test     the tests
-# make quick    the tests but for the slow ones: a minute and a half on two idle CPU cores
+# make quick    the tests but for the slow ones: three quarters of a minute on two idle CPU cores
 # make torture  kills, failing disks, flipped bits, hostile and stale inputs: build/torture.json; more than an hour
 # make coverage the tests, and the lines and branches that they miss
 # make mutants  small wrong changes to the loss and the cache that the tests do not notice

@@ -188,6 +188,7 @@ def test_eval_compares_samples_of_the_frozen_model_and_the_run(made, tmp_path):
     assert json.loads(missing)["sampling"]["arms"] == found["arms"]
 
 
+@pytest.mark.slow
 def test_eval_prints_one_json_object_and_writes_the_report(made):
     result = ok(
         "eval",
@@ -249,6 +250,7 @@ def test_train_ends_with_a_page(made, tmp_path):
     assert RunFolder(run).read_duration(step=3) is None
 
 
+@pytest.mark.slow
 def test_eval_prints_a_table_within_80_columns(made):
     command = ("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
     result = ok(*command)
@@ -260,6 +262,7 @@ def test_eval_prints_a_table_within_80_columns(made):
     assert "no --judge was given" in " ".join(everything.stdout.split())
 
 
+@pytest.mark.slow
 def test_eval_without_labels_says_so(made, tmp_path):
     records = [{"x": r["x"], "y": r["y"]} for r in make_records(20, 3)]
     result = ok(
@@ -343,6 +346,7 @@ def test_a_run_without_a_cache_and_with_two_tokens_a_latent(made, tmp_path, post
     ] == pytest.approx(figures["diagnostics"]["informative"])
 
 
+@pytest.mark.slow
 def test_without_the_frozen_model_the_figures_of_b_t_are_null_and_say_why(made, tmp_path):
     shutil.copytree(made / "run", tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
@@ -390,6 +394,7 @@ def test_sample_from_the_frozen_model_is_data_for_the_pipeline(made, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_sample_from_a_run(made):
     def latents(*flags):
         lines = ok(
@@ -403,6 +408,7 @@ def test_sample_from_a_run(made):
     assert latents("--latent", "all", "--seed", 3) == latents("--latent", "all", "--seed", 3)
 
 
+@pytest.mark.slow
 def test_draws_that_were_interrupted_resume_and_give_the_same_file(made, tmp_path, monkeypatch):
     real, calls, flags = (
         sampling.generate,
@@ -452,6 +458,7 @@ def test_draws_that_were_interrupted_resume_and_give_the_same_file(made, tmp_pat
     ]
 
 
+@pytest.mark.slow
 def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, monkeypatch):
     flags = (
         "sample",
@@ -484,6 +491,7 @@ def test_a_call_that_was_killed_while_it_tidied_up_is_complete(made, tmp_path, m
     assert twcli(*flags).exit_code == 2  # as any file that is there
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change", [("--seed", 1), ("-n", 2), ("--latent", 0), ("--temperature", 0.5)]
 )
@@ -678,6 +686,7 @@ def test_inspect_a_run(made):
     assert len(text.splitlines()) < 25
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     ["model/model.safetensors", "model/tokenizer.json", "posterior.safetensors", "metrics.jsonl"],
@@ -858,6 +867,7 @@ BAD_DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD_DATA)
 def test_bad_data(made, tmp_path, case):
     content, says = BAD_DATA[case]
@@ -1057,6 +1067,7 @@ def test_unwritable_output(made):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("judge", "says"),
     [
@@ -1145,6 +1156,7 @@ def test_help_does_not_import_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
+@pytest.mark.slow
 def test_quiet_is_quiet(made):
     result = ok(
         "eval",
@@ -1671,6 +1683,7 @@ def test_what_a_library_says_of_an_interruption_is_one_too(made, tmp_path, monke
     refused(*call, "--out", tmp_path / "b.h5", says="pop from empty mode stack")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stdin", "stdout", "stderr"])
 def test_a_closed_stream_is_no_traceback(made, monkeypatch, name):
     flags = {

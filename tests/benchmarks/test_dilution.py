@@ -32,6 +32,7 @@ def numbers():
     }
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_again_from_the_numbers(tmp_path, capsys):
     (tmp_path / "dilution.json").write_text(json.dumps(numbers()))
     dilution.main(["--out", str(tmp_path), "--redraw"])

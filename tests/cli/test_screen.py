@@ -43,6 +43,7 @@ def printed(monkeypatch, terminal=False, quiet=False, work=None):
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_a_log_has_a_line_each_while_and_none_is_wider_than_80_columns(fast, monkeypatch):
     def work(screen):
         screen.phases.begin(DATA, "a/path/to/the/records.jsonl: " + "many words " * 20)
@@ -64,6 +65,7 @@ def test_a_log_has_a_line_each_while_and_none_is_wider_than_80_columns(fast, mon
     )
 
 
+@pytest.mark.slow
 def test_a_phase_that_counts_nothing_says_how_long_it_takes(fast, monkeypatch):
     def work(screen):
         screen.phases.begin(SCORE, "the model")
@@ -77,6 +79,7 @@ def test_a_phase_that_counts_nothing_says_how_long_it_takes(fast, monkeypatch):
     }
 
 
+@pytest.mark.slow
 def test_a_phase_that_takes_longer_than_expected_promises_nothing(fast, monkeypatch):
     def work(screen):
         screen.phases.expect({SCORE: 0.05, SAVE: 3.0})
@@ -87,6 +90,7 @@ def test_a_phase_that_takes_longer_than_expected_promises_nothing(fast, monkeypa
     assert clock and all("so far" in line for line in clock)
 
 
+@pytest.mark.slow
 def test_after_the_last_step_the_first_estimate_of_a_training_is_forgotten(fast, monkeypatch):
     def work(screen):
         screen.phases.begin(TRAIN)
@@ -113,6 +117,7 @@ def test_the_clock_does_not_rise_while_a_large_part_is_in_hand(fast, monkeypatch
     assert left == [120.0, 110.0, 91.0, 90.0]  # 1.5 s each; at least the 60 after these 20
 
 
+@pytest.mark.slow
 def test_the_clock_of_a_resumed_training_is_of_the_steps_that_are_left(fast, monkeypatch):
     def work(screen):
         screen.phases.expect({TRAIN: 6000.0})
@@ -143,6 +148,7 @@ def test_another_run_after_a_resumed_one_is_expected_to_take_its_whole_time():
     assert phases.expected() == 600.0
 
 
+@pytest.mark.slow
 def test_lines_become_rarer_the_longer_a_phase_takes(fast, monkeypatch):
     monkeypatch.setattr(screen_module, "LOG_SHARE", 0.5)
 
@@ -154,6 +160,7 @@ def test_lines_become_rarer_the_longer_a_phase_takes(fast, monkeypatch):
     assert 2 <= len(printed(monkeypatch, work=work).splitlines()) <= 6
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_living_line_that_is_gone_at_the_end(fast, monkeypatch):
     def work(screen):
         screen.phases.begin(SCORE)
@@ -172,6 +179,7 @@ def test_a_terminal_has_one_living_line_that_is_gone_at_the_end(fast, monkeypatc
         assert len(drawn) <= 80
 
 
+@pytest.mark.slow
 def test_quiet_is_silent_and_starts_no_clock(fast, monkeypatch):
     def work(screen):
         screen.phases.begin(SCORE)
@@ -220,6 +228,7 @@ def test_a_training_has_one_line_for_the_steps_that_take_turns(fast, monkeypatch
     assert len(last) <= 80
 
 
+@pytest.mark.slow
 def test_the_records_are_checked_before_torch_is_imported(tmp_path):
     """Its import takes seconds. What there is to read is said first, and so is what is wrong."""
     data = write_jsonl(tmp_path / "data.jsonl", make_records())

@@ -85,6 +85,7 @@ def test_names_are_written_one_line_a_record(made):
     assert all(0 <= line["probability"] <= 1 for line in lines)
 
 
+@pytest.mark.slow
 def test_the_page_and_the_features_lie_beside_the_names(made):
     assert page_path(str(made / "names.jsonl")) == made / "names.html"
     page = (made / "names.html").read_text()
@@ -143,6 +144,7 @@ def test_names_by_chance_are_not_advised_for_training():
     assert good.startswith("n.jsonl: 8 of 9 records named; 1 have null") and "twcli train" in good
 
 
+@pytest.mark.slow
 def test_names_that_may_have_been_edited_are_not_replaced_unasked(made, copy):
     before = (copy / "names.jsonl").read_bytes()
     refused(
@@ -260,6 +262,7 @@ def test_a_failure_in_the_middle_keeps_what_was_read(afresh, tmp_path, monkeypat
     assert count == [20, 20, 20, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -307,6 +310,7 @@ def test_records_are_named_after_those_that_have_names(made, copy, monkeypatch):
     assert matched(latents, strategies_of(RECORDS), 3) > 0.9
 
 
+@pytest.mark.slow
 def test_the_given_names_are_not_replaced(made, copy):
     names = copy / "names.jsonl"
     before = names.read_bytes()
@@ -341,6 +345,7 @@ def test_given_names_that_say_nothing_are_called_so():
     assert "going by 40 given names that were left out" in verdict_of(better)
 
 
+@pytest.mark.slow
 def test_too_few_records_are_refused(made, tmp_path):
     data = write_jsonl(tmp_path / "few.jsonl", RECORDS[:3])
     refused(
@@ -351,6 +356,7 @@ def test_too_few_records_are_refused(made, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["names.html", "data.jsonl"])
 def test_a_page_replaces_neither_the_names_nor_the_data(made, tmp_path, name):
     data = tmp_path / "data.jsonl"
@@ -405,6 +411,7 @@ def held_latents(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 def test_a_training_holds_the_names(made, train, tmp_path, monkeypatch):
     seen = held_latents(monkeypatch)
     result = ok(*train, "--names", made / "names.jsonl", "--out", tmp_path / "run")
@@ -421,6 +428,7 @@ def test_a_training_holds_the_names(made, train, tmp_path, monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_a_training_with_names_reads_no_features_for_them(made, train, tmp_path, monkeypatch):
     monkeypatch.setattr("twcli.training.warm_start.name_rows", never)
     ok(*train, "--names", made / "names.jsonl", "--out", tmp_path / "run")
@@ -446,6 +454,7 @@ def test_edited_names_are_taken_and_what_is_null_is_found(made, train, copy, mon
     assert (seen["latent_N"][1::2] == wanted[1::2]).mean() > 0.8
 
 
+@pytest.mark.slow
 def test_names_of_which_one_was_merged_into_another_train(made, train, copy, monkeypatch):
     """Latents 0 and 2 are left; rows of the latter are trained, not passed over."""
 
@@ -470,6 +479,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_names_file_is_one_line(train, copy, case):
     change, says = BAD[case]
@@ -482,6 +492,7 @@ def test_a_bad_names_file_is_one_line(train, copy, case):
     assert not (copy / "run" / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_names_and_their_number_must_agree(made, train, tmp_path):
     names = ("--names", made / "names.jsonl")
     refused(
@@ -500,6 +511,7 @@ def test_names_and_their_number_must_agree(made, train, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_names_of_other_data_are_refused(made, baseline, copy):
     data = write_jsonl(copy / "other.jsonl", make_strategies(60, seed=9))
     ok("precompute", "--model", made / "model", "--data", data, "--out", copy / "b.h5")

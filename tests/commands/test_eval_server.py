@@ -165,6 +165,7 @@ def test_samples_of_the_run_come_from_the_server(made, server):
     assert len(drawn) == counts + 18
 
 
+@pytest.mark.slow
 def test_without_a_judge_a_few_are_drawn_for_the_page(made, server):
     server.names = ["a", "b"]
     common = ("eval", "--run", made / "run", "--data", made / "data.jsonl", "--bootstrap", 20)
@@ -174,6 +175,7 @@ def test_without_a_judge_a_few_are_drawn_for_the_page(made, server):
     assert not (made / "run" / "served.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_another_model_is_refused_before_anything_is_drawn(made, server, monkeypatch):
     def says(*texts):
         server.requests.clear()
@@ -199,6 +201,7 @@ def test_another_model_is_refused_before_anything_is_drawn(made, server, monkeyp
         says("0 of 12 greedy completions begin as the run's own, so out is another model")
 
 
+@pytest.mark.slow
 def test_calls_that_cannot_be_meant_are_refused(made):
     common = ("eval", "--run", made / "run", "--data", made / "data.jsonl")
     refused(*common, "--served-model", "m", says="--served-model: is a name at --server")

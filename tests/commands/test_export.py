@@ -141,6 +141,7 @@ def asked(tokenizer, messages=ASK, **settings):
     )
 
 
+@pytest.mark.slow
 def test_a_chat_model_as_a_merged_folder(chat, tmp_path):
     out = tmp_path / "out"
     result = ok("export", "--run", chat / "run", "--to", "hf", "--out", out, "--name", "2=code")
@@ -317,6 +318,7 @@ def test_the_adapter_gives_the_logits_of_the_model_that_was_trained(dtype, tmp_p
     assert (apart > 1e-2) == (dtype == torch.bfloat16)  # merged weights are another model there
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
 @pytest.mark.parametrize("change", [{"lora_alpha": 33.0}, {"target_modules": ["q_proj"]}])
 def test_an_adapter_that_says_something_else_leaves_nothing(chat, tmp_path, monkeypatch, change):
@@ -333,6 +335,7 @@ def test_an_adapter_that_says_something_else_leaves_nothing(chat, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_gguf_file_has_the_weights_the_control_tokens_and_the_chat_template(chat, tmp_path):
     from gguf import GGUFReader
 
@@ -362,6 +365,7 @@ def test_a_gguf_file_has_the_weights_the_control_tokens_and_the_chat_template(ch
     assert tokenizer.chat_template == read("tokenizer.chat_template")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "file"), [("hf", "model.safetensors"), ("gguf", "model.gguf")])
 def test_half_precision_is_written_and_checked(chat, tmp_path, form, file):
     out = tmp_path / form
@@ -375,6 +379,7 @@ def test_half_precision_is_written_and_checked(chat, tmp_path, form, file):
     assert (out / file).stat().st_size < 2.2 * weights + 20_000
 
 
+@pytest.mark.slow
 def test_the_tags_become_a_chat_template_that_builds_the_trained_prompt(words, tmp_path):
     out = tmp_path / "out"
     ok("export", "--run", words / "run", "--to", "hf", "--out", out, "--latent", "1")
@@ -390,6 +395,7 @@ def test_the_tags_become_a_chat_template_that_builds_the_trained_prompt(words, t
     )
 
 
+@pytest.mark.slow
 def test_a_tokenizer_that_begins_texts_with_a_space_gets_the_trained_prompt(tmp_path):
     """SentencePiece's: a text by itself begins with a space, x after a special token does not."""
     tokenizer = make_bytes_tokenizer()
@@ -439,6 +445,7 @@ def test_only_what_llama_cpp_splits_alike_is_written(splitter, name):
     assert gguf_file.splitting_of(state) == name
 
 
+@pytest.mark.slow
 def test_what_cannot_be_exported_is_one_line_that_says_what_to_do(chat, words, tmp_path):
     out = tmp_path / "out"
     run = ("export", "--run", words / "run", "--out", out, "--to")
@@ -473,6 +480,7 @@ def test_a_form_is_added_in_one_place(tmp_path, monkeypatch):
     assert all(form.help in shown for name, form in FORMS.items() if name != "folder")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["weights", "prompts"])
 def test_an_export_that_differs_from_the_run_leaves_nothing(chat, tmp_path, monkeypatch, fault):
     write = Merged.write
@@ -495,6 +503,7 @@ def test_an_export_that_differs_from_the_run_leaves_nothing(chat, tmp_path, monk
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # used by peft
 @pytest.mark.parametrize("form", FORMS)
 def test_a_full_disk_is_one_line_and_the_same_command_goes_on(chat, tmp_path, form):
@@ -532,6 +541,7 @@ def test_the_same_command_finds_its_work_done_and_another_is_refused(chat, tmp_p
     assert "| 0 | terse |" in (out / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_names_are_read_from_the_file_that_the_run_was_trained_with(words, tmp_path):
     names = tmp_path / "names.jsonl"
     encoder = ExampleEncoder(make_tokenizer(), "tiny")
@@ -694,6 +704,7 @@ def hub(monkeypatch):
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_folder_is_uploaded_to_a_private_repository(chat, tmp_path, hub):
     out = tmp_path / "out"
     command = ("export", "--run", chat / "run", "--to", "hf", "--out", out)
@@ -703,6 +714,7 @@ def test_the_folder_is_uploaded_to_a_private_repository(chat, tmp_path, hub):
     assert Hub.files == {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_failed_upload_leaves_the_export_and_the_same_command_resumes(chat, tmp_path, hub):
     out = tmp_path / "out"
     command = ("export", "--run", chat / "run", "--to", "hf", "--out", out)

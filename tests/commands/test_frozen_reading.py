@@ -18,6 +18,8 @@ from twcli.storage.beside import baseline_path, features_path
 from twcli.storage.cache import Cache
 from twcli.storage.feature_store import FeatureStore
 
+pytestmark = pytest.mark.slow  # two of its fixtures alone take three seconds
+
 DISTINCT = make_strategies(60)
 RECORDS = [*DISTINCT, *DISTINCT[5:15], *DISTINCT[:3]]  # 13 of them come again
 
@@ -92,7 +94,6 @@ def in_one_line(result):
     return " ".join(result.stderr.split())
 
 
-@pytest.mark.slow
 def test_discover_leaves_the_b_t_that_precompute_computes(made, inputs, tmp_path):
     folder, counts, said = made
     assert sum(counts) == len(DISTINCT)
@@ -117,7 +118,6 @@ def test_precompute_copies_what_discover_has_read(inputs, left, rows_read):
     assert "already complete" in ok("precompute", *inputs, "--out", out).stderr
 
 
-@pytest.mark.slow
 def test_discover_reads_nothing_after_precompute(made, inputs, tmp_path, rows_read):
     ok("precompute", *inputs, "--out", tmp_path / "b.h5")
     assert sum(rows_read) == len(DISTINCT)
@@ -131,7 +131,6 @@ def test_discover_reads_nothing_after_precompute(made, inputs, tmp_path, rows_re
     assert names.read_bytes() == (made[0] / "names.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("named", [False, True])
 def test_a_training_takes_the_features_that_are_there(inputs, left, rows_read, named):
     result = ok(
@@ -143,7 +142,6 @@ def test_a_training_takes_the_features_that_are_there(inputs, left, rows_read, n
     assert len(RECORDS) > 64 >= max(rows_read)  # so many are compared with the cache
 
 
-@pytest.mark.slow
 def test_features_without_b_t_are_completed(inputs, left, rows_read):
     expected = values_of(baseline_path(left))
     baseline_path(left).unlink()

@@ -130,6 +130,7 @@ def lines_of(text):
     return [json.loads(line) for line in text.splitlines()]
 
 
+@pytest.mark.slow
 def test_each_prompt_gets_its_completions_in_order_with_seeds_of_their_own(server, prompts):
     flags = ("--server", server.url, "--model", "m", "--data", prompts, "-n", 3)
     lines = lines_of(ok("sample", *flags, "--latent", "code", "--temperature", 0.5).stdout)
@@ -148,6 +149,7 @@ def test_each_prompt_gets_its_completions_in_order_with_seeds_of_their_own(serve
     assert {line["latent"] for line in again} == {2}
 
 
+@pytest.mark.slow
 def test_as_many_requests_as_allowed_are_on_their_way_at_once(server, prompts):
     server.together = threading.Barrier(5, timeout=60)  # answers none before it has five
     flags = ("--server", server.url, "--model", "m", "--data", prompts)
@@ -168,6 +170,7 @@ def test_a_template_file_makes_raw_prompts(server, prompts, tmp_path):
     assert line == {"x": "warum?", "y": f"Q: warum?\nA:  {body['seed']}"}
 
 
+@pytest.mark.slow
 def test_what_passes_is_tried_again(server, prompts):
     server.failures = [500, 429, "drop", 503, 408, "drop"]
     flags = ("--server", server.url, "--model", "m", "--data", prompts)
@@ -210,6 +213,7 @@ def test_a_server_that_dies_ends_in_one_line_and_the_same_command_resumes(
     assert undisturbed.read_bytes() == out.read_bytes()
 
 
+@pytest.mark.slow
 def test_blocks_of_another_command_are_not_gone_on_with(server, prompts, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "TRIES", 1)
     out, server.dies_after = tmp_path / "out.jsonl", 130
@@ -267,6 +271,7 @@ def test_empty_completions_are_left_out_and_counted(server, tmp_path):
     assert "1 of 2 completions were empty and are omitted" in result.stderr
 
 
+@pytest.mark.slow
 def test_those_of_a_call_that_was_ended_are_counted_as_well(server, tmp_path, monkeypatch):
     monkeypatch.setattr(served, "TRIES", 1)
     xs = ["silent", *(f"frage {i}" for i in range(200))]
@@ -281,6 +286,7 @@ def test_those_of_a_call_that_was_ended_are_counted_as_well(server, tmp_path, mo
     assert said.endswith("1 of 201 completions were empty and are omitted\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("failure", "code", "says"),
     [

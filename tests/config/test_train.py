@@ -6,6 +6,7 @@ from twcli.errors import UserError
 NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -218,6 +218,7 @@ def framed(tokenizer, name, latent_tokens=1):
     return encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["tags", "chat", "file"])
 def test_ids_of_y_are_the_same_with_and_without_z_whatever_merges(kind, name, tmp_path):

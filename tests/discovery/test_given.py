@@ -35,6 +35,7 @@ def right(completed, truth, given):
     return float((completed.posterior_NK.argmax(1) == truth)[others].mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("single", [True, False])
 def test_a_few_given_names_say_which_distinction_is_meant(seed, single):

@@ -50,6 +50,7 @@ def records():
     return [*doubled, doubled[1], {"x": "w19 w19 w19", "y": "w0"}, *doubled]
 
 
+@pytest.mark.slow
 def test_every_row_of_a_prompt_with_several_completions_gets_a_cluster(encoder, records):
     naming = named(encoder, records)
     assert naming.one_string and math.isinf(naming.prior.repulsion)
@@ -171,6 +172,7 @@ def test_names_by_what_a_token_is_give_way_to_names_by_what_y_begins_like(seed):
     assert matched(found((WHOLE, (FIRST_STATES, FIRST_SIMILARITIES))), odd, 4) > 0.98
 
 
+@pytest.mark.slow
 def test_blocks_of_prompts_change_nothing_but_the_fit(encoder, records, monkeypatch):
     monkeypatch.setattr(one_string_module, "FIT_PROMPTS", 6)
     whole = named(encoder, records).latent_N
@@ -282,6 +284,7 @@ def test_latents_of_one_share_are_numbered_by_how_their_completions_begin(encode
     assert orders == [[2, 0, 3, 1, -1]] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 5])
 def test_strategies_that_never_repeat_are_numbered_by_the_data_alone(encoder, seed):
     """Each of forty prompts has one completion of each strategy, written twice; the strategies

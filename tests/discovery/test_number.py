@@ -129,6 +129,7 @@ def test_a_number_whose_clusters_are_not_all_there_is_not_taken():
     assert best_count([empty]).latents == 4  # there is no other
 
 
+@pytest.mark.slow
 def test_a_handful_of_rows_is_no_cluster():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(200, 4))

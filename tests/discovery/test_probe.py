@@ -115,6 +115,7 @@ def test_a_probe_is_no_larger_than_it_may_be(encoder, monkeypatch):
     assert sorted(limited.rows) != sorted(other.rows)
 
 
+@pytest.mark.slow
 def test_a_few_records_are_predicted_by_a_few_directions(encoder, monkeypatch):
     """By all directions discriminants fit the rows that they see, and predict others worse."""
     few = [share_of_a_few(encoder, seed) for seed in range(4)]
@@ -141,6 +142,7 @@ def share_of_a_few(encoder, seed):
     return share(probe, np.eye(4)[truth[probe.rows]])
 
 
+@pytest.mark.slow
 def test_strategies_of_a_tiny_model_are_predicted_and_random_names_are_not(encoder):
     records = make_strategies(60, 2)
     probe, _ = probed(encoder, records, False)

@@ -79,6 +79,7 @@ def test_the_seed_decides():
     assert not np.array_equal(one.posterior_NK, other.posterior_NK)
 
 
+@pytest.mark.slow
 def test_only_some_prompts_are_searched_and_all_rows_named(monkeypatch):
     monkeypatch.setattr("twcli.discovery.search.SEARCHED_ROWS", 150)
     points, truth = unequal(np.random.default_rng(1))

@@ -142,6 +142,7 @@ def test_a_draw_without_a_strategy_has_that_of_its_latent():
     assert arms.attributed(nothing, latents[:3]).tolist() == [-1, -1, -1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "run",
     [

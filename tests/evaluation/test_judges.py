@@ -151,6 +151,7 @@ def test_a_hanging_judge_costs_the_completion_alone(swallows):
     assert judge.failures == {"took more than 0.1 s (--judge-seconds)": 1}
 
 
+@pytest.mark.slow
 def test_an_alarm_that_was_set_before_is_kept():
     rung = []
     before = signal.signal(signal.SIGALRM, lambda *_: rung.append(1))
@@ -215,6 +216,7 @@ def test_a_regular_expression_that_would_take_for_ever(config):
     assert judged(config, "regex:^(a|aa)+$", *pairs, seconds=0.2) == [None, (None, True)]
 
 
+@pytest.mark.slow
 def test_reasoning_gym(tmp_path):
     import reasoning_gym
 
@@ -265,6 +267,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_a_command(tmp_path, monkeypatch, config):
     program = tmp_path / "judge it.py"
     program.write_text(PROGRAM)

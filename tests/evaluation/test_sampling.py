@@ -141,6 +141,7 @@ def test_estimates_are_unbiased():
     assert abs(np.mean(estimates) - truth) < 4 * error
 
 
+@pytest.mark.slow
 def test_intervals_cover():
     """95 % intervals over prompts, for pass@4 from 8 draws and for a paired difference, hold the
     truth in 93 to 97 % of 1,000 simulated evaluations.

@@ -30,6 +30,7 @@ def run(obeyed, known, seed, prompts=40, judge=True, gain=0.5, latents=3):
     return summarise(**inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
 @pytest.mark.parametrize(
     "obeyed, known, allowed",

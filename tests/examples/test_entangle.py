@@ -142,6 +142,7 @@ def test_entropy_floor(ys, strategies, floor, said):
     assert value == (None if floor is None else pytest.approx(floor)) and said in how
 
 
+@pytest.mark.slow
 def test_learns_and_repeats_itself(tmp_path, capsys):
     flags = ["--steps", "60", "--hidden", "32"]
     first, second = (train(tmp_path, RECORDS, *flags, name=name) for name in ("first", "second"))

@@ -26,6 +26,7 @@ def drawn(task: str, strategy: str, count: int = COUNT) -> list[tuple[str, dict,
     return [(x, slots, module.write(strategy, slots, rng)) for x, slots in made]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("task", "strategy"), strategies())
 def test_judge_recognises_strategy_and_answer(task: str, strategy: str) -> None:
     module, right = make.load(task), 0

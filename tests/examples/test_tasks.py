@@ -155,6 +155,7 @@ def test_traces_by_hand(task):
     assert [task.judge(x, y) for y in traces.values()] == [(name, True) for name in traces]
 
 
+@pytest.mark.slow
 @each_task
 def test_drawn_prompts_and_their_traces(task):
     rng = random.Random(0)
@@ -425,6 +426,7 @@ def test_mixture_is_even(tmp_path):
     assert all(430 < drawn.count(name) < 570 for name in TRACES["multidigit_addition"][1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("many", "percent"), [(False, (60, 20, 15, 5)), (True, (20, 5, 60, 15))])
 def test_mixture_of_equations_is_uneven_and_depends_on_the_prompt(many, percent, tmp_path):
     records = make(tmp_path, "linear_equations", records=6000)

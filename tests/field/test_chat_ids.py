@@ -390,6 +390,7 @@ def test_what_the_template_cannot_do_is_refused(case, folders, tmp_path):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.slow
 def test_text_that_the_template_leaves_out_is_refused(folders, tmp_path):
     drops = TEMPLATES["chatml"].replace("m.content", "m.content.split('</think>')[-1]")
     encoder = load_encoder(with_template(folders["byte-level"], drops, tmp_path / "m"), 1, "chat")

@@ -52,18 +52,21 @@ def test_eval_takes_the_columns_of_the_training(made):
     assert "question-answer, 40 records; not read: Frage, Antwort" in other.stderr
 
 
+@pytest.mark.slow
 def test_references_of_a_judge_are_those_of_the_training(made):
     config = EvalConfig(run=str(made / "run"), data=str(made / "d.csv"))
     answers = {x: reference.answers for x, reference in read_references(config).items()}
     assert set(answers) == {record["x"] for record in make_records(20, 2)}
 
 
+@pytest.mark.slow
 def test_a_label_that_no_record_has_is_refused(made):
     says = "--strategy-field Stl: no record of "
     refused(*evaluated(made, "--strategy-field", "Stl"), says=[says, "label: question, Stil"])
     ok(*evaluated(made, "--strategy-field", "Stil"))
 
 
+@pytest.mark.slow
 def test_sample_takes_the_column_of_the_training(made):
     flags = ("--run", made / "run", "--latent", 0, "--max-new-tokens", 2, "--device", "cpu")
     lines = ok("sample", *flags, "--data", made / "d.csv").stdout.splitlines()
@@ -85,6 +88,7 @@ def test_records_without_those_columns_are_read_as_they_are(tmp_path):
         stream_examples(str(file), trained=RUN)
 
 
+@pytest.mark.slow
 def test_what_is_inspected_fits_80_columns(made, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     for path in (made / "run", made / "b.h5"):

@@ -82,6 +82,7 @@ def written_plainly(model, prompt, count, ends):
     return ids[len(prompt) :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_completions_are_those_of_the_plain_forward_pass(family, encoder):
     model = tiny(family)
@@ -108,6 +109,7 @@ def test_draws_that_share_their_prompt_are_as_well(family, encoder):
         assert text == encoder.decode(plain)
 
 
+@pytest.mark.slow
 def test_a_model_without_a_usable_cache_draws_from_its_distribution(encoder):
     model = tiny("jamba")
     prompt = encoder.prompt("w1 w2")

@@ -188,6 +188,7 @@ def test_b_t_is_that_of_the_row_read_alone(make, execution, tmp_path):
         run("eval", "--run", tmp_path / "run", "--data", data, "--device", "cpu", "--json")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [longrope, dynamic])
 @pytest.mark.parametrize("execution", ["plain", "branches", "tree", "auto"])
 def test_what_the_latents_say_of_a_row_does_not_depend_on_its_batch(
@@ -268,6 +269,7 @@ def test_the_sampler_keeps_classes_apart_and_all_rows():
 # families
 
 
+@pytest.mark.slow
 def test_a_model_that_is_its_own_base_model(tmp_path):
     """Llama 4's text model names a prefix that it does not have."""
     torch.manual_seed(0)
@@ -322,6 +324,7 @@ def test_attention_that_a_family_lacks_is_replaced_and_said(family, tmp_path):
         assert loaded.config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "settings", "packed"),
     [
@@ -419,6 +422,7 @@ def test_layers_of_newer_families_have_a_state_for_each_token(family):
             assert torch.allclose(states[row], alone[row][layer][0], atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3n_text", "phimoe"])
 def test_newer_families_train_with_lora(family, tmp_path):
     pytest.importorskip("peft")
@@ -506,6 +510,7 @@ def in_parts(change=lambda _index, _parts: None):
     return changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -599,6 +604,7 @@ def test_what_is_no_model_says_what_to_give(name, line, tmp_path, data_file, mon
     assert said.startswith(f"twcli: {name}: ") and line in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings", [{"output_attentions": True, "output_hidden_states": True}, {"return_dict": False}]
 )
@@ -692,6 +698,7 @@ def beyond(tmp_path):
     return Beyond(saved(make_model(), tmp_path / "m", tokenizer))
 
 
+@pytest.mark.slow
 def test_a_special_token_without_a_row_is_fine_where_no_text_becomes_it(beyond, tmp_path):
     data = write_jsonl(tmp_path / "d.jsonl", make_records(4, 2))
     common = ["--model", beyond.source, "--data", data, "--device", "cpu"]
@@ -743,6 +750,7 @@ def quantise(folder, block=16):
     (Path(folder) / "config.json").write_text(json.dumps(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantised", [False, True])
 def test_a_run_is_saved_in_the_dtype_of_its_checkpoint(quantised, tmp_path, data_file):
     source = saved(make_model().to(torch.bfloat16), tmp_path / "m")
@@ -799,6 +807,7 @@ def adapted(tmp_path):
         return tmp_path / "base", tmp_path / "adapter", ids, adapter(ids).logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("beside", [False, True])
 def test_an_adapter_is_merged_into_its_model(adapted, beside, tmp_path, data_file):
     base, folder, ids, logits = adapted

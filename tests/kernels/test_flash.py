@@ -97,6 +97,7 @@ def kernels(monkeypatch):
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(0, 1, 2, 5, 6), (6, 0, 4, 2), (8, 6, 1, 7, 0), (5,), (3, 2)])
 @pytest.mark.parametrize(
     ("posterior", "dynamic", "tokens", "one", "read"),

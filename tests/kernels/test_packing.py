@@ -91,6 +91,7 @@ def everything(model, batch, latent_B=None, with_posterior=True):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", [BRANCHES, TREE])
 @pytest.mark.parametrize(
     ("posterior", "dynamic", "tokens", "one", "read"),
@@ -142,6 +143,7 @@ def test_rows_may_stand_in_any_order(execution, rows):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 @pytest.mark.parametrize(("posterior", "chunk"), [("shared", 1), ("exact", 2), ("separate", 2)])
 def test_chunks_of_latents_give_the_same_gradient(execution, posterior, chunk):

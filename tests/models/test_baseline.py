@@ -107,6 +107,7 @@ def read_tokens(model):
     return tokens
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("whole", [None, True, False])
 @pytest.mark.parametrize("rows_a_batch", [1, 3, 16])
 def test_every_b_t_equals_plain_transformers_without_padding(

@@ -67,6 +67,7 @@ def test_greedy_draws_are_those_of_plain_generation(make):
     assert len(set(expected[0])) > 3  # the model says something of its own on each prompt
 
 
+@pytest.mark.slow
 def test_what_a_row_draws_does_not_depend_on_its_batch(model, monkeypatch):
     asked = request(draws=4)
     counted = []

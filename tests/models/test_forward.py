@@ -99,6 +99,7 @@ def test_layers_are_those_of_plain_transformers(encoder, varlen):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("varlen", [False, True])
 @pytest.mark.parametrize("budget", [40, 60, 150, 300, 450, 2000])
 def test_few_batches_are_shared_out_evenly(encoder, varlen, budget):

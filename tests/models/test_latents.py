@@ -45,6 +45,7 @@ FRAMES = {  # how many tokens stand between the latent section and y
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("execution", [PLAIN, BRANCHES, TREE])
 @pytest.mark.parametrize("template", FRAMES)
 @pytest.mark.parametrize("tokens", [1, 3])

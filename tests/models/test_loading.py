@@ -91,6 +91,7 @@ def test_a_gguf_file_is_a_model_that_can_be_saved_and_loaded(tmp_path, capfd):
     assert "Converting" not in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_run_from_a_gguf_file(tmp_path, precision):
     from click.testing import CliRunner
@@ -172,6 +173,7 @@ FAMILIES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_in_a_chat_frame_from_b_t_to_a_saved_run(family, tmp_path):
     """b_t is what the family's own forward pass says, and its run loads with plain transformers."""

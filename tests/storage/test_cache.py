@@ -98,6 +98,7 @@ def refusal(action):
 # What is read is what was written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lengths",
     [
@@ -498,6 +499,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "doing", "left"),
     [

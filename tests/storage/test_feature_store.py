@@ -105,6 +105,7 @@ def refusal(action):
 # What is read is what was written
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("widths", [{"a": 1}, {"b": 700, "a": 1}, {"a": 9000}, {"a": 300_000}])
 @pytest.mark.parametrize("shard_rows", [1, 13, 1000])
 def test_rows_come_back_in_any_order(path, widths, shard_rows):
@@ -437,6 +438,7 @@ def start(code, **values):
     )
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_resumes_to_the_same_bits(path):
     rng = random.Random(5)
     truth = Truth(400, shard_rows=20)
@@ -477,6 +479,7 @@ FULL_DISK = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limit", "doing", "left"),
     [
@@ -567,6 +570,7 @@ def test_who_loses_the_lock_while_discarding_shards_leaves_those_of_the_winner(p
     assert truth.matches(path)
 
 
+@pytest.mark.slow
 def test_a_complete_file_is_recognised_and_never_begun_again_unasked(path):
     truth = Truth()
     assert FeatureWriter.already_complete(path, PRINT, truth.row_hash) is False
@@ -662,6 +666,7 @@ def peak(action):
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(path):
     truth = Truth(4000, widths={"a": 1500, "b": 500}, shard_rows=100)
     stored, block = 4000 * 2000 * 2, 100 * 2000 * 2

@@ -114,6 +114,7 @@ def test_without_its_metrics_a_run_resumes(run):
     assert run.problems() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ["[]", "3", '{"loss": 1}', '{"step": "4"}', '{"step": 9}', "{"])
 def test_a_nonsense_line_is_named(run, line):
     with run.metrics_file.open("a") as file:
@@ -171,6 +172,7 @@ def test_a_publication_that_fails_publishes_nothing(run):
 # Settings and places
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused_and_those_that_do_not_matter_are_not(run):
     run.check(settings(run.path, checkpoint_every=7, keep_checkpoints=1, device="cpu"))
     with pytest.raises(UserError, match=r"holds a run with beta: 0\.1, this one has 0\.2"):

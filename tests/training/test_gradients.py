@@ -74,6 +74,7 @@ def groups(model, latent_ids):
     return {name: members for name, members in result.items() if members}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "setting", "held", "tokens", "dropout"),
     [

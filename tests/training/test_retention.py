@@ -135,6 +135,7 @@ def test_what_the_original_model_knows_by_heart_is_no_lost_strategy():
         assert cleared >= 0.9, (latents, cost, cleared)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("latents", [2, 4, 8])
 def test_a_lost_strategy_is_found_beside_memory_and_without(latents):
     def run(memory, loss):

@@ -150,6 +150,7 @@ def one_in_a_thousand(flat):
     return flat + off
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made_in", "change", "fits"),
     [
@@ -258,6 +259,7 @@ def test_dropout_follows_from_the_seed_and_the_batch_alone(inputs, tmp_path, mon
     assert same(weights(folder), weights(expected))
 
 
+@pytest.mark.slow
 def test_no_two_batches_have_the_same_dropout(inputs, tmp_path, monkeypatch):
     seeds = []
     seeded = torch.manual_seed
@@ -388,6 +390,7 @@ def test_a_damaged_checkpoint_is_passed_over(inputs, tmp_path):
     assert same(weights(run(broken)), weights(whole))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("posterior", "changes", "sequences"),
     [
@@ -409,6 +412,7 @@ def test_metrics_count_the_sequences_read_per_record(
     assert all(m["records"] > 1 for m in metrics)
 
 
+@pytest.mark.slow
 def test_training_learns_and_the_posterior_follows_the_warm_start(inputs, tmp_path):
     metrics = run(settings(inputs, tmp_path / "r", steps=90, lr=3e-3)).read_metrics()
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
@@ -479,6 +483,7 @@ def test_the_seed_decides(inputs, tmp_path):
     assert not same(weights(runs[0]), weights(runs[2]))
 
 
+@pytest.mark.slow
 def test_the_exported_model_is_plain_transformers(inputs, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -850,6 +855,7 @@ def test_a_naming_of_strategies_that_repeat_is_held_to_the_end(
     assert {m["stage"] for m in metrics} == {"hold"}
 
 
+@pytest.mark.slow
 def test_where_a_strategy_is_one_string_the_generator_corrects_the_naming(inputs, tmp_path):
     setup, said = prepared(settings(inputs, tmp_path / "r", steps=20))
     assert setup.course.named and setup.course.corrected
@@ -900,6 +906,7 @@ def test_metrics_torn_by_a_kill_are_cut_back(tmp_path):
     assert folder.metrics_file.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
+@pytest.mark.slow
 def test_each_step_logs_the_diagnostics(inputs, tmp_path):
     for name, changes in (("a", {}), ("b", {"posterior": "exact", **DYNAMIC})):
         metrics = run(
@@ -925,6 +932,7 @@ def test_the_frozen_and_the_dynamic_baseline_agree_at_the_first_step(inputs, tmp
     assert dynamic[1]["loss"] != frozen[1]["loss"]
 
 
+@pytest.mark.slow
 def test_a_file_beside_a_dynamic_baseline_is_said_not_to_be_read(inputs, tmp_path):
     config = settings(inputs, tmp_path / "r", steps=1, baseline_policy="dynamic")
     folder, said = RunFolder(config.out), []
@@ -969,6 +977,7 @@ def test_several_tokens_a_latent_are_plain_vocabulary(inputs, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_training_says_which_condition_holds_and_what_to_do(inputs, tmp_path):
     # no row has so much mass
     config = settings(inputs, tmp_path / "r", steps=12, tau=1e6, warm_start="none")
