@@ -123,6 +123,8 @@ def test_several_seeds_share_the_naming_and_are_evaluated_together(made, tmp_pat
     assert "seed 4:" in said and "seed 7:" in said and len(named) == 1
     again = ok("train", *train_flags(made), "--seeds", "4,7", "--out", runs).stderr
     assert again.count("already trained") == 2 and len(named) == 1
+    inspected = ok("inspect", runs, "--verify").stdout
+    assert "seed-4: " in inspected and "every checksum matches" in inspected
     data = made / "data.jsonl"
     judged = ("eval", "--run", runs, "--data", data, "--bootstrap", 10)
     figures = json.loads(ok(*judged, "--json").stdout)
@@ -683,7 +685,33 @@ def test_inspect_a_run(made):
     ):
         assert part in text
     assert "uniform_weight" not in text and "uniform_weight" in found["settings"]
-    assert len(text.splitlines()) < 25
+    assert len(text.splitlines()) < 28
+
+
+def test_inspect_begins_with_the_verdict_that_train_or_eval_came_to_last(made, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(made / "run", run)
+
+    def inspected():
+        found = json.loads(ok("inspect", run, "--json").stdout)
+        lines = " ".join(ok("inspect", run).stdout.split())
+        return found["verdict"], lines
+
+    of_training, text = inspected()
+    assert of_training["command"] == "twcli train"
+    assert text.startswith(f"{of_training['sentence']} Next: twcli eval --run ")
+    judged = ok("eval", "--run", run, "--data", made / "data.jsonl", "--bootstrap", 20)
+    of_eval, text = inspected()
+    assert of_eval["command"] == "twcli eval" and of_eval["data"] == str(made / "data.jsonl")
+    said = f"{of_eval['sentence']} {of_eval['advice']}"
+    assert " ".join(judged.stdout.split()).startswith(said) and text.startswith(said)
+    for damaged in (b"", b'{"kind": "works"}', b'["works"]', b"\xff"):
+        (run / "verdict.json").write_bytes(damaged)
+        verdict, text = inspected()
+        assert verdict is None and f"twcli eval --run {run} --data" in text
+    shutil.rmtree(run / "model")  # as in a training that was killed
+    _, text = inspected()
+    assert text.startswith("Not decided: the training is not finished")
 
 
 @pytest.mark.slow

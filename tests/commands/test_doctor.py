@@ -60,6 +60,21 @@ def test_a_gpu_that_torch_does_not_see_is_a_problem(monkeypatch):
     assert problem.startswith("nvidia-smi is there, but torch") and "CUDA build" in problem
 
 
+def test_lines_fit_80_columns_and_folders_stay_whole(monkeypatch):
+    place = "~/" + "a-folder-with-a-long-name/" * 2 + "hub"
+    state = "not there yet, not writable, 1234.5 GiB free"
+    folders = {"hub cache": {"path": place, "state": state}}
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(doctor, "_folders", lambda: folders)
+    monkeypatch.setattr(doctor, "_cpu_name", lambda: "a processor's name " * 6)
+    lines = CliRunner().invoke(main, ["doctor"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert all(line.startswith(("- ", "  ")) for line in lines)  # a list in Markdown
+    (found,) = [number for number, line in enumerate(lines) if line.startswith("- hub cache: ")]
+    assert place in lines[found]
+    assert lines[found + 1].startswith("  ") and lines[found + 1].endswith("GiB free")
+
+
 @pytest.mark.parametrize(
     ("path", "shown"),
     [("/home/ann/.cache/hub", "~/.cache/hub"), ("/data/ann's secret/hub", ".../hub")],

@@ -517,6 +517,10 @@ def doctor(as_json: bool) -> None:
     from twcli.evaluation import report
 
     found = examine()
-    click.echo(report.to_json(found) if as_json else render(found))
+    if as_json:
+        click.echo(report.to_json(found))
+    else:
+        for line in render(found).split("\n"):
+            click.echo(folded(line))
     if found["problems"]:
         raise WorkFailed(found["problems"][0])

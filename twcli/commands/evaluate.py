@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from twcli.commands.report import about, write_page
+from twcli.commands.report import about, write_page, write_verdict
 from twcli.config.evaluate import EvalConfig
 from twcli.config.phases import LOAD_RUN, Phases
 from twcli.data.dataset import Examples
@@ -78,5 +78,6 @@ def _evaluate_one(
         about(run, trained, say, data=config.data),
         evidence,
     )
+    write_verdict(run, result["verdict"], "twcli eval", config.data, say)
     write_page(run, html, say)
     return result

@@ -46,8 +46,10 @@ def inspect(
     y_field: str = "y",
     template: str | None = None,
 ) -> dict[str, Any]:
-    """Plain JSON types. `kind` is "cache" or "run"; `problems` lists what is
-    damaged, null without `verify`.
+    """Plain JSON types. `kind` is "cache", "run" or, of a folder of `twcli train --seeds`, "runs";
+    `problems` lists what is damaged, null without `verify`. A run has its `verdict`, as `train` or
+    `eval` stored it last, null where neither has; several runs are `runs`, by the name of the
+    folder.
 
     Args:
         model, data: check that the cache was made from them; both or neither, with `verify` only.
@@ -63,7 +65,10 @@ def inspect(
     if Path(path).is_dir():
         from twcli.storage.run_folder import RunFolder
 
-        return _inspect_run(RunFolder(path), verify)
+        folder = RunFolder(path)
+        if folder.several():
+            return _inspect_runs(folder, verify)
+        return _inspect_run(folder, verify)
     fields = {"format": format, "x_field": x_field, "y_field": y_field, "each_turn": each_turn}
     with Cache(path) as cache:
         problems = cache.verify() if verify else None
@@ -356,9 +361,18 @@ def _diagnosis(config: TrainConfig, metrics: list[dict[str, Any]]) -> dict[str, 
     }
 
 
+def _inspect_runs(folder: RunFolder, verify: bool) -> dict[str, Any]:
+    """As `inspect`, of a folder of runs."""
+    runs = {run.path.name: _inspect_run(run, verify) for run in folder.several()}
+    problems = None
+    if verify:
+        problems = [problem for found in runs.values() for problem in found["problems"]]
+    return {"kind": "runs", "path": str(folder.path), "runs": runs, "problems": problems}
+
+
 def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
-    """As `inspect`, of a run folder: its settings, how far it is, what its diagnostics say and,
-    with `verify`, what is damaged.
+    """As `inspect`, of a run folder: its verdict, its settings, how far it is, what its diagnostics
+    say and, with `verify`, what is damaged.
     """
     config = run.read_config()
     problems = run.problems() if verify else None
@@ -367,6 +381,7 @@ def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
         "kind": "run",
         "path": str(run.path),
         "done": run.done,
+        "verdict": run.read_verdict() if run.done else None,
         "steps": len(metrics),
         **_diagnosis(config, metrics),
         "settings": config.to_mapping(),

@@ -1,4 +1,6 @@
-"""What `train` and `eval` write on the page of a run besides their own."""
+"""What `train` and `eval` write into the folder of a run: the page, with what is at its top, and
+the verdict, which `inspect` prints.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +41,21 @@ def about(
         names=names,
         names_file=file,
     )
+
+
+def write_verdict(
+    run: RunFolder, verdict: dict[str, str], command: str, data: str, say: Callable[[str], None]
+) -> None:
+    """Stores the verdict; a run that one may only read goes without.
+
+    Args:
+        verdict: kind, sentence and advice.
+        command: that came to it, on these `data`.
+    """
+    try:
+        run.save_verdict(verdict, command, data, datetime.date.today())
+    except OSError as error:
+        say(f"{run.verdict_file}: not written: {error.strerror}")
 
 
 def write_page(run: RunFolder, html: str, say: Callable[[str], None]) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from typing import Any
 
-from twcli.commands.report import about, write_page
+from twcli.commands.report import about, write_page, write_verdict
 from twcli.config.phases import JUDGE_RUN, LOAD_MODEL, SAVE, TRAIN, Phases, is_main_process
 from twcli.config.train import TrainConfig
 from twcli.data.dataset import Examples
@@ -27,6 +27,7 @@ from twcli.training.retention import retention_lines
 from twcli.training.setup import Setup, prepare
 from twcli.training.warm_start import Shared
 
+NEXT = "Next: twcli eval --run {} --data TEST.jsonl"  # the run, on records that it has not seen
 LAST_STEPS = 20  # parts of a training, of which the last one is summed up
 
 
@@ -74,7 +75,7 @@ def train(
             runs.append(_train_one(one, say, progress, on_step, shared, phases, records))
         scores = [run["score"] for run in runs if run["score"] is not None]
         found = {"run": config.out, "score": max(scores, default=None), "runs": runs}
-    say(f"next: twcli eval --run {config.out} --data TEST.jsonl")
+    say(NEXT.format(config.out))
     return found
 
 
@@ -137,6 +138,8 @@ def _train_one(
     for line in retention_lines(judged.retained, judged.lost):
         say(line)
     if leads:
+        verdict = dataclasses.replace(verdict, advice=NEXT.format(config.out))
+        write_verdict(run, verdict.as_dict(), "twcli train", config.data, say)
         _show_latents(setup, run, verdict, judged, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}
@@ -170,10 +173,7 @@ def _show_latents(
     for card in evidence.get("latent_cards", ()):
         say(latent_line(card, described.names.get(card["latent"])))
     html = page.training_page(
-        {
-            **verdict.as_dict(),
-            "advice": f"Next: twcli eval --run {setup.config.out} --data TEST.jsonl",
-        },
+        verdict.as_dict(),
         [{**entry.as_dict(), "below": entry.latent in judged.lost} for entry in judged.retained],
         run.read_metrics(),
         setup.config.to_mapping(),

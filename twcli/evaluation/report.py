@@ -297,6 +297,8 @@ def render_inspection(found: dict[str, Any]) -> str:
     """
     if found["kind"] == "cache":
         lines = _cache_lines(found)
+    elif found["kind"] == "runs":
+        lines = _runs_lines(found)
     else:
         lines = _run_lines(found)
     if found["problems"] is not None:
@@ -361,10 +363,37 @@ def _histogram_lines(bins: Sequence[dict[str, float]]) -> list[str]:
     return lines
 
 
+def _verdict_of_run(found: dict[str, Any]) -> list[str]:
+    """Whether a run works, as far as a command has said so, and what to do next."""
+    if not found["done"]:
+        return [
+            "Not decided: the training is not finished; run its `twcli train` command again, "
+            "which resumes it."
+        ]
+    verdict = found["verdict"]
+    if verdict is None:
+        return [
+            "Not decided: no figures are stored. Next: twcli eval --run "
+            f"{found['path']} --data TEST.jsonl"
+        ]
+    said = f"said by {verdict['command']} on {verdict['data']}, {verdict['date']}"
+    return [verdict["sentence"], verdict["advice"], f"({said})"]
+
+
+def _runs_lines(found: dict[str, Any]) -> list[str]:
+    """Of each run whether it works."""
+    lines = []
+    for name, run in found["runs"].items():
+        sentence, *_ = _verdict_of_run(run)
+        lines.append(f"{name}: {sentence}")
+    first = next(iter(found["runs"]))
+    return [*lines, f"One of them in full: twcli inspect {found['path']}/{first}"]
+
+
 def _run_lines(found: dict[str, Any]) -> list[str]:
-    """How far a run is, what its last steps say, and its settings."""
+    """Whether a run works, how far it is, what its last steps say, and its settings."""
     state = "finished" if found["done"] else "not finished"
-    lines = [f"run: {state}, {found['steps']} steps"]
+    lines = [*_verdict_of_run(found), f"run: {state}, {found['steps']} steps"]
     last = found["last"]
     recent = found["recent"]
     if last:

@@ -1,6 +1,6 @@
 """The run folder: config.yaml, metrics.jsonl, checkpoints/, posterior.safetensors, model/,
-adapter/, tensorboard/, naming.json, duration.json, checksums.json, report.html, samples.jsonl and
-served.jsonl.
+adapter/, tensorboard/, naming.json, duration.json, checksums.json, verdict.json, report.html,
+samples.jsonl and served.jsonl.
 
 Only this module writes in it, except for the report, which the command line writes, and what
 `twcli eval` draws (--samples, --server). A folder or file appears under its final name when it is
@@ -10,6 +10,7 @@ complete.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import hashlib
 import importlib.util
 import json
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 SETTLED = ("latents", "template", "adapt", "batch_tokens", "lr")
 SEED_FOLDER = re.compile(r"seed-([0-9]{1,10})")
 LOCK = ".lock"
+VERDICT = ("kind", "sentence", "advice", "command", "data", "date")
 TEMPLATE = "template.txt"  # in model/: the template, where it was a text file
 CHAT_TEMPLATE = "chat_template.jinja"  # in model/, where transformers puts it
 
@@ -63,6 +65,7 @@ class RunFolder:
         self.adapter = self.path / "adapter"
         self.naming_file = self.path / "naming.json"
         self.duration_file = self.path / "duration.json"
+        self.verdict_file = self.path / "verdict.json"
         self.report = self.path / "report.html"
         self.samples = self.path / "samples.jsonl"
         self.served = self.path / "served.jsonl"
@@ -205,6 +208,7 @@ class RunFolder:
             self.duration_file,
             self.metrics_file,
             self.posterior_file,
+            self.verdict_file,
             self.report,
             self.samples,
             self.served,
@@ -391,6 +395,35 @@ class RunFolder:
             found = json.loads(self.duration_file.read_bytes())
             if step in (None, found["step"]):
                 return float(found["seconds"])
+        return None
+
+    # the verdict, which is of the newest judgement and no result of the training itself
+
+    def save_verdict(
+        self, verdict: dict[str, str], command: str, data: str, date: datetime.date
+    ) -> None:
+        """Stores what `train` or `eval` said of the run.
+
+        Args:
+            verdict: kind, sentence and advice.
+            command: that said it.
+            data: the records that it is about.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        stored = {**verdict, "command": command, "data": data, "date": date.isoformat()}
+        write_durably(self.verdict_file, json_line(stored))
+
+    def read_verdict(self) -> dict[str, str] | None:
+        """The `kind`, `sentence` and `advice` stored last, with the `command`, `data` and `date`;
+        None where there is none, or it is damaged.
+        """
+        with suppress(OSError, ValueError, TypeError, KeyError):
+            found = json.loads(self.verdict_file.read_bytes())
+            verdict = {name: found[name] for name in VERDICT}
+            if all(isinstance(value, str) for value in verdict.values()):
+                return verdict
         return None
 
     # results
