@@ -171,6 +171,8 @@ def test_lines(summary):
         "",
         "z2       0%  not used",
         "",
+        "In phrases: ⏎ a new line, # any number.",
+        "",
         "latents    stability     evidence  right if so",
         "      2         0.90         1.20         0.80",
         "      3         0.97         1.30         0.90  chosen",
@@ -181,9 +183,22 @@ def test_lines(summary):
         "Ambiguous: 4.1% of the completions.",
         "     line 100, z0 or z1: Step 1 add",
         "",
-        "Page:",
-        "  out/names.html",
+        "Page: out/names.html",
     ]
+
+
+def test_what_speaks_for_a_number_is_explained(summary):
+    for row in summary["per_latents"]:
+        row["support"] = row.pop("evidence")
+    for card in summary["latent_cards"]:
+        card["phrases"] = []
+    lines = summary_lines(summary)
+    assert "latents    stability      support  right if so" in lines
+    said = " ".join(lines)
+    assert "support: nats that speak for a number, the most wins; right if so: " in said
+    assert "In phrases" not in said
+    page = check(render_names_page(summary))
+    assert "support: nats that speak for a number, the most wins; right if so" in page.text
 
 
 @pytest.mark.parametrize("text", ["word " * 100, "x" * 500, "漢字" * 200, "🙂" * 300, "é́" * 300])

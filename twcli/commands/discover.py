@@ -118,7 +118,7 @@ def discover(
     rows = len(distinct_rows(encoded))
     searching = searching_seconds(rows, latents, given=guided)
     phases.expect({NAME: searching, PAGE: PAGE_SECONDS})
-    phases.begin(FEATURES, f"and b_t: {rows:,} distinct records, once each")
+    phases.begin(FEATURES, f"{rows:,} distinct records, once each")
     source, baseline_file = _read(config, inputs, say, progress)
     phases.begin(NAME, "what separates them in the same way in either half of the prompts")
     with source.store:

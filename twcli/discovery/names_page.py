@@ -38,6 +38,13 @@ from twcli.pages.rendering import render
 from twcli.pages.text import cut, number, share, visible
 
 COLUMNS = 80  # of the terminal
+MARKS = {  # in phrases
+    "^": "the start of the completion",
+    "⏎": "a new line",
+    "#": "any number",
+    "1.": "a numbered list",
+}
+SUPPORT = "support: nats that speak for a number, the most wins"
 RIGHT_IF = "right if so"  # of the rows, a share; the score of a naming doubts the number as well
 
 
@@ -70,6 +77,7 @@ def render_names_page(summary: dict[str, Any]) -> str:
         s=summary | {"latent_cards": cards},
         map=chart,
         number_columns=columns,
+        number_meaning=_meaning(_criteria(summary["per_latents"])),
         number_rows=rows,
         repulsion=_repulsion(summary["repulsion"]),
         names=_names(summary),
@@ -130,6 +138,14 @@ def _criteria(per_latents: Sequence[dict[str, Any]]) -> tuple[str, str, str]:
     return "stability", "evidence", "score"
 
 
+def _meaning(criteria: Sequence[str]) -> str:
+    """What the columns of the table of numbers of latents say."""
+    meaning = f"{RIGHT_IF}: share named right if that is the number of strategies."
+    if "support" in criteria:
+        return f"{SUPPORT}; {meaning}"
+    return meaning
+
+
 def _heading(criterion: str) -> str:
     """What a column of the table of numbers of latents is called."""
     if criterion == "score":
@@ -147,13 +163,14 @@ def summary_lines(summary: dict[str, Any]) -> list[str]:
     lines += _wrapped(_certainty(summary))
     for card in summary["latent_cards"]:
         lines += ["", *_latent_lines(card)]
+    lines += _legend(summary["latent_cards"])
     if summary["per_latents"]:
         lines += ["", *_table_lines(summary["per_latents"])]
     if summary["nested"]:
         lines += ["", *_wrapped(summary["nested"])]
     lines += ["", *_ambiguity_lines(summary)]
     if summary.get("page"):
-        lines += ["", "Page:", *_wrapped(summary["page"], indent="  ")]
+        lines += ["", *_wrapped(f"Page: {summary['page']}")]
     return lines
 
 
@@ -209,6 +226,16 @@ def _latent_lines(card: dict[str, Any]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
+def _legend(cards: Sequence[dict[str, Any]]) -> list[str]:
+    """What the marks in these cards' phrases mean."""
+    texts = [phrase["text"] for card in cards for phrase in card["phrases"]]
+    words = {word for text in texts for word in text.split()}
+    marks = [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in words]
+    if not marks:
+        return []
+    return ["", *_wrapped(f"In phrases: {', '.join(marks)}.")]
+
+
 def latent_line(card: dict[str, Any], name: str | None = None) -> str:
     """A latent at the end of a training or an evaluation: its share of the records, its name where
     it has one, and the phrases that set it apart, or the beginning of a typical completion.
@@ -245,10 +272,7 @@ def _table_lines(per_latents: Sequence[dict[str, Any]]) -> list[str]:
     for row in per_latents:
         values = "".join(f"{_fitted(number(row[name]), 11):>13}" for name in names)
         lines.append(f"{row['latents']:>7}{values}{'  chosen' if row['chosen'] else ''}")
-    return [
-        *lines,
-        *_wrapped(f"{RIGHT_IF}: share named right if that is the number of strategies."),
-    ]
+    return [*lines, *_wrapped(_meaning(names))]
 
 
 def _ambiguity_lines(summary: dict[str, Any]) -> list[str]:
@@ -283,17 +307,16 @@ def _prefix(text: str, columns: int) -> str:
     return text[:end]
 
 
-def _wrapped(text: str, indent: str = "") -> list[str]:
+def _wrapped(text: str) -> list[str]:
     """Lines of words; a word that is too wide for a line, such as a path, continues in the next."""
-    columns = COLUMNS - len(indent)
     lines, line = [], ""
     for word in visible(str(text)).split():
-        if line and cell_len(line) + 1 + cell_len(word) > columns:
+        if line and cell_len(line) + 1 + cell_len(word) > COLUMNS:
             lines.append(line)
             line = ""
         line = f"{line} {word}" if line else word
-        while cell_len(line) > columns:
-            begin = _prefix(line, columns)
+        while cell_len(line) > COLUMNS:
+            begin = _prefix(line, COLUMNS)
             lines.append(begin)
             line = line[len(begin) :]
-    return [indent + line for line in [*lines, line] if line]
+    return [line for line in [*lines, line] if line]
