@@ -91,6 +91,21 @@ def test_the_table_names_every_figure(result):
     assert "z0 = c" in table.caption
 
 
+def test_no_row_of_the_first_screen_is_folded(result):
+    """However wide figures are: long notes made two lines of each."""
+    lost = {"latent": 0, "below": True, "retained": 0.4, "gain": -71.52, "gain_ci": [-76.8, -66.3]}
+    lost |= {"written_gain": -71.5, "written_gain_ci": [-76.8, -66.3], "obeyed": None, "right": None}
+    kept = {**lost, "latent": 1, "below": False, "retained": 1.0}
+    table = render_table({**result, "retention": [lost, kept]})
+    table.title = table.caption = None
+    console = Console(width=80)
+    with console.capture() as captured:
+        console.print(table)
+    lines = captured.get().splitlines()
+    assert len(lines) == table.row_count + 1, captured.get()  # and the headings
+    assert "BELOW the original; 40% kept" in captured.get()
+
+
 def test_an_interval_holds_its_value_and_counts_have_none(result):
     biased = {**result, "posterior": {**result["posterior"], "mutual_information_ci": [0.5, 0.9]}}
     shown = {key: interval for _, key, _, interval, _ in rows_of(biased)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,8 +16,8 @@ from twcli.evaluation.verdict import gains_disagree
 
 # (section, key, meaning); section None is the top level
 ROWS = (
-    ("posterior", "mutual_information", "nats of at most log K"),
-    ("posterior", "usage", "effective latents, exp of entropy"),
+    ("posterior", "mutual_information", "nats"),
+    ("posterior", "usage", "effective number of latents"),
     ("posterior", "active", "latents with mass >= 0.01"),
     ("posterior", "kl", "posterior to router, nats"),
     ("posterior", "entropy", "of one record's posterior, nats"),
@@ -31,10 +32,10 @@ ROWS = (
     ("alignment", "majority", "always the commonest strategy"),
     ("alignment", "nmi", "normalised mutual information"),
     ("alignment", "ari", "adjusted Rand index"),
-    ("alignment", "coverage_mean", "strategies reached for a prompt"),
+    ("alignment", "coverage_mean", "strategies found per prompt"),
     ("alignment", "full_coverage_rate", "prompts with all reached"),
     (None, "strategy_accuracy", "does z mean a strategy?"),
-    (None, "score", "one latent to one strategy, no labels"),
+    (None, "score", "one to one, without labels"),
     (None, "answer_accuracy", "right answers, all latents"),
     ("likelihood", "frozen_nll", "original model, nats per example"),
     ("likelihood", "marginal_nll", "this model, exact sum over z"),
@@ -102,7 +103,9 @@ def rows_of(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str, str]]:
         else:
             interval = _interval(holder.get(f"{key}_ci"), value)
         if key == "gain":
-            note += f" of log-likelihood ({'better' if value >= 0 else 'worse'})"
+            note += f" ({'better' if value >= 0 else 'worse'})"
+        elif key == "mutual_information":
+            note = f"nats of at most {math.log(result['latents']):.3f}, log K"
         yield section or "", key, _number(value), interval, note
     yield from _retention_rows(result)
 
@@ -120,7 +123,7 @@ def _retention_rows(result: dict[str, Any]) -> Iterator[tuple[str, str, str, str
         if entry is None:
             yield "retention", key, "-", "", why
             continue
-        note = "BELOW the original model" if entry["below"] else "against the original model"
+        note = "BELOW the original" if entry["below"] else "vs the original"
         note += f"; {entry['retained']:.0%} kept"
         if gains_disagree(entry):
             note += f"; {entry['written_gain']:+.3f} once the latent is chosen"
