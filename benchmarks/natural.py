@@ -8,7 +8,8 @@ A cell is one task, draw and seed. It makes the data, runs `twcli discover` on i
 names found with the strategies that the data were written in; `auto` cells leave the number of
 latents to the command, `train` cells train a model on the names and evaluate it. Labels are read
 for the comparison alone. Every finished cell is kept as JSON below --out and is not run again with
-the same settings: an interrupted call resumes. The tables hold all cells kept.
+the same settings: an interrupted call resumes. The tables hold all cells kept; what they are made
+of is written beside their page, as JSON.
 """
 
 from __future__ import annotations
@@ -61,6 +62,25 @@ TRAINING = {  # column -> where it is in the JSON of `twcli eval`
     "gain (nats)": ("likelihood", "gain"),
     "score": ("score",),
 }
+TABLED = (  # of a result
+    "task",
+    "draw",
+    "seed",
+    "part",
+    "settings",
+    "strategies",
+    "machine",
+    "date",
+    "found",
+    "right",
+    "purity",
+    "ari",
+    "nmi",
+    "score",
+    "probe",
+    "given",
+    "figures",
+)
 
 FAILURES = (subprocess.CalledProcessError, OSError, ValueError, LookupError, UserError)
 
@@ -102,7 +122,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     options.out.mkdir(parents=True, exist_ok=True)
     failed = run_all(cells, options, twcli)
-    write_tables(options.table, tables(all_kept(options)))
+    figures = figures_of(all_kept(options))
+    write_tables(options.table, tables(figures))
+    options.table.with_suffix(".json").write_text(as_lines(figures), encoding="utf-8")
     print(options.table.read_text(encoding="utf-8"))
     sys.exit(1 if failed else 0)
 
@@ -509,6 +531,17 @@ def classify(
 
 
 # Tables
+
+
+def figures_of(results: list[dict]) -> list[dict]:
+    """What tables are made of; all else that the commands printed is left out."""
+    return [{key: result[key] for key in TABLED if key in result} for result in results]
+
+
+def as_lines(figures: list[dict]) -> str:
+    """A JSON list, a cell a line."""
+    lines = [json.dumps(cell, ensure_ascii=False) for cell in figures]
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def tables(results: list[dict]) -> str:

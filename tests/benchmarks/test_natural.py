@@ -13,6 +13,8 @@ from benchmarks import natural
 from benchmarks.natural import Cell
 from examples.natural import make
 
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs" / "natural.md").read_text(encoding="utf-8")
 CELL = Cell("sums", "distinct", 0)
 
 
@@ -303,3 +305,55 @@ def test_a_dry_run_lists_the_cells(options, tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[:2] == ["sums/distinct/0: done", "sums/distinct/1: to do"]
     assert printed[-1] == "5 cells, model model.gguf"
+
+
+def test_the_tables_of_the_page_are_those_of_its_file():
+    """`make natural` writes both; a table that was changed by hand differs."""
+    figures = json.loads((ROOT / "docs" / "natural.json").read_text(encoding="utf-8"))
+    written = PAGE.split(natural.BEGIN)[1].split(natural.END)[0]
+    assert natural.tables(figures).strip() == written.strip()
+    assert natural.figures_of(figures) == figures and len(figures) >= 40
+
+
+def test_the_page_and_its_file_are_written_together(options, tmp_path):
+    page, command = tmp_path / "page.md", Command()
+    natural.finish(CELL, options(), command)
+    with pytest.raises(SystemExit):
+        natural.main(
+            [
+                f"--out={tmp_path / 'out'}",
+                f"--model={tmp_path / 'model.gguf'}",
+                f"--table={page}",
+                "--only",
+                CELL.name,
+            ]
+        )
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert natural.tables(figures) in page.read_text(encoding="utf-8")
+
+
+# rows of the trainings on the page: what was kept of their evaluation, for the verdicts
+TRAINED = {
+    ("sums", "random, 0"): "sums, random shares",
+    ("sums", "one a prompt, 0"): "sums, one completion a prompt",
+    ("advice", "random, 0"): "advice, random shares, names of discover",
+    ("advice", "skewed, 1"): "advice, skewed shares",
+    ("sums", "skewed, 0"): "sums, skewed shares, named again",
+}
+
+
+def test_the_trainings_of_the_page_are_those_that_were_kept():
+    kept = json.loads((ROOT / "tests" / "evaluation" / "verdicts.json").read_text(encoding="utf-8"))
+    table = PAGE.split("## Trainings")[1].split("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
+    rows = {(cells[0].strip(), cells[1].strip()): cells for cells in lines}
+    for row, name in TRAINED.items():
+        run = kept[name]
+        shown = [cell.strip(" *") for cell in rows[row]]
+        alignment = run["alignment"]
+        assert shown[3] == f"{alignment['generation_one_to_one']:.3f}"
+        assert shown[4] == f"{alignment['posterior_one_to_one']:.3f}"
+        assert shown[5].startswith(f"{run['posterior']['mutual_information']:.3f} of ")
+        assert shown[6] == f"{run['likelihood']['gain']:.1f}"
+        assert shown[7] == f"{run['score']:.3f}"
+        assert shown[8] == ", ".join(f"{entry['obeyed']:.2f}" for entry in run["retention"])

@@ -94,7 +94,8 @@ def test_the_table_names_every_figure(result):
 def test_no_row_of_the_first_screen_is_folded(result):
     """However wide figures are: long notes made two lines of each."""
     lost = {"latent": 0, "below": True, "retained": 0.4, "gain": -71.52, "gain_ci": [-76.8, -66.3]}
-    lost |= {"written_gain": -71.5, "written_gain_ci": [-76.8, -66.3], "obeyed": None, "right": None}
+    lost |= {"written_gain": -71.5, "written_gain_ci": [-76.8, -66.3]}
+    lost |= {"obeyed": None, "right": None}
     kept = {**lost, "latent": 1, "below": False, "retained": 1.0}
     table = render_table({**result, "retention": [lost, kept]})
     table.title = table.caption = None
