@@ -4,7 +4,8 @@
                                  [--seeds S ...] [--variants V ...] [--jobs J]
 
 Everything that was finished is kept: an interrupted call resumes, and a call for more tasks, seeds
-or variants adds to the tables; what is written above them stays. `ours` is `twcli train` with its
+or variants adds to the tables; what is written around them stays. What they are made of is written
+beside the page, as JSON. `ours` is `twcli train` with its
 defaults, the same for every task; `uniform` and `token` are the published losses without a warm
 start, on the same model, data, steps and optimiser. `exact` is ours with nothing left out of a
 step; `twice`, `less` and `auto` have twice as many latents as strategies, one fewer, and as many as
@@ -38,7 +39,8 @@ from twcli import __version__
 ROOT = Path(__file__).resolve().parent.parent
 NO_WARM_START = ("--warm-start", "none")
 RECORDS, FEWER = 40000, 6000
-TABLES = "\n## Tables\n"  # what stands above is not written by this program
+RANKED = 10  # runs at least, for a rank correlation
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"  # the rest is not written here
 
 
 @dataclass(frozen=True)
@@ -225,29 +227,52 @@ def main(argv: list[str] | None = None) -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, cases))
-    options.table.parent.mkdir(parents=True, exist_ok=True)
-    written = (
-        options.table.read_text().partition(TABLES)[0] if options.table.exists() else "# Results\n"
-    )
-    options.table.write_text(f"{written}{TABLES}{tables(out)}")
+    write(options.table, figures_of(out))
     print(options.table.read_text())
     sys.exit(1 if failed else 0)
 
 
-def tables(out: Path) -> str:
-    """Markdown of all results below `out`: mean over seeds, and the
-    range where there are several.
-    """
-    rows: dict[tuple[str, str], list[dict]] = {}
+def figures_of(out: Path) -> list[dict]:
+    """What tables are made of: the runs below `out`, each with its figures."""
+    runs = []
     for file in sorted(out.glob("*/*.json")):
-        if file.stem in VARIANTS:
-            rows.setdefault((file.stem, file.parent.name.rpartition("-")[0]), []).append(
-                json.loads(file.read_text())
-            )
+        if file.stem not in VARIANTS:
+            continue
+        task, _, seed = file.parent.name.rpartition("-")
+        result = json.loads(file.read_text())
+        runs.append(
+            {
+                "variant": file.stem,
+                "task": task,
+                "seed": int(seed),
+                "date": date.fromtimestamp(file.stat().st_mtime).isoformat(),
+                "twcli": __version__,
+                **{column: figure(result, path) for column, path in FIGURES.items()},
+            }
+        )
+    return runs
+
+
+def write(page: Path, runs: list[dict]) -> None:
+    """Puts the tables between the marks of the page, and the figures beside it."""
+    page.parent.mkdir(parents=True, exist_ok=True)
+    text = page.read_text() if page.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
+    before, _, rest = text.partition(BEGIN)
+    page.write_text(f"{before}{BEGIN}\n{tables(runs)}{END}{rest.partition(END)[2]}")
+    lines = ",\n".join(json.dumps(run) for run in runs)
+    page.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
+
+
+def tables(runs: list[dict]) -> str:
+    """Markdown of all runs: mean over seeds, and the range where there are several."""
+    rows: dict[tuple[str, str], list[dict]] = {}
+    for run in runs:
+        rows.setdefault((run["variant"], run["task"]), []).append(run)
+    dates = " to ".join(sorted({run["date"] for run in runs}))
+    versions = ", ".join(sorted({run["twcli"] for run in runs}))
     lines = [
-        f"\n{date.today()}, `make quality` of twcli {__version__}: mean over seeds "
+        f"\n{dates}, `make quality` of twcli {versions}: mean over seeds "
         "(lowest to highest); 300 held-out prompts a seed.",
-        "",
         *ranking(rows),
     ]
     for aside, title in ((False, "Six tasks"), (True, "Held aside: nothing was tuned on these")):
@@ -260,21 +285,21 @@ def tables(out: Path) -> str:
             if not chosen:
                 continue
             lines += [
-                f"\n### {title}: {variant}\n",
-                f"| task ({date.today()}) | seeds | " + " | ".join(FIGURES) + " |",
+                f"\n### {title}, {variant}\n",
+                f"| task ({dates}) | seeds | " + " | ".join(FIGURES) + " |",
                 "| --- " * (2 + len(FIGURES)) + "|",
             ]
             for task, results in chosen.items():
                 lines.append(
                     f"| {task} | {len(results)} | "
-                    + " | ".join(cell(results, path) for path in FIGURES.values())
+                    + " | ".join(cell(results, column) for column in FIGURES)
                     + " |"
                 )
             if len(chosen) > 1:
                 every = [result for results in chosen.values() for result in results]
                 lines.append(
                     f"| all | {len(every)} | "
-                    + " | ".join(cell(every, path) for path in FIGURES.values())
+                    + " | ".join(cell(every, column) for column in FIGURES)
                     + " |"
                 )
     return "\n".join(lines) + "\n"
@@ -291,24 +316,25 @@ def ranking(rows: dict[tuple[str, str], list[dict]]) -> list[str]:
         for run in results
         if run.get("score") is not None
     ]
-    if len(runs) < 3:
+    if len(runs) < RANKED:
         return []
     scores = [run["score"] for run in runs]
     figures = [
-        f"{column} {spearmanr(scores, [figure(r, FIGURES[column]) for r in runs]).statistic:.2f}"
+        f"{column} {spearmanr(scores, [run[column] for run in runs]).statistic:.2f}"
         for column in ("generation 1:1", "posterior 1:1")
     ]
     return [
+        "",
         f"Rank correlation (Spearman) of the label-free score over the {len(runs)} runs with as "
-        f"many latents as strategies: with {', with '.join(figures)}."
+        f"many latents as strategies: with {', with '.join(figures)}.",
     ]
 
 
-def cell(results: list[dict], path: tuple[str, ...]) -> str:
-    values = [value for result in results if (value := figure(result, path)) is not None]
+def cell(runs: list[dict], column: str) -> str:
+    values = [run[column] for run in runs if run[column] is not None]
     if not values:
         return "-"
-    text = f"{mean(values):.3f}" if path != ("latents",) else f"{mean(values):g}"
+    text = f"{mean(values):g}" if column == "K" else f"{mean(values):.3f}"
     return (
         text if min(values) == max(values) else f"{text} ({min(values):.3g} to {max(values):.3g})"
     )

@@ -133,6 +133,9 @@ def test_the_summary_of_the_results_is_that_of_its_tables():
     expected = {
         "Does a latent mean one strategy? six tasks": spread(ours, "generation 1:1"),
         "The same with the defaults of 2026-11-27": now,
+        "With the recipe of 2026-11-29? two of the tasks": spread(
+            "### Six tasks, ours", "generation 1:1"
+        ),
         "And under the uniform loss?": spread("### Six tasks: uniform", "generation 1:1"),
         "And with token weights alone?": spread("### Six tasks: token", "generation 1:1"),
         "Are answers still right?": spread(ours, "answers"),
@@ -143,6 +146,33 @@ def test_the_summary_of_the_results_is_that_of_its_tables():
     for question, (mean, low, high) in expected.items():
         assert mean in short[question]["figure"], question
         assert f"({low} to {high})" in short[question]["seeds (range)"], question
+    (one,) = rows("### Held aside: nothing was tuned on these, ours")
+    aside = short["And on one on which nothing was chosen?"]
+    assert one["generation 1:1"] in aside["figure"] and one["seeds"] == "1"
+
+
+COMMAND = re.compile(r"`(make |twcli |python |benchmarks/)|^    make ", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/results.md"])
+def test_every_table_of_figures_has_a_command_and_a_date_or_a_source(name):
+    """In its own section or in what is said before it; of what others have published, each row with
+    a figure has a link.
+    """
+    said = {1: "", 2: "", 3: ""}  # of the page, of the section and of the part of it
+    tables = 0
+    for part in re.split(r"^(?=#{1,3} )", (ROOT / name).read_text(), flags=re.MULTILINE):
+        level = len(part) - len(part.lstrip("#"))
+        said |= {deeper: "" for deeper in said if deeper > level} | {level: part}
+        rows = [line for line in part.splitlines() if line.startswith("|")][2:]
+        figures = [row for row in rows if re.search(r"\d", re.sub(r"\(http\S+", "", row))]
+        if not figures or all(re.search(r"\]\(http|\]\[\w+\]", row) for row in figures):
+            continue
+        tables += 1
+        context = "\n".join(said.values())
+        assert re.search(r"\b20\d\d-\d\d-\d\d\b", said[2] + said[3]), part[:80]
+        assert COMMAND.search(context), part[:80]
+    assert tables >= {"README.md": 1, "docs/results.md": 12}[name]
 
 
 def test_the_command_reference_is_what_the_commands_say():
