@@ -1,7 +1,8 @@
 """Whether speed fell: ratios that take five minutes to measure, against those of this machine.
 
     python benchmarks/check.py             compare; exit code 1 where a ratio fell by more than 10 %
-    python benchmarks/check.py --store     keep this machine's ratios in benchmarks/figures.json
+    python benchmarks/check.py --store     keep this machine's ratios in benchmarks/figures.json,
+                                           and put all that are there into docs/benchmarks.md
 
 Ratios of processor time are taken by turns in one process, so that other work on the machine
 disturbs both sides alike. A ratio that seems to have fallen is measured once more, with twice the
@@ -22,6 +23,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,6 +48,8 @@ from twcli.models.runtime import quiet_transformers, tune_allocator, versions
 from twcli.storage.durable import write_durably
 
 FIGURES = Path(__file__).resolve().parent / "figures.json"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
+BEGIN, END = "<!-- ratios: begin -->", "<!-- ratios: end -->"  # of that page
 COMMAND = "make bench-check"
 FALL = 0.1  # of a ratio, that is taken for a fall
 TURNS = 3
@@ -207,6 +211,35 @@ def store(path: Path, name: str, ratios: Ratios) -> None:
     write_durably(path, (json.dumps(entries, indent=1, sort_keys=True) + "\n").encode())
 
 
+def table(entries: dict[str, Any]) -> str:
+    """Markdown: a row for each ratio, a column for each machine, and when and with what it was
+    measured.
+    """
+    columns = [f"{name} ({entry['date']})" for name, entry in entries.items()]
+    names = sorted({key for entry in entries.values() for key in entry["ratios"]})
+    lines = [f"| ratio | {' | '.join(columns)} |", "| --- |" + " ---: |" * len(columns)]
+    for key in names:
+        figures = []
+        for entry in entries.values():
+            ratio = entry["ratios"].get(key)
+            figures.append("-" if ratio is None else f"{ratio['figure']:.3g}")
+        lines.append(f"| {key} | {' | '.join(figures)} |")
+    kept = [
+        ", ".join(
+            f"{package} {entry['versions'][package]}" for package in ("torch", "transformers")
+        )
+        for entry in entries.values()
+    ]
+    return "\n".join([*lines, f"| versions | {' | '.join(kept)} |"]) + "\n"
+
+
+def write_table(page: Path, entries: dict[str, Any]) -> None:
+    """Puts the table between the marks of the page."""
+    before, _, rest = page.read_text().partition(BEGIN)
+    after = rest.partition(END)[2]
+    page.write_text(f"{before}{BEGIN}\n{table(entries)}{END}{after}")
+
+
 def main(argv: Iterable[str] | None = None) -> int:
     """0 where nothing fell, 1 where something did, 2 where nothing is known of this machine."""
     parser = argparse.ArgumentParser(
@@ -214,6 +247,7 @@ def main(argv: Iterable[str] | None = None) -> int:
     )
     parser.add_argument("--store", action="store_true")
     parser.add_argument("--figures", type=Path, default=FIGURES)
+    parser.add_argument("--table", type=Path, default=PAGE)
     options = parser.parse_args(None if argv is None else list(argv))
     quiet_transformers()
     tune_allocator(keep=True)
@@ -225,6 +259,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             say(name)
             ratios |= part(TURNS)
         store(options.figures, here, ratios)
+        write_table(options.table, json.loads(options.figures.read_text()))
         say(f"{options.figures}: {len(ratios)} ratios of {here}")
         return 0
     stored = read(options.figures, here)

@@ -66,13 +66,18 @@ def test_figures_are_kept_by_machine_and_compared_with_its_own(
     constructed, tmp_path, monkeypatch, capsys
 ):
     file = tmp_path / "figures.json"
-    call = ["--figures", str(file)]
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{check.BEGIN}\nold\n{check.END}\nafter\n")
+    call = ["--figures", str(file), "--table", str(page)]
     assert check.main(call) == 2 and "no ratios of this machine" in capsys.readouterr().err
     assert check.main([*call, "--store"]) == 0
     (kept,) = json.loads(file.read_text()).values()
     assert {"date", "command", "versions", "threads", "ratios"} == set(kept)
     assert kept["ratios"]["b"] == {"figure": 3.0, "better": "lower"}
     assert "torch" in kept["versions"]
+    text = page.read_text()
+    assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+    assert "| a | 2 |" in text and kept["date"] in text
     assert check.main(call) == 0
     constructed["a"] = Ratio(1.7)
     assert check.main(call) == 1
@@ -91,3 +96,8 @@ def test_what_is_stored_in_the_repository_can_be_read_and_is_what_is_measured():
         assert len(ratios) == 12 and all(ratio.figure > 0 for ratio in ratios.values())
         assert entry["threads"] == 1 and entry["date"] and entry["command"]
         assert sum(ratio.better == LOWER for ratio in ratios.values()) == 4
+
+
+def test_the_ratios_of_the_page_are_those_that_are_stored():
+    written = check.PAGE.read_text().split(check.BEGIN)[1].split(check.END)[0]
+    assert written.strip() == check.table(json.loads(check.FIGURES.read_text())).strip()
