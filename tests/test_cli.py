@@ -766,7 +766,8 @@ def test_inspect_finds_a_flipped_bit(made, tmp_path, name):
 @pytest.mark.slow
 def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     flags = list(train_flags(made))
-    flags[flags.index("--latents") + 1] = "auto"
+    number = flags.index("--latents")
+    del flags[number : number + 2]
     said = ok("train", *flags, "--out", tmp_path / "run").stderr
     assert re.search(r"\nexpected alignment \(label-free\): -?\d\.\d{3} of 1", said)
     counted = r"latents: (\d+); support by number of latents: 2: -?\d"
@@ -782,10 +783,11 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
     beside = {str(number) for number in range(found - BELOW, found + ABOVE + 1)}
     assert tried == list("234567")
     assert {str(found)} < set(once_more) <= beside
-    flags[flags.index("auto")] = found + 1
     refused(
         "train",
         *flags,
+        "--latents",
+        found + 1,
         "--out",
         tmp_path / "run",
         says=f"holds a run with latents: {found}, this one has {found + 1}",
@@ -798,8 +800,9 @@ def test_latents_are_counted_and_a_resumed_run_keeps_the_number(made, tmp_path):
         (["--latents", "many"], "'many' is no number, and not auto"),
         (
             ["--latents", "auto", "--warm-start", "none"],
-            "--latents auto: counts the strategies that the naming finds",
+            "--latents auto, the default: counts the strategies that the naming finds",
         ),
+        (["--warm-start", "none"], "--warm-start is none; give a number"),
     ],
 )
 def test_what_is_no_number_of_latents(made, tmp_path, flags, says):

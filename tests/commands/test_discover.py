@@ -503,7 +503,7 @@ def test_names_and_their_number_must_agree(made, train, tmp_path):
     )
     refused(*train, *names, "--latents", "auto", "--out", tmp_path / "r", says="--latents auto")
     refused(*train, *names, "--warm-start", "none", "--out", tmp_path / "r", says="--names")
-    refused(*train, "--out", tmp_path / "r", says="--latents is required")
+    refused(*train, "--warm-start", "none", "--out", tmp_path / "r", says="give a number")
     refused(
         *train,
         *("--names", tmp_path / "none.jsonl", "--out", tmp_path / "r", "--quiet"),

@@ -36,13 +36,13 @@ NEEDED = {"model": "M", "data": "D", "baseline": "B", "latents": 4, "out": "R"}
         ({"out": "a\ud800"}, "--out holds half of a surrogate pair"),
         ({"model": None}, "--model: is empty; give a value or leave the key out"),
         ({"tau": None}, "--tau: is empty; give a value or leave the key out"),
-        ({"latents": None}, "--latents is required: give a number or auto, or --names with the"),
+        ({"latents": None, "warm_start": "none"}, "--warm-start is none; give a number"),
         ({"latents": "auto", "names": "N"}, "--latents auto: --names says how many"),
         ({"latents": "many"}, "--latents: 'many' is not"),
         ({"names": "N", "warm_start": "none"}, "--names: is a warm start, and --warm-start is non"),
         (
             {"latents": "auto", "warm_start": "none"},
-            "--latents auto: counts the strategies that the naming finds",
+            "--latents auto, the default: counts the strategies that the naming finds",
         ),
         ({"hold": 1.5}, "--hold is gone: names are held until the generator reads"),
         ({"trust": 4}, "--trust is gone: names are held"),
@@ -87,6 +87,11 @@ def test_names_say_how_many_latents_there_are():
     given = TrainConfig(**{**NEEDED, "latents": None}, names="N")
     assert (given.latents, given.names) == (None, "N")
     assert TrainConfig(**NEEDED, names="N").latents == 4
+
+
+def test_without_a_number_or_names_the_naming_chooses_it():
+    left_open = {name: value for name, value in NEEDED.items() if name != "latents"}
+    assert TrainConfig(**left_open).latents == "auto"
 
 
 def test_what_follows_from_model_and_data_may_be_left_open():

@@ -56,8 +56,8 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         None,
         group=STRATEGIES,
         help=(
-            "Number of latents K, or auto: choose K by how stable the clusters are. Not needed "
-            "with --names."
+            "Number of latents K, or auto: choose K by how stable the clusters are.  [default: "
+            "auto; with --names the number there]"
         ),
         minimum=2,
         maximum=1024,
@@ -255,20 +255,19 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
             raise UserError("--steps and --epochs exclude each other; give one of them")
 
     def _check_latents(self) -> None:
-        """K and where the first naming comes from agree."""
+        """K and where the first naming comes from agree; the naming chooses K where nothing else
+        does.
+        """
         if self.latents is None and self.names is None:
-            raise UserError(
-                "--latents is required: give a number or auto, or --names with the file of "
-                "`twcli discover`"
-            )
+            object.__setattr__(self, "latents", AUTO)  # frozen
         if self.latents == AUTO and self.names is not None:
             raise UserError("--latents auto: --names says how many; leave one of them out")
         if self.names is not None and self.warm_start == "none":
             raise UserError("--names: is a warm start, and --warm-start is none; leave one out")
         if self.latents == AUTO and self.warm_start == "none":
             raise UserError(
-                "--latents auto: counts the strategies that the naming finds, and --warm-start is "
-                "none; give a number"
+                "--latents auto, the default: counts the strategies that the naming finds, and "
+                "--warm-start is none; give a number"
             )
 
     def _check_baseline(self) -> None:
