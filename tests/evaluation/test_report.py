@@ -141,8 +141,7 @@ def test_what_is_left_over_is_reported(result):
     }
     assert mapping_line(changed).splitlines() == [
         "",
-        "z0 = a, z1 = none",
-        "z1 writes a as well",
+        "z0 = a, z1 = a as well",
         "b has no latent of its own: z0 takes most of it",
         "unused: z3, z5",
     ]

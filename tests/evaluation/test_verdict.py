@@ -190,3 +190,44 @@ def test_without_labels_latents_are_described_unless_they_mean_nothing():
     assert not any(line.startswith("z1") for line in after)
     _, after = verdict_lines({**run(1.0, 1.0, 0), "latent_cards": cards}, "page.html")
     assert not any(line.startswith("z1") for line in after)  # the table says what they mean
+
+
+def finer(judge, latent_of, writes):
+    """Figures of a run of four latents on three strategies.
+
+    Args:
+        latent_of: of each strategy, two latents that its records have by turns.
+        writes: strategy of the completions of each latent.
+    """
+    prompts = 80
+    inputs = perfect(prompts=prompts, judge=judge)
+    turns = np.repeat(np.arange(prompts) % 2, 3)
+    latent = np.array(latent_of)[np.tile(np.arange(3), prompts), turns]
+    inputs["posterior"] = np.eye(4)[latent]
+    inputs["router"] = np.full((3 * prompts, 4), 1 / 4)
+    if judge:
+        asked = np.tile(np.arange(4), prompts)
+        made = [NAMES[c] for c in np.array(writes)[asked]]
+        inputs["generations"] = Generations(
+            np.repeat(np.arange(prompts), 4), asked, made, [True] * (4 * prompts)
+        )
+    return summarise(**inputs)
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_latents_finer_than_strategies_work(judge):
+    """Two wordings of one strategy may have a latent each, as `discover` may choose by itself."""
+    verdict = finer(judge, [(0, 0), (1, 1), (2, 3)], [0, 1, 2, 2])["verdict"]
+    assert verdict["kind"] == "works", verdict
+    assert f"z2 and z3 are {NAMES[2]}" in verdict["sentence"]
+    assert "100% of the time" in verdict["sentence"] and "--latents 3" in verdict["advice"]
+
+
+def test_a_spare_latent_excuses_nothing():
+    """Where z changes nothing each latent keeps to one strategy too: to the same one. And where
+    records of two strategies have one latent, it keeps to none.
+    """
+    collapsed = finer(True, [(0, 0), (0, 0), (0, 0)], [0, 0, 0, 0])["verdict"]
+    assert collapsed["kind"] != "works" and "chance" in collapsed["sentence"]
+    crossed = finer(False, [(0, 0), (1, 2), (2, 3)], [])["verdict"]
+    assert crossed["kind"] != "works"

@@ -29,13 +29,14 @@ def run(step=0, rank=0, processes=1):
     ]
 
 
-def seen(nll=1.0, agreement=1.0, certainty=1.0, below=False, error=0.01):
+def seen(nll=1.0, agreement=1.0, certainty=1.0, behind=False, below=False, error=0.01):
     return {
         "held_out_nll": nll,
         "held_out_nll_error": error,
         "held_out_agreement": [agreement, 1.0, None],
         "held_out_certainty": certainty,
         "held_out_posterior": 1.0,
+        "held_out_behind": [behind or below] * 3,
         "held_out_below": [below, False, False],
     }
 
@@ -78,6 +79,7 @@ def test_names_are_corrected_once_the_generator_reads_the_latents():
     one = course(opened=None)
     one.observe(3, seen(certainty=0.6))
     one.observe(6, seen(agreement=0.4))
+    one.observe(7, seen(below=True))  # one latent is not yet what the others are
     assert one.opened is None and one.stage(7) == "hold"
     one.observe(9, seen())
     # the batch of step 9 is being read
@@ -103,7 +105,12 @@ def test_a_run_ends_early_where_nothing_improves_and_not_before():
     ended = measured(9, 5, 5, 5, 5)
     assert ended.cooling == 51 and ended.steps == 51 + 13
     assert measured(9, 5, 5, 5, 5, below=True).steps == 100  # a strategy is not yet what it was
+    assert measured(9, 5, 5, 5, 5, behind=True).steps == 100  # nor is any of them
     assert measured(9, 5, 5, 5, 5, agreement=0.9).steps == 100
+    renamed = Course(100, named=True, corrected=True, may_end=True)
+    for number, nll in enumerate((2, 4, 4, 4, 3, 2.5), start=1):
+        renamed.observe(10 * number, seen(nll=nll))
+    assert renamed.opened == 11 and renamed.cooling is None  # it was 2 under names that were kept
     fixed = Course(100, named=True)
     for number in range(1, 8):
         fixed.observe(10 * number, seen())

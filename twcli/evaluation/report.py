@@ -239,8 +239,11 @@ def render_table(result: dict[str, Any], everything: bool = False) -> Table:
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("meaning", overflow="fold")
     before = None
+    shown = {*FIRST}
+    if result["alignment"]["spare"]:
+        shown |= {"generation_many_to_one", "posterior_many_to_one"}
     for section, key, value, interval, note in rows_of(result):
-        if value == "-" or not (everything or key in FIRST or section == "retention"):
+        if value == "-" or not (everything or key in shown or section == "retention"):
             continue
         if before not in (None, section):
             table.add_row()
@@ -259,10 +262,9 @@ def mapping_line(result: dict[str, Any]) -> str:
     # at chance the mapping is one of many that fit as badly
     failed = (result.get("verdict") or {}).get("kind") == "failed"  # of an older run: not known
     if alignment["mapping"] is not None and not failed:
-        lines.append(
-            ", ".join(f"z{k} = {name or 'none'}" for k, name in alignment["mapping"].items())
-        )
-        lines += [f"z{k} writes {name} as well" for k, name in alignment["spare"].items()]
+        spare = {k: f"{name} as well" for k, name in alignment["spare"].items()}
+        meanings = {k: name or spare.get(k, "none") for k, name in alignment["mapping"].items()}
+        lines.append(", ".join(f"z{k} = {meaning}" for k, meaning in meanings.items()))
         lines += [
             f"{name} has no latent of its own: z{k} takes most of it"
             for name, k in alignment["merged"].items()

@@ -71,7 +71,11 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
             f"I(z; y) is {result['posterior']['mutual_information']:.2f} of at most "
             f"{math.log(K):.2f} nats: what z tells about the completion; what it means is not known"
         )
-    if share is not None:
+    finer = kind != "works" and _finer(alignment, chance)
+    if finer:
+        kind = "works"
+        said = _shared(alignment)
+    elif share is not None:
         said += f" (chance {percent(chance)})"
     lost = [entry["latent"] for entry in result["retention"] or () if entry["below"]]
     worse = _worse(result["likelihood"])
@@ -86,7 +90,11 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
         sentence += f" Less likely than under the original model: {_names(lost)}."
     elif worse:
         sentence += " Its completions are less likely than under the original model."
-    return Verdict(kind, sentence, _advice(kind, result, bool(lost) or worse))
+    advice = _advice(kind, result, bool(lost) or worse)
+    if finer and kind == "works":
+        strategies = len(set(alignment["mapping"].values()) - {None})
+        advice = f"Use it; or train with --latents {strategies}, one for each strategy."
+    return Verdict(kind, sentence, advice)
 
 
 def verdict_of_score(
@@ -158,6 +166,39 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
     return "partly"
 
 
+def _finer(alignment: dict[str, Any], chance: float) -> bool:
+    """Whether latents are finer than the strategies that are known: two wordings of one may have a
+    latent each. Every latent keeps to one strategy then, and every strategy is written.
+    """
+    if not alignment.get("spare") or alignment["merged"]:
+        return False
+    way = "generation"
+    shares = ["generation_many_to_one", "coverage_mean"]
+    if alignment["generation_one_to_one"] is None:
+        way = "posterior"
+        shares = ["posterior_many_to_one"]
+    if alignment[f"{way}_many_to_one"] is None:
+        return False
+    return all(_kind(alignment[key], alignment[f"{key}_ci"], chance) == "works" for key in shares)
+
+
+def _shared(alignment: dict[str, Any]) -> str:
+    """What latents do that are finer than strategies, and which of them have the same one."""
+    share = alignment["generation_many_to_one"]
+    if share is None:
+        share = alignment["posterior_many_to_one"]
+    latents: dict[str, list[int]] = {}
+    for part in (alignment["mapping"], alignment["spare"]):
+        for k, name in part.items():
+            if name is not None:
+                latents.setdefault(name, []).append(int(k))
+    shared = [f"{_and(ks)} are {name}" for name, ks in latents.items() if len(ks) > 1]
+    return (
+        f"a latent keeps to one strategy {percent(share)} of the time, and every strategy has a "
+        f"latent; {', '.join(shared)}"
+    )
+
+
 def _kind_of_information(posterior: dict[str, Any], latents: int) -> Kind:
     """The same without labels: only a collapse is recognised, by I(z; y) in nats."""
     high = posterior["mutual_information"]
@@ -186,6 +227,12 @@ def _names(latents: list[int]) -> str:
     """Latents as a reader finds them on the page, z0 and on, separated by commas."""
     names = [f"z{k}" for k in latents]
     return ", ".join(names)
+
+
+def _and(latents: list[int]) -> str:
+    """Two latents or more, in words."""
+    *first, last = latents
+    return f"{_names(first)} and z{last}"
 
 
 def _advice(kind: Kind, result: dict[str, Any], worse: bool) -> str:

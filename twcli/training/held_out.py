@@ -234,10 +234,10 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
     Returns:
         `held_out_nll`: the generator's NLL under the name, mean of the latents' means, and
             `held_out_nll_error`, its standard error.
-        `held_out_gain`, `held_out_below`, `held_out_agreement`: for each latent, as `retention` has
-            it, whether it is below the frozen model by more than all are (`lost_latents`), and the
-            share of its records that the generator finds likeliest under it; None for a latent
-            without records.
+        `held_out_gain`, `held_out_behind`, `held_out_below`, `held_out_agreement`: for each latent,
+            as `retention` has it, whether it is below the frozen model, whether by more than all
+            are (`lost_latents`), and the share of its records that the generator finds likeliest
+            under it; None for a latent without records.
         `held_out_certainty`: mean probability of a record's likeliest latent by the generator,
             latents being as likely as each other before.
         `held_out_posterior`: share of the records whose posterior is highest at the name.
@@ -264,6 +264,7 @@ def measurement(held: HeldOut, found: HeldOutNll) -> dict[str, Any]:
         "held_out_nll": float(np.mean(means)),
         "held_out_nll_error": float(np.sqrt(np.sum(variances)) / len(means)),
         "held_out_gain": [entries[k].gain if k in entries else None for k in range(K)],
+        "held_out_behind": [k in entries and entries[k].below for k in range(K)],
         "held_out_below": [k in lost for k in range(K)],
         "held_out_agreement": agreement,
         "held_out_certainty": float(certain_H.mean()),

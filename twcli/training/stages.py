@@ -7,12 +7,14 @@
     free     q is the learned posterior or the closed form
 
 A run with a naming holds it. Where each strategy writes one string a prompt it refines and settles
-by turns as soon as the generator reads the latents, which is measured on held-out records; where
-strategies may repeat within a prompt it holds to the end, as nothing keeps the generator's own
-names apart there. A run without a naming is free from the first step to the last.
+by turns as soon as the generator reads the latents and writes none of them worse than the others,
+which is measured on held-out records; where strategies may repeat within a prompt it holds to the
+end, as nothing keeps the generator's own names apart there. A run without a naming is free from the
+first step to the last.
 
-A run of default length ends early where nothing improves on the held-out records any more: the
-learning rate then falls to its end within a few steps.
+A run of default length ends early where nothing improves on the held-out records any more and every
+latent is written as well as by the original model: the learning rate then falls to its end within
+a few steps.
 
 All follows from the step's number and from what was measured, so that a resumed run repeats it.
 
@@ -113,13 +115,16 @@ class Course:
         known = [share for share in agreed if share is not None]
         if not known:
             return
-        if self.corrected and self.opened is None and sure >= CERTAIN and min(known) > AGREED:
-            self.opened = step + 1
         self._nll.append((measured["held_out_nll"], measured["held_out_nll_error"]))
+        caught_up = not any(measured["held_out_below"])
+        reads = sure >= CERTAIN and min(known) > AGREED
+        if self.corrected and self.opened is None and reads and caught_up:
+            self.opened = step + 1
+            self._nll = []  # names may change now, and the NLL is under them
+        # a run that an earlier version began did not store the second
+        behind = measured.get("held_out_behind", measured["held_out_below"])
         learned = (
-            min(known) >= LEARNED
-            and measured["held_out_posterior"] >= LEARNED
-            and not any(measured["held_out_below"])
+            min(known) >= LEARNED and measured["held_out_posterior"] >= LEARNED and not any(behind)
         )
         if (
             self.may_end
