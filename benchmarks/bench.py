@@ -37,7 +37,7 @@ from transformers import LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks import bench_gpu
+from benchmarks import bench_gpu, pages
 from benchmarks.workloads import (
     SHAPES,
     TEMPLATE,
@@ -640,70 +640,28 @@ def main(argv: list[str] | None = None) -> None:
             kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(kept, indent=1) + "\n")
-    text = table(kept)
-    if options.table:
-        options.table.parent.mkdir(parents=True, exist_ok=True)
-        options.table.write_text(text)
-    print(text)
+    for name, text in tables(kept).items():
+        if options.table:
+            pages.put(options.table, name, text)
+        print(text)
 
-
-HEADING = """# Benchmarks
-
-{date}, `make bench`, threads: {threads}; {machine}, a machine shared with other work. What is
-compared is measured by turns and the median taken; steps of the shapes are the loss and its
-gradient, without the optimiser. All in processor seconds, but for rows a second on several cores,
-which are on the clock. {gpu}
-
-A shape is (tokens of the prompt, K, tokens of y with its closing tag), every record with a prompt
-of its own. *K + 2 passes* reads the K branches, the posterior's sequence and the one for b_t one
-after another, all with gradients and with logits at every position; *cached K + 1* reads K + 1
-whole sequences at once, logits at y only; *ours exact* reads the prompt once. *Ours default* is the
-mean of `refine` and `settle`, the default recipe's steps after the warm start, with b_t all over y,
-so that `--prune` cuts nothing; the rows of the sorting task have a real model's b_t. Completions
-that share a prompt, as training data have them, are not in these rows and save more.
-
-A section is one process (`--only SECTION`), and TRL has one of its own, without what this package
-sets; the sections of one table may come from calls at different times. For the check of the
-gradients the latents' embeddings are made 8 times longer: with nearly equal losses of all latents
-the posterior's gradient cancels, and what is left is rounding. The pass for b_t counts with a
-gradient in *K + 2 passes*; cached K + 1 is the closer comparison.
-
-Precompute and TRL score the same rows, TRL as pairs of completions, and both may use two cores:
-rows a second are on the clock. Products of `precompute` are oneDNN's, those of TRL torch's own, and
-the bound has the faster of the two. oneDNN makes a product for each new number of tokens, about a
-millisecond; the first turn has that and is not counted.
-
-"""
-
-ON_A_GPU = """
-## On a GPU
-
-bf16 as `twcli train --precision bf16` has it, autocast over float32 weights; sums repeat exactly;
-all on the clock. Batches are as large as the activations of cached K + 1 leave memory for; *K + 2
-passes* go backward after each pass. Brackets hold the utilisation: multiply-adds with weights,
-attention left out, at the rate of a large matrix product in the same call. The model's own modules
-start many small kernels, so that models of this width are far from that rate in every column, the
-plain step included.
-
-Rounding is the relative difference of all gradients together from K + 1 passes in float32, ours
-over that of K + 1 passes in bf16. Random weights make latents nearly alike, so that gradients
-cancel and both are large for deep models.
-
-"""
 
 COLUMNS = """| what | figure | bar | met |
 | --- | ---: | ---: | --- |
 """
 
 
-def table(kept: dict[str, Any]) -> str:
+def tables(kept: dict[str, Any]) -> dict[str, str]:
+    """Markdown by the name of its place on the page: `bench` and, where a GPU was measured, `gpu`;
+    with when and on what.
+    """
     on_gpu = [row for row in kept["rows"] if row["section"] == "gpu"]
-    gpu = "[On a GPU](#on-a-gpu) below." if on_gpu else "No GPU was at hand."
-    text = HEADING.format(
-        date=date.today(), machine=kept["machine"], threads=kept["threads"], gpu=gpu
-    )
-    text += COLUMNS + lines([row for row in kept["rows"] if row["section"] != "gpu"])
-    return text + ON_A_GPU + COLUMNS + lines(on_gpu) if on_gpu else text
+    others = [row for row in kept["rows"] if row["section"] != "gpu"]
+    with_what = f"{date.today()}, `make bench`, threads: {kept['threads']}; {kept['machine']}."
+    found = {"bench": f"{with_what}\n\n{COLUMNS}{lines(others)}"}
+    if on_gpu:
+        found["gpu"] = f"{date.today()}, `make bench`.\n\n{COLUMNS}{lines(on_gpu)}"
+    return found
 
 
 def lines(rows: list[dict[str, Any]]) -> str:

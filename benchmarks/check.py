@@ -30,6 +30,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks import pages
 from benchmarks.bench import rate
 from benchmarks.workloads import (
     batch_of,
@@ -49,7 +50,7 @@ from twcli.storage.durable import write_durably
 
 FIGURES = Path(__file__).resolve().parent / "figures.json"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks.md"
-BEGIN, END = "<!-- ratios: begin -->", "<!-- ratios: end -->"  # of that page
+TABLE = "ratios"  # its place on that page
 COMMAND = "make bench-check"
 FALL = 0.1  # of a ratio, that is taken for a fall
 TURNS = 3
@@ -233,13 +234,6 @@ def table(entries: dict[str, Any]) -> str:
     return "\n".join([*lines, f"| versions | {' | '.join(kept)} |"]) + "\n"
 
 
-def write_table(page: Path, entries: dict[str, Any]) -> None:
-    """Puts the table between the marks of the page."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n{table(entries)}{END}{after}")
-
-
 def main(argv: Iterable[str] | None = None) -> int:
     """0 where nothing fell, 1 where something did, 2 where nothing is known of this machine."""
     parser = argparse.ArgumentParser(
@@ -259,7 +253,7 @@ def main(argv: Iterable[str] | None = None) -> int:
             say(name)
             ratios |= part(TURNS)
         store(options.figures, here, ratios)
-        write_table(options.table, json.loads(options.figures.read_text()))
+        pages.put(options.table, TABLE, table(json.loads(options.figures.read_text())))
         say(f"{options.figures}: {len(ratios)} ratios of {here}")
         return 0
     stored = read(options.figures, here)

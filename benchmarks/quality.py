@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scipy.stats import spearmanr
 
+from benchmarks import pages
 from examples.tasks import HELD_ASIDE, TASKS
 from twcli import __version__
 
@@ -40,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NO_WARM_START = ("--warm-start", "none")
 RECORDS, FEWER = 40000, 6000
 RANKED = 10  # runs at least, for a rank correlation
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"  # the rest is not written here
+PLACE = "tables"  # on the page; the rest is not written here
 
 
 @dataclass(frozen=True)
@@ -255,10 +256,7 @@ def figures_of(out: Path) -> list[dict]:
 
 def write(page: Path, runs: list[dict]) -> None:
     """Puts the tables between the marks of the page, and the figures beside it."""
-    page.parent.mkdir(parents=True, exist_ok=True)
-    text = page.read_text() if page.exists() else f"# Results\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    page.write_text(f"{before}{BEGIN}\n{tables(runs)}{END}{rest.partition(END)[2]}")
+    pages.put(page, PLACE, tables(runs))
     lines = ",\n".join(json.dumps(run) for run in runs)
     page.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
 

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks import pages
 
 COMPLETIONS = 4  # a prompt, one of each strategy
 X, Y = 8, 16  # tokens
@@ -37,7 +38,7 @@ WORDS = 1000
 WIDTH = 16  # features of each kind
 SHARD_ROWS = 2**16
 BATCH_TOKENS = 2048
-BEGIN, END = "<!-- scale begin -->", "<!-- scale end -->"
+PLACE = "scale"  # on the page
 
 
 def synthetic(rows: int) -> Any:
@@ -242,9 +243,7 @@ def main(argv: list[str] | None = None) -> None:
     options.out.write_text(json.dumps(sizes, indent=1) + "\n")
     print(table(sizes))
     if options.table:
-        page = options.table.read_text()
-        begin, end = page.index(BEGIN) + len(BEGIN), page.index(END)
-        options.table.write_text(f"{page[:begin]}\n{table(sizes)}\n{page[end:]}")
+        pages.put(options.table, PLACE, table(sizes))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_a_large_parent_is_not_counted_as_its_childs_memory():
     assert before < len(held) / 2**20 and more > 32
 
 
-def test_the_table_says_whether_there_was_a_gpu():
+def test_rows_of_a_gpu_have_a_table_of_their_own():
     row = {
         "section": "start",
         "name": "here",
@@ -143,10 +143,11 @@ def test_the_table_says_whether_there_was_a_gpu():
         "met": None,
     }
     kept = {"machine": "m", "threads": 1, "rows": [row]}
-    assert "No GPU was at hand" in bench.table(kept) and "## On a GPU" not in bench.table(kept)
+    assert list(bench.tables(kept)) == ["bench"]
     kept["rows"] = [row, {**row, "section": "gpu", "name": "there"}]
-    one, two = bench.table(kept).split("## On a GPU\n")
-    assert "| here |" in one and "| there |" not in one and "| there |" in two
+    found = bench.tables(kept)
+    assert "| here |" in found["bench"] and "| there |" not in found["bench"]
+    assert "| there |" in found["gpu"] and "threads: 1; m." in found["bench"]
 
 
 def test_a_step_of_a_posterior_that_has_decided_is_timed(monkeypatch):

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from benchmarks import check
+from benchmarks import check, pages
 from benchmarks.check import HIGHER, LOWER, Ratio, fallen
 
 
@@ -67,7 +67,7 @@ def test_figures_are_kept_by_machine_and_compared_with_its_own(
 ):
     file = tmp_path / "figures.json"
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{check.BEGIN}\nold\n{check.END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*pages.marks(check.TABLE)))
     call = ["--figures", str(file), "--table", str(page)]
     assert check.main(call) == 2 and "no ratios of this machine" in capsys.readouterr().err
     assert check.main([*call, "--store"]) == 0
@@ -99,5 +99,5 @@ def test_what_is_stored_in_the_repository_can_be_read_and_is_what_is_measured():
 
 
 def test_the_ratios_of_the_page_are_those_that_are_stored():
-    written = check.PAGE.read_text().split(check.BEGIN)[1].split(check.END)[0]
-    assert written.strip() == check.table(json.loads(check.FIGURES.read_text())).strip()
+    written = pages.between(check.PAGE, check.TABLE)
+    assert written == check.table(json.loads(check.FIGURES.read_text())).strip()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from benchmarks import quality
+from benchmarks import pages, quality
 
 ROOT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def test_runs_of_a_folder_become_rows_between_the_marks(tmp_path):
         ("sorting_algorithms", 1, "ours"),
     ]
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{quality.BEGIN}\nold\n{quality.END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*pages.marks(quality.PLACE)))
     quality.write(page, runs)
     text = page.read_text()
     row = "| sorting_algorithms | 2 | 4 | 0.750 (0.5 to 1) | 1.000 | 0.750 (0.5 to 1) | 0.900 | - |"
@@ -50,7 +50,6 @@ def test_runs_of_a_folder_become_rows_between_the_marks(tmp_path):
 
 def test_the_tables_of_the_results_are_those_of_their_file():
     """Those between the marks; older ones below came before the file was written."""
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
     runs = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
-    written = page.split(quality.BEGIN)[1].split(quality.END)[0]
-    assert runs and written.strip() == quality.tables(runs).strip()
+    written = pages.between(ROOT / "docs" / "results.md", quality.PLACE)
+    assert runs and written == quality.tables(runs).strip()

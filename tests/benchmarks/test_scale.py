@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from benchmarks import scale
+from benchmarks import pages, scale
 
 
 def test_stages_say_their_time_and_memory(tmp_path, capsys):
@@ -25,7 +25,7 @@ def test_the_table_is_put_into_its_page(tmp_path, monkeypatch, capsys):
     figures = {"wall": 2.0, "processor": 1.0, "mib": 100.4, "mib_before": 90.0}
     monkeypatch.setattr(scale, "run", lambda rows, stages: dict.fromkeys(stages, figures))
     page = tmp_path / "page.md"
-    page.write_text(f"before\n{scale.BEGIN}\nold\n{scale.END}\nafter\n")
+    page.write_text("before\n{}\nold\n{}\nafter\n".format(*pages.marks(scale.PLACE)))
     options = ["--rows", "10", "2000000", "--only", "plan", "--out", str(tmp_path / "scale.json")]
     scale.main([*options, "--table", str(page)])
     text = page.read_text()

@@ -1,0 +1,40 @@
+"""Tables that a benchmark writes into a page between two marks; what is around them is prose and
+stays.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines that a table of this name lies between."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+def between(page: Path, name: str) -> str:
+    """What the page has between the marks.
+
+    Raises:
+        ValueError: a mark is missing.
+    """
+    begin, end = marks(name)
+    text = page.read_text(encoding="utf-8")
+    start = text.index(begin) + len(begin)
+    return text[start : text.index(end, start)].strip()
+
+
+def put(page: Path, name: str, table: str) -> None:
+    """Writes a table between the marks, or at the end of a page that has none.
+
+    Args:
+        table: Markdown.
+    """
+    begin, end = marks(name)
+    text = page.read_text(encoding="utf-8") if page.exists() else ""
+    if begin not in text:
+        text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(f"{before}{begin}\n\n{table.strip()}\n\n{end}{after}", encoding="utf-8")
