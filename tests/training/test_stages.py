@@ -91,6 +91,23 @@ def test_names_are_corrected_once_the_generator_reads_the_latents():
     assert repeating.opened is None and repeating.stage(19) == "hold"
 
 
+def opened_by(*agreements):
+    """Step at which names are first corrected, measured after every tenth."""
+    one = course(steps=200, opened=None)
+    for number, agreement in enumerate(agreements, start=1):
+        one.observe(10 * number, seen(agreement=agreement))
+    return one.opened
+
+
+def test_names_are_kept_while_two_latents_are_still_alike():
+    assert opened_by(0.55, 0.8, 0.9) is None  # it still learns to distinguish them
+    assert opened_by(0.55, 0.8, 0.96) == 31  # it distinguishes them
+    assert opened_by(0.55, 0.8, 0.75) is None
+    # it does not agree with more of the names: the others may be wrong
+    assert opened_by(0.55, 0.8, 0.75, 0.8) == 41
+    assert opened_by(0.3, 0.3, 0.3, 0.3) is None  # it distinguishes nothing
+
+
 def measured(*nlls, steps=100, **changes):
     """A run that has been measured at every tenth step."""
     one = Course(steps, named=True, may_end=True)

@@ -7,10 +7,10 @@
     free     q is the learned posterior or the closed form
 
 A run with a naming holds it. Where each strategy writes one string a prompt it refines and settles
-by turns as soon as the generator reads the latents and writes none of them worse than the others,
-which is measured on held-out records; where strategies may repeat within a prompt it holds to the
-end, as nothing keeps the generator's own names apart there. A run without a naming is free from the
-first step to the last.
+by turns as soon as the generator distinguishes all latents and writes none of them worse than the
+others, which is measured on held-out records; where strategies may repeat within a prompt it holds
+to the end, as nothing keeps the generator's own names apart there. A run without a naming is free
+from the first step to the last.
 
 A run of default length ends early where nothing improves on the held-out records any more and every
 latent is written as well as by the original model: the learning rate then falls to its end within
@@ -40,6 +40,7 @@ STAGE_NAMES = {HOLD: "names kept", REFINE: "renaming", SETTLE: "renaming", FREE:
 CERTAIN = 0.7  # mean probability of a record's likeliest latent from which the generator reads z
 AGREED = 0.5  # share of a latent's records that the generator finds likeliest under it, at least
 LEARNED = 0.95  # the same, of a latent that needs no more training
+UNCHANGED = 2  # measurements in a row without more agreement, after which names may be corrected
 PATIENCE = 3  # measurements in a row without improvement, after which a run may end
 LEAST_SHARE = 0.3  # of the steps, before which it does not end
 COOLING_SHARE = 0.25  # of the steps done, in which the learning rate then falls
@@ -70,6 +71,7 @@ class Course:
     opened: int | None = None
     cooling: int | None = None
     _nll: list[tuple[float, float]] = field(default_factory=list)
+    _agreed: list[float] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
@@ -116,8 +118,9 @@ class Course:
         if not known:
             return
         self._nll.append((measured["held_out_nll"], measured["held_out_nll_error"]))
+        self._agreed.append(min(known))
         caught_up = not any(measured["held_out_below"])
-        reads = sure >= CERTAIN and min(known) > AGREED
+        reads = sure >= CERTAIN and min(known) > AGREED and self._as_sure_as_it_gets()
         if self.corrected and self.opened is None and reads and caught_up:
             self.opened = step + 1
             self._nll = []  # names may change now, and the NLL is under them
@@ -134,6 +137,18 @@ class Course:
             and self._stalled()
         ):
             self.cooling = step + 1
+
+    def _as_sure_as_it_gets(self) -> bool:
+        """Whether the generator finds nearly all records likeliest under their names, or no more
+        than before: it distinguishes latents as far as the names are right.
+
+        Names that are corrected while two latents are still alike to it are exchanged at random.
+        """
+        before = self._agreed[:-UNCHANGED]
+        last = self._agreed[-UNCHANGED:]
+        if last[-1] >= LEARNED:
+            return True
+        return bool(before) and max(last) <= max(before)
 
     def _stalled(self) -> bool:
         """Whether none of the last measurements is better than the best before them by more than
