@@ -231,3 +231,37 @@ def test_a_spare_latent_excuses_nothing():
     assert collapsed["kind"] != "works" and "chance" in collapsed["sentence"]
     crossed = finer(False, [(0, 0), (1, 2), (2, 3)], [])["verdict"]
     assert crossed["kind"] != "works"
+
+
+@pytest.mark.parametrize("judge", [True, False])
+def test_latents_of_one_strategy_alone_are_no_success(judge):
+    """Each of them keeps to it whatever z does, and there is no training with one latent."""
+    inputs = perfect(prompts=80, judge=judge)
+    inputs["labels"] = ["a"] * 240
+    inputs["posterior"] = np.eye(2)[np.arange(240) % 2]
+    inputs["router"] = np.full((240, 2), 1 / 2)
+    if judge:
+        asked = np.tile(np.arange(2), 80)
+        prompts = np.repeat(np.arange(80), 2)
+        inputs["generations"] = Generations(prompts, asked, ["a"] * 160, [True] * 160)
+    verdict = summarise(**inputs)["verdict"]
+    assert verdict["kind"] != "works" and "--latents 1," not in verdict["advice"], verdict
+
+
+@pytest.mark.parametrize("rare", [0.03, 0.07])
+def test_many_latents_that_all_write_the_same_mixture_are_no_success(rare):
+    """Each keeps to the common strategy, and among so many draws each prompt has the rare one."""
+    latents, prompts = 100, 60
+    rng = np.random.default_rng(0)
+    inputs = perfect(prompts=prompts)
+    inputs["labels"] = ["a", "b"] * (3 * prompts // 2)
+    inputs["posterior"] = inputs["router"] = np.full((3 * prompts, latents), 1 / latents)
+    asked = np.tile(np.arange(latents), prompts)
+    drawn = len(asked)
+    made = ["b" if number < rare else "a" for number in rng.random(drawn)]
+    inputs["generations"] = Generations(
+        np.repeat(np.arange(prompts), latents), asked, made, [True] * drawn
+    )
+    result = summarise(**inputs)
+    assert result["alignment"]["spare"] and result["alignment"]["coverage_mean"] > 0.95
+    assert result["verdict"]["kind"] == "failed", result["verdict"]

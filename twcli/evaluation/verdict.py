@@ -92,7 +92,7 @@ def verdict_of(result: dict[str, Any]) -> Verdict:
         sentence += " Its completions are less likely than under the original model."
     advice = _advice(kind, result, bool(lost) or worse)
     if finer and kind == "works":
-        strategies = len(set(alignment["mapping"].values()) - {None})
+        strategies = _strategies(alignment)
         advice = f"Use it; or train with --latents {strategies}, one for each strategy."
     return Verdict(kind, sentence, advice)
 
@@ -168,18 +168,46 @@ def _kind(share: float, interval: list[float] | None, chance: float) -> Kind:
 
 def _finer(alignment: dict[str, Any], chance: float) -> bool:
     """Whether latents are finer than the strategies that are known: two wordings of one may have a
-    latent each. Every latent keeps to one strategy then, and every strategy is written.
+    latent each. Every latent keeps to one strategy then, and every strategy has a latent that
+    writes it. Where there is one strategy alone, every latent keeps to it whatever z does.
+
+    Args:
+        chance: the share that guessing gets, as `verdict_of` has it.
     """
     if not alignment.get("spare") or alignment["merged"]:
         return False
-    way = "generation"
-    shares = ["generation_many_to_one", "coverage_mean"]
-    if alignment["generation_one_to_one"] is None:
-        way = "posterior"
-        shares = ["posterior_many_to_one"]
-    if alignment[f"{way}_many_to_one"] is None:
+    strategies = _strategies(alignment)
+    if strategies < 2:
         return False
-    return all(_kind(alignment[key], alignment[f"{key}_ci"], chance) == "works" for key in shares)
+    if alignment["generation_one_to_one"] is None:
+        return _works(alignment, "posterior_many_to_one", chance)
+    # latents that are asked for alike: of K, as many as there are strategies can be right
+    most = strategies / len(alignment["mapping"])
+    return (
+        _works(alignment, "generation_one_to_one", 1 / strategies, most)
+        and _works(alignment, "generation_many_to_one", chance)
+        and _works(alignment, "coverage_mean", chance)
+    )
+
+
+def _works(alignment: dict[str, Any], key: str, chance: float, most: float = 1.0) -> bool:
+    """Whether a figure says that a run works.
+
+    Args:
+        most: what the figure can be; it counts as a share of that.
+    """
+    share = alignment[key]
+    if share is None:
+        return False
+    interval = alignment[f"{key}_ci"]
+    if interval is not None:
+        interval = [end / most for end in interval]
+    return _kind(share / most, interval, chance) == "works"
+
+
+def _strategies(alignment: dict[str, Any]) -> int:
+    """How many strategies have a latent of their own."""
+    return len(set(alignment["mapping"].values()) - {None})
 
 
 def _shared(alignment: dict[str, Any]) -> str:
@@ -192,7 +220,7 @@ def _shared(alignment: dict[str, Any]) -> str:
         for k, name in part.items():
             if name is not None:
                 latents.setdefault(name, []).append(int(k))
-    shared = [f"{_and(ks)} are {name}" for name, ks in latents.items() if len(ks) > 1]
+    shared = [f"{_and(sorted(ks))} are {name}" for name, ks in latents.items() if len(ks) > 1]
     return (
         f"a latent keeps to one strategy {percent(share)} of the time, and every strategy has a "
         f"latent; {', '.join(shared)}"
