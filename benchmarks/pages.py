@@ -29,12 +29,17 @@ def put(page: Path, name: str, table: str) -> None:
 
     Args:
         table: Markdown.
+
+    Raises:
+        ValueError: one mark is missing, or they are the wrong way round.
     """
     begin, end = marks(name)
     text = page.read_text(encoding="utf-8") if page.exists() else ""
-    if begin not in text:
+    if begin not in text and end not in text:
         text = f"{text.rstrip()}\n\n{begin}\n{end}\n".lstrip()
     before, _, rest = text.partition(begin)
+    if end not in rest:  # all that follows would be lost
+        raise ValueError(f"{page}: has no {begin} with a {end} after it")
     after = rest.partition(end)[2]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(f"{before}{begin}\n\n{table.strip()}\n\n{end}{after}", encoding="utf-8")
