@@ -699,7 +699,8 @@ def test_inspect_begins_with_the_verdict_that_train_or_eval_came_to_last(made, t
 
     of_training, text = inspected()
     assert of_training["command"] == "twcli train"
-    assert text.startswith(f"{of_training['sentence']} Next: twcli eval --run ")
+    assert of_training["advice"] == f"Next: twcli eval --run {run} --data TEST.jsonl"  # moved since
+    assert text.startswith(f"{of_training['sentence']} {of_training['advice']}")
     judged = ok("eval", "--run", run, "--data", made / "data.jsonl", "--bootstrap", 20)
     of_eval, text = inspected()
     assert of_eval["command"] == "twcli eval" and of_eval["data"] == str(made / "data.jsonl")

@@ -19,6 +19,7 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.long_rows import ERROR, SKIP, TRUNCATE_LEFT
 from twcli.data.template import CHAT
 from twcli.errors import UserError
+from twcli.evaluation.verdict import evaluation_of
 from twcli.storage.cache import Cache
 from twcli.training.degenerate import DEGENERATE_FLAT, DEGENERATE_ROWS
 
@@ -377,11 +378,14 @@ def _inspect_run(run: RunFolder, verify: bool) -> dict[str, Any]:
     config = run.read_config()
     problems = run.problems() if verify else None
     metrics = [] if problems else run.read_metrics()
+    verdict = run.read_verdict() if run.done else None
+    if verdict is not None and not verdict["advice"]:
+        verdict["advice"] = evaluation_of(str(run.path))
     return {
         "kind": "run",
         "path": str(run.path),
         "done": run.done,
-        "verdict": run.read_verdict() if run.done else None,
+        "verdict": verdict,
         "steps": len(metrics),
         **_diagnosis(config, metrics),
         "settings": config.to_mapping(),

@@ -18,7 +18,12 @@ from twcli.discovery.names_page import latent_line
 from twcli.errors import UserError, first_line
 from twcli.evaluation import page
 from twcli.evaluation.evidence import training_evidence
-from twcli.evaluation.verdict import Verdict, verdict_of_score, verdict_of_training
+from twcli.evaluation.verdict import (
+    Verdict,
+    evaluation_of,
+    verdict_of_score,
+    verdict_of_training,
+)
 from twcli.models import runtime
 from twcli.storage.run_folder import RunFolder
 from twcli.training import finishing, trainer
@@ -27,7 +32,6 @@ from twcli.training.retention import retention_lines
 from twcli.training.setup import Setup, prepare
 from twcli.training.warm_start import Shared
 
-NEXT = "Next: twcli eval --run {} --data TEST.jsonl"  # the run, on records that it has not seen
 LAST_STEPS = 20  # parts of a training, of which the last one is summed up
 
 
@@ -75,7 +79,7 @@ def train(
             runs.append(_train_one(one, say, progress, on_step, shared, phases, records))
         scores = [run["score"] for run in runs if run["score"] is not None]
         found = {"run": config.out, "score": max(scores, default=None), "runs": runs}
-    say(NEXT.format(config.out))
+    say(evaluation_of(config.out))
     return found
 
 
@@ -138,8 +142,9 @@ def _train_one(
     for line in retention_lines(judged.retained, judged.lost):
         say(line)
     if leads:
-        verdict = dataclasses.replace(verdict, advice=NEXT.format(config.out))
+        # without advice: the folder may be moved, and `inspect` knows where it is then
         write_verdict(run, verdict.as_dict(), "twcli train", config.data, say)
+        verdict = dataclasses.replace(verdict, advice=evaluation_of(config.out))
         _show_latents(setup, run, verdict, judged, say)
     say(f"done: {run.model} loads with transformers")
     return {"run": config.out, "score": score}

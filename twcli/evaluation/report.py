@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from twcli.discovery.names_page import latent_line
-from twcli.evaluation.verdict import gains_disagree
+from twcli.evaluation.verdict import evaluation_of, gains_disagree
 
 # (section, key, meaning); section None is the top level
 ROWS = (
@@ -378,8 +378,7 @@ def _verdict_of_run(found: dict[str, Any]) -> list[str]:
     verdict = found["verdict"]
     if verdict is None:
         return [
-            "Not decided: no figures are stored. Next: twcli eval --run "
-            f"{found['path']} --data TEST.jsonl"
+            f"Not decided: no figures are stored. {evaluation_of(found['path'])}",
         ]
     said = f"said by {verdict['command']} on {verdict['data']}, {verdict['date']}"
     return [verdict["sentence"], verdict["advice"], f"({said})"]

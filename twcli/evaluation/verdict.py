@@ -46,6 +46,15 @@ class Verdict:
         return {"kind": self.kind, "sentence": self.sentence, "advice": self.advice}
 
 
+def evaluation_of(run: str) -> str:
+    """What to do after a training, in a sentence.
+
+    Args:
+        run: path of the run folder, where it is now.
+    """
+    return f"Next: twcli eval --run {run} --data TEST.jsonl"
+
+
 def verdict_of(result: dict[str, Any]) -> Verdict:
     """The verdict on the figures of `metrics.summarise`."""
     alignment = result["alignment"]
