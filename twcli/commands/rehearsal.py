@@ -50,7 +50,7 @@ from twcli.training.estimates import (
 )
 from twcli.training.frozen_baseline import RESCORED_ROWS
 from twcli.training.held_out import held_out_rows
-from twcli.training.schedule import batch_rows, resolved, steps_of, with_rate
+from twcli.training.schedule import batch_rows, resolved, steps_of
 
 GB, MB = 1e9, 1e6
 BYTES = 4  # of a number in float32
@@ -92,15 +92,13 @@ def rehearse(
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
-    # what it would take is said last, where it is seen
     if isinstance(config, TrainConfig):
         config = resolved(config, model, encoder, encoded)
-        length = _length(config, model, encoder, encoded)
-        config = with_rate(config, model, length.steps)
-        yield from _settings(config, origins)
-        yield from _training(config, model, encoder, encoded, length, loaded, phases)
+    yield from _settings(config, origins)
+    # last, where they are seen
+    if isinstance(config, TrainConfig):
+        yield from _training(config, model, encoder, encoded, loaded, phases)
     else:
-        yield from _settings(config, origins)
         yield from _precomputing(config, model, encoder, encoded, loaded, phases)
 
 
@@ -150,24 +148,11 @@ def _precomputing(
     )
 
 
-def _length(
-    config: TrainConfig, model: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded
-) -> Length:
-    """How long a training of one process would be."""
-    classes = length_classes(encoded, encoder, pass_lengths(model))
-    held = held_out_rows(encoded, config.seed)
-    rows = np.setdiff1d(np.arange(len(encoded)), held)
-    steps = steps_of(config, encoded, rows, config.accumulate, classes)
-    passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
-    return Length(steps, passes, len(rows))
-
-
 def _training(
     config: TrainConfig,
     model: PreTrainedModel,
     encoder: ExampleEncoder,
     encoded: Encoded,
-    length: Length,
     loaded: float,
     phases: Phases,
 ) -> Iterator[str]:
@@ -175,8 +160,12 @@ def _training(
     phases.begin(MEASURE)
     batch_tokens = cast(int, config.batch_tokens)
     speed = tokens_a_second(model, encoder, encoded, batch_tokens, 1)
-    steps = length.steps
-    yield f"length: {length}"
+    classes = length_classes(encoded, encoder, pass_lengths(model))
+    held = held_out_rows(encoded, config.seed)
+    rows = np.setdiff1d(np.arange(len(encoded)), held)
+    steps = steps_of(config, encoded, rows, config.accumulate, classes)
+    passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
+    yield f"length: {Length(steps, passes, len(rows))}"
     weights = _weight_bytes(model)
     sequences = sequences_at_once(config)
     trained = BYTES * _trained_parameters(config, model)
