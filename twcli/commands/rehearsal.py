@@ -4,6 +4,7 @@ would cost. Writes nothing.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import cast
@@ -161,11 +162,15 @@ def _training(
     batch_tokens = cast(int, config.batch_tokens)
     speed = tokens_a_second(model, encoder, encoded, batch_tokens, 1)
     classes = length_classes(encoded, encoder, pass_lengths(model))
-    held = held_out_rows(encoded, config.seed)
+    runs = config.each_seed()
+    first = dataclasses.replace(config, seed=runs[0], seeds=None)
+    held = held_out_rows(encoded, first.seed)
     rows = np.setdiff1d(np.arange(len(encoded)), held)
-    steps = steps_of(config, encoded, rows, config.accumulate, classes)
+    steps = steps_of(first, encoded, rows, config.accumulate, classes)
     passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
     yield f"length: {Length(steps, passes, len(rows))}"
+    if len(runs) > 1:
+        yield f"seeds: {len(runs)} runs of about this length, each with what follows; one naming"
     weights = _weight_bytes(model)
     sequences = sequences_at_once(config)
     trained = BYTES * _trained_parameters(config, model)
