@@ -44,7 +44,14 @@ from twcli.training.estimates import (
 from twcli.training.frozen_baseline import frozen_nll, open_baseline
 from twcli.training.held_out import MONITORED, PASSES_A_RECORD, HeldOut, measured_every
 from twcli.training.schedule import Schedule, batch_rows, resolved, schedule_of
-from twcli.training.stages import SHARE_POWER, Course, Repetitions
+from twcli.training.stages import (
+    AGREED,
+    LEARNED,
+    SHARE_POWER,
+    UNCHANGED,
+    Course,
+    Repetitions,
+)
 from twcli.training.warm_start import Shared, latents_of, shared_naming, source_of
 
 # Early gradients are clipped, late ones are a fifth of that: a second moment that is kept over the
@@ -324,6 +331,7 @@ def _provenance(
             "peak_lr": cast(float, config.lr),
             "betas": ADAM_BETAS,
             "share_power": SHARE_POWER,
+            "agreement": [AGREED, LEARNED, UNCHANGED],  # when names are corrected
         },
     }
     if naming_seed != config.seed:
