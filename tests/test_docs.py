@@ -133,7 +133,7 @@ def test_the_summary_of_the_results_is_that_of_its_tables():
     expected = {
         "Does a latent mean one strategy? six tasks": spread(ours, "generation 1:1"),
         "The same with the defaults of 2026-11-27": now,
-        "With the recipe of 2026-11-29? two of the tasks": spread(
+        "With the recipe of 2026-11-30? five of the tasks": spread(
             "### Six tasks, ours", "generation 1:1"
         ),
         "And under the uniform loss?": spread("### Six tasks: uniform", "generation 1:1"),
