@@ -129,6 +129,7 @@ def refines(monkeypatch):
     monkeypatch.setattr("twcli.training.setup.measured_every", lambda *_: 3)
     monkeypatch.setattr("twcli.training.stages.CERTAIN", 0.0)
     monkeypatch.setattr("twcli.training.stages.AGREED", -1.0)
+    monkeypatch.setattr("twcli.training.stages.LEARNED", 0.0)
 
 
 class Disturbed:

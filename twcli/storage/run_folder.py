@@ -413,16 +413,17 @@ class RunFolder:
             OSError: it cannot be written.
         """
         stored = {**verdict, "command": command, "data": data, "date": date.isoformat()}
-        write_durably(self.verdict_file, json_line(stored))
+        write_durably(self.verdict_file, _with_checksum(stored))
 
     def read_verdict(self) -> dict[str, str] | None:
         """The `kind`, `sentence` and `advice` stored last, with the `command`, `data` and `date`;
         None where there is none, or it is damaged.
         """
         with suppress(OSError, ValueError, TypeError, KeyError):
-            found = json.loads(self.verdict_file.read_bytes())
+            text = self.verdict_file.read_bytes()
+            found = json.loads(text)
             verdict = {name: found[name] for name in VERDICT}
-            if all(isinstance(value, str) for value in verdict.values()):
+            if text == _with_checksum(verdict):
                 return verdict
         return None
 
@@ -518,7 +519,18 @@ class RunFolder:
                         problems.append(f"{file}: its checksum differs")
             except OSError as error:
                 problems.append(f"{file}: cannot be read: {error.strerror}")
+        # eval replaces it, so it has a checksum of its own
+        if self.verdict_file.exists() and self.read_verdict() is None:
+            problems.append(
+                f"{self.verdict_file}: its checksum differs; twcli eval writes it again"
+            )
         return problems
+
+
+def _with_checksum(verdict: dict[str, str]) -> bytes:
+    """The line of verdict.json: the verdict, and the sha256 of its own JSON."""
+    checksum = hashlib.sha256(json_line(verdict)).hexdigest()
+    return json_line({**verdict, "sha256": checksum})
 
 
 def _synced_sums(folder: Path, name: str) -> dict[str, str]:
