@@ -89,6 +89,7 @@ def made(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:  # few records, of which a tenth is held out here
         patch.setattr("twcli.training.held_out.LEAST_RECORDS", 3)
         ok("train", *train_flags(folder), "--out", folder / "run")
+    shutil.copy(folder / "run" / "verdict.json", folder)  # eval replaces it
     return folder
 
 
@@ -691,6 +692,7 @@ def test_inspect_a_run(made):
 def test_inspect_begins_with_the_verdict_that_train_or_eval_came_to_last(made, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(made / "run", run)
+    shutil.copy(made / "verdict.json", run)
 
     def inspected():
         found = json.loads(ok("inspect", run, "--json").stdout)
