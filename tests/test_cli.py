@@ -689,6 +689,7 @@ def test_inspect_a_run(made):
     assert len(text.splitlines()) < 28
 
 
+@pytest.mark.slow
 def test_inspect_begins_with_the_verdict_that_train_or_eval_came_to_last(made, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(made / "run", run)

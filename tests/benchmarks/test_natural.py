@@ -315,6 +315,7 @@ def test_the_tables_of_the_page_are_those_of_its_file():
     assert natural.figures_of(figures) == figures and len(figures) >= 40
 
 
+@pytest.mark.slow
 def test_the_page_and_its_file_are_written_together(options, tmp_path):
     page, command = tmp_path / "page.md", Command()
     natural.finish(CELL, options(), command)
