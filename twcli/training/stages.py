@@ -124,10 +124,10 @@ class Course:
         if self.corrected and self.opened is None and reads and caught_up:
             self.opened = step + 1
             self._nll = []  # names may change now, and the NLL is under them
-        # a run that an earlier version began did not store the second
-        behind = measured.get("held_out_behind", measured["held_out_below"])
         learned = (
-            min(known) >= LEARNED and measured["held_out_posterior"] >= LEARNED and not any(behind)
+            min(known) >= LEARNED
+            and measured["held_out_posterior"] >= LEARNED
+            and not any(measured["held_out_behind"])
         )
         if (
             self.may_end
