@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from datetime import date
 
 import accelerate.tracking
 import pytest
@@ -158,6 +159,19 @@ def test_a_result_that_is_not_what_was_published_is_named(run):
     run.posterior_file.unlink()
     with pytest.raises(UserError, match="cannot be read"):
         run.load_posterior()
+
+
+def test_a_damaged_verdict_is_named_and_keeps_nobody_from_the_run(run):
+    publish(run)
+    verdict = {"kind": "works", "sentence": "Works.", "advice": "Use it."}
+    run.save_verdict(verdict, "twcli eval", "test.jsonl", date(2026, 12, 1))
+    flip(run.verdict_file, 12)
+    assert run.problems() == [
+        f"{run.verdict_file}: its checksum differs; twcli eval writes it again"
+    ]
+    run.check_results()
+    run.save_verdict(verdict, "twcli eval", "test.jsonl", date(2026, 12, 1))
+    assert run.problems() == []
 
 
 def test_a_publication_that_fails_publishes_nothing(run):

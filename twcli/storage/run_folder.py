@@ -488,6 +488,11 @@ class RunFolder:
         problems = self.checkpoints.problems()
         if self.done:
             problems += self._damaged_results()
+        # nothing that uses the run reads it, and eval replaces it
+        if self.verdict_file.exists() and self.read_verdict() is None:
+            problems.append(
+                f"{self.verdict_file}: its checksum differs; twcli eval writes it again"
+            )
         try:
             self.read_metrics()
             settings = self.read_config().identity()
@@ -519,11 +524,6 @@ class RunFolder:
                         problems.append(f"{file}: its checksum differs")
             except OSError as error:
                 problems.append(f"{file}: cannot be read: {error.strerror}")
-        # eval replaces it, so it has a checksum of its own
-        if self.verdict_file.exists() and self.read_verdict() is None:
-            problems.append(
-                f"{self.verdict_file}: its checksum differs; twcli eval writes it again"
-            )
         return problems
 
 
