@@ -8,7 +8,7 @@ import pytest
 from jinja2 import UndefinedError
 
 from twcli.pages import text
-from twcli.pages.rendering import COLOURS, render, resource
+from twcli.pages.rendering import COLOURS, render, resource, whole_options
 
 # Machado, Oliveira and Fernandes 2009, "A Physiologically-based Model for Simulation of Color
 # Vision Deficiency", table 1, severity 1; of linear RGB.
@@ -132,3 +132,8 @@ def test_cut():
     assert text.cut("a\n b") == "a\n b"
     assert text.cut("x" * 400) == "x" * 400
     assert text.cut("x" * 401) == "x" * 400 + "…"
+
+
+def test_no_line_ends_within_an_option():
+    shown = whole_options("<b> Change --latents, or not.")
+    assert shown == '&lt;b&gt; Change <span class="whole">--latents</span>, or not.'

@@ -92,11 +92,8 @@ def _facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("Date", summary["date"]),
         ("Model", public_place(summary["model"])),
         ("Data", public_place(summary["data"])),
-        (
-            "Completions",
-            f"{summary['records']:,} completions of {summary['prompts']:,} prompts",
-        ),
-        ("Latents", f"{summary['used']} of {summary['latents']} latents in use"),
+        ("Completions", f"{summary['records']:,} of {summary['prompts']:,} prompts"),
+        ("Latents", f"{summary['used']} of {summary['latents']} in use"),
     ]
     if "took" in summary:
         return [*facts, ("Naming took", summary["took"])]

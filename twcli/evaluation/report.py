@@ -21,7 +21,7 @@ ROWS = (
     ("posterior", "active", "latents with mass >= 0.01"),
     ("posterior", "kl", "posterior to router, nats"),
     ("posterior", "entropy", "of one record's posterior, nats"),
-    ("posterior", "collapsed", "z says (almost) nothing about y"),
+    ("posterior", "collapsed", "whether z says (almost) nothing of y"),
     ("router", "ece", "p(z|x) against the posterior"),
     ("router", "brier", "the same, squared, all latents"),
     ("router", "share_error", "worst latent's share"),

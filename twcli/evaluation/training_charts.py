@@ -121,7 +121,10 @@ def _gain(metrics: Metrics, stages: list[tuple[float, str]]) -> dict[str, Any] |
         "Each latent's held-out records against the original model",
         lines,
         unit="nats per record",
-        note="Above the line the run writes them better than the original model, below it worse.",
+        note=(
+            "Above the line the run writes them better than the original model, below it worse. "
+            "They were kept out of this training, not out of the original model's."
+        ),
         reference=(0.0, "the original model"),
         stages=stages,
     )

@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.resources
+import re
 from functools import cache
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from twcli.pages import text
 
@@ -46,6 +47,7 @@ def _environment() -> Environment:
     )
     environment.filters |= {
         "cut": text.cut,
+        "whole_options": whole_options,
         "visible": text.visible,
         "share": text.share,
         "number": text.number,
@@ -63,6 +65,12 @@ def _environment() -> Environment:
         "colours": COLOURS,
     }
     return environment
+
+
+def whole_options(sentence: str) -> Markup:
+    """Escaped, and no line ends within `--latents`."""
+    escaped = str(escape(text.cut(sentence)))
+    return Markup(re.sub(r"--\w[\w-]*", r'<span class="whole">\g<0></span>', escaped))
 
 
 def resource(name: str) -> str:
