@@ -110,51 +110,87 @@ def test_the_figures_of_the_demo_are_those_of_its_files(capsys):
     assert f"(chance {figures[0]['majority'].split()[0]})" in README
 
 
-def test_the_summary_of_the_results_is_that_of_its_tables():
+def table(page, heading):
+    """The rows of the first table below a heading, as dicts."""
+    below = page.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
+    lines = [line for line in below.splitlines() if line.startswith("|")]
+    head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in body]
+
+
+def spread(page, heading, column):
+    """(mean, lowest, highest) with three digits, of the row over all tasks."""
+    found = re.findall(r"-?[\d.]+", table(page, heading)[-1][column])
+    numbers = [f"{float(number):.3f}" for number in found]
+    return tuple(numbers if len(numbers) == 3 else 3 * numbers)
+
+
+def assert_in_short(page, expected):
     """Each figure of `In short` is a mean over runs, with the lowest and the highest, of a table
     that a command wrote below it.
     """
+    short = table(page, "## In short")
+    for question, (mean, low, high) in expected.items():
+        (row,) = [row for row in short if row["question"].startswith(question)]
+        assert mean in row["figure"], question
+        assert f"({low} to {high})" in row["seeds (range)"], question
+
+
+def test_the_summary_of_the_results_is_that_of_its_tables():
     page = (ROOT / "docs" / "results.md").read_text()
+    ours, aside = "### Six tasks, ours", "### Held aside: nothing was tuned on these, ours"
+    expected = {
+        "Does a latent mean one strategy?": spread(page, ours, "generation 1:1"),
+        "Are answers still right?": spread(page, ours, "answers"),
+        "Does the model lose likelihood?": spread(page, ours, "gain (nats)"),
+        "Are all strategies of a prompt reached?": spread(page, ours, "coverage"),
+    }
+    assert_in_short(page, expected)
+    short = {row["question"]: row for row in table(page, "## In short")}
+    alone = [row["generation 1:1"].split()[0] for row in table(page, aside)]
+    assert alone[-1] in short["And on one on which nothing was chosen?"]["figure"]
+    ranked = re.search(r"over the (\d+) runs .* with generation 1:1 (-?[\d.]+),", page)
+    score = short["Does the score rank runs without labels?"]
+    assert score["seeds (range)"] == f"{ranked[1]} runs"
+    assert score["figure"] == f"Spearman {ranked[2]} with generation 1:1"
 
-    def rows(heading):
-        table = page.split(f"\n{heading}\n", 1)[1].split("\n#", 1)[0]
-        lines = [line for line in table.splitlines() if line.startswith("|")]
-        head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-        return [dict(zip(head, row, strict=True)) for row in body]
+    march, april = table(page, "## Beside published figures")
+    by_task = {row[next(iter(row))]: row["generation 1:1"].split()[0] for row in table(page, ours)}
+    column = "ours on tasks of the same names"
+    for name, task in (
+        ("grid", "grid_pathfinding"),
+        ("addition", "multidigit_addition"),
+        ("sorting", "sorting_algorithms"),
+    ):
+        assert (f"{name} {by_task.get(task)}" in march[column]) == (task in by_task), name
+    assert by_task["all"] in april[column]
 
-    def spread(heading, column):
-        """(mean, lowest, highest) with three digits, of the row over all tasks."""
-        numbers = [f"{float(n):.3f}" for n in re.findall(r"-?[\d.]+", rows(heading)[-1][column])]
-        return tuple(numbers if len(numbers) == 3 else 3 * numbers)
 
-    runs = [float(row["generation 1:1"]) for row in rows("## The defaults of 2026-11-27")]
-    now = tuple(f"{value:.3f}" for value in (sum(runs) / len(runs), min(runs), max(runs)))
+def test_the_summary_of_earlier_results_is_that_of_its_tables():
+    """Whose files were not kept."""
+    page = (ROOT / "docs" / "results-history.md").read_text()
+    rows = table(page, "## The defaults of 2026-11-27")
+    runs = [float(row["generation 1:1"]) for row in rows]
     ours, aside = "### Six tasks: ours", "### Held aside: nothing was tuned on these: ours"
     expected = {
-        "Does a latent mean one strategy? six tasks": spread(ours, "generation 1:1"),
-        "The same with the defaults of 2026-11-27": now,
-        "With the recipe of 2026-11-30? five of the tasks": spread(
-            "### Six tasks, ours", "generation 1:1"
+        "Does a latent mean one strategy? six tasks": spread(page, ours, "generation 1:1"),
+        "The same with the defaults of 2026-11-27": tuple(
+            f"{value:.3f}" for value in (sum(runs) / len(runs), min(runs), max(runs))
         ),
-        "And under the uniform loss?": spread("### Six tasks: uniform", "generation 1:1"),
-        "And with token weights alone?": spread("### Six tasks: token", "generation 1:1"),
-        "Are answers still right?": spread(ours, "answers"),
-        "Does the model lose likelihood?": spread(ours, "gain (nats)"),
-        "Tasks on which nothing was chosen": spread(aside, "generation 1:1"),
+        "And under the uniform loss?": spread(page, "### Six tasks: uniform", "generation 1:1"),
+        "And with token weights alone?": spread(page, "### Six tasks: token", "generation 1:1"),
+        "Are answers still right?": spread(page, ours, "answers"),
+        "Does the model lose likelihood?": spread(page, ours, "gain (nats)"),
+        "Tasks on which nothing was chosen": spread(page, aside, "generation 1:1"),
     }
-    short = {row["question"]: row for row in rows("## In short")}
-    for question, (mean, low, high) in expected.items():
-        assert mean in short[question]["figure"], question
-        assert f"({low} to {high})" in short[question]["seeds (range)"], question
-    (one,) = rows("### Held aside: nothing was tuned on these, ours")
-    aside = short["And on one on which nothing was chosen?"]
-    assert one["generation 1:1"] in aside["figure"] and one["seeds"] == "1"
+    assert_in_short(page, expected)
 
 
 COMMAND = re.compile(r"`(make |twcli |python |benchmarks/)|^(    make|twcli|python) ", re.MULTILINE)
 FIGURES = {  # pages with tables of figures: how many at least
     "README.md": 1,
-    "docs/results.md": 12,
+    "docs/results.md": 3,
+    "docs/results-history.md": 12,
     "docs/benchmarks.md": 3,
     "docs/natural.md": 3,
     "docs/pass-at-k.md": 4,

@@ -4,8 +4,8 @@ nor one at chance "works".
 verdicts.json has what `eval --json` said of runs, as far as a verdict reads it: SmolLM2 on natural
 language, the demo, a puzzle and an arithmetic toy, stopped early or not; and sorting and the puzzle
 after a few steps, with names that are partly or all drawn, and under the uniform loss, made by
-`make verdicts`. The tables of docs/results.md have one row for each of many runs more, of which
-only the score is judged.
+`make verdicts`. The tables of docs/results-history.md have one row for each of many runs more, of
+which only the score is judged.
 """
 
 import json
@@ -19,7 +19,7 @@ import pytest
 from twcli.evaluation.verdict import verdict_of, verdict_of_score, verdict_of_training
 
 RUNS = json.loads((Path(__file__).parent / "verdicts.json").read_text(encoding="utf-8"))
-PAGE = (Path(__file__).parents[2] / "docs" / "results.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "results-history.md").read_text(encoding="utf-8")
 # arms whose every row is one run, with a latent for each strategy at most
 ARMS = ("less", "pairs", "steps60", "steps150", "steps600")
 STRATEGIES = {"base_conversion": 3, "graph_search": 5}  # of the other tasks 4
