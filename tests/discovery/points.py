@@ -39,3 +39,12 @@ def rare_and_wordy(rng, shares=(0.55, 0.25, 0.15, 0.05), rows=600, wordings=8):
     forms = 3 * rng.normal(size=(len(shares), wordings, 12)) / np.sqrt(12)
     points = strategies[truth] + forms[truth, wording]
     return by_variance(points + 0.3 * rng.normal(size=points.shape)), truth
+
+
+def two_alike(rng, rows=400, near=0.55):
+    """Four strategies, two of which lie apart about half as far as the others."""
+    means = 4 * np.linalg.qr(rng.normal(size=(16, 16)))[0][:4]
+    middle = means[2:].mean(0)
+    means[2:] = middle + near * (means[2:] - middle)
+    truth = rng.integers(4, size=rows)
+    return by_variance(means[truth] + 0.5 * rng.normal(size=(rows, 16))), truth

@@ -3,10 +3,10 @@ import pytest
 from sklearn.cluster import KMeans
 
 from tests.conftest import matched
-from tests.discovery.points import by_variance, crossed, rare_and_wordy, unequal
+from tests.discovery.points import by_variance, crossed, rare_and_wordy, two_alike, unequal
 from twcli.discovery.discriminants import discriminant_points
 from twcli.discovery.score import expected_share_right
-from twcli.discovery.search import search
+from twcli.discovery.search import _Rows, search
 from twcli.discovery.ways import Way, Weights, even_weights, ways_of
 
 
@@ -109,3 +109,18 @@ def test_a_rare_strategy_is_found_before_a_frequent_one_is_cut():
     plain = way.name([points], Weights(one, (one,)), 4, every, 0)
     even = way.name([points], Weights(one, (even_weights(points, one, every),)), 4, every, 0)
     assert matched(plain, truth, 4) < 0.9 < 0.97 < matched(even, truth, 4)
+
+
+def test_a_latent_that_was_asked_for_is_not_left_without_rows(monkeypatch):
+    """Three even clusters are as stable as four of which two are more alike than the others."""
+    points, truth = two_alike(np.random.default_rng(0))
+    united = np.minimum(truth, 2)
+
+    def namings(rows, ways, latents, advance=None):
+        tried = np.array([united, truth])
+        halves = np.broadcast_to(tried[:, None, None], (2, len(rows.halvings), 2, len(truth)))
+        return tried, halves
+
+    monkeypatch.setattr(_Rows, "namings", namings)
+    result = found(points, 4)
+    assert matched(result.posterior_NK.argmax(1), truth, 4) >= 0.99

@@ -233,7 +233,7 @@ class _Tried:
         halves_WH2N: (W, H, 2, N) what each half of each halving makes of them.
         stability_W: agreement of the halves.
         agreement_W, information_W: of their generalisation to sub-kinds that were left out.
-        evenness_W: how evenly the clusters lie apart.
+        evenness_W: how evenly the clusters lie apart, times the share of the K that have rows.
     """
 
     namings_WN: np.ndarray
@@ -265,7 +265,9 @@ class _Tried:
             np.array(stability_W),
             agreement_W=np.array([found.agreement for _, found in better]),
             information_W=np.array([found.information for _, found in better]),
-            evenness_W=np.array([cluster_sums.evenness() for cluster_sums in sums]),
+            # without the share, two strategies that are more alike than others would be one, and
+            # a latent that was asked for would have no rows
+            evenness_W=np.array([of_one.evenness() * of_one.used_share for of_one in sums]),
         )
 
     @property

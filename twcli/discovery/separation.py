@@ -50,6 +50,11 @@ class ClusterSums:
         sum_CD[first] += sum_CD[second]
         return ClusterSums(np.delete(count_C, second), np.delete(sum_CD, second, 0), self.square)
 
+    @property
+    def used_share(self) -> float:
+        """Of the clusters, those that have rows."""
+        return float((self.count_C > 0).mean())
+
     def evenness(self) -> float:
         """The smallest distance between two means over `FAR_ENOUGH` of the median one: from 0,
         where two clusters are one, to 1. 1 where there are fewer than three clusters.
