@@ -12,8 +12,10 @@ from twcli.data.encoder import ExampleEncoder
 from twcli.data.template import read_template
 from twcli.kernels.packing import BRANCHES, PLAIN, TREE
 from twcli.models.baseline import score_flat
+from twcli.models.forward import hidden_states
 from twcli.models.latents import LatentModel
 from twcli.models.new_rows import add_latent_rows, freeze_backbone
+from twcli.models.positions import section_positions
 from twcli.training.loss import objective
 from twcli.training.objective import step_loss
 
@@ -241,6 +243,43 @@ def test_an_opening_has_the_losses_of_the_whole(encoder, rows, execution):
     assert torch.allclose(whole[..., :2], part, atol=1e-5) and torch.allclose(
         router, router_too, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("width", [0.0, 0.4])
+@pytest.mark.parametrize("template", FRAMES)
+def test_a_section_takes_up_a_share_of_its_positions(template, width, tmp_path):
+    """y is where it would be without a section of width 0, in every execution."""
+    tokenizer, file = make_tokenizer(), tmp_path / "frame"
+    file.write_text(FRAMES[template] or "")
+    frame = read_template(str(file) if FRAMES[template] else "tags", tokenizer, "tiny")
+    encoder = ExampleEncoder(tokenizer, "tiny", 2, frame)
+    encoded = encode(encoder, make_records(5, 2))
+    model = in_double(build(encoder)).double()
+    batch = collate(np.arange(10), encoded, encoder, None)
+    found = {}
+    for execution in (PLAIN, BRANCHES, TREE):
+        model.execution, model.section_width = execution, width
+        model.zero_grad()
+        output = model(batch)
+        output.nll_BCS.sum().backward()
+        gradient = model.backbone.get_input_embeddings().weight.grad.clone()
+        found[execution] = output.nll_BCS, output.log_router_BK, output.log_posterior_BK, gradient
+    for execution in (BRANCHES, TREE):
+        for one, other in zip(found[PLAIN], found[execution], strict=True):
+            assert torch.allclose(one, other, atol=1e-9), execution
+    prompt = encoder.prompt("w1 w2", encoder.latent_ids(3)[1])
+    start, tokens = len(encoder.router_prompt("w1 w2")) - 1, model.section
+    ids = torch.tensor([[*prompt, *encoder.prompt("w3")]])
+    places = section_positions(torch.tensor([start]), tokens, width, ids.shape[1])
+    usual = torch.arange(ids.shape[1]).double()
+    expected = usual.clone()
+    expected[start : start + tokens] = start - 1 + width * torch.arange(1, tokens + 1)
+    expected[start + tokens :] -= (1 - width) * tokens
+    assert torch.allclose(places[0].double(), expected, atol=1e-5)
+    with torch.no_grad():
+        moved, whole = (hidden_states(model.backbone, ids, at) for at in (places, None))
+        assert not torch.allclose(moved[0, -1], whole[0, -1], atol=1e-4)
+        assert torch.allclose(hidden_states(model.backbone, ids, usual[None]), whole, atol=1e-6)
 
 
 def prunable(encoder, execution, posterior):

@@ -134,6 +134,24 @@ def test_a_run_ends_early_where_nothing_improves_and_not_before():
     assert fixed.steps == 100  # --steps were given
 
 
+def test_the_latent_section_grows_in_the_first_quarter_and_nothing_counts_before():
+    grown = [course(steps=200, grows=True).section_width(step) for step in (0, 10, 50, 199)]
+    assert grown == [0, 0.2, 1, 1]
+    assert course(steps=200).section_width(0) == 1
+    one = course(steps=200, opened=None, grows=True)
+    for step in (10, 20, 30, 40):
+        one.observe(step, seen(nll=0.1))
+    assert one.opened is None
+    one.observe(50, seen(nll=5.0))
+    assert one.opened == 51
+    ended = Course(100, named=True, may_end=True, grows=True)
+    for number, nll in enumerate((1, 1, 5, 4, 3, 2, 2, 2), start=1):
+        ended.observe(10 * number, seen(nll=nll))
+    assert ended.cooling is None  # 2 is the best at the positions that stay
+    ended.observe(90, seen(nll=2))
+    assert ended.cooling == 91
+
+
 @pytest.mark.parametrize(("step", "share"), [(0, 0.05), (19, 1.0), (20, 1.0), (400, 0.1)])
 def test_schedule(step, share):
     assert schedule(step, 400) == pytest.approx(share)

@@ -1030,6 +1030,7 @@ def test_accumulated_batches_are_one_batch(inputs, tmp_path):
         )[1]
         assert len(set(map(len, rows))) > 1
         batch = trainer.collate(np.concatenate(rows), setup.encoded, setup.encoder, setup.cache)
+        setup.model.section_width = setup.course.section_width(0)
         loss_B, _ = step_loss(setup.model(batch), batch, config, None)
         (metrics,) = trainer.fit(setup, silent)
     assert metrics["records"] == sum(map(len, rows))

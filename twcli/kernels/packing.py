@@ -104,6 +104,7 @@ class Packed:
         row_B: the prompt of each row.
         branch_BCQ: ids that follow the prompt, padded on the right; `length_BC` are real.
         execution: "branches", "tree" or "kernels".
+        position_BCQ: of the branches' tokens; None where they continue those of their prompt.
     """
 
     prompt_GP: torch.Tensor
@@ -112,6 +113,7 @@ class Packed:
     branch_BCQ: torch.Tensor
     length_BC: torch.Tensor
     execution: str
+    position_BCQ: torch.Tensor | None = None
 
     @cached_property
     def padding(self) -> Padding | None:
@@ -169,17 +171,19 @@ class Packed:
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """Shaped as `input_ids`: positions of a branch continue those of its prompt."""
+        """Shaped as `input_ids`."""
         G, P = self.prompt_GP.shape
         Q = self.branch_BCQ.shape[2]
         columns = torch.arange(max(P, Q), device=self.prompt_GP.device)
-        # Padding repeats its branch's last position: frequencies may depend on the largest one.
-        last_BC1 = self.length_BC[..., None] - 1
-        within_BCQ = torch.minimum(columns[:Q], last_BC1)
-        prompt_B = self.length_G[self.row_B]
-        after_BCQ = prompt_B[:, None, None] + within_BCQ
+        position_BCQ = self.position_BCQ
+        if position_BCQ is None:
+            # Padding repeats its branch's last position: frequencies may depend on the largest one.
+            last_BC1 = self.length_BC[..., None] - 1
+            within_BCQ = torch.minimum(columns[:Q], last_BC1)
+            prompt_B = self.length_G[self.row_B]
+            position_BCQ = prompt_B[:, None, None] + within_BCQ
         prompts_GP = columns[:P].expand(G, P)
-        positions_N = torch.cat([prompts_GP.flatten(), after_BCQ.flatten()])
+        positions_N = torch.cat([prompts_GP.flatten(), position_BCQ.flatten()])
         positions_R = self._without_padding(positions_N)
         return positions_R[None]
 

@@ -37,16 +37,27 @@ FEW = 64  # batches; with more than these, uneven batches hardly leave cores idl
 
 
 def hidden_states(
-    model: PreTrainedModel, input_ids_RT: torch.Tensor, *, all_layers: bool = False
+    model: PreTrainedModel,
+    input_ids_RT: torch.Tensor,
+    position_RT: torch.Tensor | None = None,
+    *,
+    all_layers: bool = False,
 ) -> Any:
     """Last hidden states (R, T, H); with `all_layers` a pair of these and the tuple of every
     layer's, embeddings first.
 
     Rows are padded on the right, where a causal model's real tokens never look, so the attention
     backend needs no mask and takes its fast causal path.
+
+    Args:
+        position_RT: of the tokens; None for 0, 1, 2 and so on.
     """
+    placed = {}
+    if position_RT is not None:
+        # without a mask, transformers takes a gap between positions for the end of a sequence
+        placed = {"position_ids": position_RT, "attention_mask": torch.ones_like(input_ids_RT)}
     output = body_of(model)(
-        input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers
+        input_ids=input_ids_RT, use_cache=False, output_hidden_states=all_layers, **placed
     )
     last = output.last_hidden_state
     if not all_layers:

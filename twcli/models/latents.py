@@ -25,7 +25,7 @@ from twcli.kernels.head import HEAD_LOGITS, at_least_float32, head_logits, targe
 from twcli.kernels.linear import fast_linear
 from twcli.kernels.packing import AUTO, BRANCHES, KERNELS, PLAIN, Packed, packed_hidden_states
 from twcli.models.forward import hidden_states
-from twcli.models.positions import pass_lengths
+from twcli.models.positions import pass_lengths, section_positions
 
 # prune only if the branches have this many times the tokens of the prompts: computing the prompts
 # twice then wastes less than a tenth
@@ -134,6 +134,8 @@ class LatentModel(nn.Module):
             "branches" or "tree", with the prompt computed once (see `packing`); "auto", the
             cheapest for the batch's shape. Set to another value than "plain" only after
             `check_packing`.
+        section_width: of the positions that the latent section takes up, from 0 to 1, which a
+            finished model has (`section_positions`).
         pass_lengths: lengths that may share a forward pass. A batch holds rows of one class only
             (`batches.length_classes`).
     """
@@ -155,6 +157,7 @@ class LatentModel(nn.Module):
         self.dynamic_baseline = dynamic_baseline
         self.latent_chunk = latent_chunk
         self.execution = PLAIN
+        self.section_width = 1.0
         self.pass_lengths = pass_lengths(backbone)
         self.register_buffer("latent_ids_KP", torch.tensor(latent_ids), persistent=False)
         if posterior == "separate":
@@ -401,6 +404,7 @@ class LatentModel(nn.Module):
         else:
             ids_BCL = self._spelled_out(batch, latent_BC)
         C = 0 if ids_BCL is None else ids_BCL.shape[1]
+        position_BCL = self._positions(batch, ids_BCL)
         # The first column in which sequences of a prompt may differ: the latent section, or the
         # prediction of y if that comes first in the template.
         fork_B = torch.minimum(batch.plain_first_B, batch.slot_B - 1)
@@ -432,8 +436,9 @@ class LatentModel(nn.Module):
                 if ids_BCL is None:
                     alone = None
                 else:
+                    placed = None if position_BCL is None else position_BCL.flatten(0, 1)
                     alone = Read(
-                        hidden_states(model, ids_BCL.flatten(0, 1)),
+                        hidden_states(model, ids_BCL.flatten(0, 1), placed),
                         batch.latent_first_B.repeat_interleave(C),
                     )
                 return alone, Read(
@@ -441,13 +446,31 @@ class LatentModel(nn.Module):
                 ) if z_free else None
             wanted: list[Any] = [batch.plain_BT[:, None]] * z_free + [ids_BCL] * bool(C)
             branch_BCQ = torch.cat([_columns(ids, fork_B, Q) for ids in wanted], dim=1)
-            packed = Packed(prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution)
+            position_BCQ = None
+            if position_BCL is not None:
+                # the z-free sequence's are the usual ones
+                usual_T = torch.arange(batch.plain_BT.shape[1], device=fork_B.device)
+                usual_B1T = usual_T.expand(len(fork_B), 1, -1)
+                every = [usual_B1T] * z_free + [position_BCL]
+                position_BCQ = torch.cat([_columns(at, fork_B, Q) for at in every], dim=1)
+            packed = Packed(
+                prompt_GP, length_G, batch.prompt_B, branch_BCQ, length_BC, execution, position_BCQ
+            )
             hidden_BCQH = packed_hidden_states(model, packed)
         branches = None
         if C:
             hidden_RQH = hidden_BCQH[:, int(z_free) :].flatten(0, 1)
             branches = Read(hidden_RQH, latent_first_B.repeat_interleave(C))
         return branches, Read(hidden_BCQH[:, 0], plain_first_B) if z_free else None
+
+    def _positions(self, batch: Batch, ids_BCL: torch.Tensor | None) -> torch.Tensor | None:
+        """(B, C, L) of the sequences with a latent; None where they are the usual ones."""
+        if ids_BCL is None or self.section_width == 1:
+            return None
+        start_B = batch.slot_B - 1
+        count = ids_BCL.shape[2]
+        position_BL = section_positions(start_B, self.section, self.section_width, count)
+        return position_BL[:, None].expand(ids_BCL.shape)
 
     def _check_one_class(self, batch: Batch) -> None:
         """A batch must be of one class of lengths, with and without a latent section."""

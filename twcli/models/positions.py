@@ -1,5 +1,6 @@
-"""Rotary position embeddings whose frequencies depend on the longest row of a forward pass: which
-lengths may share a pass, and a pass that does not depend on those before it.
+"""Rotary position embeddings: positions between which a latent section grows, and frequencies that
+depend on the longest row of a forward pass: which lengths may share a pass, and a pass that does
+not depend on those before it.
 
 The rule is that of transformers' `dynamic_rope_update` (modeling_rope_utils): "longrope" takes its
 long factors beyond the length of the original training (Ding et al. 2024), "dynamic" NTK has other
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -31,6 +33,28 @@ def pass_lengths(model: nn.Module) -> PassLengths:
         elif DYNAMIC in kind:
             beyond.add(int(module.original_max_seq_len))
     return PassLengths(tuple(sorted(boundaries)), min(beyond, default=None))
+
+
+def may_be_fractions(model: nn.Module) -> bool:
+    """Whether positions need not be whole numbers: rotary ones are angles (Su et al. 2021,
+    RoFormer), learned ones are rows of a table. Not where frequencies depend on the pass.
+    """
+    return any(_rotary(model)) and not pass_lengths(model)
+
+
+def section_positions(start_B: torch.Tensor, tokens: int, width: float, count: int) -> torch.Tensor:
+    """Positions (B, count) of rows in which a section of some tokens takes up `width` of the places
+    that it has: 1 is the usual 0, 1, 2 and so on, at 0 what follows is where it would be without
+    the section.
+
+    Args:
+        start_B: column of the section's first token.
+        tokens: of the section.
+        width: from 0 to 1.
+    """
+    columns = torch.arange(count, device=start_B.device)
+    passed_BL = (columns - start_B[:, None] + 1).clamp(0, tokens)
+    return columns - (1 - width) * passed_BL
 
 
 def forget_earlier_passes(model: PreTrainedModel) -> None:

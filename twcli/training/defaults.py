@@ -17,7 +17,7 @@ LORA_STEPS = (150, 2000)
 FULL_BATCH_TOKENS = 2048
 LORA_BATCH_TOKENS = 600
 LEAST_BATCH_ROWS = 8  # rows of mean length that a batch holds at least
-FULL_LR, FULL_WIDTH = 2e-3, 64
+FULL_LR, FULL_WIDTH = 1e-3, 64
 LORA_LR, LORA_WIDTH = 2e-3, 576
 
 

@@ -30,6 +30,7 @@ from twcli.models import loading, runtime
 from twcli.models.building import build, choose_execution, execution_of
 from twcli.models.inputs import Inputs, open_inputs
 from twcli.models.latents import LatentModel
+from twcli.models.positions import may_be_fractions
 from twcli.models.runtime import Say
 from twcli.storage.cache import Cache
 from twcli.storage.run_folder import RunFolder
@@ -46,6 +47,7 @@ from twcli.training.held_out import MONITORED, PASSES_A_RECORD, HeldOut, measure
 from twcli.training.schedule import Schedule, batch_rows, resolved, schedule_of
 from twcli.training.stages import (
     AGREED,
+    GROWTH_SHARE,
     LEARNED,
     SHARE_POWER,
     UNCHANGED,
@@ -180,7 +182,8 @@ def prepare(
         choose_execution(model, execution_of(config), encoder, encoded, say)
     latent_N = latents_of(naming, len(encoded))
     named_rows = schedule.trained[latent_N[schedule.trained] >= 0]
-    course = _course(config, naming, schedule, len(named_rows) > 0, say)
+    grows = config.adapt == "full" and may_be_fractions(inputs.model)
+    course = _course(config, naming, schedule, len(named_rows) > 0, grows, say)
     passes_over_data = schedule.steps * schedule.rows_a_step / len(schedule.trained)
     length = Length(schedule.steps, passes_over_data, len(schedule.trained))
     return Setup(
@@ -294,12 +297,18 @@ def _probe(
 
 
 def _course(
-    config: TrainConfig, naming: Naming | None, schedule: Schedule, named: bool, say: Say
+    config: TrainConfig,
+    naming: Naming | None,
+    schedule: Schedule,
+    named: bool,
+    grows: bool,
+    say: Say,
 ) -> Course:
     """What each step trains under.
 
     Args:
         named: some rows that are trained on have a latent.
+        grows: as of `Course`.
     """
     if config.free_only and named:
         say(
@@ -311,6 +320,7 @@ def _course(
         named=named,
         corrected=naming is not None and naming.one_string,
         may_end=config.steps is None and config.epochs is None,
+        grows=grows,
     )
 
 
@@ -332,6 +342,7 @@ def _provenance(
             "betas": ADAM_BETAS,
             "share_power": SHARE_POWER,
             "agreement": [AGREED, LEARNED, UNCHANGED],  # when names are corrected
+            "growth": GROWTH_SHARE,
         },
     }
     if naming_seed != config.seed:

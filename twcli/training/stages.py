@@ -12,6 +12,10 @@ others, which is measured on held-out records; where strategies may repeat withi
 to the end, as nothing keeps the generator's own names apart there. A run without a naming is free
 from the first step to the last.
 
+Where positions need not be whole numbers, those of the latent section grow from nothing over the
+first steps: y then moves from where the original model had it little by little, and not by the
+whole section at once, at which a small model would have to learn its task again.
+
 A run of default length ends early where nothing improves on the held-out records any more and every
 latent is written as well as by the original model: the learning rate then falls to its end within
 a few steps.
@@ -45,6 +49,7 @@ PATIENCE = 3  # measurements in a row without improvement, after which a run may
 LEAST_SHARE = 0.3  # of the steps, before which it does not end
 COOLING_SHARE = 0.25  # of the steps done, in which the learning rate then falls
 WARMUP_SHARE = 0.05
+GROWTH_SHARE = 0.25  # of the steps, over which the latent section grows
 SHARE_POWER = 0.5  # of a latent's share of the rows, in proportion to which `hold` takes it
 FINAL_LR_SHARE = 0.1
 
@@ -60,6 +65,7 @@ class Course:
         named: whether there is a naming.
         corrected: whether the generator corrects it once it reads the latents.
         may_end: whether the run ends early where nothing improves.
+        grows: whether the positions of the latent section grow.
         opened: first step that refines; None before that is known.
         cooling: step from which the learning rate falls to its end; None before that is known.
     """
@@ -68,6 +74,7 @@ class Course:
     named: bool
     corrected: bool = False
     may_end: bool = False
+    grows: bool = False
     opened: int | None = None
     cooling: int | None = None
     _nll: list[tuple[float, float]] = field(default_factory=list)
@@ -106,6 +113,14 @@ class Course:
         highest = schedule(self.cooling, self.planned)
         return min(highest, FINAL_LR_SHARE + (highest - FINAL_LR_SHARE) * left)
 
+    def section_width(self, step: int) -> float:
+        """Of the positions of the latent section at a step, from 0 to 1: as of
+        `LatentModel.section_width`.
+        """
+        if not self.grows:
+            return 1.0
+        return min(1.0, step / (GROWTH_SHARE * self.planned))
+
     def observe(self, step: int, measured: dict[str, Any]) -> None:
         """Takes what `held_out.measurement` found after `step` steps.
 
@@ -115,7 +130,7 @@ class Course:
         sure = measured["held_out_certainty"]
         agreed = measured["held_out_agreement"]
         known = [share for share in agreed if share is not None]
-        if not known:
+        if not known or self.section_width(step) < 1:  # what is measured is of other positions
             return
         self._nll.append((measured["held_out_nll"], measured["held_out_nll_error"]))
         self._agreed.append(min(known))

@@ -106,6 +106,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                     f" after step {step} of {setup.steps}, which is stored",
                     overwrite=config.overwrite,
                 )
+    setup.model.section_width = 1.0
     _choose_weights(setup, average, say)
     accelerator.wait_for_everyone()
 
@@ -250,6 +251,7 @@ def _step(
     accelerator = setup.accelerator
     for group in optimizer.param_groups:
         group["lr"] = setup.lr * setup.course.rate(step)
+    setup.model.section_width = setup.course.section_width(step)
     mine = sum(len(batch.rows_B) for batch in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
     scale = accelerator.num_processes / records
