@@ -1,10 +1,13 @@
 """Tables that a benchmark writes into a page between two marks; what is around them is prose and
-stays.
+stays. What they are made of is written beside the page.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def marks(name: str) -> tuple[str, str]:
@@ -22,6 +25,18 @@ def between(page: Path, name: str) -> str:
     text = page.read_text(encoding="utf-8")
     start = text.index(begin) + len(begin)
     return text[start : text.index(end, start)].strip()
+
+
+def write(page: Path, name: str, tables: Callable[[list[Any]], str], figures: list[Any]) -> None:
+    """Puts the tables of these figures between the marks of the page, and the figures into a JSON
+    file of the page's name, an entry a line.
+
+    Raises:
+        ValueError: one mark is missing, or they are the wrong way round.
+    """
+    put(page, name, tables(figures))
+    lines = ",\n".join(json.dumps(entry, ensure_ascii=False) for entry in figures)
+    page.with_suffix(".json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def put(page: Path, name: str, table: str) -> None:

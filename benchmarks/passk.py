@@ -5,7 +5,8 @@
 For each seed: prompts with four completions each, nine of ten depth first; a model trained on them
 (the frozen one); a run that finds its two latents by itself, and one that was given the searches'
 names, an upper bound. Both are evaluated on prompts kept out of training, with 16 samples. What was
-finished is kept: an interrupted call resumes.
+finished is kept: an interrupted call resumes. The figures of the tables are written beside the
+page, as JSON.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
+from benchmarks import pages
 from examples.tasks.countdown import TASK
+from twcli import __version__
 from twcli.data.dataset import read_examples
 from twcli.data.names import write_names
 from twcli.models.inputs import open_inputs
@@ -33,7 +37,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROMPTS, TESTED, COMPLETIONS = 1600, 200, 4
 SAMPLES = 16
 RUNS = ("found", "given")
-TABLES = "\n## Tables\n"  # what stands above is not written by this program
+PLACE = "tables"  # on the page; the rest is not written here
+Results = dict[tuple[int, str], dict[str, Any]]  # of `twcli eval`, by seed and run
 ARMS = {
     "frozen": "frozen model, best temperature",
     "even": "run, evenly",
@@ -119,14 +124,75 @@ def call(folder: Path, *arguments: object) -> str:
         ).stdout
 
 
-def tables(results: dict[tuple[int, str], dict[str, Any]]) -> str:
-    """Markdown, from the JSON of `twcli eval` by seed and run."""
+def figures_of(out: Path, seeds: list[int]) -> list[dict[str, Any]]:
+    """What the tables are made of: of each finished run its seed, its name, when and by which
+    version it was evaluated, and the part of the JSON of `twcli eval` that they show.
+    """
+    return [
+        {
+            "seed": seed,
+            "run": name,
+            "made": made(out / f"{seed}" / f"{name}.json"),
+            **shown(json.loads((out / f"{seed}" / f"{name}.json").read_text())),
+        }
+        for name in RUNS
+        for seed in seeds
+    ]
+
+
+def made(file: Path) -> str:
+    """The date of a result and the version of twcli, as tables give them."""
+    return f"{date.fromtimestamp(file.stat().st_mtime).isoformat()} of twcli {__version__}"
+
+
+def shown(result: dict[str, Any]) -> dict[str, Any]:
+    """The part of the JSON of `twcli eval` that the tables show, in the same places."""
+    sampling = result["sampling"]
+    arms = {
+        arm: {
+            **picked(found, "temperature", "pass_at_k"),
+            "diversity": picked(found["diversity"], "vendi", "self_bleu"),
+        }
+        for arm, found in sampling["arms"].items()
+        if arm in ARMS
+    }
+    saved = {
+        arm: picked(found, "ratio", "ratio_ci", "predicted")
+        for arm, found in sampling["samples_saved"].items()
+        if arm in ARMS
+    }
+    strategies = {
+        search: picked(found, "frequency", "accuracy")
+        for search, found in sampling["prediction"]["strategies"].items()
+    }
+    return {
+        "alignment": picked(result["alignment"], "generation_one_to_one"),
+        "sampling": {
+            **picked(sampling, "k", "temperatures"),
+            "arms": arms,
+            "samples_saved": saved,
+            "prediction": {"strategies": strategies},
+            "transmission": picked(sampling["transmission"], "accuracy"),
+        },
+    }
+
+
+def picked(found: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Those of the keys that are there."""
+    return {key: found[key] for key in keys if key in found}
+
+
+def tables(runs: list[dict[str, Any]]) -> str:
+    """Markdown, from `figures_of`."""
+    results = {(run["seed"], run["run"]): run for run in runs}
     found = {seed: r["sampling"] for (seed, run), r in results.items() if run == "found"}
-    lines = [*arms_tables(results), *temperature_table(found), *searches_table(results)]
+    when = " and ".join(sorted({run["made"] for run in runs}))
+    lines = [f"`make passk`, {when}.\n", *arms_tables(results)]
+    lines += [*temperature_table(found), *searches_table(results)]
     return "\n".join(lines) + "\n"
 
 
-def arms_tables(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+def arms_tables(results: Results) -> list[str]:
     """pass@k of the arms and samples saved, of either kind of run."""
     lines = []
     for name, title in (
@@ -173,7 +239,7 @@ def temperature_table(found: dict[int, dict[str, Any]]) -> list[str]:
     return [*lines, ""]
 
 
-def searches_table(results: dict[tuple[int, str], dict[str, Any]]) -> list[str]:
+def searches_table(results: Results) -> list[str]:
     """How often each search is used and right, and how far the latents are kept apart."""
     lines = [
         "### What the searches are worth, and how far z is read back\n",
@@ -203,17 +269,19 @@ def over_seeds(
     name: str,
     description: str | None,
     run_seed: Callable[[Path, int], None],
-    tables_of: Callable[[Path, list[int]], str],
+    figures_of: Callable[[Path, list[int]], list[dict[str, Any]]],
+    tables: Callable[[list[dict[str, Any]]], str],
     table: Path,
     argv: list[str] | None,
 ) -> None:
     """The command line of a benchmark of several seeds: runs each in a folder of its own, and
-    writes the tables at the end of its page.
+    writes the tables between the marks of its page and their figures beside it.
 
     Args:
         name: of the benchmark, and of the folder in build/ that holds its runs.
         run_seed: called with a folder and a seed; resumes what is there.
-        tables_of: called with the folder of all runs and the seeds.
+        figures_of: called with the folder of all runs and the seeds; gives JSON.
+        tables: Markdown of those figures.
         table: the page.
     """
     parser = argparse.ArgumentParser(
@@ -229,23 +297,11 @@ def over_seeds(
     for seed in options.seeds:
         run_seed(out / f"{seed}", seed)
         print(f"seed {seed}: done", file=sys.stderr, flush=True)
-    above = options.table.read_text().partition(TABLES)[0] if options.table.exists() else ""
-    options.table.write_text(f"{above}{TABLES}\n{tables_of(out, options.seeds)}")
-
-
-def _tables_of(out: Path, seeds: list[int]) -> str:
-    """The tables of the runs of these seeds."""
-    return tables(
-        {
-            (seed, name): json.loads((out / f"{seed}" / f"{name}.json").read_text())
-            for name in RUNS
-            for seed in seeds
-        }
-    )
+    pages.write(options.table, PLACE, tables, figures_of(out, options.seeds))
 
 
 def main(argv: list[str] | None = None) -> None:
-    over_seeds("passk", __doc__, run_seed, _tables_of, Path("docs/pass-at-k.md"), argv)
+    over_seeds("passk", __doc__, run_seed, figures_of, tables, Path("docs/pass-at-k.md"), argv)
 
 
 if __name__ == "__main__":

@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with ThreadPoolExecutor(options.jobs) as pool:
         list(pool.map(run, cases))
-    write(options.table, figures_of(out))
+    pages.write(options.table, PLACE, tables, figures_of(out))
     print(options.table.read_text())
     sys.exit(1 if failed else 0)
 
@@ -252,13 +252,6 @@ def figures_of(out: Path) -> list[dict]:
             }
         )
     return runs
-
-
-def write(page: Path, runs: list[dict]) -> None:
-    """Puts the tables between the marks of the page, and the figures beside it."""
-    pages.put(page, PLACE, tables(runs))
-    lines = ",\n".join(json.dumps(run) for run in runs)
-    page.with_suffix(".json").write_text(f"[\n{lines}\n]\n")
 
 
 def tables(runs: list[dict]) -> str:

@@ -9,7 +9,8 @@ that is the reward there keeps the right completions, and `twcli` finds five lat
 trains for as many updates of about as many completions. A control is trained on the same
 completions without latents. A quarter of the problems,
 those of the same three numbers together, are kept out of all but the 100 steps. What was finished
-is kept: an interrupted call resumes.
+is kept: an interrupted call resumes. The figures of the tables are written beside the page, as
+JSON.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from benchmarks.passk import call, over_seeds
+from benchmarks.passk import call, made, over_seeds
 from examples.fitting import endless_batches, nll_sum
 from examples.small_llama import make_tokenizer, save
 from examples.tasks.triples import OPERATORS, answers, judge, sample_prompt
@@ -187,7 +188,7 @@ def run_seed(folder: Path, seed: int) -> None:
 
 def figures(folder: Path, seed: int) -> dict[str, Any]:
     """Of a finished seed: for each part pass@k by arm, and the difference at k of 5 in points with
-    its interval; the operators' shares in each latent's names.
+    its interval; how many right completions of each operator each latent is named for.
     """
     parts = {}
     for name, xs in zip(PARTS, problems(seed), strict=True):
@@ -207,12 +208,20 @@ def figures(folder: Path, seed: int) -> dict[str, Any]:
             (json.loads(name)["latent"], json.loads(line)["y"].split()[1])
             for line, name in zip(right, names, strict=True)
         )
-    return {"parts": parts, "named": pairs, "right": sum(pairs.values())}
+    named = [{op: pairs[latent, op] for op in OPERATORS} for latent in range(LATENTS)]
+    when = made(folder / f"{next(iter(PARTS))}.json")
+    return {"seed": seed, "made": when, "parts": parts, "named": named}
 
 
-def tables(results: dict[int, dict[str, Any]]) -> str:
-    """Markdown, from `figures` by seed."""
-    lines = ["### pass@1 and pass@5\n"]
+def figures_of(out: Path, seeds: list[int]) -> list[dict[str, Any]]:
+    """`figures` of these seeds."""
+    return [figures(out / f"{seed}", seed) for seed in seeds]
+
+
+def tables(results: list[dict[str, Any]]) -> str:
+    """Markdown, from `figures_of`."""
+    when = " and ".join(sorted({result["made"] for result in results}))
+    lines = [f"`make upskill`, {when}.\n", "### pass@1 and pass@5\n"]
     for part, title in PARTS.items():
         lines += [
             f"**{title[0].upper()}{title[1:]}**\n",
@@ -220,7 +229,7 @@ def tables(results: dict[int, dict[str, Any]]) -> str:
             "completion each | points of pass@5 over the frozen model (95 % interval) |",
             "| --- | ---: | ---: | ---: | ---: |",
         ]
-        for seed, result in results.items():
+        for result in results:
             found = result["parts"][part]
             ends = [found["k"].index(1), found["k"].index(SAMPLES)]
             cells = [
@@ -230,9 +239,10 @@ def tables(results: dict[int, dict[str, Any]]) -> str:
                 f"{found['even'][ends[0]]:.3f}, {found['even'][ends[1]]:.3f}",
                 "{:.1f} ({:.1f} to {:.1f})".format(*found["gain"]),
             ]
-            lines.append(f"| {seed} | {' | '.join(cells)} |")
+            lines.append(f"| {result['seed']} | {' | '.join(cells)} |")
         lines.append("")
-    lines += ["**Published, one seed, 300 problems drawn again**\n"]
+    published = "[UpSkill](https://arxiv.org/abs/2602.22296)"
+    lines += [f"**Published ({published}), one seed, 300 problems drawn again**\n"]
     lines += ["| | pass@1 | pass@5 |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {one:.3f} | {five:.3f} |" for name, one, five in PUBLISHED]
     lines += [
@@ -241,21 +251,17 @@ def tables(results: dict[int, dict[str, Any]]) -> str:
         f"| seed, latent | right completions | {' | '.join(f'`{op}`' for op in OPERATORS)} |",
         f"| --- |{' ---: |' * (1 + len(OPERATORS))}",
     ]
-    for seed, result in results.items():
-        for latent in range(LATENTS):
-            counts = [result["named"][latent, op] for op in OPERATORS]
+    for result in results:
+        for latent, named in enumerate(result["named"]):
+            counts = [named[op] for op in OPERATORS]
             shares = [f"{count / max(1, sum(counts)):.2f}" for count in counts]
-            lines.append(f"| {seed}, z{latent} | {sum(counts):,} | {' | '.join(shares)} |")
+            row = f"{result['seed']}, z{latent} | {sum(counts):,}"
+            lines.append(f"| {row} | {' | '.join(shares)} |")
     return "\n".join(lines) + "\n"
 
 
-def _tables_of(out: Path, seeds: list[int]) -> str:
-    """The tables of the runs of these seeds."""
-    return tables({seed: figures(out / f"{seed}", seed) for seed in seeds})
-
-
 def main(argv: list[str] | None = None) -> None:
-    over_seeds("upskill", __doc__, run_seed, _tables_of, Path("docs/upskill.md"), argv)
+    over_seeds("upskill", __doc__, run_seed, figures_of, tables, Path("docs/upskill.md"), argv)
 
 
 if __name__ == "__main__":

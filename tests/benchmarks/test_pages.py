@@ -1,5 +1,7 @@
 """Tables between the marks of a page; the prose around them stays."""
 
+import json
+
 import pytest
 
 from benchmarks import pages
@@ -27,3 +29,11 @@ def test_a_page_whose_marks_are_broken_is_left_as_it_is(tmp_path, order):
     with pytest.raises(ValueError, match="one: end"):
         pages.put(page, "one", "| a |")
     assert page.read_text() == text
+
+
+def test_figures_are_written_beside_the_tables_that_are_made_of_them(tmp_path):
+    page, figures = tmp_path / "page.md", [{"seed": 0}, {"seed": 1}]
+    pages.write(page, "one", lambda entries: f"| {len(entries)} |", figures)
+    assert pages.between(page, "one") == "| 2 |"
+    text = page.with_suffix(".json").read_text()
+    assert json.loads(text) == figures and len(text.splitlines()) == 4

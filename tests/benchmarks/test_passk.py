@@ -2,12 +2,16 @@
 
 import json
 import random
+from datetime import date
+from pathlib import Path
 
 import pytest
 
-from benchmarks import passk
+from benchmarks import pages, passk
 from examples.tasks import countdown
 from examples.tasks.countdown import TASK
+
+ROOT = Path(__file__).parents[2]
 
 BY_HAND = {
     "3 5 7 = 15": ("8 15 | 3 + 5 = 8 , 8 + 7 = 15", "8 2 10 4 12 2 | none"),
@@ -80,7 +84,7 @@ def test_the_data_are_of_different_prompts(tmp_path, monkeypatch):
     assert all(countdown.judge(r["x"], r["y"])[0] == r["strategy"] for r in train)
 
 
-def test_the_tables():
+def test_the_tables(tmp_path):
     arm = {"pass_at_k": [0.5, 0.75], "diversity": {"vendi": 1.5, "self_bleu": 50.0}}
     saved = {"ratio": 4.25, "ratio_ci": [3.0, 5.0], "predicted": 4.5}
     result = {
@@ -91,11 +95,32 @@ def test_the_tables():
             "samples_saved": {name: saved for name in passk.ARMS if name != "frozen"},
             "temperatures": {"0.7": [0.5, 0.75]},
             "prediction": {"strategies": {"depth": {"frequency": 0.9, "accuracy": 0.5}}},
-            "transmission": {"accuracy": 0.95},
+            "transmission": {"accuracy": 0.95, "left out": 1},
         },
     }
-    text = passk.tables({(0, "found"): result, (0, "given"): result})
+    for name in passk.RUNS:
+        (tmp_path / "0").mkdir(exist_ok=True)
+        (tmp_path / "0" / f"{name}.json").write_text(json.dumps(result))
+    runs = passk.figures_of(tmp_path, [0])
+    assert [(run["seed"], run["run"]) for run in runs] == [(0, "found"), (0, "given")]
+    assert "left out" not in json.dumps(runs)
+    text = passk.tables(json.loads(json.dumps(runs)))
+    assert text.startswith(f"`make passk`, {date.today().isoformat()} of twcli ")
     assert "| 0, run, evenly | 0.500 | 0.750 | 4.25 (3.00 to 5.00) | 4.50 |" in text
     assert "| 0, frozen model, best temperature (0.7) | 0.500 | 0.750 |  |  |" in text
     assert "| 0, 0.7 | 0.500 | 0.750 |" in text
     assert "| 0, given | 0.90, 0.50 | - | 0.900 | 0.950 | 1.50 | 1.50 | 50.0 | 50.0 |" in text
+
+
+def test_the_tables_of_the_page_are_those_of_its_file():
+    """And the ratios of its first sentence."""
+    page = ROOT / "docs" / "pass-at-k.md"
+    runs = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert runs and pages.between(page, passk.PLACE) == passk.tables(runs).strip()
+    first, second, third = (
+        f"{run['sampling']['samples_saved']['even']['ratio']:.1f}"
+        for run in runs
+        if run["run"] == "found"
+    )
+    prose = " ".join(page.read_text(encoding="utf-8").split())
+    assert f"pass@16 with {first}, {second} and {third} times fewer samples" in prose

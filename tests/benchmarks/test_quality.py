@@ -38,13 +38,13 @@ def test_runs_of_a_folder_become_rows_between_the_marks(tmp_path):
     ]
     page = tmp_path / "page.md"
     page.write_text("before\n{}\nold\n{}\nafter\n".format(*pages.marks(quality.PLACE)))
-    quality.write(page, runs)
+    pages.write(page, quality.PLACE, quality.tables, runs)
     text = page.read_text()
     row = "| sorting_algorithms | 2 | 4 | 0.750 (0.5 to 1) | 1.000 | 0.750 (0.5 to 1) | 0.900 | - |"
     assert f"{row} -0.250 | 1.250 | 0.750 |" in text
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert json.loads(page.with_suffix(".json").read_text()) == runs
-    quality.write(page, runs)
+    pages.write(page, quality.PLACE, quality.tables, runs)
     assert page.read_text() == text
 
 

@@ -2,12 +2,14 @@
 
 import json
 import random
-from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from benchmarks import upskill
+from benchmarks import pages, passk, upskill
 from examples.tasks import triples
+
+ROOT = Path(__file__).parents[2]
 
 # by hand; the first is the one that the published warm-up teaches
 BY_HAND = {
@@ -72,9 +74,33 @@ def test_the_tables():
         "control": [0.5, 0.5, 0.5, 0.5, 0.6],
         "gain": [40.0, 30.0, 50.0],
     }
-    named = Counter({(0, "+"): 3, (0, "-"): 1})
-    text = upskill.tables({7: {"parts": dict.fromkeys(upskill.PARTS, part), "named": named}})
+    named = [{**dict.fromkeys(upskill.OPERATORS, 0), "+": 3, "-": 1}]
+    figures = {
+        "seed": 7,
+        "made": "2026-01-02 of twcli 0",
+        "parts": dict.fromkeys(upskill.PARTS, part),
+        "named": named,
+    }
+    text = upskill.tables([figures])
+    assert text.startswith("`make upskill`, 2026-01-02 of twcli 0.\n")
     row = "| 7 | 0.100, 0.400 (0.9) | 0.500, 0.600 | 0.200, 0.800 | 40.0 (30.0 to 50.0) |"
     assert text.count(row) == 2
     assert "| 7, z0 | 4 | 0.75 | 0.25 | 0.00 | 0.00 | 0.00 |" in text
     assert "| GRPO with it: UpSkill | 0.369 | 0.847 |" in text
+
+
+def test_the_tables_of_the_page_are_those_of_its_file():
+    """And the shares solved of its prose."""
+    page = ROOT / "docs" / "upskill.md"
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert figures and pages.between(page, passk.PLACE) == upskill.tables(figures).strip()
+    prose = " ".join(page.read_text(encoding="utf-8").split())
+    trained, kept_out = (figures[0]["parts"][name] for name in upskill.PARTS)
+    for said in (
+        f"solve {100 * trained['even'][-1]:.1f} % under the latents and "
+        f"{100 * trained['frozen'][-1]:.1f} % of",
+        f"{trained['gain'][0]:.1f} points more ({trained['gain'][1]:.1f} to",
+        f"{-kept_out['gain'][0]:.1f} points below the frozen model",
+        f"solves {100 * kept_out['control'][0]:.1f} and {100 * kept_out['control'][-1]:.1f} %",
+    ):
+        assert said in prose, said
