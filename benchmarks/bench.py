@@ -6,7 +6,8 @@
 Everything compared is measured in this one process, by turns, and the median of `--repeats` rounds
 is taken after one that is not counted. Time is processor time of this process, which other programs
 on the machine disturb least, but for what two cores do at once. The file keeps the rows of the
-sections that a call leaves out. TRL is optional: pip install 'twcli-cvae[bench]'.
+sections that a call leaves out; with `--table` a copy of it is written beside the page. TRL is
+optional: pip install 'twcli-cvae[bench]'.
 """
 
 from __future__ import annotations
@@ -635,7 +636,8 @@ def main(argv: list[str] | None = None) -> None:
             )
         for row in SECTIONS[section](options.repeats):  # what is measured is kept, whatever comes
             print(f"  {row.name}: {row.figure}", file=sys.stderr, flush=True)
-            rows.append({"section": section, **asdict(row), "met": row.met})
+            today = date.today().isoformat()
+            rows.append({"section": section, "date": today, **asdict(row), "met": row.met})
             kept["rows"] = sorted(others + rows, key=lambda r: list(SECTIONS).index(r["section"]))
             kept["all_bars_met"] = all(r["met"] is not False for r in kept["rows"])
             options.out.parent.mkdir(parents=True, exist_ok=True)
@@ -644,6 +646,8 @@ def main(argv: list[str] | None = None) -> None:
         if options.table:
             pages.put(options.table, name, text)
         print(text)
+    if options.table:  # what the tables are made of
+        options.table.with_suffix(".json").write_text(options.out.read_text())
 
 
 COLUMNS = """| what | figure | bar | met |
@@ -657,11 +661,16 @@ def tables(kept: dict[str, Any]) -> dict[str, str]:
     """
     on_gpu = [row for row in kept["rows"] if row["section"] == "gpu"]
     others = [row for row in kept["rows"] if row["section"] != "gpu"]
-    with_what = f"{date.today()}, `make bench`, threads: {kept['threads']}; {kept['machine']}."
-    found = {"bench": f"{with_what}\n\n{COLUMNS}{lines(others)}"}
+    with_what = f"`make bench`, threads: {kept['threads']}; {kept['machine']}."
+    found = {"bench": f"{dates(others)}, {with_what}\n\n{COLUMNS}{lines(others)}"}
     if on_gpu:
-        found["gpu"] = f"{date.today()}, `make bench`.\n\n{COLUMNS}{lines(on_gpu)}"
+        found["gpu"] = f"{dates(on_gpu)}, `make bench`.\n\n{COLUMNS}{lines(on_gpu)}"
     return found
+
+
+def dates(rows: list[dict[str, Any]]) -> str:
+    """The days on which rows were measured; files of before 2026-12-01 do not say it."""
+    return ", ".join(sorted({row.get("date", "date not kept") for row in rows}))
 
 
 def lines(rows: list[dict[str, Any]]) -> str:

@@ -10,6 +10,8 @@ records. Those of `plan`, `assign` and `epoch` are made in memory; those of a co
     plan     `precompute` finds the distinct records and the shards, and b_t of every row is written
     assign   `discover` names every record: a few are clustered, the others assigned as they stream
     epoch    `train` plans an epoch, reads b_t and builds each of its batches
+
+With `--table` the figures are written beside the page as well.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import date
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -207,19 +211,22 @@ def run(rows: int, stages: list[str]) -> dict[str, dict[str, float]]:
     return found
 
 
-def table(sizes: dict[int, dict[str, dict[str, float]]]) -> str:
-    """Markdown: rates, and at each size the memory above that of the imports and the records."""
+def table(figures: list[dict[str, Any]]) -> str:
+    """Markdown: rates, and at each size the memory above that of the imports and the records.
+
+    Args:
+        figures: number of rows, stage, and what the stage's process printed.
+    """
     lines = [
         "| what | records | records a second of one core | MiB above the start |",
         "| --- | ---: | ---: | ---: |",
     ]
     for stage, name in NAMES.items():
-        for rows, found in sorted(sizes.items()):
-            if stage in found:
-                one = found[stage]
-                rate = rows / one["processor"]
-                more = one["mib"] - one["mib_before"]
-                lines.append(f"| {name} | {rows:,} | {rate:,.0f} | {more:,.0f} |")
+        of_stage = [one for one in figures if one["stage"] == stage]
+        for one in sorted(of_stage, key=itemgetter("rows")):
+            rate = one["rows"] / one["processor"]
+            more = one["mib"] - one["mib_before"]
+            lines.append(f"| {name} | {one['rows']:,} | {rate:,.0f} | {more:,.0f} |")
     return "\n".join(lines)
 
 
@@ -238,12 +245,17 @@ def main(argv: list[str] | None = None) -> None:
         STAGES[options.stage](options.rows[0], options.folder)
         return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    sizes = {rows: run(rows, options.only) for rows in options.rows}
+    today = date.today().isoformat()
+    figures = [
+        {"rows": rows, "stage": stage, "date": today, **found}
+        for rows in options.rows
+        for stage, found in run(rows, options.only).items()
+    ]
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(sizes, indent=1) + "\n")
-    print(table(sizes))
+    options.out.write_text(json.dumps(figures, indent=1) + "\n")
+    print(table(figures))
     if options.table:
-        pages.put(options.table, PLACE, table(sizes))
+        pages.write(options.table, PLACE, table, figures)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,14 @@ figures are not judged here.
 import json
 import subprocess
 import sys
+from datetime import date
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import bench, workloads
+from benchmarks import bench, pages, workloads
 from twcli.models import runtime
 
 
@@ -83,6 +85,23 @@ def test_rows_and_table(tmp_path, monkeypatch, capsys):
     assert all(row["met"] is None and row["figure"] > 0 for row in found["rows"][3:5])
     assert "| late | 0.4 | at most 0.3 | **no** |" in (tmp_path / "table.md").read_text()
     assert "late" in capsys.readouterr().out
+    beside = json.loads((tmp_path / "table.json").read_text())
+    assert beside == found
+    written = pages.between(tmp_path / "table.md", "bench")
+    assert written == bench.tables(beside)["bench"].strip()
+    assert written.startswith(date.today().isoformat())
+
+
+def test_the_tables_of_the_page_are_those_of_its_file():
+    """One that `make bench` did not write with its file does not stay on the page."""
+    page = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+    file, text = page.with_suffix(".json"), page.read_text(encoding="utf-8")
+    tables = bench.tables(json.loads(file.read_text())) if file.exists() else {}
+    on_page = {name for name in ("bench", "gpu") if pages.marks(name)[0] in text}
+    assert on_page == set(tables)
+    assert all(pages.between(page, name) == tables[name].strip() for name in tables)
+    columns = bench.COLUMNS.splitlines()[0]
+    assert text.count(columns) == len(tables)
 
 
 def test_a_figure_that_was_not_measured_does_not_meet_its_bar():
@@ -135,6 +154,7 @@ def test_a_large_parent_is_not_counted_as_its_childs_memory():
 def test_rows_of_a_gpu_have_a_table_of_their_own():
     row = {
         "section": "start",
+        "date": "2026-01-02",
         "name": "here",
         "figure": 1.0,
         "bar": None,
@@ -144,8 +164,12 @@ def test_rows_of_a_gpu_have_a_table_of_their_own():
     }
     kept = {"machine": "m", "threads": 1, "rows": [row]}
     assert list(bench.tables(kept)) == ["bench"]
-    kept["rows"] = [row, {**row, "section": "gpu", "name": "there"}]
+    there = {**row, "section": "gpu", "name": "there"}
+    del there["date"]  # a file of an earlier version
+    kept["rows"] = [row, there]
     found = bench.tables(kept)
+    assert found["bench"].startswith("2026-01-02, `make bench`")
+    assert found["gpu"].startswith("date not kept, `make bench`")
     assert "| here |" in found["bench"] and "| there |" not in found["bench"]
     assert "| there |" in found["gpu"] and "threads: 1; m." in found["bench"]
 

@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -31,4 +32,12 @@ def test_the_table_is_put_into_its_page(tmp_path, monkeypatch, capsys):
     text = page.read_text()
     assert "| 2,000,000 | 2,000,000 | 10 |" in text and "old" not in text
     assert text.startswith("before\n") and text.endswith("after\n")
-    assert set(json.loads((tmp_path / "scale.json").read_text())) == {"10", "2000000"}
+    found = json.loads((tmp_path / "scale.json").read_text())
+    assert [one["rows"] for one in found] == [10, 2000000]
+    assert json.loads(page.with_suffix(".json").read_text()) == found
+
+
+def test_the_table_of_the_page_is_that_of_its_file():
+    page = Path(__file__).parents[2] / "docs" / "tutorials" / "cluster.md"
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    assert figures and pages.between(page, scale.PLACE) == scale.table(figures)
