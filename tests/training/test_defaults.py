@@ -15,10 +15,15 @@ def test_large_models_are_adapted_and_small_ones_trained_in_full():
 
 
 def test_the_rate_falls_with_the_width():
-    assert peak_learning_rate("full", 64) == peak_learning_rate("full", 16) == 1e-3
-    assert peak_learning_rate("full", 128) == 5e-4
-    assert peak_learning_rate("lora", 576) == 2e-3
-    assert peak_learning_rate("lora", 4096) == pytest.approx(2.8e-4, rel=0.01)
+    assert peak_learning_rate("full", 64, 300) == peak_learning_rate("full", 16, 1000) == 2e-3
+    assert peak_learning_rate("full", 128, 1000) == 1e-3
+    assert peak_learning_rate("lora", 576, 150) == peak_learning_rate("lora", 576, 2000) == 2e-3
+    assert peak_learning_rate("lora", 4096, 150) == pytest.approx(2.8e-4, rel=0.01)
+
+
+def test_the_rate_of_all_weights_falls_with_the_steps():
+    assert peak_learning_rate("full", 64, 2000) == 1e-3
+    assert peak_learning_rate("full", 128, 4000) == 2.5e-4
 
 
 def test_a_batch_holds_a_few_rows_of_any_length():

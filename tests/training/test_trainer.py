@@ -299,7 +299,7 @@ def test_latents_to_spare_are_written_under_but_neither_assigned_nor_expected(
     inputs, tmp_path, two_used, monkeypatch
 ):
     said, written = [], []
-    config = settings(inputs, tmp_path / "r", latents=5, steps=60, lr=2e-3)
+    config = settings(inputs, tmp_path / "r", latents=5, steps=60)
     forward = LatentModel.forward
 
     def watched(model, batch, latent_B=None, **how):

@@ -51,7 +51,7 @@ from twcli.training.estimates import (
 )
 from twcli.training.frozen_baseline import RESCORED_ROWS
 from twcli.training.held_out import held_out_rows
-from twcli.training.schedule import batch_rows, resolved, steps_of
+from twcli.training.schedule import batch_rows, resolved, steps_of, with_rate
 
 GB, MB = 1e9, 1e6
 BYTES = 4  # of a number in float32
@@ -93,13 +93,15 @@ def rehearse(
     if encoded.unknown_rows:
         yield f"rows with tokens that the vocabulary does not know: {encoded.unknown_rows:,}"
     yield f"line 1 as tokens, the supervised part in [[ ]]: {marked(encoded, encoder)}"
+    # what it would take is said last, where it is seen
     if isinstance(config, TrainConfig):
         config = resolved(config, model, encoder, encoded)
-    yield from _settings(config, origins)
-    # last, where they are seen
-    if isinstance(config, TrainConfig):
-        yield from _training(config, model, encoder, encoded, loaded, phases)
+        length = _length(config, model, encoder, encoded)
+        config = with_rate(config, model, length.steps)
+        yield from _settings(config, origins)
+        yield from _training(config, model, encoder, encoded, length, loaded, phases)
     else:
+        yield from _settings(config, origins)
         yield from _precomputing(config, model, encoder, encoded, loaded, phases)
 
 
@@ -149,11 +151,25 @@ def _precomputing(
     )
 
 
+def _length(
+    config: TrainConfig, model: PreTrainedModel, encoder: ExampleEncoder, encoded: Encoded
+) -> Length:
+    """How long a training of one process would be, of the first seed."""
+    first = dataclasses.replace(config, seed=config.each_seed()[0], seeds=None)
+    classes = length_classes(encoded, encoder, pass_lengths(model))
+    held = held_out_rows(encoded, first.seed)
+    rows = np.setdiff1d(np.arange(len(encoded)), held)
+    steps = steps_of(first, encoded, rows, config.accumulate, classes)
+    passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
+    return Length(steps, passes, len(rows))
+
+
 def _training(
     config: TrainConfig,
     model: PreTrainedModel,
     encoder: ExampleEncoder,
     encoded: Encoded,
+    length: Length,
     loaded: float,
     phases: Phases,
 ) -> Iterator[str]:
@@ -161,14 +177,9 @@ def _training(
     phases.begin(MEASURE)
     batch_tokens = cast(int, config.batch_tokens)
     speed = tokens_a_second(model, encoder, encoded, batch_tokens, 1)
-    classes = length_classes(encoded, encoder, pass_lengths(model))
     runs = config.each_seed()
-    first = dataclasses.replace(config, seed=runs[0], seeds=None)
-    held = held_out_rows(encoded, first.seed)
-    rows = np.setdiff1d(np.arange(len(encoded)), held)
-    steps = steps_of(first, encoded, rows, config.accumulate, classes)
-    passes = steps * config.accumulate * batch_rows(config, encoded) / len(rows)
-    yield f"length: {Length(steps, passes, len(rows))}"
+    steps = length.steps
+    yield f"length: {length}"
     if len(runs) > 1:
         yield f"seeds: {len(runs)} runs of about this length, each with what follows; one naming"
     weights = _weight_bytes(model)

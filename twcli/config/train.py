@@ -173,7 +173,7 @@ class TrainConfig(ObjectiveConfig, InputsConfig):
         None,
         group=OPTIMISATION,
         help=(
-            "Peak learning rate; default 1e-3 x min(1, 64 / hidden size), "
+            "Peak learning rate; default 2e-3 x min(1, 64 / hidden size) x min(1, 1000 / steps), "
             "with LoRA 2e-3 x min(1, 576 / hidden size)."
         ),
         above=0.0,

@@ -17,7 +17,8 @@ LORA_STEPS = (150, 2000)
 FULL_BATCH_TOKENS = 2048
 LORA_BATCH_TOKENS = 600
 LEAST_BATCH_ROWS = 8  # rows of mean length that a batch holds at least
-FULL_LR, FULL_WIDTH = 1e-3, 64
+FULL_LR, FULL_WIDTH = 2e-3, 64
+FULL_LR_STEPS = 1000  # of longer trainings the rate is smaller
 LORA_LR, LORA_WIDTH = 2e-3, 576
 
 
@@ -50,13 +51,19 @@ def adaptation(parameters: int) -> str:
     return "full" if parameters <= FULL_PARAMETERS else "lora"
 
 
-def peak_learning_rate(adapt: str, width: int) -> float:
+def peak_learning_rate(adapt: str, width: int, steps: int) -> float:
     """Wider layers need smaller steps, about in proportion (Yang et al. 2022, tensor programs V);
-    low-rank updates, which begin at zero, larger ones.
+    low-rank updates, which begin at zero, larger ones. Where all weights are trained, a rate that
+    few steps need harms in many what the model had learned, so the rate falls with their number.
+
+    Args:
+        adapt: "lora" or "full".
+        width: hidden size.
+        steps: of the training.
     """
     if adapt == "lora":
         return LORA_LR * min(1.0, LORA_WIDTH / width)
-    return FULL_LR * min(1.0, FULL_WIDTH / width)
+    return FULL_LR * min(1.0, FULL_WIDTH / width) * min(1.0, FULL_LR_STEPS / steps)
 
 
 def batch_tokens(adapt: str, mean_length: float) -> int:

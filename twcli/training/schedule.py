@@ -80,11 +80,9 @@ def resolved(
     left open.
 
     Returns:
-        Settings whose template, `adapt`, `batch_tokens` and `lr` are known, as the run folder
-            stores them.
+        Settings whose template, `adapt` and `batch_tokens` are known.
     """
     parameters = sum(p.numel() for p in backbone.parameters())
-    width = backbone.get_input_embeddings().weight.shape[1]
     by_size = "full" if config.shard else adaptation(parameters)
     adapt = config.adapt or by_size
     mean_length = float(encoded.lengths.mean())
@@ -95,8 +93,14 @@ def resolved(
         template=template,
         adapt=adapt,
         batch_tokens=tokens,
-        lr=config.lr or peak_learning_rate(adapt, width),
     )
+
+
+def with_rate(config: TrainConfig, backbone: PreTrainedModel, steps: int) -> TrainConfig:
+    """Settings as of `resolved`, and with a learning rate, which follows from the steps too."""
+    width = backbone.get_input_embeddings().weight.shape[1]
+    lr = config.lr or peak_learning_rate(cast(str, config.adapt), width, steps)
+    return dataclasses.replace(config, lr=lr)
 
 
 def batch_rows(config: TrainConfig, encoded: Encoded) -> int:

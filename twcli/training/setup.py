@@ -44,7 +44,7 @@ from twcli.training.estimates import (
 )
 from twcli.training.frozen_baseline import frozen_nll, open_baseline
 from twcli.training.held_out import MONITORED, PASSES_A_RECORD, HeldOut, measured_every
-from twcli.training.schedule import Schedule, batch_rows, resolved, schedule_of
+from twcli.training.schedule import Schedule, batch_rows, resolved, schedule_of, with_rate
 from twcli.training.stages import (
     AGREED,
     GROWTH_SHARE,
@@ -164,6 +164,7 @@ def prepare(
     cache, fingerprint = open_baseline(config, inputs, accelerator.device, say, phases)
     source = source_of(config, inputs, fingerprint, say)
     schedule = schedule_of(config, inputs, accelerator, shared.seed)
+    config = with_rate(config, inputs.model, schedule.steps)
     stored = isinstance(source, StoredFeatures)
     _expect(phases, config, inputs, schedule, stored)
     config, naming = shared_naming(config, source, encoded, shared, say, progress, phases, stored)
