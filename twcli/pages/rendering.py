@@ -69,7 +69,7 @@ def _environment() -> Environment:
 
 def whole_options(sentence: str) -> Markup:
     """Escaped, and no line ends within `--latents`."""
-    escaped = str(escape(text.cut(sentence)))
+    escaped = str(escape(sentence))
     return Markup(re.sub(r"--\w[\w-]*", r'<span class="whole">\g<0></span>', escaped))
 
 
