@@ -77,17 +77,19 @@ def test_without_names_a_run_is_free():
 
 def test_names_are_corrected_once_the_generator_reads_the_latents():
     one = course(opened=None)
-    one.observe(3, seen(certainty=0.6))
+    for step in (1, 2, 3):
+        one.observe(step, seen(agreement=0.9, certainty=0.6))
     one.observe(6, seen(agreement=0.4))
-    one.observe(7, seen(below=True))  # one latent is not yet what the others are
+    one.observe(7, seen(agreement=0.9, below=True))  # one latent is not yet what the others are
     assert one.opened is None and one.stage(7) == "hold"
-    one.observe(9, seen())
+    one.observe(9, seen(agreement=0.9))
     # the batch of step 9 is being read
     assert one.opened == 10 and one.stage(9) == "hold" and one.stage(10) == "refine"
     one.observe(12, seen(certainty=0.0))
     assert one.opened == 10
     repeating = Course(20, named=True, corrected=False)
-    repeating.observe(9, seen())
+    for step in (1, 2, 3, 9):
+        repeating.observe(step, seen(agreement=0.9))
     assert repeating.opened is None and repeating.stage(19) == "hold"
 
 
@@ -101,7 +103,7 @@ def opened_by(*agreements):
 
 def test_names_are_kept_while_two_latents_are_still_alike():
     assert opened_by(0.55, 0.8, 0.9) is None  # it still learns to distinguish them
-    assert opened_by(0.55, 0.8, 0.96) == 31  # it distinguishes them
+    assert opened_by(0.55, 0.8, 0.96, 0.96, 0.96) is None  # they are as it writes
     assert opened_by(0.55, 0.8, 0.75) is None
     # it does not agree with more of the names: the others may be wrong
     assert opened_by(0.55, 0.8, 0.75, 0.8) == 41
@@ -125,9 +127,9 @@ def test_a_run_ends_early_where_nothing_improves_and_not_before():
     assert measured(9, 5, 5, 5, 5, behind=True).steps == 100  # nor is any of them
     assert measured(9, 5, 5, 5, 5, agreement=0.9).steps == 100
     renamed = Course(100, named=True, corrected=True, may_end=True)
-    for number, nll in enumerate((2, 4, 4, 4, 3, 2.5), start=1):
-        renamed.observe(10 * number, seen(nll=nll))
-    assert renamed.opened == 11 and renamed.cooling is None  # it was 2 under names that were kept
+    for number, nll in enumerate((2, 2, 2, 4, 4, 4, 3, 2.5), start=1):
+        renamed.observe(10 * number, seen(nll=nll, agreement=0.9 if number < 4 else 1.0))
+    assert renamed.opened == 31 and renamed.cooling is None  # it was 2 under names that were kept
     fixed = Course(100, named=True)
     for number in range(1, 8):
         fixed.observe(10 * number, seen())
@@ -140,10 +142,12 @@ def test_the_latent_section_grows_in_the_first_quarter_and_nothing_counts_before
     assert course(steps=200).section_width(0) == 1
     one = course(steps=200, opened=None, grows=True)
     for step in (10, 20, 30, 40):
-        one.observe(step, seen(nll=0.1))
+        one.observe(step, seen(nll=0.1, agreement=0.9))
     assert one.opened is None
-    one.observe(50, seen(nll=5.0))
-    assert one.opened == 51
+    for step in (50, 60, 70):
+        assert one.opened is None
+        one.observe(step, seen(nll=5.0, agreement=0.9))
+    assert one.opened == 71
     ended = Course(100, named=True, may_end=True, grows=True)
     for number, nll in enumerate((1, 1, 5, 4, 3, 2, 2, 2), start=1):
         ended.observe(10 * number, seen(nll=nll))

@@ -7,8 +7,9 @@
     free     q is the learned posterior or the closed form
 
 A run with a naming holds it. Where each strategy writes one string a prompt it refines and settles
-by turns as soon as the generator distinguishes all latents and writes none of them worse than the
-others, which is measured on held-out records; where strategies may repeat within a prompt it holds
+by turns where the generator distinguishes all latents, writes none of them worse than the others,
+and does not agree with all names, however long it learns them, which is measured on held-out
+records: names that it agrees with can only become worse. Where strategies may repeat within a prompt it holds
 to the end, as nothing keeps the generator's own names apart there. A run without a naming is free
 from the first step to the last.
 
@@ -135,8 +136,8 @@ class Course:
         self._nll.append((measured["held_out_nll"], measured["held_out_nll_error"]))
         self._agreed.append(min(known))
         caught_up = not any(measured["held_out_below"])
-        reads = sure >= CERTAIN and min(known) > AGREED and self._as_sure_as_it_gets()
-        if self.corrected and self.opened is None and reads and caught_up:
+        reads = sure >= CERTAIN and min(known) > AGREED
+        if self.corrected and self.opened is None and reads and caught_up and self._disagrees():
             self.opened = step + 1
             self._nll = []  # names may change now, and the NLL is under them
         learned = (
@@ -153,16 +154,17 @@ class Course:
         ):
             self.cooling = step + 1
 
-    def _as_sure_as_it_gets(self) -> bool:
-        """Whether the generator finds nearly all records likeliest under their names, or no more
-        than before: it distinguishes latents as far as the names are right.
+    def _disagrees(self) -> bool:
+        """Whether the generator finds records likelier under other latents than their names, and no
+        fewer than before.
 
-        Names that are corrected while two latents are still alike to it are exchanged at random.
+        Names that are corrected while two latents are still alike to it are exchanged at random;
+        and names that it agrees with may be exchanged for some prompts, which it then learns.
         """
         before = self._agreed[:-UNCHANGED]
         last = self._agreed[-UNCHANGED:]
         if last[-1] >= LEARNED:
-            return True
+            return False
         return bool(before) and max(last) <= max(before)
 
     def _stalled(self) -> bool:
