@@ -123,13 +123,13 @@ DYNAMIC = {"baseline": None, "baseline_policy": "dynamic"}
 @pytest.fixture
 def refines(monkeypatch):
     """A tenth of these few records is held out, measured at every third step, and the generator is
-    taken to read z at once: step 5 is the first that refines.
+    taken to read z at once, and to disagree with names: step 5 is the first that refines.
     """
     monkeypatch.setattr("twcli.training.held_out.LEAST_RECORDS", 3)
     monkeypatch.setattr("twcli.training.setup.measured_every", lambda *_: 3)
     monkeypatch.setattr("twcli.training.stages.CERTAIN", 0.0)
     monkeypatch.setattr("twcli.training.stages.AGREED", -1.0)
-    monkeypatch.setattr("twcli.training.stages.LEARNED", 0.0)
+    monkeypatch.setattr("twcli.training.stages.Course._disagrees", lambda _course: True)
 
 
 class Disturbed:
