@@ -7,11 +7,11 @@
     free     q is the learned posterior or the closed form
 
 A run with a naming holds it. Where each strategy writes one string a prompt it refines and settles
-by turns where the generator distinguishes all latents, writes none of them worse than the others,
-and does not agree with all names, however long it learns them, which is measured on held-out
-records: names that it agrees with can only become worse. Where strategies may repeat within a prompt it holds
-to the end, as nothing keeps the generator's own names apart there. A run without a naming is free
-from the first step to the last.
+by turns once the generator distinguishes all latents, writes none of them worse than the others,
+and disagrees with names, however long it learns them, which is measured on held-out records: names
+that it agrees with could only become worse. Where strategies may repeat within a prompt it holds to
+the end, as nothing keeps the generator's own names apart there. A run without a naming is free from
+the first step to the last.
 
 Where positions need not be whole numbers, those of the latent section grow from nothing over the
 first steps: y then moves from where the original model had it little by little, and not by the
