@@ -1640,7 +1640,7 @@ def test_the_example_and_the_readme_write_the_frame_of_the_model_card(monkeypatc
     assert asked[0] == shown.replace("{x}", "w0 w1") and len(asked) == 2
     template = (
         encoder.template.text.split("{y}")[0]
-        .replace("{x}", "14 3 9 0 7")
+        .replace("{x}", "9 3 14 7 0")
         .replace("{z}", "<z><z2></z>")
     )
     assert f'text = "{template}"' in (ROOT / "docs" / "tutorials" / "demo.md").read_text()

@@ -53,7 +53,7 @@ def run_blocks(page):
     """
     ran, names = 0, {}
     for reason, language, code in BLOCK.findall(page.read_text()):
-        for theirs in ("14 3 9 0 7", "How do I sleep better during exams?"):
+        for theirs in ("14 3 9 0 7", "9 3 14 7 0", "How do I sleep better during exams?"):
             code = code.replace(theirs, " ".join(WORDS[:3]))
         if reason or language in ("", "text"):
             continue
