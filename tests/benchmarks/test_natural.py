@@ -331,30 +331,3 @@ def test_the_page_and_its_file_are_written_together(options, tmp_path):
         )
     figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert natural.tables(figures) in page.read_text(encoding="utf-8")
-
-
-# rows of the trainings on the page: what was kept of their evaluation, for the verdicts
-TRAINED = {
-    ("sums", "random, 0"): "sums, random shares",
-    ("sums", "one a prompt, 0"): "sums, one completion a prompt",
-    ("advice", "random, 0"): "advice, random shares, names of discover",
-    ("advice", "skewed, 1"): "advice, skewed shares",
-    ("sums", "skewed, 0"): "sums, skewed shares, named again",
-}
-
-
-def test_the_trainings_of_the_page_are_those_that_were_kept():
-    kept = json.loads((ROOT / "tests" / "evaluation" / "verdicts.json").read_text(encoding="utf-8"))
-    table = PAGE.split("## Trainings")[1].split("\n## ")[0]
-    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
-    rows = {(cells[0].strip(), cells[1].strip()): cells for cells in lines}
-    for row, name in TRAINED.items():
-        run = kept[name]
-        shown = [cell.strip(" *") for cell in rows[row]]
-        alignment = run["alignment"]
-        assert shown[3] == f"{alignment['generation_one_to_one']:.3f}"
-        assert shown[4] == f"{alignment['posterior_one_to_one']:.3f}"
-        assert shown[5].startswith(f"{run['posterior']['mutual_information']:.3f} of ")
-        assert shown[6] == f"{run['likelihood']['gain']:.1f}"
-        assert shown[7] == f"{run['score']:.3f}"
-        assert shown[8] == ", ".join(f"{entry['obeyed']:.2f}" for entry in run["retention"])
