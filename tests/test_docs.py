@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import io
+import json
 import re
 import runpy
 import shlex
@@ -108,6 +109,19 @@ def test_the_figures_of_the_demo_are_those_of_its_files(capsys):
         values = (" ".join(one[key].split()) for one in figures)
         assert f"| {' | '.join(values)} |" in README, key
     assert f"(chance {figures[0]['majority'].split()[0]})" in README
+
+
+def test_the_figures_of_the_chat_model_are_those_of_its_file():
+    folder = ROOT / "docs" / "tutorials"
+    result = json.loads((folder / "chat-model.json").read_text())
+    known = {}
+    for part in (result, result["alignment"], result["posterior"], result["likelihood"]):
+        known |= part
+    page = (folder / "chat-model.md").read_text()
+    rows = re.findall(r"^\| `(\w+)`.* \| ([\d.]+) \| ([\d.]+) to ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    for name, *shown in rows:
+        assert shown == [f"{value:.2f}" for value in (known[name], *known[f"{name}_ci"])], name
 
 
 def table(page, heading):
