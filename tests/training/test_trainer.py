@@ -35,6 +35,7 @@ from twcli.storage.run_folder import RunFolder
 from twcli.training import finishing, trainer
 from twcli.training.diagnostics import SUMMARY
 from twcli.training.frozen_baseline import rescore
+from twcli.training.held_out import read_held_out
 from twcli.training.objective import step_loss
 from twcli.training.schedule import batch_sampler_of
 from twcli.training.setup import prepare
@@ -603,6 +604,27 @@ def test_the_stages_of_a_run_and_what_they_read(inputs, tmp_path, refines):
     # what z does to the losses is known of a step that reads one branch
     assert all(m["z_sensitivity_sum"] > 0 and m["amplification"] > 0 for m in measured)
     assert all(len(m["held_out_agreement"]) == 3 for m in measured)
+
+
+@pytest.mark.slow
+def test_what_counts_is_measured_at_the_positions_that_stay(inputs, tmp_path, refines, monkeypatch):
+    """Over three of twelve steps the section grows: the first measurement is the first that counts.
+    After an interruption the widths are the same.
+    """
+    widths = []
+
+    def reading(held, model, *rest):
+        widths.append(model.section_width)
+        return read_held_out(held, model, *rest)
+
+    monkeypatch.setattr(trainer, "read_held_out", reading)
+    run(settings(inputs, tmp_path / "r", checkpoint_every=1), stop_after=2)
+    run(settings(inputs, tmp_path / "r", checkpoint_every=1))
+    assert widths == [1.0] * 6  # four measured, and two to choose weights by
+    monkeypatch.setattr("twcli.training.setup.measured_every", lambda *_: 1)
+    widths.clear()
+    run(settings(inputs, tmp_path / "every"))
+    assert widths[:4] == pytest.approx([1 / 3, 2 / 3, 1, 1])
 
 
 @pytest.mark.slow

@@ -222,6 +222,8 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     rounding may differ.
     """
     held = setup.held.monitored()
+    # as `Course.observe` takes it: the step just done had a narrower one
+    setup.model.section_width = setup.course.section_width(step)
     nll = held_out_nll(setup, held)
     found = measurement(held, nll)
     (shared,) = broadcast_object_list([found])
