@@ -163,7 +163,7 @@ class Course:
         """
         before = self._agreed[:-UNCHANGED]
         last = self._agreed[-UNCHANGED:]
-        if last[-1] >= LEARNED:
+        if max(last) >= LEARNED:
             return False
         return bool(before) and max(last) <= max(before)
 
