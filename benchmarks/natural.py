@@ -41,6 +41,7 @@ from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
+from benchmarks import pages
 from examples.natural import make
 from twcli.errors import UserError
 
@@ -54,7 +55,7 @@ TRAINED_DRAWS = ("random", "skewed", "single")
 TEST_PROMPTS, TEST_COMPLETIONS = 30, 4
 GIVEN = 25  # names of each latent that `given` cells take from the labels
 FOLDS = 5  # of the probe
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+PLACE = "tables"  # on the page; the rest is not written here
 TRAINING = {  # column -> where it is in the JSON of `twcli eval`
     "generation 1:1": ("alignment", "generation_one_to_one"),
     "posterior 1:1": ("alignment", "posterior_one_to_one"),
@@ -123,8 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     failed = run_all(cells, options, twcli)
     figures = figures_of(all_kept(options))
-    write_tables(options.table, tables(figures))
-    options.table.with_suffix(".json").write_text(as_lines(figures), encoding="utf-8")
+    pages.write(options.table, PLACE, tables, figures)
     print(options.table.read_text(encoding="utf-8"))
     sys.exit(1 if failed else 0)
 
@@ -538,12 +538,6 @@ def figures_of(results: list[dict]) -> list[dict]:
     return [{key: result[key] for key in TABLED if key in result} for result in results]
 
 
-def as_lines(figures: list[dict]) -> str:
-    """A JSON list, a cell a line."""
-    lines = [json.dumps(cell, ensure_ascii=False) for cell in figures]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
-
-
 def tables(results: list[dict]) -> str:
     """Markdown of all results."""
     if not results:
@@ -653,19 +647,6 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
         "| --- " * len(head) + "|",
         *(f"| {' | '.join(row)} |" for row in rows),
     ]
-
-
-def write_tables(page: Path, text: str) -> None:
-    """Put the text between the markers of the page; what stands around them stays."""
-    old = page.read_text(encoding="utf-8") if page.exists() else "# Natural language\n"
-    if BEGIN not in old:
-        old = f"{old.rstrip()}\n\n{BEGIN}\n{END}\n"
-    before, _, rest = old.partition(BEGIN)
-    if END not in rest:
-        raise ValueError(f"{page} has {BEGIN} and no {END} after it")
-    page.parent.mkdir(parents=True, exist_ok=True)
-    after = rest.partition(END)[2]
-    page.write_text(f"{before}{BEGIN}\n\n{text}\n{END}{after}", encoding="utf-8")
 
 
 def middle_of(group: list[dict], key: str) -> float | None:

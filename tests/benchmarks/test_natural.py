@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import natural
+from benchmarks import natural, pages
 from benchmarks.natural import Cell
 from examples.natural import make
 
 ROOT = Path(__file__).parents[2]
+BEGIN, END = pages.marks(natural.PLACE)
 PAGE = (ROOT / "docs" / "natural.md").read_text(encoding="utf-8")
 CELL = Cell("sums", "distinct", 0)
 
@@ -277,17 +278,15 @@ def test_the_tables_have_a_row_for_each_task_and_draw():
 
 def test_what_is_around_the_tables_is_kept(tmp_path):
     page = tmp_path / "page.md"
-    page.write_text(f"# Page\n\nbefore\n\n{natural.BEGIN}\nold\n{natural.END}\n\nafter\n")
+    page.write_text(f"# Page\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
     for text in ("first\n", "second\n"):
-        natural.write_tables(page, text)
-    assert page.read_text() == (
-        f"# Page\n\nbefore\n\n{natural.BEGIN}\n\nsecond\n\n{natural.END}\n\nafter\n"
-    )
-    natural.write_tables(tmp_path / "new.md", "text\n")
-    assert (tmp_path / "new.md").read_text().endswith(f"text\n\n{natural.END}\n")
-    page.write_text(f"{natural.BEGIN}\nprose\n")
+        pages.put(page, natural.PLACE, text)
+    assert page.read_text() == (f"# Page\n\nbefore\n\n{BEGIN}\n\nsecond\n\n{END}\n\nafter\n")
+    pages.put(tmp_path / "new.md", natural.PLACE, "text\n")
+    assert (tmp_path / "new.md").read_text().endswith(f"text\n\n{END}\n")
+    page.write_text(f"{BEGIN}\nprose\n")
     with pytest.raises(ValueError, match="no "):
-        natural.write_tables(page, "text\n")
+        pages.put(page, natural.PLACE, "text\n")
 
 
 def test_without_the_package_it_says_how_to_get_a_model(monkeypatch, capsys):
@@ -310,7 +309,7 @@ def test_a_dry_run_lists_the_cells(options, tmp_path, capsys):
 def test_the_tables_of_the_page_are_those_of_its_file():
     """`make natural` writes both; a table that was changed by hand differs."""
     figures = json.loads((ROOT / "docs" / "natural.json").read_text(encoding="utf-8"))
-    written = PAGE.split(natural.BEGIN)[1].split(natural.END)[0]
+    written = PAGE.split(BEGIN)[1].split(END)[0]
     assert natural.tables(figures).strip() == written.strip()
     assert natural.figures_of(figures) == figures and len(figures) >= 40
 
