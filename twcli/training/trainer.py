@@ -74,6 +74,7 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
     named_rows = rows[setup.latent_N[rows] >= 0]
     watch = diagnostics.Watch(setup.steps, config.resolved_latents, config.uses_weights)
     step = _resumed(setup, optimizer, average, watch, say)
+    setup.model.section_width = setup.course.section_width(step)
     model.train()
     leads = accelerator.is_main_process
     tracked: AbstractContextManager[None] = nullcontext()
@@ -83,6 +84,8 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
         for stage, at_once in _batches_from(setup, step, named_rows, rows):
             metrics = _step(setup, model, optimizer, stage, at_once, step)
             step += 1
+            # what is measured now is written as the next step writes it
+            setup.model.section_width = setup.course.section_width(step)
             average.update(step)
             if setup.held.due(step):
                 metrics |= _measured(setup, step)
@@ -106,7 +109,6 @@ def fit(setup: Setup, say: Say) -> Iterator[dict[str, Any]]:
                     f" after step {step} of {setup.steps}, which is stored",
                     overwrite=config.overwrite,
                 )
-    setup.model.section_width = 1.0
     _choose_weights(setup, average, say)
     accelerator.wait_for_everyone()
 
@@ -222,8 +224,6 @@ def _measured(setup: Setup, step: int) -> dict[str, Any]:
     rounding may differ.
     """
     held = setup.held.monitored()
-    # as `Course.observe` takes it: the step just done had a narrower one
-    setup.model.section_width = setup.course.section_width(step)
     nll = held_out_nll(setup, held)
     found = measurement(held, nll)
     (shared,) = broadcast_object_list([found])
@@ -253,7 +253,6 @@ def _step(
     accelerator = setup.accelerator
     for group in optimizer.param_groups:
         group["lr"] = setup.lr * setup.course.rate(step)
-    setup.model.section_width = setup.course.section_width(step)
     mine = sum(len(batch.rows_B) for batch in read)
     records = int(accelerator.reduce(torch.tensor(float(mine), device=accelerator.device)).item())
     scale = accelerator.num_processes / records
